@@ -1,0 +1,1 @@
+"""Callbacks: proximal snapshot, evaluation, and what a user sees of a run."""

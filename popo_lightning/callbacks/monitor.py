@@ -1,0 +1,158 @@
+"""The numbers of an iteration: computed once, logged, and left for whoever shows them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from popo_lightning.errors import SettingError
+from popo_lightning.metrics import effective_sample_size
+
+QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
+QUANTILE_SAMPLE = 1_000_000  # torch.quantile refuses more than 16 million values, and this many say enough
+
+log = logging.getLogger(__name__)
+
+
+class Monitor(L.Callback):
+    """Logs every iteration's metrics at step = iteration, to all loggers.
+
+    It also raises the alarm when engine and policy drift apart: on fresh rows, before any step, their log-probs of
+    the same tokens should agree but for rounding.
+
+    Args:
+        gap_warning: Mean absolute difference in nats above which a warning is given, once an iteration. Rounding
+            gives about 1e-6 in float32 and 1e-2 in bfloat16.
+        gap_error: The same, but the run stops; null never stops it.
+    """
+
+    def __init__(self, gap_warning: float = 0.05, gap_error: float | None = None) -> None:
+        if gap_warning <= 0 or (gap_error is not None and gap_error <= 0):
+            raise SettingError(f"gap_warning is {gap_warning} and gap_error {gap_error}; use positive nats")
+        self.gap_warning = gap_warning
+        self.gap_error = gap_error
+        self._tokens: list[dict[str, Tensor]] = []
+        self._steps: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Starts the iteration's wall clock."""
+        self._began = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Starts the clock of the training step."""
+        self._step_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Collects the step's tokens."""
+        self._tokens += outputs["tokens"]
+        step = {name: float(outputs[name]) for name in ("mean_loss", "grad_norm", "stepped")}
+        self._steps.append(step | {"seconds": time.perf_counter() - self._step_began, "first": float(batch.index == 0)})
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Computes and logs."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
+        metrics |= self._seconds(data)
+        self._tokens, self._steps = [], []
+        pl_module.iteration_metrics = metrics
+        for logger in trainer.loggers:
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            logger.log_metrics(finite, step=data.iteration)
+        self._check_gap(metrics.get("engine/logp_gap_mean", 0.0))
+
+    def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:
+        stepped = [step for step in self._steps if step["stepped"]]
+        metrics = {
+            "train/optimizer_steps": float(trainer.global_step),
+            "train/loss": _mean([step["mean_loss"] for step in stepped]),
+            "train/grad_norm": _mean([step["grad_norm"] for step in stepped]),
+            "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+        }
+        if not self._tokens:
+            return metrics
+        tokens = {name: torch.cat([part[name] for part in self._tokens]) for name in self._tokens[0]}
+        return metrics | token_metrics(tokens)
+
+    def _seconds(self, data: Any) -> dict[str, float]:
+        seconds = data.clock.take()
+        seconds["train"] = sum(step["seconds"] for step in self._steps) - seconds.get("prox", 0.0)
+        whole = time.perf_counter() - self._began
+        inside = sum(seconds.get(name, 0.0) for name in ("generate", "verify", "compose", "prox", "train", "sync"))
+        seconds["other"] = whole - inside - seconds.get("start", 0.0)
+        return {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": whole}
+
+    def _check_gap(self, gap: float) -> None:
+        if self.gap_error is not None and gap > self.gap_error:
+            raise RuntimeError(
+                f"engine and policy disagree by {gap:.3g} nats a token on average (gap_error {self.gap_error}): the "
+                "engine does not have the policy's weights, or samples from another distribution"
+            )
+        if gap > self.gap_warning:
+            log.warning(
+                "engine and policy disagree by %.3g nats a token on average; above %.3g the behaviour log-probs are "
+                "not to be trusted: compare dtypes, and check that the weight sync covers every tensor",
+                gap,
+                self.gap_warning,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is collected of an iteration that a checkpoint interrupts."""
+        return {"tokens": self._tokens, "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._tokens, self._steps = state_dict["tokens"], state_dict["steps"]
+
+
+def token_metrics(tokens: dict[str, Tensor]) -> dict[str, float]:
+    """Metrics of an iteration's response tokens.
+
+    Args:
+        tokens: Flat (N,) tensors ratio, clipped, weight_raw, weight, entropy, gap, fresh, age.
+    """
+    fresh = tokens["fresh"]
+    metrics = {
+        "policy/entropy": float(tokens["entropy"].mean()),
+        "policy/ratio_mean": float(tokens["ratio"].mean()),
+        "policy/ratio_max": float(tokens["ratio"].max()),
+        "policy/clip_share": float(tokens["clipped"].float().mean()),
+        "train/tokens": float(len(fresh)),
+    }
+    for name, rows in (("fresh", fresh), ("replayed", ~fresh)):
+        if rows.any():
+            metrics[f"policy/clip_share_{name}"] = float(tokens["clipped"][rows].float().mean())
+            raw = tokens["weight_raw"][rows]
+            metrics |= {f"weight/{name}_{label}": value for label, value in _spread(raw).items()}
+            metrics[f"weight/{name}_ess"] = effective_sample_size(raw)
+    if (~fresh).any():
+        capped = tokens["weight"] < tokens["weight_raw"]
+        metrics["weight/replayed_capped_share"] = float(capped[~fresh].float().mean())
+    for age in tokens["age"][~fresh].unique().tolist():
+        rows = ~fresh & (tokens["age"] == age)
+        metrics[f"weight/ess_age_{age}"] = effective_sample_size(tokens["weight_raw"][rows])
+    if fresh.any():
+        gap = tokens["gap"][fresh].abs()
+        metrics["engine/logp_gap_mean"] = float(gap.mean())
+        metrics["engine/logp_gap_max"] = float(gap.max())
+    return metrics
+
+
+def _spread(values: Tensor) -> dict[str, float]:
+    if len(values) > QUANTILE_SAMPLE:
+        values = values[:: len(values) // QUANTILE_SAMPLE + 1]
+    quantiles = torch.quantile(values, torch.tensor(list(QUANTILES.values())))
+    return {"mean": float(values.mean()), "max": float(values.max())} | dict(
+        zip(QUANTILES, quantiles.tolist(), strict=True)
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

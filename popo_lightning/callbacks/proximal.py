@@ -1,0 +1,34 @@
+"""The proximal policy: the centre of the trust region during an iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.minibatch import Minibatch
+
+
+class ProximalPolicy(L.Callback):
+    """Slot: gives minibatches their proximal log-probs.
+
+    A minibatch without any takes its own forward pass's, which is right as long as no step came before it.
+    """
+
+
+class ProximalSnapshot(ProximalPolicy):
+    """Log-probs under the weights at the start of the iteration, for fresh and replayed rows alike.
+
+    Not a copy of the weights: the log-probs of the rows that will need them, taken before the first optimizer step.
+    The first minibatch needs none, since its own forward pass runs on those very weights. The behaviour log-probs
+    recorded at sampling stay as they are (decoupled PPO, 2110.00641; POPO, 2606.01281).
+    """
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Before the first minibatch of an iteration, computes those of the others."""
+        assert isinstance(batch, Minibatch)
+        if batch.index == 0:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            with data.clock.measure("prox"):
+                for later in data.pending:
+                    later.prox_logp = pl_module.logprobs(later)

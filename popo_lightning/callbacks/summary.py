@@ -1,0 +1,102 @@
+"""summary.json: the outcome of a run in one small file that other tools read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.callbacks.evaluation import Evaluation
+
+
+class Summary(L.Callback):
+    """Writes summary.json into the run's folder at the end, and at every evaluation on the way.
+
+    Args:
+        method: Name of the method, for tables.
+        task: Name of the task, for tables.
+        seed: The run's seed.
+    """
+
+    def __init__(self, method: str, task: str, seed: int) -> None:
+        self.method = method
+        self.task = task
+        self.seed = seed
+        self._earlier_seconds = 0.0
+        self._phases: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Adds the iteration's seconds by phase."""
+        for name, value in pl_module.iteration_metrics.items():
+            if name.startswith("seconds/"):
+                self._phases[name.removeprefix("seconds/")] = self._phases.get(name.removeprefix("seconds/"), 0) + value
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Writes the file."""
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "summary.json"
+            draft = path.with_suffix(".json.draft")
+            draft.write_text(json.dumps(self._content(trainer), indent=2) + "\n")
+            os.replace(draft, path)
+
+    def _content(self, trainer: L.Trainer) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        totals = data.totals
+        evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
+        history = evaluation.history if evaluation else []
+        evaluation_seconds = sum(v for entry in history for k, v in entry.items() if k.endswith("/seconds"))
+        needed = totals.dynamic_sampling_responses
+        return {
+            "method": self.method,
+            "task": self.task,
+            "seed": self.seed,
+            "iterations": data.iteration,
+            "optimizer_steps": trainer.global_step,
+            "responses": totals.responses,
+            "response_tokens": totals.tokens,
+            "dynamic_sampling_responses": None if math.isinf(needed) else round(needed),
+            "wall_seconds": round(self._seconds(), 3),
+            "seconds": {k: round(v, 3) for k, v in self._phases.items()} | {"evaluation": round(evaluation_seconds, 3)},
+            "effective_share": totals.effective_groups / max(1, totals.groups),
+            "replay_share": totals.replayed_groups / max(1, totals.trained_groups),
+            "first_evaluation": _flat(history[0], evaluation) if history else None,
+            "last_evaluation": _flat(history[-1], evaluation) if history else None,
+            "evaluations": history,
+        }
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far."""
+        return {"seconds": self._seconds(), "phases": self._phases}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._earlier_seconds = state_dict["seconds"]
+        self._phases = state_dict["phases"]
+
+
+def _flat(entry: dict[str, float], evaluation: Evaluation | None) -> dict[str, float]:
+    """Means over the benchmarks under fixed names, with the k they were taken at."""
+    assert evaluation is not None
+    wanted = {
+        "greedy": "greedy",
+        "avg_at_k": f"avg_at_{evaluation.avg_k}",
+        "pass_at_k": f"pass_at_{evaluation.pass_k}",
+    }
+    flat: dict[str, float] = {"iteration": entry["iteration"], "avg_k": evaluation.avg_k, "pass_k": evaluation.pass_k}
+    for name, label in wanted.items():
+        values = [value for key, value in entry.items() if key.endswith(f"/{label}")]
+        if values:
+            flat[name] = sum(values) / len(values)
+    return flat

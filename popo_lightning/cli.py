@@ -1,0 +1,180 @@
+"""The ``popo`` command: LightningCLI over the policy, the rollouts and the callbacks. No logic of its own."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from popo_lightning import run_folder
+from popo_lightning.callbacks.evaluation import Evaluation
+from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.progress import Progress
+from popo_lightning.callbacks.proximal import ProximalPolicy
+from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.callbacks.summary import Summary
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.errors import SettingError
+from popo_lightning.policy import PolicyModule
+
+
+@dataclass
+class RunSettings:
+    """Names of a run and where it writes.
+
+    Args:
+        task: Name of the task, for folders and tables.
+        method: Name of the method, for folders and tables.
+        root: Folder of all runs.
+        folder: Folder of this run; null makes root/task/method-seedN.
+        resume: Go on from the newest checkpoint in the run's folder, or start if there is none.
+    """
+
+    task: str = "task"
+    method: str = "method"
+    root: str = "runs"
+    folder: str | None = None
+    resume: bool = False
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Refuses bad settings in one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the sentence and exits with code 2."""
+        refuse(one_sentence(message))
+
+
+class PopoCLI(LightningCLI):
+    """Fixed classes at the top, class_path wherever users extend."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The usual parser, with errors in one sentence."""
+        self.parser_class = OneSentenceParser
+        return super().init_parser(**kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks every run has, and the values that two classes share."""
+        parser.add_class_arguments(RunSettings, "run")
+        # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
+        parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(ProximalPolicy, "proximal", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(SampleTable, "samples")
+        parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "proximal": {"class_path": "popo_lightning.callbacks.proximal.ProximalSnapshot"},
+                "checkpoint.every_n_epochs": 20,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.filename": "{epoch}-{step}",
+                "trainer.max_epochs": 100,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_progress_bar": False,
+                "trainer.enable_model_summary": False,
+                "trainer.use_distributed_sampler": False,
+                "trainer.logger": True,
+            }
+        )
+        parser.link_arguments("data.temperature", "model.temperature")
+        parser.link_arguments("data.effective_by", "model.effective_by")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would be silently wrong, and settles where the run writes."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        if config.trainer.gradient_clip_val is not None:
+            raise SettingError(
+                f"trainer.gradient_clip_val is {config.trainer.gradient_clip_val} but optimization is manual; set "
+                "model.max_grad_norm instead"
+            )
+        if config.trainer.accumulate_grad_batches != 1:
+            raise SettingError(
+                f"trainer.accumulate_grad_batches is {config.trainer.accumulate_grad_batches}; a minibatch is one "
+                "optimizer step already: set data.minibatches, and model.micro_batch_tokens for memory"
+            )
+        if self.subcommand == "fit":
+            self._settle_folder(config)
+        else:
+            config.trainer.logger = False
+            config.trainer.default_root_dir = config.trainer.default_root_dir or config.run.root
+
+    def _settle_folder(self, config: Any) -> None:
+        run = config.run
+        if run.resume and config.ckpt_path is None:
+            folder = Path(run.folder or Path(run.root) / run.task / f"{run.method}-seed{config.seed_everything}")
+            newest = run_folder.newest_checkpoint(folder)
+            config.ckpt_path = str(newest) if newest else None
+            run.folder = str(folder)
+        resumed_at = run_folder.iterations_done(Path(config.ckpt_path)) if config.ckpt_path else None
+        folder = run_folder.choose_folder(
+            run.folder, run.root, run.task, run.method, config.seed_everything, config.ckpt_path
+        )
+        run.folder = str(folder)
+        config.trainer.default_root_dir = str(folder)
+        config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / run_folder.CHECKPOINTS)
+        self.resumed_at = resumed_at
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the run's loggers and its summary."""
+        assert self.subcommand is not None
+        config = self.config_init[self.subcommand]
+        if self.subcommand == "fit":
+            if config.trainer.logger is True:
+                kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
+            summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": summary}
+        return super().instantiate_trainer(**kwargs)
+
+
+def one_sentence(message: str) -> str:
+    """The reason at the bottom of a parser's nested explanation, with the setting it is about."""
+    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
+    text = " ".join(lines)
+    return re.sub(r"\s+", " ", text)
+
+
+def refuse(sentence: str) -> NoReturn:
+    """One sentence, exit code 2."""
+    print(f"popo: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def quieten() -> None:
+    """Silences advice that does not apply to rollouts, so that what is left is worth reading."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for about in (".*num_workers.*", ".*bottleneck.*", ".*`__len__`.*", ".*reduce_op.*", ".*LeafSpec.*", ".*pkg_resources.*"):
+        warnings.filterwarnings("ignore", about)
+
+
+def run(args: ArgsType = None) -> PopoCLI:
+    """Runs one command; a user's mistake is one sentence and exit code 2."""
+    quieten()
+    try:
+        return PopoCLI(
+            PolicyModule,
+            RolloutDataModule,
+            args=args,
+            seed_everything_default=1,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            # A checkpoint's settings must not override the command line's.
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "popo"},
+        )
+    except SettingError as error:
+        refuse(str(error))

@@ -1,0 +1,356 @@
+"""Rollouts as data: sampler, engine, verifier, composer and buffer behind an iterable dataset."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Group, Response
+from popo_lightning.minibatch import Minibatch
+from popo_lightning.problems import Problem
+from popo_lightning.prompts import PromptEncoder
+from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
+from popo_lightning.replay.samplers import EpochSampler, PromptSampler
+from popo_lightning.report import RolloutReport, Totals
+from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
+from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.tasks.base import Task
+from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.timing import PhaseClock
+
+Benchmark = tuple[str, Sequence[Problem]]
+
+
+class RolloutStream(IterableDataset[Minibatch]):
+    """The minibatches of one rollout iteration; one pass over it is one Lightning epoch.
+
+    It has a length on purpose. Lightning fetches one batch ahead from a loader without one, and the next
+    iteration would then be sampled before the last update of this one.
+    """
+
+    def __init__(self, data: RolloutDataModule) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._data.minibatches
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        return self._data.iterate()
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Everything between a task and the policy's minibatches. Nothing else generates.
+
+    One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
+    ``minibatches`` minibatches, each of them one optimizer step. ``trainer.max_epochs`` is the number of iterations.
+
+    Args:
+        task: Problems and their verifier.
+        engine: Samples the responses.
+        composer: Turns fresh groups, and what it keeps, into the groups to train on.
+        sampler: Chooses the problems of an iteration.
+        problems_per_iteration: B, problems sampled in an iteration, over all ranks.
+        group_size: K, responses sampled for each problem.
+        minibatches: Optimizer steps an iteration; its groups are dealt out evenly.
+        temperature: Sampling temperature in training. Tails are never cut (no top_p, no top_k): the recorded
+            log-probs must be those of the distribution sampled from.
+        max_new_tokens: Response limit in tokens.
+        max_prompt_tokens: Problems with longer prompts are left out and counted, never cut.
+        effective_by: Reward part that is trained on and decides whether a group is effective.
+        graders: Grading processes per rank.
+        seconds_per_response: A grader that takes longer is killed and the response gets reward 0.
+        seed: Set from seed_everything.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: RolloutEngine = VLLMEngine(),  # noqa: B008  # loads nothing before start()
+        composer: Composer = OnPolicy(),  # noqa: B008
+        sampler: PromptSampler = EpochSampler(),  # noqa: B008
+        problems_per_iteration: int = 32,
+        group_size: int = 8,
+        minibatches: int = 2,
+        temperature: float = 1.0,
+        max_new_tokens: int = 1024,
+        max_prompt_tokens: int = 1024,
+        effective_by: str = "score",
+        graders: int = 1,
+        seconds_per_response: float = 5.0,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        _at_least("problems_per_iteration", problems_per_iteration, 1, "ask at least one problem")
+        _at_least("group_size", group_size, 2, "a group needs two responses to differ")
+        _at_least("minibatches", minibatches, 1, "an iteration needs one optimizer step")
+        _at_least("max_new_tokens", max_new_tokens, 1, "a response needs one token")
+        _at_least("graders", graders, 1, "someone has to grade")
+        if minibatches > problems_per_iteration:
+            raise SettingError(
+                f"data.minibatches is {minibatches} but an iteration has only {problems_per_iteration} groups "
+                "(data.problems_per_iteration); lower the first or raise the second"
+            )
+        if temperature <= 0:
+            raise SettingError(
+                f"data.temperature is {temperature}; training samples at a positive temperature, such as 1.0"
+            )
+        self.task = task
+        self.engine = engine
+        self.composer = composer
+        self.sampler = sampler
+        self.problems_per_iteration = problems_per_iteration
+        self.group_size = group_size
+        self.minibatches = minibatches
+        self.sampling = Sampling(max_new_tokens, temperature)
+        self.max_prompt_tokens = max_prompt_tokens
+        self.effective_by = effective_by
+        self.graders = graders
+        self.seconds_per_response = seconds_per_response
+        self.seed = seed
+
+        self.clock = PhaseClock()
+        self.totals = Totals()
+        self.report: RolloutReport | None = None  # of the iteration under way
+        self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
+        self.iteration = 0  # iterations begun
+        self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
+        self._calls = 0  # engine calls of this iteration, for their seeds
+        self._groups_made = 0
+        self._engine_started = False
+        self._synced_step: int | None = None
+        self._problems: list[Problem] = []
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Reads the problems and drops those whose prompt is too long."""
+        if self._problems:
+            return
+        world_size = self._run.world_size
+        if self.problems_per_iteration % world_size:
+            raise SettingError(
+                f"data.problems_per_iteration is {self.problems_per_iteration}, which {world_size} ranks cannot share "
+                f"evenly; use a multiple of {world_size}"
+            )
+        self.prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens)
+        self._problems = self.prompts.fitting(self.task.train_problems())
+        if not self._problems:
+            raise SettingError(
+                f"data.task gives no problem with a prompt of at most {self.max_prompt_tokens} tokens; "
+                "check its data file and data.max_prompt_tokens"
+            )
+        self.sampler.start(len(self._problems), self.seed, self._run.global_rank, world_size)
+        self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
+
+    def teardown(self, stage: str) -> None:
+        """Ends the grading processes. The engine stays for a following validate or test."""
+        self._pool.close()
+        self._problems = []
+
+    @property
+    def _run(self) -> L.Trainer:
+        assert self.trainer is not None, "RolloutDataModule works inside a Trainer"
+        return self.trainer
+
+    @property
+    def _module(self) -> Any:
+        return self._run.lightning_module
+
+    def _start_engine(self) -> None:
+        """Loads the engine once, after the strategy has set up the process group."""
+        strategy = self._run.strategy
+        self.engine.start(
+            EngineContext(
+                folder=self._module.folder,
+                device=strategy.root_device,
+                dtype=self._module.weight_dtype,
+                rank=strategy.global_rank,
+                world_size=strategy.world_size,
+                max_tokens=self.max_prompt_tokens + self.sampling.max_new_tokens,
+                forbidden_token_ids=self._module.forbidden_token_ids,
+            )
+        )
+        self._engine_started = True
+
+    def sync(self) -> None:
+        """Gives the engine the policy's weights, unless it has them already.
+
+        The engine loads the base model, so the first sync of a process always happens, resumed or not.
+        """
+        if not self._engine_started:
+            with self.clock.measure("start"):
+                self._start_engine()
+        self.engine.wake()
+        step = self._run.global_step
+        if self._synced_step != step:
+            with self.clock.measure("sync"):
+                self.engine.update_weights(self._module.named_weights(), self.iteration)
+            self._synced_step = step
+        self.engine.version = self.iteration
+
+    # -- one iteration -----------------------------------------------------------------------------------------
+
+    def iterate(self) -> Iterator[Minibatch]:
+        """The minibatches of an iteration: a new one, or the rest of the one a checkpoint interrupted."""
+        if not self.pending:
+            self._begin_iteration()
+        while self.pending:
+            yield self.pending.pop(0)
+
+    def _begin_iteration(self) -> None:
+        self.sync()
+        version, self._calls = self.iteration, 0
+        self.report = RolloutReport(version, self.effective_by)
+        fresh = self.rollout(self.problems_per_iteration // self._run.world_size)
+        with self.clock.measure("compose"):
+            groups = self.composer.compose(fresh, Iteration(version, self.effective_by, self.rollout))
+            # Whatever the engine sampled in this iteration is fresh, the composer's own further rollouts included.
+            is_fresh = [group.version == version for group in groups]
+            self.report.composed(groups, is_fresh)
+            self.pending = self._deal(groups, is_fresh, version)
+        self.engine.sleep()
+        self.totals.add(self.report)
+        self.rollout_metrics = self.report.metrics()
+        self.iteration += 1
+
+    def _deal(self, groups: Sequence[Group], fresh: Sequence[bool], version: int) -> list[Minibatch]:
+        """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed."""
+        order = list(range(len(groups)))
+        self._random("deal").shuffle(order)
+        dealt = [order[index :: self.minibatches] for index in range(self.minibatches)]
+        return [
+            Minibatch([groups[i] for i in part], [fresh[i] for i in part], version, index)
+            for index, part in enumerate(dealt)
+        ]
+
+    def rollout(self, count: int) -> list[Group]:
+        """Samples and grades ``count`` problems with the engine's present weights."""
+        problems = [self._problems[place] for place in self.sampler.draw(count)]
+        self._calls += 1
+        seed = self._random("rollout", self._calls).getrandbits(62)
+        groups = self.sample(problems, self.group_size, self.sampling, seed)
+        self.sampler.observe(groups)
+        assert self.report is not None
+        self.report.sampled(groups)
+        return groups
+
+    def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+        """n graded responses for each problem, as one group each. For training and evaluation alike.
+
+        Args:
+            problems: What to ask.
+            n: Responses each.
+            sampling: How to draw tokens.
+            seed: Decides all draws.
+        """
+        prompts = [self.prompts.encode(problem) for problem in problems]
+        with self.clock.measure("generate"):
+            sampled = self.engine.generate(prompts, n, sampling, seed)
+        with self.clock.measure("verify"):
+            graded = self._grade(problems, sampled)
+        version = self.engine.version
+        made = [
+            self._group(problem, prompt, responses, version)
+            for problem, prompt, responses in zip(problems, prompts, graded, strict=True)
+        ]
+        return made
+
+    def _group(self, problem: Problem, prompt: Tensor, responses: list[Response], version: int) -> Group:
+        number = self._groups_made * self._run.world_size + self._run.global_rank
+        self._groups_made += 1
+        return Group(number, problem, prompt, responses, version)
+
+    def _grade(self, problems: Sequence[Problem], sampled: list[list[Response]]) -> list[list[Response]]:
+        items = [(p.answer, r.text) for p, responses in zip(problems, sampled, strict=True) for r in responses]
+        grades = iter(self._pool.grade(items))
+        return [[_graded(response, next(grades)) for response in responses] for responses in sampled]
+
+    def _random(self, *purpose: object) -> random.Random:
+        """A generator for one purpose: from (seed, rank, iteration), never from global state."""
+        rank = self._run.global_rank
+        return random.Random("/".join(map(str, (self.seed, rank, self.iteration, *purpose))))
+
+    # -- loaders -----------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Minibatch]:
+        """One rollout iteration."""
+        return DataLoader(RolloutStream(self), batch_size=None, num_workers=0)
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Held-out problems by benchmark, those with prompts that fit."""
+        return [(name, self.prompts.fitting(problems)) for name, problems in self.task.benchmarks().items()]
+
+    def val_dataloader(self) -> Any:
+        """One batch a benchmark. Empty during fit, where the Evaluation callback keeps its own schedule."""
+        if self._run.state.fn == "fit":
+            return []
+        return DataLoader(self.benchmarks(), batch_size=None, num_workers=0)  # type: ignore[arg-type]
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves batches where they are: micro-batches go to the device one by one."""
+        return batch
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's."""
+        mine = {
+            "sampler": self.sampler.state_dict(),
+            "composer": self.composer.state_dict(),
+            "pending": [minibatch.to_plain() for minibatch in self.pending],
+            "rollout_metrics": self.rollout_metrics,
+            "groups_made": self._groups_made,
+        }
+        ranks = [mine]
+        if self._run.world_size > 1:
+            ranks = [{} for _ in range(self._run.world_size)]
+            torch.distributed.all_gather_object(ranks, mine)
+        return {
+            "iteration": self.iteration,
+            "minibatches": self.minibatches,
+            "totals": self.totals.state_dict(),
+            "ranks": ranks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
+        world_size, rank = self._run.world_size, self._run.global_rank
+        if len(state["ranks"]) != world_size:
+            raise SettingError(
+                f"the checkpoint was written by {len(state['ranks'])} ranks and this run has {world_size}; resume "
+                "with as many (trainer.devices x trainer.num_nodes)"
+            )
+        self.iteration = state["iteration"]
+        self.totals.load_state_dict(state["totals"])
+        mine = state["ranks"][rank]
+        self.sampler.load_state_dict(mine["sampler"])
+        self.composer.load_state_dict(mine["composer"])
+        self._groups_made = mine["groups_made"]
+        self.rollout_metrics = mine["rollout_metrics"]
+        self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
+        if self.pending and state["minibatches"] != self.minibatches:
+            raise SettingError(
+                f"data.minibatches is {self.minibatches} but the checkpoint stopped inside an iteration of "
+                f"{state['minibatches']}; resume with that number, or from a checkpoint between iterations"
+            )
+
+
+def _graded(response: Response, grade: Any) -> Response:
+    return Response(
+        response.token_ids, response.behave_logp, response.finish_reason, response.text, grade.parts, grade.failure
+    )
+
+
+def _at_least(name: str, value: int, least: int, reason: str) -> None:
+    if value < least:
+        raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")

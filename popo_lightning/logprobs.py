@@ -1,0 +1,56 @@
+"""Token log-probabilities without ever holding (tokens x vocabulary) for a whole minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**25  # float32 logits of one chunk: 128 MiB
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    temperature: float,
+    forbidden_token_ids: Sequence[int] = (),
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target and entropy of each distribution, in chunks that are recomputed in the backward pass.
+
+    Args:
+        hidden: (N, H) last hidden states, each at the position before its target.
+        head: Maps hidden states to logits.
+        targets: (N,) token ids.
+        temperature: The sampling temperature; log-probs are those of the distribution sampled from.
+        forbidden_token_ids: Tokens the engine cannot sample; they take no probability here either.
+        entropy_gradient: Whether the entropy must carry a gradient.
+
+    Returns:
+        ((N,), (N,)) float32 log-probs and entropies in nats.
+    """
+    vocabulary = getattr(head, "out_features", 0) or head.weight.shape[0]  # type: ignore[union-attr, index]
+    rows = max(1, CHUNK_ELEMENTS // int(vocabulary))  # type: ignore[arg-type]
+
+    def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden).float() / temperature
+        if forbidden_token_ids:
+            # -1e9 rather than -inf: probability 0 all the same, and 0 * log 0 stays a number
+            logits = logits.index_fill(-1, torch.tensor(forbidden_token_ids, device=logits.device), -1e9)
+        logp = logits.log_softmax(-1)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
+
+    if len(targets) <= rows:
+        return chunk(hidden, targets)
+    logps, entropies = [], []
+    for start in range(0, len(targets), rows):
+        part = hidden[start : start + rows], targets[start : start + rows]
+        logp, entropy = checkpoint(chunk, *part, use_reentrant=False) if torch.is_grad_enabled() else chunk(*part)
+        logps.append(logp)
+        entropies.append(entropy)
+    return torch.cat(logps), torch.cat(entropies)

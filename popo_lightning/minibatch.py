@@ -1,0 +1,162 @@
+"""Groups of one optimizer step, and the padded rows of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from popo_lightning.groups import Group, Response
+
+
+class Minibatch:
+    """The groups of one optimizer step: one Lightning batch.
+
+    Not a dataclass on purpose: Lightning copies dataclasses while moving them to a device, and the proximal
+    log-probs must land on this very object.
+
+    Args:
+        groups: Whole groups; may be empty when a composer dropped more than it kept.
+        fresh: Per group, whether it was sampled in this iteration.
+        version: Policy version at the start of the iteration: age of a group is ``version - group.version``.
+        index: Position among the iteration's minibatches.
+    """
+
+    def __init__(self, groups: Sequence[Group], fresh: Sequence[bool], version: int, index: int) -> None:
+        if len(groups) != len(fresh):
+            raise ValueError(f"{len(groups)} groups but {len(fresh)} fresh marks")
+        self.groups = list(groups)
+        self.fresh = list(fresh)
+        self.version = version
+        self.index = index
+        self.prox_logp: list[Tensor] | None = None  # one (T,) tensor per row; None: not computed (yet)
+
+    @property
+    def responses(self) -> list[Response]:
+        """All rows, group after group."""
+        return [response for group in self.groups for response in group.responses]
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens: this rank's share of the loss denominator."""
+        return sum(group.tokens for group in self.groups)
+
+    def rows(self, advantages: Sequence[float]) -> list[Row]:
+        """One row per response.
+
+        Args:
+            advantages: One number per row, in the order of :attr:`responses`.
+        """
+        rows = []
+        for group, fresh in zip(self.groups, self.fresh, strict=True):
+            for response in group.responses:
+                index = len(rows)
+                prox = None if self.prox_logp is None else self.prox_logp[index]
+                age = self.version - group.version
+                rows.append(Row(index, group.prompt_ids, response, advantages[index], prox, fresh, age))
+        return rows
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain containers and tensors for the checkpoint."""
+        return {
+            "groups": [group.to_plain() for group in self.groups],
+            "fresh": list(self.fresh),
+            "version": self.version,
+            "index": self.index,
+            "prox_logp": self.prox_logp,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Minibatch:
+        """Inverse of :meth:`to_plain`."""
+        groups = [Group.from_plain(group) for group in plain["groups"]]
+        minibatch = cls(groups, plain["fresh"], plain["version"], plain["index"])
+        minibatch.prox_logp = plain["prox_logp"]
+        return minibatch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response with everything its loss needs; ``index`` is its place in the minibatch."""
+
+    index: int
+    prompt_ids: Tensor
+    response: Response
+    advantage: float
+    prox_logp: Tensor | None
+    fresh: bool
+    age: int
+
+    @property
+    def length(self) -> int:
+        """Prompt and response tokens."""
+        return len(self.prompt_ids) + len(self.response.token_ids)
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """R rows padded to one rectangle: L prompt and response tokens, of which at most T response tokens.
+
+    Rows are right-padded: position t of ``input_ids`` is position t of the text, as the engine saw it.
+    """
+
+    index: Tensor  # (R,) place in the minibatch
+    input_ids: Tensor  # (R, L)
+    attention_mask: Tensor  # (R, L) bool
+    is_response: Tensor  # (R, L) bool: tokens that were sampled
+    mask: Tensor  # (R, T) bool: the same, response-aligned
+    behave_logp: Tensor  # (R, T)
+    prox_logp: Tensor | None  # (R, T)
+    advantages: Tensor  # (R, 1)
+    fresh: Tensor  # (R,) bool
+    age: Tensor  # (R,) policy versions
+
+    def to(self, device: torch.device) -> PaddedRows:
+        """All tensors on one device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PaddedRows(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+
+
+def pad_rows(rows: Sequence[Row]) -> PaddedRows:
+    """Right-pads rows into one rectangle. Padding value 0 everywhere; the masks say what counts."""
+    prompt_lengths = torch.tensor([len(row.prompt_ids) for row in rows])
+    lengths = torch.tensor([row.length for row in rows])
+    ids = [torch.cat((row.prompt_ids, row.response.token_ids)) for row in rows]
+    input_ids = pad_sequence(ids, batch_first=True)
+    position = torch.arange(input_ids.shape[1])
+    attention_mask = position < lengths[:, None]
+    has_prox = all(row.prox_logp is not None for row in rows)
+    behave_logp = pad_sequence([row.response.behave_logp for row in rows], batch_first=True)
+    return PaddedRows(
+        index=torch.tensor([row.index for row in rows]),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        is_response=attention_mask & (position >= prompt_lengths[:, None]),
+        mask=torch.arange(behave_logp.shape[1]) < (lengths - prompt_lengths)[:, None],
+        behave_logp=behave_logp,
+        prox_logp=pad_sequence([row.prox_logp for row in rows if row.prox_logp is not None], batch_first=True)
+        if has_prox
+        else None,
+        advantages=torch.tensor([[row.advantage] for row in rows]),
+        fresh=torch.tensor([row.fresh for row in rows]),
+        age=torch.tensor([row.age for row in rows]),
+    )
+
+
+def split_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+    """Rows by length into micro-batches of at most ``token_budget`` padded tokens.
+
+    A row longer than the budget makes a micro-batch of its own. Sorting by length keeps the padding small; the
+    loss does not depend on the split, because its denominator is the minibatch's.
+    """
+    parts: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.length, reverse=True):  # the first row of a part is its longest
+        if parts and parts[-1][0].length * (len(parts[-1]) + 1) <= token_budget:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts

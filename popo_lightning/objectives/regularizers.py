@@ -1,0 +1,170 @@
+"""Regularizers: terms of the loss beside the policy gradient, per token."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from popo_lightning.errors import SettingError
+from popo_lightning.objectives.weights import log_ratio
+
+Estimator = Literal["k1", "k2", "k3"]
+K3_BOUND = 10.0
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tensor) -> Tensor:
+    """Per-token estimate of KL(policy || ref) from tokens the policy sampled.
+
+    With log d = ref_logp - logp: k1 = -log d, k2 = (log d)^2 / 2, k3 = d - 1 - log d (Schulman's "Approximating KL
+    Divergence"; k3 is GRPO's, arXiv 2402.03300 equation 4). As values k1 and k3 are unbiased and k2 nearly so. The
+    gradient is another matter, see `kl_loss`.
+
+    Deviation: log d is clamped to +-20 and k3 to at most 10, both as in verl; a clamped token gives no gradient.
+
+    Args:
+        logp: (R, T), with gradient.
+        ref_logp: (R, T), treated as a constant.
+        estimator: "k1", "k2" or "k3".
+        mask: (R, T).
+
+    Returns:
+        (R, T), 0 at padding.
+    """
+    log_d = log_ratio(ref_logp.detach(), logp, mask)
+    if estimator == "k1":
+        return -log_d
+    if estimator == "k2":
+        return 0.5 * log_d.square()
+    # expm1 keeps the small differences that exp(x) - 1 rounds away.
+    return (log_d.expm1() - log_d).clamp(max=K3_BOUND)
+
+
+def kl_loss(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The KL estimate as a loss.
+
+    On tokens the policy sampled, k2's gradient is the unbiased gradient of KL(policy || ref). k3's is not (it is that
+    of the forward KL), and is kept because published recipes use it. k1's has mean zero, no pressure at all, so k1
+    here keeps its value and takes k2's gradient (straight-through).
+
+    `weight` (R, T) corrects tokens that another policy sampled, as arXiv 2512.02556 (DeepSeek-V3.2) does. Deviation:
+    they multiply by pi_policy / pi_behave; the behaviour weight pi_prox / pi_behave leaves out the part inside the
+    trust region, so that fresh rows have the usual uncorrected KL term.
+
+    Args:
+        logp: (R, T), with gradient.
+        ref_logp: (R, T).
+        estimator: "k1", "k2" or "k3".
+        mask: (R, T).
+        weight: (R, T) detached, or None for 1.
+
+    Returns:
+        (R, T), 0 at padding.
+    """
+    loss = kl_estimate(logp, ref_logp, estimator, mask)
+    if estimator == "k1":
+        k2 = kl_estimate(logp, ref_logp, "k2", mask)
+        loss = k2 + (loss - k2).detach()
+    return loss if weight is None else weight * loss
+
+
+def entropy_bonus(entropy: Tensor, mask: Tensor) -> Tensor:
+    """Minus the entropy (R, T) of the next-token distribution, 0 at padding: minimising it keeps the policy random.
+
+    Replayed tokens are not weighted: the entropy is that of the policy itself, and only the prefixes are old.
+    """
+    return -torch.where(mask.bool(), entropy, 0.0)
+
+
+class Regularizer(ABC):
+    """Slot: a term added to the loss of every response token."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
+        return False
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether `entropy` must be given with gradient."""
+        return False
+
+    @abstractmethod
+    def __call__(
+        self,
+        logp: Tensor,
+        ref_logp: Tensor | None,
+        entropy: Tensor | None,
+        mask: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Give the loss per token (R, T) from (R, T) tensors; `weight` is the behaviour weight, None for 1."""
+
+
+class EntropyBonus(Regularizer):
+    """Rewards entropy: adds -coefficient * entropy to the loss of a token.
+
+    Args:
+        coefficient: Size of the bonus, 0.001 in the recipes POPO starts from.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        self.coefficient = _checked_coefficient("EntropyBonus", coefficient)
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Always."""
+        return True
+
+    def __call__(
+        self,
+        logp: Tensor,
+        ref_logp: Tensor | None,
+        entropy: Tensor | None,
+        mask: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Give coefficient * `entropy_bonus`; `weight` is not used."""
+        if entropy is None:
+            raise ValueError("EntropyBonus needs the entropy of every token, and the caller gave none.")
+        return self.coefficient * entropy_bonus(entropy, mask)
+
+
+class KL(Regularizer):
+    """Keeps the policy near the reference: adds coefficient * weight * KL estimate to the loss of a token.
+
+    Args:
+        coefficient: Size of the penalty.
+        estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
+    """
+
+    def __init__(self, coefficient: float, estimator: Estimator = "k3") -> None:
+        self.coefficient = _checked_coefficient("KL", coefficient)
+        if estimator not in ("k1", "k2", "k3"):
+            raise SettingError(f"KL.estimator is {estimator!r}; it must be k1, k2 or k3.")
+        self.estimator: Estimator = estimator
+
+    @property
+    def needs_reference(self) -> bool:
+        """Always."""
+        return True
+
+    def __call__(
+        self,
+        logp: Tensor,
+        ref_logp: Tensor | None,
+        entropy: Tensor | None,
+        mask: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Give coefficient * `kl_loss`."""
+        if ref_logp is None:
+            raise ValueError("KL needs the reference log-prob of every token, and the caller gave none.")
+        return self.coefficient * kl_loss(logp, ref_logp, self.estimator, mask, weight)
+
+
+def _checked_coefficient(owner: str, coefficient: float) -> float:
+    if not 0 <= coefficient < math.inf:
+        raise SettingError(f"{owner}.coefficient is {coefficient}; it must be a finite number of at least 0.")
+    return coefficient

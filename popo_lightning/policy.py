@@ -1,0 +1,311 @@
+"""The policy: a language model and the objective it is trained on. Knows nothing of engines, tasks or buffers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from popo_lightning.errors import SettingError
+from popo_lightning.logprobs import token_logprobs
+from popo_lightning.minibatch import Minibatch, PaddedRows, pad_rows, split_rows
+from popo_lightning.objectives import Advantage, GroupNormalised, Objective, ObjectiveInputs
+from popo_lightning.warm_start import WarmStart
+
+# Heads that change the logits after the linear layer: log-probs from hidden states would be silently wrong.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class PolicyModule(L.LightningModule):
+    """A causal language model trained on groups of graded responses.
+
+    Optimization is manual with exactly one optimizer step a training step: a minibatch is split into micro-batches
+    by a token budget, their number varies, and under automatic optimization each would be a training step of its
+    own. So ``max_steps``, checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
+
+    Args:
+        path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
+        warm_start: Builds a tiny policy on first use, for the embedded tasks.
+        objective: Behaviour weight, trust region and regularizers.
+        advantage: How a group's rewards become advantages.
+        optimizer: Optimizer over the policy's parameters.
+        lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
+        max_grad_norm: Gradients are scaled down to this norm; null leaves them.
+        micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        dtype: Type of the weights: auto is float32 on a CPU and bfloat16 on a GPU.
+        temperature: Set from data.temperature.
+        effective_by: Set from data.effective_by: the reward part that is trained on.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        warm_start: WarmStart | None = None,
+        objective: Objective = Objective(),  # noqa: B008  # holds settings only
+        advantage: Advantage = GroupNormalised(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.1),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_grad_norm: float | None = 1.0,
+        micro_batch_tokens: int = 16384,
+        gradient_checkpointing: bool = False,
+        dtype: str = "auto",
+        temperature: float = 1.0,
+        effective_by: str = "score",
+    ) -> None:
+        super().__init__()
+        if (path is None) == (warm_start is None):
+            raise SettingError(
+                "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
+                f"use), not {'both; --model.warm_start null drops the second' if path else 'neither'}"
+            )
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise SettingError(f"model.max_grad_norm is {max_grad_norm}; use a positive norm, or null for no clipping")
+        if micro_batch_tokens < 1:
+            raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")
+        if dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise SettingError(f"model.dtype is '{dtype}'; use auto, float32, bfloat16 or float16")
+        self.automatic_optimization = False
+        self.path = path
+        self.warm_start = warm_start
+        self.objective = objective
+        self.advantage = advantage
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_tokens = micro_batch_tokens
+        self.gradient_checkpointing = gradient_checkpointing
+        self.dtype_name = dtype
+        self.temperature = temperature
+        self.effective_by = effective_by
+        self.forbidden_token_ids: list[int] = []
+        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
+        self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
+
+    # -- the model ---------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> str | Path:
+        """Where model and tokenizer are loaded from, by the policy and by the engine alike."""
+        if self.warm_start is not None:
+            return self.warm_start.folder()
+        assert self.path is not None
+        if not Path(self.path).exists() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
+            raise SettingError(f"model.path is '{self.path}', which is no folder here; give a model folder or a hub id")
+        return self.path
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Type of the weights, in the policy and in the engine."""
+        if self.dtype_name == "auto":
+            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype
+
+    def configure_model(self) -> None:
+        """Loads the model once the strategy knows its devices; called again by each trainer entry point."""
+        if hasattr(self, "model"):
+            return
+        from transformers import AutoModelForCausalLM
+
+        folder = self.folder
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.weight_dtype, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SettingError(f"model.path is '{folder}', from which no model loads: {reason}") from error
+        changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None)]
+        if changes:
+            raise SettingError(
+                f"model.path is '{folder}', a model with {changes[0]}; log-probs are computed from hidden states and "
+                "would be wrong, so choose a model with plain logits"
+            )
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        # Evaluation mode for good: dropout would make the ratio differ from 1 on unchanged weights.
+        self.model = model.eval()
+        if self.objective.needs_reference:
+            self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights by checkpoint name, for the engine; sharded ones are gathered one at a time."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        for name, parameter in self.model.named_parameters():
+            if name in tied:
+                continue
+            weight = parameter.detach()
+            yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+    # -- log-probs ---------------------------------------------------------------------------------------------
+
+    def forward(self, rows: PaddedRows, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the response tokens.
+
+        Args:
+            rows: R padded rows on this module's device.
+            model: The policy unless another model, such as the reference, is given.
+
+        Returns:
+            ((R, T), (R, T)) float32, zero at padding.
+        """
+        lm: Any = model if model is not None else self.model
+        decoder = lm.get_decoder() if hasattr(lm, "get_decoder") else lm.base_model
+        hidden = decoder(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask.long(), use_cache=False
+        ).last_hidden_state
+        predicts = rows.is_response[:, 1:]  # position t predicts token t + 1
+        logp, entropy = token_logprobs(
+            hidden[:, :-1][predicts],
+            lm.get_output_embeddings(),
+            rows.input_ids[:, 1:][predicts],
+            self.temperature,
+            self.forbidden_token_ids,
+            entropy_gradient=self.objective.needs_entropy,
+        )
+        # Both masks list a row's response tokens in order, so flat values go straight to their places.
+        return _scatter(logp, rows.mask), _scatter(entropy, rows.mask)
+
+    @torch.no_grad()
+    def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
+        """(T,) log-probs of every response under the present weights, on the CPU, in row order."""
+        rows = minibatch.rows([0.0] * len(minibatch.responses))
+        found: list[Tensor | None] = [None] * len(rows)
+        for part in self._micro_batches(rows):
+            logp, _ = self(part)
+            for index, row, mask in zip(part.index.tolist(), logp.cpu(), part.mask.cpu(), strict=True):
+                found[index] = row[mask]
+        return [logp for logp in found if logp is not None]
+
+    def _micro_batches(self, rows: list[Any]) -> Iterator[PaddedRows]:
+        for part in split_rows(rows, self.micro_batch_tokens):
+            yield pad_rows(part).to(self.device)
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def advantages(self, minibatch: Minibatch) -> list[float]:
+        """One advantage per row."""
+        return [
+            advantage
+            for group in minibatch.groups
+            for advantage in self.advantage(group.rewards(self.effective_by)[None])[0].tolist()
+        ]
+
+    def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:
+        """One optimizer step on one minibatch.
+
+        Returns:
+            "tokens": one dict per micro-batch of flat (N,) tensors over its response tokens: ratio, clipped,
+            weight_raw, weight, entropy, gap (policy minus engine log-prob), fresh, age; "mean_loss", "grad_norm",
+            "stepped" (False where no rank had a token to learn from).
+        """
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
+        tokens = float(self.trainer.strategy.reduce(torch.tensor(float(minibatch.tokens)), reduce_op="sum"))
+        denominator = tokens / self.trainer.world_size
+        loss_sum, statistics = 0.0, []
+        for part in self._micro_batches(minibatch.rows(self.advantages(minibatch))):
+            loss, found = self._loss(part, denominator)
+            self.manual_backward(loss)
+            loss_sum += float(loss.detach())
+            statistics.append(found)
+        grad_norm = float("nan")
+        if tokens:
+            grad_norm = self._clip_gradients()
+            optimizer.step()
+            scheduler: Any = self.lr_schedulers()
+            if scheduler is not None:
+                scheduler.step()
+        return {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(tokens)}
+
+    def _loss(self, part: PaddedRows, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+        logp, entropy = self(part)
+        # Without recorded proximal log-probs no step has been taken since the iteration began: they are these.
+        prox = logp.detach() if part.prox_logp is None else part.prox_logp
+        reference = None
+        if self._reference:
+            with torch.no_grad():
+                reference, _ = self(part, self._reference[0].to(self.device))
+        loss, stats = self.objective(
+            ObjectiveInputs(
+                logp=logp,
+                prox_logp=prox,
+                behave_logp=part.behave_logp,
+                advantages=part.advantages,
+                mask=part.mask,
+                fresh=part.fresh,
+                entropy=entropy,
+                ref_logp=reference,
+            ),
+            denominator,
+        )
+        width = part.mask.shape[1]
+        tokens = {
+            "ratio": stats.ratio,
+            "clipped": stats.clipped,
+            "weight_raw": stats.weight_raw,
+            "weight": stats.weight,
+            "entropy": entropy.detach(),
+            "gap": prox.detach() - part.behave_logp,
+            "fresh": part.fresh[:, None].expand(-1, width),
+            "age": part.age[:, None].expand(-1, width),
+        }
+        return loss, {name: value[part.mask].cpu() for name, value in tokens.items()}
+
+    def _clip_gradients(self) -> float:
+        """Norm before clipping."""
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        wrapped: Any = self.trainer.strategy.model
+        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP1 shards the norm too
+            return float(wrapped.clip_grad_norm_(limit))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and, if asked for, scheduler."""
+        optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        if self.make_lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes the shapes, so that a checkpoint of another model is recognised."""
+        checkpoint["policy_shapes"] = self._shapes()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another model."""
+        saved, own = checkpoint.get("policy_shapes"), self._shapes()
+        if saved is not None and saved != own:
+            different = sorted(name for name in {*saved, *own} if saved.get(name) != own.get(name))
+            raise SettingError(
+                f"the checkpoint holds another model than model.path ({self.path or self.folder}): {different[0]} is "
+                f"{saved.get(different[0], 'missing')} there and {own.get(different[0], 'missing')} here; resume with "
+                "the model it was trained from"
+            )
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Nothing to do: the Evaluation callback reads the graded responses in the batch."""
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As :meth:`validation_step`."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The graded responses themselves."""
+        return batch
+
+
+def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values to the N true places of a (R, T) mask, zero elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

@@ -1,0 +1,82 @@
+"""The buffer of recent effective groups."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Group
+
+
+class GroupReplayBuffer:
+    """First in, first out, whole groups, in compact CPU tensors.
+
+    Replay does not consume: with a share f of effective groups, filling the other 1 - f needs each stored group
+    about (1 - f) / f times. Groups leave by age: pushed out by newer ones, or past ``max_age``.
+
+    Args:
+        capacity: Groups kept; about one iteration's worth is enough, since the newest are taken first.
+        max_age: Oldest replay in policy versions; null sets no limit.
+    """
+
+    def __init__(self, capacity: int, max_age: int | None = 8) -> None:
+        if capacity < 1:
+            raise SettingError(f"data.buffer.capacity is {capacity}; the buffer must hold at least 1 group")
+        if max_age is not None and max_age < 1:
+            raise SettingError(
+                f"data.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at least 1, "
+                "or null for no limit"
+            )
+        self.capacity = capacity
+        self.max_age = max_age
+        self._groups: deque[Group] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def insert(self, groups: Sequence[Group]) -> None:
+        """Adds groups in order, each as the newest; the oldest fall out."""
+        self._groups.extend(groups)
+
+    def newest(
+        self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()
+    ) -> list[Group]:
+        """Up to ``count`` groups, newest version first and in order of insertion within a version.
+
+        No problem comes twice, neither among these nor with ``exclude_problems``, as long as there are others;
+        repetitions fill what is left. Fewer than ``count`` groups, or none, is a normal answer.
+
+        Args:
+            count: Groups wanted.
+            version: The present policy version: age is version - group.version.
+            min_age: Youngest group allowed, in versions.
+            exclude_problems: Problem ids that the batch already has.
+        """
+        oldest = version - self.max_age if self.max_age is not None else None
+        usable = [
+            group
+            for group in self._groups
+            if group.version <= version - min_age and (oldest is None or group.version >= oldest)
+        ]
+        usable.sort(key=lambda group: -group.version)  # stable: order of insertion within a version
+        seen = set(exclude_problems)
+        chosen, repeated = [], []
+        for group in usable:
+            if len(chosen) == count:
+                break
+            if group.problem.id in seen:
+                repeated.append(group)
+            else:
+                seen.add(group.problem.id)
+                chosen.append(group)
+        return chosen + repeated[: count - len(chosen)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors."""
+        return {"groups": [group.to_plain() for group in self._groups]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the saved groups; the capacity in force is that of the present settings."""
+        self._groups = deque((Group.from_plain(group) for group in state["groups"]), maxlen=self.capacity)

@@ -1,0 +1,69 @@
+"""Prompt samplers: which problems an iteration asks."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from popo_lightning.groups import Group
+
+
+class PromptSampler(ABC):
+    """Slot: chooses problems by their place in the task's list.
+
+    ``start`` is called once before anything else; a sampler draws from its own generator, never from global state.
+    """
+
+    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+        """Learns how many problems there are and which share of the draws is this rank's."""
+        self.problems = problems
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    @abstractmethod
+    def draw(self, count: int) -> list[int]:
+        """``count`` places for this rank."""
+
+    def observe(self, groups: Sequence[Group]) -> None:  # noqa: B027  # uniform rules learn nothing
+        """Sees the graded groups of the problems it chose."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides later draws, in plain containers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+
+
+class EpochSampler(PromptSampler):
+    """Every problem once per pass, in a new order each pass; ranks take turns, so none asks what another asks.
+
+    The order of a pass follows from the seed and the pass alone, so two numbers are the whole state.
+    """
+
+    cursor = 0  # draws made so far by all ranks together
+
+    def draw(self, count: int) -> list[int]:
+        """The next places of this rank."""
+        first = self.cursor + self.rank
+        self.cursor += count * self.world_size
+        return [self._place(first + i * self.world_size) for i in range(count)]
+
+    def _place(self, draw: int) -> int:
+        passed, within = divmod(draw, self.problems)
+        if getattr(self, "_pass", None) != passed:
+            self._pass = passed
+            self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.problems), self.problems)
+        return self._order[within]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The cursor."""
+        self.cursor = state["cursor"]

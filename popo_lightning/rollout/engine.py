@@ -1,0 +1,110 @@
+"""The slot a rollout engine fills."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from popo_lightning.groups import Response
+
+NamedTensors = Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens.
+
+    Training always samples from the policy's own distribution at some temperature (top_p 1, top_k off): only then
+    are the recorded log-probs those of the distribution really sampled from. Evaluation may cut the tail.
+
+    Args:
+        max_new_tokens: Response limit in tokens, the end token included.
+        temperature: 0 is greedy.
+        top_p: Nucleus mass kept.
+        top_k: Number of tokens kept; 0 keeps all.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine is told when it starts, once the strategy has set up the process group.
+
+    Args:
+        folder: Model folder or hub id, the same that the policy was loaded from.
+        device: Device of this rank.
+        dtype: Type of the policy's weights.
+        rank: Global rank; each rank has an engine of its own.
+        world_size: Number of ranks.
+        max_tokens: Longest prompt plus response.
+        forbidden_token_ids: Never sampled, because the policy could not take them back (image pads).
+    """
+
+    folder: str | Path
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    world_size: int
+    max_tokens: int
+    forbidden_token_ids: Sequence[int] = ()
+
+
+class RolloutEngine(ABC):
+    """Samples responses with the weights it was last given.
+
+    Attributes:
+        version: Policy version of those weights; -1 before the first update.
+    """
+
+    version: int = -1
+
+    @abstractmethod
+    def start(self, context: EngineContext) -> None:
+        """Loads the model. Called once per process, after distributed set-up, before anything else."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """n responses for each prompt.
+
+        Args:
+            prompts: (P,) token ids each.
+            n: Responses per prompt.
+            sampling: How to draw tokens.
+            seed: Decides every draw of this call; the process's own random state is left as it was.
+
+        Returns:
+            For each prompt in order, n responses with token ids (end token included, nothing after it) and
+            the log-probs of the distribution sampled from, temperature applied.
+        """
+
+    @abstractmethod
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
+
+    def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
+        """Frees what generation needs while the trainer works."""
+
+    def wake(self) -> None:  # noqa: B027
+        """Undoes :meth:`sleep` before weights are updated."""
+
+    def stop(self) -> None:  # noqa: B027
+        """Frees the model for good."""
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random state from a seed inside, and as it was before outside."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

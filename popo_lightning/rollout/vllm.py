@@ -1,0 +1,164 @@
+"""vLLM in the trainer's process, one engine per rank, on CPU and CUDA."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Response
+from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, seeded
+
+
+class VLLMEngine(RolloutEngine):
+    """Colocated vLLM.
+
+    Args:
+        memory_share: Share of the GPU's memory that vLLM may take; ignored on a CPU.
+        cpu_cache_gib: Key-value cache on a CPU, in GiB.
+        enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU.
+        sleep_level: What sleep frees on a GPU while the trainer works: 0 nothing, 1 the key-value cache and the
+            weights (kept in host memory), 2 the weights for good, which the next sync then restores.
+        prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
+    """
+
+    def __init__(
+        self,
+        memory_share: float = 0.4,
+        cpu_cache_gib: int = 1,
+        enforce_eager: bool = True,
+        sleep_level: int = 0,
+        prefix_caching: bool = True,
+    ) -> None:
+        if not 0 < memory_share < 1:
+            raise SettingError(f"data.engine.memory_share is {memory_share}; use a share between 0 and 1")
+        if sleep_level not in (0, 1, 2):
+            raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1 or 2")
+        self.memory_share = memory_share
+        self.cpu_cache_gib = cpu_cache_gib
+        self.enforce_eager = enforce_eager
+        self.sleep_level = sleep_level
+        self.prefix_caching = prefix_caching
+        self._asleep = False
+
+    def start(self, context: EngineContext) -> None:
+        """Loads the model; raises SettingError when vLLM is not installed."""
+        self._context = context
+        self._set_environment(context)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise SettingError(
+                f"data.engine is VLLMEngine but vLLM does not import ({error}); install the extra 'cpu' or 'gpu', "
+                "or set data.engine to popo_lightning.rollout.transformers.TransformersEngine"
+            ) from error
+        on_gpu = context.device.type == "cuda"
+        arguments: dict[str, Any] = {
+            "model": str(context.folder),
+            "dtype": str(context.dtype).removeprefix("torch."),
+            "max_model_len": context.max_tokens,
+            "seed": context.rank,
+            "enforce_eager": self.enforce_eager,
+            "enable_prefix_caching": self.prefix_caching,
+            # the distribution really sampled from: after temperature and forbidden tokens
+            "logprobs_mode": "processed_logprobs",
+            # defaults of the model's own generation config (top_p, top_k, penalties) must not leak in
+            "generation_config": "vllm",
+            "trust_remote_code": False,
+        }
+        if on_gpu:
+            arguments["gpu_memory_utilization"] = self.memory_share
+            arguments["enable_sleep_mode"] = self.sleep_level > 0
+        if context.world_size > 1:
+            arguments["distributed_executor_backend"] = "external_launcher"
+        threads = torch.get_num_threads()
+        with seeded(context.rank, context.device):  # vLLM seeds the process's global random state
+            self._llm = LLM(**arguments)
+        torch.set_num_threads(threads)
+        self._stop_token_ids = end_token_ids(context.folder)
+
+    def _set_environment(self, context: EngineContext) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it pins threads under the trainer
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if context.device.type == "cpu":
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_cache_gib)
+
+    def generate(self, prompts: Sequence[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """See :class:`RolloutEngine`. All prompts go to vLLM at once; it batches them by itself."""
+        from vllm import SamplingParams
+
+        forbidden = self._context.forbidden_token_ids
+        parameters = SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens,
+            stop_token_ids=self._stop_token_ids,
+            logprobs=0,  # the sampled token's own
+            bad_words=None,
+            logit_bias={token: -float("inf") for token in forbidden} or None,
+            skip_special_tokens=True,
+        )
+        inputs: Any = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
+        with seeded(seed, self._context.device):
+            outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        return [[_response(completion) for completion in output.outputs] for output in outputs]
+
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        """Reloads in place and resets every cache."""
+        # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
+        self._llm.reset_mm_cache()
+        self.version = version
+
+    def sleep(self) -> None:
+        """Frees GPU memory as sleep_level says; nothing on a CPU."""
+        if self.sleep_level and self._context.device.type == "cuda" and not self._asleep:
+            self._llm.sleep(level=self.sleep_level)
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Takes the memory back; after level 2 the weights are only right once update_weights has run."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def stop(self) -> None:
+        """Drops the engine and its caches."""
+        if hasattr(self, "_llm"):
+            del self._llm
+            gc.collect()
+
+
+def _response(completion: Any) -> Response:
+    """Token ids and log-probs of one vLLM completion."""
+    ids = completion.token_ids
+    logp = [step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)]
+    return Response(
+        token_ids=torch.tensor(ids, dtype=torch.long),
+        behave_logp=torch.tensor(logp, dtype=torch.float32),
+        finish_reason=completion.finish_reason,
+        text=completion.text,
+    )
+
+
+def end_token_ids(folder: Any) -> list[int]:
+    """Tokens that end a response, as the model's generation config lists them."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # a model without a generation config ends by its tokenizer's end token, which vLLM knows
+        return []
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -1,0 +1,103 @@
+"""Where a run writes, and how a resumed run goes on writing there."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from popo_lightning.errors import SettingError
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.csv"
+
+
+def choose_folder(folder: str | None, root: str, task: str, method: str, seed: int, checkpoint: str | None) -> Path:
+    """The run's folder.
+
+    Args:
+        folder: Asked for by name, or None.
+        root: Folder of all runs.
+        task: Name of the task.
+        method: Name of the method.
+        seed: The run's seed.
+        checkpoint: Checkpoint to resume from, or None.
+
+    Returns:
+        The folder asked for; else the one the checkpoint lies in; else root/task/method-seedN, with -2, -3 and so on
+        behind it where an earlier run has it.
+
+    Raises:
+        SettingError: The folder asked for holds another run.
+    """
+    if folder is not None:
+        if checkpoint is None and _holds_run(Path(folder)):
+            raise SettingError(
+                f"run.folder is '{folder}', which holds an earlier run; name another folder, or go on with that run by "
+                "--run.resume true"
+            )
+        return Path(folder)
+    if checkpoint is not None and Path(checkpoint).parent.name == CHECKPOINTS:
+        return Path(checkpoint).parent.parent
+    base = Path(root) / task / f"{method}-seed{seed}"
+    candidate, number = base, 1
+    while _holds_run(candidate):
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint written last, or None."""
+    found = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return found[-1] if found else None
+
+
+def iterations_done(checkpoint: Path) -> int:
+    """How many iterations a checkpoint has behind it.
+
+    Raises:
+        SettingError: Not a checkpoint of a run of this package.
+    """
+    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
+    if not file.exists():
+        raise SettingError(f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder")
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+        return int(state["RolloutDataModule"]["iteration"])
+    except (KeyError, TypeError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', which is not a checkpoint that popo fit wrote; name a file of a run's "
+            "checkpoints folder"
+        ) from error
+
+
+def loggers(folder: Path, resumed_at: int | None) -> list[Logger]:
+    """metrics.csv and TensorBoard events, in the folder itself.
+
+    Args:
+        folder: The run's folder.
+        resumed_at: Iterations done by the checkpoint that is resumed: earlier rows stay, later ones, which will be
+            written again, go (to metrics.csv.before-resume). None for a new run.
+    """
+    path = folder / METRICS
+    kept: list[dict[str, str]] = []
+    if resumed_at is not None and path.exists():
+        shutil.copyfile(path, path.with_suffix(".csv.before-resume"))
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
+        path.unlink()  # the logger would delete it anyway, with a warning
+    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    for row in kept:
+        values = {name: float(value) for name, value in row.items() if value and name != "step"}
+        table.log_metrics(values, step=int(row["step"]))
+    purge = {} if resumed_at is None else {"purge_step": resumed_at + 1}
+    return [table, TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)]

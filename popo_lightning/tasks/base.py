@@ -1,0 +1,27 @@
+"""The slot a task fills."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from popo_lightning.problems import Problem
+
+Verify = Callable[[Any, str], dict[str, float]]
+"""(gold answer, response text) -> reward parts: "score" trains, "acc" evaluates, "format" and others are logged."""
+
+
+class Task(ABC):
+    """Problems to train on, problems to evaluate on, and the function that grades a response."""
+
+    verify: Verify
+    """A top-level function or picklable object, importable without torch: it runs in the grading processes."""
+
+    @abstractmethod
+    def train_problems(self) -> Sequence[Problem]:
+        """Problems to sample from, in a fixed order."""
+
+    @abstractmethod
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """Held-out problems by benchmark name."""

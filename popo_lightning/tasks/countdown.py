@@ -1,0 +1,164 @@
+"""Countdown with written steps: reach a target from three to five numbers, each used exactly once.
+
+The embedded task. A prompt reads ``2,7,5>10:`` and a right answer ``7-2=5;5*2=10``: every step takes two numbers
+at hand and puts their result back, and the last result is the target. Problems are enumerated, not downloaded; an
+exact search proves each one solvable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from itertools import combinations, combinations_with_replacement
+from typing import Any
+
+from popo_lightning.errors import SettingError
+from popo_lightning.problems import Problem
+from popo_lightning.tasks.base import Task
+
+Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
+
+MAX_RESPONSE_CHARACTERS = 400
+STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
+
+
+def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
+    """Exact result, or None for a division by zero."""
+    if operation == "+":
+        return left + right
+    if operation == "-":
+        return left - right
+    if operation == "*":
+        return left * right
+    return left / right if right else None
+
+
+def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
+    """Every way to combine all numbers, as written steps.
+
+    Results must be whole and not negative, so that each can be written down and read back without ambiguity.
+    """
+    if len(numbers) == 1:
+        yield []
+        return
+    for i, j in combinations(range(len(numbers)), 2):
+        rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
+        for left, right in {(numbers[i], numbers[j]), (numbers[j], numbers[i])}:
+            for operation in operations:
+                if operation in "+*" and left < right:
+                    continue  # the mirror image is the same step
+                result = apply(Fraction(left), operation, Fraction(right))
+                if result is not None and result.denominator == 1 and result >= 0:
+                    for steps in solutions([*rest, int(result)], operations):
+                        yield [(left, operation, right, int(result)), *steps]
+
+
+def write_steps(steps: Sequence[Step]) -> str:
+    """``[(7, "-", 2, 5), (5, "*", 2, 10)]`` as ``7-2=5;5*2=10``."""
+    return ";".join(f"{left}{operation}{right}={result}" for left, operation, right, result in steps)
+
+
+def verify_steps(answer: Any, text: str) -> dict[str, float]:
+    """Grades written steps against ``{"numbers": [...], "target": int}``.
+
+    score and acc are 1 for a right answer, else 0; format is 1 where every step is a true equation over numbers at
+    hand and all are used, whatever the target. Bounded: 400 characters, six digits a number, exact arithmetic.
+    """
+    at_hand = sorted(answer["numbers"])
+    wrong = {"score": 0.0, "acc": 0.0, "format": 0.0}
+    if len(text) > MAX_RESPONSE_CHARACTERS:
+        return wrong
+    for written in text.strip().split(";"):
+        match = STEP.fullmatch(written)
+        if match is None:
+            return wrong
+        left, right, result = int(match[1]), int(match[3]), int(match[4])
+        for used in (left, right):
+            if used not in at_hand:
+                return wrong
+            at_hand.remove(used)
+        if apply(Fraction(left), match[2], Fraction(right)) != result:
+            return wrong
+        at_hand.append(result)
+    if len(at_hand) != 1:
+        return wrong
+    right_answer = float(at_hand[0] == answer["target"])
+    return {"score": right_answer, "acc": right_answer, "format": 1.0}
+
+
+class CountdownSteps(Task):
+    """Every solvable problem over small numbers, split into train and held-out by a hash of the problem.
+
+    Held out means held out as a problem: sorted numbers and target, whatever their order in the prompt.
+
+    Args:
+        numbers: How many numbers a problem has, 2 to 5.
+        largest_number: Numbers are drawn from 1 to this.
+        operations: Which of ``+-*/`` may be used; division must come out whole.
+        largest_target: Targets are 1 to this.
+        held_out_problems: Size of the held-out benchmark.
+        held_out_share: Share of all problems kept out of training.
+        seed: Decides the order of the numbers inside each prompt.
+    """
+
+    verify = staticmethod(verify_steps)
+
+    def __init__(
+        self,
+        numbers: int = 3,
+        largest_number: int = 9,
+        operations: str = "+-*",
+        largest_target: int = 99,
+        held_out_problems: int = 500,
+        held_out_share: float = 0.27,
+        seed: int = 0,
+    ) -> None:
+        if not 2 <= numbers <= 5:
+            raise SettingError(f"data.task.numbers is {numbers}; Countdown is enumerated for 2 to 5 numbers")
+        if not operations or set(operations) - set("+-*/"):
+            raise SettingError(f"data.task.operations is '{operations}'; use some of + - * /")
+        if not 0 < held_out_share < 1:
+            raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
+        self.numbers = numbers
+        self.largest_number = largest_number
+        self.operations = operations
+        self.largest_target = largest_target
+        self.held_out_problems = held_out_problems
+        self.held_out_share = held_out_share
+        self.seed = seed
+
+    @cached_property
+    def _split(self) -> tuple[list[Problem], list[Problem]]:
+        train: list[tuple[float, Problem]] = []
+        held_out: list[tuple[float, Problem]] = []
+        for numbers in combinations_with_replacement(range(1, self.largest_number + 1), self.numbers):
+            targets = {steps[-1][3] for steps in solutions(numbers, self.operations)}
+            for target in sorted(t for t in targets if 1 <= t <= self.largest_target):
+                id = f"{','.join(map(str, numbers))}>{target}"
+                place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
+                side = held_out if place < self.held_out_share else train
+                side.append((place, self._problem(id, numbers, target)))
+        if len(held_out) < self.held_out_problems:
+            raise SettingError(
+                f"data.task.held_out_problems is {self.held_out_problems} but only {len(held_out)} problems are "
+                f"held out; lower it, or raise data.task.held_out_share ({self.held_out_share})"
+            )
+        by_hash = [problem for _, problem in sorted(held_out, key=lambda placed: placed[0])]
+        return [problem for _, problem in sorted(train, key=lambda p: p[0])], by_hash[: self.held_out_problems]
+
+    def _problem(self, id: str, numbers: Sequence[int], target: int) -> Problem:
+        shuffled = random.Random(f"{self.seed}/{id}").sample(numbers, len(numbers))
+        prompt = f"{','.join(map(str, shuffled))}>{target}:"
+        return Problem(id, prompt, {"numbers": list(numbers), "target": target}, {"level": len(numbers)})
+
+    def train_problems(self) -> list[Problem]:
+        """All problems that are not held out."""
+        return self._split[0]
+
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """One benchmark, "countdown"."""
+        return {"countdown": self._split[1]}

@@ -1,0 +1,121 @@
+"""The child's side of `popo_lightning.tasks.grading`: one process that calls the verifier and writes replies.
+
+Standard library only, so that a worker starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.tasks.base import Verify
+
+LENGTH = struct.Struct("!I")
+"""What precedes every message, in both directions: its length in bytes."""
+
+MAX_REPLY_BYTES = 64 * 1024
+
+
+def checked_parts(parts: object) -> dict[str, float] | None:
+    """The reward parts as finite floats, "acc" taken from "score" where missing; None where they are no such thing."""
+    if not isinstance(parts, dict) or "score" not in parts:
+        return None
+    checked: dict[str, float] = {}
+    for name, value in parts.items():
+        if not isinstance(name, str) or not isinstance(value, Real):
+            return None
+        try:
+            checked[name] = float(value)
+        except OverflowError:
+            return None
+        if not math.isfinite(checked[name]):
+            return None
+    checked.setdefault("acc", checked["score"])
+    return checked
+
+
+def serve(fd: int, parent: int) -> None:
+    """Load the verifier from the first message, then answer every further one, until the parent is gone.
+
+    Args:
+        fd: The socket to the parent.
+        parent: The parent's process id.
+    """
+    _die_with(parent)
+    channel = socket.socket(fileno=fd)
+    channel.set_inheritable(False)  # a program that the verifier starts must not keep the socket open
+    try:
+        verify = pickle.loads(_receive(channel))
+    except BaseException as error:
+        _send(channel, {"ready": False, "reason": _describe(error)})
+        return
+    # Start-up errors reach the parent's standard error; what a hostile response makes the grader print must not.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _send(channel, {"ready": True})
+    pid = os.getpid()
+    while True:
+        item, body = pickle.loads(_receive(channel))
+        reply = _graded(verify, body)
+        if os.getpid() != pid:  # the verifier forked and both copies came back
+            os._exit(0)
+        _send(channel, {"item": item, **reply})
+
+
+def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
+    try:
+        parts = checked_parts(verify(*pickle.loads(body)))
+        if parts is not None and len(json.dumps(parts)) < MAX_REPLY_BYTES - 100:  # room for the item's number
+            return {"parts": parts}
+        return {"failure": "invalid"}
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too
+        return {"failure": "error", "reason": _describe(error)}
+    finally:
+        signal.alarm(0)  # an alarm left behind would strike a later response
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:1000]
+    except BaseException:  # the exception is the grader's own class
+        return "an exception that cannot be printed"
+
+
+def _die_with(parent: int) -> None:
+    """Die when the parent does, kill -9 included and even inside a loop in C; and die first when memory runs out."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(0)
+
+
+def _receive(channel: socket.socket) -> bytes:
+    (size,) = LENGTH.unpack(_receive_exactly(channel, LENGTH.size))
+    return _receive_exactly(channel, size)
+
+
+def _receive_exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = channel.recv(min(size - len(data), 1 << 20))
+        if not piece:  # closed: the pool is gone
+            sys.exit(0)
+        data += piece
+    return bytes(data)
+
+
+def _send(channel: socket.socket, reply: dict[str, Any]) -> None:
+    data = json.dumps(reply).encode()
+    channel.sendall(LENGTH.pack(len(data)) + data)

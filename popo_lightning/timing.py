@@ -1,0 +1,35 @@
+"""Seconds by phase of an iteration."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PhaseClock:
+    """Adds up wall seconds by name."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Adds the seconds spent inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase since the last call."""
+        seconds = dict(self._seconds)
+        self._seconds.clear()
+        return seconds
+
+    def give_back(self, seconds: dict[str, float]) -> None:
+        """Adds seconds taken before."""
+        for phase, value in seconds.items():
+            self._seconds[phase] += value

@@ -1,0 +1,236 @@
+"""A tiny policy from scratch for the embedded task, built on first use and kept in a cache.
+
+The result is an ordinary transformers folder (Llama weights, config, tokenizer): everything after this file treats
+it like any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from popo_lightning.tasks.countdown import CountdownSteps, apply, solutions, write_steps
+
+RECIPE = 1  # part of the cache address: raise it when a change to this file changes the weights it makes
+SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
+IGNORED = -100
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where built policies live: ``$POPO_CACHE``, else the user's cache directory."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "popo_lightning"
+    return Path(os.environ.get("POPO_CACHE", default))
+
+
+class WarmStart(ABC):
+    """Builds a policy's model folder once and finds it again by the content of its recipe."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Readable part of the folder's name."""
+
+    @abstractmethod
+    def recipe(self) -> dict[str, object]:
+        """Everything that decides the weights, in plain JSON types."""
+
+    @abstractmethod
+    def build(self, folder: Path) -> None:
+        """Writes model and tokenizer into an empty folder."""
+
+    def folder(self) -> Path:
+        """The built folder, after building it if need be.
+
+        An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
+        processes may ask at once; one builds.
+        """
+        digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
+        target = cache_folder() / f"{self.name}-{digest}"
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                draft = target.with_name(f"{target.name}.draft")
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir()
+                self.build(draft)
+                draft.rename(target)
+        return target
+
+
+class CountdownWarmStart(WarmStart):
+    """A small Llama that writes well-formed Countdown steps and is right now and then.
+
+    It is trained on random true equations over the numbers of train problems, of which a share reaches the target
+    asked for. What is left to learn, reaching the target, is what reinforcement learning is for.
+
+    Args:
+        right: Share of the training examples whose steps reach the target.
+        examples: Training examples seen, counted with repetition.
+        hidden_size: Width of the Llama.
+        layers: Depth of the Llama.
+        heads: Attention heads; hidden_size / heads must be 32, 64, 80, 96, 112, 128 or 256 for vLLM on a CPU.
+        intermediate_size: Width of its feed-forward layers.
+        learning_rate: Peak AdamW learning rate, warmed up over 5% of the steps and decayed to zero by a cosine.
+        batch_size: Examples per step.
+        seed: Decides weights and examples.
+        numbers: As data.task.numbers of CountdownSteps.
+        largest_number: As data.task.largest_number.
+        operations: As data.task.operations.
+        held_out_share: As data.task.held_out_share; held-out problems are never trained on.
+    """
+
+    name = "countdown-llama"
+
+    def __init__(
+        self,
+        right: float = 0.2,
+        examples: int = 75_000,
+        hidden_size: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        intermediate_size: int = 320,
+        learning_rate: float = 2e-3,
+        batch_size: int = 256,
+        seed: int = 0,
+        numbers: int = 3,
+        largest_number: int = 9,
+        operations: str = "+-*",
+        held_out_share: float = 0.27,
+    ) -> None:
+        self.right = right
+        self.examples = examples
+        self.hidden_size = hidden_size
+        self.layers = layers
+        self.heads = heads
+        self.intermediate_size = intermediate_size
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.seed = seed
+        self.numbers = numbers
+        self.largest_number = largest_number
+        self.operations = operations
+        self.held_out_share = held_out_share
+
+    def recipe(self) -> dict[str, object]:
+        """The settings and the recipe's number."""
+        return {"recipe": RECIPE, **vars(self)}
+
+    def build(self, folder: Path) -> None:
+        """Trains on next-token prediction over the answers and saves the folder."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = _tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(SYMBOLS),
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=256,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            tie_word_embeddings=True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = LlamaForCausalLM(config).float()
+            self._train(model, self._examples())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def _train(self, model: torch.nn.Module, examples: Iterator[tuple[str, str]]) -> None:
+        steps = self.examples // self.batch_size
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps, pct_start=0.05)
+        for _ in track(range(steps), description="Building the tiny policy (once)"):
+            input_ids, labels = _encode([next(examples) for _ in range(self.batch_size)])
+            logits = model(input_ids=input_ids).logits[:, :-1]
+            loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        log.info("warm start ended at a loss of %.3f", loss.item())
+
+    def _examples(self) -> Iterator[tuple[str, str]]:
+        task = CountdownSteps(
+            self.numbers, self.largest_number, self.operations, held_out_share=self.held_out_share, held_out_problems=1
+        )
+        problems = task.train_problems()
+        answers: dict[str, list[str]] = {}
+        draw = random.Random(f"warm start {self.seed}")
+        while True:
+            problem = draw.choice(problems)
+            numbers, target = problem.answer["numbers"], problem.answer["target"]
+            if draw.random() < self.right:
+                if problem.id not in answers:
+                    found = solutions(numbers, self.operations)
+                    answers[problem.id] = [write_steps(steps) for steps in found if steps[-1][3] == target]
+                yield str(problem.prompt), draw.choice(answers[problem.id])
+            else:
+                yield str(problem.prompt), random_steps(numbers, self.operations, draw)
+
+
+def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -> str:
+    """Well-formed true equations over all the numbers, with no target in mind."""
+    from fractions import Fraction
+
+    at_hand = list(numbers)
+    steps = []
+    while len(at_hand) > 1:
+        left, right = draw.sample(at_hand, 2)
+        operation = draw.choice(operations)
+        if operation in "+*-" and left < right:
+            left, right = right, left
+        result = apply(Fraction(left), operation, Fraction(right))
+        if result is None or result.denominator != 1:
+            continue
+        at_hand.remove(left)
+        at_hand.remove(right)
+        at_hand.append(int(result))
+        steps.append((left, operation, right, int(result)))
+    return write_steps(steps)
+
+
+def _encode(examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """(input ids, labels), both (batch, longest): labels are the answer and its end, IGNORED elsewhere."""
+    places = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+    longest = max(len(prompt) + len(answer) for prompt, answer in examples) + 1
+    input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    labels = torch.full((len(examples), longest), IGNORED)
+    for row, (prompt, answer) in enumerate(examples):
+        ids = torch.tensor([places[symbol] for symbol in prompt + answer] + [places["<eos>"]])
+        input_ids[row, : len(ids)] = ids
+        labels[row, len(prompt) : len(ids)] = ids[len(prompt) :]
+    return input_ids, labels
+
+
+def _tokenizer():  # type: ignore[no-untyped-def]  # transformers leaves its tokenizers untyped
+    """One symbol, one token: an ordinary fast tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
