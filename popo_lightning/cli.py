@@ -83,6 +83,7 @@ class PopoCLI(LightningCLI):
                 "trainer.enable_model_summary": False,
                 "trainer.use_distributed_sampler": False,
                 "trainer.logger": True,
+                "trainer.log_every_n_steps": 1,
             }
         )
         parser.link_arguments("data.temperature", "model.temperature")
@@ -157,7 +158,14 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for about in (".*num_workers.*", ".*bottleneck.*", ".*`__len__`.*", ".*reduce_op.*", ".*LeafSpec.*", ".*pkg_resources.*"):
+    for about in (
+        ".*num_workers.*",  # the dataset holds the engine
+        ".*`__len__`.*",  # see RolloutStream
+        ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
+        ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
+        ".*reduce_op.*",  # vLLM's own use of torch
+        ".*LeafSpec.*",  # Lightning's own use of torch
+    ):
         warnings.filterwarnings("ignore", about)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -116,6 +117,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.seed = seed
 
         self.clock = PhaseClock()
+        self.start_seconds = 0.0  # of the engine, once a process
         self.totals = Totals()
         self.report: RolloutReport | None = None  # of the iteration under way
         self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
@@ -185,8 +187,9 @@ class RolloutDataModule(L.LightningDataModule):
         The engine loads the base model, so the first sync of a process always happens, resumed or not.
         """
         if not self._engine_started:
-            with self.clock.measure("start"):
-                self._start_engine()
+            began = time.perf_counter()
+            self._start_engine()
+            self.start_seconds = time.perf_counter() - began
         self.engine.wake()
         step = self._run.global_step
         if self._synced_step != step:

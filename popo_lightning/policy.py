@@ -105,7 +105,8 @@ class PolicyModule(L.LightningModule):
     def weight_dtype(self) -> torch.dtype:
         """Type of the weights, in the policy and in the engine."""
         if self.dtype_name == "auto":
-            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            on_gpu = self.trainer.strategy.root_device.type == "cuda"
+            return torch.bfloat16 if on_gpu else torch.float32
         dtype: torch.dtype = getattr(torch, self.dtype_name)
         return dtype
 
@@ -127,10 +128,11 @@ class PolicyModule(L.LightningModule):
                 f"model.path is '{folder}', a model with {changes[0]}; log-probs are computed from hidden states and "
                 "would be wrong, so choose a model with plain logits"
             )
+        remove_dropout(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        # Evaluation mode for good: dropout would make the ratio differ from 1 on unchanged weights.
-        self.model = model.eval()
+        # transformers checkpoints activations in training mode only
+        self.model = model.train(self.gradient_checkpointing)
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
 
@@ -157,6 +159,7 @@ class PolicyModule(L.LightningModule):
         """
         lm: Any = model if model is not None else self.model
         decoder = lm.get_decoder() if hasattr(lm, "get_decoder") else lm.base_model
+        # Right padding and a causal mask: a response never sees what is padded, in whatever attention.
         hidden = decoder(
             input_ids=rows.input_ids, attention_mask=rows.attention_mask.long(), use_cache=False
         ).last_hidden_state
@@ -304,6 +307,15 @@ class PolicyModule(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The graded responses themselves."""
         return batch
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0: with it the ratio would differ from 1 on unchanged weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:

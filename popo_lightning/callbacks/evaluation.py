@@ -124,8 +124,8 @@ class Evaluation(L.Callback):
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], keep: list[Group] | None = None
     ) -> dict[str, float]:
         data = self._data(trainer)
+        spent = data.clock.take()  # this generation is not training's
         data.sync()
-        spent = data.clock.take()  # its generation is not training's
         mine = problems[trainer.global_rank :: trainer.world_size]
         metrics: dict[str, float] = {}
         if self.greedy:

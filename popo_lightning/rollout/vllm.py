@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class VLLMEngine(RolloutEngine):
             # defaults of the model's own generation config (top_p, top_k, penalties) must not leak in
             "generation_config": "vllm",
             "trust_remote_code": False,
+            "use_tqdm_on_load": False,
         }
         if on_gpu:
             arguments["gpu_memory_utilization"] = self.memory_share
@@ -103,20 +105,25 @@ class VLLMEngine(RolloutEngine):
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=self._stop_token_ids,
             logprobs=0,  # the sampled token's own
-            bad_words=None,
             logit_bias={token: -float("inf") for token in forbidden} or None,
             skip_special_tokens=True,
         )
         inputs: Any = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
         # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
-        with seeded(seed, self._context.device):
+        with seeded(seed, self._context.device), self._no_compilation():
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
         return [[_response(completion) for completion in output.outputs] for output in outputs]
+
+    def _no_compilation(self) -> AbstractContextManager[Any]:
+        """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
+        return torch.compiler.set_stance("force_eager") if self.enforce_eager else nullcontext()
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self._context.device.type == "cpu":
+            self._llm.apply_model(_repack_tied_heads)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         self._llm.reset_mm_cache()
@@ -139,6 +146,17 @@ class VLLMEngine(RolloutEngine):
         if hasattr(self, "_llm"):
             del self._llm
             gc.collect()
+
+
+def _repack_tied_heads(model: torch.nn.Module) -> None:
+    """Packs output heads again that share their weight with the embedding.
+
+    On a CPU vLLM 0.32 computes the logits from a packed copy, and reload_weights renews it only for layers that
+    receive a weight of their own; a tied head would keep the old policy's.
+    """
+    for module in model.modules():
+        if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _response(completion: Any) -> Response:
