@@ -173,8 +173,8 @@ class RolloutDataModule(L.LightningDataModule):
                 folder=self._module.folder,
                 device=strategy.root_device,
                 dtype=self._module.weight_dtype,
-                rank=strategy.global_rank,
-                world_size=strategy.world_size,
+                rank=self._run.global_rank,
+                world_size=self._run.world_size,
                 max_tokens=self.max_prompt_tokens + self.sampling.max_new_tokens,
                 forbidden_token_ids=self._module.forbidden_token_ids,
             )

@@ -32,8 +32,9 @@ def token_logprobs(
     Returns:
         ((N,), (N,)) float32 log-probs and entropies in nats.
     """
-    vocabulary = getattr(head, "out_features", 0) or head.weight.shape[0]  # type: ignore[union-attr, index]
-    rows = max(1, CHUNK_ELEMENTS // int(vocabulary))  # type: ignore[arg-type]
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
 
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(hidden).float() / temperature

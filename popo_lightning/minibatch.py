@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class Minibatch:
         Args:
             advantages: One number per row, in the order of :attr:`responses`.
         """
-        rows = []
+        rows: list[Row] = []
         for group, fresh in zip(self.groups, self.fresh, strict=True):
             for response in group.responses:
                 index = len(rows)
@@ -117,8 +117,8 @@ class PaddedRows:
 
     def to(self, device: torch.device) -> PaddedRows:
         """All tensors on one device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PaddedRows(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None})
 
 
 def pad_rows(rows: Sequence[Row]) -> PaddedRows:

@@ -315,7 +315,7 @@ def remove_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # nn.Module types its attributes as tensors
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:

@@ -42,9 +42,7 @@ class RolloutReport:
         """Means over the iteration, by the names of the README's table."""
         responses = [response for group in self.fresh for response in group.responses]
         parts = sorted({part for response in responses for part in response.parts})
-        found = {
-            f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) / len(responses) for part in parts
-        }
+        found = {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) / len(responses) for part in parts}
         failures = sum(response.failure is not None for response in responses)
         wrong = sum(float(group.rewards(self.effective_by).max()) <= 0 for group in self.fresh)
         return found | {

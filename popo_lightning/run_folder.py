@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
 
 from popo_lightning.errors import SettingError
 
@@ -69,7 +70,9 @@ def iterations_done(checkpoint: Path) -> int:
     """
     file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
     if not file.exists():
-        raise SettingError(f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder")
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder"
+        )
     try:
         state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
         return int(state["RolloutDataModule"]["iteration"])
@@ -97,7 +100,8 @@ def loggers(folder: Path, resumed_at: int | None) -> list[Logger]:
         path.unlink()  # the logger would delete it anyway, with a warning
     table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     for row in kept:
-        values = {name: float(value) for name, value in row.items() if value and name != "step"}
+        values: dict[str, Tensor | float] = {k: float(v) for k, v in row.items() if v and k != "step"}
         table.log_metrics(values, step=int(row["step"]))
-    purge = {} if resumed_at is None else {"purge_step": resumed_at + 1}
-    return [table, TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)]
+    purge_step = None if resumed_at is None else resumed_at + 1
+    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
+    return [table, board]

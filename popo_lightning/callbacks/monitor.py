@@ -50,9 +50,7 @@ class Monitor(L.Callback):
         """Starts the clock of the training step."""
         self._step_began = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Collects the step's tokens."""
         self._tokens += outputs["tokens"]
         step = {name: float(outputs[name]) for name in ("mean_loss", "grad_norm", "stepped")}

@@ -40,9 +40,7 @@ class GroupReplayBuffer:
         """Adds groups in order, each as the newest; the oldest fall out."""
         self._groups.extend(groups)
 
-    def newest(
-        self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()
-    ) -> list[Group]:
+    def newest(self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()) -> list[Group]:
         """Up to ``count`` groups, newest version first and in order of insertion within a version.
 
         No problem comes twice, neither among these nor with ``exclude_problems``, as long as there are others;
@@ -62,7 +60,8 @@ class GroupReplayBuffer:
         ]
         usable.sort(key=lambda group: -group.version)  # stable: order of insertion within a version
         seen = set(exclude_problems)
-        chosen, repeated = [], []
+        chosen: list[Group] = []
+        repeated: list[Group] = []
         for group in usable:
             if len(chosen) == count:
                 break

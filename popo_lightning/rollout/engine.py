@@ -74,7 +74,7 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def generate(self, prompts: Sequence[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
-        """n responses for each prompt.
+        """Samples n responses for each prompt.
 
         Args:
             prompts: (P,) token ids each.

@@ -117,5 +117,6 @@ def _cut_tail(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass ahead of each token
-        logits = logits.masked_fill((before >= sampling.top_p).scatter(-1, places, before >= sampling.top_p), -torch.inf)
+        outside = before >= sampling.top_p
+        logits = logits.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
     return logits

@@ -156,7 +156,8 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
-            module.quant_method.process_weights_after_loading(module)
+            method: Any = module.quant_method
+            method.process_weights_after_loading(module)
 
 
 def _response(completion: Any) -> Response:
