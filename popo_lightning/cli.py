@@ -139,9 +139,10 @@ class PopoCLI(LightningCLI):
 
 
 def one_sentence(message: str) -> str:
-    """The reason at the bottom of a parser's nested explanation, with the setting it is about."""
-    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
-    text = " ".join(lines)
+    """A parser's nested explanation as one line that begins with the setting."""
+    text = re.sub(r"\s+", " ", message.strip())
+    text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
+    text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
     return re.sub(r"\s+", " ", text)
 
 

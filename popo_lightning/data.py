@@ -245,7 +245,7 @@ class RolloutDataModule(L.LightningDataModule):
         return groups
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
-        """n graded responses for each problem, as one group each. For training and evaluation alike.
+        """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
 
         Args:
             problems: What to ask.
@@ -259,11 +259,10 @@ class RolloutDataModule(L.LightningDataModule):
         with self.clock.measure("verify"):
             graded = self._grade(problems, sampled)
         version = self.engine.version
-        made = [
+        return [
             self._group(problem, prompt, responses, version)
             for problem, prompt, responses in zip(problems, prompts, graded, strict=True)
         ]
-        return made
 
     def _group(self, problem: Problem, prompt: Tensor, responses: list[Response], version: int) -> Group:
         number = self._groups_made * self._run.world_size + self._run.global_rank

@@ -95,7 +95,7 @@ class Evaluation(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """validate and test: a batch is a benchmark."""
+        """In validate and test, a batch is a benchmark."""
         name, problems = batch
         self._log(trainer, pl_module, self._evaluate(trainer, name, problems))
 
@@ -104,7 +104,7 @@ class Evaluation(L.Callback):
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """predict: also writes every response to responses.jsonl."""
+        """In predict, also writes every response to responses.jsonl."""
         name, problems = batch
         groups: list[Group] = []
         self._log(trainer, pl_module, self._evaluate(trainer, name, problems, groups))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class Summary(L.Callback):
             path = Path(trainer.default_root_dir) / "summary.json"
             draft = path.with_suffix(".json.draft")
             draft.write_text(json.dumps(self._content(trainer), indent=2) + "\n")
-            os.replace(draft, path)
+            draft.replace(path)
 
     def _content(self, trainer: L.Trainer) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,0 +1,87 @@
+"""The table and the plot at the end of scripts/demo.sh: every run found below a folder.
+
+Usage: python scripts/demo_report.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+PHASES = ("generate", "verify", "prox", "train", "sync", "evaluation")
+
+
+def main(root: Path) -> None:
+    """Prints the table and writes curves.png."""
+    found = {path.parent: json.loads(path.read_text()) for path in sorted(root.rglob("summary.json"))}
+    if not found:
+        sys.exit(f"demo_report: no summary.json below {root}")
+    runs = dict(sorted(found.items(), key=lambda item: item[1]["method"], reverse=True))
+    console = Console(width=110, highlight=False)
+    console.print(table(list(runs.values())))
+    plot(list(runs.values()), root / "curves.png")
+    console.print(f"curves       {root / 'curves.png'}")
+    for folder in runs:
+        console.print(f"metrics      {folder / 'metrics.csv'}, samples.jsonl, summary.json, config.yaml")
+    console.print(f"TensorBoard  .venv/bin/tensorboard --logdir {root}", soft_wrap=True)
+
+
+def table(summaries: list[dict[str, Any]]) -> Table:
+    """One column a run, before and after where that means something."""
+    result = Table(title="Before and after training", title_justify="left")
+    result.add_column("")
+    for summary in summaries:
+        result.add_column(f"{summary['method']}, seed {summary['seed']}", justify="right")
+
+    def row(name: str, cells: list[str]) -> None:
+        result.add_row(name, *cells)
+
+    k, n = summaries[0]["last_evaluation"]["avg_k"], summaries[0]["last_evaluation"]["pass_k"]
+    for label, key in (("greedy accuracy", "greedy"), (f"avg@{k}", "avg_at_k"), (f"pass@{n}", "pass_at_k")):
+        cells = [(s["first_evaluation"][key], s["last_evaluation"][key]) for s in summaries]
+        row(label, [f"{before:.3f} -> {after:.3f}" for before, after in cells])
+    row("iterations", [f"{s['iterations']}" for s in summaries])
+    row("responses generated", [f"{s['responses']:,}" for s in summaries])
+    row("  dynamic sampling would need about", [f"{s['dynamic_sampling_responses'] or 0:,}" for s in summaries])
+    row("effective share of fresh groups", [f"{s['effective_share']:.0%}" for s in summaries])
+    row("replayed share of trained groups", [f"{s['replay_share']:.0%}" for s in summaries])
+    row("wall seconds", [f"{s['wall_seconds']:.0f}" for s in summaries])
+    for phase in PHASES:
+        row(f"  {phase}", [f"{s['seconds'].get(phase, 0.0):.0f}" for s in summaries])
+    return result
+
+
+def plot(summaries: list[dict[str, Any]], path: Path) -> None:
+    """avg@k and greedy accuracy against rollout iterations."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
+    for axis, wanted in zip(axes, ("avg_at_", "greedy"), strict=True):
+        for summary in summaries:
+            points = [
+                (entry["iteration"], value)
+                for entry in summary["evaluations"]
+                for key, value in entry.items()
+                if key.rsplit("/", 1)[-1].startswith(wanted)
+            ]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=summary["method"])
+        axis.set_title("greedy accuracy" if wanted == "greedy" else f"avg@{summaries[0]['last_evaluation']['avg_k']}")
+        axis.set_xlabel("rollout iterations")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(f"{summaries[0]['task']}, held-out problems, seed {summaries[0]['seed']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))
