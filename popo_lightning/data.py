@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -105,7 +106,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.task = task
         self.engine = engine
         self.composer = composer
-        self.sampler = sampler
+        self.sampler = copy.copy(sampler)  # the default is one object for all modules, and samplers keep a cursor
         self.problems_per_iteration = problems_per_iteration
         self.group_size = group_size
         self.minibatches = minibatches
@@ -239,10 +240,19 @@ class RolloutDataModule(L.LightningDataModule):
         self._calls += 1
         seed = self._random("rollout", self._calls).getrandbits(62)
         groups = self.sample(problems, self.group_size, self.sampling, seed)
+        self._check_parts(groups)
         self.sampler.observe(groups)
         assert self.report is not None
         self.report.sampled(groups)
         return groups
+
+    def _check_parts(self, groups: Sequence[Group]) -> None:
+        graded = [response.parts for group in groups for response in group.responses if response.failure is None]
+        if graded and self.effective_by not in graded[0]:
+            raise SettingError(
+                f"data.effective_by is '{self.effective_by}', which the task does not give; use one of "
+                + ", ".join(sorted(graded[0]))
+            )
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples n graded responses for each problem, as one group each. For training and evaluation alike.

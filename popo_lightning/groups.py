@@ -61,8 +61,8 @@ class Group:
     version: int
 
     def rewards(self, part: str = "score") -> Tensor:
-        """(K,) float32 rewards of one part."""
-        return torch.tensor([response.parts[part] for response in self.responses], dtype=torch.float32)
+        """(K,) float32 rewards of one part; 0 for a response whose grading failed."""
+        return torch.tensor([response.parts.get(part, 0.0) for response in self.responses], dtype=torch.float32)
 
     def is_effective(self, part: str = "score") -> bool:
         """Whether the rewards differ at all, so that the group carries a gradient (2606.01281, section 1)."""

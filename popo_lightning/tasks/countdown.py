@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations, combinations_with_replacement, permutations
 from typing import Any
 
 from popo_lightning.errors import SettingError
@@ -102,7 +102,8 @@ class CountdownSteps(Task):
         largest_target: Targets are 1 to this.
         held_out_problems: Size of the held-out benchmark.
         held_out_share: Share of all problems kept out of training.
-        seed: Decides the order of the numbers inside each prompt.
+        orders: In how many orders of its numbers a train problem is asked, each a prompt of its own.
+        seed: Decides the orders.
     """
 
     verify = staticmethod(verify_steps)
@@ -115,12 +116,15 @@ class CountdownSteps(Task):
         largest_target: int = 99,
         held_out_problems: int = 500,
         held_out_share: float = 0.27,
+        orders: int = 6,
         seed: int = 0,
     ) -> None:
         if not 2 <= numbers <= 5:
             raise SettingError(f"data.task.numbers is {numbers}; Countdown is enumerated for 2 to 5 numbers")
         if not operations or set(operations) - set("+-*/"):
             raise SettingError(f"data.task.operations is '{operations}'; use some of + - * /")
+        if orders < 1:
+            raise SettingError(f"data.task.orders is {orders}; ask each problem in at least 1 order")
         if not 0 < held_out_share < 1:
             raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
         self.numbers = numbers
@@ -129,6 +133,7 @@ class CountdownSteps(Task):
         self.largest_target = largest_target
         self.held_out_problems = held_out_problems
         self.held_out_share = held_out_share
+        self.orders = orders
         self.seed = seed
 
     @cached_property
@@ -140,8 +145,10 @@ class CountdownSteps(Task):
             for target in sorted(t for t in targets if 1 <= t <= self.largest_target):
                 id = f"{','.join(map(str, numbers))}>{target}"
                 place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
-                side = held_out if place < self.held_out_share else train
-                side.append((place, self._problem(id, numbers, target)))
+                if place < self.held_out_share:
+                    held_out.append((place, *self._problems(id, numbers, target, 1)))
+                else:
+                    train += [(place, problem) for problem in self._problems(id, numbers, target, self.orders)]
         if len(held_out) < self.held_out_problems:
             raise SettingError(
                 f"data.task.held_out_problems is {self.held_out_problems} but only {len(held_out)} problems are "
@@ -150,10 +157,12 @@ class CountdownSteps(Task):
         by_hash = [problem for _, problem in sorted(held_out, key=lambda placed: placed[0])]
         return [problem for _, problem in sorted(train, key=lambda p: p[0])], by_hash[: self.held_out_problems]
 
-    def _problem(self, id: str, numbers: Sequence[int], target: int) -> Problem:
-        shuffled = random.Random(f"{self.seed}/{id}").sample(numbers, len(numbers))
-        prompt = f"{','.join(map(str, shuffled))}>{target}:"
-        return Problem(id, prompt, {"numbers": list(numbers), "target": target}, {"level": len(numbers)})
+    def _problems(self, id: str, numbers: Sequence[int], target: int, orders: int) -> list[Problem]:
+        every_order = sorted(set(permutations(numbers)))
+        random.Random(f"{self.seed}/{id}").shuffle(every_order)
+        answer = {"numbers": list(numbers), "target": target}
+        written = [f"{','.join(map(str, order))}>{target}" for order in every_order[:orders]]
+        return [Problem(text, f"{text}:", answer, {"level": len(numbers)}) for text in written]
 
     def train_problems(self) -> list[Problem]:
         """All problems that are not held out."""

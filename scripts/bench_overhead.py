@@ -1,0 +1,145 @@
+"""What an iteration costs beyond generation and forward/backward.
+
+Runs `popo fit` and, after each of its iterations, repeats the bare work in the same process: `llm.generate` of the
+same prompts with the same seed, and forward, backward, clipping and optimizer step of the same minibatches on a copy
+of the model. Prints the ratio of the two with its spread; the proximal log-prob pass is counted apart.
+
+Usage: python scripts/bench_overhead.py [--iterations 60] [--out FILE.json] [settings of popo fit ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import lightning as L
+import torch
+
+from popo_lightning import cli
+from popo_lightning.minibatch import Minibatch, pad_rows
+from popo_lightning.rollout.engine import Sampling
+from popo_lightning.rollout.vllm import VLLMEngine
+
+WARM_UP = 5
+
+
+class TimedEngine(VLLMEngine):
+    """VLLMEngine that remembers its last training call, to be repeated bare."""
+
+    def generate(self, prompts: Any, n: int, sampling: Sampling, seed: int) -> Any:
+        """As VLLMEngine."""
+        self.last = (prompts, n, sampling, seed)
+        return super().generate(prompts, n, sampling, seed)
+
+    def generate_bare(self) -> None:
+        """vLLM alone: the same prompts, the same draws, nothing read from the result."""
+        from vllm import SamplingParams
+
+        prompts, n, sampling, seed = self.last
+        inputs = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        parameters = SamplingParams(
+            n=n, temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, logprobs=0
+        )
+        self._llm.reset_prefix_cache()
+        torch.manual_seed(seed)
+        with torch.compiler.set_stance("force_eager"):
+            self._llm.generate(inputs, parameters, use_tqdm=False)
+
+
+class BareWork(L.Callback):
+    """Before each iteration begins, repeats the work of the last one bare and times it."""
+
+    rows: ClassVar[list[dict[str, float]]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Copies the model."""
+        self.model = copy.deepcopy(pl_module.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-9)
+        self.minibatches: list[Minibatch] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Collects."""
+        self.minibatches.append(batch)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Repeats and times. Callbacks of trainer.callbacks come first, so no clock of this iteration runs yet."""
+        if not self.minibatches:
+            return
+        metrics = pl_module.iteration_metrics
+        with torch.random.fork_rng():
+            began = time.perf_counter()
+            trainer.datamodule.engine.generate_bare()  # type: ignore[attr-defined]
+            generated = time.perf_counter()
+            for minibatch in self.minibatches:
+                self.step(minibatch, pl_module.advantages(minibatch))
+            trained = time.perf_counter()
+        row = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
+        self.rows.append(row | {"bare_generate": generated - began, "bare_train": trained - generated})
+        self.minibatches = []
+
+    def step(self, minibatch: Minibatch, advantages: list[float]) -> None:
+        """The least a policy-gradient step can be: one padded forward and backward, clipping, optimizer."""
+        rows = pad_rows(minibatch.rows(advantages))
+        logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask.long()).logits
+        logp = logits[:, :-1].float().log_softmax(-1).gather(-1, rows.input_ids[:, 1:, None]).squeeze(-1)
+        predicted = rows.is_response[:, 1:]
+        loss = -(logp * rows.advantages * predicted).sum() / predicted.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def main() -> None:
+    """Runs and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--out", type=Path)
+    options, settings = parser.parse_known_args()
+    if not settings:
+        settings = ["--config", "configs/task/countdown_tiny.yaml", "--config", "configs/method/popo.yaml"]
+    cli.run(
+        [
+            "fit",
+            *settings,
+            f"--trainer.max_epochs={options.iterations + WARM_UP + 1}",
+            f"--trainer.callbacks+={__name__}.BareWork",
+            f"--data.engine={__name__}.TimedEngine",
+            "--evaluation.at_start=false",
+            "--evaluation.every_n_iterations=0",
+            "--evaluation.samples=0",
+            "--run.method=overhead",
+        ]
+    )
+    result = summarise(BareWork.rows[WARM_UP:])
+    print(json.dumps(result, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians in milliseconds, and the ratio of each iteration without its proximal pass to its bare work."""
+    ratios = [(r["iteration"] - r.get("prox", 0.0)) / (r["bare_generate"] + r["bare_train"]) for r in rows]
+    quartiles = statistics.quantiles(ratios, n=4)
+    phases = sorted({name for row in rows for name in row})
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "iterations": len(rows),
+        "ratio_median": round(quartiles[1], 4),
+        "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "milliseconds": {name: round(1000 * statistics.median([r.get(name, 0.0) for r in rows]), 2) for name in phases},
+    }
+
+
+if __name__ == "__main__":
+    main()

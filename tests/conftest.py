@@ -1,0 +1,49 @@
+"""One tiny policy for the whole session, in a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # tiny_models, for tests and for what the command line instantiates
+
+from tiny_models import effective_share, tiny_policy, write_config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_process() -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """POPO_CACHE for this session, so that no test leans on what an earlier recipe left behind."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("POPO_CACHE")
+    os.environ["POPO_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("POPO_CACHE")
+    if before is not None:
+        os.environ["POPO_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def policy(cache: Path) -> Path:
+    """Folder of the tiny policy. Some of its groups are effective and some are not, or tests would test nothing."""
+    folder = tiny_policy().folder()
+    share = effective_share(folder)
+    assert 0.3 < share < 0.9, f"{share:.0%} of the tiny policy's groups are effective"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task configuration around the tiny policy, with the transformers engine."""
+    return write_config(tmp_path_factory.mktemp("config") / "tiny.yaml")

@@ -1,0 +1,205 @@
+"""What must hold exactly whatever the numbers are, in real trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny_models import fit, method, metrics, popo, weights_of
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from popo_lightning.callbacks.proximal import ProximalPolicy, ProximalSnapshot
+from popo_lightning.groups import Group
+from popo_lightning.minibatch import Minibatch
+from popo_lightning.objectives import Decoupled, Objective, One, PPOClip
+from popo_lightning.replay.buffer import GroupReplayBuffer
+from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def farthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_no_learning_no_ratio(policy: Path, tmp_path: Path) -> None:
+    run = fit(policy, tmp_path, lr=0.0, iterations=4)
+    assert sum(row["replay/groups"] for row in run.rows) > 0
+    for row in run.rows:
+        assert row["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
+        assert row["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
+        assert row["policy/clip_share"] == 0
+        assert row["engine/logp_gap_max"] < 1e-4
+        if row["replay/groups"]:
+            # the weights have not moved, so a replayed token's weight is the engine's rounding and nothing else
+            assert row["weight/replayed_mean"] == pytest.approx(1, abs=1e-4)
+            assert row["weight/replayed_max"] == pytest.approx(1, abs=1e-4)
+            assert row["weight/replayed_ess"] == pytest.approx(1, abs=1e-6)
+    start = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    assert same(weights_of(start), weights_of(run.module.model))
+
+
+def test_popo_without_replay_is_grpo(config: Path, tmp_path: Path) -> None:
+    """Bit for bit, through the command line: the behaviour weight is exactly 1 on fresh rows."""
+    common = ["fit", "--config", config, "--trainer.max_epochs", "3", "--evaluation.every_n_iterations", "0"]
+    on_policy = ["--data.composer", "popo_lightning.replay.composers.OnPolicy"]
+    popo_run = popo(*common, *method("popo"), *on_policy, "--run.folder", tmp_path / "popo")
+    grpo_run = popo(*common, *method("grpo"), "--run.folder", tmp_path / "grpo")
+    assert metrics(tmp_path / "popo") == metrics(tmp_path / "grpo")
+    assert len(metrics(tmp_path / "grpo")) == 5  # three iterations, two evaluations
+    assert same(weights_of(popo_run.model), weights_of(grpo_run.model))
+
+
+class NeverFills(GroupReplayBuffer):
+    def newest(self, *args: Any, **kwargs: Any) -> list[Group]:
+        return []
+
+
+def test_popo_with_an_empty_buffer_is_filter(policy: Path, tmp_path: Path) -> None:
+    replay = fit(policy, tmp_path / "popo", composer=PrioritizedGroupReplay(NeverFills(8)))
+    filtered = fit(policy, tmp_path / "filter", composer=Filter())
+    assert replay.rows == filtered.rows
+    assert same(replay.weights, filtered.weights)
+
+
+class ProximalIsBehave(ProximalPolicy):
+    """Centres the trust region on the policy that sampled: PPO as it was before proximal and behave were two."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch.prox_logp = [response.behave_logp for response in batch.responses]
+
+
+def test_proximal_is_behave_is_plain_ppo(policy: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    runs = [
+        fit(
+            policy,
+            tmp_path / str(number),
+            objective=Objective(weight),
+            proximal=ProximalIsBehave(),
+            callbacks=[watch] if isinstance(weight, One) else [],
+            max_grad_norm=None,
+            lr=3e-3,
+        )
+        for number, weight in enumerate((One(), Decoupled(correct_fresh=True), Decoupled()))
+    ]
+    for run in runs[1:]:
+        assert run.rows == runs[0].rows
+        assert same(run.weights, runs[0].weights)
+    assert sum(row["replay/groups"] for row in runs[0].rows) > 0
+    assert max(row["policy/clip_share"] for row in runs[0].rows) > 0
+    for seen in watch.seen:  # against PPO written out, ratio to the sampling policy
+        assert seen.difference(by_hand(policy, seen, plain_ppo=True)) < 1e-5
+
+
+def test_one_differs_from_decoupled_once_weights_moved(policy: Path, tmp_path: Path) -> None:
+    runs = [
+        fit(policy, tmp_path / type(weight).__name__, objective=Objective(weight), lr=3e-3, iterations=4)
+        for weight in (Decoupled(), One())
+    ]
+    replays = [row["replay/groups"] > 0 for row in runs[0].rows]
+    first = replays.index(True)
+    assert runs[0].rows[:first] == runs[1].rows[:first]  # nothing replayed, nothing to weigh
+    decoupled, one = runs[0].rows[first], runs[1].rows[first]
+    assert decoupled["weight/replayed_ess"] < 0.999
+    assert decoupled["reward/score"] == one["reward/score"]  # the same rollouts
+    assert decoupled["train/loss"] != one["train/loss"]
+    assert farthest(runs[0].weights, runs[1].weights) > 1e-5
+
+
+def test_micro_batches_do_not_change_the_step(policy: Path, tmp_path: Path) -> None:
+    """Plain gradient descent: Adam's first step is the gradient's sign, even where that is a rounding error."""
+    settings: dict[str, Any] = {"iterations": 1, "lr": 0.1, "optimizer": torch.optim.SGD, "minibatches": 1}
+    whole = fit(policy, tmp_path / "whole", micro_batch_tokens=100_000, **settings)
+    split = fit(policy, tmp_path / "split", micro_batch_tokens=1, **settings)
+    start = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    assert farthest(whole.weights, {f"model.{k}": v for k, v in weights_of(start).items()}) > 1e-3
+    assert farthest(whole.weights, split.weights) < 1e-6
+
+
+# -- gradients by hand -----------------------------------------------------------------------------------------
+
+
+class Seen:
+    """A minibatch, the weights it met, those at the start of its iteration, and the gradient it gave."""
+
+    def __init__(self, batch: Minibatch, start: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+        self.batch, self.start, self.weights = batch, start, weights
+        self.gradient: dict[str, Tensor] = {}
+
+    def difference(self, gradient: dict[str, Tensor]) -> float:
+        assert self.gradient.keys() == gradient.keys()
+        return farthest(self.gradient, gradient)
+
+
+class Watch(L.Callback):
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Minibatch, batch_idx: int) -> None:
+        weights = weights_of(pl_module.model)
+        start = weights if batch.index == 0 else self.seen[-batch.index].start
+        self.seen.append(Seen(batch, start, weights))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        self.seen[-1].gradient = {name: p.grad.clone() for name, p in pl_module.model.named_parameters()}
+
+
+def one_response(model: Any, prompt: Tensor, tokens: Tensor) -> Tensor:
+    """(T,) log-probs from full logits, one response at a time."""
+    logits = model(input_ids=torch.cat((prompt, tokens))[None]).logits[0].float()
+    return torch.stack([logits[len(prompt) + t - 1].log_softmax(-1)[token] for t, token in enumerate(tokens)])
+
+
+def by_hand(folder: Path, seen: Seen, plain_ppo: bool = False, cap: float = 5.0) -> dict[str, Tensor]:
+    """The gradient of the loss as the paper states it, without any of the package's code."""
+    model, old = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
+    model.load_state_dict(seen.weights, strict=False)
+    old.load_state_dict(seen.start, strict=False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    total, tokens = torch.tensor(0.0), 0
+    for group in seen.batch.groups:
+        rewards = torch.tensor([response.parts["score"] for response in group.responses])
+        for response, reward in zip(group.responses, rewards, strict=True):
+            advantage = float((reward - rewards.mean()) / (rewards.std() + 1e-6)) if rewards.std() > 0 else 0.0
+            logp = one_response(model, group.prompt_ids, response.token_ids)
+            with torch.no_grad():
+                prox = one_response(old, group.prompt_ids, response.token_ids)
+            if plain_ppo:
+                prox = response.behave_logp
+            tokens += len(logp)
+            for t in range(len(logp)):
+                ratio = (logp[t] - prox[t]).exp()
+                clipped = ratio.clamp(0.8, 1.28)
+                surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+                if advantage < 0:
+                    surrogate = torch.maximum(surrogate, torch.tensor(10.0 * advantage))
+                weight = 1.0
+                if group.version < seen.batch.version and not plain_ppo:
+                    weight = min(float((prox[t] - response.behave_logp[t]).exp()), cap)
+                total = total - weight * surrogate
+    (total / tokens).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_gradients_by_hand(policy: Path, tmp_path: Path) -> None:
+    """Every minibatch of four iterations: first ones and later ones, fresh and replayed rows, clipped and not."""
+    watch = Watch()
+    objective = Objective(Decoupled(cap=1.5), PPOClip())
+    settings: dict[str, Any] = {"iterations": 4, "lr": 3e-3, "max_grad_norm": None, "micro_batch_tokens": 300}
+    run = fit(policy, tmp_path, objective=objective, proximal=ProximalSnapshot(), callbacks=[watch], **settings)
+    assert len(watch.seen) == 8
+    for index in (0, 1):
+        assert any(not all(seen.batch.fresh) for seen in watch.seen if seen.batch.index == index)
+    assert max(row.get("weight/replayed_capped_share", 0) for row in run.rows) > 0
+    assert max(row["policy/clip_share"] for row in run.rows) > 0
+    for seen in watch.seen:
+        assert max(float(g.abs().max()) for g in seen.gradient.values()) > 1e-3
+        assert seen.difference(by_hand(policy, seen, cap=1.5)) < 1e-5

@@ -1,0 +1,257 @@
+"""Models and runs that fit a test: a tiny trained Countdown policy, random models, and short real trainings."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.proximal import ProximalPolicy, ProximalSnapshot
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.objectives import Objective
+from popo_lightning.policy import PolicyModule
+from popo_lightning.prompts import PromptEncoder
+from popo_lightning.replay.buffer import GroupReplayBuffer
+from popo_lightning.replay.composers import Composer, PrioritizedGroupReplay
+from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
+from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.tasks.base import Task
+from popo_lightning.tasks.countdown import CountdownSteps
+from popo_lightning.warm_start import SYMBOLS, CountdownWarmStart, _tokenizer
+
+REPOSITORY = Path(__file__).parent.parent
+
+NUMBERS = {"numbers": 2, "held_out_share": 0.3}
+TASK = {**NUMBERS, "held_out_problems": 12}
+POLICY: dict[str, Any] = {
+    **NUMBERS,
+    "examples": 8000,
+    "batch_size": 40,
+    "learning_rate": 6e-3,
+    "right": 0.3,
+    "hidden_size": 64,
+    "layers": 2,
+    "heads": 2,
+    "intermediate_size": 128,
+}
+RANDOM = ("llama-tied", "llama-untied", "qwen2")
+
+
+def tiny_task() -> CountdownSteps:
+    """Countdown with two numbers: learned within seconds, and still wrong often enough to make groups effective."""
+    return CountdownSteps(**TASK)
+
+
+def tiny_policy() -> CountdownWarmStart:
+    return CountdownWarmStart(**POLICY)
+
+
+def random_model(kind: str, folder: Path) -> Path:
+    """An untrained model with peaked distributions, so that wrong log-probs are far from right ones."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = _tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(SYMBOLS),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "tie_word_embeddings": kind != "llama-untied",
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "qwen2":
+            model: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def effective_share(folder: Path, problems: int = 48, group_size: int = 4) -> float:
+    """Share of groups with different rewards, at temperature 1."""
+    task, encoder = tiny_task(), PromptEncoder(folder, 16)
+    engine = TransformersEngine()
+    engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 32))
+    asked = task.train_problems()[:problems]
+    sampled = engine.generate([encoder.encode(p) for p in asked], group_size, Sampling(12), seed=0)
+    scores = [{task.verify(p.answer, r.text)["score"] for r in rs} for p, rs in zip(asked, sampled, strict=True)]
+    return sum(len(found) > 1 for found in scores) / len(scores)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    trainer: L.Trainer
+    module: PolicyModule
+    data: RolloutDataModule
+    folder: Path
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        return metrics(self.folder)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return weights_of(self.module)
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv without empty cells and without wall times."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if v and not _is_time(k)} for row in rows]
+
+
+def _is_time(column: str) -> bool:
+    return column.startswith("seconds/") or bool(re.fullmatch(r"eval/.*/seconds", column))
+
+
+def fit(
+    policy: Path,
+    folder: Path,
+    *,
+    objective: Objective | None = None,
+    composer: Composer | None = None,
+    engine: RolloutEngine | None = None,
+    proximal: ProximalPolicy | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    iterations: int = 3,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    max_grad_norm: float | None = 1.0,
+    micro_batch_tokens: int = 16384,
+    **data: Any,
+) -> Run:
+    """A real training, in this process, with the transformers engine and POPO unless told otherwise."""
+    L.seed_everything(1, verbose=False)
+    module = PolicyModule(
+        path=str(policy),
+        objective=objective or Objective(),
+        optimizer=lambda parameters: optimizer(parameters, lr=lr),
+        max_grad_norm=max_grad_norm,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+    settings = {"problems_per_iteration": 10, "group_size": 4, "minibatches": 2, "max_new_tokens": 10} | data
+    rollouts = RolloutDataModule(
+        task=settings.pop("task", tiny_task()),
+        engine=engine or TransformersEngine(),
+        composer=composer or PrioritizedGroupReplay(GroupReplayBuffer(32)),
+        max_prompt_tokens=16,
+        **settings,
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=iterations,
+        logger=CSVLogger(folder, name="", version=""),
+        log_every_n_steps=1,
+        callbacks=[Monitor(), proximal or ProximalSnapshot(), *callbacks],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, rollouts)
+    return Run(trainer, module, rollouts, folder)
+
+
+def write_config(path: Path, **data: Any) -> Path:
+    """A task configuration as a user would write it; six iterations of three minibatches."""
+    prefix = "popo_lightning."
+    content = {
+        "run": {"task": "tiny"},
+        "model": {
+            "warm_start": {"class_path": prefix + "warm_start.CountdownWarmStart", "init_args": POLICY},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3, "weight_decay": 0.0}},
+        },
+        "data": {
+            "task": {"class_path": prefix + "tasks.countdown.CountdownSteps", "init_args": TASK},
+            "engine": {"class_path": prefix + "rollout.transformers.TransformersEngine"},
+            "problems_per_iteration": 9,
+            "group_size": 4,
+            "minibatches": 3,
+            "max_new_tokens": 10,
+            "max_prompt_tokens": 16,
+            **data,
+        },
+        "evaluation": {"every_n_iterations": 2, "samples": 2, "avg_k": 2, "pass_k": 2},
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 6},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def method(name: str) -> list[str]:
+    return ["--config", str(REPOSITORY / "configs" / "method" / f"{name}.yaml")]
+
+
+def popo(*args: str | Path) -> Any:
+    """The popo command in this process."""
+    from popo_lightning.cli import run
+
+    return run([str(arg) for arg in args])
+
+
+def popo_process(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """The popo command as a process of its own."""
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+    return subprocess.run(
+        [sys.executable, "-m", "popo_lightning", *map(str, args)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+class KillAt(L.Callback):
+    """The process dies, without a chance to clean up, at the start of one minibatch."""
+
+    def __init__(self, iteration: int, minibatch: int) -> None:
+        self.place = iteration, minibatch
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (batch.version + 1, batch.index) == self.place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NoProblems(Task):
+    """A task whose data file turned out empty."""
+
+    verify = CountdownSteps.verify
+
+    def train_problems(self) -> list[Any]:
+        return []
+
+    def benchmarks(self) -> dict[str, Sequence[Any]]:
+        return {}
