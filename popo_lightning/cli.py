@@ -90,6 +90,9 @@ class PopoCLI(LightningCLI):
         parser.link_arguments("data.effective_by", "model.effective_by")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the settings in a checkpoint override the command line's."""
+
     def before_instantiate_classes(self) -> None:
         """Refuses what would be silently wrong, and settles where the run writes."""
         assert self.subcommand is not None
@@ -107,6 +110,8 @@ class PopoCLI(LightningCLI):
         if self.subcommand == "fit":
             self._settle_folder(config)
         else:
+            if config.ckpt_path is not None:
+                run_folder.read_checkpoint(Path(config.ckpt_path))
             config.trainer.logger = False
             config.trainer.default_root_dir = config.trainer.default_root_dir or config.run.root
 
@@ -164,6 +169,8 @@ def quieten() -> None:
         ".*`__len__`.*",  # see RolloutStream
         ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
         ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
+        "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
+        "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
         ".*reduce_op.*",  # vLLM's own use of torch
         ".*LeafSpec.*",  # Lightning's own use of torch
     ):

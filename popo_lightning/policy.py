@@ -305,8 +305,8 @@ class PolicyModule(L.LightningModule):
         """As :meth:`validation_step`."""
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """The graded responses themselves."""
-        return batch
+        """The benchmark's name; the Evaluation callback writes the responses."""
+        return batch[0]
 
 
 def remove_dropout(model: nn.Module) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -63,10 +63,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def iterations_done(checkpoint: Path) -> int:
-    """How many iterations a checkpoint has behind it.
+    """How many iterations a checkpoint has behind it, with their row in metrics.csv.
 
     Raises:
-        SettingError: Not a checkpoint of a run of this package.
+        SettingError: Not a checkpoint that training can go on from.
+    """
+    state = read_checkpoint(checkpoint)
+    try:
+        # the monitor keeps an iteration's steps until it has logged them
+        under_way = bool(state["callbacks"].get("Monitor", {}).get("steps"))
+        return int(state["RolloutDataModule"]["iteration"]) - under_way
+    except KeyError as error:
+        raise _no_checkpoint(checkpoint) from error
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds, without its weights being read from the disk.
+
+    Raises:
+        SettingError: No file, or not one that popo fit wrote.
     """
     file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
     if not file.exists():
@@ -74,13 +89,19 @@ def iterations_done(checkpoint: Path) -> int:
             f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder"
         )
     try:
-        state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-        return int(state["RolloutDataModule"]["iteration"])
-    except (KeyError, TypeError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise SettingError(
-            f"ckpt_path is '{checkpoint}', which is not a checkpoint that popo fit wrote; name a file of a run's "
-            "checkpoints folder"
-        ) from error
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # damaged bytes fail in every way there is
+        raise _no_checkpoint(checkpoint) from error
+    if not isinstance(state, dict) or "pytorch-lightning_version" not in state:
+        raise _no_checkpoint(checkpoint)
+    return state
+
+
+def _no_checkpoint(checkpoint: Path) -> SettingError:
+    return SettingError(
+        f"ckpt_path is '{checkpoint}', which is not a checkpoint that popo fit wrote; name a file of a run's "
+        "checkpoints folder"
+    )
 
 
 def loggers(folder: Path, resumed_at: int | None) -> list[Logger]:

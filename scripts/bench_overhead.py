@@ -42,7 +42,7 @@ class TimedEngine(VLLMEngine):
         return super().generate(prompts, n, sampling, seed)
 
     def generate_bare(self) -> None:
-        """vLLM alone: the same prompts, the same draws, nothing read from the result."""
+        """Runs vLLM alone: the same prompts, the same draws, nothing read from the result."""
         from vllm import SamplingParams
 
         prompts, n, sampling, seed = self.last

@@ -77,9 +77,13 @@ class Evaluation(L.Callback):
     # -- when --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Before training, unless resumed."""
-        if self.at_start and trainer.global_step == 0 and not self.history:
-            self._evaluate_all(trainer, pl_module)
+        """Before training, unless resumed; then only where the checkpoint came between an iteration and its end."""
+        data = self._data(trainer)
+        if data.iteration == 0:
+            if self.at_start and not self.history:
+                self._evaluate_all(trainer, pl_module)
+        elif not data.pending and not self._evaluated(data.iteration):
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Every n iterations."""
@@ -87,9 +91,12 @@ class Evaluation(L.Callback):
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
             self._evaluate_all(trainer, pl_module)
 
+    def _evaluated(self, iteration: int) -> bool:
+        return bool(self.history) and self.history[-1]["iteration"] == iteration
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """At the end, unless that has just happened."""
-        if not self.history or self.history[-1]["iteration"] != self._data(trainer).iteration:
+        if not self._evaluated(self._data(trainer).iteration):
             self._evaluate_all(trainer, pl_module)
 
     def on_validation_batch_start(

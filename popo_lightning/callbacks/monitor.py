@@ -41,6 +41,13 @@ class Monitor(L.Callback):
         self._tokens: list[dict[str, Tensor]] = []
         self._steps: list[dict[str, float]] = []
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
+        self.on_train_epoch_start(trainer, pl_module)
+        self._began -= sum(step["seconds"] for step in self._steps)
+        if len(self._steps) == trainer.datamodule.minibatches:  # type: ignore[attr-defined]
+            self.on_train_epoch_end(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Starts the iteration's wall clock, which the engine's start does not count against."""
         self._began = time.perf_counter()

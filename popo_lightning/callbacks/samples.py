@@ -70,6 +70,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table in which hostile text cannot break out of its cell."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for row in rows:
-        cells = (str(row[column]).replace("`", "'").replace("|", "\\|").replace("\n", " ⏎ ") for column in COLUMNS)
+        texts = (str(row[column]).replace("\r", "\n") for column in COLUMNS)  # Markdown ends a line at either
+        cells = (text.replace("`", "'").replace("|", "\\|").replace("\n", " ⏎ ") for text in texts)
         lines.append("| " + " | ".join(f"`{cell}`" if cell else "" for cell in cells) + " |")
     return "\n".join(lines)

@@ -97,8 +97,9 @@ class VLLMEngine(RolloutEngine):
         from vllm import SamplingParams
 
         forbidden = self._context.forbidden_token_ids
+        copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
         parameters = SamplingParams(
-            n=n,
+            n=n // copies,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -112,7 +113,7 @@ class VLLMEngine(RolloutEngine):
         # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
         with seeded(seed, self._context.device), self._no_compilation():
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
-        return [[_response(completion) for completion in output.outputs] for output in outputs]
+        return [[_response(completion) for completion in output.outputs] * copies for output in outputs]
 
     def _no_compilation(self) -> AbstractContextManager[Any]:
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""

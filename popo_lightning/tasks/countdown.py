@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
-from itertools import combinations, combinations_with_replacement, permutations
+from itertools import combinations_with_replacement, permutations
 from typing import Any
 
 from popo_lightning.errors import SettingError
@@ -38,23 +39,27 @@ def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
 
 
 def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
-    """Every way to combine all numbers, as written steps.
+    """Every way to combine all numbers, as written steps, each once.
 
     Results must be whole and not negative, so that each can be written down and read back without ambiguity.
     """
     if len(numbers) == 1:
         yield []
         return
-    for i, j in combinations(range(len(numbers)), 2):
+    tried = set()
+    for i, j in permutations(range(len(numbers)), 2):
+        left, right = numbers[i], numbers[j]
+        if (left, right) in tried:
+            continue  # equal numbers give equal ways
+        tried.add((left, right))
         rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
-        for left, right in {(numbers[i], numbers[j]), (numbers[j], numbers[i])}:
-            for operation in operations:
-                if operation in "+*" and left < right:
-                    continue  # the mirror image is the same step
-                result = apply(Fraction(left), operation, Fraction(right))
-                if result is not None and result.denominator == 1 and result >= 0:
-                    for steps in solutions([*rest, int(result)], operations):
-                        yield [(left, operation, right, int(result)), *steps]
+        for operation in operations:
+            if operation in "+*" and left < right:
+                continue  # the mirror image is the same step
+            result = apply(Fraction(left), operation, Fraction(right))
+            if result is not None and result.denominator == 1 and result >= 0:
+                for steps in solutions([*rest, int(result)], operations):
+                    yield [(left, operation, right, int(result)), *steps]
 
 
 def write_steps(steps: Sequence[Step]) -> str:
@@ -102,6 +107,7 @@ class CountdownSteps(Task):
         largest_target: Targets are 1 to this.
         held_out_problems: Size of the held-out benchmark.
         held_out_share: Share of all problems kept out of training.
+        least_ways: Problems with fewer ways to write a solution are left out: the more ways, the easier.
         orders: In how many orders of its numbers a train problem is asked, each a prompt of its own.
         seed: Decides the orders.
     """
@@ -111,11 +117,12 @@ class CountdownSteps(Task):
     def __init__(
         self,
         numbers: int = 3,
-        largest_number: int = 9,
+        largest_number: int = 12,
         operations: str = "+-*",
         largest_target: int = 99,
         held_out_problems: int = 500,
-        held_out_share: float = 0.27,
+        held_out_share: float = 0.33,
+        least_ways: int = 2,
         orders: int = 6,
         seed: int = 0,
     ) -> None:
@@ -133,6 +140,7 @@ class CountdownSteps(Task):
         self.largest_target = largest_target
         self.held_out_problems = held_out_problems
         self.held_out_share = held_out_share
+        self.least_ways = least_ways
         self.orders = orders
         self.seed = seed
 
@@ -141,12 +149,12 @@ class CountdownSteps(Task):
         train: list[tuple[float, Problem]] = []
         held_out: list[tuple[float, Problem]] = []
         for numbers in combinations_with_replacement(range(1, self.largest_number + 1), self.numbers):
-            targets = {steps[-1][3] for steps in solutions(numbers, self.operations)}
-            for target in sorted(t for t in targets if 1 <= t <= self.largest_target):
+            ways = Counter(steps[-1][3] for steps in solutions(numbers, self.operations))
+            for target in sorted(t for t, n in ways.items() if n >= self.least_ways and 1 <= t <= self.largest_target):
                 id = f"{','.join(map(str, numbers))}>{target}"
                 place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
                 if place < self.held_out_share:
-                    held_out.append((place, *self._problems(id, numbers, target, 1)))
+                    held_out.append((place, self._problems(id, numbers, target, 1)[0]))
                 else:
                     train += [(place, problem) for problem in self._problems(id, numbers, target, self.orders)]
         if len(held_out) < self.held_out_problems:
