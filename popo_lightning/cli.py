@@ -107,6 +107,11 @@ class PopoCLI(LightningCLI):
                 f"trainer.accumulate_grad_batches is {config.trainer.accumulate_grad_batches}; a minibatch is one "
                 "optimizer step already: set data.minibatches, and model.micro_batch_tokens for memory"
             )
+        if config.checkpoint.train_time_interval is not None:
+            raise SettingError(
+                f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
+                "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
+            )
         if self.subcommand == "fit":
             self._settle_folder(config)
         else:
@@ -148,7 +153,7 @@ def one_sentence(message: str) -> str:
     text = re.sub(r"\s+", " ", message.strip())
     text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
     text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
-    return re.sub(r"\s+", " ", text)
+    return re.sub(r":\s+(-\s+)+", ": ", text)
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -170,6 +175,8 @@ def quieten() -> None:
         ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
         ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
         "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
+        "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        "The dirpath has changed from .*",  # a run's folder may be moved
         "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
         ".*reduce_op.*",  # vLLM's own use of torch
         ".*LeafSpec.*",  # Lightning's own use of torch

@@ -6,3 +6,9 @@ class SettingError(ValueError):
 
     The message is one sentence that names the setting, its value and the remedy.
     """
+
+
+def reason(error: Exception) -> str:
+    """Another library's explanation on one line of at most 300 characters, to stand inside a sentence."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.minibatch import Minibatch, PaddedRows, pad_rows, split_rows
 from popo_lightning.objectives import Advantage, GroupNormalised, Objective, ObjectiveInputs
@@ -120,8 +120,7 @@ class PolicyModule(L.LightningModule):
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.weight_dtype, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise SettingError(f"model.path is '{folder}', from which no model loads: {reason}") from error
+            raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
         changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None)]
         if changes:
             raise SettingError(
@@ -274,9 +273,20 @@ class PolicyModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""
         optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        self._optimizer_settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+
+    def on_train_start(self) -> None:
+        """A resumed run obeys the present settings: a checkpoint brings the optimizer's old ones with its state.
+
+        The learning rate stays where a scheduler has taken it.
+        """
+        optimizer: Any = self.optimizers()
+        scheduled = {"lr", "initial_lr"} if self.make_lr_scheduler is not None else set()
+        for group, settings in zip(optimizer.param_groups, self._optimizer_settings, strict=True):
+            group.update({name: value for name, value in settings.items() if name not in scheduled})
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ class PromptEncoder:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason}") from error
+            raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason(error)}") from error
         for token, use in (("eos", "a response could never end"), ("pad", "it cannot be told from text")):
             if getattr(self.tokenizer, f"{token}_token_id") is None:
                 raise SettingError(

@@ -100,8 +100,8 @@ class CountdownWarmStart(WarmStart):
 
     def __init__(
         self,
-        right: float = 0.2,
-        examples: int = 75_000,
+        right: float = 0.1,
+        examples: int = 50_000,
         hidden_size: int = 128,
         layers: int = 3,
         heads: int = 4,

@@ -17,7 +17,7 @@ from popo_lightning.groups import Group
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.objectives import Decoupled, Objective, One, PPOClip
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
+from popo_lightning.replay.composers import Filter, PrioritizedGroupReplay
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

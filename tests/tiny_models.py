@@ -35,14 +35,14 @@ from popo_lightning.warm_start import SYMBOLS, CountdownWarmStart, _tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 
-NUMBERS = {"numbers": 2, "held_out_share": 0.3}
-TASK = {**NUMBERS, "held_out_problems": 12}
+NUMBERS: dict[str, Any] = {"numbers": 2, "largest_number": 9, "operations": "+-*", "held_out_share": 0.3}
+TASK: dict[str, Any] = {**NUMBERS, "held_out_problems": 12, "orders": 1, "least_ways": 1}
 POLICY: dict[str, Any] = {
     **NUMBERS,
-    "examples": 8000,
-    "batch_size": 40,
+    "examples": 12000,
+    "batch_size": 60,
     "learning_rate": 6e-3,
-    "right": 0.3,
+    "right": 0.45,
     "hidden_size": 64,
     "layers": 2,
     "heads": 2,

@@ -1,0 +1,211 @@
+"""The popo command: bad input is one sentence and exit code 2, and nothing earlier is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import REPOSITORY, method, metrics, popo, popo_process, random_model, write_config
+
+TASKS = sorted((REPOSITORY / "configs" / "task").glob("*.yaml"))
+METHODS = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
+Args = list[str | Path]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def command(config: Path, root: Path) -> Args:
+    return ["fit", "--config", config, *method("popo"), "--run.root", root, "--trainer.max_epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(command: Args, root: Path) -> Path:
+    popo(*command, "--checkpoint.every_n_epochs", "1")
+    return root / "tiny" / "popo-seed1"
+
+
+@pytest.fixture(scope="module")
+def folders(policy: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Broken things, by the names that the cases below use."""
+    found = {name: tmp_path_factory.mktemp(name) for name in ("no_pad", "no_eos", "bare", "other", "cut", "noise")}
+    for name in ("no_pad", "no_eos", "bare"):
+        shutil.copytree(policy, found[name], dirs_exist_ok=True)
+    for name, key in (("no_pad", "pad_token"), ("no_eos", "eos_token")):
+        path = found[name] / "tokenizer_config.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    for path in found["bare"].glob("token*"):
+        path.unlink()
+    random_model("llama-untied", found["other"])
+    (whole,) = (finished / "checkpoints").glob("*.ckpt")
+    content = whole.read_bytes()
+    (found["cut"] / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    (found["noise"] / "empty.ckpt").write_bytes(b"")
+    (found["noise"] / "noise.ckpt").write_bytes(b"not a checkpoint at all\n" * 99)
+    torch.save({"state_dict": {}}, found["noise"] / "foreign.ckpt")
+    start = content.index(b"RolloutDataModule")  # inside the pickle
+    (found["noise"] / "flipped.ckpt").write_bytes(content[: start - 40] + b"\xff" * 80 + content[start + 40 :])
+    return found
+
+
+BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, words of the sentence
+    "method config": (["--config", "configs/method/nope.yaml"], ["nope.yaml"]),
+    "key": (["--data.grupo_size", "4"], ["grupo_size"]),
+    "key in a class": (["--data.composer.init_args.bufer", "4"], ["bufer"]),
+    "class": (["--data.composer", "popo_lightning.replay.composers.Nope"], ["Nope"]),
+    "type": (["--data.group_size", "many"], ["data.group_size", "many"]),
+    "model folder": (
+        ["--model.warm_start", "null", "--model.path", "/nowhere/model"],
+        ["model.path", "/nowhere/model"],
+    ),
+    "no model": (["--model.warm_start", "null"], ["model.path", "model.warm_start"]),
+    "two models": (["--model.path", "{bare}"], ["model.path", "model.warm_start", "both"]),
+    "tokenizer": (["--model.warm_start", "null", "--model.path", "{bare}"], ["{bare}", "tokenizer"]),
+    "pad": (["--model.warm_start", "null", "--model.path", "{no_pad}"], ["{no_pad}", "pad"]),
+    "eos": (["--model.warm_start", "null", "--model.path", "{no_eos}"], ["{no_eos}", "eos"]),
+    "group size": (["--data.group_size", "0"], ["data.group_size", "0"]),
+    "temperature": (["--data.temperature", "0"], ["data.temperature", "0"]),
+    "minibatches": (["--data.minibatches", "99"], ["data.minibatches", "99"]),
+    "task": (["--data.task", "tiny_models.NoProblems"], ["data.task", "no problem"]),
+    "prompts": (["--data.max_prompt_tokens", "2"], ["data.max_prompt_tokens"]),
+    "other model": (
+        ["--model.warm_start", "null", "--model.path", "{other}", "--ckpt_path", "{ckpt}"],
+        ["checkpoint", "another model", "model.path"],
+    ),
+    "no checkpoint": (["--ckpt_path", "/nowhere/a.ckpt"], ["/nowhere/a.ckpt"]),
+    "cut checkpoint": (["--ckpt_path", "{cut}/cut.ckpt"], ["ckpt_path", "cut.ckpt"]),
+    "empty checkpoint": (["--ckpt_path", "{noise}/empty.ckpt"], ["ckpt_path", "empty.ckpt"]),
+    "no checkpoint at all": (["--ckpt_path", "{noise}/noise.ckpt"], ["ckpt_path", "noise.ckpt"]),
+    "foreign checkpoint": (["--ckpt_path", "{noise}/foreign.ckpt"], ["ckpt_path", "foreign.ckpt"]),
+    "flipped checkpoint": (["--ckpt_path", "{noise}/flipped.ckpt"], ["ckpt_path", "flipped.ckpt"]),
+    "clipping": (["--trainer.gradient_clip_val", "1.0"], ["trainer.gradient_clip_val", "model.max_grad_norm"]),
+    "accumulation": (["--trainer.accumulate_grad_batches", "2"], ["trainer.accumulate_grad_batches"]),
+    "folder": (["--run.folder", "{finished}"], ["run.folder", "{finished}", "run.resume"]),
+}
+
+
+def one_sentence(stderr: str) -> str:
+    assert "Traceback" not in stderr
+    ours = [line for line in stderr.splitlines() if line.startswith("popo: ")]
+    assert len(ours) == 1, stderr
+    assert stderr.rstrip("\n").splitlines()[-1] == ours[0]
+    return ours[0]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(
+    case: str,
+    command: Args,
+    tmp_path: Path,
+    finished: Path,
+    folders: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finished = Path(shutil.copytree(finished, tmp_path / "finished"))
+    names: dict[str, Any] = folders | {"finished": finished, "ckpt": next(finished.rglob("*.ckpt"))}
+    arguments, words = ([text.format(**names) for text in texts] for texts in BAD[case])
+    before = digests(finished)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        popo(*command, *arguments)
+    assert stopped.value.code == 2
+    sentence = one_sentence(capsys.readouterr().err)
+    print(sentence)
+    for word in words:
+        assert word in sentence
+    assert len(sentence) < 600
+    after = digests(finished)
+    if case == "other model":  # noticed after the run's settings are written down and its numbers cut
+        before, after = ({k: v for k, v in d.items() if k.startswith("checkpoints")} for d in (before, after))
+    assert before and before == after
+
+
+@pytest.mark.parametrize("name", ["cut/cut", "noise/noise", "noise/flipped", "noise/nothing"])
+def test_validate_refuses_too(
+    name: str, config: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = name.split("/")
+    with pytest.raises(SystemExit) as stopped:
+        popo("validate", "--config", config, "--ckpt_path", folders[folder] / f"{file}.ckpt")
+    assert stopped.value.code == 2
+    assert f"{file}.ckpt" in one_sentence(capsys.readouterr().err)
+
+
+def test_bad_input_in_a_process_of_its_own(command: Args, finished: Path) -> None:
+    before = digests(finished)
+    stopped = popo_process(*command, "--run.folder", finished)
+    assert stopped.returncode == 2
+    assert "run.folder" in one_sentence(stopped.stderr)
+    assert stopped.stdout == ""
+    assert digests(finished) == before
+
+
+@pytest.mark.parametrize("method_file", METHODS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("task_file", TASKS, ids=lambda path: path.stem)
+def test_configs_parse(task_file: Path, method_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        popo("fit", "--config", task_file, "--config", method_file, "--print_config")
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"method: {method_file.stem}" in printed
+    assert f"task: {task_file.stem}" in printed
+
+
+def test_second_run_gets_a_folder_of_its_own(command: Args, finished: Path, root: Path) -> None:
+    before = digests(finished)
+    popo(*command)
+    popo(*command)
+    assert sorted(path.name for path in (root / "tiny").iterdir()) == ["popo-seed1", "popo-seed1-2", "popo-seed1-3"]
+    assert digests(finished) == before
+    assert metrics(root / "tiny" / "popo-seed1-2") == metrics(finished)  # and the same numbers
+    assert (root / "tiny" / "popo-seed1-2" / "summary.json").exists()
+
+
+def test_config_of_a_run_runs_again(finished: Path, tmp_path: Path) -> None:
+    """config.yaml in the run's folder holds everything."""
+    popo("fit", "--config", finished / "config.yaml", "--run.folder", tmp_path, "--checkpoint.dirpath", "null")
+    assert metrics(tmp_path) == metrics(finished)
+
+
+def test_validate_gives_the_numbers_of_the_end(command: Args, finished: Path, config: Path, tmp_path: Path) -> None:
+    (last,) = (finished / "checkpoints").glob("*.ckpt")
+    before = digests(finished)
+    same = ["--config", config, *method("popo"), "--run.root", tmp_path]
+    cli = popo("validate", *same, "--ckpt_path", last)
+    at_end = [row for row in metrics(finished) if "eval/countdown/greedy" in row][-1]
+    measured = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    names = [name for name in at_end if name.startswith("eval/")]
+    assert len(names) == 5
+    for name in names:
+        assert measured[name] == pytest.approx(at_end[name], abs=1e-6)
+    start = next(row for row in metrics(finished) if "eval/countdown/greedy" in row)
+    assert any(start[name] != at_end[name] for name in names), "training changed nothing, so this proves nothing"
+    assert digests(finished) == before
+
+
+def test_predict_writes_every_response(config: Path, finished: Path, tmp_path: Path) -> None:
+    (last,) = (finished / "checkpoints").glob("*.ckpt")
+    popo("predict", "--config", config, "--run.root", tmp_path, "--ckpt_path", last)
+    rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 * 2
+    assert {"problem", "prompt", "response", "score", "acc", "finish_reason"} <= rows[0].keys()
+
+
+def test_written_config_is_what_the_tests_say(tmp_path: Path, policy: Path) -> None:
+    """Overrides in a YAML reach the run: another number of minibatches, another number of steps."""
+    config = write_config(tmp_path / "four.yaml", minibatches=4)
+    cli = popo("fit", "--config", config, "--run.folder", tmp_path / "run", "--trainer.max_epochs", "1")
+    assert cli.trainer.global_step == 4

@@ -1,0 +1,207 @@
+"""Engines against the trainer's own log-probs, before and after the weights change, on three architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import RANDOM, random_model
+from torch import Tensor
+
+from popo_lightning.groups import Group, Response
+from popo_lightning.minibatch import Minibatch
+from popo_lightning.policy import PolicyModule
+from popo_lightning.problems import Problem
+from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
+from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.rollout.vllm import VLLMEngine
+
+END = 1  # of the tiny tokenizer
+FORBIDDEN = [4, 17]
+LIMIT = 16
+TOLERANCE = 1e-4
+SAMPLING = Sampling(LIMIT)
+
+
+@dataclass
+class Pair:
+    """An engine and the policy it samples for."""
+
+    engine: RolloutEngine
+    policy: PolicyModule
+
+    def generate(self, sampling: Sampling = SAMPLING, seed: int = 7, n: int = 4) -> list[list[Response]]:
+        return self.engine.generate(PROMPTS, n, sampling, seed)
+
+    def gap(self, sampled: list[list[Response]], temperature: float = 1.0) -> float:
+        """Largest difference to the trainer's log-probs of the same tokens."""
+        self.policy.temperature = temperature
+        groups = [
+            Group(i, Problem(str(i), "", None), prompt, responses, 0)
+            for i, (prompt, responses) in enumerate(zip(PROMPTS, sampled, strict=True))
+        ]
+        minibatch = Minibatch(groups, [True] * len(groups), 0, 0)
+        logps = self.policy.logprobs(minibatch)
+        recorded = [response.behave_logp for response in minibatch.responses]
+        return max(float((a - b).abs().max()) for a, b in zip(logps, recorded, strict=True))
+
+    def perturb(self, seed: int) -> None:
+        """Moves every parameter, biases and norms included, and tells the engine."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.policy.parameters():
+                parameter += (
+                    0.3
+                    * parameter.std().nan_to_num(0.0).clamp(0.05)
+                    * torch.randn(parameter.shape, generator=generator)
+                )
+        self.engine.update_weights(self.policy.named_weights(), seed)
+
+
+def prompts() -> list[Tensor]:
+    """Of uneven lengths, one of them longer than vLLM's cache blocks on a CPU (128 tokens)."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = (1, 5, 11, 300)
+    return [torch.randint(2, 23, (length,), generator=generator) for length in lengths]
+
+
+PROMPTS = prompts()
+ENGINES: dict[str, Callable[[], RolloutEngine]] = {"transformers": lambda: TransformersEngine(5), "vllm": VLLMEngine}
+
+
+# one process holds one vLLM at a time: module scope and this order of parameters see to it
+@pytest.fixture(scope="module", params=[(e, m) for e in ENGINES for m in RANDOM], ids=lambda p: "-".join(p))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    name, kind = request.param
+    folder = random_model(kind, tmp_path_factory.mktemp(kind))
+    policy = PolicyModule(path=str(folder), dtype="float32")
+    policy.configure_model()
+    policy.forbidden_token_ids = FORBIDDEN
+    engine = ENGINES[name]()
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 400, FORBIDDEN))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert threads == torch.get_num_threads()
+    assert engine.version == -1
+    yield Pair(engine, policy)
+    engine.stop()
+
+
+def tokens(sampled: Sequence[Sequence[Response]]) -> list[list[list[int]]]:
+    return [[response.token_ids.tolist() for response in responses] for responses in sampled]
+
+
+def test_log_probs_before_and_after_updates(pair: Pair) -> None:
+    """Every parameter changes twice; a tied head, a packed copy or a cached prefix left behind would show."""
+    before = pair.generate()
+    assert pair.gap(before) < TOLERANCE
+    for seed in (11, 12):
+        pair.perturb(seed)
+        assert pair.gap(before) > 0.1, "the weights hardly moved, so agreement would prove nothing"
+        after = pair.generate()
+        assert pair.gap(after) < TOLERANCE
+        assert pair.engine.version == seed
+        before = after
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_log_probs_at_a_temperature(pair: Pair, temperature: float) -> None:
+    sampled = pair.generate(Sampling(LIMIT, temperature))
+    assert pair.gap(sampled, temperature) < TOLERANCE
+    assert pair.gap(sampled, 1.0) > 0.01
+
+
+def test_greedy(pair: Pair) -> None:
+    """The most likely token at every place, by the trainer's own logits; the same for every response and seed."""
+    sampled = pair.generate(Sampling(LIMIT, temperature=0.0), n=2)
+    assert tokens(sampled) == tokens(pair.generate(Sampling(LIMIT, temperature=0.0), n=2, seed=8))
+    for prompt, (first, second) in zip(PROMPTS, sampled, strict=True):
+        assert first.token_ids.tolist() == second.token_ids.tolist()
+        with torch.no_grad():
+            logits: Any = pair.policy.model(input_ids=torch.cat((prompt, first.token_ids))[None]).logits[0]
+        logits[:, FORBIDDEN] = -torch.inf
+        best = logits[len(prompt) - 1 : -1].max(-1).values
+        chosen = logits[len(prompt) - 1 : -1].gather(-1, first.token_ids[:, None])[:, 0]
+        assert float((best - chosen).max()) < TOLERANCE
+
+
+def test_seeds(pair: Pair) -> None:
+    first, again, other = pair.generate(seed=1), pair.generate(seed=1), pair.generate(seed=2)
+    assert tokens(first) == tokens(again)
+    assert tokens(first) != tokens(other)
+    for left, right in zip(first, again, strict=True):
+        assert all(torch.equal(a.behave_logp, b.behave_logp) for a, b in zip(left, right, strict=True))
+    everything = [tuple(ids) for responses in tokens(first) for ids in responses]
+    assert len(set(everything)) > len(everything) * 3 / 4  # the responses of a prompt are drawn one by one
+
+
+def test_random_state_is_left_alone(pair: Pair) -> None:
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = pair.generate(seed=1)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(6)
+    assert tokens(pair.generate(seed=1)) == tokens(first)  # nor does it decide anything
+
+
+def test_shape_and_order(pair: Pair) -> None:
+    """n responses for each prompt, in the prompts' order: their log-probs fit that prompt and no other."""
+    sampled = pair.generate(n=3)
+    assert [len(responses) for responses in sampled] == [3] * len(PROMPTS)
+    assert pair.gap(sampled) < TOLERANCE
+    assert pair.gap(sampled[1:] + sampled[:1]) > 0.1
+
+
+def test_ends(pair: Pair) -> None:
+    """The end token is there exactly once, last, where the policy stopped, and nowhere else."""
+    responses = [r for responses in pair.generate(Sampling(40), n=24) for r in responses]
+    reasons = {response.finish_reason for response in responses}
+    assert reasons == {"stop", "length"}
+    for response in responses:
+        ids = response.token_ids.tolist()
+        assert response.token_ids.dtype == torch.long
+        assert response.behave_logp.dtype == torch.float32
+        assert len(ids) == len(response.behave_logp) <= 40
+        assert "<" not in response.text
+        if response.finish_reason == "stop":
+            assert ids.count(END) == 1 and ids[-1] == END
+        else:
+            assert END not in ids and len(ids) == 40
+
+
+def test_forbidden_tokens(pair: Pair) -> None:
+    """Never sampled, and no probability is lost on them: log-probs agree only if the policy forbids them too."""
+    sampled = pair.generate(n=32)
+    used = {token for responses in tokens(sampled) for ids in responses for token in ids}
+    assert not used & set(FORBIDDEN)
+    assert len(used) > 15
+    pair.policy.forbidden_token_ids = []
+    allowed = pair.gap(sampled)
+    pair.policy.forbidden_token_ids = FORBIDDEN
+    assert allowed > 0.01
+    assert pair.gap(sampled) < TOLERANCE
+
+
+def test_prefix_cache_is_dropped(pair: Pair) -> None:
+    """The long prompt spans whole cache blocks: served from those of the old weights, its log-probs would be off."""
+    long, limit = PROMPTS[-1], Sampling(4)
+    for seed in (21, 22):
+        pair.engine.generate([long], 2, limit, seed)  # fills the cache
+        pair.perturb(seed)
+        sampled = [[], [], [], pair.engine.generate([long], 8, limit, seed)[0]]
+        assert pair.gap(sampled) < TOLERANCE
+
+
+def test_cut_tails(tmp_path: Path) -> None:
+    """Evaluation's cut tails: top_k keeps that many tokens, a tiny top_p the most likely one."""
+    folder = random_model("llama-tied", tmp_path)
+    engine = TransformersEngine()
+    engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 400))
+    (cut,) = engine.generate(PROMPTS[:1], 200, Sampling(1, top_k=2), seed=0)
+    assert len({int(r.token_ids[0]) for r in cut}) == 2
+    (narrow,) = engine.generate(PROMPTS[:1], 50, Sampling(1, top_p=0.01), seed=0)
+    assert len({int(r.token_ids[0]) for r in narrow}) == 1

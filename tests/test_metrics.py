@@ -1,0 +1,273 @@
+"""Numbers that are shown: each against a count by hand or by brute force."""
+
+from __future__ import annotations
+
+import logging
+import math
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from groups_for_tests import group, response
+from torch import Tensor
+
+from popo_lightning.callbacks.monitor import Monitor, token_metrics
+from popo_lightning.callbacks.samples import COLUMNS, SampleTable, markdown_table
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Group
+from popo_lightning.metrics import AvgAtK, PassAtK, effective_sample_size
+from popo_lightning.minibatch import Minibatch
+from popo_lightning.report import RolloutReport, Totals
+
+
+def computed(metric: Any, *batches: Tensor) -> float:
+    for batch in batches:
+        metric.update(batch)
+    return float(metric.compute())
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one() -> None:
+    n = 6
+    for right in range(n + 1):
+        samples = torch.tensor([[1.0] * right + [0.0] * (n - right)])
+        for k in range(1, n + 1):
+            subsets = list(combinations(samples[0].tolist(), k))
+            expected = sum(any(subset) for subset in subsets) / len(subsets)
+            assert computed(PassAtK(k), samples) == pytest.approx(expected, abs=1e-7)
+            assert computed(PassAtK(k), samples.flip(1)) == pytest.approx(expected, abs=1e-7)
+
+
+def test_pass_at_k_averages_problems_not_batches() -> None:
+    right = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])  # pass@2: 1/2, 5/6, 0
+    for batches in ([right], [right[:1], right[1:]]):
+        assert computed(PassAtK(2), *batches) == pytest.approx((1 / 2 + 5 / 6) / 3)
+    assert computed(PassAtK(1), torch.tensor([[0.51, 0.5, 0.4, 0.0]])) == 0.25  # above one half counts
+
+
+def test_avg_at_k_takes_the_first_k() -> None:
+    right = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0]])
+    for batches in ([right], [right[:1], right[1:]]):
+        assert computed(AvgAtK(2), *batches) == pytest.approx((0.5 + 0 + 1) / 3)
+        assert computed(AvgAtK(4), *batches) == pytest.approx((3 + 2 + 3) / 12)
+
+
+@pytest.mark.parametrize("kind", [AvgAtK, PassAtK])
+def test_too_few_samples_are_refused(kind: Any) -> None:
+    for samples in (torch.ones(2, 3), torch.ones(4)):
+        with pytest.raises(ValueError, match="at least 4"):
+            kind(4).update(samples)
+    with pytest.raises(SettingError, match="k is 0"):
+        kind(0)
+
+
+# -- an iteration's tokens -----------------------------------------------------------------------------------------
+
+
+def test_effective_sample_size_by_hand() -> None:
+    assert effective_sample_size(torch.ones(7)) == 1
+    assert effective_sample_size(torch.full((5,), 0.01)) == pytest.approx(1)
+    assert effective_sample_size(torch.tensor([1.0, 3.0])) == pytest.approx(16 / 20)
+    assert effective_sample_size(torch.tensor([8.0, 0, 0, 0])) == pytest.approx(1 / 4)
+    assert effective_sample_size(torch.tensor([1e30, 1e30])) == pytest.approx(1)  # its square is no float32
+
+
+def test_token_metrics_by_hand() -> None:
+    found = token_metrics(
+        {
+            "fresh": torch.tensor([True, True, False, False, False, False]),
+            "age": torch.tensor([0, 0, 1, 1, 3, 3]),
+            "ratio": torch.tensor([1.0, 1.2, 0.8, 1.0, 2.0, 0.6]),
+            "clipped": torch.tensor([True, False, False, False, True, False]),
+            "weight_raw": torch.tensor([1.0, 3.0, 1.0, 1.0, 2.0, 8.0]),
+            "weight": torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 5.0]),
+            "entropy": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
+            "gap": torch.tensor([0.1, -0.3, 9.0, 9.0, 9.0, 9.0]),
+        }
+    )
+    expected = {
+        "policy/entropy": 2.5,
+        "policy/ratio_mean": 1.1,
+        "policy/ratio_max": 2.0,
+        "policy/clip_share": 2 / 6,
+        "policy/clip_share_fresh": 1 / 2,
+        "policy/clip_share_replayed": 1 / 4,
+        "train/tokens": 6.0,
+        # raw weights: of fresh rows they are not 1, and above the cap they are themselves
+        "weight/fresh_mean": 2.0,
+        "weight/fresh_max": 3.0,
+        "weight/fresh_p05": 1.1,
+        "weight/fresh_p50": 2.0,
+        "weight/fresh_p95": 2.9,
+        "weight/fresh_p99": 2.98,
+        "weight/fresh_ess": 16 / 20,
+        "weight/replayed_mean": 3.0,
+        "weight/replayed_max": 8.0,
+        "weight/replayed_p05": 1.0,
+        "weight/replayed_p50": 1.5,
+        "weight/replayed_p95": 2 + 6 * 0.85,
+        "weight/replayed_p99": 2 + 6 * 0.97,
+        "weight/replayed_ess": 12**2 / (4 * 70),
+        "weight/replayed_capped_share": 1 / 4,
+        "weight/ess_age_1": 1.0,
+        "weight/ess_age_3": 100 / (2 * 68),
+        "engine/logp_gap_mean": 0.2,
+        "engine/logp_gap_max": 0.3,
+    }
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_token_metrics_without_replay_or_without_fresh() -> None:
+    names = ("ratio", "weight_raw", "weight", "entropy", "gap")
+    tokens = {name: torch.ones(3) for name in names} | {"clipped": torch.zeros(3).bool(), "age": torch.full((3,), 2)}
+    fresh = token_metrics(tokens | {"fresh": torch.ones(3).bool()})
+    replayed = token_metrics(tokens | {"fresh": torch.zeros(3).bool()})
+    assert not [name for name in fresh if "replayed" in name or "age" in name]
+    assert not [name for name in replayed if "fresh" in name or "gap" in name]
+    assert fresh["engine/logp_gap_mean"] == 1 and replayed["weight/ess_age_2"] == 1
+
+
+def test_drift_between_engine_and_policy_raises_the_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Monitor()._check_gap(0.01, warning=0.01)
+        assert not caplog.records
+        Monitor()._check_gap(0.011, warning=0.01)
+        assert "0.011 nats" in caplog.text
+    with pytest.raises(RuntimeError, match=r"0\.3 nats"):
+        Monitor(gap_error=0.2)._check_gap(0.3, warning=0.01)
+    for settings in ({"gap_warning": 0.0}, {"gap_error": -1.0}):
+        with pytest.raises(SettingError, match=next(iter(settings))):
+            Monitor(**settings)
+
+
+# -- an iteration's rollouts ---------------------------------------------------------------------------------------
+
+
+def made(id: int, version: int, *answers: Any) -> Group:
+    return Group(id, group(id).problem, torch.tensor([1]), list(answers), version)
+
+
+def reported() -> RolloutReport:
+    """Four groups: effective, all right, all wrong, and effective by score alone. Three are trained on, one old."""
+    fresh = [
+        made(0, 6, response((1, 2, 3), score=1.0), response((1,), score=0.0, finish_reason="length")),
+        made(1, 6, response((1,), score=1.0), response((1,), score=1.0)),
+        made(2, 6, response((1,) * 5, score=0.0, finish_reason="length"), response((1,), score=0.0, failure="timeout")),
+        made(3, 6, response((1, 2), score=0.5, acc=0.0), response((1, 2), score=0.0)),
+    ]
+    report = RolloutReport(6, "score")
+    report.sampled(fresh[:1])
+    report.sampled(fresh[1:])
+    report.composed([fresh[0], fresh[3], group(9, version=3), group(8, version=5)], [True, True, False, False])
+    return report
+
+
+def test_rollout_metrics_by_hand() -> None:
+    assert reported().metrics() == pytest.approx(
+        {
+            "reward/score": 3.5 / 8,
+            "reward/acc": 3 / 8,
+            "rollout/effective_share": 2 / 4,
+            "rollout/all_wrong_share": 1 / 4,
+            "rollout/truncated_share": 2 / 8,
+            "rollout/response_tokens": 16 / 8,
+            "rollout/grading_failures": 1.0,
+            "replay/groups": 2.0,
+            "replay/share": 2 / 4,
+            "replay/age_mean": 2.0,
+            "replay/age_max": 3.0,
+            "replay/trained_groups": 4.0,
+        }
+    )
+    by_acc = reported()
+    by_acc.effective_by = "acc"
+    assert by_acc.effective == 1
+
+
+def test_nothing_replayed_and_nothing_trained() -> None:
+    report = reported()
+    report.composed([], [])
+    metrics = report.metrics()
+    assert metrics["replay/share"] == metrics["replay/groups"] == 0 and math.isnan(metrics["replay/age_mean"])
+
+
+def test_totals_add_up_and_price_dynamic_sampling() -> None:
+    totals = Totals()
+    assert totals.dynamic_sampling_responses == math.inf
+    for _ in range(2):
+        totals.add(reported())
+    assert totals.state_dict() == {
+        "responses": 16,
+        "tokens": 32,
+        "groups": 8,
+        "effective_groups": 4,
+        "replayed_groups": 4,
+        "trained_groups": 8,
+    }
+    assert totals.dynamic_sampling_responses == 16 / (4 / 8)  # half of the groups are effective: twice the responses
+    resumed = Totals()
+    resumed.load_state_dict(totals.state_dict())
+    resumed.add(reported())
+    assert resumed.metrics() == {
+        "total/responses": 24.0,
+        "total/tokens": 48.0,
+        "total/dynamic_sampling_responses": 48.0,
+    }
+
+
+# -- samples -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "plain",
+        "a | b || c",
+        "`code` ``` fence",
+        "two\n\nlines | x",
+        "# head\r\rline\r\nline",
+        "<script>alert(1)</script>",
+        "[x](javascript:alert(1)) ![y](http://z)",
+        "\\| \\\\| \\` \\",
+        "| --- |\n| a | b |",
+        "\x0b\x0c\x85\u2028\u2029x",
+    ],
+)
+def test_hostile_text_stays_in_its_cell(hostile: str) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    row = dict.fromkeys(COLUMNS, "1") | {"response": hostile}
+    shown = markdown_to_safe_html(markdown_table([row, dict.fromkeys(COLUMNS, "2")]))  # as TensorBoard shows it
+    body = shown[shown.index("<tbody>") :]
+    assert body.count("<tr>") == 2 and body.count("<td>") == body.count("<td><code>") == 2 * len(COLUMNS)
+    assert shown.strip().endswith("</table>")
+    assert not any(tag in shown for tag in ("<a ", "<img", "<script", "<h1"))
+
+
+def test_samples_show_replayed_groups_first() -> None:
+    groups = [group(i, version=4 if i % 2 else 6) for i in range(6)]
+    batch = Minibatch(groups, [g.version == 6 for g in groups], version=6, index=0)
+    rows = SampleTable(groups=3)._rows(batch, [float(i) for i in range(12)])
+    assert [(row["problem"], row["advantage"], row["age"]) for row in rows] == [
+        ("problem 1", 2.0, 2),
+        ("problem 1", 3.0, 2),
+        ("problem 4", 8.0, 0),
+        ("problem 4", 9.0, 0),
+        ("problem 2", 4.0, 0),
+        ("problem 2", 5.0, 0),
+    ]
+    assert rows[0]["iteration"] == 7 and rows[0]["score"] == 0.0 and rows[1]["score"] == 1.0
+
+
+def test_samples_are_written_when_due(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path), loggers=[])
+    module = SimpleNamespace(advantages=lambda batch: [0.0, 1.0])
+    for version, index in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        batch = Minibatch([group(0, version)], [True], version, index)
+        SampleTable(every_n_iterations=2).on_train_batch_start(trainer, module, batch, 0)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4  # of versions 0 and 2, two responses each

@@ -1,0 +1,84 @@
+"""The groups of an optimizer step, as padded rows in micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from groups_for_tests import group, response
+
+from popo_lightning.groups import Response
+from popo_lightning.minibatch import Minibatch, Row, pad_rows, split_rows
+
+
+def row(index: int, prompt: list[int], tokens: list[int], age: int = 0, prox: bool = True) -> Row:
+    logp = [-0.1 * token for token in tokens]
+    prox_logp = torch.tensor([-0.2 * token for token in tokens]) if prox else None
+    return Row(index, torch.tensor(prompt), response(tokens, logp), index + 0.5, prox_logp, age == 0, age)
+
+
+def test_padded_layout_by_hand() -> None:
+    rows = pad_rows([row(4, [11, 12, 13], [1, 2]), row(2, [21], [3, 4, 5], age=3), row(0, [31, 32], [6])])
+    assert rows.input_ids.tolist() == [[11, 12, 13, 1, 2], [21, 3, 4, 5, 0], [31, 32, 6, 0, 0]]
+    assert rows.attention_mask.int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+    assert rows.is_response.int().tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]
+    assert rows.mask.int().tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    torch.testing.assert_close(rows.behave_logp, torch.tensor([[-0.1, -0.2, 0], [-0.3, -0.4, -0.5], [-0.6, 0, 0]]))
+    assert rows.prox_logp is not None
+    torch.testing.assert_close(rows.prox_logp, 2 * rows.behave_logp)
+    assert rows.advantages.tolist() == [[4.5], [2.5], [0.5]]
+    assert (rows.index.tolist(), rows.age.tolist()) == ([4, 2, 0], [0, 3, 0])
+    assert rows.fresh.tolist() == [True, False, True]
+    assert rows.mask.dtype == rows.attention_mask.dtype == rows.is_response.dtype == torch.bool
+    assert pad_rows([row(0, [1], [2], prox=False)]).prox_logp is None
+
+
+def test_micro_batches_keep_to_the_budget() -> None:
+    lengths = [5, 9, 2, 7, 7, 30, 3, 1]
+    rows = [row(i, [1] * (length - 1), [2]) for i, length in enumerate(lengths)]
+    for budget in (1, 8, 14, 20, 29, 1000):
+        parts = split_rows(rows, budget)
+        assert sorted(r.index for part in parts for r in part) == list(range(8))
+        for part in parts:
+            assert len(part) == 1 or len(part) * max(r.length for r in part) <= budget
+    assert [[r.length for r in part] for part in split_rows(rows, 20)] == [[30], [9, 7], [7, 5], [3, 2, 1]]
+    assert len(split_rows(rows, 8 * 30)) == 1
+    assert len(split_rows(rows, 8 * 30 - 1)) == 2
+    assert split_rows([], 10) == []
+
+
+def test_rows_of_a_minibatch_know_their_group() -> None:
+    minibatch = Minibatch([group(0, version=3), group(1, version=5)], [False, True], version=5, index=1)
+    rows = minibatch.rows([0.1, 0.2, 0.3, 0.4])
+    assert [(r.index, r.advantage, r.fresh, r.age) for r in rows] == [
+        (0, 0.1, False, 2),
+        (1, 0.2, False, 2),
+        (2, 0.3, True, 0),
+        (3, 0.4, True, 0),
+    ]
+    assert minibatch.tokens == 8 and all(r.prox_logp is None for r in rows)
+    minibatch.prox_logp = [torch.tensor([float(i), 0.0]) for i in range(4)]
+    assert [r.prox_logp[0] for r in minibatch.rows([0.0] * 4) if r.prox_logp is not None] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="1 groups but 0"):
+        Minibatch([group(0)], [], 0, 0)
+
+
+@pytest.mark.parametrize("with_prox", [False, True])
+def test_minibatch_survives_a_checkpoint(tmp_path: Path, with_prox: bool) -> None:
+    minibatch = Minibatch([group(8, version=3), group(9, version=5)], [False, True], version=5, index=1)
+    if with_prox:
+        minibatch.prox_logp = [torch.tensor([-1e-7, -i]) for i in range(4)]
+    torch.save(minibatch.to_plain(), tmp_path / "minibatch.pt")
+    read = Minibatch.from_plain(torch.load(tmp_path / "minibatch.pt", weights_only=True))
+    assert (read.fresh, read.version, read.index) == ([False, True], 5, 1)
+    assert [(g.id, g.version) for g in read.groups] == [(8, 3), (9, 5)]
+    old, new = (pad_rows(m.rows([0.5, 1.5, 2.5, 3.5])) for m in (minibatch, read))
+    for name, value in vars(old).items():
+        assert (value is None and getattr(new, name) is None) or torch.equal(value, getattr(new, name)), name
+
+
+def test_response_needs_one_log_prob_a_token() -> None:
+    for tokens, logp in ((torch.zeros(3), torch.zeros(2)), (torch.zeros(1, 2), torch.zeros(1, 2))):
+        with pytest.raises(ValueError, match="one behaviour log-prob per token"):
+            Response(tokens.long(), logp, "stop")

@@ -1,0 +1,249 @@
+"""Log-probs of padded rows, and a gradient that depends neither on the padding nor on the micro-batches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from groups_for_tests import group
+from torch import Tensor
+
+from popo_lightning import logprobs
+from popo_lightning.callbacks.proximal import ProximalSnapshot
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Group, Response
+from popo_lightning.minibatch import Minibatch, pad_rows
+from popo_lightning.objectives import Objective
+from popo_lightning.objectives.regularizers import EntropyBonus
+from popo_lightning.policy import PolicyModule
+from popo_lightning.timing import PhaseClock
+
+VOCABULARY = 37
+
+
+# -- log-probs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose distributions are far from flat. No tokenizer: the policy needs none."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.4,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def policy(folder: Path, **settings: Any) -> PolicyModule:
+    """In float64, so that differences are those of the code and not of rounding."""
+    module = PolicyModule(path=str(folder), dtype="float32", max_grad_norm=None, **settings)
+    module.configure_model()
+    module.model.double()
+    return module
+
+
+@pytest.fixture
+def minibatch() -> Minibatch:
+    """Three groups with prompts and responses of many lengths, two of them replayed."""
+    draw = torch.Generator().manual_seed(1)
+
+    def tokens(length: int) -> Tensor:
+        return torch.randint(1, VOCABULARY, (length,), generator=draw)
+
+    groups = []
+    for id, (prompt, lengths) in enumerate([(2, (3, 1, 6)), (7, (9, 4)), (1, (1, 2, 11))]):
+        answers = [
+            Response(tokens(n), -3 * torch.rand(n, generator=draw), "stop", "", {"score": float(i), "acc": 0.0})
+            for i, n in enumerate(lengths)
+        ]
+        groups.append(Group(id, group(id).problem, tokens(prompt), answers, version=4 - id))
+    return Minibatch(groups, [True, False, False], version=4, index=0)
+
+
+def plain(module: PolicyModule, minibatch: Minibatch) -> Iterator[tuple[Tensor, Tensor]]:
+    """(log-probs, entropies) of each response by the textbook: one row, all logits, no padding."""
+    for r in minibatch.rows([0.0] * len(minibatch.responses)):
+        ids = torch.cat((r.prompt_ids, r.response.token_ids))
+        logits = module.model(input_ids=ids[None]).logits[0] / module.temperature
+        logits[:, module.forbidden_token_ids] = -torch.inf
+        logp = logits.log_softmax(-1)[len(r.prompt_ids) - 1 : -1]
+        p = logp.exp()
+        yield logp.gather(1, r.response.token_ids[:, None])[:, 0], -(p * logp.masked_fill(p == 0, 0)).sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [2**25, VOCABULARY, 5 * VOCABULARY])
+@pytest.mark.parametrize(("temperature", "forbidden"), [(1.0, []), (0.6, []), (1.7, [0])])
+def test_log_probs_and_entropy_are_the_textbook_ones(
+    folder: Path,
+    minibatch: Minibatch,
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+    forbidden: list[int],
+    chunk: int,
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    module = policy(folder, temperature=temperature)
+    module.forbidden_token_ids = forbidden
+    rows = pad_rows(minibatch.rows([0.0] * 8))
+    logp, entropy = module(rows)
+    assert logp.dtype == entropy.dtype == torch.float32 and logp.shape == entropy.shape == rows.mask.shape
+    assert not logp[~rows.mask].any() and not entropy[~rows.mask].any()
+    for i, (expected_logp, expected_entropy) in enumerate(plain(module, minibatch)):
+        torch.testing.assert_close(logp[i][rows.mask[i]].double(), expected_logp, atol=1e-6, rtol=2e-7)
+        torch.testing.assert_close(entropy[i][rows.mask[i]].double(), expected_entropy, atol=1e-6, rtol=2e-7)
+    assert logp[rows.mask].std() > 1  # values that could be mistaken for one another would prove little
+
+
+def test_forbidden_tokens_take_no_probability() -> None:
+    head = torch.nn.Linear(3, 4, bias=False)
+    targets = torch.tensor([0, 1, 3])
+    with torch.no_grad():
+        head.weight.zero_()
+        logp, entropy = logprobs.token_logprobs(torch.ones(3, 3), head, targets, 1.0, [3])
+    third = torch.log(torch.tensor(1 / 3))
+    torch.testing.assert_close(logp[:2], third.expand(2))
+    torch.testing.assert_close(entropy, -third.expand(3))
+    assert logp[2] < -1e8
+
+
+def test_chunks_change_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(11, 5), torch.randint(0, 7, (11,))
+    head = torch.nn.Linear(5, 7, bias=False)
+
+    def found(chunk: int, entropy_gradient: bool) -> list[Tensor]:
+        monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+        states = hidden.clone().requires_grad_()
+        head.weight.grad = None
+        logp, entropy = logprobs.token_logprobs(states, head, targets, 0.8, (6,), entropy_gradient)
+        assert entropy.requires_grad == entropy_gradient
+        ((logp * torch.arange(11)).sum() + 3 * entropy.sum()).backward()
+        assert states.grad is not None and head.weight.grad is not None
+        return [logp, entropy, states.grad, head.weight.grad]
+
+    for entropy_gradient in (False, True):
+        whole = found(2**25, entropy_gradient)
+        for rows in (1, 3, 10):
+            torch.testing.assert_close(found(7 * rows, entropy_gradient), whole, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(found(7, True)[2], found(7, False)[2], atol=1e-3)
+
+
+def test_logprobs_come_in_row_order_whatever_the_split(folder: Path, minibatch: Minibatch) -> None:
+    for budget in (1, 20, 10_000):
+        found = policy(folder, micro_batch_tokens=budget).logprobs(minibatch)
+        assert len(found) == 8 and not any(logp.requires_grad for logp in found)
+        for logp, (expected, _) in zip(found, plain(policy(folder), minibatch), strict=True):
+            torch.testing.assert_close(logp.double(), expected.detach(), atol=1e-6, rtol=2e-7)
+    assert policy(folder).logprobs(Minibatch([], [], 0, 1)) == []
+
+
+def test_proximal_snapshot_is_taken_of_later_minibatches_before_the_first_step(
+    folder: Path, minibatch: Minibatch
+) -> None:
+    module, later = policy(folder), [Minibatch([group(0)], [True], 4, 1), Minibatch([], [], 4, 2)]
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(pending=later, clock=PhaseClock()))
+    ProximalSnapshot().on_train_batch_start(trainer, module, minibatch, 0)
+    assert minibatch.prox_logp is None and later[1].prox_logp == []
+    assert later[0].prox_logp is not None
+    snapshot = torch.stack(later[0].prox_logp)
+    torch.testing.assert_close(snapshot.double(), torch.stack([logp for logp, _ in plain(module, later[0])]).detach())
+    with torch.no_grad():
+        module.model.lm_head.weight.mul_(1.5)
+    ProximalSnapshot().on_train_batch_start(trainer, module, later[0], 1)  # not taken again during the iteration
+    assert torch.equal(snapshot, torch.stack(later[0].prox_logp))
+    assert set(trainer.datamodule.clock.take()) == {"prox"}
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def train(module: PolicyModule, minibatch: Minibatch) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A training step of size 0, and the gradients it leaves."""
+    strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, model=module)
+    optimizer = torch.optim.SGD(module.model.parameters(), lr=0.0)
+    patched: Any = module
+    patched._trainer = SimpleNamespace(strategy=strategy, world_size=1)
+    patched.optimizers, patched.lr_schedulers = lambda: optimizer, lambda: None
+    patched.manual_backward = lambda loss: loss.backward()
+    outputs = module.training_step(minibatch, 0)
+    return outputs, {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
+
+
+def collected(outputs: dict[str, Any]) -> dict[str, list[float]]:
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for part in outputs["tokens"]:
+        for name, value in part.items():
+            values[name] += value.tolist()
+    return {name: sorted(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("with_prox", [False, True])
+def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatch, with_prox: bool) -> None:
+    objective = Objective(regularizers=[EntropyBonus(0.3)])
+    whole = policy(folder, objective=objective, micro_batch_tokens=10_000)
+    if with_prox:  # the proximal policy is another one
+        minibatch.prox_logp = [logp + 0.3 * torch.sin(torch.arange(len(logp))) for logp in whole.logprobs(minibatch)]
+    outputs, expected = train(whole, minibatch)
+    assert len(outputs["tokens"]) == 1 and len(collected(outputs)["ratio"]) == minibatch.tokens == 37
+    assert outputs["stepped"] and max(float(gradient.abs().max()) for gradient in expected.values()) > 0.05
+    norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    assert outputs["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
+    for budget, parts in ((1, 8), (20, 5)):
+        split_outputs, found = train(policy(folder, objective=objective, micro_batch_tokens=budget), minibatch)
+        assert len(split_outputs["tokens"]) == parts
+        assert split_outputs["mean_loss"] == pytest.approx(outputs["mean_loss"], abs=1e-6)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        for name, values in collected(split_outputs).items():
+            assert values == pytest.approx(collected(outputs)[name], abs=2e-6, rel=1e-5), name
+
+
+def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -> None:
+    """Without recorded prox the ratio is 1, so the loss is -sum(w A) / tokens and its gradient -sum(w A grad logp)."""
+    module = policy(folder)
+    outputs, found = train(module, minibatch)
+    assert collected(outputs)["ratio"] == [1.0] * 37
+    advantages = [-1.0, 0.0, 1.0, -(2**-0.5), 2**-0.5, -1.0, 0.0, 1.0]  # (score - mean) / std
+    module.zero_grad()
+    loss = torch.zeros(())
+    rows = minibatch.rows(advantages)
+    for r, (logp, _) in zip(rows, plain(module, minibatch), strict=True):
+        weight = 1.0 if r.fresh else (logp.detach() - r.response.behave_logp).exp().clamp(max=5)
+        loss = loss - (weight * r.advantage * logp).sum() / 37
+    loss.backward()
+    expected = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_empty_minibatch_takes_no_step(folder: Path) -> None:
+    outputs, gradients = train(policy(folder), Minibatch([], [], 0, 0))
+    assert outputs["stepped"] is False and outputs["tokens"] == [] and gradients == {}
+
+
+def test_bad_policy_settings_are_named(folder: Path) -> None:
+    for settings, named in (
+        ({"micro_batch_tokens": 0}, "model.micro_batch_tokens is 0"),
+        ({"max_grad_norm": 0.0}, "model.max_grad_norm is 0"),
+        ({"dtype": "int8"}, "model.dtype is 'int8'"),
+        ({"path": None}, "model.path"),
+    ):
+        with pytest.raises(SettingError, match=named):
+            PolicyModule(**{"path": str(folder)} | settings)
+    with pytest.raises(SettingError, match="/no/model"):
+        PolicyModule(path="/no/model", dtype="float32").configure_model()
