@@ -37,6 +37,7 @@ def grade(text: str, answer: dict[str, object] = ASKED) -> tuple[float, float]:
         ("7-2=6;6*5=30", 0, 0),  # wrong arithmetic
         ("7-2=5;5*5=26", 0, 0),
         ("7-2=5;5*7=35", 0, 0),  # 7 used twice
+        ("7*7=49;49-5=44;44-2=42", 0, 0),
         ("5*5=25;7-2=5", 0, 0),  # one 5 at hand, used twice
         ("7-2=5", 0, 0),  # 5 left over
         ("8-2=6;6*5=30", 0, 0),  # 8 not at hand
@@ -74,6 +75,7 @@ def test_verdicts(text: str, score: int, form: int) -> None:
 def test_a_number_that_comes_twice_can_be_used_twice() -> None:
     assert grade("5*5=25", {"numbers": [5, 5], "target": 25}) == (1, 1)
     assert grade("5*5=25", {"numbers": [5, 4], "target": 25}) == (0, 0)
+    assert grade("5+5=10;10-2=8", {"numbers": [5, 2], "target": 8}) == (0, 0)
     assert grade("2*2=4;4*2=8", {"numbers": [2, 2, 2], "target": 8}) == (1, 1)
 
 

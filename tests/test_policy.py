@@ -220,6 +220,10 @@ def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -
     outputs, found = train(module, minibatch)
     assert collected(outputs)["ratio"] == [1.0] * 37
     advantages = [-1.0, 0.0, 1.0, -(2**-0.5), 2**-0.5, -1.0, 0.0, 1.0]  # (score - mean) / std
+    gap = torch.cat(
+        [logp - r.behave_logp for logp, r in zip(module.logprobs(minibatch), minibatch.responses, strict=True)]
+    )
+    assert collected(outputs)["gap"] == pytest.approx(gap.sort().values.tolist(), abs=2e-6)
     module.zero_grad()
     loss = torch.zeros(())
     rows = minibatch.rows(advantages)
