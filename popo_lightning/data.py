@@ -297,7 +297,14 @@ class RolloutDataModule(L.LightningDataModule):
 
     def benchmarks(self) -> list[Benchmark]:
         """Held-out problems by benchmark, those with prompts that fit."""
-        return [(name, self.prompts.fitting(problems)) for name, problems in self.task.benchmarks().items()]
+        found = [(name, self.prompts.fitting(problems)) for name, problems in self.task.benchmarks().items()]
+        for name, problems in found:
+            if len(problems) < self._run.world_size:
+                raise SettingError(
+                    f"benchmark '{name}' of data.task has {len(problems)} problems with prompts that fit, fewer than "
+                    f"there are ranks ({self._run.world_size}); give it more, or raise data.max_prompt_tokens"
+                )
+        return found
 
     def val_dataloader(self) -> Any:
         """One batch a benchmark. Empty during fit, where the Evaluation callback keeps its own schedule."""

@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.groups import Response
 from popo_lightning.logprobs import token_logprobs
-from popo_lightning.minibatch import Minibatch, PaddedRows, pad_rows, split_rows
+from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows
 from popo_lightning.objectives import Advantage, GroupNormalised, Objective, ObjectiveInputs
 from popo_lightning.warm_start import WarmStart
 
@@ -179,15 +180,12 @@ class PolicyModule(L.LightningModule):
         """(T,) log-probs of every response under the present weights, on the CPU, in row order."""
         rows = minibatch.rows([0.0] * len(minibatch.responses))
         found: list[Tensor | None] = [None] * len(rows)
-        for part in self._micro_batches(rows):
+        for piece in split_rows(rows, self.micro_batch_tokens):
+            part = pad_rows(piece).to(self.device)
             logp, _ = self(part)
             for index, row, mask in zip(part.index.tolist(), logp.cpu(), part.mask.cpu(), strict=True):
                 found[index] = row[mask]
         return [logp for logp in found if logp is not None]
-
-    def _micro_batches(self, rows: list[Any]) -> Iterator[PaddedRows]:
-        for part in split_rows(rows, self.micro_batch_tokens):
-            yield pad_rows(part).to(self.device)
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -213,11 +211,16 @@ class PolicyModule(L.LightningModule):
         tokens = float(self.trainer.strategy.reduce(torch.tensor(float(minibatch.tokens)), reduce_op="sum"))
         denominator = tokens / self.trainer.world_size
         loss_sum, statistics = 0.0, []
-        for part in self._micro_batches(minibatch.rows(self.advantages(minibatch))):
-            loss, found = self._loss(part, denominator)
+        parts = split_rows(minibatch.rows(self.advantages(minibatch)), self.micro_batch_tokens)
+        for part in parts:
+            loss, found = self._loss(pad_rows(part).to(self.device), denominator)
             self.manual_backward(loss)
             loss_sum += float(loss.detach())
             statistics.append(found)
+        # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones.
+        most = int(self.trainer.strategy.reduce(torch.tensor(len(parts)), reduce_op="max"))
+        for _ in range(most - len(parts)):
+            self.manual_backward(self._nothing())
         grad_norm = float("nan")
         if tokens:
             grad_norm = self._clip_gradients()
@@ -260,6 +263,13 @@ class PolicyModule(L.LightningModule):
             "age": part.age[:, None].expand(-1, width),
         }
         return loss, {name: value[part.mask].cpu() for name, value in tokens.items()}
+
+    def _nothing(self) -> Tensor:
+        """A loss of zero that has been through the whole model."""
+        token = torch.zeros(1, dtype=torch.long)
+        response = Response(token, torch.zeros(1), "stop")
+        logp, _ = self(pad_rows([Row(0, token, response, 0.0, None, True, 0)]).to(self.device))
+        return logp.sum() * 0
 
     def _clip_gradients(self) -> float:
         """Norm before clipping."""

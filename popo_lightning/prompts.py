@@ -51,6 +51,8 @@ class PromptEncoder:
                 ids = self.tokenizer(problem.prompt)["input_ids"]
             else:
                 ids = self._chat(problem.prompt)
+            if not ids:
+                raise SettingError(f"problem '{problem.id}' of data.task has an empty prompt; leave it out")
             self._encoded[problem.id] = torch.tensor(ids, dtype=torch.long)
         return self._encoded[problem.id]
 

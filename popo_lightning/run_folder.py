@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from popo_lightning.errors import SettingError
@@ -36,7 +37,8 @@ def choose_folder(folder: str | None, root: str, task: str, method: str, seed: i
         SettingError: The folder asked for holds another run.
     """
     if folder is not None:
-        if checkpoint is None and _holds_run(Path(folder)):
+        # rank 0 may have begun to write by the time the others look
+        if rank_zero_only.rank == 0 and checkpoint is None and _holds_run(Path(folder)):
             raise SettingError(
                 f"run.folder is '{folder}', which holds an earlier run; name another folder, or go on with that run by "
                 "--run.resume true"
@@ -114,7 +116,7 @@ def loggers(folder: Path, resumed_at: int | None) -> list[Logger]:
     """
     path = folder / METRICS
     kept: list[dict[str, str]] = []
-    if resumed_at is not None and path.exists():
+    if resumed_at is not None and path.exists() and rank_zero_only.rank == 0:
         shutil.copyfile(path, path.with_suffix(".csv.before-resume"))
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]

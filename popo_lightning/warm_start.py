@@ -14,6 +14,7 @@ import random
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -22,11 +23,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from popo_lightning.tasks.countdown import CountdownSteps, apply, solutions, write_steps
+from popo_lightning.errors import SettingError
+from popo_lightning.tasks.countdown import CountdownSteps, Step, apply, solutions, write_steps
 
 RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
 IGNORED = -100
+LEAST_STEPS = 40  # enough for a schedule with a warm-up
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,13 @@ class CountdownWarmStart(WarmStart):
         operations: str = "+-*",
         held_out_share: float = 0.33,
     ) -> None:
+        if not 0 <= right <= 1:
+            raise SettingError(f"model.warm_start.right is {right}; use a share from 0 to 1")
+        if examples < LEAST_STEPS * batch_size:
+            raise SettingError(
+                f"model.warm_start.examples is {examples}, fewer than {LEAST_STEPS} batches of "
+                f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
+            )
         self.right = right
         self.examples = examples
         self.hidden_size = hidden_size
@@ -200,11 +210,13 @@ class CountdownWarmStart(WarmStart):
 
 
 def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -> str:
-    """Well-formed true equations over all the numbers, with no target in mind."""
-    from fractions import Fraction
+    """Well-formed true equations over all the numbers, with no target in mind.
 
+    The numbers must have some such equations; a draw that leads nowhere (two divided by three) starts again.
+    """
     at_hand = list(numbers)
-    steps = []
+    steps: list[Step] = []
+    failures = 0
     while len(at_hand) > 1:
         left, right = draw.sample(at_hand, 2)
         operation = draw.choice(operations)
@@ -212,6 +224,9 @@ def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -
             left, right = right, left
         result = apply(Fraction(left), operation, Fraction(right))
         if result is None or result.denominator != 1:
+            failures += 1
+            if failures % 20 == 0:
+                at_hand, steps = list(numbers), []
             continue
         at_hand.remove(left)
         at_hand.remove(right)

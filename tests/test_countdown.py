@@ -282,6 +282,8 @@ def test_same_problems_in_every_process_without_torch() -> None:
         ({"operations": ""}, "data.task.operations is ''"),
         ({"operations": "+x"}, "data.task.operations is '+x'"),
         ({"orders": 0}, "data.task.orders is 0"),
+        ({"least_ways": 0}, "data.task.least_ways is 0"),
+        ({"held_out_problems": -1}, "data.task.held_out_problems is -1"),
         ({"held_out_share": 0.0}, "data.task.held_out_share is 0"),
         ({"held_out_share": 1.0}, "data.task.held_out_share is 1"),
         ({"held_out_problems": 10_000}, "data.task.held_out_problems is 10000"),

@@ -247,7 +247,6 @@ def test_resumed_sampler_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
         assert [rest.draw(3) for _ in range(5)] == expected[4:]
 
 
-@pytest.mark.xfail(strict=True, reason="EpochSampler keeps the order of its first start()")
 def test_sampler_can_be_started_on_other_problems() -> None:
     sampler = started(10)
     sampler.draw(1)

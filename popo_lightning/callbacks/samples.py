@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from popo_lightning.errors import SettingError
 from popo_lightning.minibatch import Minibatch
 
 COLUMNS = ("iteration", "problem", "prompt", "response", "score", "advantage", "age", "finish_reason")
@@ -24,6 +25,11 @@ class SampleTable(L.Callback):
     """
 
     def __init__(self, every_n_iterations: int = 20, groups: int = 4) -> None:
+        if groups < 1 or every_n_iterations < 0:
+            raise SettingError(
+                f"samples.groups is {groups} and samples.every_n_iterations {every_n_iterations}; show at least 1 "
+                "group, and set samples.every_n_iterations to 0 for no tables"
+            )
         self.every_n_iterations = every_n_iterations
         self.groups = groups
 

@@ -36,7 +36,7 @@ class Composer(ABC):
 
     @abstractmethod
     def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
-        """Groups to train on. Those among ``fresh`` (by id) count as fresh, all others as replayed."""
+        """Groups to train on. Those of the present policy version count as fresh, all others as replayed."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides later compositions, in plain containers and tensors."""

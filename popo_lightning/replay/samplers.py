@@ -55,8 +55,8 @@ class EpochSampler(PromptSampler):
 
     def _place(self, draw: int) -> int:
         passed, within = divmod(draw, self.problems)
-        if getattr(self, "_pass", None) != passed:
-            self._pass = passed
+        if getattr(self, "_ordered", None) != (self.problems, self.seed, passed):
+            self._ordered = (self.problems, self.seed, passed)
             self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.problems), self.problems)
         return self._order[within]
 

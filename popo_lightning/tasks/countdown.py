@@ -130,8 +130,16 @@ class CountdownSteps(Task):
             raise SettingError(f"data.task.numbers is {numbers}; Countdown is enumerated for 2 to 5 numbers")
         if not operations or set(operations) - set("+-*/"):
             raise SettingError(f"data.task.operations is '{operations}'; use some of + - * /")
-        if orders < 1:
-            raise SettingError(f"data.task.orders is {orders}; ask each problem in at least 1 order")
+        counts = {
+            "largest_number": largest_number,
+            "largest_target": largest_target,
+            "held_out_problems": held_out_problems,
+            "least_ways": least_ways,
+            "orders": orders,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise SettingError(f"data.task.{name} is {count}; use at least 1")
         if not 0 < held_out_share < 1:
             raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
         self.numbers = numbers
