@@ -297,7 +297,9 @@ class RolloutDataModule(L.LightningDataModule):
 
     def benchmarks(self) -> list[Benchmark]:
         """Held-out problems by benchmark, those with prompts that fit."""
-        found = [(name, self.prompts.fitting(problems)) for name, problems in self.task.benchmarks().items()]
+        found: list[Benchmark] = [
+            (name, self.prompts.fitting(problems)) for name, problems in self.task.benchmarks().items()
+        ]
         for name, problems in found:
             if len(problems) < self._run.world_size:
                 raise SettingError(

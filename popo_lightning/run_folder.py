@@ -38,7 +38,7 @@ def choose_folder(folder: str | None, root: str, task: str, method: str, seed: i
     """
     if folder is not None:
         # rank 0 may have begun to write by the time the others look
-        if rank_zero_only.rank == 0 and checkpoint is None and _holds_run(Path(folder)):
+        if _is_first_rank() and checkpoint is None and _holds_run(Path(folder)):
             raise SettingError(
                 f"run.folder is '{folder}', which holds an earlier run; name another folder, or go on with that run by "
                 "--run.resume true"
@@ -52,6 +52,11 @@ def choose_folder(folder: str | None, root: str, task: str, method: str, seed: i
         number += 1
         candidate = base.with_name(f"{base.name}-{number}")
     return candidate
+
+
+def _is_first_rank() -> bool:
+    """Before the strategy exists: Lightning reads the rank from the launcher's environment."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _holds_run(folder: Path) -> bool:
@@ -116,7 +121,7 @@ def loggers(folder: Path, resumed_at: int | None) -> list[Logger]:
     """
     path = folder / METRICS
     kept: list[dict[str, str]] = []
-    if resumed_at is not None and path.exists() and rank_zero_only.rank == 0:
+    if resumed_at is not None and path.exists() and _is_first_rank():
         shutil.copyfile(path, path.with_suffix(".csv.before-resume"))
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
