@@ -169,6 +169,7 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU is no news
     for about in (
         ".*num_workers.*",  # the dataset holds the engine
         ".*`__len__`.*",  # see RolloutStream
@@ -179,6 +180,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         "The dirpath has changed from .*",  # a run's folder may be moved
         "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
+        "Be aware that when using `ckpt_path`.*",  # validate makes no use of them
         ".*reduce_op.*",  # vLLM's own use of torch
         ".*LeafSpec.*",  # Lightning's own use of torch
     ):

@@ -25,8 +25,8 @@ def main(root: Path) -> None:
     found = {path.parent: json.loads(path.read_text()) for path in sorted(root.rglob("summary.json"))}
     if not found:
         sys.exit(f"demo_report: no summary.json below {root}")
-    runs = dict(sorted(found.items(), key=lambda item: item[1]["method"], reverse=True))
-    console = Console(width=110, highlight=False)
+    runs = dict(sorted(found.items(), key=lambda item: (item[1]["method"], -item[1]["seed"]), reverse=True))
+    console = Console(width=max(110, 40 + 18 * len(runs)), highlight=False)
     console.print(table(list(runs.values())))
     plot(list(runs.values()), root / "curves.png")
     console.print(f"curves       {root / 'curves.png'}")
@@ -63,20 +63,27 @@ def table(summaries: list[dict[str, Any]]) -> Table:
 def plot(summaries: list[dict[str, Any]], path: Path) -> None:
     """avg@k and greedy accuracy against rollout iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
+    colours: dict[str, str] = {}
     for axis, wanted in zip(axes, ("avg_at_", "greedy"), strict=True):
+        shown: set[str] = set()
         for summary in summaries:
+            method = summary["method"]
+            colours.setdefault(method, f"C{len(colours)}")
             points = [
                 (entry["iteration"], value)
                 for entry in summary["evaluations"]
                 for key, value in entry.items()
                 if key.rsplit("/", 1)[-1].startswith(wanted)
             ]
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=summary["method"])
+            label = None if method in shown else method
+            shown.add(method)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colours[method], label=label)
         axis.set_title("greedy accuracy" if wanted == "greedy" else f"avg@{summaries[0]['last_evaluation']['avg_k']}")
         axis.set_xlabel("rollout iterations")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle(f"{summaries[0]['task']}, held-out problems, seed {summaries[0]['seed']}")
+    seeds = ", ".join(str(seed) for seed in sorted({summary["seed"] for summary in summaries}))
+    figure.suptitle(f"{summaries[0]['task']}, held-out problems, seed {seeds}")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

@@ -207,7 +207,7 @@ def test_every_problem_is_solvable_and_none_is_missing(operations: str, least_wa
                 ways.setdefault(int(text.rsplit("=", 1)[1]), set()).add(text)
         expected |= {(numbers, end) for end, texts in ways.items() if 1 <= end <= 50 and len(texts) >= least_ways}
     settings = {"operations": operations, "largest_number": 5, "largest_target": 50, "least_ways": least_ways}
-    train = {_asked(p.prompt) for p in CountdownSteps(**settings, held_out_problems=0).train_problems()}
+    train = {_asked(p.prompt) for p in CountdownSteps(**settings, held_out_problems=1).train_problems()}
     held_out = CountdownSteps(**settings, held_out_problems=len(expected) - len(train)).benchmarks()["countdown"]
     assert train | {_asked(p.prompt) for p in held_out} == expected
     with pytest.raises(SettingError):  # there is not one more
@@ -245,8 +245,8 @@ def test_fewer_orders_ask_the_same_problems() -> None:
 
 def test_held_out_share_and_seed() -> None:
     none, few, many = (
-        {_asked(p.prompt) for p in CountdownSteps(held_out_share=share, held_out_problems=0).train_problems()}
-        for share in (1e-9, 0.27, 0.5)
+        {_asked(p.prompt) for p in CountdownSteps(held_out_share=share, held_out_problems=1).train_problems()}
+        for share in (0.01, 0.27, 0.5)
     )
     assert many < few < none  # a larger share holds out more of the same
     assert abs(len(few) / len(none) - 0.73) < 0.04

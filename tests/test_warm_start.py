@@ -22,7 +22,7 @@ from popo_lightning.tasks.countdown import CountdownSteps, verify_steps
 from popo_lightning.warm_start import IGNORED, SYMBOLS, CountdownWarmStart, WarmStart, random_steps
 
 TINY: dict[str, Any] = {
-    "examples": 512,
+    "examples": 640,
     "batch_size": 16,
     "learning_rate": 1e-2,
     "hidden_size": 32,
