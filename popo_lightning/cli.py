@@ -125,12 +125,12 @@ class PopoCLI(LightningCLI):
         if run.resume and config.ckpt_path is None:
             folder = Path(run.folder or Path(run.root) / run.task / f"{run.method}-seed{config.seed_everything}")
             newest = run_folder.newest_checkpoint(folder)
-            config.ckpt_path = str(newest) if newest else None
-            run.folder = str(folder)
+            config.ckpt_path = str(newest) if newest else None  # none: it was stopped before its first checkpoint
+        else:
+            folder = run_folder.choose_folder(
+                run.folder, run.root, run.task, run.method, config.seed_everything, config.ckpt_path
+            )
         resumed_at = run_folder.iterations_done(Path(config.ckpt_path)) if config.ckpt_path else None
-        folder = run_folder.choose_folder(
-            run.folder, run.root, run.task, run.method, config.seed_everything, config.ckpt_path
-        )
         run.folder = str(folder)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / run_folder.CHECKPOINTS)

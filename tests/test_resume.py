@@ -109,6 +109,16 @@ def test_stopped_inside_an_iteration(
     assert_same_run(folder, whole)
 
 
+def test_stopped_before_the_first_checkpoint(command: list[str | Path], tmp_path: Path) -> None:
+    """Nothing to go on from: the run begins anew in its folder instead of being refused."""
+    short = ["--run.folder", tmp_path, "--trainer.max_epochs", "1", "--run.resume", "true"]
+    popo(*command, *short)
+    first = metrics(tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*.ckpt"))
+    popo(*command, *short)
+    assert metrics(tmp_path) == first
+
+
 def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_path: Path) -> None:
     """What a checkpoint remembers must not override what the command says now."""
     folder = copy_until(whole, 2 * MINIBATCHES, tmp_path / "copy")
