@@ -212,13 +212,14 @@ class PolicyModule(L.LightningModule):
         denominator = tokens / self.trainer.world_size
         loss_sum, statistics = 0.0, []
         parts = split_rows(minibatch.rows(self.advantages(minibatch)), self.micro_batch_tokens)
+        # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
+        # before the first of them, or a rank that is through would wait here for one that waits there.
+        most = int(self.trainer.strategy.reduce(torch.tensor(len(parts)), reduce_op="max"))
         for part in parts:
             loss, found = self._loss(pad_rows(part).to(self.device), denominator)
             self.manual_backward(loss)
             loss_sum += float(loss.detach())
             statistics.append(found)
-        # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones.
-        most = int(self.trainer.strategy.reduce(torch.tensor(len(parts)), reduce_op="max"))
         for _ in range(most - len(parts)):
             self.manual_backward(self._nothing())
         grad_norm = float("nan")
