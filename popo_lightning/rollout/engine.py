@@ -108,3 +108,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def end_token_ids(folder: str | Path) -> list[int]:
+    """Tokens that end a response, as the model's generation config lists them."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # a model without a generation config ends by its tokenizer's end token, which vLLM knows
+        return []
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

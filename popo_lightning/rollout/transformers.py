@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.groups import Response
-from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, seeded
-from popo_lightning.rollout.vllm import end_token_ids
+from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, seeded
 
 
 class TransformersEngine(RolloutEngine):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
-from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, seeded
+from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, seeded
 
 
 class VLLMEngine(RolloutEngine):
@@ -171,14 +171,3 @@ def _response(completion: Any) -> Response:
         finish_reason=completion.finish_reason,
         text=completion.text,
     )
-
-
-def end_token_ids(folder: Any) -> list[int]:
-    """Tokens that end a response, as the model's generation config lists them."""
-    from transformers import GenerationConfig
-
-    try:
-        ends = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:  # a model without a generation config ends by its tokenizer's end token, which vLLM knows
-        return []
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
