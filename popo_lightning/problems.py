@@ -12,12 +12,24 @@ class Problem:
 
     Args:
         id: Unique within its task; decides train or held-out and keeps a problem from filling one batch twice.
-        prompt: Text used exactly as it is, or chat messages for the tokenizer's template.
+        prompt: Text used exactly as it is, or chat messages for the tokenizer's template. A last message of the
+            assistant is the beginning of the response, which the policy continues. ``<image>`` in a message stands
+            for an image.
         answer: Whatever the task's verifier needs, in plain JSON types (it travels to the grading processes).
         info: Level, subject and the like, for breakdowns; plain JSON types.
+        images: Path, or encoded bytes (PNG, JPEG), of each image, in the order of their marks in the prompt.
     """
 
     id: str
     prompt: str | list[dict[str, Any]]
     answer: Any
     info: dict[str, Any] = field(default_factory=dict)
+    images: tuple[str | bytes, ...] = ()
+
+    @property
+    def response_prefix(self) -> str:
+        """Beginning of the response that the prompt gives; verifiers read it with what the policy wrote."""
+        if isinstance(self.prompt, str) or self.prompt[-1]["role"] != "assistant":
+            return ""
+        prefix: str = self.prompt[-1]["content"]
+        return prefix
