@@ -87,7 +87,6 @@ class PopoCLI(LightningCLI):
             }
         )
         parser.link_arguments("data.temperature", "model.temperature")
-        parser.link_arguments("data.effective_by", "model.effective_by")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:

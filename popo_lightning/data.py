@@ -10,11 +10,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
+from popo_lightning.group_maker import GroupMaker
+from popo_lightning.groups import Group
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
@@ -25,6 +25,7 @@ from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
 
 Benchmark = tuple[str, Sequence[Problem]]
@@ -65,7 +66,11 @@ class RolloutDataModule(L.LightningDataModule):
             log-probs must be those of the distribution sampled from.
         max_new_tokens: Response limit in tokens.
         max_prompt_tokens: Problems with longer prompts are left out and counted, never cut.
-        effective_by: Reward part that is trained on and decides whether a group is effective.
+        image_pixels: Least and most pixels of an image, which is resized to fit, in engine and policy alike; null
+            keeps the limits of the model's processor.
+        effective_by: Reward part that decides whether a group is effective: score, which is trained on, or another,
+            such as acc, where partial rewards alone should not count.
+        overlong: Penalty for responses that come near max_new_tokens; null gives none.
         graders: Grading processes per rank.
         seconds_per_response: A grader that takes longer is killed and the response gets reward 0.
         seed: Set from seed_everything.
@@ -83,7 +88,9 @@ class RolloutDataModule(L.LightningDataModule):
         temperature: float = 1.0,
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
+        image_pixels: tuple[int, int] | None = None,
         effective_by: str = "score",
+        overlong: SoftOverlong | None = None,
         graders: int = 1,
         seconds_per_response: float = 5.0,
         seed: int = 1,
@@ -103,6 +110,13 @@ class RolloutDataModule(L.LightningDataModule):
             raise SettingError(
                 f"data.temperature is {temperature}; training samples at a positive temperature, such as 1.0"
             )
+        if image_pixels is not None and not 0 < image_pixels[0] <= image_pixels[1]:
+            raise SettingError(
+                f"data.image_pixels is {list(image_pixels)}; give the least and the most pixels of an image, such as "
+                "[3136, 401408]"
+            )
+        if overlong is not None:
+            overlong.check(max_new_tokens)
         self.task = task
         self.engine = engine
         self.composer = composer
@@ -112,7 +126,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.minibatches = minibatches
         self.sampling = Sampling(max_new_tokens, temperature)
         self.max_prompt_tokens = max_prompt_tokens
+        self.image_pixels = image_pixels
         self.effective_by = effective_by
+        self.overlong = overlong
         self.graders = graders
         self.seconds_per_response = seconds_per_response
         self.seed = seed
@@ -125,7 +141,6 @@ class RolloutDataModule(L.LightningDataModule):
         self.iteration = 0  # iterations begun
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
         self._calls = 0  # engine calls of this iteration, for their seeds
-        self._groups_made = 0
         self._engine_started = False
         self._synced_step: int | None = None
         self._problems: list[Problem] = []
@@ -133,24 +148,40 @@ class RolloutDataModule(L.LightningDataModule):
     # -- set-up ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads the problems and drops those whose prompt is too long."""
-        if self._problems:
-            return
-        world_size = self._run.world_size
+        """Loads tokenizer and verifier; to train, also reads the problems and drops those whose prompt is too long."""
+        world_size, rank = self._run.world_size, self._run.global_rank
+        self.prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
+        self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
+        self.maker = GroupMaker(
+            self.prompts,
+            self.engine,
+            self._pool,
+            self.clock,
+            rank,
+            world_size,
+            self._module.weight_dtype,
+            self.overlong,
+        )
+        if self._fitting and not self._problems:
+            self._read_problems(world_size, rank)
+
+    @property
+    def _fitting(self) -> bool:
+        return self._run.state.fn == "fit"
+
+    def _read_problems(self, world_size: int, rank: int) -> None:
         if self.problems_per_iteration % world_size:
             raise SettingError(
                 f"data.problems_per_iteration is {self.problems_per_iteration}, which {world_size} ranks cannot share "
                 f"evenly; use a multiple of {world_size}"
             )
-        self.prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens)
         self._problems = self.prompts.fitting(self.task.train_problems())
         if not self._problems:
             raise SettingError(
                 f"data.task gives no problem with a prompt of at most {self.max_prompt_tokens} tokens; "
                 "check its data file and data.max_prompt_tokens"
             )
-        self.sampler.start(len(self._problems), self.seed, self._run.global_rank, world_size)
-        self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
+        self.sampler.start(len(self._problems), self.seed, rank, world_size)
 
     def teardown(self, stage: str) -> None:
         """Ends the grading processes. The engine stays for a following validate or test."""
@@ -178,9 +209,15 @@ class RolloutDataModule(L.LightningDataModule):
                 world_size=self._run.world_size,
                 max_tokens=self.max_prompt_tokens + self.sampling.max_new_tokens,
                 forbidden_token_ids=self._module.forbidden_token_ids,
+                image_pixels=self.image_pixels,
+                images_per_prompt=self._images_per_prompt(),
             )
         )
         self._engine_started = True
+
+    def _images_per_prompt(self) -> int:
+        asked = [self._problems, *self.task.benchmarks().values()]
+        return max((len(problem.images) for problems in asked for problem in problems), default=0)
 
     def sync(self) -> None:
         """Gives the engine the policy's weights, unless it has them already.
@@ -263,26 +300,7 @@ class RolloutDataModule(L.LightningDataModule):
             sampling: How to draw tokens.
             seed: Decides all draws.
         """
-        prompts = [self.prompts.encode(problem) for problem in problems]
-        with self.clock.measure("generate"):
-            sampled = self.engine.generate(prompts, n, sampling, seed)
-        with self.clock.measure("verify"):
-            graded = self._grade(problems, sampled)
-        version = self.engine.version
-        return [
-            self._group(problem, prompt, responses, version)
-            for problem, prompt, responses in zip(problems, prompts, graded, strict=True)
-        ]
-
-    def _group(self, problem: Problem, prompt: Tensor, responses: list[Response], version: int) -> Group:
-        number = self._groups_made * self._run.world_size + self._run.global_rank
-        self._groups_made += 1
-        return Group(number, problem, prompt, responses, version)
-
-    def _grade(self, problems: Sequence[Problem], sampled: list[list[Response]]) -> list[list[Response]]:
-        items = [(p.answer, r.text) for p, responses in zip(problems, sampled, strict=True) for r in responses]
-        grades = iter(self._pool.grade(items))
-        return [[_graded(response, next(grades)) for response in responses] for responses in sampled]
+        return self.maker.make(problems, n, sampling, seed)
 
     def _random(self, *purpose: object) -> random.Random:
         """A generator for one purpose: from (seed, rank, iteration), never from global state."""
@@ -310,7 +328,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """One batch a benchmark. Empty during fit, where the Evaluation callback keeps its own schedule."""
-        if self._run.state.fn == "fit":
+        if self._fitting:
             return []
         return DataLoader(self.benchmarks(), batch_size=None, num_workers=0)  # type: ignore[arg-type]
 
@@ -330,7 +348,7 @@ class RolloutDataModule(L.LightningDataModule):
             "composer": self.composer.state_dict(),
             "pending": [minibatch.to_plain() for minibatch in self.pending],
             "rollout_metrics": self.rollout_metrics,
-            "groups_made": self._groups_made,
+            "groups_made": self.maker.made,
         }
         ranks = [mine]
         if self._run.world_size > 1:
@@ -346,17 +364,19 @@ class RolloutDataModule(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
         world_size, rank = self._run.world_size, self._run.global_rank
-        if len(state["ranks"]) != world_size:
+        if self._fitting and len(state["ranks"]) != world_size:
             raise SettingError(
                 f"the checkpoint was written by {len(state['ranks'])} ranks and this run has {world_size}; resume "
                 "with as many (trainer.devices x trainer.num_nodes)"
             )
         self.iteration = state["iteration"]
         self.totals.load_state_dict(state["totals"])
+        if not self._fitting:
+            return
         mine = state["ranks"][rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
-        self._groups_made = mine["groups_made"]
+        self.maker.made = mine["groups_made"]
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
         if self.pending and state["minibatches"] != self.minibatches:
@@ -364,12 +384,6 @@ class RolloutDataModule(L.LightningDataModule):
                 f"data.minibatches is {self.minibatches} but the checkpoint stopped inside an iteration of "
                 f"{state['minibatches']}; resume with that number, or from a checkpoint between iterations"
             )
-
-
-def _graded(response: Response, grade: Any) -> Response:
-    return Response(
-        response.token_ids, response.behave_logp, response.finish_reason, response.text, grade.parts, grade.failure
-    )
 
 
 def _at_least(name: str, value: int, least: int, reason: str) -> None:

@@ -52,6 +52,8 @@ class Group:
         prompt_ids: (P,) int64, exactly the tokens the engine was given.
         responses: K graded responses.
         version: Policy version that sampled all of them.
+        images: What the vision tower reads of the prompt's images; empty for text. Kept, so that a replayed group
+            needs neither its files nor a processor.
     """
 
     id: int
@@ -59,6 +61,7 @@ class Group:
     prompt_ids: Tensor
     responses: list[Response]
     version: int
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     def rewards(self, part: str = "score") -> Tensor:
         """(K,) float32 rewards of one part; 0 for a response whose grading failed."""
@@ -80,11 +83,13 @@ class Group:
             "id": self.id,
             "version": self.version,
             "prompt_ids": self.prompt_ids,
+            "images": self.images,
             "problem": {
                 "id": self.problem.id,
                 "prompt": self.problem.prompt,
                 "answer": self.problem.answer,
                 "info": self.problem.info,
+                "images": list(self.problem.images),
             },
             "responses": [
                 {
@@ -104,8 +109,9 @@ class Group:
         """Inverse of :meth:`to_plain`."""
         return cls(
             id=plain["id"],
-            problem=Problem(**plain["problem"]),
+            problem=Problem(**plain["problem"] | {"images": tuple(plain["problem"].get("images", ()))}),
             prompt_ids=plain["prompt_ids"],
             responses=[Response(**response) for response in plain["responses"]],
             version=plain["version"],
+            images=plain.get("images", {}),
         )

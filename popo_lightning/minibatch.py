@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Minibatch:
                 index = len(rows)
                 prox = None if self.prox_logp is None else self.prox_logp[index]
                 age = self.version - group.version
-                rows.append(Row(index, group.prompt_ids, response, advantages[index], prox, fresh, age))
+                rows.append(Row(index, group.prompt_ids, response, advantages[index], prox, fresh, age, group.images))
         return rows
 
     def to_plain(self) -> dict[str, Any]:
@@ -90,6 +90,7 @@ class Row:
     prox_logp: Tensor | None
     fresh: bool
     age: int
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -114,11 +115,13 @@ class PaddedRows:
     advantages: Tensor  # (R, 1)
     fresh: Tensor  # (R,) bool
     age: Tensor  # (R,) policy versions
+    images: dict[str, Tensor]  # of all rows one after the other, by the model's argument names; empty for text
 
     def to(self, device: torch.device) -> PaddedRows:
         """All tensors on one device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None})
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "images"}
+        moved = {name: t.to(device, non_blocking=True) for name, t in found.items() if t is not None}
+        return replace(self, **moved, images={name: t.to(device, non_blocking=True) for name, t in self.images.items()})
 
 
 def pad_rows(rows: Sequence[Row]) -> PaddedRows:
@@ -144,7 +147,14 @@ def pad_rows(rows: Sequence[Row]) -> PaddedRows:
         advantages=torch.tensor([[row.advantage] for row in rows]),
         fresh=torch.tensor([row.fresh for row in rows]),
         age=torch.tensor([row.age for row in rows]),
+        images=_images(rows),
     )
+
+
+def _images(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Image tensors of all rows, in row order: as many copies of a prompt's image as there are responses to it."""
+    found = [row.images for row in rows if row.images]
+    return {name: torch.cat([images[name] for images in found]) for name in found[0]} if found else {}
 
 
 def split_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:

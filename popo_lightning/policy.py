@@ -9,14 +9,16 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows
+from popo_lightning.model_folder import blank_image, image_marks, image_tokens, load_model, sees_images, vision_tower
 from popo_lightning.objectives import Advantage, GroupNormalised, Objective, ObjectiveInputs
 from popo_lightning.warm_start import WarmStart
 
@@ -41,9 +43,10 @@ class PolicyModule(L.LightningModule):
         max_grad_norm: Gradients are scaled down to this norm; null leaves them.
         micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        freeze_vision: Train the language model only, and leave the vision tower as it is.
         dtype: Type of the weights: auto is float32 on a CPU and bfloat16 on a GPU.
         temperature: Set from data.temperature.
-        effective_by: Set from data.effective_by: the reward part that is trained on.
+        reward: Reward part that is trained on.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class PolicyModule(L.LightningModule):
         max_grad_norm: float | None = 1.0,
         micro_batch_tokens: int = 16384,
         gradient_checkpointing: bool = False,
+        freeze_vision: bool = False,
         dtype: str = "auto",
         temperature: float = 1.0,
-        effective_by: str = "score",
+        reward: str = "score",
     ) -> None:
         super().__init__()
         if (path is None) == (warm_start is None):
@@ -83,9 +87,10 @@ class PolicyModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self.micro_batch_tokens = micro_batch_tokens
         self.gradient_checkpointing = gradient_checkpointing
+        self.freeze_vision = freeze_vision
         self.dtype_name = dtype
         self.temperature = temperature
-        self.effective_by = effective_by
+        self.reward = reward
         self.forbidden_token_ids: list[int] = []
         self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
         self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
@@ -115,13 +120,8 @@ class PolicyModule(L.LightningModule):
         """Loads the model once the strategy knows its devices; called again by each trainer entry point."""
         if hasattr(self, "model"):
             return
-        from transformers import AutoModelForCausalLM
-
         folder = self.folder
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.weight_dtype, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
+        model = load_model(folder, self.weight_dtype)
         changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None)]
         if changes:
             raise SettingError(
@@ -129,6 +129,15 @@ class PolicyModule(L.LightningModule):
                 "would be wrong, so choose a model with plain logits"
             )
         remove_dropout(model)
+        if sees_images(model.config):
+            self.forbidden_token_ids = image_tokens(model.config)
+        if self.freeze_vision:
+            tower = vision_tower(model)
+            if tower is None:
+                raise SettingError(
+                    f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out"
+                )
+            tower.requires_grad_(False)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         # transformers checkpoints activations in training mode only
@@ -158,11 +167,13 @@ class PolicyModule(L.LightningModule):
             ((R, T), (R, T)) float32, zero at padding.
         """
         lm: Any = model if model is not None else self.model
-        decoder = lm.get_decoder() if hasattr(lm, "get_decoder") else lm.base_model
         # Right padding and a causal mask: a response never sees what is padded, in whatever attention.
-        hidden = decoder(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask.long(), use_cache=False
-        ).last_hidden_state
+        inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask.long(), "use_cache": False}
+        if rows.images:
+            inputs |= rows.images | {"mm_token_type_ids": image_marks(lm.config, rows.input_ids)}
+        hidden = lm.base_model(**inputs).last_hidden_state
+        if not rows.images and sees_images(lm.config) and dist.is_initialized() and dist.get_world_size() > 1:
+            hidden = hidden + self._unseen_image(lm, hidden.dtype)
         predicts = rows.is_response[:, 1:]  # position t predicts token t + 1
         logp, entropy = token_logprobs(
             hidden[:, :-1][predicts],
@@ -174,6 +185,12 @@ class PolicyModule(L.LightningModule):
         )
         # Both masks list a row's response tokens in order, so flat values go straight to their places.
         return _scatter(logp, rows.mask), _scatter(entropy, rows.mask)
+
+    def _unseen_image(self, model: Any, dtype: torch.dtype) -> Tensor:
+        """Zero, through the vision tower: ranks without an image must not leave the others waiting in it."""
+        blank = blank_image(model.config, self.device, dtype)
+        seen = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
+        return (seen if isinstance(seen, Tensor) else seen.last_hidden_state).sum() * 0
 
     @torch.no_grad()
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
@@ -194,7 +211,7 @@ class PolicyModule(L.LightningModule):
         return [
             advantage
             for group in minibatch.groups
-            for advantage in self.advantage(group.rewards(self.effective_by)[None])[0].tolist()
+            for advantage in self.advantage(group.rewards(self.reward)[None])[0].tolist()
         ]
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:

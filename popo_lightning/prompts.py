@@ -1,9 +1,12 @@
-"""Problems to prompt tokens, once, for engine and policy alike."""
+"""Problems to prompt tokens and image tensors, once, for engine and policy alike."""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +16,42 @@ from torch import Tensor
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.problems import Problem
 
+IMAGE_MARK = "<image>"
+SHOWN = 5  # sentences about unreadable images
+
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, as engine and policy read it.
+
+    Args:
+        ids: (P,) tokens as the policy reads them: an image takes as many as it has features.
+        images: What the vision tower reads, by the argument names of the model's forward; empty for text.
+        unexpanded_ids: As ids, but with one token an image: what vLLM expands by itself. Empty for text.
+        pictures: The images before the processor, for vLLM.
+    """
+
+    ids: Tensor
+    images: dict[str, Tensor] = field(default_factory=dict)
+    unexpanded_ids: Sequence[int] = ()
+    pictures: Sequence[Any] = ()
+
+
 class PromptEncoder:
-    """The tokenizer of a model folder.
+    """The tokenizer, and where there are images the processor, of a model folder.
 
     Args:
         folder: Model folder or hub id.
-        max_tokens: Longest prompt.
+        max_tokens: Longest prompt, images included.
+        image_pixels: Least and most pixels of an image, which is resized to fit; null keeps the processor's own.
 
     Raises:
         SettingError: No tokenizer there, or one without padding or end token.
     """
 
-    def __init__(self, folder: str | Path, max_tokens: int) -> None:
+    def __init__(self, folder: str | Path, max_tokens: int, image_pixels: tuple[int, int] | None = None) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -42,32 +66,129 @@ class PromptEncoder:
                 )
         self.folder = folder
         self.max_tokens = max_tokens
-        self._encoded: dict[str, Tensor] = {}
+        self.image_pixels = image_pixels
+        self._encoded: dict[str, Prompt] = {}
 
-    def encode(self, problem: Problem) -> Tensor:
-        """(P,) token ids, kept for the next time."""
+    @cached_property
+    def processor(self) -> Any:
+        """The processor of a vision-language model, with the pixel limits of this run."""
+        from transformers import AutoProcessor
+
+        try:
+            processor: Any = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise SettingError(
+                f"model.path is '{self.folder}', from which no image processor loads: {reason(error)}"
+            ) from error
+        if getattr(processor, "image_processor", None) is None:
+            raise SettingError(
+                f"data.task has images but model.path '{self.folder}' is a text model; use a vision-language model "
+                "such as Qwen/Qwen2.5-VL-3B-Instruct"
+            )
+        if self.image_pixels is not None:
+            least, most = self.image_pixels
+            processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
+        return processor
+
+    # -- one problem -------------------------------------------------------------------------------------------
+
+    def encode(self, problem: Problem) -> Prompt:
+        """Tokens and images of one problem. Text is kept for the next time; images would fill the memory."""
+        if problem.images:
+            return self._with_images(problem)
         if problem.id not in self._encoded:
             if isinstance(problem.prompt, str):
                 ids = self.tokenizer(problem.prompt)["input_ids"]
             else:
-                ids = self._chat(problem.prompt)
+                ids = self.tokenizer(self._chat(problem.prompt), add_special_tokens=False)["input_ids"]
             if not ids:
                 raise SettingError(f"problem '{problem.id}' of data.task has an empty prompt; leave it out")
-            self._encoded[problem.id] = torch.tensor(ids, dtype=torch.long)
+            self._encoded[problem.id] = Prompt(torch.tensor(ids, dtype=torch.long))
         return self._encoded[problem.id]
 
-    def _chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _with_images(self, problem: Problem) -> Prompt:
+        text = self._image_text(problem)
+        pictures = [open_image(image) for image in problem.images]
+        encoded = self.processor(text=[text], images=pictures, return_tensors="pt", return_mm_token_type_ids=False)
+        unexpanded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        images = {name: encoded[name] for name in self.processor.image_processor.model_input_names}
+        return Prompt(encoded["input_ids"][0], images, unexpanded, pictures)
+
+    def _image_text(self, problem: Problem) -> str:
+        if isinstance(problem.prompt, str):
+            raise SettingError(
+                f"problem '{problem.id}' of data.task has images and a plain prompt; ask in chat messages, whose "
+                "template says where an image goes"
+            )
+        return self._chat([_parts(message) for message in problem.prompt])
+
+    def _chat(self, messages: list[dict[str, Any]]) -> str:
         if self.tokenizer.chat_template is None:
             raise SettingError(
                 f"the tokenizer of model.path '{self.folder}' has no chat template but the task asks in messages; "
                 "use an instruct model or a task with plain prompts"
             )
-        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        return ids
+        begun = messages[-1]["role"] == "assistant"
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+        )
+        return text
+
+    # -- many --------------------------------------------------------------------------------------------------
 
     def fitting(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Problems whose prompt is short enough; the others are counted in the log."""
-        kept = [problem for problem in problems if len(self.encode(problem)) <= self.max_tokens]
-        if len(kept) < len(problems):
-            log.warning("%d of %d prompts are too long and left out", len(problems) - len(kept), len(problems))
+        """Problems whose prompt is short enough and whose images decode; the others are counted, never cut."""
+        kept, unreadable = [], []
+        for problem in problems:
+            try:
+                length = self.length(problem)
+            except (OSError, ValueError, SyntaxError) as error:  # what PIL and the processor's resizing raise
+                if isinstance(error, SettingError):
+                    raise
+                unreadable.append(f"problem '{problem.id}': {reason(error)}")
+                continue
+            if length <= self.max_tokens:
+                kept.append(problem)
+        for sentence in unreadable[:SHOWN]:
+            log.warning("left out, because an image cannot be read: %s", sentence)
+        if len(unreadable) > SHOWN:
+            log.warning("and %d more problems with unreadable images", len(unreadable) - SHOWN)
+        if too_long := len(problems) - len(kept) - len(unreadable):
+            log.warning(
+                "%d of %d prompts are longer than data.max_prompt_tokens (%d) and left out",
+                too_long,
+                len(problems),
+                self.max_tokens,
+            )
         return kept
+
+    def length(self, problem: Problem) -> int:
+        """Prompt tokens. Images are decoded, so that none fails in the middle of a run, but not processed."""
+        if not problem.images:
+            return len(self.encode(problem).ids)
+        ids = self.tokenizer(self._image_text(problem), add_special_tokens=False)["input_ids"]
+        images = self.processor.image_processor
+        patches = 0
+        for image in problem.images:
+            width, height = open_image(image).size
+            patches += images.get_number_of_image_patches(height, width) // images.merge_size**2
+        return len(ids) - len(problem.images) + patches
+
+
+def open_image(image: str | bytes) -> Any:
+    """A picture, in RGB, from a path or from encoded bytes; raises what PIL raises for one that it cannot read."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+        return picture.convert("RGB")
+
+
+def _parts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose text is cut at image marks, as chat templates of vision-language models expect it."""
+    if not isinstance(message["content"], str) or IMAGE_MARK not in message["content"]:
+        return message
+    parts: list[dict[str, str]] = []
+    for place, text in enumerate(message["content"].split(IMAGE_MARK)):
+        parts += [{"type": "image"}] * (place > 0)
+        parts += [{"type": "text", "text": text}] * bool(text)
+    return {**message, "content": parts}

@@ -46,7 +46,7 @@ class TimedEngine(VLLMEngine):
         from vllm import SamplingParams
 
         prompts, n, sampling, seed = self.last
-        inputs = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        inputs = [{"prompt_token_ids": prompt.ids.tolist()} for prompt in prompts]
         parameters = SamplingParams(
             n=n, temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, logprobs=0
         )

@@ -33,9 +33,30 @@ else
   "${pip[@]}" -e '.[gpu,dev]'
 fi
 
-# The default index may bring CUDA builds of these beside CPU torch. They do not import there, and transformers then
-# fails on finding them; text needs none of the three.
-for package in torchvision torchaudio torchcodec; do
+# The default index brings a CUDA build of torchvision, whose operators do not load beside CPU torch. Image processors
+# call none of them: declared, they let the package import, in vLLM's subprocesses too.
+if [ "$device" = cpu ] && ! "$venv/bin/python" -c 'import torchvision' >/dev/null 2>&1; then
+  "$venv/bin/python" - <<'PATCH'
+import importlib.util
+from pathlib import Path
+
+extension = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0], "extension.py")
+extension.write_text(
+    extension.read_text()
+    + """
+# Added by popo_lightning's scripts/setup.sh
+if not _has_ops():
+    _declared = torch.library.Library("torchvision", "FRAGMENT")
+    _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+)
+PATCH
+  "$venv/bin/python" -c 'import torchvision' >/dev/null
+fi
+
+# The others do not import beside CPU torch either, transformers fails on finding them, and nothing here needs them.
+for package in torchaudio torchcodec; do
   if ! "$venv/bin/python" -c "import $package" >/dev/null 2>&1; then
     "$venv/bin/python" -m pip --disable-pip-version-check uninstall --quiet --yes "$package" 2>/dev/null || true
   fi

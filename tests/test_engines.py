@@ -16,6 +16,7 @@ from popo_lightning.groups import Group, Response
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.policy import PolicyModule
 from popo_lightning.problems import Problem
+from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.rollout.vllm import VLLMEngine
@@ -35,7 +36,7 @@ class Pair:
     policy: PolicyModule
 
     def generate(self, sampling: Sampling = SAMPLING, seed: int = 7, n: int = 4) -> list[list[Response]]:
-        return self.engine.generate(PROMPTS, n, sampling, seed)
+        return self.engine.generate([Prompt(ids) for ids in PROMPTS], n, sampling, seed)
 
     def gap(self, sampled: list[list[Response]], temperature: float = 1.0) -> float:
         """Largest difference to the trainer's log-probs of the same tokens."""
@@ -190,9 +191,9 @@ def test_prefix_cache_is_dropped(pair: Pair) -> None:
     """The long prompt spans whole cache blocks: served from those of the old weights, its log-probs would be off."""
     long, limit = PROMPTS[-1], Sampling(4)
     for seed in (21, 22):
-        pair.engine.generate([long], 2, limit, seed)  # fills the cache
+        pair.engine.generate([Prompt(long)], 2, limit, seed)  # fills the cache
         pair.perturb(seed)
-        sampled = [[], [], [], pair.engine.generate([long], 8, limit, seed)[0]]
+        sampled = [[], [], [], pair.engine.generate([Prompt(long)], 8, limit, seed)[0]]
         assert pair.gap(sampled) < TOLERANCE
 
 
@@ -201,7 +202,7 @@ def test_cut_tails(tmp_path: Path) -> None:
     folder = random_model("llama-tied", tmp_path)
     engine = TransformersEngine()
     engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 400))
-    (cut,) = engine.generate(PROMPTS[:1], 200, Sampling(1, top_k=2), seed=0)
+    (cut,) = engine.generate([Prompt(PROMPTS[0])], 200, Sampling(1, top_k=2), seed=0)
     assert len({int(r.token_ids[0]) for r in cut}) == 2
-    (narrow,) = engine.generate(PROMPTS[:1], 50, Sampling(1, top_p=0.01), seed=0)
+    (narrow,) = engine.generate([Prompt(PROMPTS[0])], 50, Sampling(1, top_p=0.01), seed=0)
     assert len({int(r.token_ids[0]) for r in narrow}) == 1

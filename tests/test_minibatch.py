@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,15 +67,23 @@ def test_rows_of_a_minibatch_know_their_group() -> None:
 
 @pytest.mark.parametrize("with_prox", [False, True])
 def test_minibatch_survives_a_checkpoint(tmp_path: Path, with_prox: bool) -> None:
-    minibatch = Minibatch([group(8, version=3), group(9, version=5)], [False, True], version=5, index=1)
+    images = {"pixel_values": torch.rand(4, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    seen = replace(group(8, version=3), images=images)
+    seen = replace(seen, problem=replace(seen.problem, images=(b"\x89PNG\x00", "a/b.png")))
+    minibatch = Minibatch([seen, group(9, version=5)], [False, True], version=5, index=1)
     if with_prox:
         minibatch.prox_logp = [torch.tensor([-1e-7, -i]) for i in range(4)]
     torch.save(minibatch.to_plain(), tmp_path / "minibatch.pt")
     read = Minibatch.from_plain(torch.load(tmp_path / "minibatch.pt", weights_only=True))
     assert (read.fresh, read.version, read.index) == ([False, True], 5, 1)
     assert [(g.id, g.version) for g in read.groups] == [(8, 3), (9, 5)]
+    assert read.groups[0].problem == seen.problem
     old, new = (pad_rows(m.rows([0.5, 1.5, 2.5, 3.5])) for m in (minibatch, read))
-    for name, value in vars(old).items():
+    for name, value in images.items():  # two responses, so the prompt's image comes twice
+        torch.testing.assert_close(new.images[name], torch.cat([value, value]))
+    for name, value in vars(replace(old, images={})).items():
+        if name == "images":
+            continue
         assert (value is None and getattr(new, name) is None) or torch.equal(value, getattr(new, name)), name
 
 

@@ -90,6 +90,75 @@ def random_model(kind: str, folder: Path) -> Path:
     return folder
 
 
+IMAGE_SYMBOLS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+IMAGE_TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+)
+
+
+def random_vision_model(folder: Path) -> Path:
+    """An untrained Qwen2.5-VL that reads its images: its distributions are peaked and depend on them."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = _tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": IMAGE_SYMBOLS})
+    tokenizer.chat_template = IMAGE_TEMPLATE
+    start, end, image, video = tokenizer.convert_tokens_to_ids(IMAGE_SYMBOLS)
+    shared = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(SYMBOLS) + len(IMAGE_SYMBOLS),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "initializer_range": 0.2,
+            "tie_word_embeddings": True,
+            **shared,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
+            "initializer_range": 0.2,
+        },
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+        tie_word_embeddings=True,
+        **shared,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen2_5_VLForConditionalGeneration(config).float()
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template=IMAGE_TEMPLATE,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 def effective_share(folder: Path, problems: int = 48, group_size: int = 4) -> float:
     """Share of groups with different rewards, at temperature 1."""
     task, encoder = tiny_task(), PromptEncoder(folder, 16)
@@ -149,6 +218,8 @@ def fit(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     max_grad_norm: float | None = 1.0,
     micro_batch_tokens: int = 16384,
+    max_prompt_tokens: int = 16,
+    model: dict[str, Any] | None = None,
     **data: Any,
 ) -> Run:
     """A real training, in this process, with the transformers engine and POPO unless told otherwise."""
@@ -159,13 +230,14 @@ def fit(
         optimizer=lambda parameters: optimizer(parameters, lr=lr),
         max_grad_norm=max_grad_norm,
         micro_batch_tokens=micro_batch_tokens,
+        **model or {},
     )
     settings = {"problems_per_iteration": 10, "group_size": 4, "minibatches": 2, "max_new_tokens": 10} | data
     rollouts = RolloutDataModule(
         task=settings.pop("task", tiny_task()),
         engine=engine or TransformersEngine(),
         composer=composer or PrioritizedGroupReplay(GroupReplayBuffer(32)),
-        max_prompt_tokens=16,
+        max_prompt_tokens=max_prompt_tokens,
         **settings,
     )
     trainer = L.Trainer(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.groups import Response
+from popo_lightning.prompts import Prompt
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -47,7 +48,9 @@ class EngineContext:
         rank: Global rank; each rank has an engine of its own.
         world_size: Number of ranks.
         max_tokens: Longest prompt plus response.
-        forbidden_token_ids: Never sampled, because the policy could not take them back (image pads).
+        forbidden_token_ids: Never sampled, because the policy could not take them back (image tokens).
+        image_pixels: Least and most pixels of an image, as the prompts were made with; None keeps the processor's own.
+        images_per_prompt: Most images a prompt has.
     """
 
     folder: str | Path
@@ -57,6 +60,8 @@ class EngineContext:
     world_size: int
     max_tokens: int
     forbidden_token_ids: Sequence[int] = ()
+    image_pixels: tuple[int, int] | None = None
+    images_per_prompt: int = 0
 
 
 class RolloutEngine(ABC):
@@ -73,11 +78,11 @@ class RolloutEngine(ABC):
         """Loads the model. Called once per process, after distributed set-up, before anything else."""
 
     @abstractmethod
-    def generate(self, prompts: Sequence[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """Samples n responses for each prompt.
 
         Args:
-            prompts: (P,) token ids each.
+            prompts: What is asked, with its images.
             n: Responses per prompt.
             sampling: How to draw tokens.
             seed: Decides every draw of this call; the process's own random state is left as it was.

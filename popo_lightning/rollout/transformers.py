@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from popo_lightning.groups import Response
+from popo_lightning.model_folder import image_marks, load_model
+from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, seeded
 
 
@@ -24,17 +26,16 @@ class TransformersEngine(RolloutEngine):
 
     def start(self, context: EngineContext) -> None:
         """Loads the model and its tokenizer."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self._context = context
-        model: Any = AutoModelForCausalLM.from_pretrained(context.folder, dtype=context.dtype)
-        self._model = model.to(context.device).eval()
+        self._model = load_model(context.folder, context.dtype).to(context.device).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         ends = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
         self._ends = torch.tensor(ends, device=context.device)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`."""
         flat = [prompt for prompt in prompts for _ in range(n)]
         responses: list[Response] = []
@@ -43,23 +44,34 @@ class TransformersEngine(RolloutEngine):
                 responses += self._generate_batch(flat[start : start + self.batch_size], sampling)
         return [responses[i * n : (i + 1) * n] for i in range(len(prompts))]
 
-    def _generate_batch(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[Response]:
+    def _generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Response]:
         device = self._context.device
-        longest = max(len(prompt) for prompt in prompts)
+        longest = max(len(prompt.ids) for prompt in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, prompt in enumerate(prompts):  # left-padded: every row ends where its response begins
-            ids[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
+            ids[row, longest - len(prompt.ids) :] = prompt.ids
+            mask[row, longest - len(prompt.ids) :] = 1
         ids, mask = ids.to(device), mask.to(device)
+        images = self._images(prompts, ids)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        if images:  # (3, R, L): time, height and width
+            positions, _ = self._model.base_model.get_rope_index(
+                ids, attention_mask=mask, **{n: t for n, t in images.items() if n != "pixel_values"}
+            )
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         cache, tokens, logps = None, [], []
         for _ in range(sampling.max_new_tokens):
             out = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **images,
             )
-            cache = out.past_key_values
+            cache, images = out.past_key_values, {}
             token, logp = self._draw(out.logits[:, -1].float(), sampling)
             tokens.append(token)
             logps.append(logp)
@@ -68,8 +80,16 @@ class TransformersEngine(RolloutEngine):
                 break
             ids = token[:, None]
             mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
-            positions = positions[:, -1:] + 1
+            positions = positions[..., -1:] + 1
         return self._collect(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu())
+
+    def _images(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
+        """What the model's forward reads besides tokens; empty for text."""
+        found = [prompt.images for prompt in prompts if prompt.images]
+        if not found:
+            return {}
+        images = {name: torch.cat([one[name] for one in found]).to(ids.device) for name in found[0]}
+        return images | {"mm_token_type_ids": image_marks(self._model.config, ids)}
 
     def _draw(self, logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """(token, its log-prob) of each row."""

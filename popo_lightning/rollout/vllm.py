@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
+from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, seeded
 
 
@@ -73,6 +73,11 @@ class VLLMEngine(RolloutEngine):
             "trust_remote_code": False,
             "use_tqdm_on_load": False,
         }
+        if context.images_per_prompt:
+            arguments["limit_mm_per_prompt"] = {"image": context.images_per_prompt, "video": 0}
+        if context.image_pixels is not None:
+            least, most = context.image_pixels
+            arguments["mm_processor_kwargs"] = {"size": {"shortest_edge": least, "longest_edge": most}}
         if on_gpu:
             arguments["gpu_memory_utilization"] = self.memory_share
             arguments["enable_sleep_mode"] = self.sleep_level > 0
@@ -92,7 +97,7 @@ class VLLMEngine(RolloutEngine):
         if context.device.type == "cpu":
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_cache_gib)
 
-    def generate(self, prompts: Sequence[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`. All prompts go to vLLM at once; it batches them by itself."""
         from vllm import SamplingParams
 
@@ -109,10 +114,16 @@ class VLLMEngine(RolloutEngine):
             logit_bias={token: -float("inf") for token in forbidden} or None,
             skip_special_tokens=True,
         )
-        inputs: Any = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        inputs: Any = [_input(prompt) for prompt in prompts]
         # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
         with seeded(seed, self._context.device), self._no_compilation():
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
+                raise RuntimeError(
+                    f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
+                    f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
+                )
         return [[_response(completion) for completion in output.outputs] * copies for output in outputs]
 
     def _no_compilation(self) -> AbstractContextManager[Any]:
@@ -127,7 +138,9 @@ class VLLMEngine(RolloutEngine):
             self._llm.apply_model(_repack_tied_heads)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
-        self._llm.reset_mm_cache()
+        if self._context.images_per_prompt:
+            # image features of the old weights; the worker drops its own, the scheduler would go on counting on them
+            self._llm.llm_engine.reset_encoder_cache()
         self.version = version
 
     def sleep(self) -> None:
@@ -159,6 +172,13 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
         if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
             method: Any = module.quant_method
             method.process_weights_after_loading(module)
+
+
+def _input(prompt: Prompt) -> dict[str, Any]:
+    """What vLLM is given. It runs the model's own processor over images and expands their tokens by itself."""
+    if not prompt.images:
+        return {"prompt_token_ids": prompt.ids.tolist()}
+    return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pictures)}}
 
 
 def _response(completion: Any) -> Response:

@@ -1,0 +1,103 @@
+"""Problems in, graded groups out: encode, generate, grade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from popo_lightning.groups import Group, Response
+from popo_lightning.problems import Problem
+from popo_lightning.prompts import Prompt, PromptEncoder
+from popo_lightning.rollout.engine import RolloutEngine, Sampling
+from popo_lightning.tasks.grading import Grade, GradingPool
+from popo_lightning.tasks.overlong import SoftOverlong
+from popo_lightning.timing import PhaseClock
+
+
+class GroupMaker:
+    """For training and evaluation alike.
+
+    Args:
+        prompts: Makes tokens and image tensors.
+        engine: Samples; its version is stamped on every group.
+        pool: Grades.
+        clock: Seconds of generation and grading go there.
+        rank: Of this process, and
+        world_size: number of processes: groups are numbered without asking the others.
+        image_dtype: Type of stored image tensors: that of the policy, which would cast them anyway.
+        overlong: Penalty for long responses, or None.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptEncoder,
+        engine: RolloutEngine,
+        pool: GradingPool,
+        clock: PhaseClock,
+        rank: int,
+        world_size: int,
+        image_dtype: torch.dtype,
+        overlong: SoftOverlong | None,
+    ) -> None:
+        self.prompts = prompts
+        self.engine = engine
+        self.pool = pool
+        self.clock = clock
+        self.rank = rank
+        self.world_size = world_size
+        self.image_dtype = image_dtype
+        self.overlong = overlong
+        self.made = 0  # groups so far; part of their numbers, so a checkpoint keeps it
+
+    def make(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+        """One group of n graded responses for each problem.
+
+        Args:
+            problems: What to ask.
+            n: Responses each.
+            sampling: How to draw tokens.
+            seed: Decides all draws.
+        """
+        with self.clock.measure("generate"):
+            prompts = [self.prompts.encode(problem) for problem in problems]
+            sampled = self.engine.generate(prompts, n, sampling, seed)
+        with self.clock.measure("verify"):
+            graded = self._grade(problems, sampled, sampling.max_new_tokens)
+        return [self._group(*found) for found in zip(problems, prompts, graded, strict=True)]
+
+    def _group(self, problem: Problem, prompt: Prompt, responses: list[Response]) -> Group:
+        number = self.made * self.world_size + self.rank
+        self.made += 1
+        images = {name: self._stored(tensor) for name, tensor in prompt.images.items()}
+        return Group(number, problem, prompt.ids, responses, self.engine.version, images)
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
+
+    def _grade(self, problems: Sequence[Problem], sampled: list[list[Response]], limit: int) -> list[list[Response]]:
+        items = [
+            (problem.answer, problem.response_prefix + response.text)
+            for problem, responses in zip(problems, sampled, strict=True)
+            for response in responses
+        ]
+        grades = iter(self.pool.grade(items))
+        graded = []
+        for responses in sampled:
+            penalties = self._penalties(responses, limit)
+            graded.append([self._graded(r, next(grades), p) for r, p in zip(responses, penalties, strict=True)])
+        return graded
+
+    def _penalties(self, responses: Sequence[Response], limit: int) -> Sequence[float | None]:
+        if self.overlong is None:
+            return [None] * len(responses)
+        return self.overlong.penalties([len(response.token_ids) for response in responses], limit)
+
+    @staticmethod
+    def _graded(response: Response, grade: Grade, penalty: float | None) -> Response:
+        parts = dict(grade.parts)
+        if penalty is not None:
+            parts |= {"score": parts["score"] + penalty, "overlong": penalty}
+        return replace(response, parts=parts, failure=grade.failure)
