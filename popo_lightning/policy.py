@@ -189,8 +189,9 @@ class PolicyModule(L.LightningModule):
     def _unseen_image(self, model: Any, dtype: torch.dtype) -> Tensor:
         """Zero, through the vision tower: ranks without an image must not leave the others waiting in it."""
         blank = blank_image(model.config, self.device, dtype)
-        seen = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
-        return (seen if isinstance(seen, Tensor) else seen.last_hidden_state).sum() * 0
+        # the pooler's output has been through all of the tower, the hidden states stop before its merger
+        seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
+        return seen.pooler_output.sum() * 0
 
     @torch.no_grad()
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from pictures_for_tests import Pictures, asked, picture
 from tiny_models import fit, random_model, random_vision_model, weights_of
 
 from popo_lightning.errors import SettingError
@@ -26,25 +24,8 @@ from popo_lightning.replay.composers import PrioritizedGroupReplay
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.rollout.vllm import VLLMEngine
-from popo_lightning.tasks.base import Task
 
 TOLERANCE = 1e-4
-
-
-def picture(width: int, height: int, seed: int = 0) -> bytes:
-    draw = random.Random(seed)
-    image = Image.new("RGB", (width, height), "white")
-    canvas = ImageDraw.Draw(image)
-    for _ in range(6):
-        corners = [(draw.randrange(width), draw.randrange(height)) for _ in range(2)]
-        canvas.line(corners, fill=draw.choice(["black", "red", "blue"]), width=3)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-def asked(id: str, text: str, *images: bytes | str) -> Problem:
-    return Problem(id, [{"role": "user", "content": text}], None, images=images)
 
 
 PROBLEMS = [
@@ -218,22 +199,6 @@ def test_processors_that_differ_are_noticed(folder: Path) -> None:
 
 
 # -- training --------------------------------------------------------------------------------------------------
-
-
-def verify_even(answer: Any, text: str) -> dict[str, float]:
-    """Rewards responses by their length, so that a random model has effective groups."""
-    return {"score": float(len(text) % 2), "acc": float(len(text) % 2)}
-
-
-class Pictures(Task):
-    verify = staticmethod(verify_even)
-
-    def train_problems(self) -> list[Problem]:
-        sizes = [(84, 56), (28, 56), (56, 56)]
-        return [asked(f"p{i}", f"<image>{i}", picture(*sizes[i % 3], i)) for i in range(9)]
-
-    def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        return {}
 
 
 def run(folder: Path, to: Path, **settings: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import method, metrics
+from tiny_models import REPOSITORY, method, metrics, random_vision_model
 
 LIMIT_SECONDS = 150  # a rank that waits for the other for ever is what this test is about
 
@@ -16,7 +17,10 @@ LIMIT_SECONDS = 150  # a rank that waits for the other for ever is what this tes
 def two_ranks(*arguments: str | Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
     command = [*launcher, "-m", "popo_lightning", *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+    finished = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
@@ -40,3 +44,25 @@ def test_two_ranks_train_and_resume(config: Path, tmp_path: Path) -> None:
     assert asked[0] != asked[1], "ranks ask different problems"
     two_ranks(*command, "--trainer.max_epochs", "3", "--run.resume", "true")
     assert [row["step"] for row in metrics(tmp_path) if "train/loss" in row] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_rank_without_an_image_does_not_leave_the_other_waiting(config: Path, tmp_path: Path) -> None:
+    model = ["--model.warm_start", "null", "--model.path", random_vision_model(tmp_path / "model")]
+    task = ["--data.task", "pictures_for_tests.Pictures", "--data.task.text", "2"]
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.micro_batch_tokens", "30"]
+    budget = [
+        "--data.problems_per_iteration",
+        "8",
+        "--data.group_size",
+        "2",
+        "--data.max_prompt_tokens",
+        "40",
+        "--trainer.max_epochs",
+        "2",
+    ]
+    two_ranks(
+        "fit", "--config", config, *method("popo"), *model, *task, *ranks, *budget, "--run.folder", tmp_path / "run"
+    )
+    rows = [row for row in metrics(tmp_path / "run") if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2] and rows[1]["replay/groups"] > 0
