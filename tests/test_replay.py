@@ -22,7 +22,7 @@ DULL = (1.0, 1.0)  # scores of an ineffective group
 
 def buffer_of(*groups: Group, capacity: int = 10, max_age: int | None = None) -> GroupReplayBuffer:
     buffer = GroupReplayBuffer(capacity, max_age)
-    buffer.insert(groups)
+    buffer.insert(groups, 5)
     return buffer
 
 
@@ -84,7 +84,7 @@ def test_oldest_fall_out() -> None:
     buffer = buffer_of(*(group(i, version=i) for i in range(5)), capacity=3)
     assert len(buffer) == 3
     assert ids(buffer.newest(9, version=9)) == [4, 3, 2]
-    buffer.insert([group(5, version=0)])  # first in, first out: by insertion, not by version
+    buffer.insert([group(5, version=0)], 1)  # first in, first out: by insertion, not by version
     assert ids(buffer.newest(9, version=9)) == [4, 3, 5]
 
 
@@ -129,14 +129,17 @@ def test_buffer_state_through_a_checkpoint(tmp_path: Path) -> None:
     same.load_state_dict(state)
     smaller.load_state_dict(state)
     for read in (same, buffer):
-        read.insert([group(7, version=4)])
+        read.insert([group(7, version=4)], 1)
         assert len(read) == 5
     assert ids(same.newest(9, 9)) == ids(buffer.newest(9, 9)) == [7, 6, 4, 5, 3]  # 3 repeats the problem of 6
     assert ids(smaller.newest(9, 9)) == [6, 5]
 
 
 def test_bad_buffer_settings_are_named() -> None:
-    for settings, named in (((0, None), "data.buffer.capacity is 0"), ((1, 0), "data.buffer.max_age is 0")):
+    for settings, named in (
+        ((0, None), "data.composer.buffer.capacity is 0"),
+        ((1, 0), "data.composer.buffer.max_age is 0"),
+    ):
         with pytest.raises(SettingError, match=named):
             GroupReplayBuffer(*settings)
 
@@ -252,3 +255,18 @@ def test_sampler_can_be_started_on_other_problems() -> None:
     sampler.draw(1)
     sampler.start(4, 1, 0, 1)  # as a second data module does with the default argument's one instance
     assert max(sampler.draw(3)) < 4
+
+
+def test_without_a_capacity_the_buffer_keeps_as_many_groups_as_an_iteration_samples(tmp_path: Path) -> None:
+    composer = PrioritizedGroupReplay(GroupReplayBuffer())
+    for version in range(4):
+        fresh = [group(10 * version + i, version, scores=(0.0, float(i < 2))) for i in range(3)]  # two are effective
+        composer.compose(fresh, iteration(version))
+    kept = composer.state_dict()["buffer"]["groups"]
+    assert [saved["id"] for saved in kept] == [21, 30, 31]
+    read = GroupReplayBuffer()
+    read.load_state_dict(saved_and_read(composer.buffer.state_dict(), tmp_path))
+    assert ids(read.newest(9, 4)) == [30, 31, 21]
+    short = GroupReplayBuffer(2)
+    short.load_state_dict(composer.buffer.state_dict())
+    assert ids(short.newest(9, 4)) == [30, 31]

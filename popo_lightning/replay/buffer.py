@@ -17,28 +17,39 @@ class GroupReplayBuffer:
     about (1 - f) / f times. Groups leave by age: pushed out by newer ones, or past ``max_age``.
 
     Args:
-        capacity: Groups kept; about one iteration's worth is enough, since the newest are taken first.
+        capacity: Groups kept; null keeps as many as an iteration samples, which is enough, since the newest are taken
+            first and no more than that can be missing.
         max_age: Oldest replay in policy versions; null sets no limit.
     """
 
-    def __init__(self, capacity: int, max_age: int | None = 8) -> None:
-        if capacity < 1:
-            raise SettingError(f"data.buffer.capacity is {capacity}; the buffer must hold at least 1 group")
+    def __init__(self, capacity: int | None = None, max_age: int | None = 8) -> None:
+        if capacity is not None and capacity < 1:
+            raise SettingError(
+                f"data.composer.buffer.capacity is {capacity}; the buffer must hold at least 1 group, or null for as "
+                "many as an iteration samples"
+            )
         if max_age is not None and max_age < 1:
             raise SettingError(
-                f"data.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at least 1, "
+                f"data.composer.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at least 1, "
                 "or null for no limit"
             )
         self.capacity = capacity
         self.max_age = max_age
-        self._groups: deque[Group] = deque(maxlen=capacity)
+        self._groups: deque[Group] = deque()
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    def insert(self, groups: Sequence[Group]) -> None:
-        """Adds groups in order, each as the newest; the oldest fall out."""
+    def insert(self, groups: Sequence[Group], sampled: int) -> None:
+        """Adds groups in order, each as the newest; the oldest fall out.
+
+        Args:
+            groups: What to keep.
+            sampled: Groups of an iteration: the capacity where none is set.
+        """
         self._groups.extend(groups)
+        while len(self._groups) > (self.capacity or sampled):
+            self._groups.popleft()
 
     def newest(self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()) -> list[Group]:
         """Up to ``count`` groups, newest version first and in order of insertion within a version.
@@ -77,5 +88,6 @@ class GroupReplayBuffer:
         return {"groups": [group.to_plain() for group in self._groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the saved groups; the capacity in force is that of the present settings."""
-        self._groups = deque((Group.from_plain(group) for group in state["groups"]), maxlen=self.capacity)
+        """Takes the saved groups, of which the present capacity keeps the newest."""
+        groups = [Group.from_plain(group) for group in state["groups"]]
+        self._groups = deque(groups if self.capacity is None else groups[-self.capacity :])

@@ -81,7 +81,7 @@ class PrioritizedGroupReplay(Composer):
         effective, ineffective = iteration.split(fresh)
         problems = {group.problem.id for group in effective}
         replayed = self.buffer.newest(len(ineffective), iteration.version, exclude_problems=problems)
-        self.buffer.insert(effective)
+        self.buffer.insert(effective, len(fresh))
         return effective + replayed
 
     def state_dict(self) -> dict[str, Any]:
