@@ -159,7 +159,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.clock,
             rank,
             world_size,
-            self._module.weight_dtype,
+            self._module.compute_dtype,
             self.overlong,
         )
         if self._fitting and not self._problems:
@@ -204,7 +204,7 @@ class RolloutDataModule(L.LightningDataModule):
             EngineContext(
                 folder=self._module.folder,
                 device=strategy.root_device,
-                dtype=self._module.weight_dtype,
+                dtype=self._module.compute_dtype,
                 rank=self._run.global_rank,
                 world_size=self._run.world_size,
                 max_tokens=self.max_prompt_tokens + self.sampling.max_new_tokens,

@@ -44,7 +44,8 @@ class PolicyModule(L.LightningModule):
         micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         freeze_vision: Train the language model only, and leave the vision tower as it is.
-        dtype: Type of the weights: auto is float32 on a CPU and bfloat16 on a GPU.
+        dtype: Type of the trained weights. Compute in bfloat16 by trainer.precision bf16-mixed, which keeps float32
+            weights; bfloat16 weights take half the memory, and round updates away that are small against the weight.
         temperature: Set from data.temperature.
         reward: Reward part that is trained on.
     """
@@ -61,7 +62,7 @@ class PolicyModule(L.LightningModule):
         micro_batch_tokens: int = 16384,
         gradient_checkpointing: bool = False,
         freeze_vision: bool = False,
-        dtype: str = "auto",
+        dtype: str = "float32",
         temperature: float = 1.0,
         reward: str = "score",
     ) -> None:
@@ -75,8 +76,8 @@ class PolicyModule(L.LightningModule):
             raise SettingError(f"model.max_grad_norm is {max_grad_norm}; use a positive norm, or null for no clipping")
         if micro_batch_tokens < 1:
             raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")
-        if dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise SettingError(f"model.dtype is '{dtype}'; use auto, float32, bfloat16 or float16")
+        if dtype not in ("float32", "bfloat16"):
+            raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
         self.automatic_optimization = False
         self.path = path
         self.warm_start = warm_start
@@ -88,7 +89,7 @@ class PolicyModule(L.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze_vision = freeze_vision
-        self.dtype_name = dtype
+        self.weight_dtype: torch.dtype = getattr(torch, dtype)
         self.temperature = temperature
         self.reward = reward
         self.forbidden_token_ids: list[int] = []
@@ -108,13 +109,10 @@ class PolicyModule(L.LightningModule):
         return self.path
 
     @property
-    def weight_dtype(self) -> torch.dtype:
-        """Type of the weights, in the policy and in the engine."""
-        if self.dtype_name == "auto":
-            on_gpu = self.trainer.strategy.root_device.type == "cuda"
-            return torch.bfloat16 if on_gpu else torch.float32
-        dtype: torch.dtype = getattr(torch, self.dtype_name)
-        return dtype
+    def compute_dtype(self) -> torch.dtype:
+        """Type that matrices are multiplied in, by the policy and by the engine."""
+        precision = str(self.trainer.precision)
+        return torch.bfloat16 if precision.startswith("bf16") else self.weight_dtype
 
     def configure_model(self) -> None:
         """Loads the model once the strategy knows its devices; called again by each trainer entry point."""
@@ -146,13 +144,14 @@ class PolicyModule(L.LightningModule):
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by checkpoint name, for the engine; sharded ones are gathered one at a time."""
+        """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         for name, parameter in self.model.named_parameters():
             if name in tied:
                 continue
             weight = parameter.detach()
-            yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+            whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+            yield name, whole.to(self.compute_dtype)
 
     # -- log-probs ---------------------------------------------------------------------------------------------
 
@@ -195,7 +194,14 @@ class PolicyModule(L.LightningModule):
 
     @torch.no_grad()
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
-        """(T,) log-probs of every response under the present weights, on the CPU, in row order."""
+        """(T,) log-probs of every response under the present weights, on the CPU, in row order.
+
+        In the precision of a training step: of other numerics the ratio would speak, not of a moved policy.
+        """
+        with self.trainer.precision_plugin.forward_context():
+            return self._logprobs(minibatch)
+
+    def _logprobs(self, minibatch: Minibatch) -> list[Tensor]:
         rows = minibatch.rows([0.0] * len(minibatch.responses))
         found: list[Tensor | None] = [None] * len(rows)
         for piece in split_rows(rows, self.micro_batch_tokens):

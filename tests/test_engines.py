@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import RANDOM, random_model
+from tiny_models import RANDOM, attached, random_model
 from torch import Tensor
 
 from popo_lightning.groups import Group, Response
@@ -79,8 +79,7 @@ ENGINES: dict[str, Callable[[], RolloutEngine]] = {"transformers": lambda: Trans
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     name, kind = request.param
     folder = random_model(kind, tmp_path_factory.mktemp(kind))
-    policy = PolicyModule(path=str(folder), dtype="float32")
-    policy.configure_model()
+    policy = attached(PolicyModule(path=str(folder)))
     policy.forbidden_token_ids = FORBIDDEN
     engine = ENGINES[name]()
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()

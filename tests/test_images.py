@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pictures_for_tests import Pictures, asked, picture
-from tiny_models import fit, random_model, random_vision_model, weights_of
+from tiny_models import attached, fit, random_model, random_vision_model, weights_of
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group, Response
@@ -42,9 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def policy_of(folder: Path, **settings: Any) -> PolicyModule:
-    module = PolicyModule(path=str(folder), dtype="float32", **settings)
-    module.configure_model()
-    return module
+    return attached(PolicyModule(path=str(folder), **settings))
 
 
 def context(folder: Path, policy: PolicyModule, **settings: Any) -> EngineContext:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from groups_for_tests import group
+from tiny_models import attached, fit, weights_of
 from torch import Tensor
 
 from popo_lightning import logprobs
@@ -53,8 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def policy(folder: Path, **settings: Any) -> PolicyModule:
     """In float64, so that differences are those of the code and not of rounding."""
-    module = PolicyModule(path=str(folder), dtype="float32", max_grad_norm=None, **settings)
-    module.configure_model()
+    module = attached(PolicyModule(path=str(folder), max_grad_norm=None, **settings))
     module.model.double()
     return module
 
@@ -179,7 +179,8 @@ def train(module: PolicyModule, minibatch: Minibatch) -> tuple[dict[str, Any], d
     strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, model=module)
     optimizer = torch.optim.SGD(module.model.parameters(), lr=0.0)
     patched: Any = module
-    patched._trainer = SimpleNamespace(strategy=strategy, world_size=1)
+    plugin = module.trainer.precision_plugin
+    patched._trainer = SimpleNamespace(strategy=strategy, world_size=1, precision_plugin=plugin)
     patched.optimizers, patched.lr_schedulers = lambda: optimizer, lambda: None
     patched.manual_backward = lambda loss: loss.backward()
     outputs = module.training_step(minibatch, 0)
@@ -250,4 +251,18 @@ def test_bad_policy_settings_are_named(folder: Path) -> None:
         with pytest.raises(SettingError, match=named):
             PolicyModule(**{"path": str(folder)} | settings)
     with pytest.raises(SettingError, match="/no/model"):
-        PolicyModule(path="/no/model", dtype="float32").configure_model()
+        PolicyModule(path="/no/model").configure_model()
+
+
+def test_mixed_precision_keeps_the_weights_and_the_ratio(policy: Path, tmp_path: Path) -> None:
+    """At a learning rate of 0 the ratio is 1 to the bit: proximal log-probs are taken in the step's own precision."""
+    still = fit(policy, tmp_path / "still", precision="bf16-mixed", lr=0.0, iterations=2)
+    for row in still.rows:
+        assert (row["policy/ratio_mean"], row["policy/ratio_max"], row["policy/clip_share"]) == (1, 1, 0)
+        assert 1e-5 < row["engine/logp_gap_mean"] < 0.03  # the engine computes in bfloat16 as well
+    assert {parameter.dtype for parameter in still.module.parameters()} == {torch.float32}
+    before = weights_of(still.module)
+    moved = fit(policy, tmp_path / "moved", precision="bf16-mixed", lr=1e-6, iterations=1).weights
+    # such a step is lost in a bfloat16 weight
+    assert all(not torch.equal(moved[name], weight) for name, weight in before.items())
+    assert not any(torch.equal(moved[name].bfloat16(), moved[name]) for name in moved)

@@ -189,6 +189,13 @@ class Run:
         return weights_of(self.module)
 
 
+def attached(module: PolicyModule, precision: str = "32-true") -> PolicyModule:
+    """A module with its model loaded, in a trainer that trains nothing."""
+    module.trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    module.configure_model()
+    return module
+
+
 def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
@@ -219,6 +226,7 @@ def fit(
     max_grad_norm: float | None = 1.0,
     micro_batch_tokens: int = 16384,
     max_prompt_tokens: int = 16,
+    precision: str = "32-true",
     model: dict[str, Any] | None = None,
     **data: Any,
 ) -> Run:
@@ -243,6 +251,7 @@ def fit(
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
+        precision=precision,
         max_epochs=iterations,
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=1,

@@ -73,7 +73,7 @@ class Monitor(L.Callback):
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
-        exact = pl_module.weight_dtype == torch.float32
+        exact = pl_module.compute_dtype == torch.float32
         self._check_gap(metrics.get("engine/logp_gap_mean", 0.0), self.gap_warning or (1e-3 if exact else 0.05))
 
     def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:

@@ -30,8 +30,8 @@ class GroupReplayBuffer:
             )
         if max_age is not None and max_age < 1:
             raise SettingError(
-                f"data.composer.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at least 1, "
-                "or null for no limit"
+                f"data.composer.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at "
+                "least 1, or null for no limit"
             )
         self.capacity = capacity
         self.max_age = max_age

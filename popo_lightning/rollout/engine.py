@@ -44,7 +44,7 @@ class EngineContext:
     Args:
         folder: Model folder or hub id, the same that the policy was loaded from.
         device: Device of this rank.
-        dtype: Type of the policy's weights.
+        dtype: Type that the policy multiplies matrices in; synced weights come in it.
         rank: Global rank; each rank has an engine of its own.
         world_size: Number of ranks.
         max_tokens: Longest prompt plus response.
