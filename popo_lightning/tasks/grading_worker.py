@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import resource
 import signal
 import socket
 import struct
@@ -25,6 +26,9 @@ LENGTH = struct.Struct("!I")
 """What precedes every message, in both directions: its length in bytes."""
 
 MAX_REPLY_BYTES = 64 * 1024
+
+MAX_MEMORY_BYTES = 4 * 1024**3
+"""What one grader may allocate. A response that makes it take more is an error or a crash of its own grader."""
 
 
 def checked_parts(parts: object) -> dict[str, float] | None:
@@ -53,6 +57,7 @@ def serve(fd: int, parent: int) -> None:
         parent: The parent's process id.
     """
     _die_with(parent)
+    _limit_memory()
     channel = socket.socket(fileno=fd)
     channel.set_inheritable(False)  # a program that the verifier starts must not keep the socket open
     try:
@@ -99,6 +104,15 @@ def _die_with(parent: int) -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
     if os.getppid() != parent:  # it died before the line above
         sys.exit(0)
+
+
+def _limit_memory() -> None:
+    """Bound what the process allocates, not what it maps: libraries map far more than they use. No core dumps."""
+    for limit, most in ((resource.RLIMIT_DATA, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(limit)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        with contextlib.suppress(OSError, ValueError):  # a system that has no such limit
+            resource.setrlimit(limit, (most, hard))
 
 
 def _receive(channel: socket.socket) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from popo_lightning.errors import SettingError
+
 
 class Verifier(ABC):
     """Grades responses, in a grading process: picklable, importable without torch, and never executing what it reads.
@@ -27,3 +29,13 @@ class Verifier(ABC):
 
     def check_answer(self, answer: Any) -> None:  # noqa: B027  # most answers need no check
         """Raises ValueError, saying why in one sentence, for a gold answer that no response could match."""
+
+
+def check_format_reward(format_reward: float) -> None:
+    """Raises SettingError where a wrong answer would be worth as much as a right one, or less than none."""
+    number = isinstance(format_reward, int | float) and not isinstance(format_reward, bool)
+    if not (number and 0.0 <= format_reward < 1.0):
+        raise SettingError(
+            f"data.task.verifier.format_reward is {format_reward!r} and a wrong answer in the right format must score "
+            "less than 1; set it from 0 to below 1, such as 0.1"
+        )

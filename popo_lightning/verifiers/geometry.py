@@ -1,0 +1,67 @@
+"""The verifier of geometry with a diagram (Geometry3K), by the recipe of MoPPS."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any
+
+from popo_lightning.verifiers.base import Verifier, check_format_reward
+from popo_lightning.verifiers.boxed import after_thinking, last_boxed
+from popo_lightning.verifiers.math import (
+    check_gold,
+    gold_strings,
+    is_right,
+    require_computer_algebra,
+)
+
+_UNIT = re.compile(
+    r"(?<=[\d)}a-z])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:sq(?:uare|\.)?\s*)?"
+    r"(?:centimeters?|meters?|millimeters?|kilometers?|inch(?:es)?|feet|foot|yards?|miles?|units?|degrees?|cm|mm|km|"
+    r"ft|yd|in|m)\.?\s*(?:\})?\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])?\s*\$?\s*$"
+)
+
+
+class GeometryVerifier(Verifier):
+    r"""Right where the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
+
+    Compared as by `MathVerifier`, with units of length and area and degrees dropped. A choice letter is not an answer.
+
+    Parts: acc 1 where right; format 1 for `<think>...</think>` and then a box; score 1 where right and else
+    format_reward * format.
+
+    Args:
+        format_reward: Score of a wrong answer in the right format, from 0 to below 1.
+    """
+
+    def __init__(self, format_reward: float = 0.1) -> None:
+        check_format_reward(format_reward)
+        require_computer_algebra()
+        self.format_reward = format_reward
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Loads computer algebra where a grading process unpickles the verifier, before its first response."""
+        self.__dict__.update(state)
+        import_module("popo_lightning.verifiers.symbolic")
+
+    def __call__(self, answer: Any, text: str) -> dict[str, float]:
+        """Reward parts of one response."""
+        thought, tag, _ = text.rpartition("</think>")
+        boxed = last_boxed(after_thinking(text) or "")
+        in_format = float(bool(tag) and "<think>" in thought and boxed is not None)
+        right = float(boxed is not None and any(is_right_figure(gold, boxed) for gold in gold_strings(answer)))
+        return {"score": right or self.format_reward * in_format, "acc": right, "format": in_format}
+
+    def check_answer(self, answer: Any) -> None:
+        """Raises ValueError for what is no gold answer, or none that can be written in a box and read again."""
+        for gold in gold_strings(answer):
+            check_gold(gold)
+
+
+def is_right_figure(gold: str, boxed: str) -> bool:
+    """Whether what stands in the box is the gold answer, units dropped."""
+    return is_right(gold, boxed) or is_right(_without_unit(gold), _without_unit(boxed))
+
+
+def _without_unit(text: str) -> str:
+    return _UNIT.sub("", text.strip()) if len(text) <= 300 else text
