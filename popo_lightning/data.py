@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -182,6 +184,16 @@ class RolloutDataModule(L.LightningDataModule):
                 "check its data file and data.max_prompt_tokens"
             )
         self.sampler.start(len(self._problems), self.seed, rank, world_size)
+        self._list_bad_rows()
+
+    def _list_bad_rows(self) -> None:
+        """Writes what the task left out beside the run's metrics."""
+        bad = self.task.bad_rows()
+        if bad and self._run.is_global_zero:
+            folder = Path(self._run.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(vars(row)) + "\n" for row in bad]
+            (folder / "bad_rows.jsonl").write_text("".join(lines))
 
     def teardown(self, stage: str) -> None:
         """Ends the grading processes. The engine stays for a following validate or test."""
@@ -324,6 +336,7 @@ class RolloutDataModule(L.LightningDataModule):
                     f"benchmark '{name}' of data.task has {len(problems)} problems with prompts that fit, fewer than "
                     f"there are ranks ({self._run.world_size}); give it more, or raise data.max_prompt_tokens"
                 )
+        self._list_bad_rows()
         return found
 
     def val_dataloader(self) -> Any:
