@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from popo_lightning.cache import cache_folder
 from popo_lightning.errors import SettingError
 from popo_lightning.tasks.countdown import CountdownSteps, Step, apply, solutions, write_steps
 
@@ -32,12 +32,6 @@ IGNORED = -100
 LEAST_STEPS = 40  # enough for a schedule with a warm-up
 
 log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where built policies live: ``$POPO_CACHE``, else the user's cache directory."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "popo_lightning"
-    return Path(os.environ.get("POPO_CACHE", default))
 
 
 class WarmStart(ABC):

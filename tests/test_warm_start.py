@@ -211,7 +211,7 @@ def test_training_teaches_the_form(built: Path) -> None:
 def test_tokenizer_is_one_token_a_character_and_back(built: Path) -> None:
     encoder = PromptEncoder(built, 100)
     for prompt, answer in islice(CountdownWarmStart(operations="+-*/")._examples(), 200):
-        ids = encoder.encode(Problem(prompt + answer, prompt + answer, None))
+        ids = encoder.encode(Problem(prompt + answer, prompt + answer, None)).ids
         assert len(ids) == len(prompt + answer) and ids.dtype == torch.long
         assert encoder.tokenizer.decode(ids, skip_special_tokens=True) == prompt + answer
         assert torch.equal(ids, warm_start._encode([(prompt, answer)])[0][0, :-1])  # what the policy was trained on
@@ -233,7 +233,7 @@ def test_unfit_tokenizers_are_refused(built: Path, tmp_path: Path) -> None:
     encoder.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}:{% endfor %}{% if add_generation_prompt %}>{% endif %}"
     )
-    assert encoder.encode(chat).tolist() == [SYMBOLS.index(c) for c in "1:>"]
+    assert encoder.encode(chat).ids.tolist() == [SYMBOLS.index(c) for c in "1:>"]
     with pytest.raises(SettingError, match="no tokenizer loads"):
         PromptEncoder(tmp_path, 9)
     for token in ("eos", "pad"):

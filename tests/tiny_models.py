@@ -31,7 +31,7 @@ from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.countdown import CountdownSteps
-from popo_lightning.warm_start import SYMBOLS, CountdownWarmStart, _tokenizer
+from popo_lightning.warm_start import CountdownWarmStart, _tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -60,19 +60,19 @@ def tiny_policy() -> CountdownWarmStart:
     return CountdownWarmStart(**POLICY)
 
 
-def random_model(kind: str, folder: Path) -> Path:
+def random_model(kind: str, folder: Path, tokenizer: Any = None) -> Path:
     """An untrained model with peaked distributions, so that wrong log-probs are far from right ones."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer or _tokenizer()
     settings: dict[str, Any] = {
-        "vocab_size": len(SYMBOLS),
+        "vocab_size": len(tokenizer),
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 4096,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
@@ -98,7 +98,21 @@ IMAGE_TEMPLATE = (
 )
 
 
-def random_vision_model(folder: Path) -> Path:
+def byte_tokenizer() -> Any:
+    """Reads any text, a byte a token, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({s: i for i, s in enumerate(["<pad>", "<eos>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    made.chat_template = IMAGE_TEMPLATE
+    return made
+
+
+def random_vision_model(folder: Path, tokenizer: Any = None) -> Path:
     """An untrained Qwen2.5-VL that reads its images: its distributions are peaked and depend on them."""
     from transformers import (
         Qwen2_5_VLConfig,
@@ -108,20 +122,20 @@ def random_vision_model(folder: Path) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer or _tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": IMAGE_SYMBOLS})
     tokenizer.chat_template = IMAGE_TEMPLATE
     start, end, image, video = tokenizer.convert_tokens_to_ids(IMAGE_SYMBOLS)
     shared = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(SYMBOLS) + len(IMAGE_SYMBOLS),
+            "vocab_size": len(tokenizer),
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
             "initializer_range": 0.2,
             "tie_word_embeddings": True,

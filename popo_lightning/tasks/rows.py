@@ -1,0 +1,265 @@
+"""From a row to a problem: columns, template, gold answer and images."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.problems import Problem
+from popo_lightning.tasks.sources import Row, Source
+from popo_lightning.tasks.template import Template
+from popo_lightning.verifiers.boxed import last_boxed
+
+MAX_CHARACTERS = 1_000_000
+MAX_PIXELS = 50_000_000
+IMAGE = "<image>"
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+OWN_NAMES = ("prompt", "id", "level", "subject")
+ROLES = ("system", "user", "assistant")
+MISSING = object()
+
+
+class BadValue(Exception):  # noqa: N818  # of one row, and none of the program's errors
+    """Why a row gives no problem, to be read after "row 7 of FILE"."""
+
+
+class RowReader:
+    """Makes problems of a source's rows.
+
+    Args:
+        source: Says which column has what.
+        template: The question.
+        system: System message.
+        response_prefix: Beginning of every response.
+        chat: Ask in messages, and else in plain text.
+    """
+
+    def __init__(
+        self, source: Source, template: Template, system: str | None, response_prefix: str | None, chat: bool
+    ) -> None:
+        self.source = source
+        self.columns: dict[str, Any] = dict(source.get("columns", {}))
+        self.template = template
+        self.system = system
+        self.response_prefix = response_prefix
+        self.chat = chat
+
+    def needed(self) -> dict[str, str]:
+        """Columns that some row must have, and the setting that asks for each."""
+        found: dict[str, str] = {}
+        for name, column in {"answer": "answer", **self.columns}.items():
+            for one in column.values() if isinstance(column, dict) else [column]:
+                found[one] = f"columns.{name}"
+        for name in self.template.names:
+            found.setdefault(self._column(name), "columns.prompt" if name == "prompt" else "template")
+        return found
+
+    def problem(self, row: Row, made_up_id: str, id_prefix: str = "") -> Problem:
+        """The problem of a readable row.
+
+        Args:
+            row: The row.
+            made_up_id: Its name, unless a column has one.
+            id_prefix: Put before either.
+
+        Raises:
+            BadValue: It gives none.
+        """
+        assert row.content is not None
+        content = row.content
+        own_id = reach(content, self.columns.get("id", "id"))
+        id = id_prefix + (made_up_id if own_id is MISSING or own_id is None else _text(own_id, "id"))
+        images = self._images(content, row.folder)
+        prompt = self._prompt(content)
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        marks = sum(text.count(IMAGE) for text in texts)
+        if marks != len(images):
+            raise BadValue(f"has {marks} {IMAGE} marks in its prompt but {len(images)} images; make them as many")
+        return Problem(id, prompt, self._answer(content), self._info(content), images)
+
+    # -- the prompt --------------------------------------------------------------------------------------------
+
+    def _column(self, place: str) -> str:
+        """Column that fills a place: by our own names first, then those of the answer's parts, then as it is."""
+        answer = self.columns.get("answer")
+        if isinstance(answer, dict) and place in answer:
+            return answer[place]
+        column: str = self.columns.get(place, place) if place in OWN_NAMES else place
+        return column
+
+    def _prompt(self, content: dict[str, Any]) -> str | list[dict[str, Any]]:
+        asked = reach(content, self._column("prompt")) if "prompt" in self.template.names else None
+        if isinstance(asked, list):
+            return self._messages(content, asked)
+        text = self._fill(content)
+        if not self.chat:
+            return text
+        return self._framed([{"role": "user", "content": text}])
+
+    def _messages(self, content: dict[str, Any], asked: list[Any]) -> list[dict[str, Any]]:
+        """A row's own chat messages, the last question of which goes through the template."""
+        for message in asked:
+            known = isinstance(message, dict) and message.get("role") in ROLES
+            if not known or not isinstance(message.get("content"), str):
+                raise BadValue("has a prompt that is a list of something else than messages of text; correct it")
+        if not self.chat:
+            raise BadValue("has chat messages as its prompt; set data.task.chat to true")
+        messages = [{"role": message["role"], "content": message["content"]} for message in asked]
+        questions = [message for message in messages if message["role"] == "user"]
+        if not questions:
+            raise BadValue("has chat messages without one of the user; correct it")
+        questions[-1]["content"] = self._fill(content, questions[-1]["content"])
+        if self.system is not None and messages[0]["role"] == "system":
+            del messages[0]
+        if self.response_prefix is not None and messages[-1]["role"] == "assistant":
+            del messages[-1]
+        return self._framed(messages)
+
+    def _framed(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        if self.response_prefix is not None:
+            messages.append({"role": "assistant", "content": self.response_prefix})
+        return messages
+
+    def _fill(self, content: dict[str, Any], prompt: str | None = None) -> str:
+        def value(place: str) -> str:
+            if place == "prompt" and prompt is not None:
+                return _text(prompt, "prompt")
+            column = self._column(place)
+            return _text(reach(content, column), column)
+
+        return self.template.fill(value)
+
+    # -- the rest ----------------------------------------------------------------------------------------------
+
+    def _answer(self, content: dict[str, Any]) -> Any:
+        column = self.columns.get("answer", "answer")
+        if isinstance(column, dict):
+            return {name: _plain(_present(content, one), one) for name, one in column.items()}
+        answer = _present(content, column)
+        if isinstance(answer, float) and answer.is_integer():
+            answer = int(answer)  # 27.0, where a table knows only floats
+        if isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = str(_plain(answer, column))
+        mark = self.source.get("answer_after")
+        if mark is not None or self.source.get("answer_boxed"):
+            answer = _text(answer, column)
+        if mark is not None:
+            _, found, answer = answer.rpartition(mark)
+            if not found:
+                raise BadValue(f"has no '{mark}' in '{column}'; correct it, or the source's answer_after")
+            answer = answer.replace(",", "")
+        if self.source.get("answer_boxed"):
+            answer = last_boxed(answer)
+            if answer is None:
+                raise BadValue(f"has no \\boxed in '{column}'; correct it, or the source's answer_boxed")
+        return _text(answer, column).strip() if isinstance(answer, str) else _plain(answer, column)
+
+    def _info(self, content: dict[str, Any]) -> dict[str, Any]:
+        values = {name: reach(content, self.columns.get(name, name)) for name in ("level", "subject")}
+        return {
+            name: _plain(value, name) for name, value in values.items() if value is not MISSING and value is not None
+        }
+
+    def _images(self, content: dict[str, Any], folder: Path) -> tuple[str | bytes, ...]:
+        found = reach(content, self.columns.get("images", "images"))
+        if found is MISSING or found is None:
+            return ()
+        return tuple(_image(image, folder) for image in (found if isinstance(found, list) else [found]))
+
+
+def reach(content: object, column: str) -> Any:
+    """Value of a column, whose dotted name may lead into nested ones; MISSING where there is none."""
+    if isinstance(content, dict) and column in content:
+        return content[column]
+    value = content
+    for part in column.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and len(part) < 9 and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value
+
+
+def _present(content: dict[str, Any], column: str) -> Any:
+    value = reach(content, column)
+    if value is MISSING or value is None:
+        raise BadValue(f"has no '{column}'; fill it in or remove the row")
+    return value
+
+
+def _text(value: object, column: str) -> str:
+    """Text, number or list of a row as text that a tokenizer takes."""
+    if value is MISSING or value is None:
+        raise BadValue(f"has no '{column}'; fill it in or remove the row")
+    if not isinstance(value, str | int | float | list) or isinstance(value, bool):
+        raise BadValue(f"has a {type(value).__name__} as '{column}'; give text")
+    text = value if isinstance(value, str) else str(_plain(value, column))
+    if not text.strip():
+        raise BadValue(f"has an empty '{column}'; fill it in or remove the row")
+    if len(text) > MAX_CHARACTERS:
+        raise BadValue(f"has a '{column}' of over {MAX_CHARACTERS} characters; remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadValue(f"has a '{column}' with half a character (a lone surrogate); correct it") from None
+    return text
+
+
+def _plain(value: Any, column: str) -> Any:
+    """A value in plain JSON types, of bounded size."""
+    try:
+        written = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise BadValue(f"has a '{column}' that is no plain JSON value; correct it") from None
+    if len(written) > MAX_CHARACTERS:
+        raise BadValue(f"has a '{column}' of over {MAX_CHARACTERS} bytes; remove it")
+    return value
+
+
+def _image(image: object, folder: Path) -> str | bytes:
+    """Path or bytes of an image whose header can be read; nothing is decoded."""
+    if isinstance(image, dict):  # the Image feature of the datasets library
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        _check_image(BytesIO(image), "its embedded image")
+        return image
+    if not isinstance(image, str) or not image:
+        raise BadValue("has an image that is neither a path nor embedded; correct it")
+    path = folder / image
+    try:
+        missing = not path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        missing = True
+    if missing:
+        raise BadValue(f"names the image '{image[:200]}', but there is no such file in {folder}; add it")
+    _check_image(path, f"the image '{image[:200]}'")
+    return str(path)
+
+
+def _check_image(file: Path | BytesIO, name: str) -> None:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, which the limit below is about
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                pixels = math.prod(image.size)
+    except Exception:  # whatever broken bytes make of a parser
+        raise BadValue(f"has {name}, which is no readable image ({', '.join(IMAGE_FORMATS)}); replace it") from None
+    if pixels > MAX_PIXELS:
+        raise BadValue(f"has {name} of {pixels} pixels, over {MAX_PIXELS}; scale it down")
+
+
+def absent_columns(needed: dict[str, str], rows: Sequence[Row]) -> list[str]:
+    """Needed columns that no row has."""
+    contents = [row.content for row in rows if row.content is not None]
+    return [column for column in needed if all(reach(content, column) is MISSING for content in contents)]

@@ -1,0 +1,25 @@
+"""Text with places to fill from a row. Not str.format: LaTeX braces, in the text and in a row, stay as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+# The first alternative takes LaTeX whole, so that \frac{a}{b} and x_{n} have no place a, b or n.
+PLACE = re.compile(r"(?:\\[A-Za-z]+(?:\{[^{}]*\})+|[_^]\{[^{}]*\})|\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
+
+
+class Template:
+    r"""Text in which ``{name}`` stands for a column of the row.
+
+    Args:
+        text: The text. ``\boxed{name}`` is LaTeX and stays; ``\boxed{{name}}`` boxes the column.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.names = list(dict.fromkeys(match[1] for match in PLACE.finditer(text) if match[1]))
+
+    def fill(self, value: Callable[[str], str]) -> str:
+        """The text with each place's value, which is never searched for places itself."""
+        return PLACE.sub(lambda match: value(match[1]) if match[1] else match[0], self.text)
