@@ -137,6 +137,7 @@ class RolloutDataModule(L.LightningDataModule):
 
         self.clock = PhaseClock()
         self.start_seconds = 0.0  # of the engine, once a process
+        self.longest_response = 0  # tokens that an evaluation may ask for
         self.totals = Totals()
         self.report: RolloutReport | None = None  # of the iteration under way
         self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
@@ -219,7 +220,7 @@ class RolloutDataModule(L.LightningDataModule):
                 dtype=self._module.compute_dtype,
                 rank=self._run.global_rank,
                 world_size=self._run.world_size,
-                max_tokens=self.max_prompt_tokens + self.sampling.max_new_tokens,
+                max_tokens=self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response),
                 forbidden_token_ids=self._module.forbidden_token_ids,
                 image_pixels=self.image_pixels,
                 images_per_prompt=self._images_per_prompt(),

@@ -189,7 +189,7 @@ def test_validate_gives_the_numbers_of_the_end(command: Args, finished: Path, co
     at_end = [row for row in metrics(finished) if "eval/countdown/greedy" in row][-1]
     measured = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     names = [name for name in at_end if name.startswith("eval/")]
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         assert measured[name] == pytest.approx(at_end[name], abs=1e-6)
     start = next(row for row in metrics(finished) if "eval/countdown/greedy" in row)

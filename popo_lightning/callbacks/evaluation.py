@@ -1,40 +1,51 @@
-"""Evaluation on held-out problems: greedy accuracy, avg@k and unbiased pass@k."""
+"""Evaluation on held-out problems: when it happens, what is drawn for it, and where its results go."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from popo_lightning.callbacks.benchmarks import DEFAULT_BREAKDOWN, BenchmarkSettings, Regime, check_names, several
+from popo_lightning.callbacks.evaluation_files import ReplacedFile, rank_file, sample_rows, write_json
+from popo_lightning.callbacks.evaluation_results import BenchmarkResult, EvaluationResult, measured
+from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
-from popo_lightning.metrics import AvgAtK, PassAtK
 from popo_lightning.problems import Problem
 from popo_lightning.rollout.engine import Sampling
+
+FOLDER = "evaluations"
 
 
 class Evaluation(L.Callback):
     """Evaluates before training, every few iterations and at the end; also what validate, test and predict run.
 
     Its draws have seeds of their own, the same at every evaluation, and leave training's draws as they were.
+    Results and responses go to the folder evaluations in the run's folder.
 
     Args:
         every_n_iterations: Iterations between evaluations; 0 evaluates only before and after.
         at_start: Evaluate before training.
         samples: Responses per problem; 0 evaluates greedily only.
         avg_k: k of avg@k, at most samples.
-        pass_k: k of pass@k, at most samples.
+        pass_k: k of pass@k, one or several, such as [1, 8], each at most samples.
         greedy: Also take the most likely response of each problem.
         temperature: Sampling temperature.
         top_p: Nucleus mass kept.
         top_k: Tokens kept; 0 keeps all.
         max_new_tokens: Response limit in tokens; null takes that of training.
+        limit: Problems of each benchmark evaluated at most, the same random ones every time; 0 takes all.
+        benchmarks: Other settings for single benchmarks, by name: samples, avg_k, pass_k, greedy, temperature, top_p,
+            top_k, max_new_tokens, limit.
+        breakdown: Fields of a problem's info by whose values results are also given, in tables and results.json.
+        write_samples: Write every response of every evaluation, a file for each benchmark.
         seed: Decides the draws.
     """
 
@@ -44,35 +55,58 @@ class Evaluation(L.Callback):
         at_start: bool = True,
         samples: int = 8,
         avg_k: int = 4,
-        pass_k: int = 8,
+        pass_k: int | list[int] = 8,
         greedy: bool = True,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
         max_new_tokens: int | None = None,
+        limit: int = 0,
+        benchmarks: dict[str, BenchmarkSettings] | None = None,
+        breakdown: Sequence[str] = DEFAULT_BREAKDOWN,
+        write_samples: bool = True,
         seed: int = 0,
     ) -> None:
-        if samples < 0 or every_n_iterations < 0:
-            raise SettingError("evaluation.samples and evaluation.every_n_iterations cannot be negative")
-        if samples and not (1 <= avg_k <= samples and 1 <= pass_k <= samples):
+        if every_n_iterations < 0:
             raise SettingError(
-                f"evaluation.avg_k is {avg_k} and evaluation.pass_k {pass_k}, but evaluation.samples only {samples}; "
-                "use k from 1 to samples"
+                f"evaluation.every_n_iterations is {every_n_iterations}; use 0 (only before and after) or more"
             )
-        if not samples and not greedy:
-            raise SettingError("evaluation.samples is 0 and evaluation.greedy false, which evaluates nothing")
+        ks = several(pass_k)
+        self.regime = Regime(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
+        self.regime.check("evaluation")
+        self.benchmarks = benchmarks or {}
+        for name in self.benchmarks:
+            self.regime_of(name).check(f"evaluation.benchmarks.{name}")
         self.every_n_iterations = every_n_iterations
         self.at_start = at_start
-        self.samples = samples
-        self.avg_k = avg_k
-        self.pass_k = pass_k
-        self.greedy = greedy
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.max_new_tokens = max_new_tokens
+        self.breakdown = tuple(dict.fromkeys(breakdown))
+        self.write_samples = write_samples
         self.seed = seed
         self.history: list[dict[str, float]] = []  # one entry an evaluation, "iteration" among its keys
+        self.latest: EvaluationResult | None = None  # of this process
+        self.written: Path | None = None  # where the latest's files are
+        self._results: list[BenchmarkResult] = []  # of the validate, test or predict under way
+        self._responses: ReplacedFile | None = None  # of predict
+
+    def regime_of(self, benchmark: str) -> Regime:
+        """How a benchmark is evaluated."""
+        settings = self.benchmarks.get(benchmark)
+        return self.regime if settings is None else self.regime.changed(settings)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses settings for benchmarks that are not there, before a model loads."""
+        data = self._data(trainer)
+        found = dict(data.benchmarks())
+        check_names(found, self.benchmarks, self.breakdown)
+        for name, problems in found.items():
+            regime = self.regime_of(name)
+            if len(regime.chosen(problems)) < trainer.world_size:
+                raise SettingError(
+                    f"evaluation.limit of benchmark '{name}' is {regime.limit}, fewer problems than there are ranks "
+                    f"({trainer.world_size}); raise it"
+                )
+        # an engine has to make room for the longest response before it starts
+        data.longest_response = max((self.regime_of(name).max_new_tokens or 0 for name in found), default=0)
 
     # -- when --------------------------------------------------------------------------------------------------
 
@@ -81,7 +115,7 @@ class Evaluation(L.Callback):
         data = self._data(trainer)
         if data.iteration == 0:
             if self.at_start and not self.history:
-                self._evaluate_all(trainer, pl_module)
+                self._evaluate_all(trainer)
         elif not data.pending and not self._evaluated(data.iteration):
             self.on_train_epoch_end(trainer, pl_module)
 
@@ -89,7 +123,7 @@ class Evaluation(L.Callback):
         """Every n iterations."""
         iteration = self._data(trainer).iteration
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
-            self._evaluate_all(trainer, pl_module)
+            self._evaluate_all(trainer)
 
     def _evaluated(self, iteration: int) -> bool:
         return bool(self.history) and self.history[-1]["iteration"] == iteration
@@ -97,78 +131,126 @@ class Evaluation(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """At the end, unless that has just happened."""
         if not self._evaluated(self._data(trainer).iteration):
-            self._evaluate_all(trainer, pl_module)
+            self._evaluate_all(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Results of an earlier validate are not this one's."""
+        self._results = []
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """In validate and test, a batch is a benchmark."""
         name, problems = batch
-        self._log(trainer, pl_module, self._evaluate(trainer, name, problems))
+        self._results.append(self._evaluate(trainer, name, problems, self._folder(trainer)))
 
-    on_test_batch_start = on_validation_batch_start
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Shows and writes what validate or test found."""
+        if self._results:
+            self._finish(trainer, self._results, self._folder(trainer))
+
+    on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Every response goes to responses.jsonl."""
+        self._results = []
+        root = Path(trainer.default_root_dir)
+        self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """In predict, also writes every response to responses.jsonl."""
+        """As validate, but only the sampled responses are kept, or the most likely ones where none is sampled."""
         name, problems = batch
-        groups: list[Group] = []
-        self._log(trainer, pl_module, self._evaluate(trainer, name, problems, groups))
-        _write_responses(Path(trainer.default_root_dir) / "responses.jsonl", name, groups)
+        self._results.append(self._evaluate(trainer, name, problems, None))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Puts responses.jsonl in its place."""
+        assert self._responses is not None
+        self._responses.finish()
+        self._responses = None
+        if self._results:
+            self._finish(trainer, self._results, None)
+        self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Keeps the responses.jsonl of an earlier predict."""
+        if self._responses is not None:
+            self._responses.abandon()
+            self._responses = None
 
     # -- what --------------------------------------------------------------------------------------------------
 
-    def _evaluate_all(self, trainer: L.Trainer, pl_module: Any) -> None:
-        data = self._data(trainer)
-        metrics: dict[str, float] = {}
-        for name, problems in data.benchmarks():
-            metrics |= self._evaluate(trainer, name, problems)
-        self._log(trainer, pl_module, metrics)
-        self.history.append({"iteration": data.iteration} | metrics)
+    def _evaluate_all(self, trainer: L.Trainer) -> None:
+        data, folder = self._data(trainer), self._folder(trainer)
+        self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
+        assert self.latest is not None
+        self.history.append({"iteration": data.iteration} | self.latest.metrics())
 
     def _evaluate(
-        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], keep: list[Group] | None = None
-    ) -> dict[str, float]:
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
+    ) -> BenchmarkResult:
         data = self._data(trainer)
+        regime = self.regime_of(name)
+        regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
         spent = data.clock.take()  # this generation is not training's
         data.sync()
+        problems = regime.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
-        metrics: dict[str, float] = {}
-        if self.greedy:
-            groups = self._sample(trainer, mine, 1, 0.0)
-            metrics[f"eval/{name}/greedy"] = _mean_over_ranks(trainer, _correct(groups)[:, 0])
-        if self.samples:
-            groups = self._sample(trainer, mine, self.samples, self.temperature)
-            if keep is not None:
-                keep += groups
-            for label, metric in (
-                (f"avg_at_{self.avg_k}", AvgAtK(self.avg_k)),
-                (f"pass_at_{self.pass_k}", PassAtK(self.pass_k)),
-            ):
-                metric.to(trainer.strategy.root_device).update(_correct(groups).to(trainer.strategy.root_device))
-                metrics[f"eval/{name}/{label}"] = float(metric.compute())
-            lengths = [float(len(r.token_ids)) for g in groups for r in g.responses]
-            cut = [float(r.finish_reason == "length") for g in groups for r in g.responses]
-            metrics[f"eval/{name}/response_tokens"] = _mean_over_ranks(trainer, torch.tensor(lengths))
-            metrics[f"eval/{name}/truncated_share"] = _mean_over_ranks(trainer, torch.tensor(cut))
-        metrics[f"eval/{name}/seconds"] = sum(data.clock.take().values())
+        greedy = self._sample(trainer, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
+        sampled = self._sample(trainer, mine, regime.samples, regime) if regime.samples else []
+        seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
-        return metrics
+        if folder is not None and self.write_samples:
+            with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
+                for row in sample_rows(name, greedy, sampled, self.breakdown):
+                    file.write(row)
+        if self._responses is not None:
+            for row in sample_rows(name, [] if sampled else greedy, sampled, self.breakdown):
+                self._responses.write(row)
+        return measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
 
-    def _sample(self, trainer: L.Trainer, problems: Sequence[Problem], n: int, temperature: float) -> list[Group]:
-        data = self._data(trainer)
-        limit = self.max_new_tokens or data.sampling.max_new_tokens
-        sampling = Sampling(limit, temperature, self.top_p if temperature else 1.0, self.top_k if temperature else 0)
+    def _sample(self, trainer: L.Trainer, problems: Sequence[Problem], n: int, regime: Regime) -> list[Group]:
+        assert regime.max_new_tokens is not None
+        cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
+        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut)
         seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}").getrandbits(62)
-        groups: list[Group] = data.sample(problems, n, sampling, seed)
+        groups: list[Group] = self._data(trainer).sample(problems, n, sampling, seed)
         return groups
 
-    def _log(self, trainer: L.Trainer, pl_module: Any, metrics: dict[str, float]) -> None:
-        pl_module.evaluation_metrics = metrics
+    def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
+        """Logs and writes; Progress shows ``latest``."""
+        iteration = self._data(trainer).iteration
+        self.latest = EvaluationResult(iteration, results)
+        metrics = self.latest.metrics()
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=self._data(trainer).iteration)
+            logger.log_metrics(metrics, step=iteration)
+            if isinstance(logger, TensorBoardLogger) and results and trainer.is_global_zero:
+                sheets = {"evaluation": benchmark_sheet(self.latest, ""), "breakdown": breakdown_sheet(self.latest)}
+                for tag, sheet in sheets.items():
+                    if sheet is not None:
+                        logger.experiment.add_text(tag, sheet.markdown(), iteration)
+        if folder is not None and results and trainer.is_global_zero:
+            write_json(folder / "results.json", self._origin(trainer) | self.latest.to_plain())
+            self.written = folder
+
+    def _origin(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What the numbers follow from, apart from the settings that stand beside them."""
+        fitting = trainer.state.fn == "fit"
+        return {
+            "model": str(trainer.lightning_module.folder),
+            "checkpoint": None if fitting or trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "seed": self.seed,
+            "ranks": trainer.world_size,
+        }
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        """Of an evaluation during training one for each iteration, of validate and test one for the command."""
+        assert trainer.state.fn is not None
+        fitting = trainer.state.fn == "fit"
+        name = f"iteration-{self._data(trainer).iteration:06d}" if fitting else trainer.state.fn.value
+        return Path(trainer.default_root_dir) / FOLDER / name
 
     @staticmethod
     def _data(trainer: L.Trainer) -> Any:
@@ -181,32 +263,3 @@ class Evaluation(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.history = state_dict["history"]
-
-
-def _correct(groups: Sequence[Group]) -> Tensor:
-    """(problems, n) accuracies."""
-    return torch.stack([group.rewards("acc") for group in groups])
-
-
-def _mean_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
-    """Mean over all ranks' values, however unevenly they are spread."""
-    pair = torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64)
-    total = trainer.strategy.reduce(pair.to(trainer.strategy.root_device), reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return float(total[0] / total[1])
-
-
-def _write_responses(path: Path, benchmark: str, groups: Sequence[Group]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        for group in groups:
-            for response in group.responses:
-                row = {
-                    "benchmark": benchmark,
-                    "problem": group.problem.id,
-                    "prompt": group.problem.prompt,
-                    "response": response.text,
-                    **response.parts,
-                    "finish_reason": response.finish_reason,
-                }
-                file.write(json.dumps(row) + "\n")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from popo_lightning.callbacks.evaluation import Evaluation
+from popo_lightning.callbacks.evaluation_results import EvaluationResult
+from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet, change_sheet
 
 SHOWN = {
     "reward": ("reward/score", "{:.3f}"),
@@ -20,7 +25,7 @@ SHOWN = {
 
 
 class Progress(L.Callback):
-    """Iteration, reward, effective share, replayed share, entropy, rollouts, time to go, and the last evaluation.
+    """Iteration, reward, effective share, replayed share, entropy, rollouts, time to go, and tables of evaluations.
 
     Args:
         every_n_iterations: Iterations between lines where the output is no terminal.
@@ -29,8 +34,10 @@ class Progress(L.Callback):
     def __init__(self, every_n_iterations: int = 10) -> None:
         self.every_n_iterations = every_n_iterations
         self.console = Console(stderr=True, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # a log file has no edge to fold tables at
         self._live: Live | None = None
-        self._evaluated: dict[str, float] = {}
+        self._shown: EvaluationResult | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Opens the live line."""
@@ -38,13 +45,13 @@ class Progress(L.Callback):
         if trainer.is_global_zero and self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, transient=False)
             self._live.start()
-        self._show_evaluation(trainer, pl_module)
+        self._show_evaluation(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refreshes."""
         if not trainer.is_global_zero:
             return
-        self._show_evaluation(trainer, pl_module)
+        self._show_evaluation(trainer)
         done = trainer.current_epoch + 1
         values = self._values(pl_module.iteration_metrics, done, trainer.max_epochs or -1)
         if self._live is not None:
@@ -61,20 +68,38 @@ class Progress(L.Callback):
             shown["left"] = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         return shown
 
-    def _show_evaluation(self, trainer: L.Trainer, pl_module: Any) -> None:
-        metrics = getattr(pl_module, "evaluation_metrics", {})
-        if metrics is self._evaluated or not metrics or not trainer.is_global_zero:
+    def _show_evaluation(self, trainer: L.Trainer) -> None:
+        """A table of the newest evaluation, unless that has been shown."""
+        evaluation = _evaluation(trainer)
+        result = evaluation.latest if evaluation else None
+        if result is None or result is self._shown or not result.benchmarks or not trainer.is_global_zero:
             return
-        self._evaluated = metrics
-        values = {k.removeprefix("eval/"): v for k, v in metrics.items() if k.rsplit("/", 1)[-1].startswith(QUALITIES)}
-        text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]
-        self.console.print(f"evaluation after iteration {iteration}:  {text}", soft_wrap=True)
+        self._shown = result
+        title = f"evaluation after iteration {result.iteration}"
+        if trainer.state.fn != "fit" and trainer.ckpt_path is not None:
+            title += f", {Path(str(trainer.ckpt_path)).name}"
+        self.console.print(benchmark_sheet(result, title).for_terminal(), "", crop=False)
+
+    def _show_end(self, trainer: L.Trainer) -> None:
+        """What is worth reading once, at the end: the newest evaluation's parts, and where everything is."""
+        evaluation = _evaluation(trainer)
+        if evaluation is None or evaluation.latest is None or not trainer.is_global_zero:
+            return
+        by_part = breakdown_sheet(evaluation.latest)
+        if by_part is not None:
+            self.console.print(by_part.for_terminal(), "", crop=False)
+        if trainer.state.fn == "fit" and len(evaluation.history) > 1 and evaluation.latest.benchmarks:
+            self.console.print(
+                change_sheet(evaluation.history[0], evaluation.history[-1]).for_terminal(), "", crop=False
+            )
+        if evaluation.written is not None:
+            self.console.print(f"evaluation written to {evaluation.written}", soft_wrap=True, markup=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Closes the live line."""
+        """Closes the live line; the last evaluation with its parts, and the first beside it."""
         self._close()
-        self._show_evaluation(trainer, pl_module)
+        self._show_evaluation(trainer)
+        self._show_end(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Closes the live line, so that the error stands below it."""
@@ -86,13 +111,16 @@ class Progress(L.Callback):
             self._live = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The result of validate."""
-        self._show_evaluation(trainer, pl_module)
+        """The result of validate, with its parts and where it is written."""
+        self._show_evaluation(trainer)
+        self._show_end(trainer)
 
     on_test_end = on_predict_end = on_validation_end
 
 
-QUALITIES = ("greedy", "avg_at", "pass_at")
+def _evaluation(trainer: L.Trainer) -> Evaluation | None:
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Evaluation)), None)
 
 
 def _line(values: dict[str, str]) -> Table:

@@ -10,11 +10,13 @@ from typing import Any
 
 import lightning as L
 
+from popo_lightning.callbacks.benchmarks import MEAN
 from popo_lightning.callbacks.evaluation import Evaluation
+from popo_lightning.callbacks.evaluation_results import by_benchmark
 
 
 class Summary(L.Callback):
-    """Writes summary.json into the run's folder at the end, and at every evaluation on the way.
+    """Writes summary.json into the run's folder at the end.
 
     Args:
         method: Name of the method, for tables.
@@ -67,8 +69,8 @@ class Summary(L.Callback):
             "seconds": {k: round(v, 3) for k, v in self._phases.items()} | {"evaluation": round(evaluation_seconds, 3)},
             "effective_share": totals.effective_groups / max(1, totals.groups),
             "replay_share": totals.replayed_groups / max(1, totals.trained_groups),
-            "first_evaluation": _flat(history[0], evaluation) if history else None,
-            "last_evaluation": _flat(history[-1], evaluation) if history else None,
+            "first_evaluation": flat(history[0]) if history else None,
+            "last_evaluation": flat(history[-1]) if history else None,
             "evaluations": history,
         }
 
@@ -85,17 +87,26 @@ class Summary(L.Callback):
         self._phases = state_dict["phases"]
 
 
-def _flat(entry: dict[str, float], evaluation: Evaluation | None) -> dict[str, float]:
-    """Means over the benchmarks under fixed names, with the k they were taken at."""
-    assert evaluation is not None
-    wanted = {
-        "greedy": "greedy",
-        "avg_at_k": f"avg_at_{evaluation.avg_k}",
-        "pass_at_k": f"pass_at_{evaluation.pass_k}",
-    }
-    flat: dict[str, float] = {"iteration": entry["iteration"], "avg_k": evaluation.avg_k, "pass_k": evaluation.pass_k}
-    for name, label in wanted.items():
-        values = [value for key, value in entry.items() if key.endswith(f"/{label}")]
-        if values:
-            flat[name] = sum(values) / len(values)
-    return flat
+def flat(entry: dict[str, float]) -> dict[str, float | None]:
+    """An evaluation's means over the benchmarks under fixed names, with the k they were taken at.
+
+    Of several k of pass@k the largest of each benchmark counts. A k that benchmarks do not share is null.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for benchmark, numbers in by_benchmark(entry).items():
+        if benchmark == MEAN:
+            continue
+        for kind in ("greedy", "avg", "pass"):
+            values = [
+                (int(label.rpartition("_")[2]) if "_at_" in label else 0, value)
+                for label, value in numbers.items()
+                if label == kind or label.startswith(f"{kind}_at_")
+            ]
+            if values:
+                found.setdefault(kind, []).append(max(values))
+    result: dict[str, float | None] = {"iteration": entry["iteration"]}
+    for kind in ("avg", "pass"):
+        ks = {k for k, _ in found.get(kind, [])}
+        result[f"{kind}_k"] = ks.pop() if len(ks) == 1 else None
+    names = {"greedy": "greedy", "avg": "avg_at_k", "pass": "pass_at_k"}
+    return result | {names[kind]: sum(v for _, v in values) / len(values) for kind, values in found.items()}

@@ -1,0 +1,138 @@
+"""How each benchmark is evaluated: the evaluation's own settings, changed for one benchmark where asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from popo_lightning.errors import SettingError
+from popo_lightning.problems import Problem
+
+MEAN = "mean"
+"""Stands for all benchmarks in metric names."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What differs for one benchmark; null takes the evaluation's own setting.
+
+    Args:
+        samples: Responses per problem; 0 evaluates greedily only.
+        avg_k: k of avg@k, at most samples.
+        pass_k: k of pass@k, one or several, each at most samples.
+        greedy: Also take the most likely response of each problem.
+        temperature: Sampling temperature.
+        top_p: Nucleus mass kept.
+        top_k: Tokens kept; 0 keeps all.
+        max_new_tokens: Response limit in tokens.
+        limit: Problems evaluated at most; 0 takes all.
+    """
+
+    samples: int | None = None
+    avg_k: int | None = None
+    pass_k: int | list[int] | None = None
+    greedy: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Everything that decides how one benchmark is evaluated, the seed apart. Fields as in BenchmarkSettings."""
+
+    samples: int
+    avg_k: int
+    pass_k: tuple[int, ...]
+    greedy: bool
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int | None
+    limit: int
+
+    def changed(self, settings: BenchmarkSettings) -> Regime:
+        """With one benchmark's own settings."""
+        own: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        if own["pass_k"] is not None:
+            own["pass_k"] = several(own["pass_k"])
+        return replace(self, **{name: value for name, value in own.items() if value is not None})
+
+    def check(self, place: str) -> None:
+        """Refuses what cannot be evaluated.
+
+        Args:
+            place: Where the settings stand, "evaluation" or "evaluation.benchmarks.NAME".
+        """
+        if self.samples < 0:
+            raise SettingError(f"{place}.samples is {self.samples}; use 0 (greedy only) or more")
+        if not self.samples and not self.greedy:
+            raise SettingError(f"{place}.samples is 0 and {place}.greedy false, which evaluates nothing; set either")
+        ks = {"avg_k": [self.avg_k], "pass_k": self.pass_k}
+        for name, values in ks.items() if self.samples else ():
+            if not values or not all(1 <= k <= self.samples for k in values):
+                given = ", ".join(map(str, values)) or "empty"
+                raise SettingError(
+                    f"{place}.{name} is {given}, but {place}.samples is {self.samples}; use k from 1 to samples, or "
+                    "more samples"
+                )
+        allowed = {
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "a share above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens >= 1, "1 or more"),
+            "limit": (self.limit >= 0, "0 (all problems) or more"),
+        }
+        for name, (fine, remedy) in allowed.items():
+            if not fine:
+                raise SettingError(f"{place}.{name} is {getattr(self, name)}; use {remedy}")
+
+    def chosen(self, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """At most ``limit`` problems, in their order: a fixed random choice, since files are often sorted.
+
+        A smaller limit takes a part of what a larger one takes.
+        """
+        if not self.limit or len(problems) <= self.limit:
+            return problems
+        places = list(range(len(problems)))
+        random.Random("evaluation/limit").shuffle(places)
+        return [problems[place] for place in sorted(places[: self.limit])]
+
+
+def several(k: int | Sequence[int]) -> tuple[int, ...]:
+    """One k or several, each once, ascending."""
+    return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
+
+
+def check_names(
+    benchmarks: Mapping[str, Sequence[Problem]], named: Mapping[str, BenchmarkSettings], breakdown: Sequence[str]
+) -> None:
+    """Refuses settings for what the task does not have.
+
+    Args:
+        benchmarks: Problems by benchmark, as the task gives them.
+        named: evaluation.benchmarks.
+        breakdown: evaluation.breakdown.
+    """
+    there = ", ".join(benchmarks) or "none"
+    for name in named:
+        if name not in benchmarks:
+            raise SettingError(f"evaluation.benchmarks names '{name}', which data.task does not have; there is {there}")
+    if MEAN in benchmarks and len(benchmarks) > 1:
+        raise SettingError(
+            f"a benchmark of data.task is called '{MEAN}', the name of the mean over all of them; rename it"
+        )
+    known = {field for problems in benchmarks.values() for problem in problems for field in problem.info}
+    for field in set(breakdown) - set(DEFAULT_BREAKDOWN) - known:
+        raise SettingError(
+            f"evaluation.breakdown names '{field}', which no held-out problem of data.task has; they have "
+            + (", ".join(sorted(known)) or "nothing to break down by")
+        )
+
+
+DEFAULT_BREAKDOWN = ("level", "subject")
+"""Looked for in every task, and left out in silence where there is none."""

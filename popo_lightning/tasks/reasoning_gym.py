@@ -1,0 +1,121 @@
+"""Procedural tasks of reasoning-gym."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from popo_lightning.errors import SettingError, reason
+from popo_lightning.problems import Problem
+from popo_lightning.tasks.base import Task
+from popo_lightning.verifiers.reasoning_gym import ReasoningGymVerifier, library, scorer_only_reads
+
+log = logging.getLogger(__name__)
+
+SYSTEM = (
+    "Think about the problem step by step, then give only the final answer between <answer> and </answer>, in the form "
+    "that the question asks for."
+)
+
+
+class ReasoningGymTask(Task):
+    """Problems of one reasoning-gym data set; needs the extra ``reasoning-gym``.
+
+    Train and held-out problems come from different seeds; a question that occurs in both is left out of training.
+
+    Args:
+        name: Data set, such as "chain_sum" or "knights_knaves".
+        settings: The data set's own settings, such as {min_terms: 2, max_terms: 3}; not seed and size.
+        train_problems: Problems made to train on.
+        held_out_problems: Problems made for the benchmark, which has the data set's name.
+        seed: Of the train problems; held-out ones have the next.
+        format_reward: Least score of a response with an answer, from 0 to below 1.
+        system: System message; null for none.
+        chat: Ask in chat messages; false asks in plain text.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: dict[str, Any] | None = None,
+        train_problems: int = 2000,
+        held_out_problems: int = 200,
+        seed: int = 0,
+        format_reward: float = 0.0,
+        system: str | None = SYSTEM,
+        chat: bool = True,
+    ) -> None:
+        for setting, count in (("train_problems", train_problems), ("held_out_problems", held_out_problems)):
+            if count < 1:
+                raise SettingError(f"data.task.{setting} is {count}; make at least 1")
+        if reserved := {"seed", "size"} & set(settings or {}):
+            raise SettingError(
+                f"data.task.settings has {min(reserved)}, which data.task.seed, train_problems and held_out_problems "
+                "decide; take it out"
+            )
+        self.name = name
+        self.settings = settings or {}
+        self.train_size = train_problems
+        self.held_out_size = held_out_problems
+        self.seed = seed
+        self.system = system
+        self.chat = chat
+        self.verify = ReasoningGymVerifier(format_reward)
+        self._check()
+
+    def _check(self) -> None:
+        library()
+        from reasoning_gym.factory import DATASETS
+
+        if self.name not in DATASETS:
+            close = sorted(name for name in DATASETS if name[:3] == self.name[:3]) or sorted(DATASETS)
+            raise SettingError(
+                f"data.task.name is '{self.name}', which reasoning-gym does not have; it has {', '.join(close)[:300]}"
+            )
+        if not scorer_only_reads(self.name):
+            log.warning(
+                "reasoning-gym's scorer of %s could execute a response and is not used: only its own answer, letter "
+                "for letter, is right",
+                self.name,
+            )
+
+    @cached_property
+    def _split(self) -> tuple[list[Problem], list[Problem]]:
+        held_out = self._made(self.seed + 1, self.held_out_size, f"{self.name}/held-out")
+        questions = {_question(problem) for problem in held_out}
+        made = self._made(self.seed, self.train_size, self.name)
+        return [problem for problem in made if _question(problem) not in questions], held_out
+
+    def _made(self, seed: int, size: int, id: str) -> list[Problem]:
+        settings = self.settings | {"seed": seed, "size": size}
+        try:
+            entries = list(library().create_dataset(self.name, **settings))
+        except (AssertionError, TypeError, ValueError) as error:
+            raise SettingError(
+                f"data.task.settings is {self.settings}, which reasoning-gym's {self.name} does not take: "
+                f"{reason(error)}"
+            ) from error
+        return [self._problem(str(entry["question"]), seed, settings, i, id) for i, entry in enumerate(entries)]
+
+    def _problem(self, question: str, seed: int, settings: dict[str, Any], index: int, id: str) -> Problem:
+        answer = {"name": self.name, "settings": settings, "index": index}
+        if not self.chat:
+            text = question if self.system is None else f"{self.system}\n\n{question}\n"
+            return Problem(f"{id}-{seed}-{index}", text, answer)
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return Problem(f"{id}-{seed}-{index}", [*messages, {"role": "user", "content": question}], answer)
+
+    def train_problems(self) -> Sequence[Problem]:
+        """The train problems."""
+        return self._split[0]
+
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """The held-out problems, under the data set's name."""
+        return {self.name: self._split[1]}
+
+
+def _question(problem: Problem) -> str:
+    prompt = problem.prompt
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

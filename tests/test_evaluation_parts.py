@@ -1,0 +1,202 @@
+"""What an evaluation is made of: settings, means, tables and files, without a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from popo_lightning.callbacks.benchmarks import BenchmarkSettings, Regime
+from popo_lightning.callbacks.evaluation import Evaluation
+from popo_lightning.callbacks.evaluation_files import ReplacedFile, rank_file, sample_rows, to_json
+from popo_lightning.callbacks.evaluation_results import BenchmarkResult, EvaluationResult, in_order
+from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.callbacks.summary import flat
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Group, Response
+from popo_lightning.problems import Problem
+
+NASTY = [
+    "plain",
+    "a | b || c",
+    "`code` ``` fence",
+    "two\n\nlines | x",
+    "\r\r\n\x0b\x0c\x85\u2028\u2029x",
+    "[bold red]x[/] [/nothing]",
+    "\x1b[2J\x1b]0;title\x07",
+    "lone \ud800 \udfff surrogates",
+    "<script>alert(1)</script> ![y](http://z)",
+    "nul \0 and \\ and \\|",
+    "長い" * 500,
+    "",
+]
+
+
+def group_of(name: str, text: str, info: dict[str, Any] | None = None, failure: str | None = None) -> Group:
+    answer = Response(torch.tensor([1, 2]), torch.zeros(2), "stop", text, {"score": 0.5, "acc": 1.0}, failure)
+    return Group(0, Problem(name, text, {"gold": text}, info or {}), torch.tensor([1]), [answer], 0)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    group = group_of(text, text, {"level": text, "subject": math.nan})
+    with ReplacedFile(tmp_path / "x.jsonl") as file:
+        for row in sample_rows(text, [group], [group], ["kind"]):
+            file.write(row)
+    lines = (tmp_path / "x.jsonl").read_bytes().splitlines()  # no separator of any kind within a line
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
+    assert [row["greedy"] for row in rows] == [True, False]
+    for row in rows:
+        assert row["response"] == row["problem"] == row["prompt"] == row["answer"]["gold"] == row["level"] == text
+        assert row["benchmark"] == text and row["subject"] == "nan" and row["kind"] is None
+
+    regime = Regime(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
+    numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "grading_failures": 1.0}
+    of = [BenchmarkResult(name, regime, numbers, {"level": {text: numbers, "2": numbers}}, 0.0) for name in (text, "b")]
+    result = EvaluationResult(1, of)
+    parts = breakdown_sheet(result)
+    assert parts is not None
+    for sheet, lines_of_it in ((benchmark_sheet(result, text), 3), (parts, 4)):
+        screen = Console(file=io.StringIO(), width=300, color_system=None, highlight=False)
+        screen.print(sheet.for_terminal())
+        shown = screen.file.getvalue()  # type: ignore[attr-defined]
+        assert shown.encode() and shown.count("0.250") == lines_of_it
+        assert sum("0.250" in line for line in shown.splitlines()) == lines_of_it
+        assert not any(character in shown for character in "\x1b\x07\r\x0b\x85")
+        html = markdown_to_safe_html(sheet.markdown())
+        if text == "a | b || c":  # for renderers to which a bar in code still ends a cell
+            assert "`a \\| b \\|\\| c`" in sheet.markdown()
+        assert html.count("<tr>") == lines_of_it + 1 and html.strip().endswith("</table>")
+        assert html.count("<td>") == lines_of_it * len(sheet.header)
+        assert not any(tag in html for tag in ("<script", "<img"))
+
+
+def test_image_bytes_are_not_written() -> None:
+    image = b"\x89PNG" + bytes(5000)
+    problem = Problem("p", [{"role": "user", "content": "<image>"}], "1", {"level": image}, (image, "a.png"))
+    group = Group(0, problem, torch.tensor([1]), group_of("p", "x").responses, 0)
+    text = to_json(next(sample_rows("b", [group], [], [])))
+    assert len(text) < 500 and json.loads(text)["images"] == ["(5004 bytes)", "a.png"]
+
+
+def test_numbers_come_before_words() -> None:
+    values = ["geometry", "10", "(none)", "9.5", "nan", "2", "Algebra", "inf", "2"]
+    expected = ["2", "9.5", "10", "Algebra", "geometry", "inf", "nan", "(none)"]
+    assert in_order(values) == in_order(reversed(values)) == expected
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "x.jsonl"
+    path.parent.mkdir()
+    (path.parent / "x.jsonl.draft").write_text("of a process that was killed")
+    with ReplacedFile(path) as file:
+        file.write({"a": 1})
+    with pytest.raises(ZeroDivisionError), ReplacedFile(path) as file:
+        file.write({"a": 2})
+        assert path.read_text() == '{"a": 1}\n'
+        _ = 1 / 0
+    assert path.read_text() == '{"a": 1}\n' and [each.name for each in path.parent.iterdir()] == ["x.jsonl"]
+
+
+def test_files_of_another_number_of_ranks_go(tmp_path: Path) -> None:
+    names = ["a.jsonl", "a.rank0-of-2.jsonl", "a.rank1-of-2.jsonl", "a.rank2-of-3.jsonl", "ab.jsonl", "a.jsonl.draft"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert rank_file(tmp_path, "a", 1, 2).name == "a.rank1-of-2.jsonl"
+    assert len(list(tmp_path.iterdir())) == len(names), "one rank does this, the first"
+    assert rank_file(tmp_path, "a", 0, 2).name == "a.rank0-of-2.jsonl"
+    assert {path.name for path in tmp_path.iterdir()} == {*names} - {"a.jsonl", "a.rank2-of-3.jsonl"}
+    assert rank_file(tmp_path, "a", 0, 1).name == "a.jsonl"
+    assert {path.name for path in tmp_path.iterdir()} == {"ab.jsonl", "a.jsonl.draft"}
+    assert rank_file(tmp_path, "../a/b", 0, 1).parent == tmp_path
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "k": ({"pass_k": [1, 9]}, ["evaluation.pass_k is 1, 9", "evaluation.samples is 8"]),
+    "no k": ({"pass_k": []}, ["evaluation.pass_k is empty"]),
+    "avg_k": ({"avg_k": 0}, ["evaluation.avg_k is 0"]),
+    "nothing": ({"samples": 0, "greedy": False}, ["evaluation.samples", "evaluation.greedy"]),
+    "every": ({"every_n_iterations": -1}, ["evaluation.every_n_iterations is -1"]),
+    "temperature": ({"temperature": -0.1}, ["evaluation.temperature is -0.1"]),
+    "nan": ({"temperature": math.nan}, ["evaluation.temperature is nan"]),
+    "top_p": ({"top_p": 0.0}, ["evaluation.top_p is 0.0"]),
+    "top_k": ({"top_k": -1}, ["evaluation.top_k is -1"]),
+    "limit": ({"limit": -1}, ["evaluation.limit is -1"]),
+    "tokens": ({"max_new_tokens": 0}, ["evaluation.max_new_tokens is 0"]),
+    "inherited k": (
+        {"benchmarks": {"x": BenchmarkSettings(samples=4)}},
+        ["evaluation.benchmarks.x.pass_k is 8", "evaluation.benchmarks.x.samples is 4"],
+    ),
+    "own k": ({"benchmarks": {"x": BenchmarkSettings(avg_k=99)}}, ["evaluation.benchmarks.x.avg_k is 99"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_impossible_settings_are_refused(case: str) -> None:
+    settings, words = BAD[case]
+    with pytest.raises(SettingError) as refused:
+        Evaluation(**settings)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_what_is_not_set_falls_back() -> None:
+    own = {"x": BenchmarkSettings(samples=16, pass_k=[16, 1, 16], greedy=False, temperature=0.0, limit=3)}
+    evaluation = Evaluation(temperature=0.6, top_p=0.9, max_new_tokens=7, limit=5, benchmarks=own)
+    assert evaluation.regime_of("y") == Regime(8, 4, (8,), True, 0.6, 0.9, 0, 7, 5)
+    assert evaluation.regime_of("x") == Regime(16, 4, (1, 16), False, 0.0, 0.9, 0, 7, 3)
+    assert evaluation.regime_of("x").changed(BenchmarkSettings(limit=0)).limit == 0
+    Evaluation(samples=0, avg_k=99)  # no k is asked of what is not sampled
+
+
+def test_a_limit_takes_the_same_problems_in_their_order() -> None:
+    problems = [Problem(str(i), "", None) for i in range(50)]
+    few, more = (Regime(1, 1, (1,), True, 1.0, 1.0, 0, 9, limit).chosen(problems) for limit in (10, 30))
+    places = [int(problem.id) for problem in few]
+    assert len(set(places)) == 10 and places == sorted(places) and places != list(range(10))
+    assert {problem.id for problem in few} < {problem.id for problem in more} and len(more) == 30
+    assert Regime(1, 1, (1,), True, 1.0, 1.0, 0, 9, 50).chosen(problems) is problems
+
+
+# -- means ---------------------------------------------------------------------------------------------------------
+
+
+def result_of(avg_k: int, pass_k: tuple[int, ...], samples: int = 8, **numbers: float) -> BenchmarkResult:
+    regime = Regime(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
+    return BenchmarkResult(f"b{avg_k}-{samples}", regime, numbers, {}, 1.0)
+
+
+def test_means_over_benchmarks() -> None:
+    one = result_of(4, (1, 8), greedy=0.2, avg_at_4=0.1, pass_at_1=0.1, pass_at_8=0.5)
+    other = result_of(2, (8,), greedy=0.4, avg_at_2=0.3, pass_at_8=0.7)
+    both = EvaluationResult(3, [one, other])
+    assert both.mean == pytest.approx({"greedy": 0.3, "avg": 0.2, "pass_at_8": 0.6})
+    assert benchmark_sheet(both, "t").header == ["benchmark", "greedy", "avg", "avg@2", "avg@4", "pass@1", "pass@8"]
+    assert benchmark_sheet(both, "t").rows[-1] == ["mean", "0.300", "0.200", "", "", "", "0.600"]
+    assert EvaluationResult(3, [one]).mean == {}
+    same = EvaluationResult(3, [one, result_of(4, (8,), 16, avg_at_4=0.5, pass_at_8=0.5)])
+    assert same.mean == pytest.approx({"avg_at_4": 0.3, "pass_at_8": 0.5})
+    assert EvaluationResult(3, [one, result_of(2, (8,), 0, greedy=0.4)]).mean == pytest.approx({"greedy": 0.3})
+
+    entry = {"iteration": 3} | both.metrics()
+    expected = {"iteration": 3, "avg_k": None, "pass_k": 8, "greedy": 0.3, "avg_at_k": 0.2, "pass_at_k": 0.6}
+    assert flat(entry) == pytest.approx(expected)
+    mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, pass_at_1=0.3, pass_at_16=0.9)])
+    assert mixed.mean == pytest.approx({"pass_at_1": 0.2})
+    assert flat({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(0.7)  # each one's largest k
+    first = {"iteration": 0, "eval/b4-8/greedy": 0.1}
+    sheet = change_sheet(first, entry)
+    assert sheet.rows[0][:2] == ["b4-8", "0.100 -> 0.200"] and sheet.rows[1][:2] == ["b2-8", "0.400"]
+    assert sheet.rows[-1][0] == "mean"
