@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from popo_lightning.errors import SettingError
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group
 from popo_lightning.minibatch import Minibatch
+from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
 from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
@@ -29,8 +29,6 @@ from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
-
-Benchmark = tuple[str, Sequence[Problem]]
 
 
 class RolloutStream(IterableDataset[Minibatch]):
@@ -146,17 +144,17 @@ class RolloutDataModule(L.LightningDataModule):
         self._calls = 0  # engine calls of this iteration, for their seeds
         self._engine_started = False
         self._synced_step: int | None = None
-        self._problems: list[Problem] = []
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Loads tokenizer and verifier; to train, also reads the problems and drops those whose prompt is too long."""
         world_size, rank = self._run.world_size, self._run.global_rank
-        self.prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
+        prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
+        self.problems = ProblemSets(self.task, prompts, world_size)
         self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
         self.maker = GroupMaker(
-            self.prompts,
+            prompts,
             self.engine,
             self._pool,
             self.clock,
@@ -165,41 +163,27 @@ class RolloutDataModule(L.LightningDataModule):
             self._module.compute_dtype,
             self.overlong,
         )
-        if self._fitting and not self._problems:
-            self._read_problems(world_size, rank)
-
-    @property
-    def _fitting(self) -> bool:
-        return self._run.state.fn == "fit"
-
-    def _read_problems(self, world_size: int, rank: int) -> None:
+        if not self._fitting:
+            return
         if self.problems_per_iteration % world_size:
             raise SettingError(
                 f"data.problems_per_iteration is {self.problems_per_iteration}, which {world_size} ranks cannot share "
                 f"evenly; use a multiple of {world_size}"
             )
-        self._problems = self.prompts.fitting(self.task.train_problems())
-        if not self._problems:
-            raise SettingError(
-                f"data.task gives no problem with a prompt of at most {self.max_prompt_tokens} tokens; "
-                "check its data file and data.max_prompt_tokens"
-            )
-        self.sampler.start(len(self._problems), self.seed, rank, world_size)
+        self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
         self._list_bad_rows()
 
+    @property
+    def _fitting(self) -> bool:
+        return self._run.state.fn == "fit"
+
     def _list_bad_rows(self) -> None:
-        """Writes what the task left out beside the run's metrics."""
-        bad = self.task.bad_rows()
-        if bad and self._run.is_global_zero:
-            folder = Path(self._run.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(vars(row)) + "\n" for row in bad]
-            (folder / "bad_rows.jsonl").write_text("".join(lines))
+        if self._run.is_global_zero:
+            self.problems.list_bad_rows(Path(self._run.default_root_dir))
 
     def teardown(self, stage: str) -> None:
         """Ends the grading processes. The engine stays for a following validate or test."""
         self._pool.close()
-        self._problems = []
 
     @property
     def _run(self) -> L.Trainer:
@@ -223,14 +207,10 @@ class RolloutDataModule(L.LightningDataModule):
                 max_tokens=self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response),
                 forbidden_token_ids=self._module.forbidden_token_ids,
                 image_pixels=self.image_pixels,
-                images_per_prompt=self._images_per_prompt(),
+                images_per_prompt=self.problems.images_per_prompt(self._fitting),
             )
         )
         self._engine_started = True
-
-    def _images_per_prompt(self) -> int:
-        asked = [self._problems, *self.task.benchmarks().values()]
-        return max((len(problem.images) for problems in asked for problem in problems), default=0)
 
     def sync(self) -> None:
         """Gives the engine the policy's weights, unless it has them already.
@@ -286,7 +266,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def rollout(self, count: int) -> list[Group]:
         """Samples and grades ``count`` problems with the engine's present weights."""
-        problems = [self._problems[place] for place in self.sampler.draw(count)]
+        problems = [self.problems.train[place] for place in self.sampler.draw(count)]
         self._calls += 1
         seed = self._random("rollout", self._calls).getrandbits(62)
         groups = self.sample(problems, self.group_size, self.sampling, seed)
@@ -328,15 +308,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def benchmarks(self) -> list[Benchmark]:
         """Held-out problems by benchmark, those with prompts that fit."""
-        found: list[Benchmark] = [
-            (name, self.prompts.fitting(problems)) for name, problems in self.task.benchmarks().items()
-        ]
-        for name, problems in found:
-            if len(problems) < self._run.world_size:
-                raise SettingError(
-                    f"benchmark '{name}' of data.task has {len(problems)} problems with prompts that fit, fewer than "
-                    f"there are ranks ({self._run.world_size}); give it more, or raise data.max_prompt_tokens"
-                )
+        found = self.problems.benchmarks
         self._list_bad_rows()
         return found
 
