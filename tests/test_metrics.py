@@ -14,8 +14,9 @@ import torch
 from groups_for_tests import group, response
 from torch import Tensor
 
+from popo_lightning.callbacks.markdown import markdown_table
 from popo_lightning.callbacks.monitor import Monitor, token_metrics
-from popo_lightning.callbacks.samples import COLUMNS, SampleTable, markdown_table
+from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.metrics import AvgAtK, PassAtK, effective_sample_size
@@ -241,10 +242,9 @@ def test_totals_add_up_and_price_dynamic_sampling() -> None:
 def test_hostile_text_stays_in_its_cell(hostile: str) -> None:
     from tensorboard.plugin_util import markdown_to_safe_html
 
-    row = dict.fromkeys(COLUMNS, "1") | {"response": hostile}
-    shown = markdown_to_safe_html(markdown_table([row, dict.fromkeys(COLUMNS, "2")]))  # as TensorBoard shows it
+    shown = markdown_to_safe_html(markdown_table(["a", "b", "c"], [["1", hostile, "1"], ["2"] * 3]))
     body = shown[shown.index("<tbody>") :]
-    assert body.count("<tr>") == 2 and body.count("<td>") == body.count("<td><code>") == 2 * len(COLUMNS)
+    assert body.count("<tr>") == 2 and body.count("<td>") == body.count("<td><code>") == 6
     assert shown.strip().endswith("</table>")
     assert not any(tag in shown for tag in ("<a ", "<img", "<script", "<h1"))
 
@@ -252,7 +252,8 @@ def test_hostile_text_stays_in_its_cell(hostile: str) -> None:
 def test_samples_show_replayed_groups_first() -> None:
     groups = [group(i, version=4 if i % 2 else 6) for i in range(6)]
     batch = Minibatch(groups, [g.version == 6 for g in groups], version=6, index=0)
-    rows = SampleTable(groups=3)._rows(batch, [float(i) for i in range(12)])
+    table = SampleTable(groups=3)
+    rows = table._rows(batch, table._chosen(batch), [float(i) for i in range(12)])
     assert [(row["problem"], row["advantage"], row["age"]) for row in rows] == [
         ("problem 1", 2.0, 2),
         ("problem 1", 3.0, 2),

@@ -30,6 +30,7 @@ def checkpoint(folder: Path, step: int) -> Path:
 
 def assert_same_run(resumed: Path, whole: Path) -> None:
     assert metrics(resumed) == metrics(whole)
+    assert (resumed / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     last = ITERATIONS * MINIBATCHES
     left, right = weights_in(checkpoint(resumed, last)), weights_in(checkpoint(whole, last))
     assert left.keys() == right.keys()
@@ -38,8 +39,10 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def command(config: Path) -> list[str | Path]:
+    samples = ["--samples.every_n_iterations", "1"]
+    buffer = ["--data.composer.init_args.buffer.capacity", "12"]
     keep_all = ["--checkpoint.every_n_epochs", "2", "--checkpoint.save_top_k", "-1"]
-    return ["fit", "--config", config, *method("popo"), "--data.composer.init_args.buffer.capacity", "12", *keep_all]
+    return ["fit", "--config", config, *method("popo"), *buffer, *keep_all, *samples]
 
 
 @pytest.fixture(scope="module")

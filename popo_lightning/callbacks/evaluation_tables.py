@@ -11,6 +11,7 @@ from rich.text import Text
 
 from popo_lightning.callbacks.benchmarks import MEAN
 from popo_lightning.callbacks.evaluation_results import EvaluationResult, Numbers, by_benchmark
+from popo_lightning.callbacks.markdown import markdown_table
 
 SHOWN_CHARACTERS = 60
 SHOWN_PARTS = 60
@@ -46,10 +47,8 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """As TensorBoard renders it; no cell can break out of its column."""
-        lines = ["| " + " | ".join(self.header) + " |", "|" + " --- |" * len(self.header)]
-        lines += ["| " + " | ".join(_code(cell) for cell in row) + " |" for row in self.rows]
-        return "\n".join(lines)
+        """As TensorBoard renders it."""
+        return markdown_table(self.header, [[_clean(cell) for cell in row] for row in self.rows])
 
 
 def benchmark_sheet(result: EvaluationResult, title: str) -> Sheet:
@@ -129,7 +128,3 @@ def _clean(text: str) -> str:
     """On one line, short, and nothing that would move a cursor or not encode."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
-
-
-def _code(cell: str) -> str:
-    return f"`{_clean(cell).replace('`', chr(39)).replace('|', chr(92) + '|')}`" if cell else ""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from popo_lightning.callbacks.markdown import markdown_table
 from popo_lightning.errors import SettingError
 from popo_lightning.minibatch import Minibatch
+from popo_lightning.problems import Problem
+from popo_lightning.prompts import open_image
 
 COLUMNS = ("iteration", "problem", "prompt", "response", "score", "advantage", "age", "finish_reason")
 SHOWN_CHARACTERS = 2000
+SAMPLES = "samples.jsonl"
 
 
 class SampleTable(L.Callback):
@@ -33,29 +42,42 @@ class SampleTable(L.Callback):
         self.every_n_iterations = every_n_iterations
         self.groups = groups
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Drops what a run wrote after the checkpoint that it goes on from."""
+        file = Path(trainer.default_root_dir) / SAMPLES
+        if trainer.is_global_zero and file.exists():
+            iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]
+            lines = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if _iteration(line) <= iteration))
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Writes the table of the first minibatch."""
         assert isinstance(batch, Minibatch)
         due = self.every_n_iterations and batch.version % self.every_n_iterations == 0
         if not due or batch.index != 0 or not trainer.is_global_zero or not batch.groups:
             return
-        rows = self._rows(batch, pl_module.advantages(batch))
+        chosen = self._chosen(batch)
+        rows = self._rows(batch, chosen, pl_module.advantages(batch))
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "samples.jsonl").open("a") as file:
+        with (folder / SAMPLES).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", markdown_table(rows), batch.version + 1)
+                logger.experiment.add_text("samples", _table(rows), batch.version + 1)
+                _show_images(logger, [batch.groups[place].problem for place in chosen], batch.version + 1)
 
-    def _rows(self, batch: Minibatch, advantages: list[float]) -> list[dict[str, Any]]:
-        remaining = iter(advantages)
-        per_group = [[next(remaining) for _ in group.responses] for group in batch.groups]
+    def _chosen(self, batch: Minibatch) -> list[int]:
+        """Places of the groups to show: replayed ones first, then fresh ones."""
         order = sorted(range(len(batch.groups)), key=lambda i: batch.fresh[i])
         half = max(1, self.groups // 2)
-        chosen = order[:half] + order[::-1][: self.groups - half]  # replayed first, then fresh
+        return list(dict.fromkeys(order[:half] + order[::-1][: self.groups - half]))
+
+    def _rows(self, batch: Minibatch, chosen: list[int], advantages: list[float]) -> list[dict[str, Any]]:
+        remaining = iter(advantages)
+        per_group = [[next(remaining) for _ in group.responses] for group in batch.groups]
         rows = []
-        for place in dict.fromkeys(chosen):
+        for place in chosen:
             group = batch.groups[place]
             for response, advantage in zip(group.responses, per_group[place], strict=True):
                 values = (
@@ -72,11 +94,21 @@ class SampleTable(L.Callback):
         return rows
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table in which hostile text cannot break out of its cell."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    for row in rows:
-        texts = (str(row[column]).replace("\r", "\n") for column in COLUMNS)  # Markdown ends a line at either
-        cells = (text.replace("`", "'").replace("|", "\\|").replace("\n", " ⏎ ") for text in texts)
-        lines.append("| " + " | ".join(f"`{cell}`" if cell else "" for cell in cells) + " |")
-    return "\n".join(lines)
+def _table(rows: list[dict[str, Any]]) -> str:
+    return markdown_table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
+
+
+def _show_images(logger: TensorBoardLogger, problems: Sequence[Problem], step: int) -> None:
+    """The images of the problems in the table, in its order and under its step."""
+    for place, image in enumerate(image for problem in problems for image in problem.images):
+        with suppress(OSError):  # a replayed problem's file may be gone; its tensors are in the group
+            pixels = torch.from_numpy(np.array(open_image(image)))
+            logger.experiment.add_image(f"samples/image {place + 1}", pixels, step, dataformats="HWC")
+
+
+def _iteration(line: str) -> float:
+    """Of a line of the file; a line that a killed process left half-written belongs to none."""
+    try:
+        return float(json.loads(line)["iteration"])
+    except ValueError:
+        return math.inf
