@@ -7,7 +7,6 @@ exact search proves each one solvable.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any
 from popo_lightning.errors import SettingError
 from popo_lightning.problems import Problem
 from popo_lightning.tasks.base import Task
+from popo_lightning.tasks.held_out import place_of
 
 Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
 
@@ -160,7 +160,7 @@ class CountdownSteps(Task):
             ways = Counter(steps[-1][3] for steps in solutions(numbers, self.operations))
             for target in sorted(t for t, n in ways.items() if n >= self.least_ways and 1 <= t <= self.largest_target):
                 id = f"{','.join(map(str, numbers))}>{target}"
-                place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
+                place = place_of(id)
                 if place < self.held_out_share:
                     held_out.append((place, self._problems(id, numbers, target, 1)[0]))
                 else:

@@ -7,7 +7,6 @@ downloaded.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from popo_lightning.tasks.formulas import (
     third_angle,
     total,
 )
+from popo_lightning.tasks.held_out import place_of
 
 Numbers = tuple[int, ...]
 
@@ -177,7 +177,7 @@ class DrawnGeometry(Task):
         places = {}
         for numbers in KINDS[kind].numbers():
             problem = f"{kind}:{','.join(map(str, sorted(numbers)))}"
-            place = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8]) / 2**64
+            place = place_of(problem)
             places[numbers] = (place, numbers)
         in_order = sorted(places, key=places.__getitem__)
         train = [numbers for numbers in in_order if places[numbers][0] >= self.held_out_share]
