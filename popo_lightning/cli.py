@@ -117,7 +117,9 @@ class PopoCLI(LightningCLI):
             if config.ckpt_path is not None:
                 run_folder.read_checkpoint(Path(config.ckpt_path))
             config.trainer.logger = False
-            config.trainer.default_root_dir = config.trainer.default_root_dir or config.run.root
+            run = config.run
+            folder = run_folder.evaluation_folder(run.folder, run.root, run.task, config.ckpt_path)
+            config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
 
     def _settle_folder(self, config: Any) -> None:
         run = config.run

@@ -163,6 +163,7 @@ class RolloutDataModule(L.LightningDataModule):
             self._module.compute_dtype,
             self.overlong,
         )
+        self._synced_step = None  # whatever the trainer now does, it may have loaded other weights
         if not self._fitting:
             return
         if self.problems_per_iteration % world_size:
@@ -197,6 +198,14 @@ class RolloutDataModule(L.LightningDataModule):
     def _start_engine(self) -> None:
         """Loads the engine once, after the strategy has set up the process group."""
         strategy = self._run.strategy
+        longest = self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response)
+        positions = getattr(self._module.model.config.get_text_config(), "max_position_embeddings", None) or longest
+        if longest > positions:
+            raise SettingError(
+                f"data.max_prompt_tokens is {self.max_prompt_tokens} and the longest response "
+                f"{longest - self.max_prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than the "
+                f"{positions} positions of model.path; lower them"
+            )
         self.engine.start(
             EngineContext(
                 folder=self._module.folder,
@@ -204,7 +213,7 @@ class RolloutDataModule(L.LightningDataModule):
                 dtype=self._module.compute_dtype,
                 rank=self._run.global_rank,
                 world_size=self._run.world_size,
-                max_tokens=self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response),
+                max_tokens=longest,
                 forbidden_token_ids=self._module.forbidden_token_ids,
                 image_pixels=self.image_pixels,
                 images_per_prompt=self.problems.images_per_prompt(self._fitting),
@@ -223,7 +232,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.start_seconds = time.perf_counter() - began
         self.engine.wake()
         step = self._run.global_step
-        if self._synced_step != step:
+        if self._synced_step != step or not self.engine.holds_weights:
             with self.clock.measure("sync"):
                 self.engine.update_weights(self._module.named_weights(), self.iteration)
             self._synced_step = step
@@ -278,11 +287,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _check_parts(self, groups: Sequence[Group]) -> None:
         graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        if graded and self.effective_by not in graded[0]:
-            raise SettingError(
-                f"data.effective_by is '{self.effective_by}', which the task does not give; use one of "
-                + ", ".join(sorted(graded[0]))
-            )
+        for setting, part in (("data.effective_by", self.effective_by), ("model.reward", self._module.reward)):
+            if graded and part not in graded[0]:
+                raise SettingError(
+                    f"{setting} is '{part}', which the task does not give; use one of {', '.join(sorted(graded[0]))}"
+                )
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples n graded responses for each problem, as one group each. For training and evaluation alike.

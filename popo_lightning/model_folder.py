@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from popo_lightning.errors import SettingError, reason
 
+# Heads that change the logits after the linear layer: log-probs from hidden states would be silently wrong.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # What a vision tower is called inside transformers' models.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -30,9 +32,54 @@ def load_model(folder: str | Path, dtype: torch.dtype) -> Any:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
 
 
+def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool) -> Any:
+    """A model to train: without dropout, with its vision tower frozen where asked.
+
+    Raises:
+        SettingError: No model loads from there, or one whose log-probs or images would be read wrongly.
+    """
+    model = load_model(folder, dtype)
+    changes = [name for name in LOGIT_CHANGES if getattr(model.config.get_text_config(), name, None)]
+    if changes:
+        raise SettingError(
+            f"model.path is '{folder}', a model with {changes[0]}; log-probs are computed from hidden states and "
+            "would be wrong, so choose a model with plain logits"
+        )
+    if sees_images(model.config):
+        check_vision(model.config, folder)
+    remove_dropout(model)
+    if freeze_vision:
+        tower = vision_tower(model)
+        if tower is None:
+            raise SettingError(
+                f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out"
+            )
+        tower.requires_grad_(False)
+    return model
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0: with it the ratio would differ from 1 on unchanged weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # nn.Module types its attributes as tensors
+
+
 def sees_images(config: Any) -> bool:
     """Whether a model configuration has a vision tower."""
     return getattr(config, "vision_config", None) is not None
+
+
+def check_vision(config: Any, folder: str | Path) -> None:
+    """Raises SettingError for a vision tower of another build than Qwen-VL's."""
+    fields = ("spatial_merge_size", "temporal_patch_size", "patch_size")
+    if not all(hasattr(config.vision_config, field) for field in fields):
+        raise SettingError(
+            f"model.path is '{folder}', a vision-language model of type {config.model_type}; those that work are "
+            "Qwen2-VL and Qwen2.5-VL"
+        )
 
 
 def image_tokens(config: Any) -> list[int]:
@@ -53,6 +100,14 @@ def vision_tower(model: nn.Module) -> nn.Module | None:
 def image_marks(config: Any, input_ids: Tensor) -> Tensor:
     """(R, L) 1 at image tokens and 0 elsewhere: transformers 5 places text and image positions by it."""
     return (input_ids == config.image_token_id).int()
+
+
+def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zero, through the vision tower: ranks without an image must not leave the others waiting in it."""
+    blank = blank_image(model.config, device, dtype)
+    # the pooler's output has been through all of the tower, the hidden states stop before its merger
+    seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
+    return seen.pooler_output.sum() * 0
 
 
 def blank_image(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -18,12 +18,11 @@ from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows
-from popo_lightning.model_folder import blank_image, image_marks, image_tokens, load_model, sees_images, vision_tower
+from popo_lightning.model_folder import image_marks, image_tokens, load_trainable, sees_images, unseen_image
 from popo_lightning.objectives import Advantage, GroupNormalised, Objective, ObjectiveInputs
 from popo_lightning.warm_start import WarmStart
 
-# Heads that change the logits after the linear layer: log-probs from hidden states would be silently wrong.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class PolicyModule(L.LightningModule):
@@ -118,24 +117,14 @@ class PolicyModule(L.LightningModule):
         """Loads the model once the strategy knows its devices; called again by each trainer entry point."""
         if hasattr(self, "model"):
             return
-        folder = self.folder
-        model = load_model(folder, self.weight_dtype)
-        changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None)]
-        if changes:
+        if (precision := str(self.trainer.precision)) not in PRECISIONS:
             raise SettingError(
-                f"model.path is '{folder}', a model with {changes[0]}; log-probs are computed from hidden states and "
-                "would be wrong, so choose a model with plain logits"
+                f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for "
+                "bfloat16 weights), since the engine and the clipping of gradients follow no other"
             )
-        remove_dropout(model)
+        model = load_trainable(self.folder, self.weight_dtype, self.freeze_vision)
         if sees_images(model.config):
             self.forbidden_token_ids = image_tokens(model.config)
-        if self.freeze_vision:
-            tower = vision_tower(model)
-            if tower is None:
-                raise SettingError(
-                    f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out"
-                )
-            tower.requires_grad_(False)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         # transformers checkpoints activations in training mode only
@@ -172,7 +161,7 @@ class PolicyModule(L.LightningModule):
             inputs |= rows.images | {"mm_token_type_ids": image_marks(lm.config, rows.input_ids)}
         hidden = lm.base_model(**inputs).last_hidden_state
         if not rows.images and sees_images(lm.config) and dist.is_initialized() and dist.get_world_size() > 1:
-            hidden = hidden + self._unseen_image(lm, hidden.dtype)
+            hidden = hidden + unseen_image(lm, self.device, hidden.dtype)
         predicts = rows.is_response[:, 1:]  # position t predicts token t + 1
         logp, entropy = token_logprobs(
             hidden[:, :-1][predicts],
@@ -184,13 +173,6 @@ class PolicyModule(L.LightningModule):
         )
         # Both masks list a row's response tokens in order, so flat values go straight to their places.
         return _scatter(logp, rows.mask), _scatter(entropy, rows.mask)
-
-    def _unseen_image(self, model: Any, dtype: torch.dtype) -> Tensor:
-        """Zero, through the vision tower: ranks without an image must not leave the others waiting in it."""
-        blank = blank_image(model.config, self.device, dtype)
-        # the pooler's output has been through all of the tower, the hidden states stop before its merger
-        seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
-        return seen.pooler_output.sum() * 0
 
     @torch.no_grad()
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
@@ -232,13 +214,13 @@ class PolicyModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
-        tokens = float(self.trainer.strategy.reduce(torch.tensor(float(minibatch.tokens)), reduce_op="sum"))
+        tokens = self._over_ranks(minibatch.tokens, "sum")
         denominator = tokens / self.trainer.world_size
         loss_sum, statistics = 0.0, []
         parts = split_rows(minibatch.rows(self.advantages(minibatch)), self.micro_batch_tokens)
         # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
         # before the first of them, or a rank that is through would wait here for one that waits there.
-        most = int(self.trainer.strategy.reduce(torch.tensor(len(parts)), reduce_op="max"))
+        most = int(self._over_ranks(len(parts), "max"))
         for part in parts:
             loss, found = self._loss(pad_rows(part).to(self.device), denominator)
             self.manual_backward(loss)
@@ -254,6 +236,11 @@ class PolicyModule(L.LightningModule):
             if scheduler is not None:
                 scheduler.step()
         return {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(tokens)}
+
+    def _over_ranks(self, value: float, operation: str) -> float:
+        # on the device: NCCL reduces nothing else; in float64: token counts are exact there
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        return float(self.trainer.strategy.reduce(tensor, reduce_op=operation))
 
     def _loss(self, part: PaddedRows, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         logp, entropy = self(part)
@@ -328,6 +315,7 @@ class PolicyModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the shapes, so that a checkpoint of another model is recognised."""
         checkpoint["policy_shapes"] = self._shapes()
+        checkpoint["policy_frozen"] = self._frozen()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
@@ -339,6 +327,16 @@ class PolicyModule(L.LightningModule):
                 f"{saved.get(different[0], 'missing')} there and {own.get(different[0], 'missing')} here; resume with "
                 "the model it was trained from"
             )
+
+        frozen = checkpoint.get("policy_frozen", [])
+        if self.trainer.state.fn == "fit" and frozen != self._frozen():
+            raise SettingError(
+                f"model.freeze_vision is {str(self.freeze_vision).lower()}, but the checkpoint's optimizer has "
+                f"{'fewer' if frozen else 'more'} parameters; resume with the setting it was trained with"
+            )
+
+    def _frozen(self) -> list[str]:
+        return sorted(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
 
     def _shapes(self) -> dict[str, list[int]]:
         return {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
@@ -352,15 +350,6 @@ class PolicyModule(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The benchmark's name; the Evaluation callback writes the responses."""
         return batch[0]
-
-
-def remove_dropout(model: nn.Module) -> None:
-    """Sets every dropout to 0: with it the ratio would differ from 1 on unchanged weights."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # nn.Module types its attributes as tensors
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:

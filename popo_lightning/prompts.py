@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.model_folder import sees_images
 from popo_lightning.problems import Problem
 
 IMAGE_MARK = "<image>"
-SHOWN = 5  # sentences about unreadable images
+SHOWN = 5  # sentences about unreadable problems
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class PromptEncoder:
         self.folder = folder
         self.max_tokens = max_tokens
         self.image_pixels = image_pixels
+        self._image_tokens = _image_tokens(folder)
         self._encoded: dict[str, Prompt] = {}
 
     @cached_property
@@ -129,9 +132,15 @@ class PromptEncoder:
                 "use an instruct model or a task with plain prompts"
             )
         begun = messages[-1]["role"] == "assistant"
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+            )
+        except (ValueError, TemplateError) as error:
+            raise SettingError(
+                f"the chat template of model.path '{self.folder}' refuses what the task asks ({reason(error)}); change "
+                "data.task.system or data.task.response_prefix, which not all templates take"
+            ) from error
         return text
 
     # -- many --------------------------------------------------------------------------------------------------
@@ -150,9 +159,9 @@ class PromptEncoder:
             if length <= self.max_tokens:
                 kept.append(problem)
         for sentence in unreadable[:SHOWN]:
-            log.warning("left out, because an image cannot be read: %s", sentence)
+            log.warning("left out, because it cannot be read: %s", sentence)
         if len(unreadable) > SHOWN:
-            log.warning("and %d more problems with unreadable images", len(unreadable) - SHOWN)
+            log.warning("and %d more that cannot be read", len(unreadable) - SHOWN)
         if too_long := len(problems) - len(kept) - len(unreadable):
             log.warning(
                 "%d of %d prompts are longer than data.max_prompt_tokens (%d) and left out",
@@ -165,14 +174,34 @@ class PromptEncoder:
     def length(self, problem: Problem) -> int:
         """Prompt tokens. Images are decoded, so that none fails in the middle of a run, but not processed."""
         if not problem.images:
-            return len(self.encode(problem).ids)
+            ids = self.encode(problem).ids
+            self._check_image_tokens(ids.tolist(), 0)
+            return len(ids)
         ids = self.tokenizer(self._image_text(problem), add_special_tokens=False)["input_ids"]
+        self._check_image_tokens(ids, len(problem.images))
         images = self.processor.image_processor
         patches = 0
         for image in problem.images:
             width, height = open_image(image).size
             patches += images.get_number_of_image_patches(height, width) // images.merge_size**2
         return len(ids) - len(problem.images) + patches
+
+    def _check_image_tokens(self, ids: Sequence[int], images: int) -> None:
+        """Raises ValueError where a problem's text has image tokens of its own, for which there are no features."""
+        if self._image_tokens and sum(token in self._image_tokens for token in ids) != images:
+            raise ValueError("its text contains the model's own image tokens")
+
+
+def _image_tokens(folder: str | Path) -> list[int]:
+    """Tokens that stand for images or videos in a model's prompts; none for a text model."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):  # the model's own loading says what is wrong with it
+        return []
+    tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    return [token for token in tokens if isinstance(token, int)] if sees_images(config) else []
 
 
 def open_image(image: str | bytes) -> Any:

@@ -44,7 +44,7 @@ class RolloutReport:
         parts = sorted({part for response in responses for part in response.parts})
         found = {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) / len(responses) for part in parts}
         failures = sum(response.failure is not None for response in responses)
-        wrong = sum(float(group.rewards(self.effective_by).max()) <= 0 for group in self.fresh)
+        wrong = sum(float(group.rewards("acc").max()) <= 0 for group in self.fresh)
         return found | {
             "rollout/effective_share": self.effective / len(self.fresh),
             "rollout/all_wrong_share": wrong / len(self.fresh),

@@ -54,6 +54,15 @@ def choose_folder(folder: str | None, root: str, task: str, method: str, seed: i
     return candidate
 
 
+def evaluation_folder(folder: str | None, root: str, task: str, checkpoint: str | None) -> Path:
+    """Where validate, test and predict write: the folder asked for, the checkpoint's run, or root/task."""
+    if folder is not None:
+        return Path(folder)
+    if checkpoint is not None and Path(checkpoint).parent.name == CHECKPOINTS:
+        return Path(checkpoint).parent.parent
+    return Path(root) / task
+
+
 def _is_first_rank() -> bool:
     """Before the strategy exists: Lightning reads the rank from the launcher's environment."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0

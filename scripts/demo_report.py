@@ -48,7 +48,8 @@ def table(summaries: list[dict[str, Any]]) -> Table:
     k, n = summaries[0]["last_evaluation"]["avg_k"], summaries[0]["last_evaluation"]["pass_k"]
     for label, key in (("greedy accuracy", "greedy"), (f"avg@{k}", "avg_at_k"), (f"pass@{n}", "pass_at_k")):
         cells = [(s["first_evaluation"][key], s["last_evaluation"][key]) for s in summaries]
-        row(label, [f"{before:.3f} -> {after:.3f}" for before, after in cells])
+        if all(number is not None for cell in cells for number in cell):
+            row(label, [f"{before:.3f} -> {after:.3f}" for before, after in cells])
     row("iterations", [f"{s['iterations']}" for s in summaries])
     row("responses generated", [f"{s['responses']:,}" for s in summaries])
     row("  dynamic sampling would need about", [f"{s['dynamic_sampling_responses'] or 0:,}" for s in summaries])

@@ -1,4 +1,4 @@
-"""Curves of one or more runs: training reward, and every evaluation mode of every benchmark.
+"""Curves of one or more runs: training reward and effective share, and every number of every benchmark.
 
 Usage: python scripts/plot_runs.py OUT.png RUN_FOLDER...
 Runs of one method share a colour. Reads metrics.csv.
@@ -43,6 +43,8 @@ def main(out: Path, folders: list[Path]) -> None:
     runs = {folder: read(folder) for folder in folders}
     names = sorted({name for run in runs.values() for name in run}, key=lambda name: (name.startswith("eval/"), name))
     names = [name for name in names if not name.endswith(LEFT_OUT)]
+    if not names:
+        sys.exit(f"plot_runs: no metrics.csv below {', '.join(map(str, folders))} has a row to draw")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, sharex=True)

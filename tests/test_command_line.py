@@ -184,7 +184,7 @@ def test_config_of_a_run_runs_again(finished: Path, tmp_path: Path) -> None:
 def test_validate_gives_the_numbers_of_the_end(command: Args, finished: Path, config: Path, tmp_path: Path) -> None:
     (last,) = (finished / "checkpoints").glob("*.ckpt")
     before = digests(finished)
-    same = ["--config", config, *method("popo"), "--run.root", tmp_path]
+    same = ["--config", config, *method("popo"), "--run.folder", tmp_path]
     cli = popo("validate", *same, "--ckpt_path", last)
     at_end = [row for row in metrics(finished) if "eval/countdown/greedy" in row][-1]
     measured = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
@@ -199,7 +199,7 @@ def test_validate_gives_the_numbers_of_the_end(command: Args, finished: Path, co
 
 def test_predict_writes_every_response(config: Path, finished: Path, tmp_path: Path) -> None:
     (last,) = (finished / "checkpoints").glob("*.ckpt")
-    popo("predict", "--config", config, "--run.root", tmp_path, "--ckpt_path", last)
+    popo("predict", "--config", config, "--run.folder", tmp_path, "--ckpt_path", last)
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len(rows) == 12 * 2
     assert {"problem", "prompt", "response", "score", "acc", "finish_reason"} <= rows[0].keys()

@@ -259,7 +259,7 @@ def test_validate_finds_what_training_found(
 
 def test_validate_reads_no_training_set(policy: Path, tmp_path: Path) -> None:
     config = two_benchmarks(tmp_path / "c.yaml", "NoTrainingSet")
-    cli = popo("test", "--config", config, "--run.root", tmp_path / "runs")
+    cli = popo("test", "--config", config, "--run.folder", tmp_path / "runs")
     assert f"eval/{SMALL}/greedy" in cli.trainer.callback_metrics
     assert (tmp_path / "runs" / "evaluations" / "test" / "results.json").exists()
 
@@ -267,18 +267,18 @@ def test_validate_reads_no_training_set(policy: Path, tmp_path: Path) -> None:
 def test_predict_writes_each_response_once(config: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
     (last,) = (finished[0] / "checkpoints").glob("epoch=1-*.ckpt")
     for _ in range(2):
-        popo("predict", "--config", config, "--run.root", tmp_path, "--ckpt_path", last)
+        popo("predict", "--config", config, "--run.folder", tmp_path, "--ckpt_path", last)
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     evaluated = rows_of(finished[0] / "evaluations" / "iteration-000002")
     assert rows == [row for name in KS for row in evaluated[name] if not row["greedy"]]
-    popo("predict", "--config", two_benchmarks(tmp_path / "c.yaml", samples=0, benchmarks={}), "--run.root", tmp_path)
+    popo("predict", "--config", two_benchmarks(tmp_path / "c.yaml", samples=0, benchmarks={}), "--run.folder", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and all(row["greedy"] for row in rows)
 
 
 def test_responses_need_not_be_written(policy: Path, tmp_path: Path) -> None:
     config = two_benchmarks(tmp_path / "c.yaml", write_samples=False, breakdown=["kind"], benchmarks={})
-    popo("validate", "--config", config, "--run.root", tmp_path)
+    popo("validate", "--config", config, "--run.folder", tmp_path)
     assert [path.name for path in (tmp_path / "evaluations" / "validate").iterdir()] == ["results.json"]
     results = json.loads((tmp_path / "evaluations" / "validate" / "results.json").read_text())
     assert list(results["benchmarks"][SMALL]["breakdown"]) == ["kind"]

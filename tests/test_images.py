@@ -116,6 +116,25 @@ def test_images_that_do_not_decode_are_left_out_and_named(
     assert "1 of 1 prompts are longer" in caplog.text
 
 
+def test_text_with_image_tokens_of_its_own_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A data file may say anything; there are no features for such tokens."""
+    own = "<|image_pad|>"
+    problems = [asked("own text", f"1{own}2"), asked("own image", f"<image>{own}", picture(28, 28)), PROBLEMS[1]]
+    assert PromptEncoder(folder, 100).fitting(problems) == [PROBLEMS[1]]
+    assert "'own text'" in caplog.text and "'own image'" in caplog.text
+
+
+def test_a_template_that_refuses_is_one_sentence(folder: Path) -> None:
+    encoder = PromptEncoder(folder, 100)
+    encoder.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(SettingError, match=r"chat template .*System role not supported.* data\.task\.system"):
+        encoder.fitting(PROBLEMS[:2])
+    encoder.tokenizer.chat_template = "{{ messages[0].content }}"  # drops the beginning of the response
+    begun = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "<think>"}]
+    with pytest.raises(SettingError, match=r"data\.task\.response_prefix"):
+        encoder.fitting([Problem("begun", begun, None)])
+
+
 def test_images_need_a_model_that_sees_and_a_template(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="has images but"):
         encoder = PromptEncoder(random_model("qwen2", tmp_path / "text"), 100)
@@ -214,6 +233,17 @@ def test_popo_trains_on_images_and_replays_them(folder: Path, tmp_path: Path, en
     before, after = weights_of(policy_of(folder)), found.weights
     moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert any("visual" in name for name in moved) and any("language_model" in name for name in moved)
+
+
+def test_a_checkpoint_knows_what_was_frozen(folder: Path) -> None:
+    checkpoint: dict[str, Any] = {}
+    frozen, whole = policy_of(folder, freeze_vision=True), policy_of(folder)
+    frozen.on_save_checkpoint(checkpoint)
+    for module in (frozen, whole):
+        module.trainer.state.fn = "fit"  # type: ignore[assignment]
+    frozen.on_load_checkpoint(checkpoint)
+    with pytest.raises(SettingError, match=r"model\.freeze_vision is false, but the checkpoint's optimizer has fewer"):
+        whole.on_load_checkpoint(checkpoint)
 
 
 def test_a_frozen_tower_stays_as_it_was(folder: Path, tmp_path: Path) -> None:

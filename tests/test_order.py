@@ -182,3 +182,31 @@ def test_command_line_order(config: Path, tmp_path: Path) -> None:
     assert names.index("Monitor") < names.index("ProximalSnapshot") < names.index("Evaluation")
     assert names[-1] == "ModelCheckpoint"
     assert len(cli.datamodule.train_dataloader()) == 3
+
+
+class Forgetful(TransformersEngine):
+    """Drops its weights while the trainer works, as vLLM does at sleep level 2."""
+
+    def sleep(self) -> None:
+        self.holds_weights = False
+        with torch.no_grad():
+            for parameter in self._model.parameters():
+                parameter.zero_()
+
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        super().update_weights(weights, version)
+        self.holds_weights = True
+
+
+class Nothing(Composer):
+    """Finds no group to train on, so that no step is taken and the weights stay the same."""
+
+    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
+        return []
+
+
+def test_weights_that_sleep_dropped_come_back_without_a_step(policy: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"composer": Nothing(), "iterations": 2}
+    awake = fit(policy, tmp_path / "awake", engine=TransformersEngine(), **settings)
+    slept = fit(policy, tmp_path / "slept", engine=Forgetful(), **settings)
+    assert slept.trainer.global_step == 0 and slept.rows == awake.rows

@@ -251,7 +251,7 @@ def test_bad_policy_settings_are_named(folder: Path) -> None:
         with pytest.raises(SettingError, match=named):
             PolicyModule(**{"path": str(folder)} | settings)
     with pytest.raises(SettingError, match="/no/model"):
-        PolicyModule(path="/no/model").configure_model()
+        attached(PolicyModule(path="/no/model"))
 
 
 def test_mixed_precision_keeps_the_weights_and_the_ratio(policy: Path, tmp_path: Path) -> None:
@@ -266,3 +266,19 @@ def test_mixed_precision_keeps_the_weights_and_the_ratio(policy: Path, tmp_path:
     # such a step is lost in a bfloat16 weight
     assert all(not torch.equal(moved[name], weight) for name, weight in before.items())
     assert not any(torch.equal(moved[name].bfloat16(), moved[name]) for name in moved)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precisions_that_the_engine_does_not_follow_are_refused(folder: Path, precision: str) -> None:
+    with pytest.raises(SettingError, match=f"trainer.precision is '{precision}'"):
+        attached(PolicyModule(path=str(folder)), precision)
+
+
+def test_a_reward_that_nobody_gives_is_named(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"model\.reward is 'accuracy'.* acc, format, score"):
+        fit(policy, tmp_path, model={"reward": "accuracy"}, iterations=1)
+
+
+def test_more_tokens_than_the_model_has_positions_are_named(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"more than the 256 positions of model\.path"):
+        fit(policy, tmp_path, max_new_tokens=250, iterations=1)

@@ -27,8 +27,8 @@ class Monitor(L.Callback):
     the same tokens should agree but for rounding.
 
     Args:
-        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 1e-3 for
-            float32 weights, where rounding gives 1e-6, and 0.05 for others, where it gives about 1e-2.
+        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 1e-3 where
+            float32 is computed in, where rounding gives 1e-6, and 0.05 for others, where it gives about 1e-2.
         gap_error: The same, but the run stops; null never stops it.
     """
 

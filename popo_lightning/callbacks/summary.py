@@ -109,4 +109,5 @@ def flat(entry: dict[str, float]) -> dict[str, float | None]:
         ks = {k for k, _ in found.get(kind, [])}
         result[f"{kind}_k"] = ks.pop() if len(ks) == 1 else None
     names = {"greedy": "greedy", "avg": "avg_at_k", "pass": "pass_at_k"}
-    return result | {names[kind]: sum(v for _, v in values) / len(values) for kind, values in found.items()}
+    means = {kind: sum(v for _, v in values) / len(values) for kind, values in found.items()}
+    return result | {name: means.get(kind) for kind, name in names.items()}  # null where it was not evaluated

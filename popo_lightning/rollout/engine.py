@@ -69,9 +69,11 @@ class RolloutEngine(ABC):
 
     Attributes:
         version: Policy version of those weights; -1 before the first update.
+        holds_weights: Whether it still has them; a deep sleep may have dropped them.
     """
 
     version: int = -1
+    holds_weights: bool = True
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:

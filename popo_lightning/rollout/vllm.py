@@ -141,13 +141,14 @@ class VLLMEngine(RolloutEngine):
         if self._context.images_per_prompt:
             # image features of the old weights; the worker drops its own, the scheduler would go on counting on them
             self._llm.llm_engine.reset_encoder_cache()
-        self.version = version
+        self.version, self.holds_weights = version, True
 
     def sleep(self) -> None:
         """Frees GPU memory as sleep_level says; nothing on a CPU."""
         if self.sleep_level and self._context.device.type == "cuda" and not self._asleep:
             self._llm.sleep(level=self.sleep_level)
             self._asleep = True
+            self.holds_weights = self.sleep_level < 2
 
     def wake(self) -> None:
         """Takes the memory back; after level 2 the weights are only right once update_weights has run."""

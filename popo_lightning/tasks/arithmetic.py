@@ -18,7 +18,7 @@ from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.held_out import place_of
 
 MAX_RESPONSE_CHARACTERS = 2000
-RESULT = re.compile(r"=[ ]{0,3}(-?[0-9]{1,9})(?![0-9])")
+RESULT = re.compile(r"=[ ]{0,3}(-?[0-9]{1,9})(?![0-9]|[.,][0-9]|[ ]{0,3}[-+*/×÷])")
 
 KINDS = ("a+b", "a-b", "a*b", "a+b+c", "a+b-c")
 
