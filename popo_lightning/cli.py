@@ -117,6 +117,7 @@ class PopoCLI(LightningCLI):
             if config.ckpt_path is not None:
                 run_folder.read_checkpoint(Path(config.ckpt_path))
             config.trainer.logger = False
+            self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
             run = config.run
             folder = run_folder.evaluation_folder(run.folder, run.root, run.task, config.ckpt_path)
             config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)

@@ -197,6 +197,17 @@ def test_validate_gives_the_numbers_of_the_end(command: Args, finished: Path, co
     assert digests(finished) == before
 
 
+def test_validate_adds_its_results_to_the_run_and_changes_nothing_else(finished: Path, config: Path) -> None:
+    (last,) = (finished / "checkpoints").glob("*.ckpt")
+    before = digests(finished)
+    popo("validate", "--config", config, *method("popo"), "--ckpt_path", last)
+    after = digests(finished)
+    assert {name: after[name] for name in before} == before
+    added = after.keys() - before.keys()
+    assert added and all(name.startswith("evaluations/validate/") for name in added)
+    shutil.rmtree(finished / "evaluations" / "validate")
+
+
 def test_predict_writes_every_response(config: Path, finished: Path, tmp_path: Path) -> None:
     (last,) = (finished / "checkpoints").glob("*.ckpt")
     popo("predict", "--config", config, "--run.folder", tmp_path, "--ckpt_path", last)
