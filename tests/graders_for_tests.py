@@ -201,3 +201,8 @@ class BreaksOnArrival:
 
     def __reduce__(self) -> Any:
         return (int, ("not a number",))
+
+
+def score_begun(answer: Any, text: str) -> dict[str, float]:
+    """1 where the text begins as it should."""
+    return {"score": float(text.startswith(answer)), "acc": float(text.startswith(answer))}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from graders_for_tests import score_begun
 from tiny_models import fit, tiny_task
 
 from popo_lightning.data import RolloutDataModule
@@ -20,11 +21,6 @@ from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
-
-
-def score_begun(answer: Any, text: str) -> dict[str, float]:
-    """1 where the text begins as it should."""
-    return {"score": float(text.startswith(answer)), "acc": float(text.startswith(answer))}
 
 
 class Says(TransformersEngine):
