@@ -3,8 +3,9 @@
     python scripts/bench_verifiers.py DATA_FOLDER [--rows 300] [--output benchmarks/verifiers.json]
 
 Reads `math/*.jsonl`, `geometry/*.jsonl` and `planning/*.jsonl`, of which a row has `id`, `answer` and, for planning,
-`numbers`, `target` and `example_solution`. Each row is graded three times: its gold, another row's gold, and its gold
-with the last number one more. Nothing is graded twice, so caches hold golds only, as in a run.
+`numbers`, `target` and `example_solution`; a planning set without solutions is left out. Each row is graded three
+times: its gold, another row's gold, and its gold with the last number one more. Nothing is graded twice, so caches
+hold golds only, as in a run.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def main() -> None:
         for path in sorted((arguments.folder / kind).glob("*.jsonl")):
             with path.open() as file:
                 rows = [json.loads(line) for line in file]
+            if "numbers" in rows[0] and not all(row.get("example_solution") for row in rows):
+                continue  # no right response is at hand
             results.append(timed(path.stem, verifier, rows, arguments.rows))
     if not results:
         parser.error(f"{arguments.folder} has no math/*.jsonl, geometry/*.jsonl or planning/*.jsonl")
@@ -95,7 +98,7 @@ def responses(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """A right response, a plausible wrong one and one that is off by one."""
     thought = "<think>" + "Let me see. " * 300 + "</think> "
     if "numbers" in row:
-        written = [source.get("example_solution") or " + ".join(map(str, source["numbers"])) for source in (row, other)]
+        written = [source["example_solution"] for source in (row, other)]
         return [f"{thought}<answer>{text}</answer>" for text in [*written, one_more(written[0])]]
     return [f"{thought}\\boxed{{{text}}}" for text in (row["answer"], other["answer"], one_more(row["answer"]))]
 

@@ -33,6 +33,8 @@ def families(marker: Path, seed: int = 20261121) -> dict[str, list[str]]:
         "repetition": _repetition,
         "calculus": _calculus,
         "hard algebra": _hard_algebra,
+        "units": _units,
+        "inequalities": _inequalities,
         "noise": _noise,
     }
     found: dict[str, list[str]] = {}
@@ -227,6 +229,35 @@ def _hard_algebra(rng: random.Random, _: Path) -> Iterator[str]:
 
     while True:
         yield term(rng.randint(2, 4))
+
+
+def _units(rng: random.Random, _: Path) -> Iterator[str]:
+    words = ["m", "million ", "square ", "per ", "/", "sq", "apples ", "feet", "trillion ", "^2", ". ", "cm"]
+    while True:
+        number, some = (
+            rng.choice(["7919", "9" * 1400, "1e399", "\\pi", "7919^\\circ", "\\frac{17}{3}"]),
+            rng.sample(words, 2),
+        )
+        repeated = "".join(some) * rng.randint(1, 150)
+        yield rng.choice(
+            [
+                f"{number}\\text{{{repeated}}}",
+                f"{number}{repeated}",
+                number + f"\\text{{{some[0]}}}" * rng.randint(2, 150),
+                number + f"\\text{{{some[0]}}}/" * rng.randint(2, 150),
+                f"\\text{{{number} {repeated}}}",
+                "\\text{" * rng.randint(2, 200) + number + "}" * rng.randint(2, 200),
+            ]
+        )
+
+
+def _inequalities(rng: random.Random, _: Path) -> Iterator[str]:
+    while True:
+        sign, count = rng.choice(["<", ">", "\\le ", "\\ge ", "="]), rng.randint(2, 300)
+        side = rng.choice(["x", "1", "(x,y)", "9^{9^9}", "[1,", "\\frac{1}{0}", "7.5", "\\log_", "\\{"])
+        yield rng.choice(
+            [f"{side}{sign}" * count, f"{sign}{side}" * count, f"1{sign}" + side * count, f"x{sign}{side}{count}"]
+        )
 
 
 def _noise(rng: random.Random, _: Path) -> Iterator[str]:

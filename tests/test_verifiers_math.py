@@ -290,6 +290,11 @@ def test_last_answer_tag() -> None:
     assert last_answer_tag("<answer>1</answer> <answer> 2 </answer>") == "2"
     assert last_answer_tag("<answer>1</answer> <answer>2") == "1"
     assert last_answer_tag("<answer>1 <answer>2</answer>") == "2"
+    assert last_answer_tag("<answer>1</answer></answer>") == "1"
+    assert last_answer_tag("<answer>(1+2)*3</answer> blah </answer>") == "(1+2)*3"
+    assert last_answer_tag(f"<answer>1</answer>{'a' * 3000}</answer>") == "1"
+    assert last_answer_tag("<answer>1</answer> blah <answer>") == "1"
+    assert last_answer_tag(f"<answer>{'1' * (MAX_ANSWER_CHARACTERS + 1)}</answer>") is None
     assert last_answer_tag("</answer>1<answer>") is None
     assert last_answer_tag("") is None
 

@@ -36,9 +36,13 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_answer_tag(text: str) -> str | None:
-    """What stands between the last `<answer>` and the `</answer>` after it; None where too long or there is no pair."""
+    """What stands between the last `<answer>` that is closed and the first `</answer>` after it.
+
+    None where that is too long or there is no pair. Linear in the length of the text.
+    """
     before, closed, _ = text.rpartition("</answer>")
     _, opened, content = before.rpartition("<answer>")
+    content, _, _ = content.partition("</answer>")
     if not (closed and opened) or len(content) > MAX_ANSWER_CHARACTERS:
         return None
     return content.strip()

@@ -17,16 +17,17 @@ MAX_DEPTH = 40
 MAX_NUMBERS = 12
 MAX_DIGITS = 9
 
+_OPERATORS = {"×": "*", "·": "*", "÷": "/", "−": "-", r"\times": "*", r"\cdot": "*", r"\div": "/"}
 _TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])", re.ASCII)
 
 
 class CountdownVerifier(Verifier):
-    """Right where the last `<answer>...</answer>` uses each number exactly once and its value is exactly the target.
+    r"""Right where the last `<answer>...</answer>` uses each number exactly once and its value is exactly the target.
 
     The gold is `{"numbers": [...], "target": int}`. Expressions have `+ - * /`, parentheses and signs (`-3+5`, as in
     Python, where TinyZero evaluates them). As there, `= target` after the expression is wrong: it is one number more.
-    Unlike there, values are exact fractions, the tag may stand on any line, and `2**3`, `7//2` and `1.5` for the
-    numbers 1 and 5 are wrong.
+    Unlike there, values are exact fractions, the tag may stand on any line, `×`, `·`, `÷`, `−`, `\times`, `\cdot` and
+    `\div` are operators too, and `2**3`, `7//2` and `1.5` for the numbers 1 and 5 are wrong.
 
     Parts: acc 1 where right, format 1 where there is an answer tag, score 1 where right, else
     format_reward * format.
@@ -78,6 +79,8 @@ def value_of(expression: str, numbers: list[int]) -> Fraction | None:
 def _tokens(expression: str) -> list[str] | None:
     if len(expression) > MAX_CHARACTERS:
         return None
+    for written, operator in _OPERATORS.items():
+        expression = expression.replace(written, operator)
     tokens, place = [], 0
     expression = expression.rstrip()
     while place < len(expression):

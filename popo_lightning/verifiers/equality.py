@@ -6,32 +6,32 @@ r"""When an answer is the gold answer: spelling, plain numbers, lists, tuples, a
   `(1,-2)` keeps its order, and its brackets, which may be an interval's.
 - `x=5` is 5, on either side, where the name is a short one; two names must be the same. No other equation is a value:
   `5=5` and `2+3=5` are not 5.
-- Units after a number may be missing on one side, but not differ. Degrees, dollars and percent signs likewise.
+- `x>2` is `(2,\infty)`, on either side.
+- `\frac{15}{2}=7.5` is 7.5 where each side is written otherwise and is the gold number.
+- Units after a number may be missing on one side, but not differ (see `units`). Degrees, dollars and percent signs
+  likewise. `70\text{ thousand}` is 70000.
 """
 
 from __future__ import annotations
 
 import re
 
-from popo_lightning.verifiers.latex import brackets, parts, without_text_commands
+from popo_lightning.verifiers.latex import brackets, parts, without_commands, without_text_commands
 from popo_lightning.verifiers.numbers import numbers_agree, read_number
+from popo_lightning.verifiers.ranges import interval_of
+from popo_lightning.verifiers.units import split_unit
 
 MAX_ELEMENTS = 80
 MAX_NESTING = 4
 
 _NAME = re.compile(
-    r"(?:\\text\{[A-Za-z]+\}|m?(?:\\angle ?)?[A-Za-z]{1,3}|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|rho|angle))"
+    r"(?:\\text\{[A-Za-z ]+\}|m?(?:\\angle ?)?[A-Za-z]{1,3}|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|rho|angle))"
     r"(?:\d{1,3})?(?:_(?:\w|\{\w{1,8}\}))?'*(?:\((?:[A-Za-z],?){1,4}\))?",
     re.ASCII,
 )
-_LIST = r",|;|\\text(?=\{(?:and|or)\})"
 _WORD_LIST = re.compile(r"\\text\{,?(?:and|or|OR|AND)\}|(?<=[\d})])(?:and|or)(?=[\d\\({-])")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 100,000\pi is no list
-_UNIT = re.compile(
-    r"(?P<value>.*[\d})])(?:\^\\circ)?(?P<unit>\\text\{[^{}]*\}(?:\^\{?-?\d\}?|/|\\text\{[^{}]*\})*"
-    r"|\^\\circ ?[CF]?|[A-Za-z]{4,12}|Hz|cm|mm|km|kg|ft|mi|in\.?)",
-    re.ASCII | re.DOTALL,
-)
+_CHOICE = re.compile(r"\(?([A-Za-z])(?:\)|\.){0,2}")
 
 
 def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
@@ -45,7 +45,7 @@ def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
         return numbers_agree(one, other)
     if nesting > MAX_NESTING:
         return False
-    for rule in (_unpacked, _assigned, _listed, _bracketed, _united, _measured):
+    for rule in (_unpacked, _restated, _ranged, _assigned, _listed, _bracketed, _united, _measured):
         verdict = rule(gold, answer, nesting + 1)
         if verdict is not None:
             return verdict
@@ -62,9 +62,9 @@ def _spelled_alike(gold: str, answer: str) -> bool:
     if re.search(r"\d \d", gold + answer):  # 5 5 is not 55
         return False
     one, other = without_text_commands(gold), without_text_commands(answer)
-    if re.fullmatch(r"\([A-Za-z]\)", one):  # a choice
-        one = one[1:-1]
-        other = other[1:-1] if re.fullmatch(r"\([A-Za-z]\)", other) else other
+    choices = _CHOICE.fullmatch(one), _CHOICE.fullmatch(other)
+    if choices[0] and choices[1]:
+        return choices[0][1] == choices[1][1]
     if one == other:
         return bool(one)
     return re.fullmatch(r"[A-Za-z]{2,}", one) is not None and one.casefold() == other.casefold()
@@ -77,10 +77,34 @@ def _unpacked(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _without_brackets(text: str) -> str:
+    if text.startswith(r"\text{") and re.search(r"\d", text) and not re.search(r"[A-Za-z]{2}", without_commands(text)):
+        inner = brackets(text.removeprefix(r"\text"))  # bold numbers
+        return text if inner is None else inner[1]
     inner = brackets(text)
     if inner is None or inner[0] not in "({" or len(parts(inner[1], ",")) > 1:
         return text
     return inner[1] if inner[0] + inner[2] in ("()", "{}") else text
+
+
+def _restated(gold: str, answer: str, nesting: int) -> bool | None:
+    r"""An answer such as `\frac{15}{2}=7.5`: one number in several spellings; None for anything else."""
+    sides = parts(answer, "=")
+    one, others = read_number(gold), [read_number(side) for side in sides]
+    if one is None or len(sides) < 2 or len(set(sides)) < len(sides) or None in others:
+        return None
+    return all(other is not None and numbers_agree(one, other) for other in others)
+
+
+def _ranged(gold: str, answer: str, nesting: int) -> bool | None:
+    r"""An interval, as `(2,3)` or `x\in(2,3)`, and an inequality of that name; None for anything else."""
+    for text, other, turned in ((answer, gold, False), (gold, answer, True)):
+        read = interval_of(text)
+        name, value = _assignment(other)
+        inner = brackets(value)
+        if read is None or name not in (None, read[0]) or inner is None or inner[0] not in "([":
+            continue
+        return same_answer(read[1], value, nesting) if turned else same_answer(value, read[1], nesting)
+    return None
 
 
 def _assigned(gold: str, answer: str, nesting: int) -> bool | None:
@@ -102,9 +126,16 @@ def _assignment(text: str) -> tuple[str | None, str]:
     r"""(name, value) of `x=5` and `x\in[0,1]`, (None, text) of anything else."""
     for sign in ("=", r"\\in"):
         sides = parts(text, sign)
-        if len(sides) == 2 and all(sides) and _NAME.fullmatch(sides[0]):
+        if len(sides) == 2 and all(sides) and (_NAME.fullmatch(sides[0]) or _names_a_tuple(*sides)):
             return sides[0].replace(" ", ""), sides[1]
     return None, text
+
+
+def _names_a_tuple(names: str, values: str) -> bool:
+    """Whether the text before the sign of `(x,y)=(2,3)` names each value after it."""
+    inner = brackets(values)
+    named = re.fullmatch(r"\([A-Za-z](?:,[A-Za-z]){1,4}\)", names)
+    return named is not None and inner is not None and names.count(",") == len(parts(inner[1], ",")) - 1
 
 
 def _is_relation(text: str) -> bool:
@@ -173,28 +204,19 @@ def _bracketed(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _united(gold: str, answer: str, nesting: int) -> bool | None:
-    """Values with units; None where neither side has one."""
-    value, unit = _split_unit(gold)
-    given, given_unit = _split_unit(answer)
-    if not unit and not given_unit:
+    """Values with units or scales; None where neither side has one."""
+    value, unit = split_unit(gold)
+    given, given_unit = split_unit(answer)
+    if (value, given) == (gold, answer):
         return None
     if unit and given_unit and unit != given_unit:
         return False
     return same_answer(value, given, nesting)
 
 
-def _split_unit(text: str) -> tuple[str, str]:
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return text, ""
-    unit = re.sub(r"\\text|[{} .\\]|circ|\^(?=\\circ)", "", match["unit"]).casefold().strip("^")
-    unit = "" if unit.startswith(("degree", "squareunit", "unit")) else unit
-    return match["value"], re.sub(r"(?<=ch)es$|(?<=[a-z]{3})s$", "", unit) or "unnamed"
-
-
 def _measured(gold: str, answer: str, nesting: int) -> bool | None:
     r"""A gold that states a letter-free equation, such as `2\cdot\binom{30}{15}=310235040`, by its right side."""
     sides = parts(gold, "=")
-    if len(sides) == 2 and all(sides) and not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold)):
+    if len(sides) == 2 and all(sides) and not re.search(r"[A-Za-z]", without_commands(gold)):
         return None if "=" in answer else same_answer(sides[1], answer, nesting)
     return None

@@ -18,13 +18,14 @@ _CHARACTERS = str.maketrans(
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ",
         "∞": r"\infty ", "√": r"\sqrt ", "°": r"^\circ ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
         "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "²": "^2", "³": "^3", "±": r"\pm ", "θ": r"\theta ",
-        "∠": r"\angle ", "≅": r"\cong ", "’": "'", "′": "'",
+        "∠": r"\angle ", "≅": r"\cong ", "’": "'", "′": "'", "€": "", "£": "",
     }
 )  # fmt: skip
 _DROPPED = frozenset(
     {"$", r"\$", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[", r"\]", r"\left", r"\right", r"\big", r"\Big",
      r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr", r"\displaystyle", r"\textstyle", r"\limits", r"\quad",
-     r"\qquad", r"\hline", r"\rm"}
+     r"\qquad", r"\hline", r"\rm", r"\pounds", r"\euro",
+     r"\boldsymbol", r"\bm", "\\"}
 )  # fmt: skip
 _RENAMED = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\geqslant": r"\geq", r"\ge": r"\geq",
@@ -60,6 +61,11 @@ def canonical(text: str) -> str:
 def without_text_commands(text: str) -> str:
     r"""Canonical text with `\text{...}` opened and all spaces gone, for comparison letter by letter."""
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).replace(" ", "")
+
+
+def without_commands(text: str) -> str:
+    """The text with a space for each LaTeX command."""
+    return re.sub(r"\\[A-Za-z]+", " ", text)
 
 
 def parts(text: str, separator: str) -> list[str]:
@@ -108,14 +114,19 @@ def _tokens(text: str) -> list[str]:
 
 
 def _without_spaces(tokens: Sequence[str]) -> list[str]:
-    """Spaces kept only between digits (`5 5` is not 55) and between letters inside text."""
+    r"""Spaces kept only between digits (`5 5` is not 55) and between the words of a `\text{...}`."""
     kept: list[str] = []
+    in_text = False
     for place, token in enumerate(tokens):
+        if token == "{":
+            in_text = in_text or kept[-1:] == [r"\text"]
+        elif token == "}":
+            in_text = False
         if token != " ":
             kept.append(token)
             continue
-        after = tokens[place + 1] if place + 1 < len(tokens) else ""
-        if kept and kept[-1].isdigit() and after.isdigit():
+        before, after = kept[-1] if kept else "", tokens[place + 1] if place + 1 < len(tokens) else ""
+        if (before.isdigit() and after.isdigit()) or (in_text and before.isalnum() and after.isalpha()):
             kept.append(" ")
     return kept
 
@@ -142,7 +153,10 @@ def _written(tokens: Sequence[str], depth: int) -> list[str]:
             place = index + 1
         for _ in range(_ARGUMENTS.get(token, 0)):
             argument, place = _argument(tokens, place, depth, token)
-            if token in ("^", "_") and len(argument) == 1:
+            if written[-2:] == [r"\log", "_"]:  # \log_2 3 and \log_23 are \log_{2}3, which no reader takes for base 23
+                place += tokens[place : place + 1] == [" "]
+                written += ["{", *argument, "}"]
+            elif token in ("^", "_") and len(argument) == 1:
                 written += argument
             else:
                 written += ["{", *argument, "}"]
