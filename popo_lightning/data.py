@@ -151,7 +151,8 @@ class RolloutDataModule(L.LightningDataModule):
         """Loads tokenizer and verifier; to train, also reads the problems and drops those whose prompt is too long."""
         world_size, rank = self._run.world_size, self._run.global_rank
         prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
-        self.problems = ProblemSets(self.task, prompts, world_size)
+        folder = Path(self._run.default_root_dir) if self._run.is_global_zero else None
+        self.problems = ProblemSets(self.task, prompts, world_size, folder)
         self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
         self.maker = GroupMaker(
             prompts,
@@ -172,15 +173,10 @@ class RolloutDataModule(L.LightningDataModule):
                 f"evenly; use a multiple of {world_size}"
             )
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
-        self._list_bad_rows()
 
     @property
     def _fitting(self) -> bool:
         return self._run.state.fn == "fit"
-
-    def _list_bad_rows(self) -> None:
-        if self._run.is_global_zero:
-            self.problems.list_bad_rows(Path(self._run.default_root_dir))
 
     def teardown(self, stage: str) -> None:
         """Ends the grading processes. The engine stays for a following validate or test."""
@@ -317,9 +313,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def benchmarks(self) -> list[Benchmark]:
         """Held-out problems by benchmark, those with prompts that fit."""
-        found = self.problems.benchmarks
-        self._list_bad_rows()
-        return found
+        return self.problems.benchmarks
 
     def val_dataloader(self) -> Any:
         """One batch a benchmark. Empty during fit, where the Evaluation callback keeps its own schedule."""

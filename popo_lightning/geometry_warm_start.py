@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from popo_lightning.errors import SettingError
 from popo_lightning.glyph_reader import Glyph, GlyphReader
@@ -45,7 +43,7 @@ from popo_lightning.tasks.formulas import (
     without_first,
     without_second,
 )
-from popo_lightning.warm_start import IGNORED, LEAST_STEPS, WarmStart
+from popo_lightning.warm_start import IGNORED, LEAST_STEPS, WarmStart, answer_loss, descend, symbol_tokenizer
 
 RECIPE = 1  # part of the cache address: raise it when a change to this file or to the diagrams changes the weights
 SPECIAL = ["<pad>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -224,24 +222,19 @@ class GeometryWarmStart(WarmStart):
         )
 
     def _train(self, model: Any, processor: Any) -> None:
-        steps = self.examples // self.batch_size
         reader = GlyphReader(self.hidden_size)
         model.model.visual.register_forward_hook(reader.watch)
         parameters = [*model.parameters(), *reader.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps, pct_start=0.05)
         examples = self._examples()
-        for _ in track(range(steps), description="Building the tiny vision-language policy (once)"):
+
+        def loss() -> Tensor:
             batch = [next(examples) for _ in range(self.batch_size)]
             inputs, labels = _encode(batch, processor)
-            logits = model(**inputs, use_cache=False).logits[:, :-1]
-            loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-            optimizer.zero_grad()
-            (loss + reader.loss([example.glyphs for example in batch], inputs["image_grid_thw"])).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-        log.info("warm start ended at a loss of %.3f", loss.item())
+            answers = answer_loss(model(**inputs, use_cache=False).logits, labels)
+            return answers + reader.loss([example.glyphs for example in batch], inputs["image_grid_thw"])
+
+        steps = self.examples // self.batch_size
+        descend(loss, parameters, self.learning_rate, steps, "tiny vision-language policy")
 
     def _examples(self) -> Iterator[Example]:
         """Examples without end."""
@@ -275,15 +268,9 @@ def _encode(examples: Sequence[Example], processor: Any) -> tuple[dict[str, Tens
 
 def _processor() -> Any:
     """Images as Qwen2.5-VL cuts them, without resizing the small ones; one symbol, one token."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    symbols = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token="<pad>"))
-    symbols.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    symbols.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=symbols, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=SPECIAL[2:]
-    )
+    tokenizer = symbol_tokenizer(SYMBOLS, additional_special_tokens=SPECIAL[2:])
     size = dict(zip(("shortest_edge", "longest_edge"), IMAGE_PIXELS, strict=True))  # pixels, whatever the names say
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),

@@ -23,17 +23,20 @@ class ProblemSets:
         task: Where they come from.
         prompts: Says how long a prompt is.
         world_size: Ranks that share them.
+        folder: Where rows that the task left out are listed; None on all ranks but the first.
     """
 
-    def __init__(self, task: Task, prompts: PromptEncoder, world_size: int) -> None:
+    def __init__(self, task: Task, prompts: PromptEncoder, world_size: int, folder: Path | None) -> None:
         self.task = task
         self.prompts = prompts
         self.world_size = world_size
+        self.folder = folder
 
     @cached_property
     def train(self) -> list[Problem]:
         """Problems to sample from."""
         problems = self.prompts.fitting(self.task.train_problems())
+        self._list_bad_rows()
         if not problems:
             raise SettingError(
                 f"data.task gives no problem with a prompt of at most {self.prompts.max_tokens} tokens; "
@@ -53,6 +56,7 @@ class ProblemSets:
                     f"benchmark '{name}' of data.task has {len(problems)} problems with prompts that fit, fewer than "
                     f"there are ranks ({self.world_size}); give it more, or raise data.max_prompt_tokens"
                 )
+        self._list_bad_rows()
         return found
 
     def images_per_prompt(self, training: bool) -> int:
@@ -60,8 +64,9 @@ class ProblemSets:
         asked = [problems for _, problems in self.benchmarks] + ([self.train] if training else [])
         return max((len(problem.images) for problems in asked for problem in problems), default=0)
 
-    def list_bad_rows(self, folder: Path) -> None:
-        """Writes what the task left out, one row a line."""
-        if bad := self.task.bad_rows():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / BAD_ROWS).write_text("".join(json.dumps(vars(row)) + "\n" for row in bad))
+    def _list_bad_rows(self) -> None:
+        """Writes what the task left out so far, one row a line."""
+        bad = self.task.bad_rows()
+        if bad and self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / BAD_ROWS).write_text("".join(json.dumps(vars(row)) + "\n" for row in bad))

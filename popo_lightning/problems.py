@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+IMAGE_MARK = "<image>"
+"""Stands for an image in the text of a prompt."""
+
 
 @dataclass(frozen=True)
 class Problem:

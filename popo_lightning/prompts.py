@@ -16,9 +16,8 @@ from torch import Tensor
 
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.model_folder import sees_images
-from popo_lightning.problems import Problem
+from popo_lightning.problems import IMAGE_MARK, Problem
 
-IMAGE_MARK = "<image>"
 SHOWN = 5  # sentences about unreadable problems
 
 log = logging.getLogger(__name__)

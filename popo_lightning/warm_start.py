@@ -12,9 +12,10 @@ import logging
 import random
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -69,6 +70,46 @@ class WarmStart(ABC):
                 self.build(draft)
                 draft.rename(target)
         return target
+
+
+def descend(
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], learning_rate: float, steps: int, what: str
+) -> None:
+    """AdamW with a warm-up over 5% of the steps and a cosine to zero, gradients clipped to norm 1.
+
+    Args:
+        loss: Of the next batch.
+        parameters: What is trained.
+        learning_rate: At its peak.
+        steps: Batches.
+        what: Is built, for the progress bar.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
+    for _ in track(range(steps), description=f"Building the {what} (once)"):
+        found = loss()
+        optimizer.zero_grad()
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    log.info("warm start ended at a loss of %.3f", found.item())
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token where there is a label: (R, L, vocabulary) logits, (R, L) labels."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def symbol_tokenizer(symbols: Sequence[str], **special: Any) -> Any:
+    """One symbol, one token: an ordinary fast tokenizer, with further special tokens by transformers' names."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", **special)
 
 
 class CountdownWarmStart(WarmStart):
@@ -140,7 +181,7 @@ class CountdownWarmStart(WarmStart):
         """Trains on next-token prediction over the answers and saves the folder."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        tokenizer = _tokenizer()
+        tokenizer = symbol_tokenizer(SYMBOLS)
         config = LlamaConfig(
             vocab_size=len(SYMBOLS),
             hidden_size=self.hidden_size,
@@ -162,19 +203,11 @@ class CountdownWarmStart(WarmStart):
         tokenizer.save_pretrained(folder)
 
     def _train(self, model: torch.nn.Module, examples: Iterator[tuple[str, str]]) -> None:
-        steps = self.examples // self.batch_size
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps, pct_start=0.05)
-        for _ in track(range(steps), description="Building the tiny policy (once)"):
+        def loss() -> Tensor:
             input_ids, labels = _encode([next(examples) for _ in range(self.batch_size)])
-            logits = model(input_ids=input_ids).logits[:, :-1]
-            loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        log.info("warm start ended at a loss of %.3f", loss.item())
+            return answer_loss(model(input_ids=input_ids).logits, labels)
+
+        descend(loss, list(model.parameters()), self.learning_rate, self.examples // self.batch_size, "tiny policy")
 
     def _examples(self) -> Iterator[tuple[str, str]]:
         task = CountdownSteps(
@@ -240,14 +273,3 @@ def _encode(examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
         input_ids[row, : len(ids)] = ids
         labels[row, len(prompt) : len(ids)] = ids[len(prompt) :]
     return input_ids, labels
-
-
-def _tokenizer():  # type: ignore[no-untyped-def]  # transformers leaves its tokenizers untyped
-    """One symbol, one token: an ordinary fast tokenizer."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")

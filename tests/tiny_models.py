@@ -31,7 +31,7 @@ from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.countdown import CountdownSteps
-from popo_lightning.warm_start import CountdownWarmStart, _tokenizer
+from popo_lightning.warm_start import SYMBOLS, CountdownWarmStart, symbol_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -64,7 +64,7 @@ def random_model(kind: str, folder: Path, tokenizer: Any = None) -> Path:
     """An untrained model with peaked distributions, so that wrong log-probs are far from right ones."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = tokenizer or _tokenizer()
+    tokenizer = tokenizer or symbol_tokenizer(SYMBOLS)
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -122,7 +122,7 @@ def random_vision_model(folder: Path, tokenizer: Any = None) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = tokenizer or _tokenizer()
+    tokenizer = tokenizer or symbol_tokenizer(SYMBOLS)
     tokenizer.add_special_tokens({"additional_special_tokens": IMAGE_SYMBOLS})
     tokenizer.chat_template = IMAGE_TEMPLATE
     start, end, image, video = tokenizer.convert_tokens_to_ids(IMAGE_SYMBOLS)

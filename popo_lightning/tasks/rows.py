@@ -10,14 +10,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.problems import Problem
+from popo_lightning.problems import IMAGE_MARK, Problem
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
 from popo_lightning.verifiers.boxed import last_boxed
 
 MAX_CHARACTERS = 1_000_000
 MAX_PIXELS = 50_000_000
-IMAGE = "<image>"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 OWN_NAMES = ("prompt", "id", "level", "subject")
 ROLES = ("system", "user", "assistant")
@@ -77,9 +76,9 @@ class RowReader:
         images = self._images(content, row.folder)
         prompt = self._prompt(content)
         texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-        marks = sum(text.count(IMAGE) for text in texts)
+        marks = sum(text.count(IMAGE_MARK) for text in texts)
         if marks != len(images):
-            raise BadValue(f"has {marks} {IMAGE} marks in its prompt but {len(images)} images; make them as many")
+            raise BadValue(f"has {marks} {IMAGE_MARK} marks in its prompt but {len(images)} images; make them as many")
         return Problem(id, prompt, self._answer(content), self._info(content), images)
 
     # -- the prompt --------------------------------------------------------------------------------------------
