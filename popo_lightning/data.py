@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from popo_lightning.errors import SettingError
@@ -29,6 +30,7 @@ from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
+from popo_lightning.weight_sync import WeightSync
 
 
 class RolloutStream(IterableDataset[Minibatch]):
@@ -42,7 +44,7 @@ class RolloutStream(IterableDataset[Minibatch]):
         self._data = data
 
     def __len__(self) -> int:
-        return self._data.minibatches
+        return self._data.steps
 
     def __iter__(self) -> Iterator[Minibatch]:
         return self._data.iterate()
@@ -52,7 +54,8 @@ class RolloutDataModule(L.LightningDataModule):
     """Everything between a task and the policy's minibatches. Nothing else generates.
 
     One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
-    ``minibatches`` minibatches, each of them one optimizer step. ``trainer.max_epochs`` is the number of iterations.
+    ``minibatches`` minibatches ``sweeps`` times, each of them one optimizer step. ``trainer.max_epochs`` is the number
+    of iterations.
 
     Args:
         task: Problems and their verifier.
@@ -61,7 +64,9 @@ class RolloutDataModule(L.LightningDataModule):
         sampler: Chooses the problems of an iteration.
         problems_per_iteration: B, problems sampled in an iteration, over all ranks.
         group_size: K, responses sampled for each problem.
-        minibatches: Optimizer steps an iteration; its groups are dealt out evenly.
+        minibatches: Parts into which an iteration's groups are dealt out evenly; each is one optimizer step.
+        sweeps: Times the minibatches of an iteration are passed over.
+        sync_every: Iterations between weight syncs; in between the engine samples with the weights of the last one.
         temperature: Sampling temperature in training. Tails are never cut (no top_p, no top_k): the recorded
             log-probs must be those of the distribution sampled from.
         max_new_tokens: Response limit in tokens.
@@ -85,6 +90,8 @@ class RolloutDataModule(L.LightningDataModule):
         problems_per_iteration: int = 32,
         group_size: int = 8,
         minibatches: int = 2,
+        sweeps: int = 1,
+        sync_every: int = 1,
         temperature: float = 1.0,
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
@@ -99,6 +106,8 @@ class RolloutDataModule(L.LightningDataModule):
         _at_least("problems_per_iteration", problems_per_iteration, 1, "ask at least one problem")
         _at_least("group_size", group_size, 2, "a group needs two responses to differ")
         _at_least("minibatches", minibatches, 1, "an iteration needs one optimizer step")
+        _at_least("sweeps", sweeps, 1, "the minibatches are trained on once at least")
+        _at_least("sync_every", sync_every, 1, "1 samples with the newest weights always")
         _at_least("max_new_tokens", max_new_tokens, 1, "a response needs one token")
         _at_least("graders", graders, 1, "someone has to grade")
         if minibatches > problems_per_iteration:
@@ -124,6 +133,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.problems_per_iteration = problems_per_iteration
         self.group_size = group_size
         self.minibatches = minibatches
+        self.sweeps = sweeps
+        self.sync_every = sync_every
         self.sampling = Sampling(max_new_tokens, temperature)
         self.max_prompt_tokens = max_prompt_tokens
         self.image_pixels = image_pixels
@@ -143,7 +154,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
         self._calls = 0  # engine calls of this iteration, for their seeds
         self._engine_started = False
-        self._synced_step: int | None = None
+        self._sync = WeightSync(engine, sync_every, self.clock)
+        self._rollouts_synced = -1  # iteration whose rollouts have their weights
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
@@ -164,7 +176,7 @@ class RolloutDataModule(L.LightningDataModule):
             self._module.compute_dtype,
             self.overlong,
         )
-        self._synced_step = None  # whatever the trainer now does, it may have loaded other weights
+        self._sync.forget()  # whatever the trainer now does, it may have loaded other weights
         if not self._fitting:
             return
         if self.problems_per_iteration % world_size:
@@ -218,21 +230,26 @@ class RolloutDataModule(L.LightningDataModule):
         self._engine_started = True
 
     def sync(self) -> None:
-        """Gives the engine the policy's weights, unless it has them already.
+        """Gives the engine the policy's newest weights, unless it has them already.
 
         The engine loads the base model, so the first sync of a process always happens, resumed or not.
         """
+        self._wake()
+        self._sync.newest(self._run.global_step, self.iteration, self._module.named_weights)
+
+    def _wake(self) -> None:
         if not self._engine_started:
             began = time.perf_counter()
             self._start_engine()
             self.start_seconds = time.perf_counter() - began
         self.engine.wake()
-        step = self._run.global_step
-        if self._synced_step != step or not self.engine.holds_weights:
-            with self.clock.measure("sync"):
-                self.engine.update_weights(self._module.named_weights(), self.iteration)
-            self._synced_step = step
-        self.engine.version = self.iteration
+
+    def _sync_for_rollouts(self) -> None:
+        """Once an iteration, before its first rollout; an iteration may have none."""
+        if self._rollouts_synced != self.iteration:
+            self._wake()
+            self._sync.for_rollouts(self._run.global_step, self.iteration, self._module.named_weights)
+            self._rollouts_synced = self.iteration
 
     # -- one iteration -----------------------------------------------------------------------------------------
 
@@ -243,43 +260,69 @@ class RolloutDataModule(L.LightningDataModule):
         while self.pending:
             yield self.pending.pop(0)
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an iteration."""
+        return self.minibatches * self.sweeps
+
     def _begin_iteration(self) -> None:
-        self.sync()
         version, self._calls = self.iteration, 0
         self.report = RolloutReport(version, self.effective_by)
-        fresh = self.rollout(self.problems_per_iteration // self._run.world_size)
         with self.clock.measure("compose"):
-            groups = self.composer.compose(fresh, Iteration(version, self.effective_by, self.rollout))
-            # Whatever the engine sampled in this iteration is fresh, the composer's own further rollouts included.
-            is_fresh = [group.version == version for group in groups]
-            self.report.composed(groups, is_fresh)
-            self.pending = self._deal(groups, is_fresh, version)
+            groups = self.composer.compose(self._iteration())
+            self.report.composed(groups)
+            self.pending = self._deal(groups, version)
         self.engine.sleep()
         self.totals.add(self.report)
         self.rollout_metrics = self.report.metrics()
         self.iteration += 1
 
-    def _deal(self, groups: Sequence[Group], fresh: Sequence[bool], version: int) -> list[Minibatch]:
+    def _iteration(self) -> Iteration:
+        return Iteration(
+            version=self.iteration,
+            effective_by=self.effective_by,
+            problems=self.problems_per_iteration // self._run.world_size,
+            group_size=self.group_size,
+            next_problems=self._next_problems,
+            given_problems=self._given_problems,
+            present_logprobs=self._present_logprobs,
+            random=self._random,
+        )
+
+    def _deal(self, groups: Sequence[Group], version: int) -> list[Minibatch]:
         """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed."""
         order = list(range(len(groups)))
         self._random("deal").shuffle(order)
-        dealt = [order[index :: self.minibatches] for index in range(self.minibatches)]
+        dealt = [[groups[i] for i in order[part :: self.minibatches]] for part in range(self.minibatches)]
         return [
-            Minibatch([groups[i] for i in part], [fresh[i] for i in part], version, index)
-            for index, part in enumerate(dealt)
+            Minibatch(part, version, sweep * self.minibatches + place, place)
+            for sweep in range(self.sweeps)
+            for place, part in enumerate(dealt)
         ]
 
-    def rollout(self, count: int) -> list[Group]:
-        """Samples and grades ``count`` problems with the engine's present weights."""
-        problems = [self.problems.train[place] for place in self.sampler.draw(count)]
+    def _next_problems(self, count: int, n: int) -> list[Group]:
+        places = self.sampler.draw(count)
+        groups = self._given_problems([self.problems.train[place] for place in places], n)
+        self.sampler.observe(places, groups)
+        return groups
+
+    def _given_problems(
+        self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None
+    ) -> list[Group]:
+        """Samples and grades in this iteration."""
+        self._sync_for_rollouts()
         self._calls += 1
         seed = self._random("rollout", self._calls).getrandbits(62)
-        groups = self.sample(problems, self.group_size, self.sampling, seed)
+        groups = self.maker.make(problems, n, self.sampling, seed, prefixes)
         self._check_parts(groups)
-        self.sampler.observe(groups)
         assert self.report is not None
         self.report.sampled(groups)
         return groups
+
+    def _present_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        with self.clock.measure("rank"):
+            found = iter(self._module.logprobs(Minibatch(groups, self.iteration, 0)))
+        return [[next(found) for _ in group.responses] for group in groups]
 
     def _check_parts(self, groups: Sequence[Group]) -> None:
         graded = [response.parts for group in groups for response in group.responses if response.failure is None]
@@ -345,8 +388,9 @@ class RolloutDataModule(L.LightningDataModule):
             torch.distributed.all_gather_object(ranks, mine)
         return {
             "iteration": self.iteration,
-            "minibatches": self.minibatches,
+            "steps": self.steps,
             "totals": self.totals.state_dict(),
+            "rollout_weights": self._sync.state_dict(),
             "ranks": ranks,
         }
 
@@ -365,13 +409,14 @@ class RolloutDataModule(L.LightningDataModule):
         mine = state["ranks"][rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
+        self._sync.load_state_dict(state["rollout_weights"])
         self.maker.made = mine["groups_made"]
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
-        if self.pending and state["minibatches"] != self.minibatches:
+        if self.pending and state["steps"] != self.steps:
             raise SettingError(
-                f"data.minibatches is {self.minibatches} but the checkpoint stopped inside an iteration of "
-                f"{state['minibatches']}; resume with that number, or from a checkpoint between iterations"
+                f"data.minibatches x data.sweeps is {self.steps} but the checkpoint stopped inside an iteration of "
+                f"{state['steps']} steps; resume with as many, or from a checkpoint between iterations"
             )
 
 

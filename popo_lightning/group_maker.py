@@ -52,7 +52,14 @@ class GroupMaker:
         self.overlong = overlong
         self.made = 0  # groups so far; part of their numbers, so a checkpoint keeps it
 
-    def make(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+    def make(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        prefixes: Sequence[Tensor] | None = None,
+    ) -> list[Group]:
         """One group of n graded responses for each problem.
 
         Args:
@@ -60,35 +67,53 @@ class GroupMaker:
             n: Responses each.
             sampling: How to draw tokens.
             seed: Decides all draws.
+            prefixes: (P,) tokens for each problem from which its responses go on. They count towards the response
+                limit, go behind the prompt's tokens, and are part of what the verifier reads.
         """
+        begun = [torch.empty(0, dtype=torch.long)] * len(problems) if prefixes is None else list(prefixes)
         with self.clock.measure("generate"):
-            prompts = [self.prompts.encode(problem) for problem in problems]
-            sampled = self.engine.generate(prompts, n, sampling, seed)
+            prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, begun, strict=True)]
+            sampled: list[list[Response]] = [[] for _ in problems]
+            for length in sorted({len(prefix) for prefix in begun}):  # one length, one response limit
+                places = [place for place, prefix in enumerate(begun) if len(prefix) == length]
+                limited = replace(sampling, max_new_tokens=sampling.max_new_tokens - length)
+                found = self.engine.generate([prompts[place] for place in places], n, limited, seed + length)
+                for place, responses in zip(places, found, strict=True):
+                    sampled[place] = responses
         with self.clock.measure("verify"):
-            graded = self._grade(problems, sampled, sampling.max_new_tokens)
-        return [self._group(*found) for found in zip(problems, prompts, graded, strict=True)]
+            graded = self._grade(problems, begun, sampled, sampling.max_new_tokens)
+        return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
 
-    def _group(self, problem: Problem, prompt: Prompt, responses: list[Response]) -> Group:
+    def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
         number = self.made * self.world_size + self.rank
         self.made += 1
         images = {name: self._stored(tensor) for name, tensor in prompt.images.items()}
-        return Group(number, problem, prompt.ids, responses, self.engine.version, images)
+        return Group(number, problem, prompt.ids, responses, self.engine.version, images, len(prefix))
 
     def _stored(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
 
-    def _grade(self, problems: Sequence[Problem], sampled: list[list[Response]], limit: int) -> list[list[Response]]:
-        items = [
-            (problem.answer, problem.response_prefix + response.text)
-            for problem, responses in zip(problems, sampled, strict=True)
-            for response in responses
-        ]
+    def _grade(
+        self, problems: Sequence[Problem], begun: Sequence[Tensor], sampled: list[list[Response]], limit: int
+    ) -> list[list[Response]]:
+        items = []
+        for problem, prefix, responses in zip(problems, begun, sampled, strict=True):
+            texts = [self._whole_text(prefix, response) for response in responses]
+            items += [(problem.answer, problem.response_prefix + text) for text in texts]
         grades = iter(self.pool.grade(items))
         graded = []
-        for responses in sampled:
-            penalties = self._penalties(responses, limit)
+        for prefix, responses in zip(begun, sampled, strict=True):
+            penalties = self._penalties(responses, limit - len(prefix))
             graded.append([self._graded(r, next(grades), p) for r, p in zip(responses, penalties, strict=True)])
         return graded
+
+    def _whole_text(self, prefix: Tensor, response: Response) -> str:
+        if not len(prefix):
+            return response.text
+        # together, since a prefix may end inside a character
+        ids = torch.cat((prefix, response.token_ids))
+        text: str = self.prompts.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
     def _penalties(self, responses: Sequence[Response], limit: int) -> Sequence[float | None]:
         if self.overlong is None:
@@ -101,3 +126,11 @@ class GroupMaker:
         if penalty is not None:
             parts |= {"score": parts["score"] + penalty, "overlong": penalty}
         return replace(response, parts=parts, failure=grade.failure)
+
+
+def _continued(prompt: Prompt, prefix: Tensor) -> Prompt:
+    """A prompt with the beginning of a response behind it."""
+    if not len(prefix):
+        return prompt
+    unexpanded = [*prompt.unexpanded_ids, *prefix.tolist()] if prompt.unexpanded_ids else ()
+    return replace(prompt, ids=torch.cat((prompt.ids, prefix)), unexpanded_ids=unexpanded)

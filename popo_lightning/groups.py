@@ -25,6 +25,7 @@ class Response:
         text: Decoded without special tokens; what the verifier reads.
         parts: Reward parts by name, "score" and "acc" always among them once graded.
         failure: Why grading failed, or None.
+        version: Policy version that sampled it, where a rule has put it into a group of another version; else None.
     """
 
     token_ids: Tensor
@@ -33,6 +34,7 @@ class Response:
     text: str = ""
     parts: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.token_ids.shape != self.behave_logp.shape or self.token_ids.dim() != 1:
@@ -54,6 +56,11 @@ class Group:
         version: Policy version that sampled all of them.
         images: What the vision tower reads of the prompt's images; empty for text. Kept, so that a replayed group
             needs neither its files nor a processor.
+        prefix_tokens: Last tokens of the prompt that are the beginning of an earlier response, from which these
+            responses restart.
+        advantages: (K,) fixed by a composer; None leaves them to the advantage slot.
+        loss_weight: Multiplies the loss of the group's responses.
+        subtree_rewards: (N,) rewards of other responses that restart inside this group's, for tree baselines.
     """
 
     id: int
@@ -62,6 +69,14 @@ class Group:
     responses: list[Response]
     version: int
     images: dict[str, Tensor] = field(default_factory=dict)
+    prefix_tokens: int = 0
+    advantages: Tensor | None = None
+    loss_weight: float = 1.0
+    subtree_rewards: Tensor | None = None
+
+    def version_of(self, response: Response) -> int:
+        """Policy version that sampled one of the responses."""
+        return self.version if response.version is None else response.version
 
     def rewards(self, part: str = "score") -> Tensor:
         """(K,) float32 rewards of one part; 0 for a response whose grading failed."""
@@ -84,6 +99,10 @@ class Group:
             "version": self.version,
             "prompt_ids": self.prompt_ids,
             "images": self.images,
+            "prefix_tokens": self.prefix_tokens,
+            "advantages": self.advantages,
+            "loss_weight": self.loss_weight,
+            "subtree_rewards": self.subtree_rewards,
             "problem": {
                 "id": self.problem.id,
                 "prompt": self.problem.prompt,
@@ -99,6 +118,7 @@ class Group:
                     "text": response.text,
                     "parts": dict(response.parts),
                     "failure": response.failure,
+                    "version": response.version,
                 }
                 for response in self.responses
             ],
@@ -114,4 +134,8 @@ class Group:
             responses=[Response(**response) for response in plain["responses"]],
             version=plain["version"],
             images=plain.get("images", {}),
+            prefix_tokens=plain.get("prefix_tokens", 0),
+            advantages=plain.get("advantages"),
+            loss_weight=plain.get("loss_weight", 1.0),
+            subtree_rewards=plain.get("subtree_rewards"),
         )

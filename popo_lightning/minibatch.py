@@ -21,19 +21,28 @@ class Minibatch:
 
     Args:
         groups: Whole groups; may be empty when a composer dropped more than it kept.
-        fresh: Per group, whether it was sampled in this iteration.
         version: Policy version at the start of the iteration: age of a group is ``version - group.version``.
-        index: Position among the iteration's minibatches.
+        index: Position among the iteration's optimizer steps.
+        part: Which share of the iteration's groups these are; several sweeps come back to it. Null: index.
+
+    Attributes:
+        prox_logp: One (T,) tensor a row; None: not computed (yet).
+        prox_share: One number a row: prox is this share of the way from behave to the policy, in log-probs. None:
+            prox_logp holds.
     """
 
-    def __init__(self, groups: Sequence[Group], fresh: Sequence[bool], version: int, index: int) -> None:
-        if len(groups) != len(fresh):
-            raise ValueError(f"{len(groups)} groups but {len(fresh)} fresh marks")
+    def __init__(self, groups: Sequence[Group], version: int, index: int, part: int | None = None) -> None:
         self.groups = list(groups)
-        self.fresh = list(fresh)
         self.version = version
         self.index = index
-        self.prox_logp: list[Tensor] | None = None  # one (T,) tensor per row; None: not computed (yet)
+        self.part = index if part is None else part
+        self.prox_logp: list[Tensor] | None = None
+        self.prox_share: list[float] | None = None
+
+    @property
+    def fresh(self) -> list[bool]:
+        """Per group, whether the present policy version sampled it."""
+        return [group.version == self.version for group in self.groups]
 
     @property
     def responses(self) -> list[Response]:
@@ -45,37 +54,49 @@ class Minibatch:
         """Response tokens: this rank's share of the loss denominator."""
         return sum(group.tokens for group in self.groups)
 
-    def rows(self, advantages: Sequence[float]) -> list[Row]:
+    def rows(self, advantages: Sequence[Tensor] | None = None) -> list[Row]:
         """One row per response.
 
         Args:
-            advantages: One number per row, in the order of :attr:`responses`.
+            advantages: One tensor per row, in the order of :attr:`responses`: () for the whole response or (T,). None
+                where only log-probs are wanted.
         """
         rows: list[Row] = []
-        for group, fresh in zip(self.groups, self.fresh, strict=True):
+        for group in self.groups:
             for response in group.responses:
                 index = len(rows)
-                prox = None if self.prox_logp is None else self.prox_logp[index]
-                age = self.version - group.version
-                rows.append(Row(index, group.prompt_ids, response, advantages[index], prox, fresh, age, group.images))
+                rows.append(
+                    Row(
+                        index=index,
+                        prompt_ids=group.prompt_ids,
+                        response=response,
+                        advantage=torch.zeros(()) if advantages is None else advantages[index],
+                        prox_logp=None if self.prox_logp is None else self.prox_logp[index],
+                        prox_share=None if self.prox_share is None else self.prox_share[index],
+                        age=self.version - group.version_of(response),
+                        loss_weight=group.loss_weight,
+                        images=group.images,
+                    )
+                )
         return rows
 
     def to_plain(self) -> dict[str, Any]:
         """Plain containers and tensors for the checkpoint."""
         return {
             "groups": [group.to_plain() for group in self.groups],
-            "fresh": list(self.fresh),
             "version": self.version,
             "index": self.index,
+            "part": self.part,
             "prox_logp": self.prox_logp,
+            "prox_share": self.prox_share,
         }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Minibatch:
         """Inverse of :meth:`to_plain`."""
         groups = [Group.from_plain(group) for group in plain["groups"]]
-        minibatch = cls(groups, plain["fresh"], plain["version"], plain["index"])
-        minibatch.prox_logp = plain["prox_logp"]
+        minibatch = cls(groups, plain["version"], plain["index"], plain.get("part"))
+        minibatch.prox_logp, minibatch.prox_share = plain["prox_logp"], plain.get("prox_share")
         return minibatch
 
 
@@ -86,11 +107,17 @@ class Row:
     index: int
     prompt_ids: Tensor
     response: Response
-    advantage: float
-    prox_logp: Tensor | None
-    fresh: bool
-    age: int
+    advantage: Tensor
+    prox_logp: Tensor | None = None
+    prox_share: float | None = None
+    age: int = 0
+    loss_weight: float = 1.0
     images: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the present policy version sampled it."""
+        return self.age == 0
 
     @property
     def length(self) -> int:
@@ -112,7 +139,9 @@ class PaddedRows:
     mask: Tensor  # (R, T) bool: the same, response-aligned
     behave_logp: Tensor  # (R, T)
     prox_logp: Tensor | None  # (R, T)
-    advantages: Tensor  # (R, 1)
+    prox_share: Tensor | None  # (R, 1)
+    advantages: Tensor  # (R, 1) or (R, T)
+    loss_weight: Tensor  # (R,)
     fresh: Tensor  # (R,) bool
     age: Tensor  # (R,) policy versions
     images: dict[str, Tensor]  # of all rows one after the other, by the model's argument names; empty for text
@@ -144,11 +173,20 @@ def pad_rows(rows: Sequence[Row]) -> PaddedRows:
         prox_logp=pad_sequence([row.prox_logp for row in rows if row.prox_logp is not None], batch_first=True)
         if has_prox
         else None,
-        advantages=torch.tensor([[row.advantage] for row in rows]),
+        prox_share=None if rows[0].prox_share is None else torch.tensor([[row.prox_share] for row in rows]),
+        advantages=_advantages(rows),
+        loss_weight=torch.tensor([row.loss_weight for row in rows]),
         fresh=torch.tensor([row.fresh for row in rows]),
         age=torch.tensor([row.age for row in rows]),
         images=_images(rows),
     )
+
+
+def _advantages(rows: Sequence[Row]) -> Tensor:
+    """(R, 1) where each response has one advantage, (R, T) where each token has."""
+    if all(row.advantage.dim() == 0 for row in rows):
+        return torch.stack([row.advantage for row in rows])[:, None].float()
+    return pad_sequence([row.advantage.float().expand(len(row.response.token_ids)) for row in rows], batch_first=True)
 
 
 def _images(rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from popo_lightning import policy_checkpoint
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows
 from popo_lightning.model_folder import image_marks, image_tokens, load_trainable, sees_images, unseen_image
-from popo_lightning.objectives import Advantage, GroupNormalised, Objective, ObjectiveInputs
+from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective, ObjectiveInputs
+from popo_lightning.ranks import gathered, over_ranks
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -184,7 +186,7 @@ class PolicyModule(L.LightningModule):
             return self._logprobs(minibatch)
 
     def _logprobs(self, minibatch: Minibatch) -> list[Tensor]:
-        rows = minibatch.rows([0.0] * len(minibatch.responses))
+        rows = minibatch.rows()
         found: list[Tensor | None] = [None] * len(rows)
         for piece in split_rows(rows, self.micro_batch_tokens):
             part = pad_rows(piece).to(self.device)
@@ -195,13 +197,22 @@ class PolicyModule(L.LightningModule):
 
     # -- training ----------------------------------------------------------------------------------------------
 
-    def advantages(self, minibatch: Minibatch) -> list[float]:
-        """One advantage per row."""
-        return [
-            advantage
-            for group in minibatch.groups
-            for advantage in self.advantage(group.rewards(self.reward)[None])[0].tolist()
-        ]
+    def advantages(self, minibatch: Minibatch, values: list[Tensor] | None = None) -> list[Tensor]:
+        """One tensor per row: () for the whole response, or (T,).
+
+        Args:
+            minibatch: Whose rows.
+            values: (T,) per row, where the rule needs a critic's.
+        """
+        found: list[Tensor] = []
+        for group in minibatch.groups:
+            if group.advantages is not None:
+                found += group.advantages.unbind()
+                continue
+            here = slice(len(found), len(found) + len(group.responses))
+            prox = None if minibatch.prox_logp is None else minibatch.prox_logp[here]
+            found += self.advantage.for_group(group, self.reward, prox, None if values is None else values[here])
+        return found
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:
         """One optimizer step on one minibatch.
@@ -213,44 +224,54 @@ class PolicyModule(L.LightningModule):
         """
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
+        rows = minibatch.rows(self.advantages(minibatch))
+        objective = self._objective_for(minibatch, rows)
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
-        tokens = self._over_ranks(minibatch.tokens, "sum")
-        denominator = tokens / self.trainer.world_size
+        size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
+        denominator = size / self.trainer.world_size
         loss_sum, statistics = 0.0, []
-        parts = split_rows(minibatch.rows(self.advantages(minibatch)), self.micro_batch_tokens)
+        parts = split_rows(rows, self.micro_batch_tokens)
         # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
         # before the first of them, or a rank that is through would wait here for one that waits there.
-        most = int(self._over_ranks(len(parts), "max"))
+        most = int(over_ranks(self.trainer, len(parts), "max"))
         for part in parts:
-            loss, found = self._loss(pad_rows(part).to(self.device), denominator)
+            loss, found = self._loss(pad_rows(part).to(self.device), objective, minibatch.version, denominator)
             self.manual_backward(loss)
             loss_sum += float(loss.detach())
             statistics.append(found)
         for _ in range(most - len(parts)):
             self.manual_backward(self._nothing())
         grad_norm = float("nan")
-        if tokens:
+        if size:
             grad_norm = self._clip_gradients()
             optimizer.step()
             scheduler: Any = self.lr_schedulers()
             if scheduler is not None:
                 scheduler.step()
-        return {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(tokens)}
+        return {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(size)}
 
-    def _over_ranks(self, value: float, operation: str) -> float:
-        # on the device: NCCL reduces nothing else; in float64: token counts are exact there
-        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        return float(self.trainer.strategy.reduce(tensor, reduce_op=operation))
+    def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
+        """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
+        if not self.objective.needs_minibatch_tokens:
+            return self.objective
+        logp = self.logprobs(minibatch)
+        prox = logp if minibatch.prox_logp is None else minibatch.prox_logp
+        behave = [row.response.behave_logp for row in rows]
+        advantages = [row.advantage.float().expand(len(each)) for row, each in zip(rows, logp, strict=True)]
+        fresh = [torch.full_like(each, row.fresh) for row, each in zip(rows, logp, strict=True)]
+        flat = gathered([_joined(each) for each in (logp, prox, behave, advantages, fresh)])
+        return self.objective.for_minibatch(MinibatchTokens(flat[0], flat[1], flat[2], flat[3], flat[4].bool()))
 
-    def _loss(self, part: PaddedRows, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, part: PaddedRows, objective: Objective, version: int, denominator: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logp, entropy = self(part)
-        # Without recorded proximal log-probs no step has been taken since the iteration began: they are these.
-        prox = logp.detach() if part.prox_logp is None else part.prox_logp
+        prox = proximal_logprobs(part, logp.detach())
         reference = None
         if self._reference:
             with torch.no_grad():
                 reference, _ = self(part, self._reference[0].to(self.device))
-        loss, stats = self.objective(
+        loss, stats = objective(
             ObjectiveInputs(
                 logp=logp,
                 prox_logp=prox,
@@ -260,6 +281,8 @@ class PolicyModule(L.LightningModule):
                 fresh=part.fresh,
                 entropy=entropy,
                 ref_logp=reference,
+                version=version,
+                loss_weight=part.loss_weight,
             ),
             denominator,
         )
@@ -280,7 +303,7 @@ class PolicyModule(L.LightningModule):
         """A loss of zero that has been through the whole model."""
         token = torch.zeros(1, dtype=torch.long)
         response = Response(token, torch.zeros(1), "stop")
-        logp, _ = self(pad_rows([Row(0, token, response, 0.0, None, True, 0)]).to(self.device))
+        logp, _ = self(pad_rows([Row(0, token, response, torch.zeros(()))]).to(self.device))
         return logp.sum() * 0
 
     def _clip_gradients(self) -> float:
@@ -314,32 +337,12 @@ class PolicyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the shapes, so that a checkpoint of another model is recognised."""
-        checkpoint["policy_shapes"] = self._shapes()
-        checkpoint["policy_frozen"] = self._frozen()
+        policy_checkpoint.describe(self.model, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
-        saved, own = checkpoint.get("policy_shapes"), self._shapes()
-        if saved is not None and saved != own:
-            different = sorted(name for name in {*saved, *own} if saved.get(name) != own.get(name))
-            raise SettingError(
-                f"the checkpoint holds another model than model.path ({self.path or self.folder}): {different[0]} is "
-                f"{saved.get(different[0], 'missing')} there and {own.get(different[0], 'missing')} here; resume with "
-                "the model it was trained from"
-            )
-
-        frozen = checkpoint.get("policy_frozen", [])
-        if self.trainer.state.fn == "fit" and frozen != self._frozen():
-            raise SettingError(
-                f"model.freeze_vision is {str(self.freeze_vision).lower()}, but the checkpoint's optimizer has "
-                f"{'fewer' if frozen else 'more'} parameters; resume with the setting it was trained with"
-            )
-
-    def _frozen(self) -> list[str]:
-        return sorted(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
-
-    def _shapes(self) -> dict[str, list[int]]:
-        return {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
+        fitting = self.trainer.state.fn == "fit"
+        policy_checkpoint.check(self.model, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""
@@ -350,6 +353,24 @@ class PolicyModule(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The benchmark's name; the Evaluation callback writes the responses."""
         return batch[0]
+
+
+def proximal_logprobs(part: PaddedRows, logp: Tensor) -> Tensor:
+    """(R, T) centre of the trust region: as recorded, or between behave and the policy, or the policy itself.
+
+    Without anything recorded no step has been taken since the iteration began, and the policy is the centre.
+    """
+    if part.prox_share is not None:
+        return torch.lerp(part.behave_logp, logp, part.prox_share)
+    return logp if part.prox_logp is None else part.prox_logp
+
+
+def _lengths(rows: Sequence[Row]) -> Tensor:
+    return torch.tensor([len(row.response.token_ids) for row in rows], dtype=torch.long)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if tensors else torch.empty(0)
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:

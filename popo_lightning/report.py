@@ -28,10 +28,11 @@ class RolloutReport:
         """Adds groups the engine has just sampled."""
         self.fresh.extend(groups)
 
-    def composed(self, groups: Sequence[Group], is_fresh: Sequence[bool]) -> None:
-        """Notes what the composer made of them."""
+    def composed(self, groups: Sequence[Group]) -> None:
+        """Notes what the composer made of them: what was not sampled in this iteration is replayed."""
+        sampled = {group.id for group in self.fresh}
         self.trained = list(groups)
-        self.ages = [self.version - g.version for g, new in zip(groups, is_fresh, strict=True) if not new]
+        self.ages = [self.version - group.version for group in groups if group.id not in sampled]
 
     @property
     def effective(self) -> int:
@@ -40,6 +41,17 @@ class RolloutReport:
 
     def metrics(self) -> dict[str, float]:
         """Means over the iteration, by the names of the README's table."""
+        return self._rollout_metrics() | {
+            "replay/groups": float(len(self.ages)),
+            "replay/share": len(self.ages) / max(1, len(self.trained)),
+            "replay/age_mean": sum(self.ages) / len(self.ages) if self.ages else math.nan,
+            "replay/age_max": float(max(self.ages)) if self.ages else math.nan,
+            "replay/trained_groups": float(len(self.trained)),
+        }
+
+    def _rollout_metrics(self) -> dict[str, float]:
+        if not self.fresh:  # a composer may train on what earlier iterations sampled
+            return {}
         responses = [response for group in self.fresh for response in group.responses]
         parts = sorted({part for response in responses for part in response.parts})
         found = {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) / len(responses) for part in parts}
@@ -51,11 +63,6 @@ class RolloutReport:
             "rollout/truncated_share": sum(r.finish_reason == "length" for r in responses) / len(responses),
             "rollout/response_tokens": sum(len(r.token_ids) for r in responses) / len(responses),
             "rollout/grading_failures": float(failures),
-            "replay/groups": float(len(self.ages)),
-            "replay/share": len(self.ages) / max(1, len(self.trained)),
-            "replay/age_mean": sum(self.ages) / len(self.ages) if self.ages else math.nan,
-            "replay/age_max": float(max(self.ages)) if self.ages else math.nan,
-            "replay/trained_groups": float(len(self.trained)),
         }
 
 

@@ -24,6 +24,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from popo_lightning import cli
 from popo_lightning.minibatch import Minibatch, pad_rows
@@ -87,7 +88,7 @@ class BareWork(L.Callback):
         self.rows.append(row | {"bare_generate": generated - began, "bare_train": trained - generated})
         self.minibatches = []
 
-    def step(self, minibatch: Minibatch, advantages: list[float]) -> None:
+    def step(self, minibatch: Minibatch, advantages: list[Tensor]) -> None:
         """The least a policy-gradient step can be: one padded forward and backward, clipping, optimizer."""
         rows = pad_rows(minibatch.rows(advantages))
         logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask.long()).logits

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
 
 import torch
 
 from popo_lightning.groups import Group, Response
 from popo_lightning.problems import Problem
+from popo_lightning.replay.composers import Iteration
 
 
 def response(
@@ -38,3 +42,28 @@ def group(
 
 def ids(groups: Sequence[Group]) -> list[int]:
     return [group.id for group in groups]
+
+
+def iteration(version: int, fresh: Sequence[Group] = (), effective_by: str = "score", **changes: Any) -> Iteration:
+    """In which the sampler's next problems are those of the fresh groups, once, and nothing else can be sampled."""
+    left = list(fresh)
+
+    def next_problems(count: int, n: int) -> list[Group]:
+        taken, left[:] = left[:count], left[count:]
+        assert len(taken) == count, f"asked for {count} problems, of which {len(taken)} are left"
+        return taken
+
+    def refuse(*asked: Any) -> Any:
+        raise AssertionError(f"asked for {asked}")
+
+    made = Iteration(
+        version=version,
+        effective_by=effective_by,
+        problems=len(fresh),
+        group_size=len(fresh[0].responses) if fresh else 2,
+        next_problems=next_problems,
+        given_problems=refuse,
+        present_logprobs=refuse,
+        random=lambda *purpose: Random(f"{version}/{purpose}"),
+    )
+    return replace(made, **changes)

@@ -45,7 +45,7 @@ class Pair:
             Group(i, Problem(str(i), "", None), prompt, responses, 0)
             for i, (prompt, responses) in enumerate(zip(PROMPTS, sampled, strict=True))
         ]
-        minibatch = Minibatch(groups, [True] * len(groups), 0, 0)
+        minibatch = Minibatch(groups, 0, 0)
         logps = self.policy.logprobs(minibatch)
         recorded = [response.behave_logp for response in minibatch.responses]
         return max(float((a - b).abs().max()) for a, b in zip(logps, recorded, strict=True))

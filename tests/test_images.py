@@ -64,7 +64,7 @@ def sample(
 
 
 def gap(policy: PolicyModule, groups: Sequence[Group]) -> float:
-    minibatch = Minibatch(groups, [True] * len(groups), 0, 0)
+    minibatch = Minibatch(groups, 0, 0)
     recorded = [response.behave_logp for response in minibatch.responses]
     return max(float((a - b).abs().max()) for a, b in zip(policy.logprobs(minibatch), recorded, strict=True))
 
@@ -261,7 +261,7 @@ def test_a_minibatch_may_mix_images_and_text(folder: Path) -> None:
     for i, problem in enumerate(PROBLEMS):
         prompt = encoder.encode(problem)
         groups.append(Group(i, problem, prompt.ids, [response], 0, prompt.images))
-    alone = [policy.logprobs(Minibatch([group], [True], 0, 0))[0] for group in groups]
-    together = policy.logprobs(Minibatch(groups, [True] * 4, 0, 0))
+    alone = [policy.logprobs(Minibatch([group], 0, 0))[0] for group in groups]
+    together = policy.logprobs(Minibatch(groups, 0, 0))
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)

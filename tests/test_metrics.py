@@ -164,7 +164,7 @@ def reported() -> RolloutReport:
     report = RolloutReport(6, "score")
     report.sampled(fresh[:1])
     report.sampled(fresh[1:])
-    report.composed([fresh[0], fresh[3], group(9, version=3), group(8, version=5)], [True, True, False, False])
+    report.composed([fresh[0], fresh[3], group(9, version=3), group(8, version=5)])
     return report
 
 
@@ -192,7 +192,7 @@ def test_rollout_metrics_by_hand() -> None:
 
 def test_nothing_replayed_and_nothing_trained() -> None:
     report = reported()
-    report.composed([], [])
+    report.composed([])
     metrics = report.metrics()
     assert metrics["replay/share"] == metrics["replay/groups"] == 0 and math.isnan(metrics["replay/age_mean"])
 
@@ -251,9 +251,9 @@ def test_hostile_text_stays_in_its_cell(hostile: str) -> None:
 
 def test_samples_show_replayed_groups_first() -> None:
     groups = [group(i, version=4 if i % 2 else 6) for i in range(6)]
-    batch = Minibatch(groups, [g.version == 6 for g in groups], version=6, index=0)
+    batch = Minibatch(groups, version=6, index=0)
     table = SampleTable(groups=3)
-    rows = table._rows(batch, table._chosen(batch), [float(i) for i in range(12)])
+    rows = table._rows(batch, table._chosen(batch), list(torch.arange(12.0)))
     assert [(row["problem"], row["advantage"], row["age"]) for row in rows] == [
         ("problem 1", 2.0, 2),
         ("problem 1", 3.0, 2),
@@ -267,8 +267,8 @@ def test_samples_show_replayed_groups_first() -> None:
 
 def test_samples_are_written_when_due(tmp_path: Path) -> None:
     trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path), loggers=[])
-    module = SimpleNamespace(advantages=lambda batch: [0.0, 1.0])
+    module = SimpleNamespace(advantages=lambda batch: list(torch.tensor([0.0, 1.0])))
     for version, index in ((0, 0), (0, 1), (1, 0), (2, 0)):
-        batch = Minibatch([group(0, version)], [True], version, index)
+        batch = Minibatch([group(0, version)], version, index)
         SampleTable(every_n_iterations=2).on_train_batch_start(trainer, module, batch, 0)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4  # of versions 0 and 2, two responses each

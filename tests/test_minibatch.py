@@ -16,7 +16,7 @@ from popo_lightning.minibatch import Minibatch, Row, pad_rows, split_rows
 def row(index: int, prompt: list[int], tokens: list[int], age: int = 0, prox: bool = True) -> Row:
     logp = [-0.1 * token for token in tokens]
     prox_logp = torch.tensor([-0.2 * token for token in tokens]) if prox else None
-    return Row(index, torch.tensor(prompt), response(tokens, logp), index + 0.5, prox_logp, age == 0, age)
+    return Row(index, torch.tensor(prompt), response(tokens, logp), torch.tensor(index + 0.5), prox_logp, age=age)
 
 
 def test_padded_layout_by_hand() -> None:
@@ -50,19 +50,31 @@ def test_micro_batches_keep_to_the_budget() -> None:
 
 
 def test_rows_of_a_minibatch_know_their_group() -> None:
-    minibatch = Minibatch([group(0, version=3), group(1, version=5)], [False, True], version=5, index=1)
-    rows = minibatch.rows([0.1, 0.2, 0.3, 0.4])
+    minibatch = Minibatch([group(0, version=3), group(1, version=5)], version=5, index=1)
+    rows = minibatch.rows(list(torch.tensor([0.125, 0.25, 0.5, 0.75])))
     assert [(r.index, r.advantage, r.fresh, r.age) for r in rows] == [
-        (0, 0.1, False, 2),
-        (1, 0.2, False, 2),
-        (2, 0.3, True, 0),
-        (3, 0.4, True, 0),
+        (0, 0.125, False, 2),
+        (1, 0.25, False, 2),
+        (2, 0.5, True, 0),
+        (3, 0.75, True, 0),
     ]
     assert minibatch.tokens == 8 and all(r.prox_logp is None for r in rows)
     minibatch.prox_logp = [torch.tensor([float(i), 0.0]) for i in range(4)]
-    assert [r.prox_logp[0] for r in minibatch.rows([0.0] * 4) if r.prox_logp is not None] == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="1 groups but 0"):
-        Minibatch([group(0)], [], 0, 0)
+    assert [r.prox_logp[0] for r in minibatch.rows() if r.prox_logp is not None] == [0, 1, 2, 3]
+
+
+def test_a_response_of_another_version_has_an_age_of_its_own() -> None:
+    mixed = group(0, version=5)
+    mixed = replace(mixed, responses=[replace(mixed.responses[0], version=2), mixed.responses[1]], loss_weight=0.5)
+    rows = Minibatch([mixed], version=5, index=0).rows()
+    assert [(r.fresh, r.age, r.loss_weight) for r in rows] == [(False, 3, 0.5), (True, 0, 0.5)]
+    assert pad_rows(rows).loss_weight.tolist() == [0.5, 0.5]
+
+
+def test_advantages_per_token_are_padded_where_any_response_has_them() -> None:
+    first, second = row(0, [1], [2, 3, 4]), row(1, [1], [5])
+    first = replace(first, advantage=torch.tensor([1.0, -2.0, 3.0]))
+    assert pad_rows([first, second]).advantages.tolist() == [[1.0, -2.0, 3.0], [1.5, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("with_prox", [False, True])
@@ -70,7 +82,7 @@ def test_minibatch_survives_a_checkpoint(tmp_path: Path, with_prox: bool) -> Non
     images = {"pixel_values": torch.rand(4, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}
     seen = replace(group(8, version=3), images=images)
     seen = replace(seen, problem=replace(seen.problem, images=(b"\x89PNG\x00", "a/b.png")))
-    minibatch = Minibatch([seen, group(9, version=5)], [False, True], version=5, index=1)
+    minibatch = Minibatch([seen, group(9, version=5)], version=5, index=1)
     if with_prox:
         minibatch.prox_logp = [torch.tensor([-1e-7, -i]) for i in range(4)]
     torch.save(minibatch.to_plain(), tmp_path / "minibatch.pt")
@@ -78,7 +90,7 @@ def test_minibatch_survives_a_checkpoint(tmp_path: Path, with_prox: bool) -> Non
     assert (read.fresh, read.version, read.index) == ([False, True], 5, 1)
     assert [(g.id, g.version) for g in read.groups] == [(8, 3), (9, 5)]
     assert read.groups[0].problem == seen.problem
-    old, new = (pad_rows(m.rows([0.5, 1.5, 2.5, 3.5])) for m in (minibatch, read))
+    old, new = (pad_rows(m.rows(list(torch.tensor([0.5, 1.5, 2.5, 3.5])))) for m in (minibatch, read))
     for name, value in images.items():  # two responses, so the prompt's image comes twice
         torch.testing.assert_close(new.images[name], torch.cat([value, value]))
     for name, value in vars(replace(old, images={})).items():

@@ -146,8 +146,8 @@ def test_proximal_and_behaviour_log_probs(watched: tuple[Run, list[Event], Any, 
 class KeepAtMost(Composer):
     """Drops more and more: 2 groups, then 1, then none."""
 
-    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
-        return iteration.split(fresh)[0][: max(0, 2 - iteration.version)]
+    def compose(self, iteration: Iteration) -> list[Group]:
+        return iteration.split(iteration.rollout())[0][: max(0, 2 - iteration.version)]
 
 
 def test_minibatches_are_constant_and_empty_ones_are_skipped(policy: Path, tmp_path: Path) -> None:
@@ -201,7 +201,8 @@ class Forgetful(TransformersEngine):
 class Nothing(Composer):
     """Finds no group to train on, so that no step is taken and the weights stay the same."""
 
-    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
+    def compose(self, iteration: Iteration) -> list[Group]:
+        iteration.rollout()
         return []
 
 

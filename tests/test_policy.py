@@ -74,12 +74,12 @@ def minibatch() -> Minibatch:
             for i, n in enumerate(lengths)
         ]
         groups.append(Group(id, group(id).problem, tokens(prompt), answers, version=4 - id))
-    return Minibatch(groups, [True, False, False], version=4, index=0)
+    return Minibatch(groups, version=4, index=0)
 
 
 def plain(module: PolicyModule, minibatch: Minibatch) -> Iterator[tuple[Tensor, Tensor]]:
     """(log-probs, entropies) of each response by the textbook: one row, all logits, no padding."""
-    for r in minibatch.rows([0.0] * len(minibatch.responses)):
+    for r in minibatch.rows():
         ids = torch.cat((r.prompt_ids, r.response.token_ids))
         logits = module.model(input_ids=ids[None]).logits[0] / module.temperature
         logits[:, module.forbidden_token_ids] = -torch.inf
@@ -101,7 +101,7 @@ def test_log_probs_and_entropy_are_the_textbook_ones(
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
     module = policy(folder, temperature=temperature)
     module.forbidden_token_ids = forbidden
-    rows = pad_rows(minibatch.rows([0.0] * 8))
+    rows = pad_rows(minibatch.rows())
     logp, entropy = module(rows)
     assert logp.dtype == entropy.dtype == torch.float32 and logp.shape == entropy.shape == rows.mask.shape
     assert not logp[~rows.mask].any() and not entropy[~rows.mask].any()
@@ -151,13 +151,13 @@ def test_logprobs_come_in_row_order_whatever_the_split(folder: Path, minibatch: 
         assert len(found) == 8 and not any(logp.requires_grad for logp in found)
         for logp, (expected, _) in zip(found, plain(policy(folder), minibatch), strict=True):
             torch.testing.assert_close(logp.double(), expected.detach(), atol=1e-6, rtol=2e-7)
-    assert policy(folder).logprobs(Minibatch([], [], 0, 1)) == []
+    assert policy(folder).logprobs(Minibatch([], 0, 1)) == []
 
 
 def test_proximal_snapshot_is_taken_of_later_minibatches_before_the_first_step(
     folder: Path, minibatch: Minibatch
 ) -> None:
-    module, later = policy(folder), [Minibatch([group(0)], [True], 4, 1), Minibatch([], [], 4, 2)]
+    module, later = policy(folder), [Minibatch([group(0)], 4, 1), Minibatch([], 4, 2)]
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(pending=later, clock=PhaseClock()))
     ProximalSnapshot().on_train_batch_start(trainer, module, minibatch, 0)
     assert minibatch.prox_logp is None and later[1].prox_logp == []
@@ -176,7 +176,7 @@ def test_proximal_snapshot_is_taken_of_later_minibatches_before_the_first_step(
 
 def train(module: PolicyModule, minibatch: Minibatch) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A training step of size 0, and the gradients it leaves."""
-    strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, model=module)
+    strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, model=module, root_device=torch.device("cpu"))
     optimizer = torch.optim.SGD(module.model.parameters(), lr=0.0)
     patched: Any = module
     plugin = module.trainer.precision_plugin
@@ -227,7 +227,7 @@ def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -
     assert collected(outputs)["gap"] == pytest.approx(gap.sort().values.tolist(), abs=2e-6)
     module.zero_grad()
     loss = torch.zeros(())
-    rows = minibatch.rows(advantages)
+    rows = minibatch.rows(list(torch.tensor(advantages)))
     for r, (logp, _) in zip(rows, plain(module, minibatch), strict=True):
         weight = 1.0 if r.fresh else (logp.detach() - r.response.behave_logp).exp().clamp(max=5)
         loss = loss - (weight * r.advantage * logp).sum() / 37
@@ -237,7 +237,7 @@ def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -
 
 
 def test_empty_minibatch_takes_no_step(folder: Path) -> None:
-    outputs, gradients = train(policy(folder), Minibatch([], [], 0, 0))
+    outputs, gradients = train(policy(folder), Minibatch([], 0, 0))
     assert outputs["stepped"] is False and outputs["tokens"] == [] and gradients == {}
 
 

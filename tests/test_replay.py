@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from groups_for_tests import group, ids, response
+from groups_for_tests import group, ids, iteration, response
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.problems import Problem
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Filter, Iteration, OnPolicy, PrioritizedGroupReplay
+from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
 from popo_lightning.replay.samplers import EpochSampler
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
@@ -29,14 +29,6 @@ def buffer_of(*groups: Group, capacity: int = 10, max_age: int | None = None) ->
 def saved_and_read(state: Any, folder: Path) -> Any:
     torch.save(state, folder / "state.pt")
     return torch.load(folder / "state.pt", weights_only=True)
-
-
-def no_rollout(count: int) -> list[Group]:
-    raise AssertionError(f"asked for {count} more problems")
-
-
-def iteration(version: int, effective_by: str = "score") -> Iteration:
-    return Iteration(version, effective_by, no_rollout)
 
 
 # -- groups --------------------------------------------------------------------------------------------------------
@@ -56,8 +48,8 @@ def test_effective_by_the_part_that_is_trained_on() -> None:
     shaped = group(0, scores=(0.0, 0.1), accs=(0.0, 0.0))
     assert shaped.is_effective() and shaped.is_effective("score") and not shaped.is_effective("acc")
     assert shaped.rewards("acc").tolist() == [0, 0]
-    assert Iteration(0, "acc", no_rollout).split([shaped]) == ([], [shaped])
-    assert Iteration(0, "score", no_rollout).split([shaped]) == ([shaped], [])
+    assert iteration(0, effective_by="acc").split([shaped]) == ([], [shaped])
+    assert iteration(0).split([shaped]) == ([shaped], [])
 
 
 def test_group_survives_a_checkpoint(tmp_path: Path) -> None:
@@ -149,55 +141,55 @@ def test_bad_buffer_settings_are_named() -> None:
 
 def test_on_policy_and_filter() -> None:
     fresh = [group(0, 5), group(1, 5, scores=DULL), group(2, 5), group(3, 5, scores=(0.0, 0.0))]
-    assert OnPolicy().compose(fresh, iteration(5)) == fresh
-    assert Filter().compose(fresh, iteration(5)) == [fresh[0], fresh[2]]
-    assert Filter().compose(fresh[1:2], iteration(5)) == []
+    assert OnPolicy().compose(iteration(5, fresh)) == fresh
+    assert Filter().compose(iteration(5, fresh)) == [fresh[0], fresh[2]]
+    assert Filter().compose(iteration(5, fresh[1:2])) == []
     shaped = [group(4, 5, scores=(0.0, 0.1), accs=(0.0, 0.0))]
-    assert Filter().compose(shaped, iteration(5, "acc")) == []
+    assert Filter().compose(iteration(5, shaped, "acc")) == []
 
 
 def test_replay_fills_exactly_the_ineffective_places() -> None:
     composer = PrioritizedGroupReplay(buffer_of(group(0, 3), group(1, 4), group(2, 4), group(3, 2)))
     fresh = [group(10, 5, scores=DULL), group(11, 5), group(12, 5, scores=DULL), group(13, 5)]
-    assert ids(composer.compose(fresh, iteration(5))) == [11, 13, 1, 2]
+    assert ids(composer.compose(iteration(5, fresh))) == [11, 13, 1, 2]
     assert ids(composer.buffer.newest(9, 6)) == [11, 13, 1, 2, 0, 3]  # effective ones stored, ineffective never
 
 
 def test_empty_buffer_is_a_normal_state() -> None:
     composer = PrioritizedGroupReplay(GroupReplayBuffer(4))
-    assert composer.compose([group(0, 0, scores=DULL)], iteration(0)) == []
+    assert composer.compose(iteration(0, [group(0, 0, scores=DULL)])) == []
     assert len(composer.buffer) == 0
-    assert ids(composer.compose([group(1, 1, scores=DULL), group(2, 1)], iteration(1))) == [2]
+    assert ids(composer.compose(iteration(1, [group(1, 1, scores=DULL), group(2, 1)]))) == [2]
     # one stored group for three places
-    assert ids(composer.compose([group(i, 2, scores=DULL) for i in (3, 4, 5)], iteration(2))) == [2]
+    assert ids(composer.compose(iteration(2, [group(i, 2, scores=DULL) for i in (3, 4, 5)]))) == [2]
 
 
 def test_own_groups_never_fill_own_holes() -> None:
     composer = PrioritizedGroupReplay(GroupReplayBuffer(10))
     fresh = [group(0, 5), group(1, 5, scores=DULL)]
-    assert ids(composer.compose(fresh, iteration(5))) == [0]
+    assert ids(composer.compose(iteration(5, fresh))) == [0]
     # nor do they push out, before they are chosen, the groups that do
     composer = PrioritizedGroupReplay(buffer_of(group(0, 4), capacity=1))
-    assert ids(composer.compose([group(1, 5), group(2, 5, scores=DULL)], iteration(5))) == [1, 0]
+    assert ids(composer.compose(iteration(5, [group(1, 5), group(2, 5, scores=DULL)]))) == [1, 0]
     assert ids(composer.buffer.newest(9, 6)) == [1]
 
 
 def test_problems_of_the_batch_come_last() -> None:
     composer = PrioritizedGroupReplay(buffer_of(group(0, 4, "a"), group(1, 3, "b"), group(2, 4, "c")))
     fresh = [group(10, 5, "a"), group(11, 5, "c", scores=DULL)]
-    assert ids(composer.compose(fresh, iteration(5))) == [10, 2]  # not a; c is only in a place that is given up
+    assert ids(composer.compose(iteration(5, fresh))) == [10, 2]  # not a; c is only in a place that is given up
 
 
 def test_all_effective_batch_is_left_as_it_is() -> None:
     composer = PrioritizedGroupReplay(buffer_of(group(0, 4), group(1, 4)))
     fresh = [group(i, 5) for i in (13, 11, 12)]
-    assert composer.compose(fresh, iteration(5)) == fresh
+    assert composer.compose(iteration(5, fresh)) == fresh
     assert ids(composer.buffer.newest(9, 6)) == [13, 11, 12, 0, 1]
 
 
 def test_composer_state_through_a_checkpoint(tmp_path: Path) -> None:
     def run(composer: PrioritizedGroupReplay, versions: range) -> list[list[int]]:
-        return [ids(composer.compose(batch(version), iteration(version))) for version in versions]
+        return [ids(composer.compose(iteration(version, batch(version)))) for version in versions]
 
     def batch(version: int) -> list[Group]:
         return [
@@ -261,7 +253,7 @@ def test_without_a_capacity_the_buffer_keeps_as_many_groups_as_an_iteration_samp
     composer = PrioritizedGroupReplay(GroupReplayBuffer())
     for version in range(4):
         fresh = [group(10 * version + i, version, scores=(0.0, float(i < 2))) for i in range(3)]  # two are effective
-        composer.compose(fresh, iteration(version))
+        composer.compose(iteration(version, fresh))
     kept = composer.state_dict()["buffer"]["groups"]
     assert [saved["id"] for saved in kept] == [21, 30, 31]
     read = GroupReplayBuffer()

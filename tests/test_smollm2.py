@@ -145,7 +145,7 @@ def graded(task: Arithmetic, answer: int, response: Response) -> Response:
 @needs_model
 @pytest.mark.slow
 def test_vllm_and_the_policy_agree_on_log_probs(policy: PolicyModule, groups: list[Group]) -> None:
-    minibatch = Minibatch(groups, [True] * len(groups), 0, 0)
+    minibatch = Minibatch(groups, 0, 0)
     gaps: Tensor = torch.cat(policy.logprobs(minibatch)) - torch.cat([r.behave_logp for r in minibatch.responses])
     assert float(gaps.abs().mean()) < 1e-4 and float(gaps.abs().max()) < 5e-3
 

@@ -17,6 +17,7 @@ from popo_lightning.callbacks.benchmarks import MEAN, Regime
 from popo_lightning.groups import Group, Response
 from popo_lightning.metrics import AvgAtK, PassAtK
 from popo_lightning.problems import Problem
+from popo_lightning.ranks import over_ranks
 
 Numbers = dict[str, float]
 """problems, greedy, avg_at_K, pass_at_K, response_tokens, truncated_share, grading_failures."""
@@ -212,8 +213,7 @@ def _each(values: Iterable[float]) -> Tensor:
 
 
 def _sum_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
-    total = trainer.strategy.reduce(values.double().sum().to(trainer.strategy.root_device), reduce_op="sum")
-    return float(total)
+    return over_ranks(trainer, float(values.double().sum()), "sum")
 
 
 def _mean_over_ranks(trainer: L.Trainer, values: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from popo_lightning.minibatch import Minibatch
 
@@ -30,5 +31,10 @@ class ProximalSnapshot(ProximalPolicy):
         if batch.index == 0:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             with data.clock.measure("prox"):
-                for later in data.pending:
-                    later.prox_logp = pl_module.logprobs(later)
+                found: dict[int, list[Tensor]] = {}
+                # the first minibatch too where a rule asks for prox before the forward pass that would give it
+                todo = [batch, *data.pending] if pl_module.advantage.needs_prox else data.pending
+                for later in todo:
+                    if later.part not in found:  # later sweeps come back to the same rows
+                        found[later.part] = pl_module.logprobs(later)
+                    later.prox_logp = found[later.part]

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from popo_lightning.callbacks.markdown import markdown_table
 from popo_lightning.errors import SettingError
@@ -73,7 +74,7 @@ class SampleTable(L.Callback):
         half = max(1, self.groups // 2)
         return list(dict.fromkeys(order[:half] + order[::-1][: self.groups - half]))
 
-    def _rows(self, batch: Minibatch, chosen: list[int], advantages: list[float]) -> list[dict[str, Any]]:
+    def _rows(self, batch: Minibatch, chosen: list[int], advantages: list[Tensor]) -> list[dict[str, Any]]:
         remaining = iter(advantages)
         per_group = [[next(remaining) for _ in group.responses] for group in batch.groups]
         rows = []
@@ -86,8 +87,8 @@ class SampleTable(L.Callback):
                     str(group.problem.prompt)[:SHOWN_CHARACTERS],
                     response.text[:SHOWN_CHARACTERS],
                     response.parts["score"],
-                    round(advantage, 3),
-                    batch.version - group.version,
+                    round(float(advantage.float().mean()), 3),
+                    batch.version - group.version_of(response),
                     response.finish_reason,
                 )
                 rows.append(dict(zip(COLUMNS, values, strict=True)))

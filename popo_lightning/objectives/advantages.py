@@ -1,15 +1,55 @@
-"""Advantages: from the rewards of a group to one number a response."""
+"""Advantages: from the rewards of a group to one number a response, or one a token."""
+
+from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from popo_lightning.errors import SettingError
+from popo_lightning.groups import Group
 
 # Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
 SPREAD_TOLERANCE = 1e-6
+# Beyond it exp leaves float32; reached only by temperatures far below the rewards' spread.
+EXPONENT_BOUND = 20.0
+
+
+def is_effective(rewards: Tensor) -> Tensor:
+    """(..., 1) true where the rewards of a group differ by more than 1e-6.
+
+    Args:
+        rewards: (..., K).
+    """
+    spread = rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True)
+    return spread > SPREAD_TOLERANCE
+
+
+def zero_if_ineffective(advantages: Tensor, rewards: Tensor) -> Tensor:
+    """Advantages of effective groups, exactly 0 in the others, where a formula leaves rounding errors.
+
+    Args:
+        advantages: (..., K).
+        rewards: (..., K).
+    """
+    return torch.where(is_effective(rewards), advantages, 0.0)
+
+
+def check_group_size(rewards: Tensor, least: int = 2) -> None:
+    """Raises SettingError for groups too small to compare responses in.
+
+    Args:
+        rewards: (..., K).
+        least: Responses that the rule needs.
+    """
+    if rewards.shape[-1] < least:
+        raise SettingError(
+            f"A group of {rewards.shape[-1]} response(s) has no group advantage; sample at least {least} responses "
+            "a prompt (data.group_size)."
+        )
 
 
 def group_normalised(rewards: Tensor, eps: float = 1e-6, normalise_by_std: bool = True) -> Tensor:
@@ -29,23 +69,51 @@ def group_normalised(rewards: Tensor, eps: float = 1e-6, normalise_by_std: bool 
     Returns:
         (G, K) advantages.
     """
-    if rewards.shape[-1] < 2:
-        raise SettingError(
-            f"A group of {rewards.shape[-1]} response(s) has no group advantage; sample at least 2 responses a prompt."
-        )
+    check_group_size(rewards)
     advantages = rewards - rewards.mean(dim=-1, keepdim=True)
     if normalise_by_std:
         advantages = advantages / (rewards.std(dim=-1, keepdim=True, correction=1) + eps)
-    spread = rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True)
-    return torch.where(spread > SPREAD_TOLERANCE, advantages, 0.0)
+    return zero_if_ineffective(advantages, rewards)
 
 
 class Advantage(ABC):
-    """Slot: how the rewards of a group become advantages."""
+    """Slot: how the rewards of a group become advantages.
+
+    Attributes:
+        needs_prox: Whether `for_group` reads the proximal log-probs of replayed groups.
+        needs_values: Whether `for_group` reads a critic's values.
+        whitens: Whether the advantages of a minibatch are shifted and scaled over all its tokens (`whiten`).
+        folds_weight: Whether the advantages hold pi_prox / pi_behave already, so that the behaviour weight must be One.
+    """
+
+    needs_prox: bool = False
+    needs_values: bool = False
+    whitens: bool = False
+    folds_weight: bool = False
 
     @abstractmethod
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""
+
+    def for_group(
+        self,
+        group: Group,
+        reward: str,
+        prox_logp: Sequence[Tensor] | None = None,
+        values: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Advantages of one group as it stands in a minibatch.
+
+        Args:
+            group: K graded responses.
+            reward: Reward part that is trained on.
+            prox_logp: (T,) proximal log-probs of each response; None for a group that prox itself sampled.
+            values: (T,) values of the states before each response token, of each response.
+
+        Returns:
+            One tensor a response: () for all its tokens, or (T,).
+        """
+        return list(self(group.rewards(reward)[None])[0].unbind())
 
 
 class GroupNormalised(Advantage):
@@ -65,3 +133,112 @@ class GroupNormalised(Advantage):
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""
         return group_normalised(rewards, eps=self.eps, normalise_by_std=self.normalise_by_std)
+
+
+class LeaveOneOut(Advantage):
+    """RLOO's advantage: R_i minus the mean of the group's other rewards (arXiv 2402.14740).
+
+    It equals K / (K - 1) times Dr.GRPO's: the baseline does not contain the response itself, so the gradient is
+    unbiased. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+
+    Deviation: the source may put a KL penalty into the reward; here a KL is a regularizer of the objective.
+    """
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        check_group_size(rewards)
+        others = (rewards.sum(dim=-1, keepdim=True) - rewards) / (rewards.shape[-1] - 1)
+        return zero_if_ineffective(rewards - others, rewards)
+
+
+class ShiftedBaseline(Advantage):
+    """AsymRE's advantage: R - (mean + shift), a baseline below the mean (arXiv 2506.20520; 2509.24203, REP family).
+
+    On-policy a baseline changes only the variance. Off-policy it changes the fixed point: failures of another policy
+    teach little, and a lower baseline gives successes more weight. With the source's importance weight of none and no
+    clip it is A * log pi: behave weight `One`, trust region without a bound. Nothing is stored and no pass added.
+
+    An ineffective group gets -shift on every response, by intent: that pulls the policy towards its samples, as a
+    forward KL would. A positive shift pushes away from all samples, which the source finds to collapse off-policy.
+
+    Args:
+        shift: Added to the mean; negative puts the baseline below it.
+    """
+
+    def __init__(self, shift: float = -0.1) -> None:
+        if not math.isfinite(shift):
+            raise SettingError(f"ShiftedBaseline.shift is {shift}; it must be a finite number, such as -0.1.")
+        self.shift = shift
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        return rewards - (rewards.mean(dim=-1, keepdim=True) + self.shift)
+
+
+class SoftBaseline(Advantage):
+    """OPMD's other baseline: R - tau * log mean exp(R / tau) (arXiv 2509.24203, REP family; Trinity-RFT).
+
+    It is the value of the group under a policy that may move from the sampling one at the price of tau * KL: the mean
+    for large tau, the best reward for small. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+
+    Args:
+        tau: Temperature of the mean, in units of the reward.
+    """
+
+    def __init__(self, tau: float = 1.0) -> None:
+        if not 0 < tau < math.inf:
+            raise SettingError(f"SoftBaseline.tau is {tau}; it must be a finite number above 0, such as 1.0.")
+        self.tau = tau
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        check_group_size(rewards)
+        total = torch.logsumexp(rewards / self.tau, dim=-1, keepdim=True)
+        baseline = self.tau * (total - math.log(rewards.shape[-1]))
+        return zero_if_ineffective(rewards - baseline, rewards)
+
+
+class DropSurplusNegatives(Advantage):
+    """RED-Drop: of a group with more losers than winners, as many losers are kept (arXiv 2509.24203; Trinity-RFT).
+
+    Winners are the responses with R >= mean. If the losers outnumber them, the surplus gets advantage 0, and the others
+    R minus the mean of what is kept. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+
+    Deviations: the last losers of the group are dropped where Trinity-RFT draws them; responses are independent draws
+    of one policy, so their place says nothing, and a replayed group drops the same ones again. Dropped tokens still
+    count in the loss denominator.
+    """
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        check_group_size(rewards)
+        wins = rewards >= rewards.mean(dim=-1, keepdim=True)
+        losers_so_far = (~wins).cumsum(dim=-1)
+        kept = wins | (losers_so_far <= wins.sum(dim=-1, keepdim=True))
+        mean = (rewards * kept).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True)
+        return zero_if_ineffective(torch.where(kept, rewards - mean, 0.0), rewards)
+
+
+class ExponentialWeight(Advantage):
+    """RED-Weight: A * exp(A / temperature) with A = R - mean (arXiv 2509.24203; Trinity-RFT).
+
+    Winners count more and losers less, the more so the lower the temperature. The weights are not normalised, as in
+    Trinity-RFT. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+
+    Deviation: the exponent is bounded by +-20, so that the weight stays finite in float32.
+
+    Args:
+        temperature: In units of the reward.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not 0 < temperature < math.inf:
+            raise SettingError(
+                f"ExponentialWeight.temperature is {temperature}; it must be a finite number above 0, such as 1.0."
+            )
+        self.temperature = temperature
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        advantages = group_normalised(rewards, normalise_by_std=False)
+        return advantages * (advantages / self.temperature).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).exp()

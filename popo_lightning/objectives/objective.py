@@ -1,46 +1,28 @@
 """The objective: behaviour weight times trust region, plus regularizers, summed over tokens."""
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from popo_lightning.errors import SettingError
+from popo_lightning.objectives.aggregations import Aggregation, TokenMean
+from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
-from popo_lightning.objectives.weights import BehaveWeight, Decoupled
-
-
-@dataclass
-class ObjectiveInputs:
-    """R responses of T right-padded tokens. Log-probs are float32, taken at the sampling temperature.
-
-    Args:
-        logp: (R, T), policy, with gradient.
-        prox_logp: (R, T), centre of the trust region.
-        behave_logp: (R, T), the policy that sampled the tokens, stored at generation.
-        advantages: (R, 1) or (R, T).
-        mask: (R, T), true at response tokens; anything may stand elsewhere.
-        fresh: (R,), true where the row was sampled this iteration.
-        entropy: (R, T), with gradient if a regularizer uses it.
-        ref_logp: (R, T), frozen reference.
-    """
-
-    logp: Tensor
-    prox_logp: Tensor
-    behave_logp: Tensor
-    advantages: Tensor
-    mask: Tensor
-    fresh: Tensor
-    entropy: Tensor | None = None
-    ref_logp: Tensor | None = None
+from popo_lightning.objectives.weights import BehaveWeight, Decoupled, One
 
 
 @dataclass
 class TokenStatistics:
     """Detached (R, T) tensors for the log; select with the mask, padding holds fillers.
 
-    `ratio` = pi_policy / pi_prox, `clipped` = no gradient, `weight_raw` = pi_prox / pi_behave, `weight` = as applied.
+    `ratio` = what the trust region bounds, pi_policy / pi_prox in most; `clipped` = a bound of it holds; `weight_raw` =
+    pi_prox / pi_behave, `weight` = as applied.
     """
 
     ratio: Tensor
@@ -68,6 +50,7 @@ class Objective:
         behave_weight: Correction for the policy that sampled the tokens.
         trust_region: Bound on the step away from prox.
         regularizers: Further terms of the loss, none by default.
+        aggregation: How the losses of tokens become one.
     """
 
     def __init__(
@@ -76,10 +59,17 @@ class Objective:
         behave_weight: BehaveWeight = Decoupled(),  # noqa: B008
         trust_region: TrustRegion = PPOClip(),  # noqa: B008
         regularizers: list[Regularizer] | None = None,
+        aggregation: Aggregation = TokenMean(),  # noqa: B008
     ) -> None:
+        if trust_region.folds_weight and not isinstance(behave_weight, One):
+            raise SettingError(
+                f"Objective.behave_weight is {type(behave_weight).__name__}, but the ratio of "
+                f"{type(trust_region).__name__} reaches back to the behaviour policy already; use One with it."
+            )
         self.behave_weight = behave_weight
         self.trust_region = trust_region
         self.regularizers: Sequence[Regularizer] = tuple(regularizers or ())
+        self.aggregation = aggregation
 
     @property
     def needs_reference(self) -> bool:
@@ -91,24 +81,42 @@ class Objective:
         """Whether a regularizer needs `entropy` with gradient."""
         return any(term.needs_entropy for term in self.regularizers)
 
+    @property
+    def needs_minibatch_tokens(self) -> bool:
+        """Whether `for_minibatch` must be called before the first micro-batch of a minibatch."""
+        return self.trust_region.needs_minibatch_tokens
+
+    def for_minibatch(self, tokens: MinibatchTokens) -> Objective:
+        """Give the objective that holds for all micro-batches of the minibatch these tokens are."""
+        found = copy.copy(self)
+        found.trust_region = self.trust_region.for_minibatch(tokens)
+        return found
+
+    def report(self) -> dict[str, float]:
+        """Give the trust region's numbers for the log."""
+        return self.trust_region.report()
+
     def __call__(self, rows: ObjectiveInputs, denominator: float | Tensor) -> tuple[Tensor, TokenStatistics]:
         """Loss of some rows of a minibatch.
 
         Args:
             rows: One micro-batch.
-            denominator: Number of response tokens of the whole minibatch, over its micro-batches and ranks, counted
-                before any token is rejected. With this one number the losses and gradients of the parts add up to
-                those of the whole; means of micro-batches would not.
+            denominator: Sum of `aggregation.size` over all rows of the whole minibatch, its micro-batches and ranks,
+                counted before any token is rejected. With this one number the losses and gradients of the parts add
+                up to those of the whole; means of micro-batches would not.
 
         Returns:
-            The scalar loss, sum over tokens / denominator, and the detached values per token.
+            The scalar loss, sum over rows / denominator, and the detached values per token.
         """
         mask = rows.mask.bool()
-        weight, weight_raw = self.behave_weight(rows.prox_logp, rows.behave_logp, rows.fresh, mask)
-        region = self.trust_region(rows.logp, rows.prox_logp, rows.advantages, mask)
+        weight, weight_raw = self.behave_weight(rows)
+        region = self.trust_region(rows, weight)
         token_loss = weight * region.loss
+        if rows.loss_weight is not None:
+            token_loss = rows.loss_weight.unsqueeze(-1) * token_loss
         for term in self.regularizers:
-            token_loss = token_loss + term(rows.logp, rows.ref_logp, rows.entropy, mask, weight)
-        loss = torch.where(mask, token_loss, 0.0).sum() / denominator
+            token_loss = token_loss + term(rows, weight)
+        row_loss = torch.where(mask, token_loss, 0.0).sum(dim=-1)
+        loss = (self.aggregation.row_weights(mask.sum(dim=-1)) * row_loss).sum() / denominator
         entropy = None if rows.entropy is None else rows.entropy.detach()
         return loss, TokenStatistics(region.ratio.detach(), region.clipped, weight_raw, weight, entropy)

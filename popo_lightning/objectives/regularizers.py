@@ -1,5 +1,7 @@
 """Regularizers: terms of the loss beside the policy gradient, per token."""
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -7,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives.weights import log_ratio
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
+from popo_lightning.objectives.settings import above, at_least, one_of, within
 
 Estimator = Literal["k1", "k2", "k3"]
+ESTIMATORS = ("k1", "k2", "k3")
 K3_BOUND = 10.0
 
 
@@ -91,15 +94,8 @@ class Regularizer(ABC):
         return False
 
     @abstractmethod
-    def __call__(
-        self,
-        logp: Tensor,
-        ref_logp: Tensor | None,
-        entropy: Tensor | None,
-        mask: Tensor,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """Give the loss per token (R, T) from (R, T) tensors; `weight` is the behaviour weight, None for 1."""
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
+        """Give the loss per token (R, T) ; `weight` (R, T) is the behaviour weight."""
 
 
 class EntropyBonus(Regularizer):
@@ -110,25 +106,18 @@ class EntropyBonus(Regularizer):
     """
 
     def __init__(self, coefficient: float) -> None:
-        self.coefficient = _checked_coefficient("EntropyBonus", coefficient)
+        self.coefficient = at_least("EntropyBonus.coefficient", coefficient, 0)
 
     @property
     def needs_entropy(self) -> bool:
         """Always."""
         return True
 
-    def __call__(
-        self,
-        logp: Tensor,
-        ref_logp: Tensor | None,
-        entropy: Tensor | None,
-        mask: Tensor,
-        weight: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Give coefficient * `entropy_bonus`; `weight` is not used."""
-        if entropy is None:
+        if rows.entropy is None:
             raise ValueError("EntropyBonus needs the entropy of every token, and the caller gave none.")
-        return self.coefficient * entropy_bonus(entropy, mask)
+        return self.coefficient * entropy_bonus(rows.entropy, rows.mask)
 
 
 class KL(Regularizer):
@@ -140,9 +129,8 @@ class KL(Regularizer):
     """
 
     def __init__(self, coefficient: float, estimator: Estimator = "k3") -> None:
-        self.coefficient = _checked_coefficient("KL", coefficient)
-        if estimator not in ("k1", "k2", "k3"):
-            raise SettingError(f"KL.estimator is {estimator!r}; it must be k1, k2 or k3.")
+        self.coefficient = at_least("KL.coefficient", coefficient, 0)
+        one_of("KL.estimator", estimator, ESTIMATORS)
         self.estimator: Estimator = estimator
 
     @property
@@ -150,21 +138,88 @@ class KL(Regularizer):
         """Always."""
         return True
 
-    def __call__(
-        self,
-        logp: Tensor,
-        ref_logp: Tensor | None,
-        entropy: Tensor | None,
-        mask: Tensor,
-        weight: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Give coefficient * `kl_loss`."""
-        if ref_logp is None:
+        if rows.ref_logp is None:
             raise ValueError("KL needs the reference log-prob of every token, and the caller gave none.")
-        return self.coefficient * kl_loss(logp, ref_logp, self.estimator, mask, weight)
+        return self.coefficient * kl_loss(rows.logp, rows.ref_logp, self.estimator, rows.mask, weight)
 
 
-def _checked_coefficient(owner: str, coefficient: float) -> float:
-    if not 0 <= coefficient < math.inf:
-        raise SettingError(f"{owner}.coefficient is {coefficient}; it must be a finite number of at least 0.")
-    return coefficient
+class SquaredLogRatio(Regularizer):
+    """Keeps the policy near prox: adds coefficient * (log pi_policy - log pi_prox)^2 to the loss of a token.
+
+    OPMD's regularizer (arXiv 2509.24203, Trinity-RFT's rec policy loss, where the 1/2 of k2 is in the coefficient as
+    well). Its derivation squares a residual of the tokens at hand, whoever sampled them, so no behaviour weight is
+    applied. Nothing stored, no passes. No pressure before an iteration's first step, where prox is the policy.
+
+    Deviations: the distance is to prox, in the paper to the policy that sampled; the two are one on fresh rows. The
+    log-ratio is clamped to +-20.
+
+    Args:
+        coefficient: Size of the penalty.
+    """
+
+    def __init__(self, coefficient: float = 0.1) -> None:
+        self.coefficient = at_least("SquaredLogRatio.coefficient", coefficient, 0)
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
+        """Give the penalty; `weight` is not used."""
+        return self.coefficient * log_ratio(rows.logp, rows.prox_logp.detach(), rows.mask).square()
+
+
+def base_share(version: int, start: int = 50, every: int = 10, step: float = 0.1, least: float = 0.5) -> float:
+    """lambda(t) of ReMix: 1 up to `start`, then `step` less at once and again after `every` iterations, to `least`.
+
+    max(1 - step * ceil(max(t - start, 0) / every), least), arXiv 2507.06892.
+    """
+    return max(1 - step * math.ceil(max(version - start, 0) / every), least)
+
+
+class ConvexKL(Regularizer):
+    """ReMix's KL-convex constraint: the policy stays near the base model at first, and more and more near prox.
+
+    Adds coefficient * weight * (lambda KL(policy || reference) + (1 - lambda) KL(policy || prox)) to the loss of a
+    token, lambda = `base_share` of the policy version (arXiv 2507.06892). Costs a pass of the reference.
+
+    Deviations: coefficient and estimator are not known. Replayed tokens are weighted as by KL. The paper's second
+    policy is that of the previous iteration, which is prox where prox is the iteration's start.
+
+    Args:
+        coefficient: Size of the penalty.
+        estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
+        start: Iterations that lambda stays 1.
+        every: Iterations between its steps.
+        step: How much it falls at a step.
+        least: What it falls to.
+    """
+
+    def __init__(
+        self,
+        coefficient: float,
+        estimator: Estimator = "k3",
+        start: int = 50,
+        every: int = 10,
+        step: float = 0.1,
+        least: float = 0.5,
+    ) -> None:
+        self.coefficient = at_least("ConvexKL.coefficient", coefficient, 0)
+        one_of("ConvexKL.estimator", estimator, ESTIMATORS)
+        self.estimator: Estimator = estimator
+        self.start = int(at_least("ConvexKL.start", start, 0))
+        self.every = int(at_least("ConvexKL.every", every, 1))
+        self.step = above("ConvexKL.step", step, 0, "0.1")
+        self.least = within("ConvexKL.least", least, 0, 1, "0.5")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
+        """Give coefficient * the mixture of two `kl_loss`."""
+        if rows.ref_logp is None:
+            raise ValueError("ConvexKL needs the reference log-prob of every token; the caller gave none.")
+        share = base_share(rows.version, self.start, self.every, self.step, self.least)
+        to_base = kl_loss(rows.logp, rows.ref_logp, self.estimator, rows.mask, weight)
+        to_prox = kl_loss(rows.logp, rows.prox_logp, self.estimator, rows.mask, weight)
+        return self.coefficient * (share * to_base + (1 - share) * to_prox)

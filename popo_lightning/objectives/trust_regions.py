@@ -1,4 +1,6 @@
-"""Trust regions: how far from prox a token may push the policy."""
+"""Trust regions: how far from the centre a token may push the policy. Here the slot, PPO's clip, and none at all."""
+
+from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
@@ -8,50 +10,49 @@ import torch
 from torch import Tensor
 
 from popo_lightning.errors import SettingError
-from popo_lightning.objectives.weights import log_ratio
+from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
+from popo_lightning.objectives.settings import above
 
 
 class TrustRegionOutput(NamedTuple):
-    """Per token, all (R, T): `loss` carries gradient; padding has loss 0, ratio 1 and is not clipped."""
+    """Per token, all (R, T): `loss` carries gradient; padding has loss 0, ratio 1 and is not clipped.
+
+    `clipped` is where a bound of the region holds: no gradient there, or, where the class says so, a limited one.
+    """
 
     loss: Tensor
     ratio: Tensor
     clipped: Tensor
 
 
-def ppo_clip(
-    logp: Tensor,
-    prox_logp: Tensor,
+def clipped_surrogate(
+    ratio: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    clip_low: float,
-    clip_high: float,
+    clip_low: float | Tensor,
+    clip_high: float | Tensor,
     dual_clip: float | None = None,
 ) -> TrustRegionOutput:
-    """PPO's clipped surrogate as a loss: max(-r A, -clamp(r, 1 - clip_low, 1 + clip_high) A), r = pi_policy / pi_prox.
+    """PPO's surrogate as a loss, for a ratio r of whatever kind: max(-r A, -clamp(r, 1 - clip_low, 1 + clip_high) A).
 
     arXiv 1707.06347 equation 7; two bounds: arXiv 2503.14476 (DAPO); `dual_clip` c bounds the loss of A < 0 by -c A
-    (arXiv 1912.09729). Fresh and replayed tokens share the centre prox (POPO, arXiv 2606.01281).
-
-    Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
+    (arXiv 1912.09729).
 
     Args:
-        logp: (R, T), with gradient.
-        prox_logp: (R, T), treated as a constant, so `logp` itself may be passed when no step was taken yet.
+        ratio: (R, T), with gradient, 1 at padding.
         advantages: (R, T) or (R, 1).
         mask: (R, T).
-        clip_low: Distance below 1.
-        clip_high: Distance above 1.
+        clip_low: Distance below 1, one for all or (R, T).
+        clip_high: Distance above 1, one for all or (R, T).
         dual_clip: c, or None.
 
     Returns:
         Loss, ratio, and which tokens get no gradient because a bound is the loss.
     """
-    mask = mask.bool()
-    ratio = log_ratio(logp, prox_logp.detach(), mask).exp()
-    advantages = torch.where(mask, advantages, 0.0)
+    advantages = torch.where(mask.bool(), advantages, 0.0)
+    low, high = (torch.as_tensor(b, dtype=ratio.dtype, device=ratio.device) for b in (clip_low, clip_high))
     unclipped = -ratio * advantages
-    bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    bounded = -ratio.clamp(1 - low, 1 + high) * advantages
     loss = torch.maximum(unclipped, bounded)
     clipped = bounded > unclipped
     if dual_clip is not None:
@@ -62,12 +63,65 @@ def ppo_clip(
     return TrustRegionOutput(loss, ratio, clipped)
 
 
+def ppo_clip(
+    logp: Tensor,
+    centre_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float | Tensor,
+    clip_high: float | Tensor,
+    dual_clip: float | None = None,
+) -> TrustRegionOutput:
+    """`clipped_surrogate` of the ratio r = pi_policy / pi_centre.
+
+    Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
+
+    Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
+
+    Args:
+        logp: (R, T), with gradient.
+        centre_logp: (R, T), treated as a constant, so `logp` itself may be passed when no step was taken yet.
+        advantages: (R, T) or (R, 1).
+        mask: (R, T).
+        clip_low: Distance below 1, one for all or (R, T).
+        clip_high: Distance above 1, one for all or (R, T).
+        dual_clip: c, or None.
+    """
+    ratio = log_ratio(logp, centre_logp.detach(), mask).exp()
+    return clipped_surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
+
+
+def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
+    """REINFORCE's loss -sg[coefficient] log pi, whose gradient is -coefficient times the score: (R, T) to (R, T)."""
+    return -torch.where(mask.bool(), coefficient.detach(), 0.0) * torch.where(mask.bool(), logp, 0.0)
+
+
 class TrustRegion(ABC):
-    """Slot: how the ratio to prox is bounded."""
+    """Slot: how far a token may push the policy.
+
+    Attributes:
+        needs_minibatch_tokens: Whether `for_minibatch` must be called before a minibatch's first row, which costs a
+            forward pass without gradient.
+        folds_weight: Whether the ratio is pi_policy / pi_behave, so that a behaviour weight would correct twice.
+    """
+
+    needs_minibatch_tokens: bool = False
+    folds_weight: bool = False
+
+    def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
+        """Give the region that holds for all micro-batches of a minibatch; itself where nothing depends on it."""
+        return self
+
+    def report(self) -> dict[str, float]:
+        """Give numbers for the log, such as the bounds found for the minibatch."""
+        return {}
 
     @abstractmethod
-    def __call__(self, logp: Tensor, prox_logp: Tensor, advantages: Tensor, mask: Tensor) -> TrustRegionOutput:
-        """Map (R, T) tensors (advantages may be (R, 1)) to the loss per token before the behaviour weight."""
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Give the loss per token before the behaviour weight, which the objective multiplies.
+
+        `weight` is that weight, (R, T) and detached, for regions whose width depends on it.
+        """
 
 
 class PPOClip(TrustRegion):
@@ -80,17 +134,71 @@ class PPOClip(TrustRegion):
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.28, dual_clip: float | None = 10.0) -> None:
-        for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
-            if not 0 < value < math.inf:
-                raise SettingError(f"PPOClip.{name} is {value}; it must be a finite number above 0, such as 0.2.")
-        if dual_clip is not None and not 1 < dual_clip < math.inf:
-            raise SettingError(
-                f"PPOClip.dual_clip is {dual_clip}; it must be a finite number above 1, such as 10, or null for none."
-            )
+        name = type(self).__name__
+        self.clip_low = above(f"{name}.clip_low", clip_low, 0, "0.2")
+        self.clip_high = above(f"{name}.clip_high", clip_high, 0, "0.2")
+        self.dual_clip = checked_dual_clip(name, dual_clip)
+
+    def centre(self, rows: ObjectiveInputs) -> Tensor:
+        """Give the log-probs (R, T) of the policy in the middle."""
+        return rows.prox_logp
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Apply `ppo_clip` with these settings."""
+        bounds = self.clip_low, self.clip_high, self.dual_clip
+        return ppo_clip(rows.logp, self.centre(rows), rows.advantages, rows.mask, *bounds)
+
+
+class FoundClip(PPOClip):
+    """PPO's clip with bounds that were found for one minibatch, not set by a user.
+
+    Args:
+        clip_low: Distance below 1.
+        clip_high: Distance above 1, infinite for none.
+        dual_clip: Bound of the ratio where the advantage is negative, or None.
+        found: Numbers for the log.
+    """
+
+    def __init__(self, clip_low: float, clip_high: float, dual_clip: float | None, found: dict[str, float]) -> None:
         self.clip_low = clip_low
         self.clip_high = clip_high
         self.dual_clip = dual_clip
+        self.found = found
 
-    def __call__(self, logp: Tensor, prox_logp: Tensor, advantages: Tensor, mask: Tensor) -> TrustRegionOutput:
-        """Apply `ppo_clip` with these settings."""
-        return ppo_clip(logp, prox_logp, advantages, mask, self.clip_low, self.clip_high, self.dual_clip)
+    def report(self) -> dict[str, float]:
+        """Give the bounds, and what led to them; what is infinite is left out."""
+        numbers = {"clip_low": self.clip_low, "clip_high": self.clip_high, **self.found}
+        return {name: value for name, value in numbers.items() if value < math.inf}
+
+
+class Unbounded(TrustRegion):
+    """No trust region: REINFORCE (RLOO, arXiv 2402.14740; OPMD, arXiv 2509.24203).
+
+    Loss -r A with r = pi_policy / pi_prox, whose gradient is unbiased for the tokens of prox; or, not weighted,
+    -A log pi, which asks nothing about who sampled them. Nothing stored, no passes, nothing is ever clipped.
+
+    Deviation: the log-ratio is clamped to +-20.
+
+    Args:
+        weighted: Multiply by the ratio to prox. The two differ from an iteration's second minibatch on.
+    """
+
+    def __init__(self, weighted: bool = True) -> None:
+        self.weighted = weighted
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Give -r A, or -A log pi."""
+        mask = rows.mask.bool()
+        ratio = log_ratio(rows.logp, rows.prox_logp.detach(), mask).exp()
+        advantages = torch.where(mask, rows.advantages, 0.0)
+        loss = -ratio * advantages if self.weighted else score_loss(rows.logp, advantages, mask)
+        return TrustRegionOutput(loss, ratio, torch.zeros_like(mask))
+
+
+def checked_dual_clip(owner: str, dual_clip: float | None) -> float | None:
+    """Give the dual clip back if it can work."""
+    if dual_clip is not None and not 1 < dual_clip < math.inf:
+        raise SettingError(
+            f"{owner}.dual_clip is {dual_clip}; it must be a finite number above 1, such as 10, or null for none."
+        )
+    return dual_clip

@@ -1,34 +1,22 @@
 """Behaviour weights: the correction from the policy that sampled a token (behave) to the trust region's centre (prox).
 
-A weight never carries gradient. It is w = pi_prox / pi_behave per token; the ratio r = pi_policy / pi_prox belongs to
-the trust region, and w * r = pi_policy / pi_behave.
+A weight never carries gradient. It is made of w = pi_prox / pi_behave per token; the ratio r = pi_policy / pi_prox
+belongs to the trust region, and w * r = pi_policy / pi_behave.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from popo_lightning.errors import SettingError
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, ObjectiveInputs, log_ratio
+from popo_lightning.objectives.settings import one_of, within
 
-LOG_RATIO_BOUND = 20.0
-
-
-def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """log(pi_a / pi_b) per token, 0 at padding, clamped to +-20.
-
-    Padding is cleared first: it may hold -inf, NaN or anything else, and clearing after exp would still send NaN
-    through the backward pass. The clamp (verl's) keeps exp finite in float32; beyond it the gradient is 0.
-
-    Args:
-        a: (R, T) log-probs, float32.
-        b: (R, T) log-probs, float32.
-        mask: (R, T), true or 1 at response tokens.
-
-    Returns:
-        (R, T), with gradient to `a` and `b`.
-    """
-    return torch.where(mask.bool(), a - b, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+SequenceRatio = Literal["product", "geometric_mean"]
 
 
 def decoupled_weight(
@@ -55,22 +43,81 @@ def decoupled_weight(
     return (raw if cap is None else raw.clamp(max=cap)), raw
 
 
+def masked_weight(raw: Tensor, low: float, high: float) -> Tensor:
+    """Where low <= w <= high the weight w itself, elsewhere 0: (R, T) to (R, T)."""
+    return torch.where((raw >= low) & (raw <= high), raw, 0.0)
+
+
+def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio: SequenceRatio) -> Tensor:
+    """One weight for all tokens of a response: the product of their w, or its root by the number of tokens.
+
+    The product is the importance weight of the response as a whole, unbiased and of a variance that grows with the
+    length; the geometric mean keeps the size of a token's weight. The sum of log-ratios is clamped to +-20.
+
+    Args:
+        prox_logp: (R, T).
+        behave_logp: (R, T).
+        mask: (R, T).
+        ratio: "product" or "geometric_mean".
+
+    Returns:
+        (R, T), detached, 1 at padding.
+    """
+    logs = log_ratio(prox_logp.detach(), behave_logp.detach(), mask).sum(dim=-1, keepdim=True)
+    if ratio == "geometric_mean":
+        logs = logs / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    weight = logs.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    return torch.where(mask.bool(), weight, 1.0)
+
+
 class BehaveWeight(ABC):
     """Slot: how the loss of a token is corrected for the policy that sampled it."""
 
     @abstractmethod
-    def __call__(self, prox_logp: Tensor, behave_logp: Tensor, fresh: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (weight, raw), both (R, T) and detached; `raw` is pi_prox / pi_behave before any rule, for the log.
-
-        `prox_logp`, `behave_logp` and `mask` are (R, T); `fresh` (R,) is true for rows sampled this iteration.
-        """
+    def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+        """Give (weight, raw), both (R, T) and detached; `raw` is pi_prox / pi_behave before any rule, for the log."""
 
 
-class Decoupled(BehaveWeight):
-    """POPO's weight pi_prox / pi_behave on replayed rows, and 1 on rows sampled this iteration.
+class One(BehaveWeight):
+    """No correction: replayed rows pass as if prox had sampled them (POPO's ablation pi_old, arXiv 2606.01281)."""
+
+    def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+        """Give (ones, pi_prox / pi_behave), both (R, T) and detached."""
+        _, raw = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+        return torch.ones_like(raw), raw
+
+
+class ReplayedWeight(BehaveWeight):
+    """Base of the rules that weigh replayed rows, and give 1 to rows sampled this iteration.
 
     A fresh row's behave policy is prox by definition; what a recomputation would show there is the numerical
     difference between engine and trainer, which stays visible in `raw`.
+
+    Args:
+        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+    """
+
+    def __init__(self, correct_fresh: bool = False) -> None:
+        self.correct_fresh = correct_fresh
+
+    @abstractmethod
+    def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
+        """Give the weight (R, T) of every row, as if all were replayed; `raw` (R, T) is pi_prox / pi_behave."""
+
+    def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+        """Give (weight, raw), both (R, T) and detached; `raw` keeps the fresh rows and ignores the rule."""
+        _, raw = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+        weight = self.rule(rows, raw)
+        if not self.correct_fresh:
+            weight = torch.where(rows.fresh.bool().unsqueeze(-1), 1.0, weight)
+        return weight, raw
+
+
+class Decoupled(ReplayedWeight):
+    """POPO's weight pi_prox / pi_behave per token, cut at a cap.
+
+    With correct_fresh and a cap of 2 it is truncated importance sampling against the engine's numerics (TIS; verl's
+    default cap).
 
     Args:
         cap: Upper bound of a token's weight, null for none (the weight is applied either way).
@@ -78,25 +125,93 @@ class Decoupled(BehaveWeight):
     """
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
-        if cap is not None and not cap >= 1:
-            raise SettingError(
-                f"Decoupled.cap is {cap}; it must be at least 1, the weight of an on-policy token, or null for no cap."
-            )
-        self.cap = cap
-        self.correct_fresh = correct_fresh
+        super().__init__(correct_fresh)
+        self.cap = _checked_cap("Decoupled", cap)
 
-    def __call__(self, prox_logp: Tensor, behave_logp: Tensor, fresh: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (weight, raw), both (R, T) and detached; `raw` keeps the fresh rows and ignores the cap."""
-        weight, raw = decoupled_weight(prox_logp, behave_logp, mask, self.cap)
-        if not self.correct_fresh:
-            weight = torch.where(fresh.bool().unsqueeze(-1), 1.0, weight)
-        return weight, raw
+    def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
+        """Give min(w, cap)."""
+        return raw if self.cap is None else raw.clamp(max=self.cap)
 
 
-class One(BehaveWeight):
-    """No correction: replayed rows pass as if prox had sampled them (POPO's ablation pi_old, arXiv 2606.01281)."""
+class Masked(ReplayedWeight):
+    """The weight where it is believable, and no learning from the token where it is not.
 
-    def __call__(self, prox_logp: Tensor, behave_logp: Tensor, fresh: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (ones, pi_prox / pi_behave), both (R, T) and detached."""
-        _, raw = decoupled_weight(prox_logp, behave_logp, mask)
-        return torch.ones_like(raw), raw
+    w if low <= w <= high, else 0: IcePop's and MIS's rule against the engine's numerics (arXiv 2510.18855; verl's
+    rollout correction), there with correct_fresh. With low 0 and high 5 it is AReaL's drop (arXiv 2505.24298). Rejected
+    tokens still count in the denominator.
+
+    Stores and passes: as Decoupled, none.
+
+    Args:
+        low: Least weight that is kept.
+        high: Greatest weight that is kept.
+        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+    """
+
+    def __init__(self, low: float = 0.5, high: float = 2.0, correct_fresh: bool = False) -> None:
+        super().__init__(correct_fresh)
+        self.low = within("Masked.low", low, 0, 1, "0.5, since an on-policy token has weight 1")
+        if not high >= 1:
+            raise SettingError(f"Masked.high is {high}; it must be at least 1, the weight of an on-policy token.")
+        self.high = high
+
+    def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
+        """Give `masked_weight`."""
+        return masked_weight(raw, self.low, self.high)
+
+
+class SequenceWeight(ReplayedWeight):
+    """One weight for a whole response: POPO with the correction by response instead of by token.
+
+    The product is the exact importance weight; the geometric mean is what AReaL takes at sequence level. Whether POPO
+    weighs tokens or responses is not known.
+
+    Args:
+        ratio: product of the tokens' weights, or their geometric_mean.
+        cap: Upper bound of the weight, null for none.
+        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+    """
+
+    def __init__(
+        self, ratio: SequenceRatio = "geometric_mean", cap: float | None = 5.0, correct_fresh: bool = False
+    ) -> None:
+        super().__init__(correct_fresh)
+        one_of("SequenceWeight.ratio", ratio, ("product", "geometric_mean"))
+        self.ratio: SequenceRatio = ratio
+        self.cap = _checked_cap("SequenceWeight", cap)
+
+    def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
+        """Give min(`sequence_weight`, cap)."""
+        weight = sequence_weight(rows.prox_logp, rows.behave_logp, rows.mask, self.ratio)
+        return weight if self.cap is None else weight.clamp(max=self.cap)
+
+
+class Smoothed(ReplayedWeight):
+    """w^alpha: between no correction (alpha 0) and the full one (alpha 1), with less variance than the latter.
+
+    Exponential smoothing of importance weights, as in off-policy bandits (arXiv 2305.15877). Not part of any paper on
+    group replay; a choice of this package.
+
+    Args:
+        alpha: Exponent in [0, 1].
+        cap: Upper bound of the smoothed weight, null for none.
+        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+    """
+
+    def __init__(self, alpha: float = 0.5, cap: float | None = None, correct_fresh: bool = False) -> None:
+        super().__init__(correct_fresh)
+        self.alpha = within("Smoothed.alpha", alpha, 0, 1, "0.5")
+        self.cap = _checked_cap("Smoothed", cap)
+
+    def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
+        """Give min(w^alpha, cap)."""
+        weight = raw**self.alpha
+        return weight if self.cap is None else weight.clamp(max=self.cap)
+
+
+def _checked_cap(owner: str, cap: float | None) -> float | None:
+    if cap is not None and not cap >= 1:
+        raise SettingError(
+            f"{owner}.cap is {cap}; it must be at least 1, the weight of an on-policy token, or null for no cap."
+        )
+    return cap

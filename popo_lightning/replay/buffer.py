@@ -63,25 +63,17 @@ class GroupReplayBuffer:
             min_age: Youngest group allowed, in versions.
             exclude_problems: Problem ids that the batch already has.
         """
+        return one_of_each_problem(self.usable(version, min_age), count, exclude_problems)
+
+    def usable(self, version: int, min_age: int = 1) -> list[Group]:
+        """All groups of an allowed age, newest version first and in order of insertion within a version."""
         oldest = version - self.max_age if self.max_age is not None else None
         usable = [
             group
             for group in self._groups
             if group.version <= version - min_age and (oldest is None or group.version >= oldest)
         ]
-        usable.sort(key=lambda group: -group.version)  # stable: order of insertion within a version
-        seen = set(exclude_problems)
-        chosen: list[Group] = []
-        repeated: list[Group] = []
-        for group in usable:
-            if len(chosen) == count:
-                break
-            if group.problem.id in seen:
-                repeated.append(group)
-            else:
-                seen.add(group.problem.id)
-                chosen.append(group)
-        return chosen + repeated[: count - len(chosen)]
+        return sorted(usable, key=lambda group: -group.version)  # stable: order of insertion within a version
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors."""
@@ -91,3 +83,25 @@ class GroupReplayBuffer:
         """Takes the saved groups, of which the present capacity keeps the newest."""
         groups = [Group.from_plain(group) for group in state["groups"]]
         self._groups = deque(groups if self.capacity is None else groups[-self.capacity :])
+
+
+def one_of_each_problem(ranked: Sequence[Group], count: int, exclude_problems: Collection[str] = ()) -> list[Group]:
+    """The first ``count`` groups, best first, where a problem that is there already gives way to any other.
+
+    Args:
+        ranked: Best first.
+        count: Groups wanted; fewer if there are no more.
+        exclude_problems: Problem ids that the batch already has.
+    """
+    seen = set(exclude_problems)
+    chosen: list[Group] = []
+    repeated: list[Group] = []
+    for group in ranked:
+        if len(chosen) == count:
+            break
+        if group.problem.id in seen:
+            repeated.append(group)
+        else:
+            seen.add(group.problem.id)
+            chosen.append(group)
+    return chosen + repeated[: count - len(chosen)]

@@ -5,25 +5,64 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
+from torch import Tensor
+
 from popo_lightning.groups import Group
+from popo_lightning.problems import Problem
 from popo_lightning.replay.buffer import GroupReplayBuffer
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What a composer may know and do.
+    """What a composer may know and do. Whatever it has sampled here counts as generated, trained on or not.
 
     Args:
         version: Present policy version.
         effective_by: Reward part whose spread makes a group effective.
-        rollout: Samples and grades this many further problems with the present policy.
+        problems: Problems that this rank samples in an iteration, its share of data.problems_per_iteration.
+        group_size: K, responses to a problem.
+        next_problems: Asks the prompt sampler for so many further problems, and samples so many responses to each.
+        given_problems: Samples so many responses to each of these problems; a prefix of each, if there is one, goes
+            behind the prompt.
+        present_logprobs: (T,) log-probs of every response of these groups under the present policy.
+        random: A generator for one purpose, from (seed, rank, iteration, purpose).
     """
 
     version: int
     effective_by: str
-    rollout: Callable[[int], list[Group]]
+    problems: int
+    group_size: int
+    next_problems: Callable[[int, int], list[Group]]
+    given_problems: Callable[[Sequence[Problem], int, Sequence[Tensor] | None], list[Group]]
+    present_logprobs: Callable[[Sequence[Group]], list[list[Tensor]]]
+    random: Callable[..., Random]
+
+    def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
+        """Groups of the sampler's next problems, by the present policy.
+
+        Args:
+            count: Problems; an iteration's number unless given.
+            n: Responses to each; the group size unless given.
+        """
+        return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
+
+    def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
+        """Groups of given problems, by the present policy.
+
+        Args:
+            problems: What to ask.
+            n: Responses to each.
+            prefixes: (P,) tokens for each problem, the beginning of an earlier response, from which to go on. They
+                become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
+        """
+        return self.given_problems(problems, n, prefixes) if problems else []
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """(T,) log-probs of each response under the present policy: one forward pass without gradient."""
+        return self.present_logprobs(groups)
 
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """(effective, ineffective), each in order."""
@@ -32,11 +71,11 @@ class Iteration:
 
 
 class Composer(ABC):
-    """Slot: decides which groups an iteration trains on."""
+    """Slot: decides what is sampled in an iteration and which groups it trains on."""
 
     @abstractmethod
-    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
-        """Groups to train on. Those of the present policy version count as fresh, all others as replayed."""
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Groups to train on. Those of an earlier policy version are replayed: the behaviour weight applies to them."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides later compositions, in plain containers and tensors."""
@@ -49,17 +88,17 @@ class Composer(ABC):
 class OnPolicy(Composer):
     """All fresh groups, ineffective ones included: GRPO (2402.03300)."""
 
-    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
+    def compose(self, iteration: Iteration) -> list[Group]:
         """The fresh groups as they are."""
-        return list(fresh)
+        return iteration.rollout()
 
 
 class Filter(Composer):
     """Effective fresh groups only, with no refill: POPO's filter ablation (2606.01281)."""
 
-    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
+    def compose(self, iteration: Iteration) -> list[Group]:
         """The effective fresh groups."""
-        return iteration.split(fresh)[0]
+        return iteration.split(iteration.rollout())[0]
 
 
 class PrioritizedGroupReplay(Composer):
@@ -76,8 +115,9 @@ class PrioritizedGroupReplay(Composer):
     def __init__(self, buffer: GroupReplayBuffer) -> None:
         self.buffer = buffer
 
-    def compose(self, fresh: Sequence[Group], iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then replayed ones, ``len(fresh)`` in all if the buffer has them."""
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Effective fresh groups, then replayed ones: as many as were sampled, if the buffer has them."""
+        fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         problems = {group.problem.id for group in effective}
         replayed = self.buffer.newest(len(ineffective), iteration.version, exclude_problems=problems)

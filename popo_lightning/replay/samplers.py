@@ -27,8 +27,8 @@ class PromptSampler(ABC):
     def draw(self, count: int) -> list[int]:
         """``count`` places for this rank."""
 
-    def observe(self, groups: Sequence[Group]) -> None:  # noqa: B027  # uniform rules learn nothing
-        """Sees the graded groups of the problems it chose."""
+    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:  # noqa: B027  # uniform rules learn nothing
+        """Sees the graded groups of the problems it drew, once for each draw; replayed groups never."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

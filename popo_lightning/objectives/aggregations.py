@@ -1,0 +1,73 @@
+"""Aggregations: how the losses of tokens become the loss of a minibatch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from popo_lightning.objectives.settings import above
+
+
+class Aggregation(ABC):
+    """Slot: what a row's tokens count, and what their sum is divided by.
+
+    The loss of a minibatch is sum over rows of row_weight * (sum over the row's tokens) / denominator, where the
+    denominator is the sum of `size` over all its rows and ranks. So the losses of micro-batches add up, whatever
+    the split. Tokens that a rule rejects still count (verl's and AReaL's way): they lower the step, and the others
+    do not make up for them.
+    """
+
+    @abstractmethod
+    def row_weights(self, lengths: Tensor) -> Tensor:
+        """Map the response lengths (R,) of some rows to what their tokens' losses are multiplied by, (R,) float32."""
+
+    @abstractmethod
+    def size(self, lengths: Tensor) -> float:
+        """Give these rows' share of the denominator."""
+
+
+class TokenMean(Aggregation):
+    """Mean over all tokens of the minibatch: a long response weighs more than a short one (DAPO, 2503.14476)."""
+
+    def row_weights(self, lengths: Tensor) -> Tensor:
+        """Give ones."""
+        return torch.ones_like(lengths, dtype=torch.float32)
+
+    def size(self, lengths: Tensor) -> float:
+        """Give the number of tokens."""
+        return float(lengths.sum())
+
+
+class SequenceMean(Aggregation):
+    """Mean over responses of the mean over their tokens (GRPO, 2402.03300 equation 3; GSPO, 2507.18071)."""
+
+    def row_weights(self, lengths: Tensor) -> Tensor:
+        """Give 1 / length; a row without tokens has no loss to weigh."""
+        return 1 / lengths.clamp(min=1).float()
+
+    def size(self, lengths: Tensor) -> float:
+        """Give the number of responses."""
+        return float(len(lengths))
+
+
+class SequenceSum(Aggregation):
+    """Mean over responses of the sum over their tokens, divided by a constant (Dr.GRPO, 2503.20783).
+
+    A token weighs the same in a short and in a long response, in whatever minibatch it stands.
+
+    Args:
+        length: The constant; Dr.GRPO takes the response limit, so data.max_new_tokens.
+    """
+
+    def __init__(self, length: float) -> None:
+        self.length = above("SequenceSum.length", length, 0, "data.max_new_tokens")
+
+    def row_weights(self, lengths: Tensor) -> Tensor:
+        """Give 1 / constant."""
+        return torch.full_like(lengths, 1 / self.length, dtype=torch.float32)
+
+    def size(self, lengths: Tensor) -> float:
+        """Give the number of responses."""
+        return float(len(lengths))

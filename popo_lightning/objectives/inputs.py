@@ -1,0 +1,75 @@
+"""What a rule of the objective is given: the rows of a micro-batch, or the tokens of a whole minibatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_BOUND = 20.0
+
+
+@dataclass
+class ObjectiveInputs:
+    """R responses of T right-padded tokens. Log-probs are float32, taken at the sampling temperature.
+
+    Args:
+        logp: (R, T), policy, with gradient.
+        prox_logp: (R, T), centre of the trust region.
+        behave_logp: (R, T), the policy that sampled the tokens, stored at generation.
+        advantages: (R, 1) or (R, T).
+        mask: (R, T), true at response tokens; anything may stand elsewhere.
+        fresh: (R,), true where the row was sampled this iteration.
+        entropy: (R, T), with gradient if a regularizer uses it.
+        ref_logp: (R, T), frozen reference.
+        version: Policy version at the start of the iteration, for schedules.
+        loss_weight: (R,), multiplies a row's loss, regularizers excluded; None for 1.
+    """
+
+    logp: Tensor
+    prox_logp: Tensor
+    behave_logp: Tensor
+    advantages: Tensor
+    mask: Tensor
+    fresh: Tensor
+    entropy: Tensor | None = None
+    ref_logp: Tensor | None = None
+    version: int = 0
+    loss_weight: Tensor | None = None
+
+
+@dataclass
+class MinibatchTokens:
+    """All N response tokens of a minibatch, over its micro-batches and ranks: flat (N,) detached tensors.
+
+    Args:
+        logp: (N,), policy before the minibatch's step.
+        prox_logp: (N,).
+        behave_logp: (N,).
+        advantages: (N,).
+        fresh: (N,), true at tokens of rows sampled this iteration.
+    """
+
+    logp: Tensor
+    prox_logp: Tensor
+    behave_logp: Tensor
+    advantages: Tensor
+    fresh: Tensor
+
+
+def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """log(pi_a / pi_b) per token, 0 at padding, clamped to +-20.
+
+    Padding is cleared first: it may hold -inf, NaN or anything else, and clearing after exp would still send NaN
+    through the backward pass. The clamp (verl's) keeps exp finite in float32; beyond it the gradient is 0.
+
+    Args:
+        a: (R, T) log-probs, float32.
+        b: (R, T) log-probs, float32.
+        mask: (R, T), true or 1 at response tokens.
+
+    Returns:
+        (R, T), with gradient to `a` and `b`.
+    """
+    return torch.where(mask.bool(), a - b, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
