@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+
+COMPARE = "compare"
+TOP_LEVEL_HELP = ("-h", "--help")
 
 
 def main() -> None:
@@ -10,9 +14,17 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if sys.argv[1:2] == [COMPARE]:
+        from popo_lightning.compare.command import main as compare
+
+        sys.exit(compare(sys.argv[2:]))
     from popo_lightning.cli import run
 
-    run()
+    try:
+        run()
+    finally:
+        if len(sys.argv) > 1 and sys.argv[1] in TOP_LEVEL_HELP:  # the other subcommands are the Trainer's
+            print(f"    {COMPARE:<20}Run methods x seeds on a task, one after the other,\n{'':24}and report.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from popo_lightning import run_folder
 from popo_lightning.callbacks.evaluation import Evaluation
 from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.parameter_hooks import ParameterHook
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.proximal import ProximalPolicy
 from popo_lightning.callbacks.samples import SampleTable
@@ -66,6 +67,7 @@ class PopoCLI(LightningCLI):
         parser.add_class_arguments(RunSettings, "run")
         # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
         parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(ParameterHook, "parameter_hook", subclass_mode=True, required=False)
         parser.add_lightning_class_args(ProximalPolicy, "proximal", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(SampleTable, "samples")
@@ -73,6 +75,7 @@ class PopoCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
+                "parameter_hook": {"class_path": "popo_lightning.callbacks.parameter_hooks.ParameterHook"},
                 "proximal": {"class_path": "popo_lightning.callbacks.proximal.ProximalSnapshot"},
                 "checkpoint.every_n_epochs": 20,
                 "checkpoint.save_on_train_epoch_end": True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from popo_lightning.errors import SettingError
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.iteration_rollouts import IterationRollouts
+from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
@@ -26,11 +26,11 @@ from popo_lightning.replay.samplers import EpochSampler, PromptSampler
 from popo_lightning.report import RolloutReport, Totals
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
-from popo_lightning.weight_sync import WeightSync
 
 
 class RolloutStream(IterableDataset[Minibatch]):
@@ -145,17 +145,15 @@ class RolloutDataModule(L.LightningDataModule):
         self.seed = seed
 
         self.clock = PhaseClock()
-        self.start_seconds = 0.0  # of the engine, once a process
         self.longest_response = 0  # tokens that an evaluation may ask for
         self.totals = Totals()
         self.report: RolloutReport | None = None  # of the iteration under way
         self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
         self.iteration = 0  # iterations begun
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
-        self._calls = 0  # engine calls of this iteration, for their seeds
-        self._engine_started = False
-        self._sync = WeightSync(engine, sync_every, self.clock)
-        self._rollouts_synced = -1  # iteration whose rollouts have their weights
+        self.synced = SyncedEngine(
+            engine, sync_every, self.clock, self._engine_context, lambda: self._module.named_weights()
+        )
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
@@ -176,7 +174,7 @@ class RolloutDataModule(L.LightningDataModule):
             self._module.compute_dtype,
             self.overlong,
         )
-        self._sync.forget()  # whatever the trainer now does, it may have loaded other weights
+        self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
         if not self._fitting:
             return
         if self.problems_per_iteration % world_size:
@@ -203,8 +201,8 @@ class RolloutDataModule(L.LightningDataModule):
     def _module(self) -> Any:
         return self._run.lightning_module
 
-    def _start_engine(self) -> None:
-        """Loads the engine once, after the strategy has set up the process group."""
+    def _engine_context(self) -> EngineContext:
+        """Asked for once the strategy has set up the process group."""
         strategy = self._run.strategy
         longest = self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response)
         positions = getattr(self._module.model.config.get_text_config(), "max_position_embeddings", None) or longest
@@ -214,42 +212,26 @@ class RolloutDataModule(L.LightningDataModule):
                 f"{longest - self.max_prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than the "
                 f"{positions} positions of model.path; lower them"
             )
-        self.engine.start(
-            EngineContext(
-                folder=self._module.folder,
-                device=strategy.root_device,
-                dtype=self._module.compute_dtype,
-                rank=self._run.global_rank,
-                world_size=self._run.world_size,
-                max_tokens=longest,
-                forbidden_token_ids=self._module.forbidden_token_ids,
-                image_pixels=self.image_pixels,
-                images_per_prompt=self.problems.images_per_prompt(self._fitting),
-            )
+        return EngineContext(
+            folder=self._module.folder,
+            device=strategy.root_device,
+            dtype=self._module.compute_dtype,
+            rank=self._run.global_rank,
+            world_size=self._run.world_size,
+            max_tokens=longest,
+            forbidden_token_ids=self._module.forbidden_token_ids,
+            image_pixels=self.image_pixels,
+            images_per_prompt=self.problems.images_per_prompt(self._fitting),
         )
-        self._engine_started = True
 
     def sync(self) -> None:
-        """Gives the engine the policy's newest weights, unless it has them already.
+        """Gives the engine the policy's newest weights, unless it has them already."""
+        self.synced.newest(self._run.global_step, self.iteration)
 
-        The engine loads the base model, so the first sync of a process always happens, resumed or not.
-        """
-        self._wake()
-        self._sync.newest(self._run.global_step, self.iteration, self._module.named_weights)
-
-    def _wake(self) -> None:
-        if not self._engine_started:
-            began = time.perf_counter()
-            self._start_engine()
-            self.start_seconds = time.perf_counter() - began
-        self.engine.wake()
-
-    def _sync_for_rollouts(self) -> None:
-        """Once an iteration, before its first rollout; an iteration may have none."""
-        if self._rollouts_synced != self.iteration:
-            self._wake()
-            self._sync.for_rollouts(self._run.global_step, self.iteration, self._module.named_weights)
-            self._rollouts_synced = self.iteration
+    @property
+    def start_seconds(self) -> float:
+        """Of the engine, once a process."""
+        return self.synced.start_seconds
 
     # -- one iteration -----------------------------------------------------------------------------------------
 
@@ -266,71 +248,42 @@ class RolloutDataModule(L.LightningDataModule):
         return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
-        version, self._calls = self.iteration, 0
-        self.report = RolloutReport(version, self.effective_by)
+        self.report = RolloutReport(self.iteration, self.effective_by)
         with self.clock.measure("compose"):
-            groups = self.composer.compose(self._iteration())
+            groups = self.composer.compose(self._composers_view(self.report))
             self.report.composed(groups)
-            self.pending = self._deal(groups, version)
+            self.pending = deal(groups, self.iteration, self.minibatches, self.sweeps, self._random("deal"))
         self.engine.sleep()
         self.totals.add(self.report)
         self.rollout_metrics = self.report.metrics()
         self.iteration += 1
 
-    def _iteration(self) -> Iteration:
+    def _composers_view(self, report: RolloutReport) -> Iteration:
+        rollouts = IterationRollouts(
+            self.problems.train,
+            self.sampler,
+            self.maker,
+            self.sampling,
+            lambda: self.synced.for_rollouts(self._run.global_step, self.iteration),
+            self._random,
+            {"data.effective_by": self.effective_by, "model.reward": self._module.reward},
+            report,
+        )
         return Iteration(
             version=self.iteration,
             effective_by=self.effective_by,
             problems=self.problems_per_iteration // self._run.world_size,
             group_size=self.group_size,
-            next_problems=self._next_problems,
-            given_problems=self._given_problems,
+            next_problems=rollouts.next_problems,
+            given_problems=rollouts.given_problems,
             present_logprobs=self._present_logprobs,
             random=self._random,
         )
-
-    def _deal(self, groups: Sequence[Group], version: int) -> list[Minibatch]:
-        """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed."""
-        order = list(range(len(groups)))
-        self._random("deal").shuffle(order)
-        dealt = [[groups[i] for i in order[part :: self.minibatches]] for part in range(self.minibatches)]
-        return [
-            Minibatch(part, version, sweep * self.minibatches + place, place)
-            for sweep in range(self.sweeps)
-            for place, part in enumerate(dealt)
-        ]
-
-    def _next_problems(self, count: int, n: int) -> list[Group]:
-        places = self.sampler.draw(count)
-        groups = self._given_problems([self.problems.train[place] for place in places], n)
-        self.sampler.observe(places, groups)
-        return groups
-
-    def _given_problems(
-        self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None
-    ) -> list[Group]:
-        """Samples and grades in this iteration."""
-        self._sync_for_rollouts()
-        self._calls += 1
-        seed = self._random("rollout", self._calls).getrandbits(62)
-        groups = self.maker.make(problems, n, self.sampling, seed, prefixes)
-        self._check_parts(groups)
-        assert self.report is not None
-        self.report.sampled(groups)
-        return groups
 
     def _present_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         with self.clock.measure("rank"):
             found = iter(self._module.logprobs(Minibatch(groups, self.iteration, 0)))
         return [[next(found) for _ in group.responses] for group in groups]
-
-    def _check_parts(self, groups: Sequence[Group]) -> None:
-        graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        for setting, part in (("data.effective_by", self.effective_by), ("model.reward", self._module.reward)):
-            if graded and part not in graded[0]:
-                raise SettingError(
-                    f"{setting} is '{part}', which the task does not give; use one of {', '.join(sorted(graded[0]))}"
-                )
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
@@ -390,7 +343,7 @@ class RolloutDataModule(L.LightningDataModule):
             "iteration": self.iteration,
             "steps": self.steps,
             "totals": self.totals.state_dict(),
-            "rollout_weights": self._sync.state_dict(),
+            "rollout_weights": self.synced.state_dict(),
             "ranks": ranks,
         }
 
@@ -409,7 +362,7 @@ class RolloutDataModule(L.LightningDataModule):
         mine = state["ranks"][rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
-        self._sync.load_state_dict(state["rollout_weights"])
+        self.synced.load_state_dict(state["rollout_weights"])
         self.maker.made = mine["groups_made"]
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -54,12 +55,18 @@ class Minibatch:
         """Response tokens: this rank's share of the loss denominator."""
         return sum(group.tokens for group in self.groups)
 
-    def rows(self, advantages: Sequence[Tensor] | None = None) -> list[Row]:
-        """One row per response.
+    def rows(
+        self,
+        advantages: Sequence[Tensor] | None = None,
+        values: Sequence[Tensor] | None = None,
+        returns: Sequence[Tensor] | None = None,
+    ) -> list[Row]:
+        """One row per response; all arguments have one tensor per row, in the order of :attr:`responses`.
 
         Args:
-            advantages: One tensor per row, in the order of :attr:`responses`: () for the whole response or (T,). None
-                where only log-probs are wanted.
+            advantages: () for the whole response or (T,). None where only log-probs are wanted.
+            values: (T,) of a critic before the step.
+            returns: (T,) that the critic learns.
         """
         rows: list[Row] = []
         for group in self.groups:
@@ -76,6 +83,8 @@ class Minibatch:
                         age=self.version - group.version_of(response),
                         loss_weight=group.loss_weight,
                         images=group.images,
+                        value=None if values is None else values[index],
+                        returns=None if returns is None else returns[index],
                     )
                 )
         return rows
@@ -100,6 +109,26 @@ class Minibatch:
         return minibatch
 
 
+def deal(groups: Sequence[Group], version: int, minibatches: int, sweeps: int, random: Random) -> list[Minibatch]:
+    """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed.
+
+    Args:
+        groups: Those of one iteration.
+        version: Policy version.
+        minibatches: Parts, of which some are empty where there are fewer groups.
+        sweeps: Times the parts come, in the same order and with the same groups.
+        random: Decides the order.
+    """
+    order = list(range(len(groups)))
+    random.shuffle(order)
+    dealt = [[groups[i] for i in order[part::minibatches]] for part in range(minibatches)]
+    return [
+        Minibatch(part, version, sweep * minibatches + place, place)
+        for sweep in range(sweeps)
+        for place, part in enumerate(dealt)
+    ]
+
+
 @dataclass(frozen=True)
 class Row:
     """One response with everything its loss needs; ``index`` is its place in the minibatch."""
@@ -113,6 +142,8 @@ class Row:
     age: int = 0
     loss_weight: float = 1.0
     images: dict[str, Tensor] = field(default_factory=dict)
+    value: Tensor | None = None
+    returns: Tensor | None = None
 
     @property
     def fresh(self) -> bool:
@@ -144,6 +175,8 @@ class PaddedRows:
     loss_weight: Tensor  # (R,)
     fresh: Tensor  # (R,) bool
     age: Tensor  # (R,) policy versions
+    values: Tensor | None  # (R, T) of the critic before the step
+    returns: Tensor | None  # (R, T)
     images: dict[str, Tensor]  # of all rows one after the other, by the model's argument names; empty for text
 
     def to(self, device: torch.device) -> PaddedRows:
@@ -161,7 +194,6 @@ def pad_rows(rows: Sequence[Row]) -> PaddedRows:
     input_ids = pad_sequence(ids, batch_first=True)
     position = torch.arange(input_ids.shape[1])
     attention_mask = position < lengths[:, None]
-    has_prox = all(row.prox_logp is not None for row in rows)
     behave_logp = pad_sequence([row.response.behave_logp for row in rows], batch_first=True)
     return PaddedRows(
         index=torch.tensor([row.index for row in rows]),
@@ -170,16 +202,22 @@ def pad_rows(rows: Sequence[Row]) -> PaddedRows:
         is_response=attention_mask & (position >= prompt_lengths[:, None]),
         mask=torch.arange(behave_logp.shape[1]) < (lengths - prompt_lengths)[:, None],
         behave_logp=behave_logp,
-        prox_logp=pad_sequence([row.prox_logp for row in rows if row.prox_logp is not None], batch_first=True)
-        if has_prox
-        else None,
+        prox_logp=_padded([row.prox_logp for row in rows]),
         prox_share=None if rows[0].prox_share is None else torch.tensor([[row.prox_share] for row in rows]),
         advantages=_advantages(rows),
         loss_weight=torch.tensor([row.loss_weight for row in rows]),
         fresh=torch.tensor([row.fresh for row in rows]),
         age=torch.tensor([row.age for row in rows]),
+        values=_padded([row.value for row in rows]),
+        returns=_padded([row.returns for row in rows]),
         images=_images(rows),
     )
+
+
+def _padded(values: Sequence[Tensor | None]) -> Tensor | None:
+    """(R, T) where every row has (T,) values."""
+    found = [value for value in values if value is not None]
+    return pad_sequence(found, batch_first=True) if len(found) == len(values) else None
 
 
 def _advantages(rows: Sequence[Row]) -> Tensor:
@@ -208,3 +246,33 @@ def split_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
         else:
             parts.append([row])
     return parts
+
+
+def proximal_logprobs(part: PaddedRows, logp: Tensor) -> Tensor:
+    """(R, T) centre of the trust region: as recorded, or between behave and the policy, or the policy itself.
+
+    Without anything recorded no step has been taken since the iteration began, and the policy is the centre.
+    """
+    if part.prox_share is not None:
+        return torch.lerp(part.behave_logp, logp, part.prox_share)
+    return logp if part.prox_logp is None else part.prox_logp
+
+
+def token_columns(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
+    """Flat (N,) columns over all response tokens: log-probs, proximal ones, behaviour ones, advantages, fresh (0 or 1).
+
+    Args:
+        rows: Of a minibatch.
+        logp: (T,) log-probs of each row under the policy.
+    """
+    columns: list[list[Tensor]] = [[] for _ in range(5)]
+    for row, present in zip(rows, logp, strict=True):
+        behave = row.response.behave_logp
+        prox = present if row.prox_logp is None else row.prox_logp
+        if row.prox_share is not None:
+            prox = torch.lerp(behave, present, row.prox_share)
+        advantage = row.advantage.float().expand(len(present))
+        values = (present, prox, behave, advantage, torch.full_like(present, row.fresh))
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return [torch.cat(column) if column else torch.empty(0) for column in columns]

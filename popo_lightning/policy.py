@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from popo_lightning import policy_checkpoint
+from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
-from popo_lightning.logprobs import token_logprobs
-from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows
-from popo_lightning.model_folder import image_marks, image_tokens, load_trainable, sees_images, unseen_image
+from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, proximal_logprobs, split_rows, token_columns
+from popo_lightning.model_folder import image_tokens, load_trainable, sees_images
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective, ObjectiveInputs
+from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.ranks import gathered, over_ranks
+from popo_lightning.scoring import response_logprobs
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -39,6 +40,7 @@ class PolicyModule(L.LightningModule):
         warm_start: Builds a tiny policy on first use, for the embedded tasks.
         objective: Behaviour weight, trust region and regularizers.
         advantage: How a group's rewards become advantages.
+        critic: A value model beside the policy, for advantages that need one.
         optimizer: Optimizer over the policy's parameters.
         lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
         max_grad_norm: Gradients are scaled down to this norm; null leaves them.
@@ -57,6 +59,7 @@ class PolicyModule(L.LightningModule):
         warm_start: WarmStart | None = None,
         objective: Objective = Objective(),  # noqa: B008  # holds settings only
         advantage: Advantage = GroupNormalised(),  # noqa: B008
+        critic: Critic | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
@@ -79,11 +82,13 @@ class PolicyModule(L.LightningModule):
             raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")
         if dtype not in ("float32", "bfloat16"):
             raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
+        check_critic(critic, advantage)
         self.automatic_optimization = False
         self.path = path
         self.warm_start = warm_start
         self.objective = objective
         self.advantage = advantage
+        self.critic = critic
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.max_grad_norm = max_grad_norm
@@ -131,6 +136,8 @@ class PolicyModule(L.LightningModule):
             model.gradient_checkpointing_enable()
         # transformers checkpoints activations in training mode only
         self.model = model.train(self.gradient_checkpointing)
+        if self.critic is not None:
+            self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
 
@@ -156,54 +163,47 @@ class PolicyModule(L.LightningModule):
         Returns:
             ((R, T), (R, T)) float32, zero at padding.
         """
-        lm: Any = model if model is not None else self.model
-        # Right padding and a causal mask: a response never sees what is padded, in whatever attention.
-        inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask.long(), "use_cache": False}
-        if rows.images:
-            inputs |= rows.images | {"mm_token_type_ids": image_marks(lm.config, rows.input_ids)}
-        hidden = lm.base_model(**inputs).last_hidden_state
-        if not rows.images and sees_images(lm.config) and dist.is_initialized() and dist.get_world_size() > 1:
-            hidden = hidden + unseen_image(lm, self.device, hidden.dtype)
-        predicts = rows.is_response[:, 1:]  # position t predicts token t + 1
-        logp, entropy = token_logprobs(
-            hidden[:, :-1][predicts],
-            lm.get_output_embeddings(),
-            rows.input_ids[:, 1:][predicts],
+        return response_logprobs(
+            self.model if model is None else model,
+            rows,
             self.temperature,
             self.forbidden_token_ids,
-            entropy_gradient=self.objective.needs_entropy,
+            self.objective.needs_entropy,
         )
-        # Both masks list a row's response tokens in order, so flat values go straight to their places.
-        return _scatter(logp, rows.mask), _scatter(entropy, rows.mask)
 
-    @torch.no_grad()
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
         """(T,) log-probs of every response under the present weights, on the CPU, in row order.
 
         In the precision of a training step: of other numerics the ratio would speak, not of a moved policy.
         """
-        with self.trainer.precision_plugin.forward_context():
-            return self._logprobs(minibatch)
+        return self._row_by_row(minibatch, lambda part: self(part)[0])
 
-    def _logprobs(self, minibatch: Minibatch) -> list[Tensor]:
+    def values(self, minibatch: Minibatch) -> list[Tensor]:
+        """(T,) values of the critic, as :meth:`logprobs` gives log-probs."""
+        return self._row_by_row(minibatch, self.value_model)
+
+    @torch.no_grad()
+    def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
         rows = minibatch.rows()
         found: list[Tensor | None] = [None] * len(rows)
-        for piece in split_rows(rows, self.micro_batch_tokens):
-            part = pad_rows(piece).to(self.device)
-            logp, _ = self(part)
-            for index, row, mask in zip(part.index.tolist(), logp.cpu(), part.mask.cpu(), strict=True):
-                found[index] = row[mask]
-        return [logp for logp in found if logp is not None]
+        with self.trainer.precision_plugin.forward_context():
+            for piece in split_rows(rows, self.micro_batch_tokens):
+                part = pad_rows(piece).to(self.device)
+                for index, row, mask in zip(part.index.tolist(), score(part).cpu(), part.mask.cpu(), strict=True):
+                    found[index] = row[mask]
+        return [row for row in found if row is not None]
 
     # -- training ----------------------------------------------------------------------------------------------
 
     def advantages(self, minibatch: Minibatch, values: list[Tensor] | None = None) -> list[Tensor]:
-        """One tensor per row: () for the whole response, or (T,).
+        """One tensor per row: () for the whole response, or (T,); before any whitening.
 
         Args:
             minibatch: Whose rows.
-            values: (T,) per row, where the rule needs a critic's.
+            values: (T,) per row, a critic's; asked for here where the rule needs them and none are given.
         """
+        if values is None and self.advantage.needs_values:
+            values = self.values(minibatch)
         found: list[Tensor] = []
         for group in minibatch.groups:
             if group.advantages is not None:
@@ -214,30 +214,48 @@ class PolicyModule(L.LightningModule):
             found += self.advantage.for_group(group, self.reward, prox, None if values is None else values[here])
         return found
 
+    def _rows(self, minibatch: Minibatch) -> list[Row]:
+        """A minibatch's rows with their advantages, and what a critic learns from."""
+        values = self.values(minibatch) if self.critic is not None else None
+        advantages = self.advantages(minibatch, values)
+        returns = None
+        if values is not None:
+            returns = [advantage + value for advantage, value in zip(advantages, values, strict=True)]
+        if self.advantage.whitens:
+            of_all = torch.tensor([over_ranks(self.trainer, float(m), "sum") for m in moments(advantages)])
+            advantages = whiten(advantages, of_all)
+        return minibatch.rows(advantages, values, returns)
+
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:
         """One optimizer step on one minibatch.
 
         Returns:
             "tokens": one dict per micro-batch of flat (N,) tensors over its response tokens: ratio, clipped,
             weight_raw, weight, entropy, gap (policy minus engine log-prob), fresh, age; "mean_loss", "grad_norm",
-            "stepped" (False where no rank had a token to learn from).
+            "stepped" (False where no rank had a token to learn from); with a critic also "value_loss".
         """
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        rows = minibatch.rows(self.advantages(minibatch))
+        rows = self._rows(minibatch)
         objective = self._objective_for(minibatch, rows)
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         denominator = size / self.trainer.world_size
-        loss_sum, statistics = 0.0, []
+        tokens = over_ranks(self.trainer, minibatch.tokens, "sum") / self.trainer.world_size
+        loss_sum, value_loss_sum, statistics = 0.0, 0.0, []
         parts = split_rows(rows, self.micro_batch_tokens)
         # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
         # before the first of them, or a rank that is through would wait here for one that waits there.
         most = int(over_ranks(self.trainer, len(parts), "max"))
         for part in parts:
-            loss, found = self._loss(pad_rows(part).to(self.device), objective, minibatch.version, denominator)
-            self.manual_backward(loss)
+            padded = pad_rows(part).to(self.device)
+            loss, found = self._loss(padded, objective, minibatch.version, denominator)
             loss_sum += float(loss.detach())
+            if self.critic is not None:
+                value_loss = self._value_loss(padded, tokens)
+                value_loss_sum += float(value_loss.detach())
+                loss = loss + value_loss
+            self.manual_backward(loss)
             statistics.append(found)
         for _ in range(most - len(parts)):
             self.manual_backward(self._nothing())
@@ -248,18 +266,14 @@ class PolicyModule(L.LightningModule):
             scheduler: Any = self.lr_schedulers()
             if scheduler is not None:
                 scheduler.step()
-        return {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(size)}
+        outputs = {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(size)}
+        return outputs if self.critic is None else outputs | {"value_loss": value_loss_sum}
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
         """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
         if not self.objective.needs_minibatch_tokens:
             return self.objective
-        logp = self.logprobs(minibatch)
-        prox = logp if minibatch.prox_logp is None else minibatch.prox_logp
-        behave = [row.response.behave_logp for row in rows]
-        advantages = [row.advantage.float().expand(len(each)) for row, each in zip(rows, logp, strict=True)]
-        fresh = [torch.full_like(each, row.fresh) for row, each in zip(rows, logp, strict=True)]
-        flat = gathered([_joined(each) for each in (logp, prox, behave, advantages, fresh)])
+        flat = gathered(token_columns(rows, self.logprobs(minibatch)))
         return self.objective.for_minibatch(MinibatchTokens(flat[0], flat[1], flat[2], flat[3], flat[4].bool()))
 
     def _loss(
@@ -299,15 +313,23 @@ class PolicyModule(L.LightningModule):
         }
         return loss, {name: value[part.mask].cpu() for name, value in tokens.items()}
 
+    def _value_loss(self, part: PaddedRows, denominator: float) -> Tensor:
+        assert self.critic is not None and part.values is not None and part.returns is not None
+        return self.critic.loss(self.value_model(part), part.values, part.returns, part.mask, denominator)
+
     def _nothing(self) -> Tensor:
         """A loss of zero that has been through the whole model."""
         token = torch.zeros(1, dtype=torch.long)
         response = Response(token, torch.zeros(1), "stop")
-        logp, _ = self(pad_rows([Row(0, token, response, torch.zeros(()))]).to(self.device))
-        return logp.sum() * 0
+        rows = pad_rows([Row(0, token, response, torch.zeros(()))]).to(self.device)
+        logp, _ = self(rows)
+        nothing = logp.sum() * 0
+        return nothing if self.critic is None else nothing + self.value_model(rows).sum() * 0
 
     def _clip_gradients(self) -> float:
-        """Norm before clipping."""
+        """Norm of the policy's gradient before clipping; a critic's is clipped by itself."""
+        if self.critic is not None:
+            self.critic.clip_gradients(self.value_model)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         wrapped: Any = self.trainer.strategy.model
         if hasattr(wrapped, "clip_grad_norm_"):  # FSDP1 shards the norm too
@@ -317,7 +339,11 @@ class PolicyModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""
-        optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+        if self.critic is not None:  # a group of the one optimizer, so that a training step stays one optimizer step
+            trained = [p for p in self.value_model.parameters() if p.requires_grad]
+            groups.append({"params": trained, "lr": self.critic.lr})
+        optimizer = self.make_optimizer(groups)
         self._optimizer_settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         if self.make_lr_scheduler is None:
             return optimizer
@@ -355,24 +381,5 @@ class PolicyModule(L.LightningModule):
         return batch[0]
 
 
-def proximal_logprobs(part: PaddedRows, logp: Tensor) -> Tensor:
-    """(R, T) centre of the trust region: as recorded, or between behave and the policy, or the policy itself.
-
-    Without anything recorded no step has been taken since the iteration began, and the policy is the centre.
-    """
-    if part.prox_share is not None:
-        return torch.lerp(part.behave_logp, logp, part.prox_share)
-    return logp if part.prox_logp is None else part.prox_logp
-
-
 def _lengths(rows: Sequence[Row]) -> Tensor:
     return torch.tensor([len(row.response.token_ids) for row in rows], dtype=torch.long)
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(tensors)) if tensors else torch.empty(0)
-
-
-def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
-    """(N,) values to the N true places of a (R, T) mask, zero elsewhere."""
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

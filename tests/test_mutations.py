@@ -1,4 +1,4 @@
-"""Does test_objectives.py notice a wrong formula? Each mutation below must make at least one of its tests fail."""
+"""Do the tests of objectives notice a wrong formula? Each of objective_mutations.py must make one of them fail."""
 
 import importlib
 import pkgutil
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from objective_mutations import MUTATIONS
 
 import popo_lightning
 import popo_lightning.objectives
@@ -15,51 +16,21 @@ import popo_lightning.objectives
 HERE = Path(__file__).parent
 SOURCE = Path(popo_lightning.objectives.__file__).parent
 
-PROX, BEHAVE = "prox_logp.detach()", "behave_logp.detach()"
-
-# What is wrong, file, text in it (exactly once), replacement.
-MUTATIONS = [
-    ("biased std", "advantages", "correction=1", "correction=0"),
-    ("std tested instead of spread", "advantages", "spread > SPREAD_TOLERANCE", "spread >= 0"),
-    ("eps dropped", "advantages", "correction=1) + eps", "correction=1)"),
-    ("mean not subtracted", "advantages", "rewards - rewards.mean(dim=-1, keepdim=True)", "rewards * 1.0"),
-    ("exp before mask", "inputs", "torch.where(mask.bool(), a - b, 0.0)", "((a - b) * mask)"),
-    ("log-ratio not clamped", "inputs", ".clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", ""),
-    ("prox and behave swapped", "weights", f"{PROX}, {BEHAVE}", f"{BEHAVE}, {PROX}"),
-    ("weight keeps gradient", "weights", f"{PROX}, {BEHAVE}", "prox_logp, behave_logp"),
-    ("cap None drops the weight", "weights", "raw if cap is None", "torch.ones_like(raw) if cap is None"),
-    ("cap ignored", "weights", "raw.clamp(max=cap)", "raw"),
-    ("fresh rows corrected", "weights", "if not self.correct_fresh", "if self.correct_fresh"),
-    ("pi_old still corrects", "weights", "torch.ones_like(raw), raw", "raw, raw"),
-    ("sign of the loss", "trust_regions", "unclipped = -ratio", "unclipped = ratio"),
-    ("no clip", "trust_regions", "torch.maximum(unclipped, bounded)", "unclipped"),
-    ("optimistic clip", "trust_regions", "torch.maximum(", "torch.minimum("),
-    ("bounds swapped", "trust_regions", "clamp(1 - clip_low, 1 + clip_high)", "clamp(1 - clip_high, 1 + clip_low)"),
-    ("dual clip on A > 0", "trust_regions", "(advantages < 0)", "(advantages > 0)"),
-    ("dual clip not counted", "trust_regions", "clipped | over", "clipped"),
-    ("prox keeps gradient", "trust_regions", "prox_logp.detach()", "prox_logp"),
-    ("padding keeps its advantage", "trust_regions", "torch.where(mask, advantages, 0.0)", "advantages * mask"),
-    ("KL the other way", "regularizers", "log_ratio(ref_logp.detach(), logp", "-log_ratio(ref_logp.detach(), logp"),
-    ("k1 keeps its own gradient", "regularizers", "k2 + (loss - k2).detach()", "loss"),
-    ("KL not weighted", "regularizers", "weight * loss", "loss"),
-    ("k3 unbounded", "regularizers", ".clamp(max=K3_BOUND)", ""),
-    ("entropy punished", "regularizers", "-torch.where(mask.bool(), entropy", "torch.where(mask.bool(), entropy"),
-    ("no behaviour weight", "objective", "weight * region.loss", "region.loss"),
-    ("mean over a padded block", "objective", ".sum(dim=-1)\n        loss", ".mean(dim=-1)\n        loss"),
-    (
-        "mean of the rows' means",
-        "objective",
-        "self.aggregation.row_weights(mask.sum(dim=-1)) * row_loss",
-        "row_loss / mask.sum(dim=-1)",
-    ),
-    ("mean of micro-batch means", "objective", ".sum() / denominator", ".sum() / mask.sum()"),
-    ("regularizers forgotten", "objective", "tuple(regularizers or ())", "()"),
-    ("statistics keep the graph", "objective", "region.ratio.detach()", "region.ratio"),
+TESTS = [
+    "advantages_normalised",
+    "weights",
+    "trust_regions",
+    "detached_regions",
+    "sequence_regions",
+    "adaptive_regions",
+    "regularizers",
+    "aggregations",
+    "objectives",
 ]
 
 
 def failing_tests(monkeypatch: pytest.MonkeyPatch, package: Path) -> list[str]:
-    """Run test_objectives.py in this process with `package` in the place of popo_lightning.objectives."""
+    """Run the tests of objectives in this process with `package` in the place of popo_lightning.objectives."""
     for module in pkgutil.iter_modules([str(SOURCE)]):
         name = f"popo_lightning.objectives.{module.name}"
         importlib.import_module(name)
@@ -68,7 +39,12 @@ def failing_tests(monkeypatch: pytest.MonkeyPatch, package: Path) -> list[str]:
     monkeypatch.setattr(popo_lightning, "objectives", popo_lightning.objectives)  # to put the true one back
     monkeypatch.setattr(popo_lightning, "__path__", [str(package.parent), *popo_lightning.__path__])
     importlib.invalidate_caches()
-    tests = {k: v for k, v in runpy.run_path(str(HERE / "test_objectives.py")).items() if k.startswith("test_")}
+    monkeypatch.setitem(sys.modules, "objectives_for_tests", None)  # to put the true one back
+    del sys.modules["objectives_for_tests"]
+    tests = {}
+    for name in TESTS:
+        found = runpy.run_path(str(HERE / f"test_{name}.py"))
+        tests |= {k: v for k, v in found.items() if k.startswith("test_")}
     used = tests["test_objective_by_hand"].__globals__["Objective"].__init__.__code__.co_filename
     assert used.startswith(str(package)), "the copy was not imported"
     failures = []
@@ -82,8 +58,8 @@ def failing_tests(monkeypatch: pytest.MonkeyPatch, package: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
-    [*(m[1:] for m in MUTATIONS), ("objective", "", "")],
-    ids=[*(m[0] for m in MUTATIONS), "unchanged"],
+    [*((file, old, new) for file, found in MUTATIONS.items() for _, old, new in found), ("objective", "", "")],
+    ids=[*(what for found in MUTATIONS.values() for what, _, _ in found), "unchanged"],
 )
 def test_mutation_is_noticed(file: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "objectives"

@@ -60,7 +60,7 @@ class Monitor(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Collects the step's tokens."""
         self._tokens += outputs["tokens"]
-        step = {name: float(outputs[name]) for name in ("mean_loss", "grad_norm", "stepped")}
+        step = {name: float(value) for name, value in outputs.items() if name != "tokens"}
         self._steps.append(step | {"seconds": time.perf_counter() - self._step_began, "first": float(batch.index == 0)})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -84,6 +84,8 @@ class Monitor(L.Callback):
             "train/grad_norm": _mean([step["grad_norm"] for step in stepped]),
             "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
         }
+        if any("value_loss" in step for step in stepped):
+            metrics["train/value_loss"] = _mean([step["value_loss"] for step in stepped])
         if not self._tokens:
             return metrics
         tokens = {name: torch.cat([part[name] for part in self._tokens]) for name in self._tokens[0]}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
+from popo_lightning.objectives.settings import above, at_least
+from popo_lightning.objectives.weights import BehaveWeight, One
 
 # Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
 SPREAD_TOLERANCE = 1e-6
@@ -116,6 +118,15 @@ class Advantage(ABC):
         return list(self(group.rewards(reward)[None])[0].unbind())
 
 
+def check_weight(advantage: Advantage, behave_weight: BehaveWeight) -> None:
+    """Raises SettingError where the behaviour policy would be corrected for twice."""
+    if advantage.folds_weight and not isinstance(behave_weight, One):
+        raise SettingError(
+            f"model.objective's behave_weight is {type(behave_weight).__name__}, but the advantages of "
+            f"{type(advantage).__name__} with off_policy hold pi_prox / pi_behave already; use One with it."
+        )
+
+
 class GroupNormalised(Advantage):
     """GRPO's advantage, (R - mean) / (std + eps) within the group; without the std it is Dr.GRPO's.
 
@@ -125,10 +136,8 @@ class GroupNormalised(Advantage):
     """
 
     def __init__(self, normalise_by_std: bool = True, eps: float = 1e-6) -> None:
-        if not 0 <= eps < math.inf:
-            raise SettingError(f"GroupNormalised.eps is {eps}; it must be a finite number of at least 0, such as 1e-6.")
         self.normalise_by_std = normalise_by_std
-        self.eps = eps
+        self.eps = at_least("GroupNormalised.eps", eps, 0, ", such as 1e-6")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""
@@ -186,9 +195,7 @@ class SoftBaseline(Advantage):
     """
 
     def __init__(self, tau: float = 1.0) -> None:
-        if not 0 < tau < math.inf:
-            raise SettingError(f"SoftBaseline.tau is {tau}; it must be a finite number above 0, such as 1.0.")
-        self.tau = tau
+        self.tau = above("SoftBaseline.tau", tau, 0, "1.0")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""
@@ -232,11 +239,7 @@ class ExponentialWeight(Advantage):
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        if not 0 < temperature < math.inf:
-            raise SettingError(
-                f"ExponentialWeight.temperature is {temperature}; it must be a finite number above 0, such as 1.0."
-            )
-        self.temperature = temperature
+        self.temperature = above("ExponentialWeight.temperature", temperature, 0, "1.0")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""

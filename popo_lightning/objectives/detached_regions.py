@@ -173,4 +173,4 @@ class REC(TrustRegion):
         advantages = torch.where(mask, rows.advantages, 0.0)
         kept = rec_mask(ratio, advantages, self.mask, self.clip, self.ring)
         coefficient = (ratio if self.weighted else 1.0) * advantages * kept
-        return TrustRegionOutput(score_loss(rows.logp, coefficient, mask), ratio, ~kept & mask)
+        return TrustRegionOutput(score_loss(rows.logp, coefficient, mask), ratio, ~kept)

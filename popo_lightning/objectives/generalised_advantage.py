@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.objectives.advantages import Advantage
+from popo_lightning.objectives.settings import within
 
 VARIANCE_FLOOR = 1e-8
 
@@ -103,11 +104,8 @@ class GAE(Advantage):
     needs_values = True
 
     def __init__(self, gamma: float = 1.0, lam: float = 1.0, whiten: bool = True) -> None:
-        for name, value in (("gamma", gamma), ("lam", lam)):
-            if not 0 <= value <= 1:
-                raise SettingError(f"GAE.{name} is {value}; it must be between 0 and 1, such as 1.0.")
-        self.gamma = gamma
-        self.lam = lam
+        self.gamma = within("GAE.gamma", gamma, 0, 1, "1.0")
+        self.lam = within("GAE.lam", lam, 0, 1, "1.0")
         self.whitens = whiten
 
     def __call__(self, rewards: Tensor) -> Tensor:

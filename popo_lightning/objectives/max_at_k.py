@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,17 +13,18 @@ from torch import Tensor
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.objectives.advantages import Advantage, check_group_size, zero_if_ineffective
-
-LOG_RATIO_BOUND = 20.0
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND
+from popo_lightning.objectives.settings import at_least, one_of
 
 Baseline = Literal["none", "leave_one_out", "centred"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 @lru_cache(maxsize=64)
 def _choices(size: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(below, below_with_one, below_with_two), each (size + 1,) float64 and divided by C(size, k).
+    """(one, two, three), each (size + 1,) float64 and divided by C(size, k).
 
-    Entry p counts the ways to fill a subset of k from p places, when 1, 2 or 3 of its members are named already.
+    Entry p counts the subsets of k of which 1, 2 or 3 members are named and the others come from p places.
     """
 
     def choose(named: int) -> Tensor:
@@ -65,7 +66,7 @@ def best_with(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
     """
     size = len(rewards)
     one, two, three = _choices(size, k)
-    place = torch.arange(size)  # responses that are not better
+    place = torch.arange(size)  # responses below
     below = deviation.cumsum(0) - deviation
     itself = one[:size] * (1 + deviation) + _place(two, place - 1) * below
     # Another response j is the best: k - 2 members are left to draw from the j - 1 below it.
@@ -162,18 +163,12 @@ class MaxAtK(Advantage):
     """
 
     def __init__(self, k: int, off_policy: bool = False, baseline: Baseline = "none", ratio_cap: float = 2.0) -> None:
-        if k < 1:
-            raise SettingError(f"MaxAtK.k is {k}; it must be at least 1, where the mean reward is optimised.")
-        if baseline not in ("none", "leave_one_out", "centred"):
-            raise SettingError(f"MaxAtK.baseline is '{baseline}'; use none, leave_one_out or centred.")
-        if not 1 <= ratio_cap < math.inf:
-            raise SettingError(
-                f"MaxAtK.ratio_cap is {ratio_cap}; it must be finite and at least 1, the on-policy ratio."
-            )
+        at_least("MaxAtK.k", k, 1, ", where the mean reward is optimised")
+        one_of("MaxAtK.baseline", baseline, BASELINES)
         self.k = k
         self.off_policy = off_policy
         self.baseline: Baseline = baseline
-        self.ratio_cap = ratio_cap
+        self.ratio_cap = at_least("MaxAtK.ratio_cap", ratio_cap, 1, ", the ratio of an on-policy response")
         self.needs_prox = off_policy
         self.folds_weight = off_policy
 
@@ -226,10 +221,8 @@ class BestMinusSecond(Advantage):
     """
 
     def __init__(self, normalise_by_std: bool = False, eps: float = 1e-6) -> None:
-        if not 0 <= eps < math.inf:
-            raise SettingError(f"BestMinusSecond.eps is {eps}; it must be a finite number of at least 0, such as 1e-6.")
         self.normalise_by_std = normalise_by_std
-        self.eps = eps
+        self.eps = at_least("BestMinusSecond.eps", eps, 0, ", such as 1e-6")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""

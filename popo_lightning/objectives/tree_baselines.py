@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.objectives.advantages import Advantage, check_group_size, zero_if_ineffective
+from popo_lightning.objectives.settings import one_of
 
 Kind = Literal["mean", "max", "min"]
 
@@ -33,8 +33,7 @@ class TreeBaseline(Advantage):
     """
 
     def __init__(self, kind: Kind = "mean") -> None:
-        if kind not in ("mean", "max", "min"):
-            raise SettingError(f"TreeBaseline.kind is '{kind}'; use mean, max or min.")
+        one_of("TreeBaseline.kind", kind, get_args(Kind))
         self.kind: Kind = kind
 
     def __call__(self, rewards: Tensor) -> Tensor:

@@ -92,8 +92,8 @@ def ppo_clip(
 
 
 def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
-    """REINFORCE's loss -sg[coefficient] log pi, whose gradient is -coefficient times the score: (R, T) to (R, T)."""
-    return -torch.where(mask.bool(), coefficient.detach(), 0.0) * torch.where(mask.bool(), logp, 0.0)
+    """REINFORCE's loss -coefficient * log pi, (R, T), 0 at padding; the coefficient is a constant without gradient."""
+    return -torch.where(mask.bool(), coefficient, 0.0) * torch.where(mask.bool(), logp, 0.0)
 
 
 class TrustRegion(ABC):

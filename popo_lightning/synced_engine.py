@@ -1,33 +1,48 @@
-"""Which weights the engine samples with, and when it is given others."""
+"""The engine and the weights it samples with."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popo_lightning.rollout.engine import NamedTensors, RolloutEngine
+from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine
 from popo_lightning.timing import PhaseClock
 
 
-class WeightSync:
-    """Keeps the engine at the policy's weights, or, for delayed rollouts, at those of an earlier iteration.
+class SyncedEngine:
+    """Starts the engine at its first use, and keeps it at the policy's weights.
 
-    With ``every`` above 1 a copy of the weights that rollouts sample with is kept on the CPU: an evaluation in between
-    needs the newest ones, and a resumed run has to go on with the same old ones.
+    For delayed rollouts (``every`` above 1) these are the weights of an earlier iteration. A copy of them stays on the
+    CPU: an evaluation in between needs the newest ones, and a resumed run has to go on with the same old ones. The
+    engine loads the base model, so the first sync of a process always happens, resumed or not.
 
     Args:
         engine: What is synced.
         every: Iterations between syncs; the weights sampled with are at most every - 1 versions old.
         clock: Seconds go there, as sync.
+        context: What the engine is told when it starts; asked for once.
+        weights: The policy's present weights, by name.
     """
 
-    def __init__(self, engine: RolloutEngine, every: int, clock: PhaseClock) -> None:
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        every: int,
+        clock: PhaseClock,
+        context: Callable[[], EngineContext],
+        weights: Callable[[], NamedTensors],
+    ) -> None:
         self.engine = engine
         self.every = every
         self.clock = clock
+        self.context = context
+        self.weights = weights
+        self.start_seconds = 0.0  # of the engine, once a process
+        self._started = False
         self._held: tuple[str, int] | None = None  # what the engine has: ("step", global step) or ("version", version)
         self._kept: dict[str, Tensor] = {}
         self._kept_version: int | None = None
@@ -36,28 +51,36 @@ class WeightSync:
         """The policy may have other weights now, at the same step."""
         self._held = None
 
-    def newest(self, step: int, version: int, weights: Callable[[], NamedTensors]) -> None:
+    def newest(self, step: int, version: int) -> None:
         """Gives the engine the policy's present weights, unless it has them.
 
         Args:
             step: Optimizer steps taken.
             version: Policy version.
-            weights: The policy's, by name.
         """
-        self._give(("step", step), version, weights)
+        self._wake()
+        self._give(("step", step), version, self.weights)
         self.engine.version = version
 
-    def for_rollouts(self, step: int, version: int, weights: Callable[[], NamedTensors]) -> None:
+    def for_rollouts(self, step: int, version: int) -> None:
         """As :meth:`newest`, or, between two syncs, the weights of the last one."""
         if self.every == 1:
-            self.newest(step, version, weights)
+            self.newest(step, version)
             return
+        self._wake()
         if self._kept_version is None or version - self._kept_version >= self.every:
-            self._kept = {name: weight.detach().to("cpu", copy=True) for name, weight in weights()}
+            self._kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights()}
             self._kept_version = version
-        kept = self._kept_version
-        self._give(("version", kept), kept, self._kept.items)
-        self.engine.version = kept
+        self._give(("version", self._kept_version), self._kept_version, self._kept.items)
+        self.engine.version = self._kept_version
+
+    def _wake(self) -> None:
+        if not self._started:
+            began = time.perf_counter()
+            self.engine.start(self.context())
+            self.start_seconds = time.perf_counter() - began
+            self._started = True
+        self.engine.wake()
 
     def _give(self, held: tuple[str, int], version: int, weights: Callable[[], NamedTensors]) -> None:
         if self._held == held and self.engine.holds_weights:

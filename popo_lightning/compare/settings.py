@@ -1,0 +1,158 @@
+"""What is compared: methods, seeds and settings, and the checks that need nothing to be loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from popo_lightning.errors import SettingError
+
+Metric = Literal["avg_at_k", "greedy", "pass_at_k"]
+METRICS: tuple[Metric, ...] = ("greedy", "avg_at_k", "pass_at_k")
+OWN = ("config", "ckpt_path", "seed_everything", "run.folder", "run.root", "run.method", "run.resume")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass
+class Method:
+    """One method.
+
+    Args:
+        config: YAML files after the task's.
+        arguments: Settings of this method's runs, by dotted name.
+        seeds: Seeds instead of everyone's.
+    """
+
+    config: list[str] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] | None = None
+
+
+@dataclass
+class Comparison:
+    """Methods x seeds on a task.
+
+    Args:
+        name: In titles, and of the folder.
+        task: YAML files that every run begins with.
+        methods: By name, each with config (YAML files), arguments (settings) and seeds, all optional.
+        seeds: Of every method.
+        arguments: Settings of every run, by dotted name, such as {trainer.max_epochs: 160}.
+        sweep: Settings to vary, by label, such as {low: {model.optimizer.init_args.lr: 3.0e-5}}; the runs are methods
+            x labels x seeds. null varies nothing. A method's and a label's settings win over everyone's.
+        root: Folder of the runs and of the report; null takes runs/compare/NAME.
+        baseline: Method that the others are measured against; null if none.
+        dynamic_sampling: Method whose responses the others' are counted against; null if none.
+        metric: The accuracy that curves, targets and sweeps are about.
+        target: Accuracy to be reached; null takes the baseline's final one at the same seed.
+        final_evaluations: How many of the last evaluations are averaged as final accuracy.
+        report_only: Run nothing, report what has finished.
+        plots: Draw figures, which needs matplotlib.
+    """
+
+    name: str
+    task: list[str]
+    methods: dict[str, Method]
+    seeds: list[int]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, dict[str, Any]] | None = None
+    root: str | None = None
+    baseline: str | None = None
+    dynamic_sampling: str | None = None
+    metric: Metric = "avg_at_k"
+    target: float | None = None
+    final_evaluations: int = 2
+    report_only: bool = False
+    plots: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Of the runs and of the report."""
+        return Path(self.root) if self.root is not None else Path("runs") / "compare" / self.name
+
+    def variants(self) -> Mapping[str, dict[str, Any]]:
+        """The sweep's settings by label; one without label where nothing is swept."""
+        return self.sweep or {"": {}}
+
+    def check(self) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+            SettingError: A name, file, seed or number that cannot be used.
+        """
+        self._check_names()
+        self._check_files()
+        for place, settings in self._all_arguments():
+            for name in flattened(settings):
+                if name in OWN:
+                    raise SettingError(f"{place} sets {name}, which popo compare sets itself; leave it out")
+        for label, varied in (self.sweep or {}).items():
+            for name, method in self.methods.items():
+                for both in flattened(varied).keys() & flattened(method.arguments).keys():
+                    raise SettingError(
+                        f"{both} is set by sweep.{label} and by methods.{name}.arguments; set it in one of them"
+                    )
+        for place, seeds in self._all_seeds():
+            if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+                raise SettingError(f"{place} is {seeds}; name one seed or more, none twice, none below 0")
+        if self.final_evaluations < 1:
+            raise SettingError(f"final_evaluations is {self.final_evaluations}; average 1 evaluation or more")
+        if self.target is not None and not 0 < self.target <= 1:
+            raise SettingError(f"target is {self.target}; name an accuracy above 0 and up to 1, or null")
+
+    def _check_names(self) -> None:
+        if not self.methods:
+            raise SettingError("methods is empty; name one method or more")
+        for place, name in [
+            ("name", self.name),
+            *(("methods", name) for name in self.methods),
+            *(("sweep", label) for label in self.sweep or {}),
+        ]:
+            if not NAME.fullmatch(name):
+                raise SettingError(
+                    f"{place} has the name '{name}', which cannot be a folder's; use letters, digits, '.', '_' and '-'"
+                )
+        for place, wanted in (("baseline", self.baseline), ("dynamic_sampling", self.dynamic_sampling)):
+            if wanted is not None and wanted not in self.methods:
+                raise SettingError(f"{place} is '{wanted}'; name one of methods ({', '.join(self.methods)}), or null")
+
+    def _check_files(self) -> None:
+        lists = [("task", self.task), *((f"methods.{name}.config", each.config) for name, each in self.methods.items())]
+        for place, files in lists:
+            for file in files:
+                if not Path(file).is_file():
+                    raise SettingError(
+                        f"{place} has '{file}', which does not exist; name YAML files from the current folder"
+                    )
+
+    def _all_arguments(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "arguments", self.arguments
+        yield from ((f"sweep.{label}", settings) for label, settings in (self.sweep or {}).items())
+        yield from ((f"methods.{name}.arguments", method.arguments) for name, method in self.methods.items())
+
+    def _all_seeds(self) -> Iterator[tuple[str, Sequence[int]]]:
+        yield "seeds", self.seeds
+        for name, method in self.methods.items():
+            if method.seeds is not None:
+                yield f"methods.{name}.seeds", method.seeds
+
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name.
+
+    A mapping below a dotted name is that setting's value. Below a name without a dot it comes from the command line
+    (--arguments.trainer.max_epochs 10), and overrides what has the same dotted name.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _leaves(name, value) if "." not in name else {name: value}
+    return found
+
+
+def _leaves(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    return {path: leaf for key, below in value.items() for path, leaf in _leaves(f"{name}.{key}", below).items()}

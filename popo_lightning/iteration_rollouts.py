@@ -1,0 +1,80 @@
+"""What is sampled in one rollout iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from torch import Tensor
+
+from popo_lightning.errors import SettingError
+from popo_lightning.group_maker import GroupMaker
+from popo_lightning.groups import Group
+from popo_lightning.problems import Problem
+from popo_lightning.replay.samplers import PromptSampler
+from popo_lightning.report import RolloutReport
+from popo_lightning.rollout.engine import Sampling
+
+
+class IterationRollouts:
+    """Asks the prompt sampler, generates, grades and counts, for one iteration's composer.
+
+    Args:
+        problems: Those to train on, by place.
+        sampler: Chooses places.
+        maker: Generates and grades.
+        sampling: How to draw tokens.
+        sync: Gives the engine this iteration's weights; called before the first rollout, of which there may be none.
+        random: A generator for one purpose of this iteration.
+        needed_parts: Reward parts that settings name, by setting.
+        report: Counts what is sampled.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        sampler: PromptSampler,
+        maker: GroupMaker,
+        sampling: Sampling,
+        sync: Callable[[], None],
+        random: Callable[..., Random],
+        needed_parts: dict[str, str],
+        report: RolloutReport,
+    ) -> None:
+        self.problems = problems
+        self.sampler = sampler
+        self.maker = maker
+        self.sampling = sampling
+        self.sync = sync
+        self.random = random
+        self.needed_parts = needed_parts
+        self.report = report
+        self._calls = 0  # of the engine, for their seeds
+
+    def next_problems(self, count: int, n: int) -> list[Group]:
+        """Groups of n responses to the sampler's next problems, of which it learns."""
+        places = self.sampler.draw(count)
+        groups = self.given_problems([self.problems[place] for place in places], n)
+        self.sampler.observe(places, groups)
+        return groups
+
+    def given_problems(
+        self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None
+    ) -> list[Group]:
+        """Groups of n responses to these problems, going on from a prefix of each where there are any."""
+        if not self._calls:
+            self.sync()
+        self._calls += 1
+        seed = self.random("rollout", self._calls).getrandbits(62)
+        groups = self.maker.make(problems, n, self.sampling, seed, prefixes)
+        self._check_parts(groups)
+        self.report.sampled(groups)
+        return groups
+
+    def _check_parts(self, groups: Sequence[Group]) -> None:
+        graded = [response.parts for group in groups for response in group.responses if response.failure is None]
+        for setting, part in self.needed_parts.items():
+            if graded and part not in graded[0]:
+                raise SettingError(
+                    f"{setting} is '{part}', which the task does not give; use one of {', '.join(sorted(graded[0]))}"
+                )

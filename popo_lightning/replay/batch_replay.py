@@ -1,0 +1,134 @@
+"""Composers that train on whole earlier batches: ReMix's mixing, and RAPID's rollouts ahead of the updates."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from popo_lightning.groups import Group
+from popo_lightning.objectives.settings import at_least, one_of, within
+from popo_lightning.ranks import gathered
+from popo_lightning.replay.composers import Composer, Iteration
+
+
+class ReMixReplay(Composer):
+    """ReMix's Mix-PPG: with probability p the data of a recent policy in place of new ones (arXiv 2507.06892).
+
+    At iteration k, with probability p, the batch is that of pi_{k-i}, i drawn from those of 1..N that sampled one;
+    otherwise it is sampled now, and kept for the next N iterations. From iteration ``until`` on, the paper's
+    reincarnation point, every batch is on-policy.
+
+    Keeps the groups of the last N iterations, ineffective ones included. No forward pass is added. An iteration that
+    replays samples nothing, which is where ReMix saves rollouts: with p = 0.4 and N = 2 a share of 1 / (1 + p + p^2)
+    = 0.64 of the iterations before ``until`` samples.
+
+    Deviations: the paper does not say whether p holds for a batch or for its parts; ``mix: batch`` is the default
+    because only then whole iterations go without rollouts. i is drawn evenly, which is inferred. An iteration that
+    replays leaves nothing for later ones, so after N replays in a row there is nothing recent, and the next samples.
+
+    The other parts of ReMix are data.sweeps (its update-to-data ratio), ScaledWidth, ConvexKL and the parameter hook
+    Reincarnation.
+
+    Args:
+        probability: p, of replaying.
+        policies: N, how many policy versions back a batch may come from.
+        until: First iteration that is on-policy, as are all after it; null for none.
+        mix: batch decides once an iteration, for all ranks alike; group decides for each group, and samples the rest.
+    """
+
+    def __init__(
+        self,
+        probability: float = 0.4,
+        policies: int = 2,
+        until: int | None = 50,
+        mix: Literal["batch", "group"] = "batch",
+    ) -> None:
+        self.probability = within("ReMixReplay.probability", probability, 0, 1, "0.4")
+        self.policies = int(at_least("ReMixReplay.policies", policies, 1, ", such as 2"))
+        self.until = None if until is None else int(at_least("ReMixReplay.until", until, 0, ", or null for none"))
+        self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
+        self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """A stored batch, or a new one, or a mixture by group."""
+        while self._batches and self._batches[0][0] < iteration.version - self.policies:
+            self._batches.popleft()
+        if self.until is not None and iteration.version >= self.until:
+            self._batches.clear()
+            return iteration.rollout()
+        if self.mix == "group":
+            return self._mixed(iteration)
+        # rank 0's draws: if some ranks sampled and others did not, those would wait for the weights' gathering
+        random = iteration.random("remix")
+        coin, place = gathered([torch.tensor([random.random(), random.random()], dtype=torch.float64)])[0][:2].tolist()
+        if self._batches and coin < self.probability:
+            return list(self._batches[int(place * len(self._batches))][1])
+        return self._sample(iteration, iteration.problems)
+
+    def _mixed(self, iteration: Iteration) -> list[Group]:
+        random = iteration.random("remix")
+        stored = [group for _, groups in self._batches for group in groups]
+        wanted = sum(random.random() < self.probability for _ in range(iteration.problems))
+        replayed = random.sample(stored, min(wanted, len(stored)))
+        return self._sample(iteration, iteration.problems - len(replayed)) + replayed
+
+    def _sample(self, iteration: Iteration, count: int) -> list[Group]:
+        fresh = iteration.rollout(count)
+        self._batches.append((iteration.version, fresh))
+        return list(fresh)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored batches."""
+        return {"batches": [{"version": version, "groups": _plain(groups)} for version, groups in self._batches]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The stored batches."""
+        self._batches = deque((batch["version"], _groups(batch["groups"])) for batch in state["batches"])
+
+
+class Rapid(Composer):
+    """RAPID: H batches are sampled at once, then trained on one by one (arXiv 2510.03515).
+
+    Every H iterations the engine answers H times an iteration's problems with the present weights, in one call; this
+    iteration and the next H - 1 train on a batch of them each, without rollouts. The batch of the i-th of these
+    iterations is i versions old, which its loss corrects by min(rho, 2): CappedImportance, with behaviour weight One.
+
+    Keeps at most H - 1 batches. No forward pass is added. Rollouts are as many as on-policy, in calls H times as
+    large, and the engine is woken and given weights H times less often.
+
+    Deviations: the paper's H and its importance-aware group baseline could not be read; H is a setting, and the
+    advantage slot is as elsewhere. Batches are trained on in the order the sampler drew their problems, which is
+    random already.
+
+    Args:
+        batches: H, iterations to a rollout.
+    """
+
+    def __init__(self, batches: int = 4) -> None:
+        self.batches = int(at_least("Rapid.batches", batches, 1, ", such as 4"))
+        self._waiting: deque[Group] = deque()
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """The next batch."""
+        if not self._waiting:
+            self._waiting.extend(iteration.rollout(self.batches * iteration.problems))
+        return [self._waiting.popleft() for _ in range(min(iteration.problems, len(self._waiting)))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The groups sampled ahead."""
+        return {"waiting": _plain(self._waiting)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The groups sampled ahead."""
+        self._waiting = deque(_groups(state["waiting"]))
+
+
+def _plain(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    return [group.to_plain() for group in groups]
+
+
+def _groups(plain: Sequence[dict[str, Any]]) -> list[Group]:
+    return [Group.from_plain(group) for group in plain]

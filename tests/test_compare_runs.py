@@ -1,0 +1,324 @@
+"""Runs as processes: made once, skipped, refused, failed, stopped and gone on with. Most need no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparisons_for_tests import planned, read_comparison, write_comparison
+from scripted_runs_for_tests import STOPPED, scripted_run
+from tiny_models import REPOSITORY, metrics
+
+from popo_lightning.__main__ import main as popo_main
+from popo_lightning.compare.command import main
+from popo_lightning.compare.plan import is_finished, plan, read_record, write_record
+from popo_lightning.compare.runs import TAIL_LINES, locked, make, run_all
+from popo_lightning.errors import SettingError
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_held(folder: Path) -> bool:
+    with locked(folder) as lock:
+        return lock is None
+
+
+def method_files(*names: str) -> dict[str, Any]:
+    return {name: {"config": [str(REPOSITORY / "configs" / "method" / f"{name}.yaml")]} for name in names}
+
+
+def compare_process(folder: Path, script: str) -> subprocess.Popen[bytes]:
+    """A process that makes one run with the script, and would make another after it."""
+    program = Path(__file__).parent / "scripted_runs_for_tests.py"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen([sys.executable, str(program), str(folder), script], env=environment)
+
+
+# -- plan ------------------------------------------------------------------------------------------------------
+
+
+def test_plan_is_methods_times_labels_times_seeds(tmp_path: Path) -> None:
+    sweep = {"low": {"model.optimizer.init_args.lr": 1e-5}, "high": {"model.optimizer.init_args.lr": 1e-4}}
+    methods = {"grpo": {"seeds": [7]}, "popo": {"arguments": {"data.group_size": 8}}}
+    path = write_comparison(tmp_path, methods, sweep=sweep, seeds=[1, 2], arguments={"data.group_size": 4})
+    runs = plan(read_comparison(path))
+    assert len(runs) == len({run.folder for run in runs}) == 2 * 2 + 2
+    popo = planned(read_comparison(path), "popo", 2, "low")
+    assert popo.folder == tmp_path / "root" / "runs" / "popo" / "low-seed2"
+    assert popo.settings == ("--run.method=popo", "--data.group_size=8", "--model.optimizer.init_args.lr=1e-05")
+    assert popo.arguments()[:3] == ["fit", "--config", str(tmp_path / "task.yaml")]
+    assert popo.arguments()[-3:] == [f"--run.folder={popo.folder}", "--run.resume=true", "--seed_everything=2"]
+    assert planned(read_comparison(path), "grpo", 7, "high").settings[1] == "--data.group_size=4"
+
+
+def test_command_line_overrides_a_dotted_setting(tmp_path: Path) -> None:
+    path = write_comparison(tmp_path, arguments={"trainer.max_epochs": 5, "evaluation.benchmarks": {"a": {"limit": 1}}})
+    (run, *_) = plan(read_comparison(path, "--arguments.trainer.max_epochs", "9", "--seeds", "[4]"))
+    assert run.settings == (
+        "--run.method=grpo",
+        "--trainer.max_epochs=9",
+        '--evaluation.benchmarks={"a": {"limit": 1}}',
+    )
+    assert run.seed == 4
+
+
+BAD = {
+    "seeds": (["--seeds", "[1,1]"], ["seeds", "[1, 1]"]),
+    "no seeds": (["--seeds", "[]"], ["seeds", "[]"]),
+    "baseline": (["--baseline", "nope"], ["baseline", "nope", "grpo"]),
+    "dynamic sampling": (["--dynamic_sampling", "nope"], ["dynamic_sampling", "nope"]),
+    "own": (["--arguments", '{"run.folder": "x"}'], ["arguments", "run.folder", "leave it out"]),
+    "task": (["--task", "[nope.yaml]"], ["task", "nope.yaml", "does not exist"]),
+    "label": (["--sweep", '{"../up": {}}'], ["sweep", "../up", "letters"]),
+    "method": (["--methods", '{"a/b": {}}'], ["methods", "a/b"]),
+    "final": (["--final_evaluations", "0"], ["final_evaluations", "0"]),
+    "target": (["--target", "30"], ["target", "30"]),
+    "metric": (["--metric", "accuracy"], ["metric", "accuracy"]),
+    "unknown": (["--sedes", "[1]"], ["sedes"]),
+    "no file": (["--config", "nope.yaml"], ["nope.yaml"]),
+    "twice": (
+        ["--methods", '{"grpo": {"arguments": {"a.b": 1}}}', "--sweep", '{"low": {"a.b": 2}}'],
+        ["a.b", "sweep.low", "methods.grpo.arguments"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_one_sentence(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_comparison(tmp_path)
+    arguments, words = BAD[case]
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(path), *arguments])
+    assert stopped.value.code == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("popo: ")
+    assert [word for word in words if word not in sentence] == []
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_method_that_fit_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any run begins, and by the method's name."""
+    task = [str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")]
+    methods = method_files("grpo", "popo")
+    methods["popo"]["arguments"] = {"data.grupo_size": 4}
+    path = write_comparison(tmp_path, methods, task=task)
+    with pytest.raises(SystemExit):
+        main(["--config", str(path)])
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert [word for word in ("method popo", "data.grupo_size") if word not in sentence] == []
+    assert not (tmp_path / "root").exists()
+
+
+def test_help_names_the_subcommand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--help"], ["fit", "compare", "seeds"]),
+        (["compare", "--help"], ["--dynamic_sampling"]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["popo", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            popo_main()
+        assert stopped.value.code == 0
+        said = capsys.readouterr().out
+        assert [word for word in words if word not in said] == []
+
+
+# -- runs ------------------------------------------------------------------------------------------------------
+
+
+def test_made_once_then_skipped(tmp_path: Path) -> None:
+    lines: list[str] = []
+    runs = [scripted_run(tmp_path, seed=seed) for seed in (1, 2)]
+    outcomes = run_all(runs, lines.append, lambda run: "0.5")
+    assert [outcome.state for outcome in outcomes] == ["finished", "finished"]
+    assert "made" in (runs[0].folder / "log.txt").read_text()
+    assert [line.split(":")[0] for line in lines[1:]] == [f"[{n} of 2] popo, seed {n}" for n in (1, 1, 2, 2)]
+    assert "min left" in lines[2]
+    assert "left" not in lines[4]
+    written = (runs[0].folder / "log.txt").stat().st_mtime_ns
+    assert run_all(runs, lines.append, lambda run: "0.5") == []
+    assert lines[-1].startswith("2 runs: 2 finished before, 0 to do")
+    assert (runs[0].folder / "log.txt").stat().st_mtime_ns == written
+
+
+def test_failures_do_not_stop_the_others(tmp_path: Path) -> None:
+    """An exit code, and an end without a summary; the reason is the end of the log."""
+    noisy = "import sys; print('x' * 9000); [print('line', i) for i in range(99)]; print('\\x1b[31mlast'); sys.exit(3)"
+    runs = [
+        scripted_run(tmp_path, noisy, 1),
+        scripted_run(tmp_path, "print('no summary')", 2),
+        scripted_run(tmp_path, seed=3),
+    ]
+    lines: list[str] = []
+    outcomes = run_all(runs, lines.append, lambda run: "0.5")
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed", "finished"]
+    reason = outcomes[0].reason.splitlines()
+    assert "exit code 3" in reason[0]
+    assert len(reason) == 1 + TAIL_LINES
+    assert reason[-1].strip() == "[31mlast"
+    assert "line 98" in reason[-2]
+    assert "without a summary.json" in outcomes[1].reason
+    assert any("line 98" in line for line in lines)
+
+
+def test_an_unfinished_run_is_made_again(tmp_path: Path) -> None:
+    run = scripted_run(tmp_path)
+    run.folder.mkdir()
+    write_record(run)
+    assert not is_finished(run)
+    assert make(run).state == "finished"
+    assert is_finished(run)
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    """By an argument, by a file's content, by a run that popo compare did not begin; not by where a file lies."""
+    (tmp_path / "a.yaml").write_text("a: 1\n")
+    (tmp_path / "moved.yaml").write_text("a: 1\n")
+    run = replace(scripted_run(tmp_path), config=(str(tmp_path / "a.yaml"),), settings=("--trainer.max_epochs=5",))
+    assert make(run).state == "finished"
+    with pytest.raises(SettingError, match=r"popo-seed1.*trainer.max_epochs 5, now 6.*another root, or delete"):
+        is_finished(replace(run, settings=("--trainer.max_epochs=6",)))
+    with pytest.raises(SettingError, match=r"data.group_size not there, now 4"):
+        is_finished(replace(run, settings=(*run.settings, "--data.group_size=4")))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "a.yaml").write_text("a: 1\n")
+    assert is_finished(replace(run, config=(str(tmp_path / "moved" / "a.yaml"),)))
+    (tmp_path / "a.yaml").write_text("a: 2\n")
+    with pytest.raises(SettingError, match=r"another file a.yaml"):
+        is_finished(run)
+    foreign = scripted_run(tmp_path, seed=2)
+    foreign.folder.mkdir()
+    (foreign.folder / "metrics.csv").write_text("step\n")
+    with pytest.raises(SettingError, match="did not begin"):
+        run_all([foreign], print, lambda run: "")
+
+
+def test_refusal_comes_before_the_first_run(tmp_path: Path) -> None:
+    first, second = scripted_run(tmp_path, seed=1), scripted_run(tmp_path, seed=2)
+    second.folder.mkdir()
+    write_record(replace(second, settings=("--run.method=other",)))
+    with pytest.raises(SettingError):
+        run_all([first, second], print, lambda run: "")
+    assert not first.folder.exists()
+
+
+def test_a_run_is_not_made_twice_at_once(tmp_path: Path) -> None:
+    """While one process makes it, another leaves it alone; when that one dies, the lock is free."""
+    run = scripted_run(tmp_path, "import time; time.sleep(60)")
+    run.folder.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from popo_lightning.compare.runs import locked\n"
+        "with locked(Path(sys.argv[1])) as lock:\n    print(lock is not None, flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        assert make(run).state == "elsewhere"
+        assert read_record(run.folder) is None, "the other one's folder is not touched"
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert make(scripted_run(tmp_path)).state == "finished"
+
+
+def test_an_orphan_keeps_its_lock(tmp_path: Path) -> None:
+    """popo compare is killed without a chance to stop its run: until that ends, nobody begins it beside it."""
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    run = scripted_run(tmp_path)
+    comparing = compare_process(tmp_path, script)
+    log = run.folder / "log.txt"
+    wait_for(lambda: log.exists() and log.read_text().splitlines()[1:] != [])
+    orphan = int(log.read_text().splitlines()[1])
+    comparing.kill()
+    comparing.wait()
+    assert is_held(run.folder)
+    os.kill(orphan, signal.SIGKILL)
+    wait_for(lambda: not is_held(run.folder))
+
+
+@pytest.mark.parametrize("request_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopping_stops_the_run_and_its_children(request_: signal.Signals, tmp_path: Path) -> None:
+    grandchild = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    run = scripted_run(tmp_path)
+    comparing = compare_process(tmp_path, grandchild + "print(p.pid, flush=True); p.wait()")
+    log = run.folder / "log.txt"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 1)
+    pid = int(log.read_text().splitlines()[1])
+    comparing.send_signal(request_)
+    assert comparing.wait(20) == STOPPED
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1])
+    assert not (tmp_path / "popo-seed2").exists()
+    assert not is_held(run.folder)
+
+
+# -- the real thing --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the processes that popo compare starts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("environment")
+def test_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One method trains; then a setting that only fit can refuse fails a second one, which does not harm the report."""
+    arguments = {"trainer.max_epochs": 2, "evaluation.every_n_iterations": 1}
+    methods = method_files("popo") | {"broken": {"arguments": {"evaluation.avg_k": 99}}}
+    path = write_comparison(tmp_path, methods, task=[str(config)], seeds=[1], baseline=None, arguments=arguments)
+    assert main(["--config", str(path), "--plots", "false"]) == 1
+    said = capsys.readouterr()
+    assert "[1 of 2] popo, seed 1: " in said.out
+    assert "avg@2" in said.out
+    assert "evaluation.avg_k is 99" in said.out, "the end of the failed run's log"
+    assert "1 of 2 runs failed" in said.err
+    run = tmp_path / "root" / "runs" / "popo-seed1"
+    assert [row["step"] for row in metrics(run) if "train/loss" in row] == [1, 2]
+    assert json.loads((run / "summary.json").read_text())["method"] == "popo"
+    report = (tmp_path / "root" / "report.md").read_text()
+    assert "1 finished runs" in report
+    assert "broken, seed 1: ended with exit code 2" in report
+    assert "12 problems, 2 samples" in report
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("environment")
+def test_interrupted_comparison_goes_on(config: Path, tmp_path: Path) -> None:
+    """popo compare is told to stop in the middle of a run; the same command finishes it, as if nothing had been."""
+    arguments = {"trainer.max_epochs": 40, "evaluation.every_n_iterations": 20, "checkpoint.every_n_epochs": 2}
+    path = write_comparison(
+        tmp_path, method_files("popo"), task=[str(config)], seeds=[1], baseline=None, arguments=arguments
+    )
+    command = [sys.executable, "-m", "popo_lightning", "compare", "--config", str(path), "--plots", "false"]
+    run = tmp_path / "root" / "runs" / "popo-seed1"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: bool(list((run / "checkpoints").glob("*.ckpt"))), 120)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "goes on with: popo compare --config" in said
+    assert not (run / "summary.json").exists()
+    done = len([row for row in metrics(run) if "train/loss" in row])
+    assert 0 < done < 40, "it was stopped too late for this test"
+    subprocess.run(command, check=True, timeout=200)
+    subprocess.run([*command, "--root", str(tmp_path / "whole")], check=True, timeout=200)
+    assert metrics(run) == metrics(tmp_path / "whole" / "runs" / "popo-seed1")
+    assert "resume" in (run / "log.txt").read_text()
