@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tiny_models import REPOSITORY
 
 from popo_lightning.compare.command import parsed
 from popo_lightning.compare.plan import PlannedRun, plan, write_record
@@ -105,3 +106,8 @@ def cells(report: str, title: str, row: str) -> dict[str, str]:
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
     (found,) = [line for line in lines[2:] if line[0] == row]
     return dict(zip(lines[0], found, strict=True))
+
+
+def method_files(*names: str) -> dict[str, Any]:
+    """Methods with our own configurations."""
+    return {name: {"config": [str(REPOSITORY / "configs" / "method" / f"{name}.yaml")]} for name in names}

@@ -165,6 +165,10 @@ def test_balance_is_of_the_ratio_to_prox() -> None:
     # r = 1 for both, w = 4 for the good token: share 0.5 as it stands; to behave it would be 1.2 / 2.2.
     rows = token_rows([[1.0, 1.0]], [[1.0, -1.0]], [[4.0, 1.0]])
     assert BalancedClip().for_minibatch(tokens_of(rows)).report()["positive_share"] == pytest.approx(0.5)
+    around_behave = BalancedClip(centre="behave").for_minibatch(tokens_of(rows))
+    assert around_behave.report()["positive_share"] == pytest.approx(1.2 / 2.2)
+    # The good token's ratio of 4 to behave is held at 1.2, of 1 to prox is not.
+    assert outcome(around_behave, rows)[2] == [[True, False]] and outcome(BalancedClip(), rows)[2] == [[False, False]]
 
 
 def test_balanced_clip_has_a_dual_clip_of_three() -> None:

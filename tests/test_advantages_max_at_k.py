@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from groups_for_tests import group
+from tiny_models import fit
 from torch import Tensor
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
-from popo_lightning.objectives import Decoupled, LeaveOneOut, MaxAtK, One
+from popo_lightning.objectives import Decoupled, LeaveOneOut, MaxAtK, Objective, One
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.max_at_k import Baseline, max_at_k, max_at_k_advantages
 
@@ -155,3 +158,20 @@ def test_groups_too_small_are_refused() -> None:
 def test_settings_are_checked(settings: dict[str, object]) -> None:
     with pytest.raises(SettingError, match=r"^MaxAtK\.\w+ is "):
         MaxAtK(**settings)  # type: ignore[arg-type]
+
+
+def test_a_training_corrects_replayed_groups(policy: Path, tmp_path: Path) -> None:
+    """Through the proximal policy, which must have log-probs for the first minibatch too."""
+    seen: list[bool] = []
+
+    class Watched(MaxAtK):
+        def deviation(self, group: Group, prox_logp: Sequence[Tensor]) -> Tensor:
+            found = super().deviation(group, prox_logp)
+            seen.append(bool(found.abs().max() > 1e-3))
+            return found
+
+    advantage = Watched(2, off_policy=True, baseline="centred")
+    run = fit(policy, tmp_path, objective=Objective(One()), model={"advantage": advantage}, iterations=4)
+    assert sum(row["replay/groups"] for row in run.rows) > 0
+    assert any(seen)
+    assert all(torch.isfinite(parameter).all() for parameter in run.module.parameters())

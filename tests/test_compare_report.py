@@ -170,6 +170,15 @@ def test_given_target_needs_no_baseline(tmp_path: Path) -> None:
     assert "Difference to" not in report
 
 
+def test_the_evaluation_before_training_is_never_final(tmp_path: Path) -> None:
+    path = write_comparison(tmp_path, {"popo": {}}, baseline=None, seeds=[1], final_evaluations=9)
+    write_run(planned(read_comparison(path), "popo", 1), POPO[1])
+    assert main(["--config", str(path), "--report_only", "true", "--plots", "false"]) == 0
+    report = (tmp_path / "root" / "report.md").read_text()
+    assert cells(report, "Final accuracy", "popo")["avg@4"] == "0.400"
+    assert "1 of 1 runs have fewer" in report
+
+
 def test_estimate_where_no_method_samples_dynamically(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, {"popo": {}}, baseline=None, seeds=[1])
     write_run(planned(read_comparison(path), "popo", 1), POPO[1], effective=0.4)

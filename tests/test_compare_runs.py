@@ -11,16 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from comparisons_for_tests import planned, read_comparison, write_comparison
+from comparisons_for_tests import method_files, write_comparison
 from scripted_runs_for_tests import STOPPED, scripted_run
 from tiny_models import REPOSITORY, metrics
 
-from popo_lightning.__main__ import main as popo_main
 from popo_lightning.compare.command import main
-from popo_lightning.compare.plan import is_finished, plan, read_record, write_record
+from popo_lightning.compare.plan import is_finished, read_record, write_record
 from popo_lightning.compare.runs import TAIL_LINES, locked, make, run_all
 from popo_lightning.errors import SettingError
 
@@ -37,106 +35,11 @@ def is_held(folder: Path) -> bool:
         return lock is None
 
 
-def method_files(*names: str) -> dict[str, Any]:
-    return {name: {"config": [str(REPOSITORY / "configs" / "method" / f"{name}.yaml")]} for name in names}
-
-
 def compare_process(folder: Path, script: str) -> subprocess.Popen[bytes]:
     """A process that makes one run with the script, and would make another after it."""
     program = Path(__file__).parent / "scripted_runs_for_tests.py"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, str(program), str(folder), script], env=environment)
-
-
-# -- plan ------------------------------------------------------------------------------------------------------
-
-
-def test_plan_is_methods_times_labels_times_seeds(tmp_path: Path) -> None:
-    sweep = {"low": {"model.optimizer.init_args.lr": 1e-5}, "high": {"model.optimizer.init_args.lr": 1e-4}}
-    methods = {"grpo": {"seeds": [7]}, "popo": {"arguments": {"data.group_size": 8}}}
-    path = write_comparison(tmp_path, methods, sweep=sweep, seeds=[1, 2], arguments={"data.group_size": 4})
-    runs = plan(read_comparison(path))
-    assert len(runs) == len({run.folder for run in runs}) == 2 * 2 + 2
-    popo = planned(read_comparison(path), "popo", 2, "low")
-    assert popo.folder == tmp_path / "root" / "runs" / "popo" / "low-seed2"
-    assert popo.settings == ("--run.method=popo", "--data.group_size=8", "--model.optimizer.init_args.lr=1e-05")
-    assert popo.arguments()[:3] == ["fit", "--config", str(tmp_path / "task.yaml")]
-    assert popo.arguments()[-3:] == [f"--run.folder={popo.folder}", "--run.resume=true", "--seed_everything=2"]
-    assert planned(read_comparison(path), "grpo", 7, "high").settings[1] == "--data.group_size=4"
-
-
-def test_command_line_overrides_a_dotted_setting(tmp_path: Path) -> None:
-    path = write_comparison(tmp_path, arguments={"trainer.max_epochs": 5, "evaluation.benchmarks": {"a": {"limit": 1}}})
-    (run, *_) = plan(read_comparison(path, "--arguments.trainer.max_epochs", "9", "--seeds", "[4]"))
-    assert run.settings == (
-        "--run.method=grpo",
-        "--trainer.max_epochs=9",
-        '--evaluation.benchmarks={"a": {"limit": 1}}',
-    )
-    assert run.seed == 4
-
-
-BAD = {
-    "seeds": (["--seeds", "[1,1]"], ["seeds", "[1, 1]"]),
-    "no seeds": (["--seeds", "[]"], ["seeds", "[]"]),
-    "baseline": (["--baseline", "nope"], ["baseline", "nope", "grpo"]),
-    "dynamic sampling": (["--dynamic_sampling", "nope"], ["dynamic_sampling", "nope"]),
-    "own": (["--arguments", '{"run.folder": "x"}'], ["arguments", "run.folder", "leave it out"]),
-    "task": (["--task", "[nope.yaml]"], ["task", "nope.yaml", "does not exist"]),
-    "label": (["--sweep", '{"../up": {}}'], ["sweep", "../up", "letters"]),
-    "method": (["--methods", '{"a/b": {}}'], ["methods", "a/b"]),
-    "final": (["--final_evaluations", "0"], ["final_evaluations", "0"]),
-    "target": (["--target", "30"], ["target", "30"]),
-    "metric": (["--metric", "accuracy"], ["metric", "accuracy"]),
-    "unknown": (["--sedes", "[1]"], ["sedes"]),
-    "no file": (["--config", "nope.yaml"], ["nope.yaml"]),
-    "twice": (
-        ["--methods", '{"grpo": {"arguments": {"a.b": 1}}}', "--sweep", '{"low": {"a.b": 2}}'],
-        ["a.b", "sweep.low", "methods.grpo.arguments"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_settings_are_one_sentence(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_comparison(tmp_path)
-    arguments, words = BAD[case]
-    with pytest.raises(SystemExit) as stopped:
-        main(["--config", str(path), *arguments])
-    assert stopped.value.code == 2
-    (sentence,) = capsys.readouterr().err.splitlines()
-    assert sentence.startswith("popo: ")
-    assert [word for word in words if word not in sentence] == []
-    assert not (tmp_path / "root").exists()
-
-
-def test_a_method_that_fit_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before any run begins, and by the method's name."""
-    task = [str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")]
-    methods = method_files("grpo", "popo")
-    methods["popo"]["arguments"] = {"data.grupo_size": 4}
-    path = write_comparison(tmp_path, methods, task=task)
-    with pytest.raises(SystemExit):
-        main(["--config", str(path)])
-    (sentence,) = capsys.readouterr().err.splitlines()
-    assert [word for word in ("method popo", "data.grupo_size") if word not in sentence] == []
-    assert not (tmp_path / "root").exists()
-
-
-def test_help_names_the_subcommand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, words in (
-        (["--help"], ["fit", "compare", "seeds"]),
-        (["compare", "--help"], ["--dynamic_sampling"]),
-    ):
-        monkeypatch.setattr(sys, "argv", ["popo", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            popo_main()
-        assert stopped.value.code == 0
-        said = capsys.readouterr().out
-        assert [word for word in words if word not in said] == []
-
-
-# -- runs ------------------------------------------------------------------------------------------------------
 
 
 def test_made_once_then_skipped(tmp_path: Path) -> None:

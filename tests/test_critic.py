@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_model, random_vision_model
+from tiny_models import Run, fit, random_model, random_vision_model, weights_of
 from torch import Tensor, nn
 
 from popo_lightning.critic import Critic, ValueModel, check_critic, value_loss
@@ -16,7 +16,8 @@ from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.minibatch import PaddedRows, Row, pad_rows
 from popo_lightning.model_folder import blank_image, image_tokens, load_trainable
-from popo_lightning.objectives import GAE, GroupNormalised
+from popo_lightning.objectives import GAE, GroupNormalised, MaxAtK
+from popo_lightning.replay.composers import OnPolicy
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +176,39 @@ def test_a_critic_and_its_advantage_come_together() -> None:
 def test_settings_are_checked(settings: dict[str, float]) -> None:
     with pytest.raises(SettingError, match=r"^Critic\.\w+ is "):
         Critic(**settings)
+
+
+def ppo(policy: Path, folder: Path, critic: Critic, advantage: GAE, **settings: Any) -> Run:
+    return fit(policy, folder, composer=OnPolicy(), model={"advantage": advantage, "critic": critic}, **settings)
+
+
+def test_a_critic_that_does_not_learn_leaves_the_rewards(policy: Path, tmp_path: Path) -> None:
+    """Values of 0 and no whitening: the policy moves as with the reward for an advantage, which is MaxAtK(1)'s."""
+    frozen = ppo(policy, tmp_path / "ppo", Critic(lr=0.0), GAE(whiten=False), iterations=2)
+    plain = fit(policy, tmp_path / "plain", composer=OnPolicy(), model={"advantage": MaxAtK(1)}, iterations=2)
+    for name, weight in weights_of(plain.module.model).items():
+        torch.testing.assert_close(weight, frozen.module.model.get_parameter(name), rtol=1e-5, atol=1e-6)
+    assert torch.equal(frozen.module.value_model.head.weight, torch.zeros(1, 64))
+    start = load_trainable(policy, torch.float32, False)
+    assert any((weights_of(start)[name] != weight).any() for name, weight in weights_of(plain.module.model).items())
+
+
+def test_a_training_learns_values_and_policy_in_one_step(policy: Path, tmp_path: Path) -> None:
+    run = ppo(policy, tmp_path, Critic(lr=2e-3), GAE(), iterations=4, lr=1e-3)
+    first, second = run.trainer.optimizers[0].param_groups
+    assert (len(run.trainer.optimizers), first["lr"], second["lr"]) == (1, 1e-3, 2e-3)
+    assert run.trainer.global_step == 4 * 2
+    head = run.module.value_model.head
+    assert head.weight.abs().max() > 0
+    own = {id(parameter) for parameter in run.module.value_model.parameters()}
+    assert {id(parameter) for parameter in second["params"]} == own
+    assert not own & {id(parameter) for parameter in first["params"]}
+    sent = {name for name, _ in run.module.named_weights()}  # to the engine: nothing of the critic
+    assert sent and sent <= {name for name, _ in run.module.model.named_parameters()}
+
+
+def test_replayed_groups_get_values_too(policy: Path, tmp_path: Path) -> None:
+    model = {"advantage": GAE(), "critic": Critic(lr=1e-3)}
+    run = fit(policy, tmp_path, model=model, iterations=4)
+    assert sum(row["replay/groups"] for row in run.rows) > 0
+    assert all(torch.isfinite(parameter).all() for parameter in run.module.parameters())

@@ -8,16 +8,29 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_models import fit, method, metrics, popo, weights_of
+from tiny_models import Run, fit, method, metrics, popo, weights_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from popo_lightning.callbacks.proximal import ProximalPolicy, ProximalSnapshot
 from popo_lightning.groups import Group
 from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import Decoupled, Objective, One, PPOClip
+from popo_lightning.objectives import (
+    CISPO,
+    M2PO,
+    REC,
+    BalancedClip,
+    BehaveAligned,
+    CappedImportance,
+    Decoupled,
+    Objective,
+    One,
+    PPOClip,
+    TrustRegion,
+    Unbounded,
+)
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Filter, PrioritizedGroupReplay
+from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -121,6 +134,53 @@ def test_micro_batches_do_not_change_the_step(policy: Path, tmp_path: Path) -> N
     start = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     assert farthest(whole.weights, {f"model.{k}": v for k, v in weights_of(start).items()}) > 1e-3
     assert farthest(whole.weights, split.weights) < 1e-6
+
+
+def test_the_centre_makes_no_difference_on_policy(policy: Path, tmp_path: Path) -> None:
+    """Fresh rows were sampled by prox, so a region around behave is bit for bit the same one around prox."""
+    settings: dict[str, Any] = {"composer": OnPolicy(), "lr": 3e-3}
+    grpo = fit(policy, tmp_path / "grpo", objective=Objective(), **settings)
+    aligned = fit(policy, tmp_path / "aligned", objective=Objective(One(), BehaveAligned()), **settings)
+    assert max(row["policy/clip_share"] for row in grpo.rows) > 0
+    assert aligned.rows == grpo.rows
+    assert same(aligned.weights, grpo.weights)
+
+
+def test_rec_and_cispo_have_ppos_gradient(policy: Path, tmp_path: Path) -> None:
+    """REC one-side and weighted always, CISPO without a bound in reach that of no clip; the losses differ."""
+    settings: dict[str, Any] = {"composer": OnPolicy(), "lr": 0.3, "optimizer": torch.optim.SGD, "iterations": 2}
+
+    def run(name: str, region: TrustRegion) -> Run:
+        return fit(policy, tmp_path / name, objective=Objective(One(), region), **settings)
+
+    ppo, rec = run("ppo", PPOClip(0.1, 0.1, None)), run("rec", REC(weighted=True, clip_low=0.1, clip_high=0.1))
+    assert max(row["policy/clip_share"] for row in ppo.rows) > 0
+    assert farthest(ppo.weights, rec.weights) < 1e-5
+    free, cispo = run("free", Unbounded()), run("cispo", CISPO(clip_high=1e6))
+    assert farthest(free.weights, cispo.weights) < 1e-5
+    assert farthest(free.weights, ppo.weights) > 1e-4
+
+
+def test_bounds_of_a_minibatch_do_not_depend_on_micro_batches(policy: Path, tmp_path: Path) -> None:
+    """Replayed rows, several sweeps: the bounds are found from all tokens, however the rows are split."""
+    settings: dict[str, Any] = {"iterations": 3, "lr": 0.3, "optimizer": torch.optim.SGD}
+    for name, region in (("m2po", M2PO(1e-3, 0.01, 0.01)), ("balanced", BalancedClip(0.9, 0.95, 1.01, 1.1, 0.01))):
+        objective = Objective(One(), region)
+        whole = fit(policy, tmp_path / name, objective=objective, micro_batch_tokens=100_000, **settings)
+        split = fit(policy, tmp_path / f"{name}-split", objective=objective, micro_batch_tokens=1, **settings)
+        assert sum(row["replay/groups"] for row in whole.rows) > 0
+        assert max(row["policy/clip_share"] for row in whole.rows) > 0
+        assert farthest(whole.weights, split.weights) < 1e-5
+
+
+def test_m2po_with_a_wide_budget_is_plain_importance_sampling(policy: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"iterations": 3, "lr": 0.3, "optimizer": torch.optim.SGD}
+    free = fit(policy, tmp_path / "free", objective=Objective(One(), CappedImportance(1e6)), **settings)
+    wide = fit(policy, tmp_path / "wide", objective=Objective(One(), M2PO(1e6)), **settings)
+    assert sum(row["replay/groups"] for row in free.rows) > 0
+    assert farthest(free.weights, wide.weights) < 1e-5
+    decoupled = fit(policy, tmp_path / "decoupled", objective=Objective(Decoupled(None), Unbounded()), **settings)
+    assert farthest(free.weights, decoupled.weights) < 1e-5  # w r = rho
 
 
 # -- gradients by hand -----------------------------------------------------------------------------------------

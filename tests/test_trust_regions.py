@@ -105,6 +105,7 @@ REGIONS: list[tuple[TrustRegion, bool]] = [  # and whether its ratio is to behav
     (REC("ring", weighted=True, ratio="sequence"), True),
     (M2PO(1e-6, 0.01, 0.01), True),
     (BalancedClip(), False),
+    (BalancedClip(centre="behave"), True),
     (ScaledWidth(), False),
 ]
 
@@ -202,6 +203,7 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
         (lambda: BalancedClip(step=0.0), "BalancedClip.step is 0.0"),
         (lambda: BalancedClip(target=1.5), "BalancedClip.target is 1.5"),
         (lambda: BalancedClip(dual_clip=0.5), "BalancedClip.dual_clip is 0.5"),
+        (lambda: BalancedClip(centre="ref"), "BalancedClip.centre is 'ref'"),  # type: ignore[arg-type]
         (lambda: ScaledWidth(clip=0.0), "ScaledWidth.clip is 0.0"),
         (lambda: ScaledWidth(dual_clip=1.0), "ScaledWidth.dual_clip is 1.0"),
     ]

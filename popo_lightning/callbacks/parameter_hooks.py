@@ -98,7 +98,7 @@ class SlowFastPolicy(ParameterHook):
         return (self.entropies[-1] - statistics.fmean(self.entropies)) / spread >= threshold
 
     def state_dict(self) -> dict[str, Any]:
-        """Theta0 inside an iteration, the entropies, and whether it has stopped."""
+        """Weights of the start inside an iteration, the entropies, and whether it has stopped."""
         return {
             "start": self.start,
             "entropies": self.entropies,

@@ -86,7 +86,7 @@ def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
             style = _style(found, arm)
             axis.plot(places, mean, markersize=4, linewidth=1.6, **style)
             if len(runs) > 1:
-                axis.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
+                axis.fill_between(places, low, high, color=style["color"], alpha=0.5 / max(4, len(arms)), linewidth=0)
         axis.set_xlabel(AXIS_NAMES[spent])
         axis.ticklabel_format(axis="x", style="plain")
         axis.xaxis.set_major_locator(_few_ticks())

@@ -1,15 +1,17 @@
-"""Trust regions around prox whose width depends on the data: BAPO's balance and ReMix's scaled width."""
+"""Trust regions whose width depends on the data: BAPO's balance and ReMix's scaled width."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from popo_lightning.errors import SettingError
+from popo_lightning.objectives.behave_regions import FoundBehaveClip, sampled_tokens
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
-from popo_lightning.objectives.settings import above, within
+from popo_lightning.objectives.settings import above, one_of, within
 from popo_lightning.objectives.trust_regions import (
     FoundClip,
     TrustRegion,
@@ -25,7 +27,7 @@ def positive_share(ratio: Tensor, advantages: Tensor, low: float, high: float) -
     Contribution of A > 0: sum of min(ratio, high) A; of A < 0: sum of max(ratio, low) |A|. 1 where nothing is negative.
 
     Args:
-        ratio: (N,), pi_policy / pi_prox.
+        ratio: (N,), policy over centre.
         advantages: (N,).
         low: Lower bound of the ratio.
         high: Upper bound of the ratio.
@@ -61,6 +63,8 @@ class BalancedClip(TrustRegion):
         step: By how much a bound is moved at a time.
         target: Share of the contributions that is to come from A > 0.
         dual_clip: Bound of the ratio where the advantage is negative, null for none.
+        centre: behave, as in the paper, with One for a weight; or prox, with a behaviour weight, which makes BAPO's
+            bounds the trust region of decoupled PPO.
     """
 
     needs_minibatch_tokens = True
@@ -74,7 +78,9 @@ class BalancedClip(TrustRegion):
         step: float = 0.05,
         target: float = 0.5,
         dual_clip: float | None = 3.0,
+        centre: Literal["prox", "behave"] = "prox",
     ) -> None:
+        one_of("BalancedClip.centre", centre, ("prox", "behave"))
         within("BalancedClip.low_to", low_to, 0, 1, "0.9")
         within("BalancedClip.low_from", low_from, 0, low_to, "0.6, and not above low_to")
         above("BalancedClip.high_from", high_from, 1, "1.2")
@@ -85,18 +91,21 @@ class BalancedClip(TrustRegion):
         above("BalancedClip.step", step, 0, "0.05")
         self.target = within("BalancedClip.target", target, 0, 1, "0.5")
         self.dual_clip = checked_dual_clip("BalancedClip", dual_clip)
+        self.folds_weight = centre == "behave"
         lower = [(low, high_from) for low in steps(low_from, low_to, step)]
         self.bounds = lower + [(low_to, high) for high in steps(high_from, high_to, step)[1:]]
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Give the clip at the first bounds that reach the target, or else at the widest."""
-        logs = (tokens.logp - tokens.prox_logp).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        centre = sampled_tokens(tokens) if self.folds_weight else tokens.prox_logp
+        logs = (tokens.logp - centre).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         ratio = logs.exp()
         for low, high in self.bounds:
             share = positive_share(ratio, tokens.advantages, low, high)
             if share >= self.target:
                 break
-        return FoundClip(1 - low, high - 1, self.dual_clip, {"positive_share": share})
+        clip = FoundBehaveClip if self.folds_weight else FoundClip
+        return clip(1 - low, high - 1, self.dual_clip, {"positive_share": share})
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Refuse: the bounds come from the minibatch."""

@@ -38,8 +38,23 @@ class BehaveAligned(PPOClip):
     folds_weight = True
 
     def centre(self, rows: ObjectiveInputs) -> Tensor:
+        """Give `sampled_logp` of the rows."""
+        return sampled_logp(rows)
+
+
+class FoundBehaveClip(FoundClip):
+    """A clip around behave with bounds that were found for one minibatch."""
+
+    folds_weight = True
+
+    def centre(self, rows: ObjectiveInputs) -> Tensor:
         """Give `sampled_logp`."""
         return sampled_logp(rows)
+
+
+def sampled_tokens(tokens: MinibatchTokens) -> Tensor:
+    """As `sampled_logp`, (N,)."""
+    return torch.where(tokens.fresh.bool(), tokens.prox_logp, tokens.behave_logp)
 
 
 def second_moment_cut(squares: Tensor, budget: float) -> float:
@@ -72,15 +87,6 @@ def harmful(log_ratios: Tensor, advantages: Tensor) -> Tensor:
     return advantages * log_ratios > 0
 
 
-class _BehaveFoundClip(FoundClip):
-    """The clip around behave that M2PO found for a minibatch."""
-
-    folds_weight = True
-
-    def centre(self, rows: ObjectiveInputs) -> Tensor:
-        return sampled_logp(rows)
-
-
 class M2PO(TrustRegion):
     """Second-moment trust policy optimization: clips no more than stale data need (arXiv 2510.01161, official code).
 
@@ -110,14 +116,13 @@ class M2PO(TrustRegion):
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Give the clip at the cut found in these tokens."""
-        centre = torch.where(tokens.fresh.bool(), tokens.prox_logp, tokens.behave_logp)
-        logs = (tokens.logp - centre).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        logs = (tokens.logp - sampled_tokens(tokens)).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         squares = logs[harmful(logs, tokens.advantages)].square()
         cut = second_moment_cut(squares, self.budget)
         m2 = float(squares.double().mean()) if len(squares) else 0.0
         low = max(1 - math.exp(-cut), self.least_clip_low)
         high = max(math.expm1(cut) if cut < math.inf else math.inf, self.least_clip_high)
-        return _BehaveFoundClip(low, high, None, {"m2": m2, "m2_cut": cut})
+        return FoundBehaveClip(low, high, None, {"m2": m2, "m2_cut": cut})
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Refuse: the bounds come from the minibatch."""

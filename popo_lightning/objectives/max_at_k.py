@@ -49,11 +49,6 @@ def max_at_k(rewards: Tensor, k: int) -> Tensor:
     return (ascending * _choices(size, k)[0][:size]).sum(dim=-1)
 
 
-def _place(counts: Tensor, place: Tensor) -> Tensor:
-    """Counts at some places; no ways to fill from fewer than none."""
-    return torch.where(place >= 0, counts[place.clamp(min=0)], 0.0)
-
-
 def best_with(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
     """Per response, the best reward summed over the subsets of size k that contain it, divided by C(K, k).
 
@@ -68,10 +63,12 @@ def best_with(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
     one, two, three = _choices(size, k)
     place = torch.arange(size)  # responses below
     below = deviation.cumsum(0) - deviation
-    itself = one[:size] * (1 + deviation) + _place(two, place - 1) * below
-    # Another response j is the best: k - 2 members are left to draw from the j - 1 below it.
-    pair = _place(two, place - 1) * (1 + deviation[:, None] + deviation)
-    third = _place(three, place - 2) * (below - deviation[:, None])
+    # Clamped places stand where nothing is below, and what they multiply is 0.
+    two, three = two[(place - 1).clamp(min=0)], three[(place - 2).clamp(min=0)]
+    itself = one[:size] * (1 + deviation) + two * below
+    # Another response j is the best: k - 2 members are left to draw from those below it without i.
+    pair = two * (1 + deviation[:, None] + deviation)
+    third = three * (below - deviation[:, None])
     return itself * rewards + (torch.triu(pair + third, diagonal=1) * rewards).sum(dim=1)
 
 
@@ -91,7 +88,7 @@ def best_without(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
     is_below = index[:, None] < index
     place = index - is_below.long()
     pair = two[place] * (1 + deviation[:, None] + deviation)
-    third = _place(three, place - 1) * (below - torch.where(is_below, deviation[:, None], 0.0))
+    third = three[(place - 1).clamp(min=0)] * (below - torch.where(is_below, deviation[:, None], 0.0))
     return ((pair + third).fill_diagonal_(0.0) * rewards).sum(dim=1)
 
 
