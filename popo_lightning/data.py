@@ -248,6 +248,8 @@ class RolloutDataModule(L.LightningDataModule):
         return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
+        # always, and before any composer decides: gathering sharded weights takes all ranks
+        self.synced.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_by)
         with self.clock.measure("compose"):
             groups = self.composer.compose(self._composers_view(self.report))
@@ -264,7 +266,6 @@ class RolloutDataModule(L.LightningDataModule):
             self.sampler,
             self.maker,
             self.sampling,
-            lambda: self.synced.for_rollouts(self._run.global_step, self.iteration),
             self._random,
             {"data.effective_by": self.effective_by, "model.reward": self._module.reward},
             report,

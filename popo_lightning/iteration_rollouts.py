@@ -24,7 +24,6 @@ class IterationRollouts:
         sampler: Chooses places.
         maker: Generates and grades.
         sampling: How to draw tokens.
-        sync: Gives the engine this iteration's weights; called before the first rollout, of which there may be none.
         random: A generator for one purpose of this iteration.
         needed_parts: Reward parts that settings name, by setting.
         report: Counts what is sampled.
@@ -36,7 +35,6 @@ class IterationRollouts:
         sampler: PromptSampler,
         maker: GroupMaker,
         sampling: Sampling,
-        sync: Callable[[], None],
         random: Callable[..., Random],
         needed_parts: dict[str, str],
         report: RolloutReport,
@@ -45,7 +43,6 @@ class IterationRollouts:
         self.sampler = sampler
         self.maker = maker
         self.sampling = sampling
-        self.sync = sync
         self.random = random
         self.needed_parts = needed_parts
         self.report = report
@@ -62,8 +59,6 @@ class IterationRollouts:
         self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None
     ) -> list[Group]:
         """Groups of n responses to these problems, going on from a prefix of each where there are any."""
-        if not self._calls:
-            self.sync()
         self._calls += 1
         seed = self.random("rollout", self._calls).getrandbits(62)
         groups = self.maker.make(problems, n, self.sampling, seed, prefixes)

@@ -232,7 +232,8 @@ class PolicyModule(L.LightningModule):
         Returns:
             "tokens": one dict per micro-batch of flat (N,) tensors over its response tokens: ratio, clipped,
             weight_raw, weight, entropy, gap (policy minus engine log-prob), fresh, age; "mean_loss", "grad_norm",
-            "stepped" (False where no rank had a token to learn from); with a critic also "value_loss".
+            "stepped" (False where no rank had a token to learn from), "region" (what the trust region reports); with a
+            critic also "value_loss".
         """
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -266,8 +267,15 @@ class PolicyModule(L.LightningModule):
             scheduler: Any = self.lr_schedulers()
             if scheduler is not None:
                 scheduler.step()
-        outputs = {"tokens": statistics, "mean_loss": loss_sum, "grad_norm": grad_norm, "stepped": bool(size)}
-        return outputs if self.critic is None else outputs | {"value_loss": value_loss_sum}
+        outputs: dict[str, Any] = {
+            "mean_loss": loss_sum,
+            "grad_norm": grad_norm,
+            "stepped": bool(size),
+            "region": objective.report(),
+        }
+        if self.critic is not None:
+            outputs["value_loss"] = value_loss_sum
+        return {"tokens": statistics} | outputs
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
         """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""

@@ -77,7 +77,8 @@ class SyncedEngine:
     def _wake(self) -> None:
         if not self._started:
             began = time.perf_counter()
-            self.engine.start(self.context())
+            with self.clock.measure("start"):
+                self.engine.start(self.context())
             self.start_seconds = time.perf_counter() - began
             self._started = True
         self.engine.wake()

@@ -82,8 +82,9 @@ def test_every_recent_policy_is_drawn_evenly() -> None:
 
 def test_on_policy_from_the_reincarnation_on() -> None:
     composer = ReMixReplay(1.0, 2, until=5)
-    assert run(composer, range(7))[4:] == [[30, 31], [50, 51], [60, 61]]
-    assert composer.state_dict() == {"batches": []}
+    assert run(composer, range(6))[4:] == [[30, 31], [50, 51]]
+    assert composer.state_dict() == {"batches": []}  # at once: nothing will be replayed again
+    assert run(composer, range(6, 8)) == [[60, 61], [70, 71]]
 
 
 def test_mixing_by_group_samples_the_rest() -> None:

@@ -118,6 +118,7 @@ def test_tables_for_other_programs(root: Path) -> None:
     assert float(popo["2"]["target"]) == pytest.approx(0.4)
     assert float(popo["2"]["iterations_to_target"]) == pytest.approx(15)
     assert popo["3"]["iterations_to_target"] == ""
+    assert popo["3"]["age_mean"] == "", "not a number is no text"
     curves = [row for row in rows(root / "curves.csv") if row["method"] == "grpo" and row["seed"] == "2"]
     assert [float(row["iteration"]) for row in curves] == [0, 10, 20, 30, 40]
     assert [float(row["responses"]) for row in curves] == [0, 1000, 2000, 3000, 4000]

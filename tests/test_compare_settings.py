@@ -53,7 +53,7 @@ BAD = {
     "own": (["--arguments", '{"run.folder": "x"}'], ["arguments", "run.folder", "leave it out"]),
     "task": (["--task", "[nope.yaml]"], ["task", "nope.yaml", "does not exist"]),
     "label": (["--sweep", '{"../up": {}}'], ["sweep", "../up", "letters"]),
-    "method": (["--methods", '{"a/b": {}}'], ["methods", "a/b"]),
+    "method": (["--methods", '{"a/b": {}}'], ["methods", "a/b", "letters"]),
     "final": (["--final_evaluations", "0"], ["final_evaluations", "0"]),
     "target": (["--target", "30"], ["target", "30"]),
     "metric": (["--metric", "accuracy"], ["metric", "accuracy"]),

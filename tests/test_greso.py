@@ -148,6 +148,14 @@ def test_an_iteration_of_several_draws_is_one_step() -> None:
     assert sampler.p == pytest.approx({"easy": 0.51, "hard": 0.49})
 
 
+def test_every_iteration_is_counted_by_itself() -> None:
+    sampler = started(GRESO(), 10)
+    sampler.draw(11)
+    for version, kind in ((1, "hard"), (2, "spread"), (3, "spread")):
+        sampler.observe(range(5), [seen(kind, version)] * 5)
+    assert sampler.p["hard"] == pytest.approx(0.5)  # down after version 1, up again after version 2
+
+
 def test_ranks_share_the_places() -> None:
     samplers = [started(GRESO(), 10, rank=rank, ranks=3) for rank in range(3)]
     drawn = [{place for _ in range(6) for place in sampler.draw(2)} for sampler in samplers]

@@ -60,7 +60,8 @@ class Monitor(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Collects the step's tokens."""
         self._tokens += outputs["tokens"]
-        step = {name: float(value) for name, value in outputs.items() if name != "tokens"}
+        step = {name: float(value) for name, value in outputs.items() if name not in ("tokens", "region")}
+        step |= {f"region/{name}": value for name, value in outputs.get("region", {}).items()}
         self._steps.append(step | {"seconds": time.perf_counter() - self._step_began, "first": float(batch.index == 0)})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -84,8 +85,11 @@ class Monitor(L.Callback):
             "train/grad_norm": _mean([step["grad_norm"] for step in stepped]),
             "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
         }
-        if any("value_loss" in step for step in stepped):
-            metrics["train/value_loss"] = _mean([step["value_loss"] for step in stepped])
+        names = {"value_loss": "train/value_loss"}
+        names |= {name: name for step in stepped for name in step if name.startswith("region/")}
+        for name, shown in names.items():
+            values = [step[name] for step in stepped if name in step]
+            metrics |= {shown: _mean(values)} if values else {}
         if not self._tokens:
             return metrics
         tokens = {name: torch.cat([part[name] for part in self._tokens]) for name in self._tokens[0]}
@@ -95,7 +99,7 @@ class Monitor(L.Callback):
         seconds = data.clock.take()
         seconds["train"] = sum(step["seconds"] for step in self._steps) - seconds.get("prox", 0.0)
         whole = time.perf_counter() - self._began - (data.start_seconds - self._start_before)
-        inside = sum(seconds.get(name, 0.0) for name in ("generate", "verify", "compose", "prox", "train", "sync"))
+        inside = sum(value for name, value in seconds.items() if name != "start")
         seconds["other"] = whole - inside
         return {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": whole}
 

@@ -37,7 +37,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     rewards = torch.where(mask, rewards, 0.0).double()
     values = torch.where(mask, values, 0.0).double()
     following = torch.nn.functional.pad(values[:, 1:], (0, 1))
-    deltas = torch.where(mask, rewards + gamma * following - values, 0.0)
+    deltas = rewards + gamma * following - values  # 0 at padding
     advantages = torch.where(mask, _discounted_sums(deltas, gamma * lam), 0.0)
     return advantages.float(), torch.where(mask, advantages + values, 0.0).float()
 
