@@ -22,6 +22,7 @@ from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.proximal import ProximalPolicy
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.summary import Summary
+from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
@@ -140,6 +141,10 @@ class PopoCLI(LightningCLI):
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / run_folder.CHECKPOINTS)
         self.resumed_at = resumed_at
+
+    def before_fit(self) -> None:
+        """Refuses choices that make no sense together, before a model loads."""
+        check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the run's loggers and its summary."""

@@ -122,11 +122,11 @@ def test_value_loss_by_hand() -> None:
 
 
 def test_a_value_that_moved_too_far_gets_no_gradient() -> None:
-    old, returns, mask = torch.zeros(1, 3), torch.tensor([[2.0, -2.0, 0.2]]), torch.ones(1, 3).bool()
-    # Beyond the bound towards the return; away from it; inside. Gradients: none, V - return, V - return.
-    values = torch.tensor([[1.0, 1.0, 0.1]], requires_grad=True)
+    old, returns, mask = torch.zeros(1, 4), torch.tensor([[2.0, -2.0, 0.2, -2.0]]), torch.ones(1, 4).bool()
+    # Above the bound towards the return; away from it; inside; below it. Gradients: 0, V - return, V - return, 0.
+    values = torch.tensor([[1.0, 1.0, 0.1, -1.0]], requires_grad=True)
     value_loss(values, old, returns, mask, 0.5, 1.0).backward()
-    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 3.0, -0.1]]))
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 3.0, -0.1, 0.0]]))
 
 
 def test_padding_sends_no_gradient() -> None:

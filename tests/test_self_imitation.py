@@ -120,10 +120,7 @@ def test_spear_resumes_exactly(tmp_path: Path) -> None:
     straight, first = SPEAR(**settings), SPEAR(**settings)
 
     def fresh(version: int) -> list[Group]:
-        return [
-            marked(2 * version, version, HARD),
-            marked(2 * version + 1, version, (0.0, 0.0, 0.5, float(version % 2))),
-        ]
+        return [marked(2 * version, version, HARD), marked(2 * version + 1, version, (0.0, 0.1 * version, 0.0, 0.0))]
 
     for version in range(2):
         for composer in (straight, first):
@@ -138,6 +135,7 @@ def test_spear_resumes_exactly(tmp_path: Path) -> None:
         assert [each.loss_weight for each in left] == [each.loss_weight for each in right]
         worth = [[g.advantages.tolist() for g in each if g.advantages is not None] for each in (left, right)]
         assert worth[0] == worth[1]
+        assert straight.report() == resumed.report()
         replayed += len(left) - 2
     assert replayed > 5
     smaller = SPEAR(capacity=5, start=5)

@@ -14,7 +14,13 @@ class ProximalPolicy(L.Callback):
     """Slot: gives minibatches their proximal log-probs.
 
     A minibatch without any takes its own forward pass's, which is right as long as no step came before it.
+
+    Attributes:
+        moves_fresh_rows: Whether prox differs from behave on rows that were sampled in this iteration, so that the
+            behaviour weight has to correct them too.
     """
+
+    moves_fresh_rows = False
 
 
 class ProximalSnapshot(ProximalPolicy):

@@ -37,6 +37,8 @@ class ProximalAverage(ProximalPolicy):
         centre_of_mass: Mean age of the average in optimizer steps: beta = 1 - 1 / (centre_of_mass + 1), 0.889 for 8.
     """
 
+    moves_fresh_rows = True
+
     def __init__(self, centre_of_mass: float = 8.0) -> None:
         if not 0 <= centre_of_mass < math.inf:
             raise SettingError(

@@ -1,0 +1,62 @@
+"""Choices that are each allowed and make no sense together. Each is refused in one sentence before a model loads.
+
+What a single class can see of itself it refuses in its own constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from popo_lightning.callbacks.parameter_hooks import Reincarnation
+from popo_lightning.callbacks.proximal import ProximalPolicy
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.errors import SettingError
+from popo_lightning.objectives import Decoupled, MaxAtK, One
+from popo_lightning.policy import PolicyModule
+from popo_lightning.replay.self_imitation import SPEAR
+
+
+def check_combination(policy: PolicyModule, data: RolloutDataModule, callbacks: Iterable[Any]) -> None:
+    """Raises SettingError for the first combination that makes no sense.
+
+    Args:
+        policy: Objective, advantage and critic.
+        data: Composer, sampler and how data are sampled.
+        callbacks: The trainer's, proximal policy and parameter hook among them.
+    """
+    for sentence in _objections(policy, data, list(callbacks)):
+        raise SettingError(sentence)
+
+
+def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[Any]) -> Iterator[str]:
+    objective = policy.objective
+    weight = objective.behave_weight
+    for callback in callbacks:
+        moved = isinstance(callback, ProximalPolicy) and callback.moves_fresh_rows
+        if moved and isinstance(weight, Decoupled) and not weight.correct_fresh:
+            yield (
+                f"proximal is {type(callback).__name__}, whose prox did not sample the fresh rows, but "
+                "model.objective.behave_weight.correct_fresh is false, which takes it for granted; set it to true"
+            )
+        if isinstance(callback, Reincarnation) and not objective.needs_reference:
+            yield (
+                "parameter_hook is Reincarnation, which renews the reference, but no regularizer of model.objective "
+                "uses one; add ConvexKL or KL, or leave the hook out"
+            )
+    if data.sync_every > 1 and isinstance(weight, One) and not objective.trust_region.folds_weight:
+        yield (
+            f"data.sync_every is {data.sync_every}, so responses come from older weights, but "
+            "model.objective.behave_weight is One, which corrects nothing; use Decoupled, or a trust region around "
+            "behave"
+        )
+    if isinstance(policy.advantage, MaxAtK) and policy.advantage.k > data.group_size:
+        yield (
+            f"model.advantage.k is {policy.advantage.k}, more than the {data.group_size} responses of a group "
+            "(data.group_size); lower the first or raise the second"
+        )
+    if policy.critic is not None and isinstance(data.composer, SPEAR):
+        yield (
+            "data.composer is SPEAR, which fixes the advantages of what it replays, but model.critic learns "
+            "from advantages of its own; leave one of them out"
+        )

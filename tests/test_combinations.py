@@ -1,0 +1,36 @@
+"""Choices that make no sense together are one sentence and exit code 2; every method's own choices make sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import method, popo
+
+OBJECTIVE = "--model.objective.init_args"
+RULES = "popo_lightning.objectives"
+CRITIC = ["--model.critic", "popo_lightning.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
+HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"], "correct_fresh is f"),
+        (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
+        ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
+        ([*method("max_at_k"), "--model.advantage.init_args.k", "5"], "model.advantage.k is 5, more than the 4"),
+        ([*method("ppo"), "--model.advantage", f"{RULES}.GroupNormalised"], "model.critic is set but"),
+        ([*method("spear"), *CRITIC], "data.composer is SPEAR"),
+        ([*method("behave_aligned"), f"{OBJECTIVE}.behave_weight", f"{RULES}.Decoupled"], "BehaveAligned"),
+    ],
+)
+def test_refused(
+    settings: list[str], sentence: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        popo("fit", "--config", config, *settings, "--run.folder", tmp_path / "run")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("popo: ") and sentence in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
