@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from popo_lightning import run_folder
+from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.callbacks.evaluation import Evaluation
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.parameter_hooks import ParameterHook
@@ -154,7 +155,7 @@ class PopoCLI(LightningCLI):
             if config.trainer.logger is True:
                 kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": summary}
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
         return super().instantiate_trainer(**kwargs)
 
 

@@ -30,6 +30,7 @@ class Minibatch:
         prox_logp: One (T,) tensor a row; None: not computed (yet).
         prox_share: One number a row: prox is this share of the way from behave to the policy, in log-probs. None:
             prox_logp holds.
+        values: One (T,) tensor a row, of a critic at the start of the iteration. None: taken before the step.
     """
 
     def __init__(self, groups: Sequence[Group], version: int, index: int, part: int | None = None) -> None:
@@ -39,6 +40,7 @@ class Minibatch:
         self.part = index if part is None else part
         self.prox_logp: list[Tensor] | None = None
         self.prox_share: list[float] | None = None
+        self.values: list[Tensor] | None = None
 
     @property
     def fresh(self) -> list[bool]:
@@ -98,6 +100,7 @@ class Minibatch:
             "part": self.part,
             "prox_logp": self.prox_logp,
             "prox_share": self.prox_share,
+            "values": self.values,
         }
 
     @classmethod
@@ -106,6 +109,7 @@ class Minibatch:
         groups = [Group.from_plain(group) for group in plain["groups"]]
         minibatch = cls(groups, plain["version"], plain["index"], plain.get("part"))
         minibatch.prox_logp, minibatch.prox_share = plain["prox_logp"], plain.get("prox_share")
+        minibatch.values = plain.get("values")
         return minibatch
 
 

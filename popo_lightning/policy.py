@@ -20,6 +20,7 @@ from popo_lightning.groups import Response
 from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, proximal_logprobs, split_rows, token_columns
 from popo_lightning.model_folder import image_tokens, load_trainable, sees_images
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective, ObjectiveInputs
+from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.ranks import gathered, over_ranks
 from popo_lightning.scoring import response_logprobs
@@ -83,6 +84,7 @@ class PolicyModule(L.LightningModule):
         if dtype not in ("float32", "bfloat16"):
             raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
         check_critic(critic, advantage)
+        check_weight(advantage, objective.behave_weight)
         self.automatic_optimization = False
         self.path = path
         self.warm_start = warm_start
@@ -210,13 +212,17 @@ class PolicyModule(L.LightningModule):
                 found += group.advantages.unbind()
                 continue
             here = slice(len(found), len(found) + len(group.responses))
-            prox = None if minibatch.prox_logp is None else minibatch.prox_logp[here]
+            # none for fresh groups: prox sampled them, and what engine and trainer differ by is no distance
+            old = group.version < minibatch.version and minibatch.prox_logp is not None
+            prox = minibatch.prox_logp[here] if old and minibatch.prox_logp is not None else None
             found += self.advantage.for_group(group, self.reward, prox, None if values is None else values[here])
         return found
 
     def _rows(self, minibatch: Minibatch) -> list[Row]:
         """A minibatch's rows with their advantages, and what a critic learns from."""
-        values = self.values(minibatch) if self.critic is not None else None
+        values = minibatch.values
+        if self.critic is not None and values is None:
+            values = self.values(minibatch)
         advantages = self.advantages(minibatch, values)
         returns = None
         if values is not None:
@@ -371,12 +377,12 @@ class PolicyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the shapes, so that a checkpoint of another model is recognised."""
-        policy_checkpoint.describe(self.model, checkpoint)
+        policy_checkpoint.describe(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
         fitting = self.trainer.state.fn == "fit"
-        policy_checkpoint.check(self.model, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
+        policy_checkpoint.check(self, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""

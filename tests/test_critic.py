@@ -6,11 +6,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from tiny_models import Run, fit, random_model, random_vision_model, weights_of
 from torch import Tensor, nn
 
+from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.critic import Critic, ValueModel, check_critic, value_loss
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
@@ -212,3 +214,27 @@ def test_replayed_groups_get_values_too(policy: Path, tmp_path: Path) -> None:
     run = fit(policy, tmp_path, model=model, iterations=4)
     assert sum(row["replay/groups"] for row in run.rows) > 0
     assert all(torch.isfinite(parameter).all() for parameter in run.module.parameters())
+
+
+class Values(L.Callback):
+    """Notes the recorded values of each minibatch when its step begins, and those the critic gives then."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        recorded, now = batch.values, pl_module.values(batch)
+        self.seen.append((batch.index, torch.cat(recorded), torch.cat(now)))
+
+
+def test_values_are_those_of_the_start_of_the_iteration(policy: Path, tmp_path: Path) -> None:
+    watch = Values()
+    model = {"advantage": GAE(), "critic": Critic(lr=1e-2)}
+    settings: dict[str, Any] = {"composer": OnPolicy(), "iterations": 3, "sweeps": 2}
+    fit(policy, tmp_path, model=model, callbacks=[CriticValues(), watch], **settings)
+    assert [index for index, _, _ in watch.seen] == [0, 1, 2, 3] * 3
+    assert all(torch.equal(recorded, now) for index, recorded, now in watch.seen if index == 0)
+    for before, after in ((watch.seen[i], watch.seen[i + 2]) for i in (0, 1, 4, 5, 8, 9)):  # a sweep apart
+        assert torch.equal(before[1], after[1])
+    later = [seen for seen in watch.seen if seen[0] > 0]
+    assert all((recorded - now).abs().max() > 1e-4 for _, recorded, now in later)  # so the clip has something to bound

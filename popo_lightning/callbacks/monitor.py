@@ -97,7 +97,8 @@ class Monitor(L.Callback):
 
     def _seconds(self, data: Any) -> dict[str, float]:
         seconds = data.clock.take()
-        seconds["train"] = sum(step["seconds"] for step in self._steps) - seconds.get("prox", 0.0)
+        before_steps = seconds.get("prox", 0.0) + seconds.get("values", 0.0)
+        seconds["train"] = sum(step["seconds"] for step in self._steps) - before_steps
         whole = time.perf_counter() - self._began - (data.start_seconds - self._start_before)
         inside = sum(value for name, value in seconds.items() if name != "start")
         seconds["other"] = whole - inside
