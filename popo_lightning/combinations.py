@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from popo_lightning.callbacks.parameter_hooks import Reincarnation
 from popo_lightning.callbacks.proximal import ProximalPolicy
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
@@ -38,11 +37,6 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
             yield (
                 f"proximal is {type(callback).__name__}, whose prox did not sample the fresh rows, but "
                 "model.objective.behave_weight.correct_fresh is false, which takes it for granted; set it to true"
-            )
-        if isinstance(callback, Reincarnation) and not objective.needs_reference:
-            yield (
-                "parameter_hook is Reincarnation, which renews the reference, but no regularizer of model.objective "
-                "uses one; add ConvexKL or KL, or leave the hook out"
             )
     if data.sync_every > 1 and isinstance(weight, One) and not objective.trust_region.folds_weight:
         yield (

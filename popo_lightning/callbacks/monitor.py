@@ -45,7 +45,7 @@ class Monitor(L.Callback):
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
         self.on_train_epoch_start(trainer, pl_module)
         self._began -= sum(step["seconds"] for step in self._steps)
-        if len(self._steps) == trainer.datamodule.minibatches:  # type: ignore[attr-defined]
+        if len(self._steps) == trainer.datamodule.steps:  # type: ignore[attr-defined]
             self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -140,14 +140,17 @@ class Reincarnation(ParameterHook):
         self.iteration = iteration
         self.reference: Weights | None = None  # once exchanged
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Gives a resumed run the reference it had."""
-        refuse_sharded(trainer, "parameter_hook Reincarnation")
-        if not pl_module._reference:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses to exchange what no rule looks at, before a model loads."""
+        if stage == "fit" and not pl_module.objective.needs_reference:
             raise SettingError(
                 "parameter_hook is Reincarnation, but no term of model.objective.regularizers has a reference to "
                 "exchange; add popo_lightning.objectives.ConvexKL or KL, or drop the hook"
             )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Gives a resumed run the reference it had."""
+        refuse_sharded(trainer, "parameter_hook Reincarnation")
         if self.reference is not None:
             put(self.reference, pl_module._reference[0])
 
