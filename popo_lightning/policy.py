@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -17,9 +17,10 @@ from popo_lightning import policy_checkpoint
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
-from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, proximal_logprobs, split_rows, token_columns
+from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows, token_columns
+from popo_lightning.minibatch_loss import MinibatchLoss
 from popo_lightning.model_folder import image_tokens, load_trainable, sees_images
-from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective, ObjectiveInputs
+from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.ranks import gathered, over_ranks
@@ -246,42 +247,30 @@ class PolicyModule(L.LightningModule):
         rows = self._rows(minibatch)
         objective = self._objective_for(minibatch, rows)
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
+        world_size = self.trainer.world_size
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
-        denominator = size / self.trainer.world_size
-        tokens = over_ranks(self.trainer, minibatch.tokens, "sum") / self.trainer.world_size
-        loss_sum, value_loss_sum, statistics = 0.0, 0.0, []
+        tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
+        first = minibatch.index == 0
+        losses = MinibatchLoss(self, objective, minibatch.version, first, size / world_size, tokens / world_size)
         parts = split_rows(rows, self.micro_batch_tokens)
         # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
         # before the first of them, or a rank that is through would wait here for one that waits there.
         most = int(over_ranks(self.trainer, len(parts), "max"))
         for part in parts:
-            padded = pad_rows(part).to(self.device)
-            loss, found = self._loss(padded, objective, minibatch.version, denominator)
-            loss_sum += float(loss.detach())
-            if self.critic is not None:
-                value_loss = self._value_loss(padded, tokens)
-                value_loss_sum += float(value_loss.detach())
-                loss = loss + value_loss
-            self.manual_backward(loss)
-            statistics.append(found)
+            self.manual_backward(losses.add(pad_rows(part).to(self.device)))
         for _ in range(most - len(parts)):
             self.manual_backward(self._nothing())
-        grad_norm = float("nan")
-        if size:
-            grad_norm = self._clip_gradients()
-            optimizer.step()
-            scheduler: Any = self.lr_schedulers()
-            if scheduler is not None:
-                scheduler.step()
-        outputs: dict[str, Any] = {
-            "mean_loss": loss_sum,
-            "grad_norm": grad_norm,
-            "stepped": bool(size),
-            "region": objective.report(),
-        }
-        if self.critic is not None:
-            outputs["value_loss"] = value_loss_sum
-        return {"tokens": statistics} | outputs
+        grad_norm = self._take_step(optimizer) if size else float("nan")
+        return losses.outputs() | {"grad_norm": grad_norm, "stepped": bool(size)}
+
+    def _take_step(self, optimizer: Any) -> float:
+        """Clips, steps, and returns the norm of the policy's gradient before clipping."""
+        grad_norm = self._clip_gradients()
+        optimizer.step()
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()
+        return grad_norm
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
         """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
@@ -290,46 +279,13 @@ class PolicyModule(L.LightningModule):
         flat = gathered(token_columns(rows, self.logprobs(minibatch)))
         return self.objective.for_minibatch(MinibatchTokens(flat[0], flat[1], flat[2], flat[3], flat[4].bool()))
 
-    def _loss(
-        self, part: PaddedRows, objective: Objective, version: int, denominator: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        logp, entropy = self(part)
-        prox = proximal_logprobs(part, logp.detach())
-        reference = None
-        if self._reference:
-            with torch.no_grad():
-                reference, _ = self(part, self._reference[0].to(self.device))
-        loss, stats = objective(
-            ObjectiveInputs(
-                logp=logp,
-                prox_logp=prox,
-                behave_logp=part.behave_logp,
-                advantages=part.advantages,
-                mask=part.mask,
-                fresh=part.fresh,
-                entropy=entropy,
-                ref_logp=reference,
-                version=version,
-                loss_weight=part.loss_weight,
-            ),
-            denominator,
-        )
-        width = part.mask.shape[1]
-        tokens = {
-            "ratio": stats.ratio,
-            "clipped": stats.clipped,
-            "weight_raw": stats.weight_raw,
-            "weight": stats.weight,
-            "entropy": entropy.detach(),
-            "gap": prox.detach() - part.behave_logp,
-            "fresh": part.fresh[:, None].expand(-1, width),
-            "age": part.age[:, None].expand(-1, width),
-        }
-        return loss, {name: value[part.mask].cpu() for name, value in tokens.items()}
-
-    def _value_loss(self, part: PaddedRows, denominator: float) -> Tensor:
-        assert self.critic is not None and part.values is not None and part.returns is not None
-        return self.critic.loss(self.value_model(part), part.values, part.returns, part.mask, denominator)
+    @torch.no_grad()
+    def reference_logprobs(self, part: PaddedRows) -> Tensor | None:
+        """(R, T) under the frozen reference, where a regularizer asks for it."""
+        if not self._reference:
+            return None
+        logp, _ = self(part, self._reference[0].to(self.device))
+        return cast(Tensor, logp)
 
     def _nothing(self) -> Tensor:
         """A loss of zero that has been through the whole model."""

@@ -153,8 +153,9 @@ def token_metrics(tokens: dict[str, Tensor]) -> dict[str, float]:
     for age in tokens["age"][~fresh].unique().tolist():
         rows = ~fresh & (tokens["age"] == age)
         metrics[f"weight/ess_age_{age}"] = effective_sample_size(tokens["weight_raw"][rows])
-    if fresh.any():
-        gap = tokens["gap"][fresh].abs()
+    gap = tokens["gap"][fresh].abs()
+    gap = gap[~gap.isnan()]  # of the first minibatch: later the policy is no longer the one that sampled
+    if len(gap):
         metrics["engine/logp_gap_mean"] = float(gap.mean())
         metrics["engine/logp_gap_max"] = float(gap.max())
     return metrics
