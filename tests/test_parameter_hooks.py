@@ -216,6 +216,8 @@ def test_a_run_that_stops_goes_on_exactly(config: Path, tmp_path: Path) -> None:
     command += ["--trainer.max_epochs", "3", "--parameter_hook", "test_parameter_hooks.StopsEarly"]
     assert_resumes(command, tmp_path, [4, 10, 12, 14], 15)
     assert [_hook_state(tmp_path / "whole", step)["stopped"] for step in (6, 11, 12, 15)] == [False, False, True, True]
+    entropies = [_hook_state(tmp_path / name, 15)["entropies"] for name in ("whole", "4", "10")]
+    assert len(entropies[0]) == 2 and entropies[0] == entropies[1] == entropies[2]
 
 
 class StopsEarly(SlowFastPolicy):
