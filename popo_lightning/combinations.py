@@ -49,6 +49,12 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
             f"model.advantage.k is {policy.advantage.k}, more than the {data.group_size} responses of a group "
             "(data.group_size); lower the first or raise the second"
         )
+    by = getattr(data.composer, "reward", policy.reward)
+    if by != policy.reward:
+        yield (
+            f"data.composer.reward is '{by}', but model.reward, which is trained on, is '{policy.reward}'; set both to "
+            "the same part"
+        )
     if policy.critic is not None and isinstance(data.composer, SPEAR):
         yield (
             "data.composer is SPEAR, which fixes the advantages of what it replays, but model.critic learns "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
+
+log = logging.getLogger(__name__)
 
 
 class RolloutStream(IterableDataset[Minibatch]):
@@ -183,6 +186,21 @@ class RolloutDataModule(L.LightningDataModule):
                 f"evenly; use a multiple of {world_size}"
             )
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
+        self._warn_of_problems_that_never_return()
+
+    def _warn_of_problems_that_never_return(self) -> None:
+        """Each rank keeps what it sampled, and asks a problem again in one of so many passes as there are ranks."""
+        asked = (self._run.max_epochs or 0) * self.problems_per_iteration
+        needed = (1 + self.composer.passes_before_replay(self.group_size)) * self._run.world_size
+        if needed > self._run.world_size and 0 < asked < needed * len(self.problems.train):
+            log.warning(
+                "%s replays responses of problems that were asked before, but the run asks %d problems and a pass over "
+                "them takes %d: few or none come back as often as it takes (%d times)",
+                type(self.composer).__name__,
+                asked,
+                len(self.problems.train),
+                needed,
+            )
 
     @property
     def _fitting(self) -> bool:
@@ -257,7 +275,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.pending = deal(groups, self.iteration, self.minibatches, self.sweeps, self._random("deal"))
         self.engine.sleep()
         self.totals.add(self.report)
-        self.rollout_metrics = self.report.metrics()
+        self.rollout_metrics = self.report.metrics() | self.composer.report()
         self.iteration += 1
 
     def _composers_view(self, report: RolloutReport) -> Iteration:

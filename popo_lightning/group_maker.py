@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group, Response
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import Prompt, PromptEncoder
@@ -71,15 +72,14 @@ class GroupMaker:
                 limit, go behind the prompt's tokens, and are part of what the verifier reads.
         """
         begun = [torch.empty(0, dtype=torch.long)] * len(problems) if prefixes is None else list(prefixes)
+        if (longest := max(map(len, begun), default=0)) >= sampling.max_new_tokens:
+            raise SettingError(
+                f"data.max_new_tokens is {sampling.max_new_tokens}, but a stored prefix has {longest} tokens, so no "
+                "response could go on from it; resume with the limit the run had"
+            )
         with self.clock.measure("generate"):
             prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, begun, strict=True)]
-            sampled: list[list[Response]] = [[] for _ in problems]
-            for length in sorted({len(prefix) for prefix in begun}):  # one length, one response limit
-                places = [place for place, prefix in enumerate(begun) if len(prefix) == length]
-                limited = replace(sampling, max_new_tokens=sampling.max_new_tokens - length)
-                found = self.engine.generate([prompts[place] for place in places], n, limited, seed + length)
-                for place, responses in zip(places, found, strict=True):
-                    sampled[place] = responses
+            sampled = self.engine.generate(prompts, n, sampling, seed)
         with self.clock.measure("verify"):
             graded = self._grade(problems, begun, sampled, sampling.max_new_tokens)
         return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
@@ -133,4 +133,4 @@ def _continued(prompt: Prompt, prefix: Tensor) -> Prompt:
     if not len(prefix):
         return prompt
     unexpanded = [*prompt.unexpanded_ids, *prefix.tolist()] if prompt.unexpanded_ids else ()
-    return replace(prompt, ids=torch.cat((prompt.ids, prefix)), unexpanded_ids=unexpanded)
+    return replace(prompt, ids=torch.cat((prompt.ids, prefix)), unexpanded_ids=unexpanded, begun=len(prefix))

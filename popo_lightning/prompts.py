@@ -32,12 +32,14 @@ class Prompt:
         images: What the vision tower reads, by the argument names of the model's forward; empty for text.
         unexpanded_ids: As ids, but with one token an image: what vLLM expands by itself. Empty for text.
         pictures: The images before the processor, for vLLM.
+        begun: Last tokens of ids that are the beginning of the response, and count towards its limit.
     """
 
     ids: Tensor
     images: dict[str, Tensor] = field(default_factory=dict)
     unexpanded_ids: Sequence[int] = ()
     pictures: Sequence[Any] = ()
+    begun: int = 0
 
 
 class PromptEncoder:

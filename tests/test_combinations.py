@@ -21,6 +21,7 @@ HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
         ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
         ([*method("max_at_k"), "--model.advantage.init_args.k", "5"], "model.advantage.k is 5, more than the 4"),
         ([*method("ppo"), "--model.advantage", f"{RULES}.GroupNormalised"], "model.critic is set but"),
+        ([*method("tree_opo"), "--model.reward", "acc"], "data.composer.reward is 'score'"),
         ([*method("spear"), *CRITIC], "data.composer is SPEAR"),
         ([*method("behave_aligned"), f"{OBJECTIVE}.behave_weight", f"{RULES}.Decoupled"], "BehaveAligned"),
     ],

@@ -77,6 +77,18 @@ class Composer(ABC):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Groups to train on. Those of an earlier policy version are replayed: the behaviour weight applies to them."""
 
+    def passes_before_replay(self, group_size: int) -> int:
+        """Times a problem must have been asked before anything of it can be replayed; 0 where problems need not return.
+
+        Args:
+            group_size: K.
+        """
+        return 0
+
+    def report(self) -> dict[str, float]:
+        """Further numbers of the last iteration, by metric name."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides later compositions, in plain containers and tensors."""
         return {}

@@ -25,7 +25,7 @@ class Sampling:
     are the recorded log-probs those of the distribution really sampled from. Evaluation may cut the tail.
 
     Args:
-        max_new_tokens: Response limit in tokens, the end token included.
+        max_new_tokens: Response limit in tokens, the end token and what a prompt has begun included.
         temperature: 0 is greedy.
         top_p: Nucleus mass kept.
         top_k: Number of tokens kept; 0 keeps all.

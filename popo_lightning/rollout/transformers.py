@@ -60,8 +60,9 @@ class TransformersEngine(RolloutEngine):
                 ids, attention_mask=mask, **{n: t for n, t in images.items() if n != "pixel_values"}
             )
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        limits = torch.tensor([sampling.max_new_tokens - prompt.begun for prompt in prompts])
         cache, tokens, logps = None, [], []
-        for _ in range(sampling.max_new_tokens):
+        for _ in range(int(limits.max())):
             out = self._model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -81,7 +82,7 @@ class TransformersEngine(RolloutEngine):
             ids = token[:, None]
             mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
             positions = positions[..., -1:] + 1
-        return self._collect(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu())
+        return self._collect(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), limits)
 
     def _images(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
         """What the model's forward reads besides tokens; empty for text."""
@@ -103,10 +104,10 @@ class TransformersEngine(RolloutEngine):
             token = torch.multinomial(logp.exp(), 1).squeeze(-1)
         return token, logp.gather(-1, token[:, None]).squeeze(-1)
 
-    def _collect(self, tokens: Tensor, logps: Tensor) -> list[Response]:
-        """Each row up to and including its first end token."""
-        is_end = torch.isin(tokens, self._ends.cpu())
-        lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, tokens.shape[1])
+    def _collect(self, tokens: Tensor, logps: Tensor, limits: Tensor) -> list[Response]:
+        """Each row up to and including its first end token, and no longer than its limit."""
+        is_end = torch.isin(tokens, self._ends.cpu()) & (torch.arange(tokens.shape[1]) < limits[:, None])
+        lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, limits.clamp(max=tokens.shape[1]))
         kept = [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
         texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True)
         return [

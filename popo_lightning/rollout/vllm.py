@@ -103,21 +103,25 @@ class VLLMEngine(RolloutEngine):
 
         forbidden = self._context.forbidden_token_ids
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
-        parameters = SamplingParams(
-            n=n // copies,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
-            stop_token_ids=self._stop_token_ids,
-            logprobs=0,  # the sampled token's own
-            logit_bias={token: -float("inf") for token in forbidden} or None,
-            skip_special_tokens=True,
-        )
+        limits = [sampling.max_new_tokens - prompt.begun for prompt in prompts]
+        by_limit = {
+            limit: SamplingParams(
+                n=n // copies,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=limit,
+                stop_token_ids=self._stop_token_ids,
+                logprobs=0,  # the sampled token's own
+                logit_bias={token: -float("inf") for token in forbidden} or None,
+                skip_special_tokens=True,
+            )
+            for limit in set(limits)
+        }
         inputs: Any = [_input(prompt) for prompt in prompts]
         # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
         with seeded(seed, self._context.device), self._no_compilation():
-            outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+            outputs = self._llm.generate(inputs, [by_limit[limit] for limit in limits], use_tqdm=False)
         for prompt, output in zip(prompts, outputs, strict=True):
             if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
                 raise RuntimeError(
