@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,13 +26,12 @@ from popo_lightning.replay.samplers import EpochSampler, PromptSampler
 from popo_lightning.report import RolloutReport, Totals
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
 from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
-
-log = logging.getLogger(__name__)
 
 
 class RolloutStream(IterableDataset[Minibatch]):
@@ -106,29 +104,6 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        _at_least("problems_per_iteration", problems_per_iteration, 1, "ask at least one problem")
-        _at_least("group_size", group_size, 2, "a group needs two responses to differ")
-        _at_least("minibatches", minibatches, 1, "an iteration needs one optimizer step")
-        _at_least("sweeps", sweeps, 1, "the minibatches are trained on once at least")
-        _at_least("sync_every", sync_every, 1, "1 samples with the newest weights always")
-        _at_least("max_new_tokens", max_new_tokens, 1, "a response needs one token")
-        _at_least("graders", graders, 1, "someone has to grade")
-        if minibatches > problems_per_iteration:
-            raise SettingError(
-                f"data.minibatches is {minibatches} but an iteration has only {problems_per_iteration} groups "
-                "(data.problems_per_iteration); lower the first or raise the second"
-            )
-        if temperature <= 0:
-            raise SettingError(
-                f"data.temperature is {temperature}; training samples at a positive temperature, such as 1.0"
-            )
-        if image_pixels is not None and not 0 < image_pixels[0] <= image_pixels[1]:
-            raise SettingError(
-                f"data.image_pixels is {list(image_pixels)}; give the least and the most pixels of an image, such as "
-                "[3136, 401408]"
-            )
-        if overlong is not None:
-            overlong.check(max_new_tokens)
         self.task = task
         self.engine = engine
         self.composer = composer
@@ -146,6 +121,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.graders = graders
         self.seconds_per_response = seconds_per_response
         self.seed = seed
+        check_settings(self)
 
         self.clock = PhaseClock()
         self.longest_response = 0  # tokens that an evaluation may ask for
@@ -180,27 +156,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
         if not self._fitting:
             return
-        if self.problems_per_iteration % world_size:
-            raise SettingError(
-                f"data.problems_per_iteration is {self.problems_per_iteration}, which {world_size} ranks cannot share "
-                f"evenly; use a multiple of {world_size}"
-            )
+        check_share(self, world_size)
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
-        self._warn_of_problems_that_never_return()
-
-    def _warn_of_problems_that_never_return(self) -> None:
-        """Each rank keeps what it sampled, and asks a problem again in one of so many passes as there are ranks."""
-        asked = (self._run.max_epochs or 0) * self.problems_per_iteration
-        needed = (1 + self.composer.passes_before_replay(self.group_size)) * self._run.world_size
-        if needed > self._run.world_size and 0 < asked < needed * len(self.problems.train):
-            log.warning(
-                "%s replays responses of problems that were asked before, but the run asks %d problems and a pass over "
-                "them takes %d: few or none come back as often as it takes (%d times)",
-                type(self.composer).__name__,
-                asked,
-                len(self.problems.train),
-                needed,
-            )
+        warn_of_problems_that_never_return(self, self._run.max_epochs or 0, world_size)
 
     @property
     def _fitting(self) -> bool:
@@ -390,8 +348,3 @@ class RolloutDataModule(L.LightningDataModule):
                 f"data.minibatches x data.sweeps is {self.steps} but the checkpoint stopped inside an iteration of "
                 f"{state['steps']} steps; resume with as many, or from a checkpoint between iterations"
             )
-
-
-def _at_least(name: str, value: int, least: int, reason: str) -> None:
-    if value < least:
-        raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")
