@@ -213,5 +213,9 @@ def run(args: ArgsType = None) -> PopoCLI:
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": "popo"},
         )
-    except SettingError as error:
-        refuse(str(error))
+    except (SettingError, ValueError) as error:
+        # jsonargparse wraps what the constructor of an optional class raises
+        cause = error if isinstance(error, SettingError) else error.__cause__
+        if not isinstance(cause, SettingError):
+            raise
+        refuse(str(cause))

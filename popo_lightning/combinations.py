@@ -11,7 +11,8 @@ from typing import Any
 from popo_lightning.callbacks.proximal import ProximalPolicy
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
-from popo_lightning.objectives import Decoupled, MaxAtK, One
+from popo_lightning.objectives import MaxAtK, One
+from popo_lightning.objectives.weights import ReplayedWeight
 from popo_lightning.policy import PolicyModule
 from popo_lightning.replay.self_imitation import SPEAR
 
@@ -33,10 +34,11 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
     weight = objective.behave_weight
     for callback in callbacks:
         moved = isinstance(callback, ProximalPolicy) and callback.moves_fresh_rows
-        if moved and isinstance(weight, Decoupled) and not weight.correct_fresh:
+        if moved and not (isinstance(weight, ReplayedWeight) and weight.correct_fresh):
             yield (
                 f"proximal is {type(callback).__name__}, whose prox did not sample the fresh rows, but "
-                "model.objective.behave_weight.correct_fresh is false, which takes it for granted; set it to true"
+                f"model.objective.behave_weight is {type(weight).__name__} without correct_fresh, which takes that for "
+                "granted; use Decoupled with correct_fresh true"
             )
     if data.sync_every > 1 and isinstance(weight, One) and not objective.trust_region.folds_weight:
         yield (

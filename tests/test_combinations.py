@@ -16,7 +16,9 @@ HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"], "correct_fresh is f"),
+        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"], "is Decoupled without correct_fresh"),
+        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight", f"{RULES}.One"], "is One without correct_fresh"),
+        ([*method("ppo_ewma"), "--proximal.centre_of_mass", "-1"], "ProximalAverage.centre_of_mass is -1"),
         (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
         ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
         ([*method("max_at_k"), "--model.advantage.init_args.k", "5"], "model.advantage.k is 5, more than the 4"),
