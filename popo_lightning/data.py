@@ -224,8 +224,9 @@ class RolloutDataModule(L.LightningDataModule):
         return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
-        # always, and before any composer decides: gathering sharded weights takes all ranks
-        self.synced.for_rollouts(self._run.global_step, self.iteration)
+        if self.composer.samples_next():
+            # before the composer decides anything by rank: gathering sharded weights takes all of them
+            self.synced.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_by)
         with self.clock.measure("compose"):
             groups = self.composer.compose(self._composers_view(self.report))

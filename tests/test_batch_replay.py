@@ -14,11 +14,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from groups_for_tests import group, ids, iteration
+from tiny_models import fit
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.replay.batch_replay import Rapid, ReMixReplay
 from popo_lightning.replay.composers import Composer
+from popo_lightning.rollout.engine import NamedTensors
+from popo_lightning.rollout.transformers import TransformersEngine
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
 
@@ -202,3 +205,18 @@ def test_resumed_with_other_numbers_of_problems_nothing_is_lost(tmp_path: Path) 
 def test_rapid_refuses() -> None:
     with pytest.raises(SettingError, match=r"Rapid\.batches is 0"):
         Rapid(0)
+
+
+class CountingEngine(TransformersEngine):
+    updates = 0
+
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        super().update_weights(weights, version)
+        self.updates += 1
+
+
+def test_the_engine_gets_weights_only_when_it_samples(policy: Path, tmp_path: Path) -> None:
+    engine = CountingEngine()
+    done = fit(policy, tmp_path, composer=Rapid(3), engine=engine, iterations=7)
+    assert engine.updates == 3  # at iterations 0, 3 and 6
+    assert done.data.composer.samples_next() is False

@@ -111,6 +111,10 @@ class Rapid(Composer):
         self.batches = int(at_least("Rapid.batches", batches, 1, ", such as 4"))
         self._waiting: deque[Group] = deque()
 
+    def samples_next(self) -> bool:
+        """Only once nothing is waiting."""
+        return not self._waiting
+
     def compose(self, iteration: Iteration) -> list[Group]:
         """The next batch."""
         if not self._waiting:

@@ -77,6 +77,13 @@ class Composer(ABC):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Groups to train on. Those of an earlier policy version are replayed: the behaviour weight applies to them."""
 
+    def samples_next(self) -> bool:
+        """Whether the next :meth:`compose` samples anything. If not, the engine sleeps on with the weights it has.
+
+        The answer must be the same on all ranks.
+        """
+        return True
+
     def passes_before_replay(self, group_size: int) -> int:
         """Times a problem must have been asked before anything of it can be replayed; 0 where problems need not return.
 
