@@ -42,11 +42,11 @@ def test_draws_in_proportion_and_none_twice() -> None:
     """Weights 1, 2, 3. First: 1/6, 2/6, 3/6. Pairs of 1 and 2: 1/6 * 2/5 + 2/6 * 1/4 = 0.15."""
     logs = [math.log(weight) for weight in (1, 2, 3)]
     random = Random(0)
-    drawn = [draw(logs, 2, random) for _ in range(6000)]
+    drawn = [draw(logs, 2, random) for _ in range(3000)]
     assert all(len(set(pair)) == 2 for pair in drawn)
     first = Counter(pair[0] for pair in drawn)
-    assert [first[i] / 6000 for i in range(3)] == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.02)
-    assert sum(set(pair) == {0, 1} for pair in drawn) / 6000 == pytest.approx(0.15, abs=0.015)
+    assert [first[i] / 3000 for i in range(3)] == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.03)
+    assert sum(set(pair) == {0, 1} for pair in drawn) / 3000 == pytest.approx(0.15, abs=0.02)
 
 
 def test_draws_all_where_there_are_fewer_and_never_underflows() -> None:
@@ -77,15 +77,15 @@ def test_priorities_by_hand() -> None:
     p_1 = 0.70711 exp(-0.1) = 0.63982, p_2 = 0.75 exp(-1) = 0.27591; square roots 0.79989 and 0.52527; P_2 = 0.3964.
     """
     composer = stocked()
-    drawn = Counter(replayed(composer, 10, seed)[0].id for seed in range(3000))
-    assert drawn[2] / 3000 == pytest.approx(0.3964, abs=0.02)
+    drawn = Counter(replayed(composer, 10, seed)[0].id for seed in range(1500))
+    assert drawn[2] / 1500 == pytest.approx(0.3964, abs=0.035)
 
 
 def test_priorities_by_reward() -> None:
     """Mean |R| 0.5 and 0.25: p = 0.45242 and 0.09197; square roots 0.67262 and 0.30327; P_2 = 0.3108."""
     composer = stocked(base="reward")
-    drawn = Counter(replayed(composer, 10, seed)[0].id for seed in range(3000))
-    assert drawn[2] / 3000 == pytest.approx(0.3108, abs=0.02)
+    drawn = Counter(replayed(composer, 10, seed)[0].id for seed in range(1500))
+    assert drawn[2] / 1500 == pytest.approx(0.3108, abs=0.035)
 
 
 def test_a_priority_halves_every_tau_ln_2() -> None:
@@ -239,12 +239,11 @@ def test_ineffective_groups_give_way_to_stored_ones() -> None:
 
 def test_draws_in_proportion_to_score() -> None:
     """Scores 1, 1.5 and 2."""
-    found: Counter[int] = Counter()
-    for seed in range(3000):
-        composer = ScorePriority()
-        composer.compose(at(0, [group(i, scores=s) for i, s in enumerate((PAIR, ONE_OF_FOUR, TWO_OF_FOUR))]))
-        found[composer.compose(at(1, [group(9, 1, scores=DULL)], seed))[0].id] += 1
-    assert [found[i] / 3000 for i in range(3)] == pytest.approx([1 / 4.5, 1.5 / 4.5, 2 / 4.5], abs=0.03)
+    composer = ScorePriority()
+    composer.compose(at(0, [group(i, scores=s) for i, s in enumerate((PAIR, ONE_OF_FOUR, TWO_OF_FOUR))]))
+    hole = [group(9, 1, scores=DULL)]
+    found = Counter(composer.compose(at(1, hole, seed))[0].id for seed in range(1500))
+    assert [found[i] / 1500 for i in range(3)] == pytest.approx([1 / 4.5, 1.5 / 4.5, 2 / 4.5], abs=0.035)
 
 
 def test_with_replacement_where_the_store_is_short() -> None:

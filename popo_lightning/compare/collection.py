@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -123,19 +124,20 @@ def _others(collection: Collection, planned: Sequence[PlannedRun]) -> list[Plann
         (comparison.folder / RUNS).glob(f"*/*/{RECORD}")
     ):
         folder = path.parent
+        shown = os.path.relpath(folder, comparison.folder)  # the report may be read elsewhere
         if folder.resolve() in known:
             continue
         record = read_record(folder) or {}
         arm = Arm(str(record["method"]), str(record["sweep"]))
         if arm not in collection.arms:
-            collection.left_out.append(f"{folder}: not among the methods and sweep labels asked for")
+            collection.left_out.append(f"{shown}: not among the methods and sweep labels asked for")
             continue
         wanted = planned_run(comparison, arm, int(record["seed"]))
         difference = difference_between(record, wanted.record())
         if difference is not None or wanted.folder.resolve() != folder.resolve():
-            collection.left_out.append(f"{folder}: made with other settings ({difference or 'another place'})")
+            collection.left_out.append(f"{shown}: made with other settings ({difference or 'another place'})")
         elif not (folder / SUMMARY).exists():
-            collection.left_out.append(f"{folder}: not finished")
+            collection.left_out.append(f"{shown}: not finished")
         else:
             found.append(wanted)
     return found

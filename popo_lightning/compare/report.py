@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,9 @@ def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _absent(found: Collection, failures: Sequence[Outcome]) -> str:
     failed = {outcome.run.folder: outcome.reason.splitlines()[0] for outcome in failures}
     lines = [
-        f"- {run.label}: {failed.get(run.folder, 'not finished')} ({run.folder}/log.txt)" for run in found.missing
+        f"- {run.label}: {failed.get(run.folder, 'not finished')} "
+        f"({os.path.relpath(run.folder, found.comparison.folder)}/log.txt)"
+        for run in found.missing
     ] + [f"- {line}" for line in found.left_out]
     return "## Not in these numbers\n\n" + "\n".join(lines) if lines else ""
 
@@ -148,7 +151,7 @@ def run_row(found: Collection, run: RunResult) -> dict[str, Any]:
     row |= run.totals | run.health
     row |= {f"ess_age_{age}": value for age, value in run.ess_by_age.items()}
     row |= {f"seconds_{phase}": value for phase, value in run.phases.items() if phase != "iteration"}
-    return row | {"folder": str(run.folder)}
+    return row | {"folder": os.path.relpath(run.folder, found.comparison.folder)}
 
 
 def curve_rows(run: RunResult) -> list[dict[str, Any]]:
