@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -62,9 +63,24 @@ def test_never_replaying_is_on_policy() -> None:
 def test_a_replaying_iteration_samples_nothing() -> None:
     composer = ReMixReplay(1.0)
     composer.compose(iteration(0, batch(0)))
-    assert ids(composer.compose(iteration(1, problems=2))) == [0, 1]  # this one refuses to sample
+    for version in (1, 2):
+        assert not composer.samples_next()
+        assert ids(composer.compose(iteration(version, problems=2))) == [0, 1]  # it refuses to sample
+    assert composer.samples_next()
     with pytest.raises(AssertionError, match="asked for 2"):
         composer.compose(iteration(3, problems=2))
+
+
+@pytest.mark.parametrize("mix", ["batch", "group"])
+def test_says_ahead_whether_it_samples(mix: Any) -> None:
+    composer = ReMixReplay(0.5, 2, until=30, mix=mix)
+    for version in range(40):
+        announced = composer.samples_next()
+        (groups,) = run(composer, range(version, version + 1), size=8)
+        fresh = [number for number in groups if number >= 10 * version]
+        assert announced or not fresh
+        assert mix == "group" or len(fresh) == 8 * announced
+        assert version < 30 or len(fresh) == 8
 
 
 def test_share_of_iterations_that_sample() -> None:
@@ -76,9 +92,13 @@ def test_share_of_iterations_that_sample() -> None:
 
 def test_every_recent_policy_is_drawn_evenly() -> None:
     composer = ReMixReplay(0.0, 3)
-    run(composer, range(5))
+    run(composer, range(4))
     composer.probability = 1.0
-    drawn = Counter(run(composer, range(5, 6), seed)[0][0] for seed in range(600))  # versions 2 to 4 are 3 to 1 old
+    drawn: Counter[int] = Counter()
+    for seed in range(600):
+        again = copy.deepcopy(composer)
+        run(again, range(4, 5), seed)  # decides on version 5, for which versions 2 to 4 are recent
+        drawn[run(again, range(5, 6))[0][0]] += 1
     assert set(drawn) == {20, 30, 40}
     assert all(170 < count < 230 for count in drawn.values())
 
@@ -86,7 +106,7 @@ def test_every_recent_policy_is_drawn_evenly() -> None:
 def test_on_policy_from_the_reincarnation_on() -> None:
     composer = ReMixReplay(1.0, 2, until=5)
     assert run(composer, range(6))[4:] == [[30, 31], [50, 51]]
-    assert composer.state_dict() == {"batches": []}  # at once: nothing will be replayed again
+    assert composer.state_dict() == {"batches": [], "replay": None}  # at once: nothing will be replayed again
     assert run(composer, range(6, 8)) == [[60, 61], [70, 71]]
 
 
@@ -115,7 +135,7 @@ def decide(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_sample_in_the_same_iterations(tmp_path: Path) -> None:
-    """Gathering the weights for the engine is a collective: one rank alone would wait for ever."""
+    """All the ranks, or rollouts are not saved: those that replay would wait for those that sample."""
     assert run(ReMixReplay(0.5, 2), range(30), seed=0) != run(ReMixReplay(0.5, 2), range(30), seed=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

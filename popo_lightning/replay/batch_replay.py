@@ -51,22 +51,22 @@ class ReMixReplay(Composer):
         self.until = None if until is None else int(at_least("ReMixReplay.until", until, 0, ", or null for none"))
         self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
         self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
+        self._replay: int | None = None  # iteration whose batch the next one trains on
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """A stored batch, or a new one, or a mixture by group."""
-        while self._batches and self._batches[0][0] < iteration.version - self.policies:
-            self._batches.popleft()
-        if self.until is not None and iteration.version >= self.until:
-            self._batches.clear()
-            return iteration.rollout()
-        if self.mix == "group":
-            return self._mixed(iteration)
-        # rank 0's draws: if some ranks sampled and others did not, those would wait for the weights' gathering
-        random = iteration.random("remix")
-        coin, place = gathered([torch.tensor([random.random(), random.random()], dtype=torch.float64)])[0][:2].tolist()
-        if self._batches and coin < self.probability:
-            return list(self._batches[int(place * len(self._batches))][1])
-        return self._sample(iteration, iteration.problems)
+        if self._replay is not None:
+            groups = dict(self._batches)[self._replay]
+        elif self.mix == "group":
+            groups = self._mixed(iteration)
+        else:
+            groups = self._sample(iteration, iteration.problems)
+        self._look_ahead(iteration)
+        return list(groups)
+
+    def samples_next(self) -> bool:
+        """Unless a whole batch will be replayed."""
+        return self._replay is None
 
     def _mixed(self, iteration: Iteration) -> list[Group]:
         random = iteration.random("remix")
@@ -78,15 +78,31 @@ class ReMixReplay(Composer):
     def _sample(self, iteration: Iteration, count: int) -> list[Group]:
         fresh = iteration.rollout(count)
         self._batches.append((iteration.version, fresh))
-        return list(fresh)
+        return fresh
+
+    def _look_ahead(self, iteration: Iteration) -> None:
+        """Decides now what the next iteration does, so that the engine need not be woken for nothing."""
+        following = iteration.version + 1
+        oldest = following - self.policies if self.until is None or following < self.until else following
+        self._batches = deque((version, groups) for version, groups in self._batches if version >= oldest)
+        self._replay = None
+        if self.mix == "batch":
+            # rank 0's draws: nothing is saved unless all ranks go without rollouts
+            random = iteration.random("remix")
+            own = torch.tensor([random.random(), random.random()], dtype=torch.float64)
+            coin, place = gathered([own])[0][:2].tolist()
+            if self._batches and coin < self.probability:
+                self._replay = self._batches[int(place * len(self._batches))][0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored batches."""
-        return {"batches": [{"version": version, "groups": _plain(groups)} for version, groups in self._batches]}
+        """The stored batches, and what comes next."""
+        batches = [{"version": version, "groups": _plain(groups)} for version, groups in self._batches]
+        return {"batches": batches, "replay": self._replay}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The stored batches."""
+        """The stored batches, and what comes next."""
         self._batches = deque((batch["version"], _groups(batch["groups"])) for batch in state["batches"])
+        self._replay = state["replay"]
 
 
 class Rapid(Composer):
