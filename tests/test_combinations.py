@@ -16,7 +16,10 @@ HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"], "is Decoupled without correct_fresh"),
+        (
+            [*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"],
+            "is Decoupled without correct_fresh",
+        ),
         ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight", f"{RULES}.One"], "is One without correct_fresh"),
         ([*method("ppo_ewma"), "--proximal.centre_of_mass", "-1"], "ProximalAverage.centre_of_mass is -1"),
         (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
