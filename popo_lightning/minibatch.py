@@ -28,6 +28,7 @@ class Minibatch:
 
     Attributes:
         prox_logp: One (T,) tensor a row; None: not computed (yet).
+        prox_is_start: Whether prox_logp is of the policy that the iteration began with, which sampled the fresh rows.
         prox_share: One number a row: prox is this share of the way from behave to the policy, in log-probs. None:
             prox_logp holds.
         values: One (T,) tensor a row, of a critic at the start of the iteration. None: taken before the step.
@@ -39,6 +40,7 @@ class Minibatch:
         self.index = index
         self.part = index if part is None else part
         self.prox_logp: list[Tensor] | None = None
+        self.prox_is_start = False
         self.prox_share: list[float] | None = None
         self.values: list[Tensor] | None = None
 
@@ -99,6 +101,7 @@ class Minibatch:
             "index": self.index,
             "part": self.part,
             "prox_logp": self.prox_logp,
+            "prox_is_start": self.prox_is_start,
             "prox_share": self.prox_share,
             "values": self.values,
         }
@@ -109,6 +112,7 @@ class Minibatch:
         groups = [Group.from_plain(group) for group in plain["groups"]]
         minibatch = cls(groups, plain["version"], plain["index"], plain.get("part"))
         minibatch.prox_logp, minibatch.prox_share = plain["prox_logp"], plain.get("prox_share")
+        minibatch.prox_is_start = plain.get("prox_is_start", False)
         minibatch.values = plain.get("values")
         return minibatch
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popo_lightning.minibatch import PaddedRows, proximal_logprobs
+from popo_lightning.minibatch import Minibatch, PaddedRows, proximal_logprobs
 from popo_lightning.objectives import Objective, ObjectiveInputs, TokenStatistics
 
 
@@ -19,16 +19,14 @@ class MinibatchLoss:
     Args:
         policy: The PolicyModule that scores rows.
         objective: For this minibatch.
-        version: Policy version at the start of the iteration.
-        first: Whether no step has been taken in this iteration, so that the policy is the one that sampled fresh rows.
+        minibatch: Which one.
         size: Denominator of the objective, over micro-batches and ranks.
         tokens: Denominator of the value loss.
     """
 
     policy: Any
     objective: Objective
-    version: int
-    first: bool
+    minibatch: Minibatch
     size: float
     tokens: float
     loss: float = 0.0
@@ -58,14 +56,15 @@ class MinibatchLoss:
             fresh=part.fresh,
             entropy=entropy,
             ref_logp=self.policy.reference_logprobs(part),
-            version=self.version,
+            version=self.minibatch.version,
             loss_weight=part.loss_weight,
         )
 
     def _tokens(self, part: PaddedRows, logp: Tensor, entropy: Tensor, found: TokenStatistics) -> dict[str, Tensor]:
         width = part.mask.shape[1]
-        # What engine and trainer differ by shows on fresh rows, and only while no step has moved the policy.
-        gap = logp - part.behave_logp if self.first else torch.full_like(logp, torch.nan)
+        # What engine and trainer differ by shows on fresh rows, under the policy that the iteration began with.
+        start = logp if self.minibatch.index == 0 else part.prox_logp if self.minibatch.prox_is_start else None
+        gap = torch.full_like(logp, torch.nan) if start is None else start - part.behave_logp
         tokens = {
             "ratio": found.ratio,
             "clipped": found.clipped,

@@ -250,8 +250,7 @@ class PolicyModule(L.LightningModule):
         world_size = self.trainer.world_size
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
-        first = minibatch.index == 0
-        losses = MinibatchLoss(self, objective, minibatch.version, first, size / world_size, tokens / world_size)
+        losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
         parts = split_rows(rows, self.micro_batch_tokens)
         # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
         # before the first of them, or a rank that is through would wait here for one that waits there.

@@ -154,7 +154,7 @@ def token_metrics(tokens: dict[str, Tensor]) -> dict[str, float]:
         rows = ~fresh & (tokens["age"] == age)
         metrics[f"weight/ess_age_{age}"] = effective_sample_size(tokens["weight_raw"][rows])
     gap = tokens["gap"][fresh].abs()
-    gap = gap[~gap.isnan()]  # of the first minibatch: later the policy is no longer the one that sampled
+    gap = gap[~gap.isnan()]  # where the policy that sampled is not at hand
     if len(gap):
         metrics["engine/logp_gap_mean"] = float(gap.mean())
         metrics["engine/logp_gap_max"] = float(gap.max())

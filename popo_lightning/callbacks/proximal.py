@@ -43,4 +43,4 @@ class ProximalSnapshot(ProximalPolicy):
                 for later in todo:
                     if later.part not in found:  # later sweeps come back to the same rows
                         found[later.part] = pl_module.logprobs(later)
-                    later.prox_logp = found[later.part]
+                    later.prox_logp, later.prox_is_start = found[later.part], True
