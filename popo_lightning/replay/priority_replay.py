@@ -96,7 +96,7 @@ class FreshPER(Composer):
     def _weighted(self, group: Group, above_least: float, iteration: Iteration) -> Group:
         progress = min(1.0, iteration.version / self.beta_iterations)
         beta = self.beta + (1 - self.beta) * progress
-        return replace(group, loss_weight=group.loss_weight * math.exp(-beta * above_least))
+        return replace(group, loss_weight=math.exp(-beta * above_least))
 
     def state_dict(self) -> dict[str, Any]:
         """The stored groups; priorities follow from them."""
