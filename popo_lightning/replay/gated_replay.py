@@ -39,19 +39,21 @@ class GatedReplay(PrioritizedGroupReplay):
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         candidates = self.buffer.usable(iteration.version) if ineffective else []
-        admitted = self._admitted(candidates, iteration)
+        admitted = still_worth(candidates, self.least_ess, iteration)
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(admitted, len(ineffective), problems)
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
 
-    def _admitted(self, candidates: list[Group], iteration: Iteration) -> list[Group]:
-        if not candidates:
-            return []
-        admitted = []
-        for group, present in zip(candidates, iteration.logprobs(candidates), strict=True):
-            behave = torch.cat([response.behave_logp for response in group.responses])
-            weights = (torch.cat(present) - behave).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-            if effective_sample_size(weights) >= self.least_ess:
-                admitted.append(group)
-        return admitted
+
+def still_worth(groups: list[Group], least_ess: float, iteration: Iteration) -> list[Group]:
+    """Those whose weights under the present policy leave them an effective sample size of ``least_ess`` per token."""
+    if not groups:
+        return []
+    admitted = []
+    for group, present in zip(groups, iteration.logprobs(groups), strict=True):
+        behave = torch.cat([response.behave_logp for response in group.responses])
+        weights = (torch.cat(present) - behave).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+        if effective_sample_size(weights) >= least_ess:
+            admitted.append(group)
+    return admitted
