@@ -27,6 +27,7 @@ from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
+from popo_lightning.sharding import check_sharding
 
 
 @dataclass
@@ -146,6 +147,7 @@ class PopoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_sharding(self.trainer.strategy, self.trainer.world_size, self.model.critic is not None)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the run's loggers and its summary."""

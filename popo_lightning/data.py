@@ -21,9 +21,11 @@ from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
+from popo_lightning.rank_states import for_ranks
+from popo_lightning.ranks import from_all
 from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
 from popo_lightning.replay.samplers import EpochSampler, PromptSampler
-from popo_lightning.report import RolloutReport, Totals
+from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
@@ -233,8 +235,9 @@ class RolloutDataModule(L.LightningDataModule):
             self.report.composed(groups)
             self.pending = deal(groups, self.iteration, self.minibatches, self.sweeps, self._random("deal"))
         self.engine.sleep()
-        self.totals.add(self.report)
-        self.rollout_metrics = self.report.metrics() | self.composer.report()
+        counts = of_all_ranks(from_all(self.report.counts()))
+        self.totals.add(counts)
+        self.rollout_metrics = rollout_metrics(counts) | self.composer.report()
         self.iteration += 1
 
     def _composers_view(self, report: RolloutReport) -> Iteration:
@@ -313,31 +316,22 @@ class RolloutDataModule(L.LightningDataModule):
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
         }
-        ranks = [mine]
-        if self._run.world_size > 1:
-            ranks = [{} for _ in range(self._run.world_size)]
-            torch.distributed.all_gather_object(ranks, mine)
         return {
             "iteration": self.iteration,
             "steps": self.steps,
             "totals": self.totals.state_dict(),
             "rollout_weights": self.synced.state_dict(),
-            "ranks": ranks,
+            "ranks": from_all(mine),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
         world_size, rank = self._run.world_size, self._run.global_rank
-        if self._fitting and len(state["ranks"]) != world_size:
-            raise SettingError(
-                f"the checkpoint was written by {len(state['ranks'])} ranks and this run has {world_size}; resume "
-                "with as many (trainer.devices x trainer.num_nodes)"
-            )
         self.iteration = state["iteration"]
         self.totals.load_state_dict(state["totals"])
         if not self._fitting:
             return
-        mine = state["ranks"][rank]
+        mine = for_ranks(state["ranks"], world_size, self.sampler, self.composer)[rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])

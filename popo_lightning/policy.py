@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from popo_lightning import policy_checkpoint
 from popo_lightning.critic import Critic, check_critic
@@ -25,6 +28,7 @@ from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.ranks import gathered, over_ranks
 from popo_lightning.scoring import response_logprobs
+from popo_lightning.sharding import shard_policy
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -143,6 +147,16 @@ class PolicyModule(L.LightningModule):
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
+        if self.device_mesh is not None:
+            self._shard(self.device_mesh["data_parallel"])
+
+    @property
+    def _sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        for model in (self.model, *self._reference):
+            shard_policy(model, mesh, self.compute_dtype)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
@@ -166,13 +180,12 @@ class PolicyModule(L.LightningModule):
         Returns:
             ((R, T), (R, T)) float32, zero at padding.
         """
-        return response_logprobs(
-            self.model if model is None else model,
-            rows,
-            self.temperature,
-            self.forbidden_token_ids,
-            self.objective.needs_entropy,
+        scored: Any = self.model if model is None else model
+        score = getattr(scored, "response_logprobs", None) or partial(response_logprobs, scored)  # sharded, or whole
+        found: tuple[Tensor, Tensor] = score(
+            rows, self.temperature, self.forbidden_token_ids, self.objective.needs_entropy
         )
+        return found
 
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
         """(T,) log-probs of every response under the present weights, on the CPU, in row order.
@@ -189,11 +202,15 @@ class PolicyModule(L.LightningModule):
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
         rows = minibatch.rows()
         found: list[Tensor | None] = [None] * len(rows)
+        pieces = split_rows(rows, self.micro_batch_tokens)
         with self.trainer.precision_plugin.forward_context():
-            for piece in split_rows(rows, self.micro_batch_tokens):
+            for piece in pieces:
                 part = pad_rows(piece).to(self.device)
                 for index, row, mask in zip(part.index.tolist(), score(part).cpu(), part.mask.cpu(), strict=True):
                     found[index] = row[mask]
+            if self._sharded:  # every pass gathers weights from all ranks
+                for _ in range(int(over_ranks(self.trainer, len(pieces), "max")) - len(pieces)):
+                    score(_one_token().to(self.device))
         return [row for row in found if row is not None]
 
     # -- training ----------------------------------------------------------------------------------------------
@@ -288,10 +305,10 @@ class PolicyModule(L.LightningModule):
 
     def _nothing(self) -> Tensor:
         """A loss of zero that has been through the whole model."""
-        token = torch.zeros(1, dtype=torch.long)
-        response = Response(token, torch.zeros(1), "stop")
-        rows = pad_rows([Row(0, token, response, torch.zeros(()))]).to(self.device)
+        rows = _one_token().to(self.device)
         logp, _ = self(rows)
+        if self._sharded:
+            self.reference_logprobs(rows)
         nothing = logp.sum() * 0
         return nothing if self.critic is None else nothing + self.value_model(rows).sum() * 0
 
@@ -348,6 +365,11 @@ class PolicyModule(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The benchmark's name; the Evaluation callback writes the responses."""
         return batch[0]
+
+
+def _one_token() -> PaddedRows:
+    token = torch.zeros(1, dtype=torch.long)
+    return pad_rows([Row(0, token, Response(token, torch.zeros(1), "stop"), torch.zeros(()))])
 
 
 def _lengths(rows: Sequence[Row]) -> Tensor:

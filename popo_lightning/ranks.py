@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def over_ranks(trainer: L.Trainer, value: float, operation: str) -> float:
@@ -18,10 +20,29 @@ def over_ranks(trainer: L.Trainer, value: float, operation: str) -> float:
     return float(trainer.strategy.reduce(tensor, reduce_op=operation))
 
 
+def several_ranks() -> bool:
+    """Whether there is another process."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def from_all(value: T) -> list[T]:
+    """A plain value of every rank, in their order. A collective."""
+    if not several_ranks():
+        return [value]
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, value)
+    return ranks
+
+
+def to_first(value: T) -> list[T]:
+    """On rank 0 a plain value of every rank, elsewhere one's own alone. A collective."""
+    if not several_ranks():
+        return [value]
+    ranks: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, ranks)
+    return [value] if ranks is None else ranks
+
+
 def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Flat (N,) CPU tensors, N differing by rank, each joined over all ranks in their order. A collective."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return list(tensors)
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, list(tensors))
-    return [torch.cat(parts) for parts in zip(*ranks, strict=True)]
+    return [torch.cat(parts) for parts in zip(*from_all(list(tensors)), strict=True)]

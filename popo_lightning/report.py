@@ -34,41 +34,60 @@ class RolloutReport:
         self.trained = list(groups)
         self.ages = [self.version - group.version for group in groups if group.id not in sampled]
 
-    @property
-    def effective(self) -> int:
-        """Effective groups among the fresh ones."""
-        return sum(group.is_effective(self.effective_by) for group in self.fresh)
-
-    def metrics(self) -> dict[str, float]:
-        """Means over the iteration, by the names of the README's table."""
-        return self._rollout_metrics() | {
-            "replay/groups": float(len(self.ages)),
-            "replay/share": len(self.ages) / max(1, len(self.trained)),
-            "replay/age_mean": sum(self.ages) / len(self.ages) if self.ages else math.nan,
-            "replay/age_max": float(max(self.ages)) if self.ages else math.nan,
-            "replay/trained_groups": float(len(self.trained)),
-        }
-
-    def _rollout_metrics(self) -> dict[str, float]:
-        if not self.fresh:  # a composer may train on what earlier iterations sampled
-            return {}
+    def counts(self) -> dict[str, float]:
+        """Sums, of which those of several ranks may be added up."""
         responses = [response for group in self.fresh for response in group.responses]
         parts = sorted({part for response in responses for part in response.parts})
-        found = {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) / len(responses) for part in parts}
-        failures = sum(response.failure is not None for response in responses)
-        wrong = sum(float(group.rewards("acc").max()) <= 0 for group in self.fresh)
-        return found | {
-            "rollout/effective_share": self.effective / len(self.fresh),
-            "rollout/all_wrong_share": wrong / len(self.fresh),
-            "rollout/truncated_share": sum(r.finish_reason == "length" for r in responses) / len(responses),
-            "rollout/response_tokens": sum(len(r.token_ids) for r in responses) / len(responses),
-            "rollout/grading_failures": float(failures),
+        return {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) for part in parts} | {
+            "responses": len(responses),
+            "tokens": sum(len(response.token_ids) for response in responses),
+            "truncated": sum(response.finish_reason == "length" for response in responses),
+            "failures": sum(response.failure is not None for response in responses),
+            "groups": len(self.fresh),
+            "effective_groups": sum(group.is_effective(self.effective_by) for group in self.fresh),
+            "all_wrong_groups": sum(float(group.rewards("acc").max()) <= 0 for group in self.fresh),
+            "replayed_groups": len(self.ages),
+            "age": sum(self.ages),
+            "age_max": max(self.ages, default=0),
+            "trained_groups": len(self.trained),
         }
+
+
+def of_all_ranks(counts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The counts of one iteration, over its ranks."""
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: (max if name == "age_max" else sum)(each.get(name, 0.0) for each in counts) for name in names}
+
+
+def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
+    """Means over the iteration, by the names of the README's table."""
+    replayed = counts["replayed_groups"]
+    found = {
+        "replay/groups": float(replayed),
+        "replay/share": replayed / max(1, counts["trained_groups"]),
+        "replay/age_mean": counts["age"] / replayed if replayed else math.nan,
+        "replay/age_max": float(counts["age_max"]) if replayed else math.nan,
+        "replay/trained_groups": float(counts["trained_groups"]),
+    }
+    if not counts["groups"]:  # a composer may train on what earlier iterations sampled
+        return found
+    rewards = {name: value / counts["responses"] for name, value in counts.items() if name.startswith("reward/")}
+    return (
+        found
+        | rewards
+        | {
+            "rollout/effective_share": counts["effective_groups"] / counts["groups"],
+            "rollout/all_wrong_share": counts["all_wrong_groups"] / counts["groups"],
+            "rollout/truncated_share": counts["truncated"] / counts["responses"],
+            "rollout/response_tokens": counts["tokens"] / counts["responses"],
+            "rollout/grading_failures": float(counts["failures"]),
+        }
+    )
 
 
 @dataclass
 class Totals:
-    """Counts since the run began, over resumptions."""
+    """Counts since the run began, over ranks and resumptions."""
 
     responses: int = 0
     tokens: int = 0
@@ -77,14 +96,10 @@ class Totals:
     replayed_groups: int = 0
     trained_groups: int = 0
 
-    def add(self, report: RolloutReport) -> None:
+    def add(self, counts: dict[str, float]) -> None:
         """Adds an iteration."""
-        self.responses += sum(len(group.responses) for group in report.fresh)
-        self.tokens += sum(group.tokens for group in report.fresh)
-        self.groups += len(report.fresh)
-        self.effective_groups += report.effective
-        self.replayed_groups += len(report.ages)
-        self.trained_groups += len(report.trained)
+        for name, value in asdict(self).items():
+            setattr(self, name, value + int(counts[name]))
 
     @property
     def dynamic_sampling_responses(self) -> float:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.minibatch import PaddedRows
 from popo_lightning.model_folder import image_marks, sees_images, unseen_image
+from popo_lightning.ranks import several_ranks
 
 
 def response_states(base: Any, rows: PaddedRows) -> Tensor:
@@ -29,7 +29,7 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     if rows.images:
         inputs |= rows.images | {"mm_token_type_ids": image_marks(base.config, rows.input_ids)}
     hidden = base(**inputs).last_hidden_state
-    if not rows.images and sees_images(base.config) and dist.is_initialized() and dist.get_world_size() > 1:
+    if not rows.images and sees_images(base.config) and several_ranks():
         hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
     flat: Tensor = hidden[:, :-1][rows.is_response[:, 1:]]  # position t predicts token t + 1
     return flat

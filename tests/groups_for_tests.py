@@ -56,6 +56,11 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_by: str = "sc
     def refuse(*asked: Any) -> Any:
         raise AssertionError(f"asked for {asked}")
 
+    def nobody(asked: Sequence[Group]) -> list[list[torch.Tensor]]:
+        """A rule may, or must, ask for the log-probs of no group: another rank may have some."""
+        assert not asked
+        return []
+
     made = Iteration(
         version=version,
         effective_by=effective_by,
@@ -63,7 +68,7 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_by: str = "sc
         group_size=len(fresh[0].responses) if fresh else 2,
         next_problems=next_problems,
         given_problems=refuse,
-        present_logprobs=refuse,
+        present_logprobs=nobody,
         random=lambda *purpose: Random(f"{version}/{purpose}"),
     )
     return replace(made, **changes)

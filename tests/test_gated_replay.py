@@ -46,7 +46,7 @@ def test_groups_are_admitted_by_effective_sample_size() -> None:
 def test_no_forward_pass_without_a_place_to_fill() -> None:
     composer = GatedReplay(GroupReplayBuffer(8))
     composer.buffer.insert([group(0, 1)], 8)
-    assert ids(composer.compose(iteration(5, [group(10, 5), group(11, 5)]))) == [10, 11]  # logprobs would raise
+    assert ids(composer.compose(iteration(5, [group(10, 5), group(11, 5)]))) == [10, 11]
 
 
 def test_a_share_outside_the_range_is_refused() -> None:

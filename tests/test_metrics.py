@@ -21,7 +21,7 @@ from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.metrics import AvgAtK, PassAtK, effective_sample_size
 from popo_lightning.minibatch import Minibatch
-from popo_lightning.report import RolloutReport, Totals
+from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
 
 
 def computed(metric: Any, *batches: Tensor) -> float:
@@ -169,7 +169,7 @@ def reported() -> RolloutReport:
 
 
 def test_rollout_metrics_by_hand() -> None:
-    assert reported().metrics() == pytest.approx(
+    assert rollout_metrics(reported().counts()) == pytest.approx(
         {
             "reward/score": 3.5 / 8,
             "reward/acc": 3 / 8,
@@ -187,13 +187,23 @@ def test_rollout_metrics_by_hand() -> None:
     )
     by_acc = reported()
     by_acc.effective_by = "acc"
-    assert by_acc.effective == 1
+    assert by_acc.counts()["effective_groups"] == 1
+
+
+def test_rollout_metrics_of_two_ranks_are_those_of_all_their_groups() -> None:
+    other, idle = RolloutReport(6, "score"), RolloutReport(6, "score")
+    other.sampled([made(4, 6, response((1,), score=1.0), response((1, 2), score=0.0))])
+    other.composed([*other.fresh, group(7, version=1)])
+    both = rollout_metrics(of_all_ranks([reported().counts(), other.counts(), idle.counts()]))
+    assert both["reward/score"] == pytest.approx(4.5 / 10) and both["rollout/response_tokens"] == pytest.approx(19 / 10)
+    assert both["rollout/effective_share"] == pytest.approx(3 / 5) and both["replay/share"] == pytest.approx(3 / 6)
+    assert both["replay/age_mean"] == pytest.approx(9 / 3) and both["replay/age_max"] == 5
 
 
 def test_nothing_replayed_and_nothing_trained() -> None:
     report = reported()
     report.composed([])
-    metrics = report.metrics()
+    metrics = rollout_metrics(report.counts())
     assert metrics["replay/share"] == metrics["replay/groups"] == 0 and math.isnan(metrics["replay/age_mean"])
 
 
@@ -201,7 +211,7 @@ def test_totals_add_up_and_price_dynamic_sampling() -> None:
     totals = Totals()
     assert totals.dynamic_sampling_responses == math.inf
     for _ in range(2):
-        totals.add(reported())
+        totals.add(reported().counts())
     assert totals.state_dict() == {
         "responses": 16,
         "tokens": 32,
@@ -213,7 +223,7 @@ def test_totals_add_up_and_price_dynamic_sampling() -> None:
     assert totals.dynamic_sampling_responses == 16 / (4 / 8)  # half of the groups are effective: twice the responses
     resumed = Totals()
     resumed.load_state_dict(totals.state_dict())
-    resumed.add(reported())
+    resumed.add(reported().counts())
     assert resumed.metrics() == {
         "total/responses": 24.0,
         "total/tokens": 48.0,

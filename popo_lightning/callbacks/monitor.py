@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from popo_lightning.errors import SettingError
 from popo_lightning.metrics import effective_sample_size
+from popo_lightning.ranks import from_all, to_first
 
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 QUANTILE_SAMPLE = 1_000_000  # torch.quantile refuses more than 16 million values, and this many say enough
@@ -78,7 +80,8 @@ class Monitor(L.Callback):
         self._check_gap(metrics.get("engine/logp_gap_mean", 0.0), self.gap_warning or (1e-3 if exact else 0.05))
 
     def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:
-        stepped = [step for step in self._steps if step["stepped"]]
+        steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*from_all(self._steps), strict=True)]
+        stepped = [step for step in steps if step["stepped"]]
         metrics = {
             "train/optimizer_steps": float(trainer.global_step),
             "train/loss": _mean([step["mean_loss"] for step in stepped]),
@@ -90,9 +93,10 @@ class Monitor(L.Callback):
         for name, shown in names.items():
             values = [step[name] for step in stepped if name in step]
             metrics |= {shown: _mean(values)} if values else {}
-        if not self._tokens:
+        parts = [part for of_rank in to_first(self._tokens) for part in of_rank]
+        if not parts:
             return metrics
-        tokens = {name: torch.cat([part[name] for part in self._tokens]) for name in self._tokens[0]}
+        tokens = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return metrics | token_metrics(tokens)
 
     def _seconds(self, data: Any) -> dict[str, float]:
@@ -168,6 +172,12 @@ def _spread(values: Tensor) -> dict[str, float]:
     return {"mean": float(values.mean()), "max": float(values.max())} | dict(
         zip(QUANTILES, quantiles.tolist(), strict=True)
     )
+
+
+def _of_all_ranks(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """One step, of which each rank's losses are divided by the tokens of all, times the ranks; the rest is the same."""
+    losses = {name: _mean([step[name] for step in steps]) for name in ("mean_loss", "value_loss") if name in steps[0]}
+    return steps[0] | losses
 
 
 def _mean(values: list[float]) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
+
+T = TypeVar("T")
 
 
 class GroupReplayBuffer:
@@ -83,6 +85,19 @@ class GroupReplayBuffer:
         """Takes the saved groups, of which the present capacity keeps the newest."""
         groups = [Group.from_plain(group) for group in state["groups"]]
         self._groups = deque(groups if self.capacity is None else groups[-self.capacity :])
+
+
+def dealt_out(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
+    """The stores of several ranks as those of another number of ranks, each in the order it was.
+
+    Args:
+        stored: A rank's each, what was stored last at the end.
+        ranks: Stores wanted.
+    """
+    newest_first = [
+        store[-1 - place] for place in range(max(map(len, stored))) for store in stored if place < len(store)
+    ]
+    return [newest_first[rank::ranks][::-1] for rank in range(ranks)]
 
 
 def one_of_each_problem(ranked: Sequence[Group], count: int, exclude_problems: Collection[str] = ()) -> list[Group]:

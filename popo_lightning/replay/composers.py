@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.problems import Problem
-from popo_lightning.replay.buffer import GroupReplayBuffer
+from popo_lightning.replay.buffer import GroupReplayBuffer, dealt_out
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class Iteration:
         return self.given_problems(problems, n, prefixes) if problems else []
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
-        """(T,) log-probs of each response under the present policy: one forward pass without gradient."""
+        """(T,) log-probs of each response under the present policy: one forward pass without gradient.
+
+        All ranks have to ask equally often, with no groups if need be: sharded weights are gathered from all of them.
+        """
         return self.present_logprobs(groups)
 
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
@@ -102,6 +106,24 @@ class Composer(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most rules keep nothing
         """Inverse of :meth:`state_dict`."""
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """What the ranks of a checkpoint kept, for another number of ranks.
+
+        Args:
+            states: :meth:`state_dict` of each rank that wrote it.
+            ranks: Those that go on.
+
+        Raises:
+            SettingError: What they kept cannot be dealt out anew.
+        """
+        if any(states):
+            raise SettingError(
+                f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.composer "
+                f"{type(self).__name__} keeps stays with its rank; resume with as many (trainer.devices x "
+                "trainer.num_nodes)"
+            )
+        return [{} for _ in range(ranks)]
 
 
 class OnPolicy(Composer):
@@ -150,3 +172,8 @@ class PrioritizedGroupReplay(Composer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The buffer."""
         self.buffer.load_state_dict(state["buffer"])
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """All stored groups, dealt out anew."""
+        dealt = dealt_out([state["buffer"]["groups"] for state in states], ranks)
+        return [{"buffer": {"groups": groups}} for groups in dealt]

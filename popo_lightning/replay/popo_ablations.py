@@ -48,8 +48,9 @@ class KLRanked(PrioritizedGroupReplay):
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         candidates = self.buffer.usable(iteration.version)
-        if 0 < len(ineffective) < len(candidates):
-            candidates = self._ranked(candidates, iteration)
+        choice = 0 < len(ineffective) < len(candidates)
+        ranked = self._ranked(candidates if choice else [], iteration)
+        candidates = ranked if choice else candidates
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(candidates, len(ineffective), problems)
         self.buffer.insert(effective, len(fresh))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from popo_lightning.groups import Group
 from popo_lightning.objectives.settings import at_least, within
-from popo_lightning.replay.buffer import one_of_each_problem
+from popo_lightning.replay.buffer import dealt_out, one_of_each_problem
 from popo_lightning.replay.composers import Composer, Iteration
 from popo_lightning.replay.gated_replay import still_worth
 
@@ -49,9 +50,8 @@ class RestedReplay(Composer):
 
     def _rested(self, count: int, problems: set[str], iteration: Iteration) -> list[Group]:
         """Takes ``count`` groups out of the queue, and those that fail the test."""
-        if not count or not self._queue:
-            return []
-        tested = [self._queue.popleft() for _ in range(min(iteration.problems, len(self._queue)))]
+        tests = min(iteration.problems, len(self._queue)) if count else 0
+        tested = [self._queue.popleft() for _ in range(tests)]
         admitted = still_worth(tested, self.least_ess, iteration)
         replayed = one_of_each_problem(admitted, count, problems)
         taken = {id(group) for group in replayed}
@@ -72,3 +72,7 @@ class RestedReplay(Composer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self._queue = deque(Group.from_plain(group) for group in state["queue"])
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """All queues, dealt out anew."""
+        return [{"queue": queue} for queue in dealt_out([state["queue"] for state in states], ranks)]

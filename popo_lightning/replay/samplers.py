@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 
 
@@ -38,6 +39,14 @@ class PromptSampler(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
 
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """What the ranks of a checkpoint knew, for another number of ranks; see :meth:`Composer.for_ranks`."""
+        raise SettingError(
+            f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.sampler "
+            f"{type(self).__name__} has learned stays with its rank; resume with as many (trainer.devices x "
+            "trainer.num_nodes)"
+        )
+
 
 class EpochSampler(PromptSampler):
     """Every problem once per pass, in a new order each pass; ranks take turns, so none asks what another asks.
@@ -67,3 +76,7 @@ class EpochSampler(PromptSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The cursor."""
         self.cursor = state["cursor"]
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """The cursor counts the draws of all ranks."""
+        return [dict(states[0]) for _ in range(ranks)]

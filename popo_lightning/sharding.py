@@ -1,0 +1,67 @@
+"""FSDP2: a model split over the ranks, layer by layer, for Lightning's ModelParallelStrategy."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from popo_lightning.errors import SettingError
+from popo_lightning.scoring import response_logprobs
+
+
+def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
+    """Raises SettingError for what would be silently wrong, or wait for ever, with sharded weights.
+
+    Args:
+        strategy: The trainer's.
+        ranks: Processes of the run.
+        has_critic: Whether a value model is trained beside the policy.
+    """
+    if has_critic and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise SettingError(
+            f"model.critic is set, but trainer.strategy {type(strategy).__name__} shards the policy alone; use "
+            "trainer.strategy ddp, or an advantage without a critic"
+        )
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    data: Any = strategy._data_parallel_size
+    tensor: Any = strategy._tensor_parallel_size
+    if tensor != 1 or data != ranks:  # Lightning's defaults are the number of nodes, and matrices split over a node
+        raise SettingError(
+            f"trainer.strategy is ModelParallelStrategy with data_parallel_size {data} and tensor_parallel_size "
+            f"{tensor}; every rank trains on responses of its own, so set them to {ranks} (trainer.devices x "
+            "trainer.num_nodes) and 1"
+        )
+
+
+def shard_policy(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """Splits a language model in place: each of its layers is gathered for its own pass only.
+
+    Args:
+        model: With its output head; what is tied stays tied.
+        mesh: The ranks.
+        compute_dtype: Type that gathered weights come in; the split ones, gradients and their sums keep theirs.
+    """
+    precision = _precision(compute_dtype)
+    _shard_layers(model, mesh, precision)
+    # resharded after a pass without gradient too: a weight sync may follow
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    # Scoring passes the model's forward by, which would make all logits at once, so its hooks have to be told.
+    model.response_logprobs = MethodType(response_logprobs, model)
+    register_fsdp_forward_method(model, "response_logprobs")
+
+
+def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
+    names = set(model._no_split_modules or ())  # decoder layers, and a vision tower's
+    for module in list(model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+
+
+def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:
+    return MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)

@@ -1,0 +1,124 @@
+"""FSDP2 over two processes on a CPU: the same training as in one process, and on from two to one and back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from tiny_models import REPOSITORY, method, metrics
+
+from popo_lightning.errors import SettingError
+from popo_lightning.rank_states import for_ranks
+from popo_lightning.replay.buffer import GroupReplayBuffer, dealt_out
+from popo_lightning.replay.composers import PrioritizedGroupReplay
+from popo_lightning.replay.mopps import MoPPS
+from popo_lightning.replay.priority_replay import ScorePriority
+from popo_lightning.replay.samplers import EpochSampler
+from popo_lightning.sharding import check_sharding
+
+LIMIT_SECONDS = 200
+STRATEGY = "lightning.pytorch.strategies.ModelParallelStrategy"
+SAME = ["--data.engine", "tiny_models.EngineByProblem", "--data.minibatches", "1", "--data.problems_per_iteration", "8"]
+EVERY = ["--checkpoint.every_n_epochs", "1", "--checkpoint.save_top_k", "-1"]
+# whose last bits depend on the order of a sum, or on how rows are padded
+CLOSE = (
+    "train/loss",
+    "train/grad_norm",
+    "policy/entropy",
+    "policy/ratio_mean",
+    "reward/score",
+    "rollout/response_tokens",
+)
+SAME_COUNTS = ("rollout/effective_share", "total/responses", "total/tokens", "train/tokens", "replay/trained_groups")
+
+
+def sharded(ranks: int, *arguments: str | Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "29541"]
+    strategy = ["--trainer.strategy", STRATEGY, "--trainer.devices", str(ranks)]
+    sizes = ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+    finished = subprocess.run(
+        [*launcher, "-m", "popo_lightning", *map(str, arguments), *strategy, *sizes],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert finished.returncode == 0, finished.stderr[-5000:]
+
+
+def trained(folder: Path) -> list[dict[str, float]]:
+    return [row for row in metrics(folder) if "train/loss" in row]
+
+
+@pytest.mark.slow
+def test_one_process_two_ranks_and_a_change_between_them_train_alike(config: Path, tmp_path: Path) -> None:
+    command = ["fit", "--config", config, *method("grpo"), *SAME, *EVERY]
+    sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "4")
+    changing = [*command, "--run.folder", tmp_path / "changing", "--run.resume", "true"]
+    sharded(2, *changing, "--trainer.max_epochs", "2")
+    sharded(1, *changing, "--trainer.max_epochs", "3")
+    sharded(2, *changing, "--trainer.max_epochs", "4")
+    one, changed = trained(tmp_path / "one"), trained(tmp_path / "changing")
+    assert [row["step"] for row in changed] == [1, 2, 3, 4]
+    assert any(row["train/grad_norm"] > 0 for row in one)
+    for alone, together in zip(one, changed, strict=True):
+        for name in CLOSE:
+            assert together[name] == pytest.approx(alone[name], abs=1e-5), (name, alone["step"])
+        for name in SAME_COUNTS:
+            assert together[name] == alone[name], (name, alone["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["popo", "popo_rested"])
+def test_replay_over_sharded_ranks(config: Path, tmp_path: Path, name: str) -> None:
+    command = ["fit", "--config", config, *method(name), "--data.problems_per_iteration", "8", *EVERY]
+    command += ["--model.micro_batch_tokens", "60", "--run.folder", tmp_path, "--run.resume", "true"]
+    sharded(2, *command, "--trainer.max_epochs", "3")
+    sharded(1, *command, "--trainer.max_epochs", "4")
+    rows = trained(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["replay/groups"] > 0
+
+
+def test_sizes_that_would_split_matrices_and_a_critic_are_refused() -> None:
+    for sizes in ({}, {"data_parallel_size": 2, "tensor_parallel_size": 2}, {"data_parallel_size": 4}):
+        with pytest.raises(SettingError, match="set them to 4"):
+            check_sharding(ModelParallelStrategy(**sizes), 4, False)
+    check_sharding(ModelParallelStrategy(4, 1), 4, False)
+    check_sharding(SingleDeviceStrategy(), 1, True)
+    for strategy in (ModelParallelStrategy(4, 1), FSDPStrategy()):
+        with pytest.raises(SettingError, match=r"model\.critic"):
+            check_sharding(strategy, 4, True)
+
+
+def test_stores_are_dealt_out_newest_first_and_keep_their_order() -> None:
+    assert dealt_out([[1, 3, 5], [4]], 1) == [[1, 3, 4, 5]]
+    assert dealt_out([[1, 3, 5], [4]], 2) == [[3, 5], [1, 4]]
+    assert dealt_out([[], []], 3) == [[], [], []]
+
+
+def test_rank_states_move_between_iterations_only() -> None:
+    def state(cursor: int, made: int, stored: list[int], pending: list[int]) -> dict[str, Any]:
+        composer = {"buffer": {"groups": stored}}
+        own = {"sampler": {"cursor": cursor}, "composer": composer, "pending": pending}
+        return own | {"groups_made": made, "rollout_metrics": {}}
+
+    popo = PrioritizedGroupReplay(GroupReplayBuffer())
+    two = [state(12, 3, [1, 3], []), state(12, 4, [2], [])]
+    assert for_ranks(two, 2, EpochSampler(), popo) is two
+    (one,) = for_ranks(two, 1, EpochSampler(), popo)
+    assert one["sampler"] == {"cursor": 12} and one["composer"]["buffer"]["groups"] == [1, 2, 3]
+    assert one["groups_made"] > 3 * 2 + 1, "the second rank's fourth group had the number 3 x 2 + 1"
+    three = for_ranks([one], 3, EpochSampler(), popo)
+    assert min(each["groups_made"] * 3 for each in three) >= one["groups_made"]
+    with pytest.raises(SettingError, match="inside an iteration"):
+        for_ranks([state(12, 3, [], [1]), state(12, 3, [], [])], 1, EpochSampler(), popo)
+    with pytest.raises(SettingError, match="MoPPS"):
+        for_ranks(two, 1, MoPPS(), popo)
+    with pytest.raises(SettingError, match="ScorePriority"):
+        for_ranks(two, 1, EpochSampler(), ScorePriority())
