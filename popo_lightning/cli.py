@@ -27,7 +27,7 @@ from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
-from popo_lightning.sharding import check_sharding
+from popo_lightning.sharding import check_checkpoint, check_sharding
 
 
 @dataclass
@@ -147,7 +147,19 @@ class PopoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
-        check_sharding(self.trainer.strategy, self.trainer.world_size, self.model.critic is not None)
+        self._check_strategy()
+
+    def before_validate(self) -> None:
+        """Refuses what the strategy cannot do."""
+        self._check_strategy()
+
+    before_test = before_predict = before_validate
+
+    def _check_strategy(self) -> None:
+        assert self.subcommand is not None
+        strategy = self.trainer.strategy
+        check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
+        check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the run's loggers and its summary."""

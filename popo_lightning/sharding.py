@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -22,9 +23,14 @@ def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
         ranks: Processes of the run.
         has_critic: Whether a value model is trained beside the policy.
     """
-    if has_critic and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+    if isinstance(strategy, FSDPStrategy):
         raise SettingError(
-            f"model.critic is set, but trainer.strategy {type(strategy).__name__} shards the policy alone; use "
+            "trainer.strategy is FSDPStrategy (FSDP1), whose flattened weights the engine would be given wrongly; use "
+            "lightning.pytorch.strategies.ModelParallelStrategy (FSDP2), as configs/scale/fsdp2.yaml does"
+        )
+    if has_critic and isinstance(strategy, ModelParallelStrategy):
+        raise SettingError(
+            "model.critic is set, but trainer.strategy ModelParallelStrategy shards the policy alone; use "
             "trainer.strategy ddp, or an advantage without a critic"
         )
     if not isinstance(strategy, ModelParallelStrategy):
@@ -36,6 +42,21 @@ def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
             f"trainer.strategy is ModelParallelStrategy with data_parallel_size {data} and tensor_parallel_size "
             f"{tensor}; every rank trains on responses of its own, so set them to {ranks} (trainer.devices x "
             "trainer.num_nodes) and 1"
+        )
+
+
+def check_checkpoint(checkpoint: str | None, strategy: Strategy) -> None:
+    """Raises SettingError for a folder of shards that the strategy cannot read.
+
+    Args:
+        checkpoint: ckpt_path.
+        strategy: The trainer's.
+    """
+    if checkpoint is not None and Path(checkpoint).is_dir() and not isinstance(strategy, ModelParallelStrategy):
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', a folder of shards, which only trainer.strategy ModelParallelStrategy reads "
+            "(with data_parallel_size 1 on one device); checkpoints written with its save_distributed_checkpoint false "
+            "are files for all"
         )
 
 

@@ -19,7 +19,7 @@ from popo_lightning.replay.composers import PrioritizedGroupReplay
 from popo_lightning.replay.mopps import MoPPS
 from popo_lightning.replay.priority_replay import ScorePriority
 from popo_lightning.replay.samplers import EpochSampler
-from popo_lightning.sharding import check_sharding
+from popo_lightning.sharding import check_checkpoint, check_sharding
 
 LIMIT_SECONDS = 200
 STRATEGY = "lightning.pytorch.strategies.ModelParallelStrategy"
@@ -37,10 +37,11 @@ CLOSE = (
 SAME_COUNTS = ("rollout/effective_share", "total/responses", "total/tokens", "train/tokens", "replay/trained_groups")
 
 
-def sharded(ranks: int, *arguments: str | Path) -> None:
+def sharded(ranks: int, *arguments: str | Path, whole_checkpoints: bool = False) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "29541"]
     strategy = ["--trainer.strategy", STRATEGY, "--trainer.devices", str(ranks)]
     sizes = ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
+    sizes += ["--trainer.strategy.save_distributed_checkpoint", str(not whole_checkpoints).lower()]
     path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
     finished = subprocess.run(
         [*launcher, "-m", "popo_lightning", *map(str, arguments), *strategy, *sizes],
@@ -57,13 +58,14 @@ def trained(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_one_process_two_ranks_and_a_change_between_them_train_alike(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_one_process_two_ranks_and_a_change_between_them_train_alike(config: Path, tmp_path: Path, whole: bool) -> None:
     command = ["fit", "--config", config, *method("grpo"), *SAME, *EVERY]
-    sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "4")
+    sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "4", whole_checkpoints=whole)
     changing = [*command, "--run.folder", tmp_path / "changing", "--run.resume", "true"]
-    sharded(2, *changing, "--trainer.max_epochs", "2")
-    sharded(1, *changing, "--trainer.max_epochs", "3")
-    sharded(2, *changing, "--trainer.max_epochs", "4")
+    sharded(2, *changing, "--trainer.max_epochs", "2", whole_checkpoints=whole)
+    sharded(1, *changing, "--trainer.max_epochs", "3", whole_checkpoints=whole)
+    sharded(2, *changing, "--trainer.max_epochs", "4", whole_checkpoints=whole)
     one, changed = trained(tmp_path / "one"), trained(tmp_path / "changing")
     assert [row["step"] for row in changed] == [1, 2, 3, 4]
     assert any(row["train/grad_norm"] > 0 for row in one)
@@ -91,9 +93,18 @@ def test_sizes_that_would_split_matrices_and_a_critic_are_refused() -> None:
             check_sharding(ModelParallelStrategy(**sizes), 4, False)
     check_sharding(ModelParallelStrategy(4, 1), 4, False)
     check_sharding(SingleDeviceStrategy(), 1, True)
-    for strategy in (ModelParallelStrategy(4, 1), FSDPStrategy()):
-        with pytest.raises(SettingError, match=r"model\.critic"):
-            check_sharding(strategy, 4, True)
+    with pytest.raises(SettingError, match=r"model\.critic"):
+        check_sharding(ModelParallelStrategy(4, 1), 4, True)
+    with pytest.raises(SettingError, match="FSDP1"):
+        check_sharding(FSDPStrategy(), 4, False)
+
+
+def test_a_folder_of_shards_needs_the_strategy_that_wrote_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="folder of shards"):
+        check_checkpoint(str(tmp_path), SingleDeviceStrategy())
+    check_checkpoint(str(tmp_path), ModelParallelStrategy(1, 1))
+    check_checkpoint(str(tmp_path / "epoch=1-step=2.ckpt"), SingleDeviceStrategy())
+    check_checkpoint(None, SingleDeviceStrategy())
 
 
 def test_stores_are_dealt_out_newest_first_and_keep_their_order() -> None:
