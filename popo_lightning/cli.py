@@ -53,7 +53,13 @@ class OneSentenceParser(LightningArgumentParser):
     """Refuses bad settings in one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the sentence and exits with code 2."""
+        """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
+
+        Raises:
+            argparse.ArgumentError: Of a parser made with `exit_on_error=False`.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
         refuse(one_sentence(message))
 
 

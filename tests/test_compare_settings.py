@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from comparisons_for_tests import method_files, planned, read_comparison, write_
 from tiny_models import REPOSITORY
 
 from popo_lightning.__main__ import main as popo_main
+from popo_lightning.cli import OneSentenceParser
 from popo_lightning.compare.checking import check_commands
 from popo_lightning.compare.command import main
 from popo_lightning.compare.plan import plan
@@ -43,6 +45,20 @@ def test_command_line_overrides_a_dotted_setting(tmp_path: Path) -> None:
         '--evaluation.benchmarks={"a": {"limit": 1}}',
     )
     assert run.seed == 4
+
+
+def test_a_class_in_a_setting_stays_what_the_file_says(tmp_path: Path) -> None:
+    """Not made a class of by the comparison's own parser: that is popo fit's, which knows what the optimizer is of."""
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.03}}
+    path = write_comparison(tmp_path, sweep={"sgd": {"model.optimizer": sgd}})
+    (run, *_) = plan(read_comparison(path))
+    assert run.settings[-1] == '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.03}}'
+
+
+def test_a_parser_within_a_parser_raises() -> None:
+    """So that the outer can try another type of a union."""
+    with pytest.raises(ArgumentError, match="--nope"):
+        OneSentenceParser(exit_on_error=False).parse_args(["--nope"])
 
 
 BAD = {

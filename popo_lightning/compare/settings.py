@@ -13,6 +13,8 @@ from popo_lightning.errors import SettingError
 Metric = Literal["avg_at_k", "greedy", "pass_at_k"]
 METRICS: tuple[Metric, ...] = ("greedy", "avg_at_k", "pass_at_k")
 OWN = ("config", "ckpt_path", "seed_everything", "run.folder", "run.root", "run.method", "run.resume")
+# Not Any, below which the parser would make what looks like a class of a mapping with a class_path; here it stays data.
+Setting = None | bool | int | float | str | list | dict
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -27,7 +29,7 @@ class Method:
     """
 
     config: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Setting] = field(default_factory=dict)
     seeds: list[int] | None = None
 
 
@@ -57,8 +59,8 @@ class Comparison:
     task: list[str]
     methods: dict[str, Method]
     seeds: list[int]
-    arguments: dict[str, Any] = field(default_factory=dict)
-    sweep: dict[str, dict[str, Any]] | None = None
+    arguments: dict[str, Setting] = field(default_factory=dict)
+    sweep: dict[str, dict[str, Setting]] | None = None
     root: str | None = None
     baseline: str | None = None
     dynamic_sampling: str | None = None
