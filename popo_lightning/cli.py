@@ -25,8 +25,9 @@ from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.policy import PolicyModule
+from popo_lightning.ranks import lost_rank
 from popo_lightning.sharding import check_checkpoint, check_sharding
 
 
@@ -164,7 +165,7 @@ class PopoCLI(LightningCLI):
     def _check_strategy(self) -> None:
         assert self.subcommand is not None
         strategy = self.trainer.strategy
-        check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
+        check_sharding(strategy, self.trainer.world_size)
         check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -239,3 +240,12 @@ def run(args: ArgsType = None) -> PopoCLI:
         if not isinstance(cause, SettingError):
             raise
         refuse(str(cause))
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        print(
+            "popo: this rank stops because another rank is gone, whose own output says why; the newest checkpoint is "
+            f"whole, and --run.resume true goes on from it ({reason(error)})",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -43,7 +43,15 @@ from popo_lightning.tasks.formulas import (
     without_first,
     without_second,
 )
-from popo_lightning.warm_start import IGNORED, LEAST_STEPS, WarmStart, answer_loss, descend, symbol_tokenizer
+from popo_lightning.warm_start import (
+    IGNORED,
+    LEAST_STEPS,
+    WarmStart,
+    answer_loss,
+    descend,
+    save_model,
+    symbol_tokenizer,
+)
 
 RECIPE = 1  # part of the cache address: raise it when a change to this file or to the diagrams changes the weights
 SPECIAL = ["<pad>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -181,7 +189,7 @@ class GeometryWarmStart(WarmStart):
             torch.manual_seed(self.seed)
             model = Qwen2_5_VLForConditionalGeneration(self._config()).float()
             self._train(model, processor)
-        model.save_pretrained(folder)
+        save_model(model, folder)
         processor.save_pretrained(folder)
 
     def _config(self) -> Any:

@@ -28,7 +28,7 @@ from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.ranks import gathered, over_ranks
 from popo_lightning.scoring import response_logprobs
-from popo_lightning.sharding import shard_policy
+from popo_lightning.sharding import shard_policy, shard_value_model
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -157,6 +157,8 @@ class PolicyModule(L.LightningModule):
     def _shard(self, mesh: DeviceMesh) -> None:
         for model in (self.model, *self._reference):
             shard_policy(model, mesh, self.compute_dtype)
+        if self.critic is not None:
+            shard_value_model(self.value_model, mesh, self.compute_dtype)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
@@ -220,8 +222,9 @@ class PolicyModule(L.LightningModule):
 
         Args:
             minibatch: Whose rows.
-            values: (T,) per row, a critic's; asked for here where the rule needs them and none are given.
+            values: (T,) per row, a critic's; null takes those recorded, or without any asks for them here.
         """
+        values = minibatch.values if values is None else values
         if values is None and self.advantage.needs_values:
             values = self.values(minibatch)
         found: list[Tensor] = []

@@ -25,6 +25,11 @@ def several_ranks() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether the error is that of a collective whose other end is gone: NCCL's have a class, gloo's only words."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 def from_all(value: T) -> list[T]:
     """A plain value of every rank, in their order. A collective."""
     if not several_ranks():

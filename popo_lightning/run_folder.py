@@ -73,9 +73,13 @@ def _holds_run(folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint written last, or None."""
-    found = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    return found[-1] if found else None
+    """The checkpoint written last, or None. A folder of shards counts once its last file is there."""
+    found = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if _last_written(path).exists()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _last_written(checkpoint: Path) -> Path:
+    return checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
 
 
 def iterations_done(checkpoint: Path) -> int:
@@ -99,7 +103,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     Raises:
         SettingError: No file, or not one that popo fit wrote.
     """
-    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
+    file = _last_written(checkpoint)
     if not file.exists():
         raise SettingError(
             f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder"

@@ -15,23 +15,17 @@ from popo_lightning.errors import SettingError
 from popo_lightning.scoring import response_logprobs
 
 
-def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
+def check_sharding(strategy: Strategy, ranks: int) -> None:
     """Raises SettingError for what would be silently wrong, or wait for ever, with sharded weights.
 
     Args:
         strategy: The trainer's.
         ranks: Processes of the run.
-        has_critic: Whether a value model is trained beside the policy.
     """
     if isinstance(strategy, FSDPStrategy):
         raise SettingError(
             "trainer.strategy is FSDPStrategy (FSDP1), whose flattened weights the engine would be given wrongly; use "
             "lightning.pytorch.strategies.ModelParallelStrategy (FSDP2), as configs/scale/fsdp2.yaml does"
-        )
-    if has_critic and isinstance(strategy, ModelParallelStrategy):
-        raise SettingError(
-            "model.critic is set, but trainer.strategy ModelParallelStrategy shards the policy alone; use "
-            "trainer.strategy ddp, or an advantage without a critic"
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return
@@ -75,6 +69,14 @@ def shard_policy(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> No
     # Scoring passes the model's forward by, which would make all logits at once, so its hooks have to be told.
     model.response_logprobs = MethodType(response_logprobs, model)
     register_fsdp_forward_method(model, "response_logprobs")
+
+
+def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """As :func:`shard_policy`, a value model; its head stays float32."""
+    precision = _precision(compute_dtype)
+    _shard_layers(model.base, mesh, precision)
+    fully_shard(model.base, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=_precision(torch.float32), reshard_after_forward=True)
 
 
 def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:

@@ -72,6 +72,12 @@ class WarmStart(ABC):
         return target
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """Writes a model on whichever rank builds it: transformers writes on rank 0 alone, and a node may have no other."""
+    model.should_save_on_this_rank = lambda is_main_process: True
+    model.save_pretrained(folder)
+
+
 def descend(
     loss: Callable[[], Tensor], parameters: Sequence[Tensor], learning_rate: float, steps: int, what: str
 ) -> None:
@@ -199,7 +205,7 @@ class CountdownWarmStart(WarmStart):
             torch.manual_seed(self.seed)
             model = LlamaForCausalLM(config).float()
             self._train(model, self._examples())
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tokenizer.save_pretrained(folder)
 
     def _train(self, model: torch.nn.Module, examples: Iterator[tuple[str, str]]) -> None:

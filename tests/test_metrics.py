@@ -280,5 +280,5 @@ def test_samples_are_written_when_due(tmp_path: Path) -> None:
     module = SimpleNamespace(advantages=lambda batch: list(torch.tensor([0.0, 1.0])))
     for version, index in ((0, 0), (0, 1), (1, 0), (2, 0)):
         batch = Minibatch([group(0, version)], version, index)
-        SampleTable(every_n_iterations=2).on_train_batch_start(trainer, module, batch, 0)
+        SampleTable(every_n_iterations=2).on_train_batch_end(trainer, module, {}, batch, 0)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4  # of versions 0 and 2, two responses each

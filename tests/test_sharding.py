@@ -58,9 +58,13 @@ def trained(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whole", [False, True])
-def test_one_process_two_ranks_and_a_change_between_them_train_alike(config: Path, tmp_path: Path, whole: bool) -> None:
-    command = ["fit", "--config", config, *method("grpo"), *SAME, *EVERY]
+@pytest.mark.parametrize(("name", "whole"), [("grpo", False), ("grpo", True), ("popo_ppo", True)])
+def test_one_process_two_ranks_and_a_change_between_them_train_alike(
+    config: Path, tmp_path: Path, name: str, whole: bool
+) -> None:
+    command = ["fit", "--config", config, *method(name), *SAME, *EVERY]
+    if name == "popo_ppo":  # without replay, whose stored groups stay with their rank
+        command += ["--data.composer", "popo_lightning.replay.composers.OnPolicy"]
     sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "4", whole_checkpoints=whole)
     changing = [*command, "--run.folder", tmp_path / "changing", "--run.resume", "true"]
     sharded(2, *changing, "--trainer.max_epochs", "2", whole_checkpoints=whole)
@@ -70,14 +74,14 @@ def test_one_process_two_ranks_and_a_change_between_them_train_alike(config: Pat
     assert [row["step"] for row in changed] == [1, 2, 3, 4]
     assert any(row["train/grad_norm"] > 0 for row in one)
     for alone, together in zip(one, changed, strict=True):
-        for name in CLOSE:
-            assert together[name] == pytest.approx(alone[name], abs=1e-5), (name, alone["step"])
-        for name in SAME_COUNTS:
-            assert together[name] == alone[name], (name, alone["step"])
+        for metric in [*CLOSE, *(["train/value_loss"] if name == "popo_ppo" else [])]:
+            assert together[metric] == pytest.approx(alone[metric], abs=1e-5), (metric, alone["step"])
+        for metric in SAME_COUNTS:
+            assert together[metric] == alone[metric], (metric, alone["step"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["popo", "popo_rested"])
+@pytest.mark.parametrize("name", ["popo", "popo_rested", "popo_ppo"])
 def test_replay_over_sharded_ranks(config: Path, tmp_path: Path, name: str) -> None:
     command = ["fit", "--config", config, *method(name), "--data.problems_per_iteration", "8", *EVERY]
     command += ["--model.micro_batch_tokens", "60", "--run.folder", tmp_path, "--run.resume", "true"]
@@ -87,16 +91,14 @@ def test_replay_over_sharded_ranks(config: Path, tmp_path: Path, name: str) -> N
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["replay/groups"] > 0
 
 
-def test_sizes_that_would_split_matrices_and_a_critic_are_refused() -> None:
+def test_sizes_that_would_split_matrices_are_refused() -> None:
     for sizes in ({}, {"data_parallel_size": 2, "tensor_parallel_size": 2}, {"data_parallel_size": 4}):
         with pytest.raises(SettingError, match="set them to 4"):
-            check_sharding(ModelParallelStrategy(**sizes), 4, False)
-    check_sharding(ModelParallelStrategy(4, 1), 4, False)
-    check_sharding(SingleDeviceStrategy(), 1, True)
-    with pytest.raises(SettingError, match=r"model\.critic"):
-        check_sharding(ModelParallelStrategy(4, 1), 4, True)
+            check_sharding(ModelParallelStrategy(**sizes), 4)
+    check_sharding(ModelParallelStrategy(4, 1), 4)
+    check_sharding(SingleDeviceStrategy(), 1)
     with pytest.raises(SettingError, match="FSDP1"):
-        check_sharding(FSDPStrategy(), 4, False)
+        check_sharding(FSDPStrategy(), 4)
 
 
 def test_a_folder_of_shards_needs_the_strategy_that_wrote_it(tmp_path: Path) -> None:

@@ -340,6 +340,18 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillRankAt(KillAt):
+    """One of the ranks dies at the start of the third iteration."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(3, 0)
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+
 class NoProblems(Task):
     """A task whose data file turned out empty."""
 

@@ -51,8 +51,8 @@ class SampleTable(L.Callback):
             lines = file.read_text().splitlines(keepends=True)
             file.write_text("".join(line for line in lines if _iteration(line) <= iteration))
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Writes the table of the first minibatch."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Writes the table of the first minibatch, whose proximal log-probs and critic's values are now recorded."""
         assert isinstance(batch, Minibatch)
         due = self.every_n_iterations and batch.version % self.every_n_iterations == 0
         if not due or batch.index != 0 or not trainer.is_global_zero or not batch.groups:
