@@ -79,9 +79,10 @@ class GroupMaker:
             )
         with self.clock.measure("generate"):
             prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, begun, strict=True)]
-            sampled = self.engine.generate(prompts, n, sampling, seed)
+            sampled = self._sample(problems, prompts, begun, n, sampling, seed)
         with self.clock.measure("verify"):
-            graded = self._grade(problems, begun, sampled, sampling.max_new_tokens)
+            grades = self.pool.collect()
+        graded = self._graded(sampled, grades, begun, sampling.max_new_tokens)
         return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
 
     def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
@@ -93,19 +94,36 @@ class GroupMaker:
     def _stored(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
 
-    def _grade(
-        self, problems: Sequence[Problem], begun: Sequence[Tensor], sampled: list[list[Response]], limit: int
+    def _sample(
+        self,
+        problems: Sequence[Problem],
+        prompts: Sequence[Prompt],
+        begun: Sequence[Tensor],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> dict[int, list[Response]]:
+        """Responses by their problem's place, in the order in which they came and went to the graders meanwhile."""
+        self.pool.forget()
+        sampled: dict[int, list[Response]] = {}
+        for ready in self.engine.stream(prompts, n, sampling, seed):
+            for place, responses in ready:
+                sampled[place] = responses
+                problem, prefix = problems[place], begun[place]
+                texts = [problem.response_prefix + self._whole_text(prefix, response) for response in responses]
+                self.pool.offer([(problem.answer, text) for text in texts])
+            self.pool.go_on()
+        return sampled
+
+    def _graded(
+        self, sampled: dict[int, list[Response]], grades: Sequence[Grade], begun: Sequence[Tensor], limit: int
     ) -> list[list[Response]]:
-        items = []
-        for problem, prefix, responses in zip(problems, begun, sampled, strict=True):
-            texts = [self._whole_text(prefix, response) for response in responses]
-            items += [(problem.answer, problem.response_prefix + text) for text in texts]
-        grades = iter(self.pool.grade(items))
-        graded = []
-        for prefix, responses in zip(begun, sampled, strict=True):
-            penalties = self._penalties(responses, limit - len(prefix))
-            graded.append([self._graded(r, next(grades), p) for r, p in zip(responses, penalties, strict=True)])
-        return graded
+        remaining = iter(grades)
+        graded: dict[int, list[Response]] = {}
+        for place, responses in sampled.items():
+            penalties = self._penalties(responses, limit - len(begun[place]))
+            graded[place] = [_graded(r, next(remaining), p) for r, p in zip(responses, penalties, strict=True)]
+        return [graded[place] for place in range(len(begun))]
 
     def _whole_text(self, prefix: Tensor, response: Response) -> str:
         if not len(prefix):
@@ -120,12 +138,12 @@ class GroupMaker:
             return [None] * len(responses)
         return self.overlong.penalties([len(response.token_ids) for response in responses], limit)
 
-    @staticmethod
-    def _graded(response: Response, grade: Grade, penalty: float | None) -> Response:
-        parts = dict(grade.parts)
-        if penalty is not None:
-            parts |= {"score": parts["score"] + penalty, "overlong": penalty}
-        return replace(response, parts=parts, failure=grade.failure)
+
+def _graded(response: Response, grade: Grade, penalty: float | None) -> Response:
+    parts = dict(grade.parts)
+    if penalty is not None:
+        parts |= {"score": parts["score"] + penalty, "overlong": penalty}
+    return replace(response, parts=parts, failure=grade.failure)
 
 
 def _continued(prompt: Prompt, prefix: Tensor) -> Prompt:

@@ -37,10 +37,10 @@ WARM_UP = 5
 class TimedEngine(VLLMEngine):
     """VLLMEngine that remembers its last training call, to be repeated bare."""
 
-    def generate(self, prompts: Any, n: int, sampling: Sampling, seed: int) -> Any:
+    def stream(self, prompts: Any, n: int, sampling: Sampling, seed: int) -> Any:
         """As VLLMEngine."""
         self.last = (prompts, n, sampling, seed)
-        return super().generate(prompts, n, sampling, seed)
+        return super().stream(prompts, n, sampling, seed)
 
     def generate_bare(self) -> None:
         """Runs vLLM alone: the same prompts, the same draws, nothing read from the result."""

@@ -139,6 +139,22 @@ def test_seeds(pair: Pair) -> None:
     assert len(set(everything)) > len(everything) * 3 / 4  # the responses of a prompt are drawn one by one
 
 
+def test_a_stream_brings_every_prompt_once_and_can_be_left(pair: Pair) -> None:
+    asked: Any = [Prompt(ids) for ids in PROMPTS]
+    steps = list(pair.engine.stream(asked, 4, SAMPLING, 1))
+    come = [place for step in steps for place, _ in step]
+    assert sorted(come) == [0, 1, 2, 3]
+    found = dict(ready for step in steps for ready in step)
+    first = pair.generate(seed=1)
+    assert tokens([found[place] for place in range(4)]) == tokens(first)
+    left = pair.engine.stream(asked, 4, SAMPLING, 1)
+    next(iter(left))
+    left.close()  # type: ignore[attr-defined]
+    assert tokens(pair.generate(seed=1)) == tokens(first)
+    if isinstance(pair.engine, VLLMEngine):
+        assert len(steps) > 1, "responses came all at once"
+
+
 def test_random_state_is_left_alone(pair: Pair) -> None:
     torch.manual_seed(5)
     state = torch.random.get_rng_state()

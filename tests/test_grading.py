@@ -19,8 +19,8 @@ sys.path.insert(0, str(HERE))  # the pool passes its path on to the workers
 
 import graders_for_tests as graders  # noqa: E402
 
-from popo_lightning.tasks import grading  # noqa: E402
 from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool  # noqa: E402
+from popo_lightning.tasks.grading_process import GradingProcess  # noqa: E402
 
 LIMIT = 0.5
 ZEROS = {"score": 0.0, "acc": 0.0}
@@ -230,7 +230,7 @@ def test_loading_the_verifier_does_not_count_against_a_response() -> None:
 
 
 def test_a_verifier_that_stalls_while_it_loads_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grading, "START_SECONDS", 0.3)
+    monkeypatch.setattr(GradingProcess, "start_seconds", 0.3)
     with GradingPool(graders.LoadsSlowly()) as pool, pytest.raises(RuntimeError, match=r"took over 0\.3 s"):
         pool.grade([("", "a")])
 
@@ -241,6 +241,31 @@ def test_a_verifier_that_cannot_be_loaded_raises(how: str, message: str) -> None
         for _ in range(2):
             with pytest.raises(RuntimeError, match=message):
                 pool.grade([("", "a")])
+
+
+def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool) -> None:
+    """Before anybody waits for them, and in the order in which they were offered."""
+    pool.grade([("", "a")])
+    pool.offer([("a", "a"), ("a", "b" * (MAX_RESPONSE_CHARS + 1))])
+    pool.offer([("b", "a"), (0.0, "nap")])
+
+    def nothing_left_to_do() -> bool:
+        pool.go_on()
+        return len(pool._grades) == 4
+
+    assert within(5, nothing_left_to_do)
+    begin = time.monotonic()
+    grades = pool.collect()
+    assert time.monotonic() - begin < 0.05
+    assert [grade.failure for grade in grades[:3]] == [None, "invalid", None]
+    assert pool.collect() == []
+
+
+def test_what_was_offered_can_be_dropped(pool: GradingPool) -> None:
+    pool.grade([("", "a")])
+    pool.offer([(1000.0, "nap"), ("a", "a")])
+    pool.forget()
+    assert len(pool.grade([("", "a")])) == 1
 
 
 def test_an_empty_list_starts_nothing_and_close_can_be_repeated() -> None:

@@ -94,6 +94,17 @@ class RolloutEngine(ABC):
             the log-probs of the distribution sampled from, temperature applied.
         """
 
+    def stream(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        """As :meth:`generate`, bit by bit, for what can be done with responses while others are still sampled.
+
+        Yields:
+            Now and then, what has become ready, maybe nothing: place of a prompt and its n responses. Once all of it
+            is taken, every prompt has come once, in any order.
+        """
+        yield list(enumerate(self.generate(prompts, n, sampling, seed)))
+
     @abstractmethod
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Replaces all weights, drops every cache computed with the old ones and takes on the version."""

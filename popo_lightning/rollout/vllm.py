@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -98,15 +98,39 @@ class VLLMEngine(RolloutEngine):
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_cache_gib)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """See :class:`RolloutEngine`."""
+        found = dict(ready for step in self.stream(prompts, n, sampling, seed) for ready in step)
+        return [found[place] for place in range(len(prompts))]
+
+    def stream(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
         """See :class:`RolloutEngine`. All prompts go to vLLM at once; it batches them by itself."""
+        copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
+        inputs: Any = [_input(prompt) for prompt in prompts]
+        engine = self._llm.llm_engine
+        # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
+        with seeded(seed, self._context.device), self._no_compilation():
+            ids = self._llm.enqueue(inputs, self._parameters(prompts, n // copies, sampling), use_tqdm=False)
+            places = {_number(request): place for place, request in enumerate(ids)}
+            try:
+                while engine.has_unfinished_requests():
+                    done = [output for output in engine.step() if output.finished]
+                    found = [(places.pop(_number(output.request_id)), output) for output in done]
+                    yield [(place, _responses(prompts[place], output) * copies) for place, output in found]
+            finally:
+                if places:  # interrupted: nobody waits for the others any more
+                    engine.abort_request(list(places))
+
+    def _parameters(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Any]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         forbidden = self._context.forbidden_token_ids
-        copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
         limits = [sampling.max_new_tokens - prompt.begun for prompt in prompts]
         by_limit = {
             limit: SamplingParams(
-                n=n // copies,
+                n=n,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
@@ -115,20 +139,11 @@ class VLLMEngine(RolloutEngine):
                 logprobs=0,  # the sampled token's own
                 logit_bias={token: -float("inf") for token in forbidden} or None,
                 skip_special_tokens=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for limit in set(limits)
         }
-        inputs: Any = [_input(prompt) for prompt in prompts]
-        # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
-        with seeded(seed, self._context.device), self._no_compilation():
-            outputs = self._llm.generate(inputs, [by_limit[limit] for limit in limits], use_tqdm=False)
-        for prompt, output in zip(prompts, outputs, strict=True):
-            if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
-                raise RuntimeError(
-                    f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
-                    f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
-                )
-        return [[_response(completion) for completion in output.outputs] * copies for output in outputs]
+        return [by_limit[limit] for limit in limits]
 
     def _no_compilation(self) -> AbstractContextManager[Any]:
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
@@ -184,6 +199,21 @@ def _input(prompt: Prompt) -> dict[str, Any]:
     if not prompt.images:
         return {"prompt_token_ids": prompt.ids.tolist()}
     return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pictures)}}
+
+
+def _number(request: str) -> str:
+    """Of a request: inside, vLLM puts random characters behind it."""
+    return request.partition("-")[0]
+
+
+def _responses(prompt: Prompt, output: Any) -> list[Response]:
+    """Those of one finished request."""
+    if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
+        raise RuntimeError(
+            f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
+            f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
+        )
+    return [_response(completion) for completion in output.outputs]
 
 
 def _response(completion: Any) -> Response:

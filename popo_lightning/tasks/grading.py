@@ -10,54 +10,31 @@ the parent's main module (and with it torch) into every worker.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
 import os
 import pickle
-import select
 import signal
-import socket
-import subprocess
-import sys
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from popo_lightning.tasks.base import Verify
-from popo_lightning.tasks.grading_worker import LENGTH, MAX_REPLY_BYTES, checked_parts
+from popo_lightning.tasks.grading_process import (
+    Grade,
+    GradingProcess,
+    ProtocolError,
+    failed,
+    ready_processes,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_RESPONSE_CHARS = 1_000_000
-START_SECONDS = 30.0
 START_ATTEMPTS = 3
-_BOOT = """
-import json, sys
-boot = json.loads(sys.argv[1])
-sys.path[:] = boot["path"]  # so that whatever the parent can import, its grader can
-from popo_lightning.tasks.grading_worker import serve
-serve(boot["fd"], boot["parent"])
-"""
-
-
-@dataclass(frozen=True)
-class Grade:
-    """What one response earned.
-
-    Args:
-        parts: Reward parts, always with "score" and "acc"; exactly these two, both 0, where grading failed.
-        failure: None, or why there is no grade: "timeout", "crash" (the process died), "error" (the verifier raised),
-            "invalid" (no dict of finite numbers with a "score", a reply over 64 KiB, or a response over the cap).
-    """
-
-    parts: dict[str, float]
-    failure: str | None = None
 
 
 class GradingPool:
@@ -85,7 +62,10 @@ class GradingPool:
         self._verify = pickle.dumps(verify)
         self._count = workers
         self._seconds = seconds_per_response
-        self._workers: list[_Worker] = []
+        self._workers: list[GradingProcess] = []
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._grades: dict[int, Grade] = {}
+        self._offered = 0
         self._failed_starts = 0
         self._warned = False
         self._close = weakref.finalize(self, _kill_all, self._workers, os.getpid())
@@ -98,22 +78,48 @@ class GradingPool:
                 row before they are ready, or the pool is closed.
             Exception: Whatever pickle raises for a gold answer that it cannot pickle; nothing has been graded then.
         """
+        self.forget()
+        self.offer(items)
+        return self.collect()
+
+    def offer(self, items: Sequence[tuple[Any, str]]) -> None:
+        """Hands over items to be graded meanwhile, as :meth:`grade` would, for :meth:`collect`. Never waits."""
         if not self._close.alive:
             raise RuntimeError("this grading pool is closed")
-        grades: dict[int, Grade] = {}
-        queue: deque[tuple[int, bytes]] = deque()
-        for index, (gold, text) in enumerate(items):
+        too_long, queued = {}, []
+        for index, (gold, text) in enumerate(items, self._offered):
             if len(text) > MAX_RESPONSE_CHARS:
-                grades[index] = _failed("invalid")
+                too_long[index] = failed("invalid")
             else:
-                queue.append((index, pickle.dumps((index, pickle.dumps((gold, text))))))
-        if queue:
-            try:
-                self._run(queue, grades)
-            finally:  # an interrupt leaves workers with an item that nobody waits for
-                for worker in [worker for worker in self._workers if worker.item is not None]:
-                    self._discard(worker)
-        return [grades[index] for index in range(len(items))]
+                queued.append((index, pickle.dumps((index, pickle.dumps((gold, text))))))
+        self._offered += len(items)
+        self._grades |= too_long
+        self._queue.extend(queued)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Takes the grades that are there and hands out further items. Never waits; call it now and then."""
+        if len(self._grades) < self._offered:
+            self._advance(0.0)
+
+    def collect(self) -> list[Grade]:
+        """Waits for the grades of all items offered since the last call; they come in the order of the items."""
+        try:
+            while len(self._grades) < self._offered:
+                soonest = min((worker.deadline for worker in self._workers), default=0.0)
+                self._advance(soonest - time.monotonic())
+            if self._offered:
+                self._refill()  # whoever is missing loads until the next call
+            return [self._grades[index] for index in range(self._offered)]
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Drops what was offered, and the workers that have an item of it."""
+        for worker in [worker for worker in self._workers if worker.item is not None]:
+            self._discard(worker)
+        self._queue.clear()
+        self._grades, self._offered = {}, 0
 
     def close(self) -> None:
         """End the workers. Safe to call twice."""
@@ -125,27 +131,25 @@ class GradingPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _run(self, queue: deque[tuple[int, bytes]], grades: dict[int, Grade]) -> None:
+    def _advance(self, seconds: float) -> None:
+        """One round; waits at most so long for a reply."""
         self._refill()
-        self._receive(0.0, grades)  # a worker that died since the last call must not be given an item
-        while queue or any(worker.item is not None for worker in self._workers):
-            self._refill()
-            for worker in self._workers:
-                if queue and worker.ready and worker.item is None:
-                    worker.start_item(*queue.popleft(), self._seconds)
-            self._receive(min(worker.deadline for worker in self._workers) - time.monotonic(), grades)
-            # Replies are read before deadlines are judged: a parent that was held up must not fail a grade it has.
-            for worker in list(self._workers):
-                if time.monotonic() >= worker.deadline:
-                    self._lose(worker, grades)
-        self._refill()
+        # Replies are read before deadlines are judged: a parent that was held up must not fail a grade it has. And a
+        # worker that died since the last round must not be given an item.
+        self._receive(seconds)
+        for worker in list(self._workers):
+            if time.monotonic() >= worker.deadline:
+                self._lose(worker)
+        for worker in self._workers:
+            if self._queue and worker.ready and worker.item is None:
+                worker.start_item(*self._queue.popleft(), self._seconds)
 
     def _refill(self) -> None:
         while len(self._workers) < self._count:
-            self._workers.append(_Worker(self._verify))
+            self._workers.append(GradingProcess(self._verify))
 
-    def _receive(self, seconds: float, grades: dict[int, Grade]) -> None:
-        for worker in _wait(self._workers, seconds):
+    def _receive(self, seconds: float) -> None:
+        for worker in ready_processes(self._workers, seconds):
             try:
                 reply = worker.exchange()
                 if reply is None:
@@ -154,33 +158,35 @@ class GradingPool:
                     self._welcome(worker, reply)
                 else:
                     index, grade = worker.finish_item(reply)
-                    grades[index] = grade
+                    self._grades[index] = grade
                     if grade.failure == "error":
                         self._warn(reply)
-            except (EOFError, _ProtocolError) as error:
-                self._lose(worker, grades, "crash" if isinstance(error, EOFError) else "invalid")
+            except (EOFError, ProtocolError) as error:
+                self._lose(worker, "crash" if isinstance(error, EOFError) else "invalid")
 
-    def _welcome(self, worker: _Worker, reply: dict[str, Any]) -> None:
+    def _welcome(self, worker: GradingProcess, reply: dict[str, Any]) -> None:
         if reply.get("ready") is not True:
             self._discard(worker)
             raise RuntimeError(f"a grading process cannot load the verifier: {str(reply.get('reason'))[:1000]}")
         worker.ready, worker.deadline = True, math.inf
         self._failed_starts = 0
 
-    def _lose(self, worker: _Worker, grades: dict[int, Grade], failure: str | None = None) -> None:
+    def _lose(self, worker: GradingProcess, failure: str | None = None) -> None:
         """Kill a worker and fail its item. `failure` is None at a deadline."""
         status = self._discard(worker)
         if worker.item is not None:
             # At a deadline the process may be long dead with the socket kept open by its child: that is a crash.
-            grades[worker.item] = _failed(failure or ("timeout" if status == -signal.SIGKILL else "crash"))
+            self._grades[worker.item] = failed(failure or ("timeout" if status == -signal.SIGKILL else "crash"))
         elif not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:
                 self._failed_starts = 0
-                what = f"died (status {status}) or took over {START_SECONDS:g} s while loading the verifier"
+                what = (
+                    f"died (status {status}) or took over {GradingProcess.start_seconds:g} s while loading the verifier"
+                )
                 raise RuntimeError(f"{START_ATTEMPTS} grading processes in a row {what}; see their standard error")
 
-    def _discard(self, worker: _Worker) -> int:
+    def _discard(self, worker: GradingProcess) -> int:
         self._workers.remove(worker)
         return worker.kill()
 
@@ -190,109 +196,7 @@ class GradingPool:
         self._warned = True
 
 
-class _ProtocolError(Exception):
-    """A worker wrote what `serve` never writes: it is subverted or confused."""
-
-
-class _Worker:
-    """One grading process, the socket to it, and the item it works on."""
-
-    def __init__(self, verify: bytes) -> None:
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            boot = json.dumps({"path": sys.path, "fd": theirs.fileno(), "parent": os.getpid()})
-            pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-            command = [sys.executable, "-c", _BOOT, boot]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **pipes)
-        self.socket.setblocking(False)
-        self.ready = False
-        self.item: int | None = None
-        self.deadline = time.monotonic() + START_SECONDS
-        self._inbox = bytearray()
-        self.outbox = memoryview(LENGTH.pack(len(verify)) + verify)
-        self._flush()
-
-    def start_item(self, index: int, request: bytes, seconds: float) -> None:
-        self.item = index
-        self.deadline = time.monotonic() + seconds
-        self.outbox = memoryview(LENGTH.pack(len(request)) + request)
-        self._flush()
-
-    def finish_item(self, reply: dict[str, Any]) -> tuple[int, Grade]:
-        index = self.item
-        if index is None or reply.get("item") != index:
-            raise _ProtocolError
-        if reply.get("failure") in ("error", "invalid"):
-            grade = _failed(reply["failure"])
-        else:
-            parts = checked_parts(reply.get("parts"))
-            if parts is None:
-                raise _ProtocolError
-            grade = Grade(parts)
-        self.item, self.deadline = None, math.inf
-        return index, grade
-
-    def exchange(self) -> dict[str, Any] | None:
-        """Write and read what the socket takes and has. The reply once it is whole; EOFError at the end of file."""
-        self._flush()
-        try:
-            data = self.socket.recv(MAX_REPLY_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            raise EOFError from error
-        if not data:
-            raise EOFError
-        self._inbox += data
-        if len(self._inbox) < LENGTH.size:
-            return None
-        message = self._inbox[LENGTH.size :]
-        (size,) = LENGTH.unpack_from(self._inbox)
-        if size > MAX_REPLY_BYTES or len(message) > size:  # there are never two replies at once
-            raise _ProtocolError
-        if len(message) < size:
-            return None
-        self._inbox.clear()
-        try:
-            reply = json.loads(message)
-        except (ValueError, RecursionError):
-            reply = None
-        if not isinstance(reply, dict):
-            raise _ProtocolError
-        return reply
-
-    def kill(self) -> int:
-        """Kill the process group and return the exit status (that of an earlier death, where there was one)."""
-        self.socket.close()
-        if self._process.returncode is None:  # not reaped, so the number is still this process's
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
-
-    def _flush(self) -> None:
-        try:
-            while self.outbox:
-                self.outbox = self.outbox[self.socket.send(self.outbox) :]
-        except BlockingIOError:
-            pass
-        except OSError:  # the worker is gone, which the next read reports
-            self.outbox = memoryview(b"")
-
-
-def _wait(workers: Sequence[_Worker], seconds: float) -> list[_Worker]:
-    """The workers with something to read or room to write, waiting at most so long for the first."""
-    poll = select.poll()
-    for worker in workers:
-        poll.register(worker.socket, select.POLLIN | (select.POLLOUT if worker.outbox else 0))
-    ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
-    return [worker for worker in workers if worker.socket.fileno() in ready]
-
-
-def _kill_all(workers: list[_Worker], owner: int) -> None:
+def _kill_all(workers: list[GradingProcess], owner: int) -> None:
     if os.getpid() == owner:  # a forked copy of the parent (a data loader's worker) must not end them
         while workers:
             workers.pop().kill()
-
-
-def _failed(failure: str) -> Grade:
-    return Grade({"score": 0.0, "acc": 0.0}, failure)
