@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from groups_for_tests import group, ids, iteration, response
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.problems import Problem
-from popo_lightning.replay.buffer import GroupReplayBuffer
+from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
 from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
 from popo_lightning.replay.samplers import EpochSampler
 
@@ -70,6 +71,27 @@ def test_group_survives_a_checkpoint(tmp_path: Path) -> None:
 
 
 # -- buffer --------------------------------------------------------------------------------------------------------
+
+
+def test_newest_first_whatever_was_stored() -> None:
+    """Against the rule written out: versions may come in any order, the oldest insertions leave, ages are bounded."""
+    random = Random(0)
+    for _ in range(200):
+        capacity, max_age = random.randint(1, 12), random.choice([None, 1, 3])
+        buffer, stored = GroupReplayBuffer(capacity, max_age), []
+        for made in range(random.randint(1, 8)):
+            came = [group(10 * made + i, random.randint(0, 6), f"p{random.randint(0, 4)}") for i in range(3)]
+            buffer.insert(came, 5)
+            stored = [*stored, *came][-capacity:]
+            version, min_age = random.randint(0, 9), random.randint(1, 3)
+            allowed = [g for g in stored if min_age <= version - g.version <= (99 if max_age is None else max_age)]
+            ranked = sorted(allowed, key=lambda g: -g.version)
+            assert ids(buffer.usable(version, min_age)) == ids(ranked)
+            assert ids(buffer.newest(2, version, min_age, {"p0"})) == ids(one_of_each_problem(ranked, 2, {"p0"}))
+        buffer.load_state_dict(buffer.state_dict())
+        assert len(buffer) == len(stored) and ids(buffer.usable(99 if max_age is None else 5)) == ids(
+            sorted((g for g in stored if max_age is None or 1 <= 5 - g.version <= max_age), key=lambda g: -g.version)
+        )
 
 
 def test_oldest_fall_out() -> None:

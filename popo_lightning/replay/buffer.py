@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from popo_lightning.errors import SettingError
@@ -17,6 +17,8 @@ class GroupReplayBuffer:
 
     Replay does not consume: with a share f of effective groups, filling the other 1 - f needs each stored group
     about (1 - f) / f times. Groups leave by age: pushed out by newer ones, or past ``max_age``.
+
+    However much is stored, inserting costs what is inserted, and selecting what is selected and a sort of versions.
 
     Args:
         capacity: Groups kept; null keeps as many as an iteration samples, which is enough, since the newest are taken
@@ -38,6 +40,7 @@ class GroupReplayBuffer:
         self.capacity = capacity
         self.max_age = max_age
         self._groups: deque[Group] = deque()
+        self._by_version: dict[int, deque[Group]] = {}  # the same, in order of insertion within a version
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -49,9 +52,17 @@ class GroupReplayBuffer:
             groups: What to keep.
             sampled: Groups of an iteration: the capacity where none is set.
         """
-        self._groups.extend(groups)
+        self._add(groups)
         while len(self._groups) > (self.capacity or sampled):
-            self._groups.popleft()
+            version = self._groups.popleft().version
+            self._by_version[version].popleft()  # the same group: of all the first inserted, so of its version too
+            if not self._by_version[version]:
+                del self._by_version[version]
+
+    def _add(self, groups: Iterable[Group]) -> None:
+        for group in groups:
+            self._groups.append(group)
+            self._by_version.setdefault(group.version, deque()).append(group)
 
     def newest(self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()) -> list[Group]:
         """Up to ``count`` groups, newest version first and in order of insertion within a version.
@@ -65,17 +76,18 @@ class GroupReplayBuffer:
             min_age: Youngest group allowed, in versions.
             exclude_problems: Problem ids that the batch already has.
         """
-        return one_of_each_problem(self.usable(version, min_age), count, exclude_problems)
+        return one_of_each_problem(self._newest_first(version, min_age), count, exclude_problems)
 
     def usable(self, version: int, min_age: int = 1) -> list[Group]:
         """All groups of an allowed age, newest version first and in order of insertion within a version."""
-        oldest = version - self.max_age if self.max_age is not None else None
-        usable = [
-            group
-            for group in self._groups
-            if group.version <= version - min_age and (oldest is None or group.version >= oldest)
-        ]
-        return sorted(usable, key=lambda group: -group.version)  # stable: order of insertion within a version
+        return list(self._newest_first(version, min_age))
+
+    def _newest_first(self, version: int, min_age: int) -> Iterator[Group]:
+        for stored in sorted(self._by_version, reverse=True):
+            if self.max_age is not None and stored < version - self.max_age:
+                return
+            if stored <= version - min_age:
+                yield from self._by_version[stored]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors."""
@@ -84,7 +96,8 @@ class GroupReplayBuffer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the saved groups, of which the present capacity keeps the newest."""
         groups = [Group.from_plain(group) for group in state["groups"]]
-        self._groups = deque(groups if self.capacity is None else groups[-self.capacity :])
+        self._groups, self._by_version = deque(), {}
+        self._add(groups if self.capacity is None else groups[-self.capacity :])
 
 
 def dealt_out(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
@@ -100,7 +113,7 @@ def dealt_out(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
     return [newest_first[rank::ranks][::-1] for rank in range(ranks)]
 
 
-def one_of_each_problem(ranked: Sequence[Group], count: int, exclude_problems: Collection[str] = ()) -> list[Group]:
+def one_of_each_problem(ranked: Iterable[Group], count: int, exclude_problems: Collection[str] = ()) -> list[Group]:
     """The first ``count`` groups, best first, where a problem that is there already gives way to any other.
 
     Args:

@@ -61,8 +61,8 @@ class RestedReplay(Composer):
     def _forget_oldest(self, capacity: int) -> None:
         surplus = len(self._queue) - capacity
         if surplus > 0:
-            by_age = sorted(range(len(self._queue)), key=lambda place: self._queue[place].version)
-            gone = set(by_age[:surplus])
+            versions = [group.version for group in self._queue]  # a deque is slow to index
+            gone = set(sorted(range(len(versions)), key=versions.__getitem__)[:surplus])
             self._queue = deque(group for place, group in enumerate(self._queue) if place not in gone)
 
     def state_dict(self) -> dict[str, Any]:
