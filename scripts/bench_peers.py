@@ -21,6 +21,7 @@ import argparse
 import csv
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,11 @@ from popo_lightning.warm_start import CountdownWarmStart
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"  # what popo_lightning runs on a CPU: both on the same build
-ASKED = "Using the numbers {numbers}, write an expression that equals {target}, in <answer> </answer> tags."
+# With an example, which a model so small copies now and then: then rewards differ, by the part for the tags at least.
+ASKED = (
+    "Using the numbers {numbers}, write an expression that equals {target}. Think first, and then give the expression "
+    "in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
+)
 LONGEST_PROMPT = {"countdown": 24, "smollm2": 128}
 
 
@@ -67,6 +72,7 @@ def main() -> None:
     parser.add_argument("--trl", default="trl", help="what pip installs, such as trl==1.16.0")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "peers.json")
     options = with_defaults(parser.parse_args())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_peers: stopped"))
     python = installed(options.environment, options.trl)
     with tempfile.TemporaryDirectory(prefix="bench-peers-") as work:
         result = compared(options, python, Path(work))
@@ -255,9 +261,12 @@ def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        code = process.wait()
-        done.set()
-        watcher.join()
+        try:
+            code = process.wait()
+        finally:  # stopped from outside: nothing may go on training
+            process.kill()
+            done.set()
+            watcher.join()
     if code:
         sys.exit(f"{log.read_text()[-4000:]}\nbench_peers: {' '.join(command[:4])} ... ended with exit code {code}")
     return began, peak
