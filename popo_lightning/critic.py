@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from popo_lightning.errors import SettingError
-from popo_lightning.minibatch import PaddedRows
 from popo_lightning.objectives.advantages import Advantage
 from popo_lightning.objectives.settings import above, at_least
+from popo_lightning.padded_rows import PaddedRows
 from popo_lightning.scoring import placed, response_states
 
 

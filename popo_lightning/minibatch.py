@@ -1,15 +1,14 @@
-"""Groups of one optimizer step, and the padded rows of one forward pass."""
+"""Groups of one optimizer step, and their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from popo_lightning.groups import Group, Response
 
@@ -162,108 +161,6 @@ class Row:
     def length(self) -> int:
         """Prompt and response tokens."""
         return len(self.prompt_ids) + len(self.response.token_ids)
-
-
-@dataclass(frozen=True)
-class PaddedRows:
-    """R rows padded to one rectangle: L prompt and response tokens, of which at most T response tokens.
-
-    Rows are right-padded: position t of ``input_ids`` is position t of the text, as the engine saw it.
-    """
-
-    index: Tensor  # (R,) place in the minibatch
-    input_ids: Tensor  # (R, L)
-    attention_mask: Tensor  # (R, L) bool
-    is_response: Tensor  # (R, L) bool: tokens that were sampled
-    mask: Tensor  # (R, T) bool: the same, response-aligned
-    behave_logp: Tensor  # (R, T)
-    prox_logp: Tensor | None  # (R, T)
-    prox_share: Tensor | None  # (R, 1)
-    advantages: Tensor  # (R, 1) or (R, T)
-    loss_weight: Tensor  # (R,)
-    fresh: Tensor  # (R,) bool
-    age: Tensor  # (R,) policy versions
-    values: Tensor | None  # (R, T) of the critic before the step
-    returns: Tensor | None  # (R, T)
-    images: dict[str, Tensor]  # of all rows one after the other, by the model's argument names; empty for text
-
-    def to(self, device: torch.device) -> PaddedRows:
-        """All tensors on one device."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "images"}
-        moved = {name: t.to(device, non_blocking=True) for name, t in found.items() if t is not None}
-        return replace(self, **moved, images={name: t.to(device, non_blocking=True) for name, t in self.images.items()})
-
-
-def pad_rows(rows: Sequence[Row]) -> PaddedRows:
-    """Right-pads rows into one rectangle. Padding value 0 everywhere; the masks say what counts."""
-    prompt_lengths = torch.tensor([len(row.prompt_ids) for row in rows])
-    lengths = torch.tensor([row.length for row in rows])
-    ids = [torch.cat((row.prompt_ids, row.response.token_ids)) for row in rows]
-    input_ids = pad_sequence(ids, batch_first=True)
-    position = torch.arange(input_ids.shape[1])
-    attention_mask = position < lengths[:, None]
-    behave_logp = pad_sequence([row.response.behave_logp for row in rows], batch_first=True)
-    return PaddedRows(
-        index=torch.tensor([row.index for row in rows]),
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        is_response=attention_mask & (position >= prompt_lengths[:, None]),
-        mask=torch.arange(behave_logp.shape[1]) < (lengths - prompt_lengths)[:, None],
-        behave_logp=behave_logp,
-        prox_logp=_padded([row.prox_logp for row in rows]),
-        prox_share=None if rows[0].prox_share is None else torch.tensor([[row.prox_share] for row in rows]),
-        advantages=_advantages(rows),
-        loss_weight=torch.tensor([row.loss_weight for row in rows]),
-        fresh=torch.tensor([row.fresh for row in rows]),
-        age=torch.tensor([row.age for row in rows]),
-        values=_padded([row.value for row in rows]),
-        returns=_padded([row.returns for row in rows]),
-        images=_images(rows),
-    )
-
-
-def _padded(values: Sequence[Tensor | None]) -> Tensor | None:
-    """(R, T) where every row has (T,) values."""
-    found = [value for value in values if value is not None]
-    return pad_sequence(found, batch_first=True) if len(found) == len(values) else None
-
-
-def _advantages(rows: Sequence[Row]) -> Tensor:
-    """(R, 1) where each response has one advantage, (R, T) where each token has."""
-    if all(row.advantage.dim() == 0 for row in rows):
-        return torch.stack([row.advantage for row in rows])[:, None].float()
-    return pad_sequence([row.advantage.float().expand(len(row.response.token_ids)) for row in rows], batch_first=True)
-
-
-def _images(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Image tensors of all rows, in row order: as many copies of a prompt's image as there are responses to it."""
-    found = [row.images for row in rows if row.images]
-    return {name: torch.cat([images[name] for images in found]) for name in found[0]} if found else {}
-
-
-def split_rows(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
-    """Rows by length into micro-batches of at most ``token_budget`` padded tokens.
-
-    A row longer than the budget makes a micro-batch of its own. Sorting by length keeps the padding small; the
-    loss does not depend on the split, because its denominator is the minibatch's.
-    """
-    parts: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.length, reverse=True):  # the first row of a part is its longest
-        if parts and parts[-1][0].length * (len(parts[-1]) + 1) <= token_budget:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return parts
-
-
-def proximal_logprobs(part: PaddedRows, logp: Tensor) -> Tensor:
-    """(R, T) centre of the trust region: as recorded, or between behave and the policy, or the policy itself.
-
-    Without anything recorded no step has been taken since the iteration began, and the policy is the centre.
-    """
-    if part.prox_share is not None:
-        return torch.lerp(part.behave_logp, logp, part.prox_share)
-    return logp if part.prox_logp is None else part.prox_logp
 
 
 def token_columns(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:

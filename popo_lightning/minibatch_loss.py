@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popo_lightning.minibatch import Minibatch, PaddedRows, proximal_logprobs
+from popo_lightning.minibatch import Minibatch
 from popo_lightning.objectives import Objective, ObjectiveInputs, TokenStatistics
+from popo_lightning.padded_rows import PaddedRows, proximal_logprobs
 
 
 @dataclass

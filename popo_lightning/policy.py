@@ -19,15 +19,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from popo_lightning import policy_checkpoint
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
-from popo_lightning.groups import Response
-from popo_lightning.minibatch import Minibatch, PaddedRows, Row, pad_rows, split_rows, token_columns
+from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
 from popo_lightning.model_folder import image_tokens, load_trainable, sees_images
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
+from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
+from popo_lightning.padded_rows import PaddedRows, one_token, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks
-from popo_lightning.scoring import response_logprobs
+from popo_lightning.scoring import response_logprobs, scores_by_row
 from popo_lightning.sharding import shard_policy, shard_value_model
 from popo_lightning.warm_start import WarmStart
 
@@ -51,6 +52,9 @@ class PolicyModule(L.LightningModule):
         lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
         max_grad_norm: Gradients are scaled down to this norm; null leaves them.
         micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
+        shared_prompts: Compute a prompt once for several responses to it, where that costs less: the log-probs are the
+            same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
+            flash attention compute it for each response either way.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         freeze_vision: Train the language model only, and leave the vision tower as it is.
         dtype: Type of the trained weights. Compute in bfloat16 by trainer.precision bf16-mixed, which keeps float32
@@ -70,6 +74,7 @@ class PolicyModule(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
         micro_batch_tokens: int = 16384,
+        shared_prompts: bool = True,
         gradient_checkpointing: bool = False,
         freeze_vision: bool = False,
         dtype: str = "float32",
@@ -100,6 +105,7 @@ class PolicyModule(L.LightningModule):
         self.make_lr_scheduler = lr_scheduler
         self.max_grad_norm = max_grad_norm
         self.micro_batch_tokens = micro_batch_tokens
+        self.shared_prompts = shared_prompts
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze_vision = freeze_vision
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
@@ -200,20 +206,19 @@ class PolicyModule(L.LightningModule):
         """(T,) values of the critic, as :meth:`logprobs` gives log-probs."""
         return self._row_by_row(minibatch, self.value_model)
 
-    @torch.no_grad()
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
-        rows = minibatch.rows()
-        found: list[Tensor | None] = [None] * len(rows)
-        pieces = split_rows(rows, self.micro_batch_tokens)
+        passes = self._passes(minibatch.rows())
+        # sharded, every pass gathers weights from all ranks
+        most = int(over_ranks(self.trainer, len(passes), "max")) if self._sharded else 0
         with self.trainer.precision_plugin.forward_context():
-            for piece in pieces:
-                part = pad_rows(piece).to(self.device)
-                for index, row, mask in zip(part.index.tolist(), score(part).cpu(), part.mask.cpu(), strict=True):
-                    found[index] = row[mask]
-            if self._sharded:  # every pass gathers weights from all ranks
-                for _ in range(int(over_ranks(self.trainer, len(pieces), "max")) - len(pieces)):
-                    score(_one_token().to(self.device))
-        return [row for row in found if row is not None]
+            return scores_by_row(passes, score, self.device, most)
+
+    def _passes(self, rows: Sequence[Row]) -> list[PaddedRows]:
+        """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them."""
+        base = self.model.base_model
+        shared = self.shared_prompts and shares_prompts(base)
+        costs = LayerCosts.of_model(base.config) if shared else None
+        return [pad_sequences(sequences) for sequences in micro_batches(rows, self.micro_batch_tokens, costs)]
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -271,12 +276,12 @@ class PolicyModule(L.LightningModule):
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
-        parts = split_rows(rows, self.micro_batch_tokens)
+        parts = self._passes(rows)
         # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
         # before the first of them, or a rank that is through would wait here for one that waits there.
         most = int(over_ranks(self.trainer, len(parts), "max"))
         for part in parts:
-            self.manual_backward(losses.add(pad_rows(part).to(self.device)))
+            self.manual_backward(losses.add(part.to(self.device)))
         for _ in range(most - len(parts)):
             self.manual_backward(self._nothing())
         grad_norm = self._take_step(optimizer) if size else float("nan")
@@ -308,7 +313,7 @@ class PolicyModule(L.LightningModule):
 
     def _nothing(self) -> Tensor:
         """A loss of zero that has been through the whole model."""
-        rows = _one_token().to(self.device)
+        rows = one_token().to(self.device)
         logp, _ = self(rows)
         if self._sharded:
             self.reference_logprobs(rows)
@@ -368,11 +373,6 @@ class PolicyModule(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The benchmark's name; the Evaluation callback writes the responses."""
         return batch[0]
-
-
-def _one_token() -> PaddedRows:
-    token = torch.zeros(1, dtype=torch.long)
-    return pad_rows([Row(0, token, Response(token, torch.zeros(1), "stop"), torch.zeros(()))])
 
 
 def _lengths(rows: Sequence[Row]) -> Tensor:

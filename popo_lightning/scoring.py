@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from popo_lightning.logprobs import token_logprobs
-from popo_lightning.minibatch import PaddedRows
 from popo_lightning.model_folder import image_marks, sees_images, unseen_image
+from popo_lightning.padded_rows import PaddedRows, one_token
 from popo_lightning.ranks import several_ranks
 
 
@@ -24,15 +24,45 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     Returns:
         (N, H), the state before each of the N response tokens, row after row.
     """
-    # Right padding and a causal mask: a response never sees what is padded, in whatever attention.
-    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask.long(), "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
+    if rows.segments is None:
+        # Right padding and a causal mask: a response never sees what is padded, in whatever attention.
+        inputs |= {"attention_mask": rows.attention_mask.long()}
+    else:
+        mask = packed_mask(rows.segments, _compute_dtype(base, rows.segments.device))
+        inputs |= {"attention_mask": mask, "position_ids": rows.positions}
     if rows.images:
         inputs |= rows.images | {"mm_token_type_ids": image_marks(base.config, rows.input_ids)}
     hidden = base(**inputs).last_hidden_state
     if not rows.images and sees_images(base.config) and several_ranks():
         hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
-    flat: Tensor = hidden[:, :-1][rows.is_response[:, 1:]]  # position t predicts token t + 1
+    flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
+
+
+def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the attention scores of packed rows: 0 where a token sees another, else -inf.
+
+    A token sees the prompt and its own response, up to itself; padding sees something too, or its states were NaN.
+    Added numbers rather than a boolean mask, which attention would turn into numbers, and keep, in every layer.
+
+    Args:
+        segments: (S, L) 0 prompt, 1, 2, ... responses, -1 padding.
+        dtype: That attention computes in.
+
+    Returns:
+        (S, 1, L, L)
+    """
+    seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~seen.tril_(), -torch.inf)[:, None]
+
+
+def _compute_dtype(base: Any, device: torch.device) -> torch.dtype:
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    dtype: torch.dtype = base.get_input_embeddings().weight.dtype
+    return dtype
 
 
 def response_logprobs(
@@ -72,3 +102,24 @@ def placed(flat: Tensor, mask: Tensor) -> Tensor:
     PaddedRows.mask and .is_response list a row's response tokens in the same order.
     """
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+@torch.no_grad()
+def scores_by_row(
+    passes: Sequence[PaddedRows], score: Callable[[PaddedRows], Tensor], device: torch.device, most: int
+) -> list[Tensor]:
+    """(T,) scores of every row, on the CPU, in the order of the minibatch.
+
+    Args:
+        passes: The rows of a minibatch.
+        score: Gives (R, T) of a pass's rows.
+        device: Where it computes.
+        most: Passes to make, of one token where there are fewer: sharded, each is a collective.
+    """
+    found: dict[int, Tensor] = {}
+    for part in passes:
+        scores = score(part.to(device)).cpu()
+        found |= {index: row[mask] for index, row, mask in zip(part.index.tolist(), scores, part.mask, strict=True)}
+    for _ in range(most - len(passes)):
+        score(one_token().to(device))
+    return [found[index] for index in sorted(found)]

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from popo_lightning import cli
-from popo_lightning.minibatch import Minibatch, pad_rows
+from popo_lightning.minibatch import Minibatch
+from popo_lightning.padded_rows import pad_rows
 from popo_lightning.rollout.engine import Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
 

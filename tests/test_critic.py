@@ -16,9 +16,10 @@ from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.critic import Critic, ValueModel, check_critic, value_loss
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
-from popo_lightning.minibatch import PaddedRows, Row, pad_rows
+from popo_lightning.minibatch import Row
 from popo_lightning.model_folder import blank_image, image_tokens, load_trainable
 from popo_lightning.objectives import GAE, GroupNormalised, MaxAtK
+from popo_lightning.padded_rows import PaddedRows, pad_rows
 from popo_lightning.replay.composers import OnPolicy
 
 

@@ -10,7 +10,8 @@ import torch
 from groups_for_tests import group, response
 
 from popo_lightning.groups import Response
-from popo_lightning.minibatch import Minibatch, Row, pad_rows, split_rows
+from popo_lightning.minibatch import Minibatch, Row
+from popo_lightning.padded_rows import pad_rows
 
 
 def row(index: int, prompt: list[int], tokens: list[int], age: int = 0, prox: bool = True) -> Row:
@@ -33,20 +34,6 @@ def test_padded_layout_by_hand() -> None:
     assert rows.fresh.tolist() == [True, False, True]
     assert rows.mask.dtype == rows.attention_mask.dtype == rows.is_response.dtype == torch.bool
     assert pad_rows([row(0, [1], [2], prox=False)]).prox_logp is None
-
-
-def test_micro_batches_keep_to_the_budget() -> None:
-    lengths = [5, 9, 2, 7, 7, 30, 3, 1]
-    rows = [row(i, [1] * (length - 1), [2]) for i, length in enumerate(lengths)]
-    for budget in (1, 8, 14, 20, 29, 1000):
-        parts = split_rows(rows, budget)
-        assert sorted(r.index for part in parts for r in part) == list(range(8))
-        for part in parts:
-            assert len(part) == 1 or len(part) * max(r.length for r in part) <= budget
-    assert [[r.length for r in part] for part in split_rows(rows, 20)] == [[30], [9, 7], [7, 5], [3, 2, 1]]
-    assert len(split_rows(rows, 8 * 30)) == 1
-    assert len(split_rows(rows, 8 * 30 - 1)) == 2
-    assert split_rows([], 10) == []
 
 
 def test_rows_of_a_minibatch_know_their_group() -> None:

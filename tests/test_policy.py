@@ -18,9 +18,10 @@ from popo_lightning import logprobs
 from popo_lightning.callbacks.proximal import ProximalSnapshot
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch, pad_rows
+from popo_lightning.minibatch import Minibatch
 from popo_lightning.objectives import Objective
 from popo_lightning.objectives.regularizers import EntropyBonus
+from popo_lightning.padded_rows import pad_rows
 from popo_lightning.policy import PolicyModule
 from popo_lightning.timing import PhaseClock
 
@@ -206,8 +207,9 @@ def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatc
     assert outputs["stepped"] and max(float(gradient.abs().max()) for gradient in expected.values()) > 0.05
     norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     assert outputs["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
-    for budget, parts in ((1, 8), (20, 5)):
-        split_outputs, found = train(policy(folder, objective=objective, micro_batch_tokens=budget), minibatch)
+    for budget, shared, parts in ((1, True, 8), (20, False, 5), (20, True, 4)):
+        settings: dict[str, Any] = {"micro_batch_tokens": budget, "shared_prompts": shared}
+        split_outputs, found = train(policy(folder, objective=objective, **settings), minibatch)
         assert len(split_outputs["tokens"]) == parts
         assert split_outputs["mean_loss"] == pytest.approx(outputs["mean_loss"], abs=1e-6)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

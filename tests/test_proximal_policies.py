@@ -23,8 +23,9 @@ from popo_lightning.callbacks.kept_weights import kept, put, refuse_sharded
 from popo_lightning.callbacks.proximal_average import ProximalAverage, for_smaller_batch
 from popo_lightning.callbacks.proximal_interpolation import LogLinear, prox_share
 from popo_lightning.errors import SettingError
-from popo_lightning.minibatch import Minibatch, pad_rows, proximal_logprobs
+from popo_lightning.minibatch import Minibatch
 from popo_lightning.objectives import Decoupled, GroupNormalised, Objective
+from popo_lightning.padded_rows import pad_rows, proximal_logprobs
 from popo_lightning.replay.composers import Filter, OnPolicy
 
 # -- the average -----------------------------------------------------------------------------------------------

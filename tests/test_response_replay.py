@@ -17,8 +17,9 @@ from tiny_models import TASK, fit
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch, pad_rows
+from popo_lightning.minibatch import Minibatch
 from popo_lightning.objectives import BehaveAligned, GroupNormalised, Objective, ObjectiveInputs, One, SequenceMean
+from popo_lightning.padded_rows import pad_rows
 from popo_lightning.problems import Problem
 from popo_lightning.replay.composers import Composer
 from popo_lightning.replay.response_replay import ARPO, RETRIEVALS, RePO, ResponseStore

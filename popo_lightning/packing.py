@@ -1,0 +1,166 @@
+"""How rows are split into forward passes, with a group's prompt computed once where that is exact and pays.
+
+Responses to one prompt can lie behind one copy of it in one sequence: positions restart after the prompt, and a mask
+lets a response see the prompt and itself. That saves the prompt's other copies, and costs attention over the whole
+sequence, of which the mask throws away what one response would see of another. So prompts are shared by cost:
+
+    a sequence of L tokens costs  linear L + attention L^2,
+
+both of one layer, in multiplications and additions of the forward pass; the backward pass doubles both, and all layers
+cost the same. Behind a prompt of P tokens about sqrt(P (linear / attention + P)) response tokens are worth the least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapreplace
+from inspect import signature
+from math import isqrt
+from typing import Any
+
+from popo_lightning.minibatch import Row
+
+# Attention's multiplications run slower than those of matrices, and the mask is read with them: measured on a CPU.
+ATTENTION_WEIGHT = 3.0
+# Entries of one pass's mask, 256 MiB in float32. It is made once a pass and shared by layers and heads.
+MASK_ENTRIES = 2**26
+# Attention that takes a mask of its caller's: flash attention takes none.
+MASKED_ATTENTION = ("sdpa", "eager")
+# Rotary embeddings whose angles depend on a token's position alone, and not on how long the pass's texts are.
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+# Settings by which tokens reach others in another way than by attention to all that come before.
+OTHER_REACH = (
+    "sliding_window",
+    "attention_window_size",
+    "attention_chunk_size",
+    "keep_window_size",
+    "index_topk",
+    "index_topk_blocks",
+    "alibi",
+    "block_types",
+    "layers_block_type",
+    "conv_L_cache",
+    "mamba_d_state",
+    "ssm_state_size",
+    "state_size",
+)
+
+
+def shares_prompts(model: Any) -> bool:
+    """Whether packed rows give a model exactly what they give apart: all that is not known to is refused.
+
+    That is a decoder of text in which every layer attends to all earlier tokens, under a mask that it takes as it is
+    given, and knows of positions only by rotary embeddings, at position ids that it takes as they are given.
+
+    Args:
+        model: Of transformers, without its output head.
+    """
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config._attn_implementation in MASKED_ATTENTION
+        and not config.is_encoder_decoder
+        and getattr(config, "is_causal", True)
+        and not getattr(config, "sub_configs", None)  # models of several parts, such as those that see images
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not any(getattr(config, name, None) for name in OTHER_REACH)
+        and rope.get("rope_type") in STATIC_ROPE
+        and "position_ids" in signature(model.forward).parameters
+    )
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """What a layer computes of a sequence, in multiplications and additions of the forward pass.
+
+    Args:
+        linear: Of a token: 2 x the parameters that it passes through.
+        attention: Of a pair of tokens: 4 x the width of all heads, for scores and weighted sum.
+    """
+
+    linear: float
+    attention: float
+
+    def of(self, length: int) -> float:
+        """Of a sequence."""
+        return length * (self.linear + self.attention * length)
+
+    @classmethod
+    def of_model(cls, config: Any) -> LayerCosts:
+        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert."""
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or hidden // heads)
+        keys = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
+        feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
+        parameters = hidden * (2 * width + 2 * keys + 3 * feed_forward)
+        return cls(2.0 * parameters, 4.0 * width * ATTENTION_WEIGHT)
+
+
+Rows = list[Row]  # of one sequence, behind one copy of their prompt
+
+
+def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | None = None) -> list[list[Rows]]:
+    """Rows in passes of at most ``token_budget`` padded tokens, each a list of sequences.
+
+    A row longer than the budget makes a pass of its own. The same lengths are always split in the same way, and the
+    loss does not depend on the split, because its denominator is the minibatch's.
+
+    Args:
+        rows: Of a minibatch.
+        token_budget: S x L of one pass.
+        costs: Of a model that shares prompts; None where each row is a sequence of its own.
+    """
+    apart = _filled([[row] for row in rows], token_budget)
+    if costs is None:
+        return apart
+    packed = _filled(_packed(rows, costs, min(token_budget, isqrt(MASK_ENTRIES))), token_budget)
+    return min(apart, packed, key=lambda passes: sum(len(each) * costs.of(_length(each[0])) for each in passes))
+
+
+def _filled(sequences: Sequence[Rows], token_budget: int) -> list[list[Rows]]:
+    """Sequences by length, longest first, so that a pass is padded little; each pass as full as its bounds allow."""
+    passes: list[list[Rows]] = []
+    for sequence in sorted(sequences, key=_length, reverse=True):
+        if passes and _fits([*passes[-1], sequence], token_budget):
+            passes[-1].append(sequence)
+        else:
+            passes.append([sequence])
+    return passes
+
+
+def _fits(sequences: Sequence[Rows], token_budget: int) -> bool:
+    """Whether sequences, the first of which is the longest, make one pass."""
+    length = _length(sequences[0])
+    tokens = length * len(sequences)
+    masked = any(len(rows) > 1 for rows in sequences)  # one packed sequence is enough for the pass to have a mask
+    return tokens <= token_budget and (not masked or tokens * length <= MASK_ENTRIES)
+
+
+def _length(rows: Rows) -> int:
+    return len(rows[0].prompt_ids) + sum(len(row.response.token_ids) for row in rows)
+
+
+def _packed(rows: Sequence[Row], costs: LayerCosts, longest: int) -> list[Rows]:
+    """Sequences of rows that have the same prompt: for each prompt as many as cost the least."""
+    by_prompt: dict[Any, Rows] = {}
+    for row in rows:
+        key = row.index if row.images else tuple(row.prompt_ids.tolist())
+        by_prompt.setdefault(key, []).append(row)
+    found: list[Rows] = []
+    for same in by_prompt.values():
+        counts = (_dealt(same, count) for count in range(1, len(same) + 1))
+        fitting = [dealt for dealt in counts if len(dealt) == len(same) or max(map(_length, dealt)) <= longest]
+        found += min(fitting, key=lambda dealt: sum(costs.of(_length(each)) for each in dealt))
+    return found
+
+
+def _dealt(rows: Sequence[Row], count: int) -> list[Rows]:
+    """Rows over a number of sequences that come out about equally long: the longest row first, to the shortest."""
+    dealt: list[Rows] = [[] for _ in range(count)]
+    shortest = [(0, 0, number) for number in range(count)]  # tokens, rows (of empty responses too), which
+    for row in sorted(rows, key=lambda row: len(row.response.token_ids), reverse=True):
+        tokens, behind, number = shortest[0]
+        dealt[number].append(row)
+        heapreplace(shortest, (tokens + len(row.response.token_ids), behind + 1, number))
+    return dealt
