@@ -70,10 +70,13 @@ class RolloutEngine(ABC):
     Attributes:
         version: Policy version of those weights; -1 before the first update.
         holds_weights: Whether it still has them; a deep sleep may have dropped them.
+        generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works: it needs
+            memory, cores and weights of its own, and must leave the process's random state alone all the time.
     """
 
     version: int = -1
     holds_weights: bool = True
+    generates_while_training: bool = False
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:

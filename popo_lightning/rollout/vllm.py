@@ -154,7 +154,7 @@ class VLLMEngine(RolloutEngine):
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if self._context.device.type == "cpu":
-            self._llm.apply_model(_repack_tied_heads)
+            self._llm.apply_model(repack_tied_heads)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
@@ -182,7 +182,7 @@ class VLLMEngine(RolloutEngine):
             gc.collect()
 
 
-def _repack_tied_heads(model: torch.nn.Module) -> None:
+def repack_tied_heads(model: torch.nn.Module) -> None:
     """Packs output heads again that share their weight with the embedding.
 
     On a CPU vLLM 0.32 computes the logits from a packed copy, and reload_weights renews it only for layers that

@@ -1,0 +1,151 @@
+"""One vLLM server over HTTP, by the standard library: every wait has an end."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import selectors
+import socket
+import threading
+import time
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+PROBE_SECONDS = 10.0
+ANSWER_BYTES = 2**20  # of anything but responses
+
+
+class ServerFailedError(Exception):
+    """A server did not answer, or not as one does. Another may."""
+
+
+class RequestRefusedError(RuntimeError):
+    """A server understood and refuses; so would any other."""
+
+
+class Server:
+    """Where one server is, and what is known of it.
+
+    Args:
+        url: http or https, host and port.
+
+    Attributes:
+        outstanding: Requests it has not answered yet.
+        alive: Whether it is asked at all, until the next sync.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"'{url}' is no address of a server")
+        self.url = url.rstrip("/")
+        self.host, self.port = parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self.outstanding = 0
+        self.alive = True
+        self._probed = threading.Lock()
+        self._probe_at, self._probe_said = 0.0, True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its address is this machine's own loopback."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def is_private(self) -> bool:
+        """Whether its addresses cannot be reached from everywhere."""
+        return self.is_here or all(address.is_private for address in self._addresses())
+
+    def _addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+        try:
+            found = socket.getaddrinfo(self.host, None)
+        except OSError:  # the first request says so
+            return []
+        return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
+
+    def ask(self, method: str, path: str, body: Any = None, seconds: float = 60.0, most: int = ANSWER_BYTES) -> Any:
+        """The JSON that it answers, or None for an empty answer.
+
+        While it works on an answer it is probed at times, so that one that has died is known long before the time
+        is up.
+
+        Args:
+            method: GET or POST.
+            path: Behind the url.
+            body: Sent as JSON.
+            seconds: Longest wait.
+            most: Bytes of the longest answer that is read.
+
+        Raises:
+            ServerFailedError: No answer in time, a broken one, too long a one, or an error of the server's own.
+            RequestRefusedError: Status 4xx.
+        """
+        ends = time.monotonic() + seconds
+        connection = self._kind(self.host, self.port, timeout=min(seconds, PROBE_SECONDS))
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, self._path + path, data, {"Content-Type": "application/json"})
+            self._wait(connection, ends, probe=path != "/health")
+            connection.sock.settimeout(max(0.1, ends - time.monotonic()))
+            response = connection.getresponse()
+            content = _read(response, connection, ends, most)
+            status = response.status
+        except (OSError, HTTPException) as error:
+            raise ServerFailedError(f"{self.url}{path}: {type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        if 400 <= status < 500:
+            raise RequestRefusedError(f"{self.url}{path} refuses ({status}): {content[:500].decode(errors='replace')}")
+        if status != 200:
+            raise ServerFailedError(f"{self.url}{path} fails ({status}): {content[:500].decode(errors='replace')}")
+        try:
+            return json.loads(content) if content else None
+        except (ValueError, RecursionError) as error:
+            raise ServerFailedError(f"{self.url}{path} answers something else than JSON") from error
+
+    def _wait(self, connection: HTTPConnection, ends: float, probe: bool) -> None:
+        """Until an answer begins to come."""
+        with selectors.DefaultSelector() as selector:  # select() takes no more than 1024 open files
+            selector.register(connection.sock, selectors.EVENT_READ)
+            while not selector.select(max(0.0, min(PROBE_SECONDS, ends - time.monotonic()))):
+                if time.monotonic() >= ends:
+                    raise TimeoutError("no answer in time")
+                if probe and not self.answers():
+                    raise TimeoutError("it does not answer any more")
+
+    def answers(self) -> bool:
+        """Whether it says that it is well. Asked at most every few seconds, however many requests are waiting."""
+        with self._probed:
+            if time.monotonic() - self._probe_at > PROBE_SECONDS / 2:
+                try:
+                    self.ask("GET", "/health", seconds=PROBE_SECONDS)
+                    self._probe_said = True
+                except (ServerFailedError, RequestRefusedError):
+                    self._probe_said = False
+                self._probe_at = time.monotonic()
+            return self._probe_said
+
+    def forget_probe(self) -> None:
+        """The next :meth:`answers` really asks."""
+        self._probe_at = 0.0
+
+
+def _read(response: HTTPResponse, connection: HTTPConnection, ends: float, most: int) -> bytes:
+    """All of an answer, within its time and length."""
+    content = bytearray()
+    while True:
+        if connection.sock is not None:
+            connection.sock.settimeout(max(0.1, ends - time.monotonic()))
+        piece = response.read1(65536)
+        content += piece
+        if not piece:
+            return bytes(content)
+        if len(content) > most:
+            raise HTTPException(f"its answer is longer than {most} bytes")
+        if time.monotonic() > ends:
+            raise TimeoutError("its answer does not come to an end")

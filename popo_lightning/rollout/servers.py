@@ -1,0 +1,318 @@
+"""vLLM servers apart from the trainer, over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from popo_lightning.errors import SettingError
+from popo_lightning.groups import Response
+from popo_lightning.prompts import Prompt
+from popo_lightning.ranks import from_all
+from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids
+from popo_lightning.rollout.server import RequestRefusedError, Server, ServerFailedError
+from popo_lightning.rollout.server_answers import Asked, Sampled, sampled
+from popo_lightning.rollout.server_pool import ServerPool
+from popo_lightning.rollout.weight_files import write_weights
+
+LOADING = "loading"  # a server's version while its weights are half the old ones
+RESET_TRIES = 60
+
+log = logging.getLogger(__name__)
+
+
+class ServerEngine(RolloutEngine):
+    """Samples with vLLM servers that run by themselves, and go on when the trainer stops.
+
+    Token ids go in and come out (/inference/v1/generate), with the version of the weights for every token.
+    scripts/serve.sh starts a server with all that is needed. All ranks share the servers; rank 0 sends the weights,
+    while the others take part in gathering them.
+
+    Weights go through a folder. Of the backends of vLLM 0.32's weight transfer none works on a CPU (measured: ipc ends
+    in "Torch not compiled with CUDA enabled", and takes the server with it; nccl sends over CUDA streams), so weights
+    are saved as safetensors and read by a method of the worker that also renews packed copies of tied heads. The
+    version is vLLM's own, /update_weight_version: a response is taken only if every token of it carries the last one
+    sent, so a server that has restarted, or got weights from another run, trains nothing.
+
+    Seeds are per prompt, so a call draws the same whichever server takes it; log-probs may differ in their last bits
+    with what else is computed beside it.
+
+    Args:
+        urls: Addresses of the servers, such as http://127.0.0.1:8000. Their development endpoints ask for no password.
+        weights_folder: Through which weights go: one that trainer and servers both see. null takes a temporary one, for
+            servers on this machine.
+        requests_per_server: Prompts that one server has before it at a time.
+        attempts: Times a request may fail on servers that are well.
+        start_seconds: Longest wait for servers that are still starting.
+        request_seconds: Longest wait for the responses to one prompt.
+        sync_seconds: Longest wait for a server to read the weights.
+    """
+
+    generates_while_training = True
+
+    def __init__(
+        self,
+        urls: list[str],
+        weights_folder: str | None = None,
+        requests_per_server: int = 64,
+        attempts: int = 3,
+        start_seconds: float = 180.0,
+        request_seconds: float = 600.0,
+        sync_seconds: float = 600.0,
+    ) -> None:
+        counts = {"requests_per_server": requests_per_server, "attempts": attempts}
+        waits = {"start_seconds": start_seconds, "request_seconds": request_seconds, "sync_seconds": sync_seconds}
+        for name, value in (counts | waits).items():
+            if value < (1 if name in counts else 0.1):
+                raise SettingError(f"data.engine.{name} is {value}; use at least 1")
+        if not urls or len(set(urls)) != len(urls):
+            raise SettingError(f"data.engine.urls is {urls}; name at least one server, and each once")
+        self.pool = ServerPool([_server(url) for url in urls], requests_per_server, attempts)
+        elsewhere = [server.url for server in self.pool.servers if not server.is_here]
+        if elsewhere and weights_folder is None:
+            raise SettingError(
+                f"data.engine.weights_folder is null, but {elsewhere[0]} of data.engine.urls may be another machine; "
+                "give a folder that trainer and servers both see"
+            )
+        self.weights_folder = weights_folder
+        self.start_seconds = start_seconds
+        self.request_seconds = request_seconds
+        self.sync_seconds = sync_seconds
+        self._label: str | None = None
+        self._syncs = 0
+
+    # -- start and stop ----------------------------------------------------------------------------------------
+
+    def start(self, context: EngineContext) -> None:
+        """Waits for the servers and checks how they sample."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        if context.images_per_prompt:
+            raise SettingError(
+                "data.engine is ServerEngine, which sends no images, but data.task has some; use "
+                "popo_lightning.rollout.vllm.VLLMEngine"
+            )
+        self._context = context
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
+        self._vocabulary = int(AutoConfig.from_pretrained(context.folder).get_text_config().vocab_size)
+        self._stop_token_ids = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
+        self._run = from_all(uuid.uuid4().hex[:12])[0]
+        if context.rank == 0:
+            self._warn_of_open_servers()
+            self._temporary = tempfile.TemporaryDirectory(prefix="popo-weights-")
+            self._root = Path(self.weights_folder or self._temporary.name) / f"popo-{self._run}"
+        self._wait_for_servers()
+        for server in self.pool.alive:
+            _check(_described(server), server, context)
+
+    def _warn_of_open_servers(self) -> None:
+        for server in self.pool.servers:
+            if not server.is_private:
+                log.warning(
+                    "%s is no private address, and whoever reaches the development endpoints of a vLLM server can "
+                    "change its weights, since they ask for no password",
+                    server.url,
+                )
+
+    def _wait_for_servers(self) -> None:
+        ends = time.monotonic() + self.start_seconds
+        missing = self.pool.servers
+        while missing := [server for server in missing if not server.answers()]:
+            if time.monotonic() > ends:
+                break
+            time.sleep(1.0)
+            for server in missing:
+                server.forget_probe()
+        for server in missing:
+            self.pool.drop(server, f"it has not answered within {self.start_seconds:g} s (data.engine.start_seconds)")
+        if not self.pool.alive:
+            raise SettingError(
+                f"none of data.engine.urls answers ({', '.join(server.url for server in self.pool.servers)}); start "
+                "servers with scripts/serve.sh"
+            )
+
+    def stop(self) -> None:
+        """Leaves the servers as they are."""
+        if hasattr(self, "_temporary"):
+            self._temporary.cleanup()
+
+    # -- responses ---------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """See :class:`RolloutEngine`. One request a prompt."""
+        if self._label is None:
+            raise RuntimeError("the servers have no weights of this run yet")
+        copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
+        jobs = []
+        for place, prompt in enumerate(prompts):
+            if prompt.images:
+                raise SettingError("data.engine is ServerEngine, which sends no images")
+            asked = Asked(
+                prompt_ids=prompt.ids.tolist(),
+                n=n // copies,
+                limit=sampling.max_new_tokens - prompt.begun,
+                ends=self._stop_token_ids,
+                forbidden=self._context.forbidden_token_ids,
+                vocabulary=self._vocabulary,
+                label=self._label,
+            )
+            # of the prompt's own, whichever server takes it
+            jobs.append((asked, sampling, random.Random(f"{seed}/{place}").getrandbits(62)))
+        return [self._responses(found) * copies for found in self.pool.map(self._ask, jobs)]
+
+    def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
+        asked, sampling, seed = job
+        body = {"token_ids": asked.prompt_ids, "return_token_ids": True}
+        body["sampling_params"] = {
+            "n": asked.n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": asked.limit,
+            "seed": seed,
+            "stop_token_ids": list(asked.ends),
+            "logprobs": 0,  # the sampled token's own
+            # minus infinity as JSON of Python's, which vLLM reads by Python
+            "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
+            "detokenize": False,
+        }
+        most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
+        return sampled(server.ask("POST", "/inference/v1/generate", body, self.request_seconds, most), asked)
+
+    def _responses(self, found: Sequence[Sampled]) -> list[Response]:
+        texts = self._tokenizer.batch_decode([one.token_ids for one in found], skip_special_tokens=True)
+        return [
+            Response(
+                token_ids=torch.tensor(one.token_ids, dtype=torch.long),
+                behave_logp=torch.tensor(one.logps, dtype=torch.float32),
+                finish_reason=one.finish_reason,
+                text=text,
+            )
+            for one, text in zip(found, texts, strict=True)
+        ]
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        """Gives all servers the weights, those dropped before as well, and makes sure of the version.
+
+        A collective: no rank may be sampling any more, and all of them go on with the same servers.
+        """
+        from_all(None)
+        self._syncs += 1
+        label = f"{self._run}-{self._syncs}-{version}"
+        reached: list[str] = []
+        failure: str | None = None
+        folder = self._root / str(self._syncs) if self._context.rank == 0 else None
+        try:
+            write_weights(weights, folder)
+            if folder is not None:
+                reached = self._send(folder, label)
+        except (OSError, RuntimeError) as error:  # told to all ranks, which would wait for this one
+            failure = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        finally:
+            if folder is not None:
+                shutil.rmtree(self._root, ignore_errors=True)
+        reached, failure = from_all((reached, failure))[0]
+        if failure is not None or not reached:
+            raise RuntimeError(f"the servers did not take the policy's weights: {failure or 'none of them answers'}")
+        for server in self.pool.servers:
+            server.alive = server.url in reached
+        self._label, self.version = label, version
+
+    def _send(self, folder: Path, label: str) -> list[str]:
+        """Urls of the servers that have the weights; those that do not answer are left out."""
+        with ThreadPoolExecutor(len(self.pool.servers)) as executor:
+            sent = list(executor.map(partial(self._send_to, folder, label), self.pool.servers))
+        return [server.url for server, done in zip(self.pool.servers, sent, strict=True) if done]
+
+    def _send_to(self, folder: Path, label: str, server: Server) -> bool:
+        server.forget_probe()
+        try:
+            if not server.answers():
+                raise ServerFailedError("it does not answer")
+            server.ask("POST", "/update_weight_version", {"new_version": LOADING})
+            found = _call(server, "load_policy", {"folder": str(folder.absolute())}, self.sync_seconds)
+            for worker in found:
+                if "error" in worker or not worker.get("files"):
+                    raise RuntimeError(f"{server.url}: {str(worker.get('error', worker))[:500]}")
+            _reset_caches(server)
+            server.ask("POST", "/update_weight_version", {"new_version": label})
+            said = server.ask("GET", "/weight_info")
+        except ServerFailedError as error:
+            self.pool.drop(server, error)
+            return False
+        if not isinstance(said, dict) or said.get("weight_version") != label:
+            raise RuntimeError(f"{server.url} says that it has weights {str(said)[:100]} instead of {label}")
+        return True
+
+
+def _server(url: str) -> Server:
+    try:
+        return Server(url)
+    except ValueError as error:
+        raise SettingError(
+            f"data.engine.urls has '{url}'; write addresses of servers such as http://127.0.0.1:8000"
+        ) from error
+
+
+def _call(server: Server, method: str, arguments: dict[str, str], seconds: float) -> list[dict[str, Any]]:
+    """What each worker of a server returns of a method of PolicyWorker."""
+    answer = server.ask("POST", "/collective_rpc", {"method": method, "kwargs": arguments}, seconds)
+    results = answer.get("results") if isinstance(answer, dict) else None
+    if not isinstance(results, list) or not results or not all(isinstance(result, dict) for result in results):
+        raise RuntimeError(f"{server.url} answers {method} with {str(answer)[:200]}; start it with scripts/serve.sh")
+    return results
+
+
+def _described(server: Server) -> dict[str, Any]:
+    try:
+        return _call(server, "describe_policy_server", {}, 60.0)[0]
+    except (ServerFailedError, RequestRefusedError, RuntimeError) as error:
+        raise SettingError(
+            f"{server.url} of data.engine.urls cannot take a policy's weights ({str(error)[:300]}); start it with "
+            "scripts/serve.sh"
+        ) from error
+
+
+def _check(found: dict[str, Any], server: Server, context: EngineContext) -> None:
+    """Raises SettingError for a server that samples otherwise than the policy is told."""
+    wanted = {
+        "dtype": str(context.dtype).removeprefix("torch."),
+        "logprobs_mode": "processed_logprobs",  # of the distribution really sampled from
+        "generation_config": "vllm",  # the model's own top_p, top_k and penalties must not leak in
+    }
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise SettingError(
+                f"{server.url} of data.engine.urls has {name} {str(found.get(name))[:50]}, but this run needs {value}; "
+                "start it as scripts/serve.sh does"
+            )
+    length = found.get("max_model_len")
+    if type(length) is not int or length < context.max_tokens:
+        raise SettingError(
+            f"{server.url} of data.engine.urls takes {str(length)[:20]} tokens (--max-model-len), but prompt and "
+            f"response may have {context.max_tokens}; start it with more, or lower data.max_prompt_tokens, "
+            "data.max_new_tokens or an evaluation's"
+        )
+
+
+def _reset_caches(server: Server) -> None:
+    """Drops cached prefixes of the old weights; vLLM refuses while somebody's request is under way."""
+    for _ in range(RESET_TRIES):
+        answer = server.ask("POST", "/reset_prefix_cache")
+        if isinstance(answer, dict) and answer.get("success") is True:
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"{server.url} does not reset its prefix cache; is another run using it?")
