@@ -46,6 +46,8 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
             "model.objective.behave_weight is One, which corrects nothing; use Decoupled, or a trust region around "
             "behave"
         )
+    if data.lag:
+        yield from _objections_to_lag(policy, data)
     if isinstance(policy.advantage, MaxAtK) and policy.advantage.k > data.group_size:
         yield (
             f"model.advantage.k is {policy.advantage.k}, more than the {data.group_size} responses of a group "
@@ -62,3 +64,28 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
             "data.composer is SPEAR, which fixes the advantages of what it replays, but model.critic learns "
             "from advantages of its own; leave one of them out"
         )
+
+
+def _objections_to_lag(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
+    """Of data.lag 1, under which an iteration's newest responses are one version old."""
+    weight, region = policy.objective.behave_weight, policy.objective.trust_region
+    if data.sync_every > 1:
+        yield f"data.lag is {data.lag} and data.sync_every {data.sync_every}; choose one of the two delays"
+    for name, slot in (("composer", data.composer), ("sampler", data.sampler)):
+        if not slot.works_ahead:
+            yield (
+                f"data.lag is {data.lag}, but data.{name} is {type(slot).__name__}, which counts on responses of the "
+                "present version; set data.lag to 0"
+            )
+    if isinstance(weight, One) and not (region.folds_weight or policy.advantage.folds_weight):
+        yield (
+            f"data.lag is {data.lag}, so responses come from older weights, but model.objective.behave_weight is One, "
+            "which corrects nothing; use Decoupled, or a trust region around behave"
+        )
+    for name, holder in (("buffer.max_age", getattr(data.composer, "buffer", None)), ("max_age", data.composer)):
+        oldest = getattr(holder, "max_age", None)
+        if oldest is not None and oldest <= data.lag:
+            yield (
+                f"data.composer.{name} is {oldest}, but with data.lag {data.lag} no stored group is younger than 2 "
+                "versions when it is replayed; use at least 2"
+            )

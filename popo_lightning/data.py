@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from popo_lightning.errors import SettingError
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group
 from popo_lightning.iteration_rollouts import IterationRollouts
+from popo_lightning.lookahead import LookAhead
 from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
@@ -70,6 +71,8 @@ class RolloutDataModule(L.LightningDataModule):
         minibatches: Parts into which an iteration's groups are dealt out evenly; each is one optimizer step.
         sweeps: Times the minibatches of an iteration are passed over.
         sync_every: Iterations between weight syncs; in between the engine samples with the weights of the last one.
+        lag: 1 generates and grades an iteration's problems while the one before it trains, so that its responses are
+            one version old; 0 waits for the newest weights. 1 needs an engine apart from the trainer.
         temperature: Sampling temperature in training. Tails are never cut (no top_p, no top_k): the recorded
             log-probs must be those of the distribution sampled from.
         max_new_tokens: Response limit in tokens.
@@ -95,6 +98,7 @@ class RolloutDataModule(L.LightningDataModule):
         minibatches: int = 2,
         sweeps: int = 1,
         sync_every: int = 1,
+        lag: Literal[0, 1] = 0,
         temperature: float = 1.0,
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
@@ -115,6 +119,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.minibatches = minibatches
         self.sweeps = sweeps
         self.sync_every = sync_every
+        self.lag = lag
         self.sampling = Sampling(max_new_tokens, temperature)
         self.max_prompt_tokens = max_prompt_tokens
         self.image_pixels = image_pixels
@@ -126,15 +131,15 @@ class RolloutDataModule(L.LightningDataModule):
         check_settings(self)
 
         self.clock = PhaseClock()
+        self.ahead = LookAhead()
         self.longest_response = 0  # tokens that an evaluation may ask for
         self.totals = Totals()
         self.report: RolloutReport | None = None  # of the iteration under way
         self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
         self.iteration = 0  # iterations begun
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
-        self.synced = SyncedEngine(
-            engine, sync_every, self.clock, self._engine_context, lambda: self._module.named_weights()
-        )
+        weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
+        self.synced = SyncedEngine(engine, sync_every, self.clock, self._engine_context, weights, self.ahead.join)
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
@@ -168,6 +173,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Ends the grading processes. The engine stays for a following validate or test."""
+        self.ahead.close()
         self._pool.close()
 
     @property
@@ -226,22 +232,29 @@ class RolloutDataModule(L.LightningDataModule):
         return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
+        with self.clock.measure("wait"):
+            self.ahead.join()
         if self.composer.samples_next():
             # before the composer decides anything by rank: gathering sharded weights takes all of them
             self.synced.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_by)
         with self.clock.measure("compose"):
-            groups = self.composer.compose(self._composers_view(self.report))
+            groups = self.composer.compose(self._composers_view(self._rollouts(self.report)))
             self.report.composed(groups)
             self.pending = deal(groups, self.iteration, self.minibatches, self.sweeps, self._random("deal"))
-        self.engine.sleep()
+        if not self.lag:
+            self.engine.sleep()
         counts = of_all_ranks(from_all(self.report.counts()))
         self.totals.add(counts)
-        self.rollout_metrics = rollout_metrics(counts) | self.composer.report()
+        self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1
+        if self.lag:
+            # after the last iteration too: a run that goes on from its checkpoint must find what it would have had
+            problems = self.problems_per_iteration // self._run.world_size
+            self._rollouts(self.report).generate_ahead(problems, self.group_size)
 
-    def _composers_view(self, report: RolloutReport) -> Iteration:
-        rollouts = IterationRollouts(
+    def _rollouts(self, report: RolloutReport) -> IterationRollouts:
+        return IterationRollouts(
             self.problems.train,
             self.sampler,
             self.maker,
@@ -249,7 +262,10 @@ class RolloutDataModule(L.LightningDataModule):
             self._random,
             {"data.effective_by": self.effective_by, "model.reward": self._module.reward},
             report,
+            self.ahead,
         )
+
+    def _composers_view(self, rollouts: IterationRollouts) -> Iteration:
         return Iteration(
             version=self.iteration,
             effective_by=self.effective_by,
@@ -315,6 +331,7 @@ class RolloutDataModule(L.LightningDataModule):
             "pending": [minibatch.to_plain() for minibatch in self.pending],
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
+            "ahead": self.ahead.state_dict(),
         }
         return {
             "iteration": self.iteration,
@@ -336,6 +353,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])
         self.maker.made = mine["groups_made"]
+        self.ahead.load_state_dict(mine.get("ahead", {}))
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
         if self.pending and state["steps"] != self.steps:

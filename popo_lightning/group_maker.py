@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -85,9 +86,22 @@ class GroupMaker:
         graded = self._graded(sampled, grades, begun, sampling.max_new_tokens)
         return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
 
-    def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
-        number = self.made * self.world_size + self.rank
+    def apart(self, clock: PhaseClock) -> GroupMaker:
+        """The same with a clock of its own, for another thread; its groups get their numbers by :meth:`numbered`."""
+        other = copy.copy(self)
+        other.clock = clock
+        return other
+
+    def numbered(self, group: Group) -> Group:
+        """A group of :meth:`apart` under the next number here."""
+        return replace(group, id=self._next_number())
+
+    def _next_number(self) -> int:
         self.made += 1
+        return (self.made - 1) * self.world_size + self.rank
+
+    def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
+        number = self._next_number()
         images = {name: self._stored(tensor) for name, tensor in prompt.images.items()}
         return Group(number, problem, prompt.ids, responses, self.engine.version, images, len(prefix))
 

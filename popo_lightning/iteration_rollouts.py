@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 from torch import Tensor
@@ -10,10 +11,12 @@ from torch import Tensor
 from popo_lightning.errors import SettingError
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group
+from popo_lightning.lookahead import LookAhead
 from popo_lightning.problems import Problem
 from popo_lightning.replay.samplers import PromptSampler
 from popo_lightning.report import RolloutReport
 from popo_lightning.rollout.engine import Sampling
+from popo_lightning.timing import PhaseClock
 
 
 class IterationRollouts:
@@ -27,6 +30,7 @@ class IterationRollouts:
         random: A generator for one purpose of this iteration.
         needed_parts: Reward parts that settings name, by setting.
         report: Counts what is sampled.
+        ahead: What was generated for this iteration while the one before it trained.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class IterationRollouts:
         random: Callable[..., Random],
         needed_parts: dict[str, str],
         report: RolloutReport,
+        ahead: LookAhead,
     ) -> None:
         self.problems = problems
         self.sampler = sampler
@@ -46,12 +51,19 @@ class IterationRollouts:
         self.random = random
         self.needed_parts = needed_parts
         self.report = report
-        self._calls = 0  # of the engine, for their seeds
+        self.ahead = ahead
+        self._calls = int(len(ahead) > 0)  # of the engine, for their seeds; generating ahead was the first
 
     def next_problems(self, count: int, n: int) -> list[Group]:
         """Groups of n responses to the sampler's next problems, of which it learns."""
-        places = self.sampler.draw(count)
-        groups = self.given_problems([self.problems[place] for place in places], n)
+        ready = self.ahead.take(count, n)
+        places = [place for place, _ in ready]
+        groups = [self.maker.numbered(group) for _, group in ready]
+        self._count(groups)
+        if further := count - len(ready):
+            drawn = self.sampler.draw(further)
+            places += drawn
+            groups += self.given_problems([self.problems[place] for place in drawn], n)
         self.sampler.observe(places, groups)
         return groups
 
@@ -60,11 +72,24 @@ class IterationRollouts:
     ) -> list[Group]:
         """Groups of n responses to these problems, going on from a prefix of each where there are any."""
         self._calls += 1
-        seed = self.random("rollout", self._calls).getrandbits(62)
-        groups = self.maker.make(problems, n, self.sampling, seed, prefixes)
+        groups = self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes)
+        self._count(groups)
+        return groups
+
+    def generate_ahead(self, count: int, n: int) -> None:
+        """Starts on groups of n responses to the sampler's next problems, until so many wait for this iteration."""
+        clock, missing = PhaseClock(), count - len(self.ahead)
+        places = self.sampler.draw(missing) if missing > 0 else []
+        problems = [self.problems[place] for place in places]
+        make = partial(self.maker.apart(clock).make, problems, n, self.sampling, self._seed(1))
+        self.ahead.begin(places, clock, make)
+
+    def _seed(self, call: int) -> int:
+        return self.random("rollout", call).getrandbits(62)
+
+    def _count(self, groups: Sequence[Group]) -> None:
         self._check_parts(groups)
         self.report.sampled(groups)
-        return groups
 
     def _check_parts(self, groups: Sequence[Group]) -> None:
         graded = [response.parts for group in groups for response in group.responses if response.failure is None]

@@ -14,7 +14,7 @@ class RolloutReport:
     """Fresh groups of one iteration, and the groups it trains on.
 
     Args:
-        version: Policy version that sampled.
+        version: Policy version of the iteration.
         effective_by: Reward part that decides "effective".
     """
 

@@ -36,6 +36,13 @@ def check_settings(data: RolloutDataModule) -> None:
         raise SettingError(
             f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, such as 1.0"
         )
+    if data.lag not in (0, 1):
+        raise SettingError(f"data.lag is {data.lag}; use 0, or 1 to generate one iteration ahead")
+    if data.lag and not data.engine.generates_while_training:
+        raise SettingError(
+            f"data.lag is {data.lag}, but data.engine is {type(data.engine).__name__}, which cannot generate while the "
+            "trainer works; set data.lag to 0, or data.engine to popo_lightning.rollout.servers.ServerEngine"
+        )
     pixels = data.image_pixels
     if pixels is not None and not 0 < pixels[0] <= pixels[1]:
         raise SettingError(

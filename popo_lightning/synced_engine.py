@@ -26,6 +26,7 @@ class SyncedEngine:
         clock: Seconds go there, as sync.
         context: What the engine is told when it starts; asked for once.
         weights: The policy's present weights, by name.
+        idle: Waits until nothing is being generated: weights never change under a generation.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class SyncedEngine:
         clock: PhaseClock,
         context: Callable[[], EngineContext],
         weights: Callable[[], NamedTensors],
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.every = every
         self.clock = clock
         self.context = context
         self.weights = weights
+        self.idle = idle
         self.start_seconds = 0.0  # of the engine, once a process
         self._started = False
         self._held: tuple[str, int] | None = None  # what the engine has: ("step", global step) or ("version", version)
@@ -75,6 +78,7 @@ class SyncedEngine:
         self.engine.version = self._kept_version
 
     def _wake(self) -> None:
+        self.idle()
         if not self._started:
             began = time.perf_counter()
             with self.clock.measure("start"):

@@ -10,6 +10,7 @@ from tiny_models import method, popo
 OBJECTIVE = "--model.objective.init_args"
 RULES = "popo_lightning.objectives"
 CRITIC = ["--model.critic", "popo_lightning.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
+LAG = ["--data.engine", "engines_for_tests.Apart", "--data.lag", "1"]
 HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
 
 
@@ -24,6 +25,12 @@ HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
         ([*method("ppo_ewma"), "--proximal.centre_of_mass", "-1"], "ProximalAverage.centre_of_mass is -1"),
         (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
         ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
+        ([*method("pi_old"), *LAG], "data.lag is 1, so responses come from older weights"),
+        ([*method("bapo_buffer"), *LAG], "data.lag is 1 and data.sync_every 2"),
+        ([*method("rapid"), *LAG], "data.composer is Rapid"),
+        ([*method("greso"), *LAG], "data.sampler is GRESO"),
+        ([*method("popo"), *LAG, "--data.composer.init_args.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
+        (["--data.lag", "1"], "data.lag is 1, but data.engine is TransformersEngine"),
         ([*method("max_at_k"), "--model.advantage.init_args.k", "5"], "model.advantage.k is 5, more than the 4"),
         ([*method("ppo"), "--model.advantage", f"{RULES}.GroupNormalised"], "model.critic is set but"),
         ([*method("tree_opo"), "--model.reward", "acc"], "data.composer.reward is 'score'"),

@@ -193,6 +193,7 @@ class Evaluation(L.Callback):
         data = self._data(trainer)
         regime = self.regime_of(name)
         regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
+        data.ahead.join()
         spent = data.clock.take()  # this generation is not training's
         data.sync()
         problems = regime.chosen(problems)

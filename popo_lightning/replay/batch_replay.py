@@ -39,6 +39,8 @@ class ReMixReplay(Composer):
         mix: batch decides once an iteration, for all ranks alike; group decides for each group, and samples the rest.
     """
 
+    works_ahead = False
+
     def __init__(
         self,
         probability: float = 0.4,
@@ -122,6 +124,8 @@ class Rapid(Composer):
     Args:
         batches: H, iterations to a rollout.
     """
+
+    works_ahead = False
 
     def __init__(self, batches: int = 4) -> None:
         self.batches = int(at_least("Rapid.batches", batches, 1, ", such as 4"))

@@ -42,7 +42,7 @@ class Iteration:
     random: Callable[..., Random]
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
-        """Groups of the sampler's next problems, by the present policy.
+        """Groups of the sampler's next problems, by the present policy, or with data.lag 1 by the one before it.
 
         Args:
             count: Problems; an iteration's number unless given.
@@ -75,7 +75,14 @@ class Iteration:
 
 
 class Composer(ABC):
-    """Slot: decides what is sampled in an iteration and which groups it trains on."""
+    """Slot: decides what is sampled in an iteration and which groups it trains on.
+
+    Attributes:
+        works_ahead: Whether it makes sense with data.lag 1: it asks in every iteration for the sampler's next problems,
+            with group_size responses each, and may be given groups one version old.
+    """
+
+    works_ahead: bool = True
 
     @abstractmethod
     def compose(self, iteration: Iteration) -> list[Group]:

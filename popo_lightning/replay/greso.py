@@ -44,6 +44,8 @@ class GRESO(PromptSampler):
         easy_from: A group without spread is easy where its mean reward is at least this.
     """
 
+    works_ahead = False
+
     def __init__(
         self,
         p_easy: float = 0.5,

@@ -238,6 +238,8 @@ class PrefixTree(Composer):
         reward: Reward part of the subtree's rewards; the one trained on (model.reward).
     """
 
+    works_ahead = False
+
     def __init__(self, cut: tuple[float, float] = (0.25, 0.75), reward: str = "score") -> None:
         self.cut = _checked_shares("PrefixTree", cut)
         self.reward = reward

@@ -15,7 +15,12 @@ class PromptSampler(ABC):
     """Slot: chooses problems by their place in the task's list.
 
     ``start`` is called once before anything else; a sampler draws from its own generator, never from global state.
+
+    Attributes:
+        works_ahead: Whether it makes sense with data.lag 1: it does not read the policy version of groups it observes.
     """
+
+    works_ahead: bool = True
 
     def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
         """Learns how many problems there are and which share of the draws is this rank's."""

@@ -41,6 +41,8 @@ class StagedSampling(Composer):
         max_age: Oldest response reused, in policy versions; null sets no limit.
     """
 
+    works_ahead = False
+
     def __init__(self, stages: int = 2, capacity: int | None = None, max_age: int | None = None) -> None:
         if stages < 1:
             raise SettingError(f"data.composer.stages is {stages}; use at least 1, which samples whole groups at once")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import TypeVar, cast
 
 from popo_lightning.rollout.server import RequestRefusedError, Server, ServerFailedError
 from popo_lightning.rollout.server_answers import MalformedAnswerError, WrongVersionError
@@ -55,13 +56,33 @@ class ServerPool:
         Raises:
             RuntimeError: No server is left, one refuses, or a job has failed too often.
         """
-        threads = max(1, min(len(jobs), self.per_server * len(self.servers)))
-        executor = ThreadPoolExecutor(threads, thread_name_prefix="server-request")
+        todo = deque(enumerate(jobs))
+        done: SimpleQueue[tuple[int, Answer | None, BaseException | None]] = SimpleQueue()
+
+        def work() -> None:
+            while todo:
+                try:
+                    place, job = todo.popleft()
+                except IndexError:  # another thread was quicker
+                    return
+                try:
+                    done.put((place, self._one(ask, job), None))
+                except BaseException as error:
+                    done.put((place, None, error))
+
+        for _ in range(min(len(jobs), self.per_server * len(self.servers))):
+            # daemons: a process that is told to stop does not wait for answers
+            threading.Thread(target=work, name="server-request", daemon=True).start()
+        answers: dict[int, Answer] = {}
         try:
-            futures = [executor.submit(self._one, ask, job) for job in jobs]
-            return [future.result() for future in futures]
+            for _ in jobs:
+                place, answer, error = done.get()
+                if error is not None:
+                    raise error
+                answers[place] = cast(Answer, answer)
         finally:  # after an error those under way end by themselves, at the latest when their time is up
-            executor.shutdown(wait=False, cancel_futures=True)
+            todo.clear()
+        return [answers[place] for place in range(len(jobs))]
 
     def _one(self, ask: Callable[[Server, Job], Answer], job: Job) -> Answer:
         failures: list[str] = []
