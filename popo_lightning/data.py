@@ -353,7 +353,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])
         self.maker.made = mine["groups_made"]
-        self.ahead.load_state_dict(mine.get("ahead", {}))
+        self.ahead.load_state_dict(mine.get("ahead", {}), self.lag)
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
         if self.pending and state["steps"] != self.steps:

@@ -105,8 +105,17 @@ class LookAhead:
             "groups": [group.to_plain() for _, group in self._ready],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any], lag: int = 1) -> None:
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            SettingError: There are groups, and a run without lag, which may correct for nothing, has no use for them.
+        """
+        if state and not lag:
+            raise SettingError(
+                "data.lag is 0, but the checkpoint holds groups that were generated ahead for the next iteration; "
+                "resume with data.lag 1"
+            )
         groups = [Group.from_plain(group) for group in state.get("groups", [])]
         self._ready = list(zip(state.get("places", []), groups, strict=True))
 

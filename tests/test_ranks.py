@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from servers_for_tests import FakeServer
 from tiny_models import REPOSITORY, method, metrics, random_vision_model
 
 LIMIT_SECONDS = 150  # a rank that waits for the other for ever is what this test is about
@@ -66,3 +68,32 @@ def test_a_rank_without_an_image_does_not_leave_the_other_waiting(config: Path, 
     )
     rows = [row for row in metrics(tmp_path / "run") if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2] and rows[1]["replay/groups"] > 0
+
+
+FSDP2 = ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
+FSDP2 += ["--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1"]
+FSDP2 += ["--trainer.strategy.save_distributed_checkpoint", "false"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [["--trainer.strategy", "ddp"], FSDP2], ids=["ddp", "fsdp2"])
+def test_ranks_share_servers_and_only_the_first_sends_weights(
+    config: Path, tmp_path: Path, strategy: list[str]
+) -> None:
+    """Noise is trained on, one iteration ahead; what counts is who asks, who sends, and that nobody waits for ever."""
+    servers = [FakeServer(), FakeServer()]
+    try:
+        urls = json.dumps([server.url for server in servers])
+        engine = ["--data.engine", "popo_lightning.rollout.servers.ServerEngine", "--data.engine.urls", urls]
+        ranks = ["--trainer.devices", "2", *strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
+        command = ["fit", "--config", config, *method("grpo"), *engine, *ranks, "--run.folder", tmp_path]
+        two_ranks(*command, "--data.lag", "1", "--trainer.max_epochs", "2", "--evaluation.every_n_iterations", "0")
+    finally:
+        for server in servers:
+            server.close()
+    assert [row["step"] for row in metrics(tmp_path) if "train/loss" in row] == [1, 2]
+    for server in servers:
+        assert server.paths.count("/collective_rpc") == 2 + 2  # each rank asks what it is, then one sends, twice
+        assert len(server.weights) > 10 and server.version.endswith("-1")
+    asked = [request for server in servers for request in server.requests]
+    assert len(asked) == 3 * 8 and len({request["sampling_params"]["seed"] for request in asked}) == 3 * 8
