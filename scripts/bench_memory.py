@@ -7,7 +7,7 @@ Each point is a process of its own: (N, H) hidden states, an output head, forwar
 popo_lightning.logprobs.token_logprobs, which computes the entropy as well; "naive" takes the log_softmax of all
 (N, V) logits and no entropy. The peak is counted from when states and head are there, so it holds the gradients of
 both: on a CPU resident memory, on CUDA what torch has allocated. A naive point that would not leave --leave-gib of the
-memory that is free at that moment is skipped and listed as such.
+memory that is free at that moment is skipped and listed as such. Points of other numbers of tokens in --out stay.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     if not options.plot_only:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(sweep(options), indent=2) + "\n")
+        sweep(options)
     plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
 
 
@@ -121,32 +120,33 @@ def _status(field: str) -> int:
 # -- all points ------------------------------------------------------------------------------------------------
 
 
-def sweep(options: argparse.Namespace) -> dict[str, Any]:
-    """Every point in a process of its own."""
-    points: list[dict[str, Any]] = []
-    copies = NAIVE_COPIES
+def sweep(options: argparse.Namespace) -> None:
+    """Every point in a process of its own; written after each, beside earlier ones of other numbers of tokens."""
+    settings = {name: getattr(options, name) for name in ("device", "dtype", "hidden", "vocabulary")}
+    earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
+    same = all(earlier.get(name) == value for name, value in settings.items())
+    points = [point for point in (earlier["points"] if same else []) if point["tokens"] not in options.tokens]
     for tokens in sorted(options.tokens):
-        logits = tokens * options.vocabulary * 4
         points.append({"pass": "ours", "tokens": tokens} | in_a_process(options, "ours", tokens))
-        # memory of a naive pass beyond what the first one took, by its own measure and a tenth more
-        expected, free = int(copies * logits), free_bytes(options.device)
-        if expected > free - options.leave_gib * GIB:
-            reason = f"needs about {expected / GIB:.1f} GiB; {free / GIB:.1f} GiB free, {options.leave_gib:g} to leave"
-            points.append({"pass": "naive", "tokens": tokens, "skipped": reason, "expected_bytes": expected})
-        else:
-            points.append({"pass": "naive", "tokens": tokens} | in_a_process(options, "naive", tokens))
-            copies = 1.1 * points[-1]["bytes"] / logits
+        points.append({"pass": "naive", "tokens": tokens} | naive_point(options, tokens, points))
         for point in points[-2:]:
             print(json.dumps(point), flush=True)
-    check_alike(points)
-    return {
-        "machine": machine(),
-        "device": options.device,
-        "dtype": options.dtype,
-        "hidden": options.hidden,
-        "vocabulary": options.vocabulary,
-        "points": points,
-    }
+        check_alike(points)
+        points.sort(key=lambda point: point["tokens"])
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"machine": machine()} | settings | {"points": points}, indent=2) + "\n")
+
+
+def naive_point(options: argparse.Namespace, tokens: int, points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The naive pass, or why it was left out: memory as the largest one so far took, and a tenth more."""
+    taken = [point for point in points if point["pass"] == "naive" and "bytes" in point]
+    largest = max(taken, key=lambda point: point["tokens"], default=None)
+    per_token = 1.1 * largest["bytes"] / largest["tokens"] if largest else NAIVE_COPIES * options.vocabulary * 4
+    expected, free = int(per_token * tokens), free_bytes(options.device)
+    if expected > free - options.leave_gib * GIB:
+        reason = f"needs about {expected / GIB:.1f} GiB; {free / GIB:.1f} GiB free, {options.leave_gib:g} to leave"
+        return {"skipped": reason, "expected_bytes": expected}
+    return in_a_process(options, "naive", tokens)
 
 
 def in_a_process(options: argparse.Namespace, which: str, tokens: int) -> dict[str, Any]:
