@@ -87,13 +87,15 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
         engine = ["--data.engine", "popo_lightning.rollout.servers.ServerEngine", "--data.engine.urls", urls]
         ranks = ["--trainer.devices", "2", *strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
         command = ["fit", "--config", config, *method("grpo"), *engine, *ranks, "--run.folder", tmp_path]
-        two_ranks(*command, "--data.lag", "1", "--trainer.max_epochs", "2", "--evaluation.every_n_iterations", "0")
+        two_ranks(*command, "--data.lag", "1", "--trainer.max_epochs", "2")
     finally:
         for server in servers:
             server.close()
     assert [row["step"] for row in metrics(tmp_path) if "train/loss" in row] == [1, 2]
     for server in servers:
-        assert server.paths.count("/collective_rpc") == 2 + 2  # each rank asks what it is, then one sends, twice
-        assert len(server.weights) > 10 and server.version.endswith("-1")
-    asked = [request for server in servers for request in server.requests]
-    assert len(asked) == 3 * 8 and len({request["sampling_params"]["seed"] for request in asked}) == 3 * 8
+        # each rank asks what it is; one sends, for two iterations and the evaluation of the last policy
+        assert server.paths.count("/collective_rpc") == 2 + 3
+        assert len(server.weights) > 10 and server.version.endswith("-3-2")
+    asked = [request["sampling_params"] for server in servers for request in server.requests]
+    seeds = [request["seed"] for request in asked if request["n"] == 4]  # evaluations ask for fewer
+    assert len(seeds) == len(set(seeds)) == 3 * 8
