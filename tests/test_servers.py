@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "PROBE_SECONDS", 0.4)
+    monkeypatch.setattr(server_module, "PROBE_SECONDS", 1.5)  # long enough for a busy machine
 
 
 @pytest.fixture
@@ -146,10 +146,10 @@ def test_a_server_that_dies_is_dropped_and_comes_back(servers: list[FakeServer],
     engine = start(servers, requests_per_server=2)
     whole = tokens(generate(engine))
     asked_before = len(servers[1].requests)
-    servers[0].dies_after = len(servers[0].requests) + 3
+    servers[0].dies_after = len(servers[0].requests)  # at the first: with nothing to do it is asked before the other
     assert tokens(generate(engine)) == whole
     assert [server.alive for server in engine.pool.servers] == [False, True]
-    assert len(servers[1].requests) - asked_before >= len(PROMPTS) - 3
+    assert len(servers[1].requests) - asked_before == len(PROMPTS)
     engine.update_weights(WEIGHTS.items(), 6)  # goes to the one that is left
     assert len(generate(engine)) == len(PROMPTS)
     servers[0].hangs, servers[0].dies_after = False, None
@@ -162,7 +162,7 @@ def test_a_server_that_dies_is_dropped_and_comes_back(servers: list[FakeServer],
 def test_no_server_left(servers: list[FakeServer], start: Any) -> None:
     engine = start(servers)
     for server in servers:
-        server.dies_after = 2
+        server.dies_after = 0
     with pytest.raises(RuntimeError, match=r"none of data.engine.urls is left .*127.0.0.1.*serve.sh"):
         generate(engine)
     with pytest.raises(RuntimeError, match="none of them answers"):
@@ -174,18 +174,21 @@ def test_a_server_that_falls_silent_is_noticed_before_its_time_is_up(servers: li
     servers[0].hangs = True
     began = time.monotonic()
     assert len(generate(engine)) == len(PROMPTS)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert [server.alive for server in engine.pool.servers] == [False, True]
 
 
-def test_a_request_that_takes_too_long_goes_elsewhere(servers: list[FakeServer], start: Any) -> None:
-    engine = start(servers, request_seconds=0.5, requests_per_server=24)
-    servers[0].seconds = 2.0  # and it is well, so it stays
-    assert len(generate(engine)) == len(PROMPTS)
+def test_a_request_that_takes_too_long_goes_elsewhere(
+    servers: list[FakeServer], start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(servers, request_seconds=1.5)
+    monkeypatch.setattr(Server, "answers", lambda self: True)  # they are well, so they stay
+    servers[0].seconds = 4.0
+    assert len(engine.generate(PROMPTS[:4], 2, Sampling(LIMIT), 0)) == 4
     assert [server.alive for server in engine.pool.servers] == [True, True]
-    servers[1].seconds = 2.0
-    with pytest.raises(RuntimeError, match=r"failed 3 times: .*no answer in time"):
-        generate(engine)
+    servers[1].seconds = 4.0
+    with pytest.raises(RuntimeError, match=r"failed 3 times: .*(no answer in time|timed out)"):
+        engine.generate(PROMPTS[:4], 2, Sampling(LIMIT), 0)
 
 
 def test_a_refusal_is_not_repeated(servers: list[FakeServer], start: Any) -> None:
