@@ -165,7 +165,7 @@ class PopoCLI(LightningCLI):
     def _check_strategy(self) -> None:
         assert self.subcommand is not None
         strategy = self.trainer.strategy
-        check_sharding(strategy, self.trainer.world_size)
+        check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
         check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -15,10 +15,12 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from popo_lightning import policy_checkpoint
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
+from popo_lightning.flat_sharding import flatly_sharded
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
 from popo_lightning.model_folder import image_tokens, load_trainable, sees_images
@@ -29,7 +31,7 @@ from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, one_token, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks
 from popo_lightning.scoring import response_logprobs, scores_by_row
-from popo_lightning.sharding import shard_policy, shard_value_model
+from popo_lightning.sharding import shard_policy, shard_value_model, whole_weights
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -153,7 +155,11 @@ class PolicyModule(L.LightningModule):
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
-        if self.device_mesh is not None:
+        self.shapes = policy_checkpoint.shapes(self)
+        if isinstance(strategy := self.trainer.strategy, FSDPStrategy):
+            self.model = flatly_sharded(self.model, strategy, self.compute_dtype)
+            self._reference = [flatly_sharded(model, strategy, self.compute_dtype) for model in self._reference]
+        elif self.device_mesh is not None:
             self._shard(self.device_mesh["data_parallel"])
 
     @property
@@ -169,12 +175,9 @@ class PolicyModule(L.LightningModule):
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        for name, parameter in self.model.named_parameters():
-            if name in tied:
-                continue
-            weight = parameter.detach()
-            whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-            yield name, whole.to(self.compute_dtype)
+        for name, weight in whole_weights(self.model):
+            if name not in tied:
+                yield name, weight.to(self.compute_dtype)
 
     # -- log-probs ---------------------------------------------------------------------------------------------
 
@@ -325,9 +328,8 @@ class PolicyModule(L.LightningModule):
         if self.critic is not None:
             self.critic.clip_gradients(self.value_model)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        wrapped: Any = self.trainer.strategy.model
-        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP1 shards the norm too
-            return float(wrapped.clip_grad_norm_(limit))
+        if isinstance(self.model, FullyShardedDataParallel):  # each rank has pieces of which it alone knows the norm
+            return float(self.model.clip_grad_norm_(limit).detach())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 

@@ -11,15 +11,20 @@ from popo_lightning.errors import SettingError
 SHAPES, FROZEN = "policy_shapes", "policy_frozen"
 
 
-def describe(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+def shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Of all parameters by name, before any strategy splits or renames them."""
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def describe(model: Any, checkpoint: dict[str, Any]) -> None:
     """Notes the shapes and what is not trained."""
-    checkpoint[SHAPES] = _shapes(model)
+    checkpoint[SHAPES] = model.shapes
     checkpoint[FROZEN] = _frozen(model)
 
 
-def check(model: nn.Module, checkpoint: dict[str, Any], path: str, training: bool, freeze_vision: bool) -> None:
+def check(model: Any, checkpoint: dict[str, Any], path: str, training: bool, freeze_vision: bool) -> None:
     """Raises SettingError for a checkpoint of another model, or, to train, of other trained parameters."""
-    saved, own = checkpoint.get(SHAPES), _shapes(model)
+    saved, own = checkpoint.get(SHAPES), model.shapes
     if saved is not None and saved != own:
         different = sorted(name for name in {*saved, *own} if saved.get(name) != own.get(name))
         raise SettingError(
@@ -36,8 +41,5 @@ def check(model: nn.Module, checkpoint: dict[str, Any], path: str, training: boo
 
 
 def _frozen(model: nn.Module) -> list[str]:
-    return sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-
-
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return sorted(name.replace("_fsdp_wrapped_module.", "") for name in frozen)

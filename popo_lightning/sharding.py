@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
 
 from popo_lightning.errors import SettingError
+from popo_lightning.flat_sharding import check_flat_sharding, flat_weights
 from popo_lightning.scoring import response_logprobs
 
 
-def check_sharding(strategy: Strategy, ranks: int) -> None:
+def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
     """Raises SettingError for what would be silently wrong, or wait for ever, with sharded weights.
 
     Args:
         strategy: The trainer's.
         ranks: Processes of the run.
+        has_critic: Whether a value model is trained beside the policy.
     """
     if isinstance(strategy, FSDPStrategy):
-        raise SettingError(
-            "trainer.strategy is FSDPStrategy (FSDP1), whose flattened weights the engine would be given wrongly; use "
-            "lightning.pytorch.strategies.ModelParallelStrategy (FSDP2), as configs/scale/fsdp2.yaml does"
-        )
+        check_flat_sharding(strategy, has_critic)
     if not isinstance(strategy, ModelParallelStrategy):
         return
     data: Any = strategy._data_parallel_size
@@ -77,6 +84,16 @@ def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) 
     _shard_layers(model.base, mesh, precision)
     fully_shard(model.base, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, mp_policy=_precision(torch.float32), reshard_after_forward=True)
+
+
+def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights by checkpoint name; sharded ones are gathered bit by bit, which is a collective."""
+    if isinstance(model, FullyShardedDataParallel):
+        yield from flat_weights(model)
+        return
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach()
+        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from tiny_models import REPOSITORY, method, metrics
+from nodes_for_tests import STRATEGY, environment
+from tiny_models import method, metrics
 
 from popo_lightning.errors import SettingError
 from popo_lightning.rank_states import for_ranks
@@ -22,7 +22,6 @@ from popo_lightning.replay.samplers import EpochSampler
 from popo_lightning.sharding import check_checkpoint, check_sharding
 
 LIMIT_SECONDS = 200
-STRATEGY = "lightning.pytorch.strategies.ModelParallelStrategy"
 SAME = ["--data.engine", "tiny_models.EngineByProblem", "--data.minibatches", "1", "--data.problems_per_iteration", "8"]
 EVERY = ["--checkpoint.every_n_epochs", "1", "--checkpoint.save_top_k", "-1"]
 # whose last bits depend on the order of a sum, or on how rows are padded
@@ -38,14 +37,23 @@ SAME_COUNTS = ("rollout/effective_share", "total/responses", "total/tokens", "tr
 
 
 def sharded(ranks: int, *arguments: str | Path, whole_checkpoints: bool = False) -> None:
+    """FSDP2."""
+    strategy = ["--trainer.strategy", STRATEGY]
+    strategy += ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
+    strategy += ["--trainer.strategy.save_distributed_checkpoint", str(not whole_checkpoints).lower()]
+    _run(ranks, *arguments, *strategy)
+
+
+def flatly_sharded(ranks: int, *arguments: str | Path) -> None:
+    """FSDP1."""
+    _run(ranks, *arguments, "--trainer.strategy", '{"class_path": "tiny_models.FlatOnCPU"}')
+
+
+def _run(ranks: int, *arguments: str | Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "29541"]
-    strategy = ["--trainer.strategy", STRATEGY, "--trainer.devices", str(ranks)]
-    sizes = ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
-    sizes += ["--trainer.strategy.save_distributed_checkpoint", str(not whole_checkpoints).lower()]
-    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
     finished = subprocess.run(
-        [*launcher, "-m", "popo_lightning", *map(str, arguments), *strategy, *sizes],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [*launcher, "-m", "popo_lightning", *map(str, arguments), "--trainer.devices", str(ranks)],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
@@ -91,14 +99,34 @@ def test_replay_over_sharded_ranks(config: Path, tmp_path: Path, name: str) -> N
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["replay/groups"] > 0
 
 
-def test_sizes_that_would_split_matrices_are_refused() -> None:
+@pytest.mark.slow
+def test_flat_pieces_train_as_one_process_does(config: Path, tmp_path: Path) -> None:
+    """FSDP1, from two ranks to FSDP2 on one and back, with clipping."""
+    command = ["fit", "--config", config, *method("grpo"), *SAME, *EVERY, "--model.max_grad_norm", "0.05"]
+    sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "3", whole_checkpoints=True)
+    changing = [*command, "--run.folder", tmp_path / "changing", "--run.resume", "true"]
+    flatly_sharded(2, *changing, "--trainer.max_epochs", "1")
+    sharded(1, *changing, "--trainer.max_epochs", "2", whole_checkpoints=True)
+    flatly_sharded(2, *changing, "--trainer.max_epochs", "3")
+    one, changed = trained(tmp_path / "one"), trained(tmp_path / "changing")
+    assert [row["step"] for row in changed] == [1, 2, 3]
+    assert all(row["train/grad_norm"] > 0.05 for row in one[:2]), "nothing was clipped"
+    for alone, together in zip(one, changed, strict=True):
+        for metric in CLOSE:
+            assert together[metric] == pytest.approx(alone[metric], abs=1e-5), (metric, alone["step"])
+
+
+def test_what_sharding_cannot_do_is_refused() -> None:
     for sizes in ({}, {"data_parallel_size": 2, "tensor_parallel_size": 2}, {"data_parallel_size": 4}):
         with pytest.raises(SettingError, match="set them to 4"):
-            check_sharding(ModelParallelStrategy(**sizes), 4)
-    check_sharding(ModelParallelStrategy(4, 1), 4)
-    check_sharding(SingleDeviceStrategy(), 1)
-    with pytest.raises(SettingError, match="FSDP1"):
-        check_sharding(FSDPStrategy(), 4)
+            check_sharding(ModelParallelStrategy(**sizes), 4, False)
+    check_sharding(ModelParallelStrategy(4, 1), 4, True)
+    check_sharding(SingleDeviceStrategy(), 1, True)
+    check_sharding(FSDPStrategy(), 4, False)
+    with pytest.raises(SettingError, match=r"model\.critic.*FSDP1"):
+        check_sharding(FSDPStrategy(), 4, True)
+    with pytest.raises(SettingError, match="state_dict_type is 'sharded'"):
+        check_sharding(FSDPStrategy(state_dict_type="sharded"), 4, False)
 
 
 def test_a_folder_of_shards_needs_the_strategy_that_wrote_it(tmp_path: Path) -> None:

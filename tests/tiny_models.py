@@ -17,7 +17,15 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    OptimStateKeyType,
+    StateDictType,
+)
 
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.proximal import ProximalPolicy, ProximalSnapshot
@@ -350,6 +358,27 @@ class KillRankAt(KillAt):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank == self.rank:
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+
+class FlatOnCPU(FSDPStrategy):
+    """FSDP1 over gloo, which Lightning refuses by the name of the class alone."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        with self._whole():
+            assert self.model is not None
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        with self._whole():
+            found = FullyShardedDataParallel.optim_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
+            return FullyShardedDataParallel.rekey_optim_state_dict(found, OptimStateKeyType.PARAM_ID, self.model)
+
+    def _whole(self) -> Any:
+        """Lightning's own also offloads to the CPU, which loses or overruns what is there already."""
+        model = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
+        optimizer = FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=False)
+        kind = StateDictType.FULL_STATE_DICT
+        return FullyShardedDataParallel.state_dict_type(self.model, kind, model, optimizer)
 
 
 class NoProblems(Task):
