@@ -58,6 +58,14 @@ def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool) 
     return model
 
 
+def compile_layers(model: Any) -> None:
+    """Compiles each of a model's layers, for passes of any shape; a C++ compiler is needed on a CPU."""
+    names = set(model._no_split_modules or ())
+    for module in model.modules():
+        if type(module).__name__ in names:
+            module.compile(dynamic=True)
+
+
 def remove_dropout(model: nn.Module) -> None:
     """Sets every dropout to 0: with it the ratio would differ from 1 on unchanged weights."""
     for module in model.modules():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +172,34 @@ def test_proximal_snapshot_is_taken_of_later_minibatches_before_the_first_step(
     ProximalSnapshot().on_train_batch_start(trainer, module, later[0], 1)  # not taken again during the iteration
     assert torch.equal(snapshot, torch.stack(later[0].prox_logp))
     assert set(trainer.datamodule.clock.take()) == {"prox"}
+
+
+def test_fresh_rows_may_take_the_engines_log_probs(folder: Path, minibatch: Minibatch) -> None:
+    """Only groups of this iteration, whole; whatever an older version sampled is computed."""
+    module = policy(folder)
+    fresh = [version == minibatch.version for version in (group.version for group in minibatch.groups)]
+    assert 0 < sum(fresh) < len(fresh)
+    later = copy.deepcopy(minibatch)
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(clock=PhaseClock(), pending=[later]))
+    first = Minibatch([], minibatch.version, 0)
+    ProximalSnapshot(recompute_fresh=False).on_train_batch_start(trainer, module, first, 0)
+    assert later.prox_logp is not None and not later.prox_is_start
+    computed, place = module.logprobs(minibatch), 0
+    for each, is_fresh in zip(minibatch.groups, fresh, strict=True):
+        for response in each.responses:
+            expected = response.behave_logp if is_fresh else computed[place]
+            torch.testing.assert_close(later.prox_logp[place], expected)
+            place += 1
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same(folder: Path, minibatch: Minibatch) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    plain_module, compiled = policy(folder), policy(folder, compile_layers=True)
+    for found, expected in zip(compiled.logprobs(minibatch), plain_module.logprobs(minibatch), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert any(getattr(module, "_compiled_call_impl", None) for module in compiled.model.modules())
 
 
 # -- training ------------------------------------------------------------------------------------------------------
