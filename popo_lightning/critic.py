@@ -12,6 +12,7 @@ from popo_lightning.errors import SettingError
 from popo_lightning.objectives.advantages import Advantage
 from popo_lightning.objectives.settings import above, at_least
 from popo_lightning.padded_rows import PaddedRows
+from popo_lightning.ranks import whole
 from popo_lightning.scoring import placed, response_states
 
 
@@ -47,8 +48,7 @@ class Critic:
     def clip_gradients(self, value_model: nn.Module) -> float:
         """Scales the value model's gradients down to `max_grad_norm`; returns their norm before."""
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(value_model.parameters(), limit)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return float(whole(torch.nn.utils.clip_grad_norm_(value_model.parameters(), limit)))
 
     def loss(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, denominator: float) -> Tensor:
         """`value_loss` with these settings."""

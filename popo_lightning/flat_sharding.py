@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from popo_lightning.errors import SettingError
+from popo_lightning.model_folder import layers
 from popo_lightning.scoring import response_logprobs
 
 WRAPPER = "_fsdp_wrapped_module."
@@ -38,12 +39,10 @@ def flatly_sharded(model: Any, strategy: FSDPStrategy, compute_dtype: torch.dtyp
         strategy: Says how to split, and where to.
         compute_dtype: Type that gathered weights come in; gradients are summed in float32.
     """
-    names = set(model._no_split_modules or ())  # decoder layers, and a vision tower's
-    layers = {type(module) for module in model.modules() if type(module).__name__ in names}
     model.forward = MethodType(response_logprobs, model)  # FSDP1 gathers for forward alone, and no other pass is made
     wrapped = FullyShardedDataParallel(
         model,
-        auto_wrap_policy=ModuleWrapPolicy(layers),
+        auto_wrap_policy=ModuleWrapPolicy({type(layer) for layer in layers(model)}),
         use_orig_params=True,
         mixed_precision=MixedPrecision(compute_dtype, torch.float32, cast_forward_inputs=False),
         sharding_strategy=strategy.sharding_strategy,

@@ -60,10 +60,14 @@ def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool) 
 
 def compile_layers(model: Any) -> None:
     """Compiles each of a model's layers, for passes of any shape; a C++ compiler is needed on a CPU."""
+    for layer in layers(model):
+        layer.compile(dynamic=True)
+
+
+def layers(model: Any) -> list[nn.Module]:
+    """A model's decoder layers, and a vision tower's, as transformers names them."""
     names = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in names:
-            module.compile(dynamic=True)
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def remove_dropout(model: nn.Module) -> None:

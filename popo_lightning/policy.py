@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, one_token, pad_sequences
-from popo_lightning.ranks import gathered, over_ranks
+from popo_lightning.ranks import gathered, over_ranks, whole
 from popo_lightning.scoring import response_logprobs, scores_by_row
 from popo_lightning.sharding import shard_policy, shard_value_model, whole_weights
 from popo_lightning.warm_start import WarmStart
@@ -160,7 +160,7 @@ class PolicyModule(L.LightningModule):
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
-        self.shapes = policy_checkpoint.shapes(self)
+        self.described = policy_checkpoint.describe(self)
         if isinstance(strategy := self.trainer.strategy, FSDPStrategy):
             self.model = flatly_sharded(self.model, strategy, self.compute_dtype)
             self._reference = [flatly_sharded(model, strategy, self.compute_dtype) for model in self._reference]
@@ -223,10 +223,14 @@ class PolicyModule(L.LightningModule):
 
     def _passes(self, rows: Sequence[Row]) -> list[PaddedRows]:
         """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them."""
+        split = micro_batches(rows, self.micro_batch_tokens, self._layer_costs)
+        return [pad_sequences(sequences) for sequences in split]
+
+    @cached_property
+    def _layer_costs(self) -> LayerCosts | None:
+        """By which prompts are shared; None where they are not."""
         base = self.model.base_model
-        shared = self.shared_prompts and shares_prompts(base)
-        costs = LayerCosts.of_model(base.config) if shared else None
-        return [pad_sequences(sequences) for sequences in micro_batches(rows, self.micro_batch_tokens, costs)]
+        return LayerCosts.of_model(base.config) if self.shared_prompts and shares_prompts(base) else None
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -335,8 +339,7 @@ class PolicyModule(L.LightningModule):
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         if isinstance(self.model, FullyShardedDataParallel):  # each rank has pieces of which it alone knows the norm
             return float(self.model.clip_grad_norm_(limit).detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""
@@ -364,12 +367,12 @@ class PolicyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the shapes, so that a checkpoint of another model is recognised."""
-        policy_checkpoint.describe(self, checkpoint)
+        checkpoint |= self.described
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
         fitting = self.trainer.state.fn == "fit"
-        policy_checkpoint.check(self, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
+        policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""

@@ -11,35 +11,36 @@ from popo_lightning.errors import SettingError
 SHAPES, FROZEN = "policy_shapes", "policy_frozen"
 
 
-def shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Of all parameters by name, before any strategy splits or renames them."""
-    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Shapes by name and what is not trained, before any strategy splits or renames parameters."""
+    parameters = dict(model.named_parameters())
+    return {
+        SHAPES: {name: list(parameter.shape) for name, parameter in parameters.items()},
+        FROZEN: sorted(name for name, parameter in parameters.items() if not parameter.requires_grad),
+    }
 
 
-def describe(model: Any, checkpoint: dict[str, Any]) -> None:
-    """Notes the shapes and what is not trained."""
-    checkpoint[SHAPES] = model.shapes
-    checkpoint[FROZEN] = _frozen(model)
+def check(own: dict[str, Any], checkpoint: dict[str, Any], path: str, training: bool, freeze_vision: bool) -> None:
+    """Raises SettingError for a checkpoint of another model, or, to train, of other trained parameters.
 
-
-def check(model: Any, checkpoint: dict[str, Any], path: str, training: bool, freeze_vision: bool) -> None:
-    """Raises SettingError for a checkpoint of another model, or, to train, of other trained parameters."""
-    saved, own = checkpoint.get(SHAPES), model.shapes
-    if saved is not None and saved != own:
-        different = sorted(name for name in {*saved, *own} if saved.get(name) != own.get(name))
+    Args:
+        own: The :func:`describe` of this run's model.
+        checkpoint: Which holds another's.
+        path: Of this run's model.
+        training: Whether the run goes on training.
+        freeze_vision: The setting.
+    """
+    saved, shapes = checkpoint.get(SHAPES), own[SHAPES]
+    if saved is not None and saved != shapes:
+        different = sorted(name for name in {*saved, *shapes} if saved.get(name) != shapes.get(name))
         raise SettingError(
             f"the checkpoint holds another model than model.path ({path}): {different[0]} is "
-            f"{saved.get(different[0], 'missing')} there and {own.get(different[0], 'missing')} here; resume with "
+            f"{saved.get(different[0], 'missing')} there and {shapes.get(different[0], 'missing')} here; resume with "
             "the model it was trained from"
         )
     frozen = checkpoint.get(FROZEN, [])
-    if training and frozen != _frozen(model):
+    if training and frozen != own[FROZEN]:
         raise SettingError(
             f"model.freeze_vision is {str(freeze_vision).lower()}, but the checkpoint's optimizer has "
             f"{'fewer' if frozen else 'more'} parameters; resume with the setting it was trained with"
         )
-
-
-def _frozen(model: nn.Module) -> list[str]:
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    return sorted(name.replace("_fsdp_wrapped_module.", "") for name in frozen)

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -28,6 +29,11 @@ def several_ranks() -> bool:
 def lost_rank(error: RuntimeError) -> bool:
     """Whether the error is that of a collective whose other end is gone: NCCL's have a class, gloo's only words."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank has a part, gathered, which is a collective; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def from_all(value: T) -> list[T]:

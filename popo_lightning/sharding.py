@@ -17,10 +17,11 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
 
 from popo_lightning.errors import SettingError
 from popo_lightning.flat_sharding import check_flat_sharding, flat_weights
+from popo_lightning.model_folder import layers
+from popo_lightning.ranks import whole
 from popo_lightning.scoring import response_logprobs
 
 
@@ -92,15 +93,12 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
         yield from flat_weights(model)
         return
     for name, parameter in model.named_parameters():
-        weight = parameter.detach()
-        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+        yield name, whole(parameter.detach())
 
 
 def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
-    names = set(model._no_split_modules or ())  # decoder layers, and a vision tower's
-    for module in list(model.modules()):
-        if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
 
 
 def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:
