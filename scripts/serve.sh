@@ -3,20 +3,24 @@
 #   scripts/serve.sh MODEL_FOLDER PORT MAX_TOKENS [DTYPE] [further options of vLLM]
 # MAX_TOKENS: data.max_prompt_tokens + data.max_new_tokens, or an evaluation's, if more.
 # DTYPE: what the trainer computes in: float32 for trainer.precision 32-true, bfloat16 for bf16-mixed.
+# PYTHON: the interpreter; unless set, that of the environment scripts/setup.sh makes, or else python.
 # HOST: 127.0.0.1 unless set. The development endpoints that weights come by ask for no password: loopback or a private
 # network only.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,7p' "$0" >&2
+  sed -n '2,8p' "$0" >&2
   exit 2
 fi
 model=$1 port=$2 tokens=$3 dtype=${4:-float32}
 shift $(($# < 4 ? $# : 4))
 here=$(cd "$(dirname "$0")/.." && pwd)
+environment=$(cd "$here" && realpath -m "${POPO_VENV:-.venv}")
+python=${PYTHON:-$environment/bin/python}
+[ -x "$python" ] || python=${PYTHON:-python}
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # the worker extension
 export VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=1
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
 # not `vllm serve`, which the CPU build lacks
-exec python -m vllm.entrypoints.openai.api_server --model "$model" --host "${HOST:-127.0.0.1}" --port "$port" \
+exec "$python" -m vllm.entrypoints.openai.api_server --model "$model" --host "${HOST:-127.0.0.1}" --port "$port" \
   --dtype "$dtype" --max-model-len "$tokens" --logprobs-mode processed_logprobs --generation-config vllm \
   --enable-scale-out --worker-extension-cls popo_lightning.rollout.server_worker.PolicyWorker "$@"

@@ -7,4 +7,6 @@ bin=${POPO_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy" popo_lightning
+# Two processes share the quick tests, file by file; the slow ones start processes of their own.
+if [ $# = 0 ]; then set -- -n 2 --dist loadfile; fi
 "$bin/python" -m pytest "$@"

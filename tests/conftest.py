@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from tiny_models import effective_share, tiny_policy, write_config
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_process() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs and nohup ignore them, and so would the
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # processes that tests start and stop
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     torch.set_num_threads(1)  # the models are so small that threads only wait for each other

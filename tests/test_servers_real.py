@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -54,7 +56,7 @@ def urls(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lis
     logs = tmp_path_factory.mktemp("logs")
     ports = [_free_port() for _ in range(2)]
     # compiling vLLM's samplers needs time and a C++ compiler
-    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHON": sys.executable, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     servers = []
     for port in ports:
         command = [REPOSITORY / "scripts" / "serve.sh", folder, port, MAX_TOKENS, "float32", "--enforce-eager"]
@@ -75,7 +77,8 @@ def urls(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lis
         yield found
     finally:
         for server in servers:
-            os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # one that never started
+                os.killpg(server.pid, signal.SIGTERM)
         for server in servers:
             server.wait(60)
 
