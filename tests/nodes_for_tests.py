@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tiny_models import REPOSITORY
+from tiny_models import environment
 
-STRATEGY = "lightning.pytorch.strategies.ModelParallelStrategy"
 NETWORK = "10.77.0"
 
 
@@ -80,22 +79,27 @@ def two_nodes() -> Iterator[TwoNodes]:
         nodes.part()
 
 
+def one_node(ranks: int, *arguments: str | Path, seconds: float) -> str:
+    """The popo command on several ranks of this machine, to a good end; what it said on the error stream."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*start, "-m", "popo_lightning", *map(str, arguments), "--trainer.devices", str(ranks)]
+    finished = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=seconds)
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    return finished.stderr
+
+
 def torchrun(launcher: list[str], devices: int, ranks: int, arguments: tuple[str | Path, ...]) -> list[str]:
     """The command of one node."""
-    strategy = ["--trainer.strategy", STRATEGY, "--trainer.devices", str(devices)]
-    strategy += ["--trainer.num_nodes", str(ranks // devices), "--trainer.strategy.tensor_parallel_size", "1"]
-    strategy += ["--trainer.strategy.data_parallel_size", str(ranks)]
-    strategy += ["--trainer.strategy.save_distributed_checkpoint", "false"]
     start = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "popo_lightning"]
-    return [*start, *map(str, arguments), *strategy]
+    nodes = ["--trainer.devices", str(devices), "--trainer.num_nodes", str(ranks // devices)]
+    return [*start, *map(str, arguments), *fsdp2(ranks, whole_checkpoints=True), *nodes]
 
 
-def environment() -> dict[str, str]:
-    """In which a node's processes find this repository and the tests' classes."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]),
-        "OMP_NUM_THREADS": "1",
-    }
+def fsdp2(ranks: int, whole_checkpoints: bool) -> list[str]:
+    """Settings of popo fit."""
+    strategy = ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
+    strategy += ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
+    return [*strategy, "--trainer.strategy.save_distributed_checkpoint", str(not whole_checkpoints).lower()]
 
 
 def _ip(*arguments: str) -> None:

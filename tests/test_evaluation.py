@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
@@ -16,7 +13,8 @@ from urllib.parse import quote
 import pytest
 import yaml
 from benchmarks_for_tests import HOSTILE, LARGE, SMALL
-from tiny_models import REPOSITORY, TASK, method, metrics, popo, popo_process, write_config
+from nodes_for_tests import one_node
+from tiny_models import TASK, method, metrics, popo, popo_process, write_config
 
 Rows = list[dict[str, Any]]
 FILES = {SMALL: "small.jsonl", LARGE: quote(LARGE, safe=" ") + ".jsonl"}
@@ -316,12 +314,8 @@ def test_settings_for_what_is_not_there_are_refused(
 @pytest.mark.slow
 def test_two_ranks_share_a_benchmark(policy: Path, config: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
     """Their files together are the benchmark; parts of which one rank has no problem still add up."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
-    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.default_root_dir", str(tmp_path)]
-    command = [*launcher, "-m", "popo_lightning", "validate", "--config", str(config), *ranks]
-    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = ["--trainer.strategy", "ddp", "--trainer.default_root_dir", tmp_path]
+    said = one_node(2, "validate", "--config", config, *ranks, seconds=150)
     folder, one = tmp_path / "evaluations" / "validate", finished[0] / "evaluations" / "iteration-000000"
     results, alone = (json.loads((each / "results.json").read_text())["benchmarks"] for each in (folder, one))
     for name, file in FILES.items():
@@ -334,4 +328,4 @@ def test_two_ranks_share_a_benchmark(policy: Path, config: Path, finished: tuple
             for value, numbers in values.items():
                 own = [row for row in rows if value == ("(none)" if row[field] is None else str(row[field]))]
                 assert numbers == pytest.approx(counted(own, *KS[name]))
-    assert done.stderr.count("evaluation after iteration 0") == 1
+    assert said.count("evaluation after iteration 0") == 1

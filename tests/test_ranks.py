@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from nodes_for_tests import one_node
 from servers_for_tests import FakeServer
-from tiny_models import REPOSITORY, method, metrics, random_vision_model
+from tiny_models import method, metrics, random_vision_model
 
 LIMIT_SECONDS = 150  # a rank that waits for the other for ever is what this test is about
 
 
 def two_ranks(*arguments: str | Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
-    command = [*launcher, "-m", "popo_lightning", *map(str, arguments)]
-    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
-    finished = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    one_node(2, *arguments, seconds=LIMIT_SECONDS)
 
 
 @pytest.mark.slow
 def test_two_ranks_train_and_resume(config: Path, tmp_path: Path) -> None:
-    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.micro_batch_tokens", "60"]
+    ranks = ["--trainer.strategy", "ddp", "--model.micro_batch_tokens", "60"]
     command = ["fit", "--config", config, *method("popo"), *ranks, "--run.folder", tmp_path]
     command += [
         "--checkpoint.every_n_epochs",
@@ -52,7 +44,7 @@ def test_two_ranks_train_and_resume(config: Path, tmp_path: Path) -> None:
 def test_a_rank_without_an_image_does_not_leave_the_other_waiting(config: Path, tmp_path: Path) -> None:
     model = ["--model.warm_start", "null", "--model.path", random_vision_model(tmp_path / "model")]
     task = ["--data.task", "pictures_for_tests.Pictures", "--data.task.text", "2"]
-    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.micro_batch_tokens", "30"]
+    ranks = ["--trainer.strategy", "ddp", "--model.micro_batch_tokens", "30"]
     budget = [
         "--data.problems_per_iteration",
         "8",
@@ -85,7 +77,7 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
     try:
         urls = json.dumps([server.url for server in servers])
         engine = ["--data.engine", "popo_lightning.rollout.servers.ServerEngine", "--data.engine.urls", urls]
-        ranks = ["--trainer.devices", "2", *strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
+        ranks = [*strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
         command = ["fit", "--config", config, *method("grpo"), *engine, *ranks, "--run.folder", tmp_path]
         two_ranks(*command, "--data.lag", "1", "--trainer.max_epochs", "2")
     finally:

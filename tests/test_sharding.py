@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from nodes_for_tests import STRATEGY, environment
+from nodes_for_tests import fsdp2, one_node
 from tiny_models import method, metrics
 
 from popo_lightning.errors import SettingError
@@ -38,27 +36,13 @@ SAME_COUNTS = ("rollout/effective_share", "total/responses", "total/tokens", "tr
 
 def sharded(ranks: int, *arguments: str | Path, whole_checkpoints: bool = False) -> None:
     """FSDP2."""
-    strategy = ["--trainer.strategy", STRATEGY]
-    strategy += ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
-    strategy += ["--trainer.strategy.save_distributed_checkpoint", str(not whole_checkpoints).lower()]
-    _run(ranks, *arguments, *strategy)
+    one_node(ranks, *arguments, *fsdp2(ranks, whole_checkpoints), seconds=LIMIT_SECONDS)
 
 
 def flatly_sharded(ranks: int, *arguments: str | Path) -> None:
     """FSDP1."""
-    _run(ranks, *arguments, "--trainer.strategy", '{"class_path": "tiny_models.FlatOnCPU"}')
-
-
-def _run(ranks: int, *arguments: str | Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "29541"]
-    finished = subprocess.run(
-        [*launcher, "-m", "popo_lightning", *map(str, arguments), "--trainer.devices", str(ranks)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-    )
-    assert finished.returncode == 0, finished.stderr[-5000:]
+    strategy = ["--trainer.strategy", '{"class_path": "tiny_models.FlatOnCPU"}']
+    one_node(ranks, *arguments, *strategy, seconds=LIMIT_SECONDS)
 
 
 def trained(folder: Path) -> list[dict[str, float]]:

@@ -325,12 +325,17 @@ def popo(*args: str | Path) -> Any:
     return run([str(arg) for arg in args])
 
 
+def environment() -> dict[str, str]:
+    """In which a process finds this repository and the tests' classes, and leaves the other cores alone."""
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def popo_process(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """The popo command as a process of its own."""
-    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
     return subprocess.run(
         [sys.executable, "-m", "popo_lightning", *map(str, args)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,3 +141,13 @@ def end_token_ids(folder: str | Path) -> list[int]:
     except OSError:  # a model without a generation config ends by its tokenizer's end token, which vLLM knows
         return []
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def texts_of(tokenizer: Any, responses: Sequence[tuple[Sequence[int], str]]) -> list[str]:
+    """What a verifier reads of (token ids, finish reason), without special tokens.
+
+    An end token is left out of the text even where the tokenizer takes it for an ordinary one.
+    """
+    ids = [tokens[:-1] if reason == "stop" else tokens for tokens, reason in responses]
+    found: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return found

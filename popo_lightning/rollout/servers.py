@@ -20,7 +20,7 @@ from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
 from popo_lightning.ranks import from_all
-from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids
+from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, texts_of
 from popo_lightning.rollout.server import RequestRefusedError, Server, ServerFailedError
 from popo_lightning.rollout.server_answers import Asked, Sampled, sampled
 from popo_lightning.rollout.server_pool import ServerPool
@@ -191,7 +191,7 @@ class ServerEngine(RolloutEngine):
         return sampled(server.ask("POST", "/inference/v1/generate", body, self.request_seconds, most), asked)
 
     def _responses(self, found: Sequence[Sampled]) -> list[Response]:
-        texts = self._tokenizer.batch_decode([one.token_ids for one in found], skip_special_tokens=True)
+        texts = texts_of(self._tokenizer, [(one.token_ids, one.finish_reason) for one in found])
         return [
             Response(
                 token_ids=torch.tensor(one.token_ids, dtype=torch.long),

@@ -11,7 +11,15 @@ from torch import Tensor
 from popo_lightning.groups import Response
 from popo_lightning.model_folder import image_marks, load_model
 from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, seeded
+from popo_lightning.rollout.engine import (
+    EngineContext,
+    NamedTensors,
+    RolloutEngine,
+    Sampling,
+    end_token_ids,
+    seeded,
+    texts_of,
+)
 
 
 class TransformersEngine(RolloutEngine):
@@ -109,10 +117,11 @@ class TransformersEngine(RolloutEngine):
         is_end = torch.isin(tokens, self._ends.cpu()) & (torch.arange(tokens.shape[1]) < limits[:, None])
         lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, limits.clamp(max=tokens.shape[1]))
         kept = [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
-        texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True)
+        reasons = ["stop" if ended else "length" for ended in is_end.any(1).tolist()]
+        texts = texts_of(self._tokenizer, list(zip(kept, reasons, strict=True)))
         return [
-            Response(ids.clone(), logp[: len(ids)].clone(), "stop" if ended else "length", text)
-            for ids, logp, ended, text in zip(kept, logps, is_end.any(1).tolist(), texts, strict=True)
+            Response(ids.clone(), logp[: len(ids)].clone(), reason, text)
+            for ids, logp, reason, text in zip(kept, logps, reasons, texts, strict=True)
         ]
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:

@@ -13,7 +13,15 @@ import torch
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, seeded
+from popo_lightning.rollout.engine import (
+    EngineContext,
+    NamedTensors,
+    RolloutEngine,
+    Sampling,
+    end_token_ids,
+    seeded,
+    texts_of,
+)
 
 
 class VLLMEngine(RolloutEngine):
@@ -21,7 +29,7 @@ class VLLMEngine(RolloutEngine):
 
     Args:
         memory_share: Share of the GPU's memory that vLLM may take; ignored on a CPU.
-        cpu_cache_gib: Key-value cache on a CPU, in GiB.
+        cpu_cache_gib: Key-value cache on a CPU, in GiB, all of it taken from the start.
         enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU.
         sleep_level: What sleep frees on a GPU while the trainer works: 0 nothing, 1 the key-value cache and the
             weights (kept in host memory), 2 the weights for good, which the next sync then restores.
@@ -31,13 +39,15 @@ class VLLMEngine(RolloutEngine):
     def __init__(
         self,
         memory_share: float = 0.4,
-        cpu_cache_gib: int = 1,
+        cpu_cache_gib: float = 1.0,
         enforce_eager: bool = True,
         sleep_level: int = 0,
         prefix_caching: bool = True,
     ) -> None:
         if not 0 < memory_share < 1:
             raise SettingError(f"data.engine.memory_share is {memory_share}; use a share between 0 and 1")
+        if cpu_cache_gib <= 0:
+            raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
         if sleep_level not in (0, 1, 2):
             raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1 or 2")
         self.memory_share = memory_share
@@ -50,7 +60,7 @@ class VLLMEngine(RolloutEngine):
     def start(self, context: EngineContext) -> None:
         """Loads the model; raises SettingError when vLLM is not installed."""
         self._context = context
-        self._set_environment(context)
+        self._set_environment()
         try:
             from vllm import LLM
         except ImportError as error:
@@ -81,6 +91,8 @@ class VLLMEngine(RolloutEngine):
         if on_gpu:
             arguments["gpu_memory_utilization"] = self.memory_share
             arguments["enable_sleep_mode"] = self.sleep_level > 0
+        else:
+            arguments["kv_cache_memory_bytes"] = int(self.cpu_cache_gib * 2**30)
         if context.world_size > 1:
             arguments["distributed_executor_backend"] = "external_launcher"
         threads = torch.get_num_threads()
@@ -88,14 +100,13 @@ class VLLMEngine(RolloutEngine):
             self._llm = LLM(**arguments)
         torch.set_num_threads(threads)
         self._stop_token_ids = end_token_ids(context.folder)
+        self._tokenizer: Any = self._llm.get_tokenizer()
 
-    def _set_environment(self, context: EngineContext) -> None:
+    def _set_environment(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it pins threads under the trainer
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        if context.device.type == "cpu":
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_cache_gib)
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`."""
@@ -117,7 +128,7 @@ class VLLMEngine(RolloutEngine):
                 while engine.has_unfinished_requests():
                     done = [output for output in engine.step() if output.finished]
                     found = [(places.pop(_number(output.request_id)), output) for output in done]
-                    yield [(place, _responses(prompts[place], output) * copies) for place, output in found]
+                    yield [(place, self._responses(prompts[place], output) * copies) for place, output in found]
             finally:
                 if places:  # interrupted: nobody waits for the others any more
                     engine.abort_request(list(places))
@@ -138,7 +149,9 @@ class VLLMEngine(RolloutEngine):
                 stop_token_ids=self._stop_token_ids,
                 logprobs=0,  # the sampled token's own
                 logit_bias={token: -float("inf") for token in forbidden} or None,
-                skip_special_tokens=True,
+                # what vLLM would write for every token, one by one, is done here for whole responses
+                detokenize=False,
+                flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for limit in set(limits)
@@ -148,6 +161,25 @@ class VLLMEngine(RolloutEngine):
     def _no_compilation(self) -> AbstractContextManager[Any]:
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
         return torch.compiler.set_stance("force_eager") if self.enforce_eager else nullcontext()
+
+    def _responses(self, prompt: Prompt, output: Any) -> list[Response]:
+        """Those of one finished request."""
+        if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
+            raise RuntimeError(
+                f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
+                f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
+            )
+        found = output.outputs
+        texts = texts_of(self._tokenizer, [(one.token_ids, one.finish_reason) for one in found])
+        return [
+            Response(
+                token_ids=torch.tensor(one.token_ids, dtype=torch.long),
+                behave_logp=torch.tensor(one.logprobs.logprobs, dtype=torch.float32),
+                finish_reason=one.finish_reason,
+                text=text,
+            )
+            for one, text in zip(found, texts, strict=True)
+        ]
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
@@ -204,25 +236,3 @@ def _input(prompt: Prompt) -> dict[str, Any]:
 def _number(request: str) -> str:
     """Of a request: inside, vLLM puts random characters behind it."""
     return request.partition("-")[0]
-
-
-def _responses(prompt: Prompt, output: Any) -> list[Response]:
-    """Those of one finished request."""
-    if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
-        raise RuntimeError(
-            f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
-            f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
-        )
-    return [_response(completion) for completion in output.outputs]
-
-
-def _response(completion: Any) -> Response:
-    """Token ids and log-probs of one vLLM completion."""
-    ids = completion.token_ids
-    logp = [step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)]
-    return Response(
-        token_ids=torch.tensor(ids, dtype=torch.long),
-        behave_logp=torch.tensor(logp, dtype=torch.float32),
-        finish_reason=completion.finish_reason,
-        text=completion.text,
-    )
