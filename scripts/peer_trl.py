@@ -85,7 +85,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         output_dir=settings["work"],
         use_cpu=True,
         bf16=settings["dtype"] == "bf16",
-        model_init_kwargs={"dtype": "float32"},
+        model_init_kwargs={"dtype": settings["weights"]},
         disable_dropout=True,
         gradient_checkpointing=False,
         # an iteration generates all its responses at once; each optimizer step takes an equal share of them

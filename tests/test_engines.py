@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny_models import RANDOM, attached, random_model
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from popo_lightning.groups import Group, Response
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.policy import PolicyModule
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
+from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling, texts_of
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.rollout.vllm import VLLMEngine
 
@@ -210,6 +211,14 @@ def test_prefix_cache_is_dropped(pair: Pair) -> None:
         pair.perturb(seed)
         sampled = [[], [], [], pair.engine.generate([Prompt(long)], 8, limit, seed)[0]]
         assert pair.gap(sampled) < TOLERANCE
+
+
+def test_an_end_token_is_no_text(policy: Path) -> None:
+    """Special or not: some models end on a token that their tokenizer takes for an ordinary one."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    whole, begun = tokenizer.decode([7, 8]), tokenizer.decode([7])
+    assert whole != begun
+    assert texts_of(tokenizer, [([7, 8], "stop"), ([7, 8], "length"), ([7, END], "stop")]) == [begun, whole, begun]
 
 
 def test_cut_tails(tmp_path: Path) -> None:

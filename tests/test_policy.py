@@ -126,6 +126,19 @@ def test_forbidden_tokens_take_no_probability() -> None:
     assert logp[2] < -1e8
 
 
+def test_mixed_precision_rounds_logits_and_nothing_after_them() -> None:
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(9, 16), torch.randint(0, 50, (9,))
+    head = torch.nn.Linear(16, 50, bias=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp, entropy = logprobs.token_logprobs(hidden, head, targets, 1.0)
+        logits = head(hidden)
+    assert logits.dtype == torch.bfloat16
+    expected = logits.double().log_softmax(-1)
+    torch.testing.assert_close(logp.double(), expected.gather(-1, targets[:, None])[:, 0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), atol=1e-6, rtol=1e-6)
+
+
 def test_chunks_change_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, targets = torch.randn(11, 5), torch.randint(0, 7, (11,))
