@@ -18,7 +18,7 @@ from popo_lightning.minibatch import Minibatch
 from popo_lightning.policy import PolicyModule
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling, texts_of
+from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling, responses_of
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.rollout.vllm import VLLMEngine
 
@@ -218,7 +218,8 @@ def test_an_end_token_is_no_text(policy: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(policy)
     whole, begun = tokenizer.decode([7, 8]), tokenizer.decode([7])
     assert whole != begun
-    assert texts_of(tokenizer, [([7, 8], "stop"), ([7, 8], "length"), ([7, END], "stop")]) == [begun, whole, begun]
+    sampled = [([7, 8], [-1.0, -2.0], "stop"), ([7, 8], [-1.0, -2.0], "length"), ([7, END], [-1.0, -2.0], "stop")]
+    assert [response.text for response in responses_of(tokenizer, sampled)] == [begun, whole, begun]
 
 
 def test_cut_tails(tmp_path: Path) -> None:

@@ -143,11 +143,14 @@ def end_token_ids(folder: str | Path) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def texts_of(tokenizer: Any, responses: Sequence[tuple[Sequence[int], str]]) -> list[str]:
-    """What a verifier reads of (token ids, finish reason), without special tokens.
+def responses_of(tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]]) -> list[Response]:
+    """Responses from (token ids, their log-probs, finish reason).
 
-    An end token is left out of the text even where the tokenizer takes it for an ordinary one.
+    Their text is without special tokens, and without an end token that the tokenizer takes for an ordinary one.
     """
-    ids = [tokens[:-1] if reason == "stop" else tokens for tokens, reason in responses]
-    found: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return found
+    spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
+    texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
+    return [
+        Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)
+        for (ids, logp, reason), text in zip(sampled, texts, strict=True)
+    ]

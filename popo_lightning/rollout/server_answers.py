@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class MalformedAnswerError(Exception):
@@ -39,8 +39,7 @@ class Asked:
     label: str
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """One response as it came."""
 
     token_ids: list[int]

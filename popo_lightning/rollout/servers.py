@@ -14,13 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
 from popo_lightning.ranks import from_all
-from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine, Sampling, end_token_ids, texts_of
+from popo_lightning.rollout.engine import (
+    EngineContext,
+    NamedTensors,
+    RolloutEngine,
+    Sampling,
+    end_token_ids,
+    responses_of,
+)
 from popo_lightning.rollout.server import RequestRefusedError, Server, ServerFailedError
 from popo_lightning.rollout.server_answers import Asked, Sampled, sampled
 from popo_lightning.rollout.server_pool import ServerPool
@@ -169,7 +174,7 @@ class ServerEngine(RolloutEngine):
             )
             # of the prompt's own, whichever server takes it
             jobs.append((asked, sampling, random.Random(f"{seed}/{place}").getrandbits(62)))
-        return [self._responses(found) * copies for found in self.pool.map(self._ask, jobs)]
+        return [responses_of(self._tokenizer, found) * copies for found in self.pool.map(self._ask, jobs)]
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
         asked, sampling, seed = job
@@ -189,18 +194,6 @@ class ServerEngine(RolloutEngine):
         }
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
         return sampled(server.ask("POST", "/inference/v1/generate", body, self.request_seconds, most), asked)
-
-    def _responses(self, found: Sequence[Sampled]) -> list[Response]:
-        texts = texts_of(self._tokenizer, [(one.token_ids, one.finish_reason) for one in found])
-        return [
-            Response(
-                token_ids=torch.tensor(one.token_ids, dtype=torch.long),
-                behave_logp=torch.tensor(one.logps, dtype=torch.float32),
-                finish_reason=one.finish_reason,
-                text=text,
-            )
-            for one, text in zip(found, texts, strict=True)
-        ]
 
     # -- weights -----------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from popo_lightning.rollout.engine import (
     RolloutEngine,
     Sampling,
     end_token_ids,
+    responses_of,
     seeded,
-    texts_of,
 )
 
 
@@ -116,13 +116,9 @@ class TransformersEngine(RolloutEngine):
         """Each row up to and including its first end token, and no longer than its limit."""
         is_end = torch.isin(tokens, self._ends.cpu()) & (torch.arange(tokens.shape[1]) < limits[:, None])
         lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, limits.clamp(max=tokens.shape[1]))
-        kept = [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
         reasons = ["stop" if ended else "length" for ended in is_end.any(1).tolist()]
-        texts = texts_of(self._tokenizer, list(zip(kept, reasons, strict=True)))
-        return [
-            Response(ids.clone(), logp[: len(ids)].clone(), reason, text)
-            for ids, logp, reason, text in zip(kept, logps, reasons, texts, strict=True)
-        ]
+        rows = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), reasons, strict=True)
+        return responses_of(self._tokenizer, [(ids[:n], logp[:n], reason) for ids, logp, n, reason in rows])
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Copies every named tensor over the model's own."""

@@ -19,8 +19,8 @@ from popo_lightning.rollout.engine import (
     RolloutEngine,
     Sampling,
     end_token_ids,
+    responses_of,
     seeded,
-    texts_of,
 )
 
 
@@ -169,17 +169,8 @@ class VLLMEngine(RolloutEngine):
                 f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
                 f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
             )
-        found = output.outputs
-        texts = texts_of(self._tokenizer, [(one.token_ids, one.finish_reason) for one in found])
-        return [
-            Response(
-                token_ids=torch.tensor(one.token_ids, dtype=torch.long),
-                behave_logp=torch.tensor(one.logprobs.logprobs, dtype=torch.float32),
-                finish_reason=one.finish_reason,
-                text=text,
-            )
-            for one, text in zip(found, texts, strict=True)
-        ]
+        sampled = [(one.token_ids, one.logprobs.logprobs, one.finish_reason) for one in output.outputs]
+        return responses_of(self._tokenizer, sampled)
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
