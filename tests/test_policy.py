@@ -139,6 +139,14 @@ def test_mixed_precision_rounds_logits_and_nothing_after_them() -> None:
     torch.testing.assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "device", "rows"),
+    [(2**26, "cpu", 1), (151_936, "cpu", 220), (49_152, "cpu", 170), (49_152, "cuda", 682), (32, "cpu", 262_144)],
+)
+def test_chunks_on_a_cpu_are_small_but_of_many_rows(vocabulary: int, device: str, rows: int) -> None:
+    assert logprobs.chunk_rows(vocabulary, torch.device(device)) == rows
+
+
 def test_chunks_change_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, targets = torch.randn(11, 5), torch.randint(0, 7, (11,))
