@@ -2,7 +2,8 @@
 
 Runs `popo fit` and, after each of its iterations, repeats the bare work in the same process: `llm.generate` of the
 same prompts with the same seed, and forward, backward, clipping and optimizer step of the same minibatches on a copy
-of the model. Prints the ratio of the two with its spread; the proximal log-prob pass is counted apart.
+of the model. Prints the ratio of the two with its spread, and the share of an iteration that is neither generation nor
+training steps; the proximal log-prob pass is counted apart.
 
 Usage: python scripts/bench_overhead.py [--iterations 60] [--out FILE.json] [settings of popo fit ...]
 """
@@ -135,15 +136,19 @@ def main() -> None:
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians in milliseconds, and the ratio of each iteration without its proximal pass to its bare work."""
+    """Medians in milliseconds; of each iteration without its proximal pass, the ratio to its bare work, and the share of
+    its seconds that go neither to generation nor to training steps."""
     ratios = [(r["iteration"] - r.get("prox", 0.0)) / (r["bare_generate"] + r["bare_train"]) for r in rows]
-    quartiles = statistics.quantiles(ratios, n=4)
+    shares = [1 - (r["generate"] + r["train"]) / (r["iteration"] - r.get("prox", 0.0)) for r in rows]
+    quartiles, share_quartiles = statistics.quantiles(ratios, n=4), statistics.quantiles(shares, n=4)
     phases = sorted({name for row in rows for name in row})
     return {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "iterations": len(rows),
         "ratio_median": round(quartiles[1], 4),
         "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "other_share_median": round(share_quartiles[1], 4),
+        "other_share_quartiles": [round(share_quartiles[0], 4), round(share_quartiles[2], 4)],
         "milliseconds": {name: round(1000 * statistics.median([r.get(name, 0.0) for r in rows]), 2) for name in phases},
     }
 
