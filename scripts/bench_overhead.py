@@ -136,8 +136,9 @@ def main() -> None:
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians in milliseconds; of each iteration without its proximal pass, the ratio to its bare work, and the share of
-    its seconds that go neither to generation nor to training steps."""
+    """Medians in milliseconds; of iterations without their proximal pass, the ratio to their bare work and the share
+    that is neither generation nor training steps.
+    """
     ratios = [(r["iteration"] - r.get("prox", 0.0)) / (r["bare_generate"] + r["bare_train"]) for r in rows]
     shares = [1 - (r["generate"] + r["train"]) / (r["iteration"] - r.get("prox", 0.0)) for r in rows]
     quartiles, share_quartiles = statistics.quantiles(ratios, n=4), statistics.quantiles(shares, n=4)
