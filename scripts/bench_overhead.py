@@ -139,8 +139,9 @@ def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Medians in milliseconds; of iterations without their proximal pass, the ratio to their bare work and the share
     that is neither generation nor training steps.
     """
-    ratios = [(r["iteration"] - r.get("prox", 0.0)) / (r["bare_generate"] + r["bare_train"]) for r in rows]
-    shares = [1 - (r["generate"] + r["train"]) / (r["iteration"] - r.get("prox", 0.0)) for r in rows]
+    own = [r["iteration"] - r.get("prox", 0.0) for r in rows]
+    ratios = [seconds / (r["bare_generate"] + r["bare_train"]) for seconds, r in zip(own, rows, strict=True)]
+    shares = [1 - (r["generate"] + r["train"]) / seconds for seconds, r in zip(own, rows, strict=True)]
     quartiles, share_quartiles = statistics.quantiles(ratios, n=4), statistics.quantiles(shares, n=4)
     phases = sorted({name for row in rows for name in row})
     return {

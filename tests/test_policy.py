@@ -147,6 +147,19 @@ def test_chunks_on_a_cpu_are_small_but_of_many_rows(vocabulary: int, device: str
     assert logprobs.chunk_rows(vocabulary, torch.device(device)) == rows
 
 
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+def test_the_head_never_sees_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch, entropy_gradient: bool) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 7 * 3)
+    head = torch.nn.Linear(5, 7, bias=False)
+    seen: list[int] = []
+    head.register_forward_hook(lambda module, inputs, logits: seen.append(len(logits)))
+    states = torch.randn(11, 5, requires_grad=True)
+    logp, _ = logprobs.token_logprobs(states, head, torch.arange(11) % 7, 1.0, (), entropy_gradient)
+    assert seen == [3, 3, 3, 2]
+    logp.sum().backward()
+    assert sorted(seen[4:]) == [2, 3, 3, 3]  # once more, and kept by nobody in between
+
+
 def test_chunks_change_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, targets = torch.randn(11, 5), torch.randint(0, 7, (11,))
