@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -130,6 +131,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def prompt_seeds(seed: int, count: int) -> list[int]:
+    """A seed below 2^62 for each of a call's prompts: what a prompt draws does not depend on what is asked beside it.
+
+    Args:
+        seed: Of the call.
+        count: Prompts.
+    """
+    return [random.Random(f"{seed}/{place}").getrandbits(62) for place in range(count)]
 
 
 def end_token_ids(folder: str | Path) -> list[int]:

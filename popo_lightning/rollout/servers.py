@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from popo_lightning.rollout.engine import (
     RolloutEngine,
     Sampling,
     end_token_ids,
+    prompt_seeds,
     responses_of,
 )
 from popo_lightning.rollout.server import RequestRefusedError, Server, ServerFailedError
@@ -160,7 +160,7 @@ class ServerEngine(RolloutEngine):
             raise RuntimeError("the servers have no weights of this run yet")
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
         jobs = []
-        for place, prompt in enumerate(prompts):
+        for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True):
             if prompt.images:
                 raise SettingError("data.engine is ServerEngine, which sends no images")
             asked = Asked(
@@ -172,8 +172,7 @@ class ServerEngine(RolloutEngine):
                 vocabulary=self._vocabulary,
                 label=self._label,
             )
-            # of the prompt's own, whichever server takes it
-            jobs.append((asked, sampling, random.Random(f"{seed}/{place}").getrandbits(62)))
+            jobs.append((asked, sampling, own_seed))
         return [responses_of(self._tokenizer, found) * copies for found in self.pool.map(self._ask, jobs)]
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
