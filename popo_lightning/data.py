@@ -244,7 +244,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.pending = deal(groups, self.iteration, self.minibatches, self.sweeps, self._random("deal"))
         if not self.lag:
             self.engine.sleep()
-        counts = of_all_ranks(from_all(self.report.counts()))
+        seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
+        counts = of_all_ranks(from_all(self.report.counts() | seconds))
         self.totals.add(counts)
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1

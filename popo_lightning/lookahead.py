@@ -31,6 +31,7 @@ class LookAhead:
 
     def __init__(self) -> None:
         self._seconds: float | None = None  # that the last batch took
+        self._generate_seconds = 0.0  # of which nobody has asked yet
         self._ready: list[tuple[int, Group]] = []  # (place of the problem, group)
         self._under_way: tuple[list[int], PhaseClock, Future[list[Group]]] | None = None
         self._thread: _Background | None = None
@@ -62,6 +63,7 @@ class LookAhead:
         finally:
             if future.done():  # and not one that was told to stop while it waited
                 self._under_way = None
+        self._generate_seconds += clock.seconds("generate")
         self._seconds = sum(clock.take().values())
         self._ready += zip(places, groups, strict=True)
 
@@ -85,6 +87,11 @@ class LookAhead:
         """Seconds in the background, which are no seconds of the iteration."""
         return {} if self._seconds is None else {"seconds/ahead": self._seconds}
 
+    def take_generate_seconds(self) -> float:
+        """Seconds of generation, without grading, since the last call: of the groups there are."""
+        found, self._generate_seconds = self._generate_seconds, 0.0
+        return found
+
     def close(self) -> None:
         """Waits for what is under way, and ends the thread."""
         try:
@@ -103,6 +110,7 @@ class LookAhead:
         return {
             "places": [place for place, _ in self._ready],
             "groups": [group.to_plain() for _, group in self._ready],
+            "generate_seconds": self._generate_seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any], lag: int = 1) -> None:
@@ -117,6 +125,7 @@ class LookAhead:
                 "resume with data.lag 1"
             )
         groups = [Group.from_plain(group) for group in state.get("groups", [])]
+        self._generate_seconds = state.get("generate_seconds", 0.0)
         self._ready = list(zip(state.get("places", []), groups, strict=True))
 
 

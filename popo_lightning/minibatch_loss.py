@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import Objective, ObjectiveInputs, TokenStatistics
+from popo_lightning.objectives import Objective, ObjectiveInputs
 from popo_lightning.padded_rows import PaddedRows, proximal_logprobs
+from popo_lightning.token_sums import TokenSums
 
 
 @dataclass
 class MinibatchLoss:
-    """Adds up what a minibatch's rows cost, and keeps the numbers of its tokens for the log.
+    """Adds up what a minibatch's rows cost, and the numbers of its tokens for the log.
+
+    All of it stays on the device until :meth:`outputs`: to wait for it after each micro-batch leaves a GPU idle.
 
     Args:
         policy: The PolicyModule that scores rows.
@@ -30,21 +32,26 @@ class MinibatchLoss:
     minibatch: Minibatch
     size: float
     tokens: float
-    loss: float = 0.0
-    value_loss: float = 0.0
-    statistics: list[dict[str, Tensor]] = field(default_factory=list)
+    loss: float | Tensor = 0.0
+    value_loss: float | Tensor = 0.0
+    sums: TokenSums = field(default_factory=TokenSums)
 
     def add(self, part: PaddedRows) -> Tensor:
-        """The loss of some rows, with gradient; their sum over the minibatch is its mean."""
-        logp, entropy = self.policy(part)
-        loss, found = self.objective(self._inputs(part, logp, entropy), self.size)
-        self.loss += float(loss.detach())
-        self.statistics.append(self._tokens(part, logp.detach(), entropy.detach(), found))
+        """The loss of some rows, with gradient; their sum over the minibatch is its mean.
+
+        Args:
+            part: On the CPU.
+        """
+        rows = part.to(self.policy.device)
+        logp, entropy = self.policy(rows)
+        loss, found = self.objective(self._inputs(rows, logp, entropy), self.size)
+        self.loss = self.loss + loss.detach().double()
+        self.sums.add(part, found, entropy.detach(), self._gap(rows, logp.detach()))
         if self.policy.critic is None:
             return loss
-        values = self.policy.value_model(part)
-        value_loss: Tensor = self.policy.critic.loss(values, part.values, part.returns, part.mask, self.tokens)
-        self.value_loss += float(value_loss.detach())
+        values = self.policy.value_model(rows)
+        value_loss: Tensor = self.policy.critic.loss(values, rows.values, rows.returns, rows.mask, self.tokens)
+        self.value_loss = self.value_loss + value_loss.detach().double()
         return loss + value_loss
 
     def _inputs(self, part: PaddedRows, logp: Tensor, entropy: Tensor) -> ObjectiveInputs:
@@ -61,24 +68,12 @@ class MinibatchLoss:
             loss_weight=part.loss_weight,
         )
 
-    def _tokens(self, part: PaddedRows, logp: Tensor, entropy: Tensor, found: TokenStatistics) -> dict[str, Tensor]:
-        width = part.mask.shape[1]
-        # What engine and trainer differ by shows on fresh rows, under the policy that the iteration began with.
+    def _gap(self, part: PaddedRows, logp: Tensor) -> Tensor | None:
+        """(R, T) what engine and trainer differ by: on fresh rows, under the policy that the iteration began with."""
         start = logp if self.minibatch.index == 0 else part.prox_logp if self.minibatch.prox_is_start else None
-        gap = torch.full_like(logp, torch.nan) if start is None else start - part.behave_logp
-        tokens = {
-            "ratio": found.ratio,
-            "clipped": found.clipped,
-            "weight_raw": found.weight_raw,
-            "weight": found.weight,
-            "entropy": entropy,
-            "gap": gap,
-            "fresh": part.fresh[:, None].expand(-1, width),
-            "age": part.age[:, None].expand(-1, width),
-        }
-        return {name: value[part.mask].cpu() for name, value in tokens.items()}
+        return None if start is None else start - part.behave_logp
 
     def outputs(self) -> dict[str, Any]:
-        """What a training step returns of it."""
-        found: dict[str, Any] = {"tokens": self.statistics, "mean_loss": self.loss, "region": self.objective.report()}
-        return found if self.policy.critic is None else found | {"value_loss": self.value_loss}
+        """What a training step returns of it. Waits for the device."""
+        found: dict[str, Any] = {"tokens": self.sums, "mean_loss": float(self.loss), "region": self.objective.report()}
+        return found if self.policy.critic is None else found | {"value_loss": float(self.value_loss)}

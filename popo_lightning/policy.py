@@ -274,8 +274,7 @@ class PolicyModule(L.LightningModule):
         """One optimizer step on one minibatch.
 
         Returns:
-            "tokens": one dict per micro-batch of flat (N,) tensors over its response tokens: ratio, clipped,
-            weight_raw, weight, entropy, gap (policy minus engine log-prob), fresh, age; "mean_loss", "grad_norm",
+            "tokens": TokenSums of its response tokens on this rank, still on the device; "mean_loss", "grad_norm",
             "stepped" (False where no rank had a token to learn from), "region" (what the trust region reports); with a
             critic also "value_loss".
         """
@@ -293,7 +292,7 @@ class PolicyModule(L.LightningModule):
         # before the first of them, or a rank that is through would wait here for one that waits there.
         most = int(over_ranks(self.trainer, len(parts), "max"))
         for part in parts:
-            self.manual_backward(losses.add(part.to(self.device)))
+            self.manual_backward(losses.add(part))
         for _ in range(most - len(parts)):
             self.manual_backward(self._nothing())
         grad_norm = self._take_step(optimizer) if size else float("nan")

@@ -53,14 +53,25 @@ class RolloutReport:
         }
 
 
+MAXIMA = ("age_max", "generate_seconds")  # all other counts are sums
+
+
 def of_all_ranks(counts: Sequence[dict[str, float]]) -> dict[str, float]:
     """The counts of one iteration, over its ranks."""
     names = dict.fromkeys(name for each in counts for name in each)
-    return {name: (max if name == "age_max" else sum)(each.get(name, 0.0) for each in counts) for name in names}
+    return {name: (max if name in MAXIMA else sum)(each.get(name, 0.0) for each in counts) for name in names}
 
 
 def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
-    """Means over the iteration, by the names of the README's table."""
+    """Means over the iteration, by the names of the README's table.
+
+    `throughput/generated_tokens_per_second`: response tokens that were sampled on all ranks, over the seconds in which
+    the slowest rank generated. Not those of prompts, and no seconds of grading or of weight syncs; with data.lag 1 the
+    seconds are those in the background.
+
+    Args:
+        counts: Of all ranks; generate_seconds may be missing.
+    """
     replayed = counts["replayed_groups"]
     found = {
         "replay/groups": float(replayed),
@@ -71,6 +82,8 @@ def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
     }
     if not counts["groups"]:  # a composer may train on what earlier iterations sampled
         return found
+    if seconds := counts.get("generate_seconds"):
+        found["throughput/generated_tokens_per_second"] = counts["tokens"] / seconds
     rewards = {name: value / counts["responses"] for name, value in counts.items() if name.startswith("reward/")}
     return (
         found

@@ -24,6 +24,10 @@ class PhaseClock:
             inner = sum(self._seconds.values()) - others
             self._seconds[phase] += time.perf_counter() - start - inner
 
+    def seconds(self, *phases: str) -> float:
+        """Spent in some phases since the last :meth:`take`."""
+        return sum(self._seconds.get(phase, 0.0) for phase in phases)
+
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last call."""
         seconds = dict(self._seconds)

@@ -79,7 +79,8 @@ class Watched(L.Callback):
         expected = torch.cat([(prox - response.behave_logp).exp() for prox, response in pairs]).sort().values
         if batch.version == 0:
             expected = torch.ones_like(expected)
-        found = torch.cat([part["weight"] for part in outputs["tokens"]]).sort().values
+        tokens = outputs["tokens"]  # without a cap the weights are the raw ones
+        found = torch.cat((tokens.fresh_weights.values, tokens.replayed_weights.values)).sort().values
         self.worst = max(self.worst, float((expected - found).abs().max()))
         self.largest = max(self.largest, float((found - 1).abs().max()))
 

@@ -15,7 +15,7 @@ from groups_for_tests import group, response
 from torch import Tensor
 
 from popo_lightning.callbacks.markdown import markdown_table
-from popo_lightning.callbacks.monitor import Monitor, token_metrics
+from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
@@ -76,61 +76,6 @@ def test_effective_sample_size_by_hand() -> None:
     assert effective_sample_size(torch.tensor([1.0, 3.0])) == pytest.approx(16 / 20)
     assert effective_sample_size(torch.tensor([8.0, 0, 0, 0])) == pytest.approx(1 / 4)
     assert effective_sample_size(torch.tensor([1e30, 1e30])) == pytest.approx(1)  # its square is no float32
-
-
-def test_token_metrics_by_hand() -> None:
-    found = token_metrics(
-        {
-            "fresh": torch.tensor([True, True, False, False, False, False]),
-            "age": torch.tensor([0, 0, 1, 1, 3, 3]),
-            "ratio": torch.tensor([1.0, 1.2, 0.8, 1.0, 2.0, 0.6]),
-            "clipped": torch.tensor([True, False, False, False, True, False]),
-            "weight_raw": torch.tensor([1.0, 3.0, 1.0, 1.0, 2.0, 8.0]),
-            "weight": torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 5.0]),
-            "entropy": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
-            "gap": torch.tensor([0.1, -0.3, 9.0, 9.0, 9.0, 9.0]),
-        }
-    )
-    expected = {
-        "policy/entropy": 2.5,
-        "policy/ratio_mean": 1.1,
-        "policy/ratio_max": 2.0,
-        "policy/clip_share": 2 / 6,
-        "policy/clip_share_fresh": 1 / 2,
-        "policy/clip_share_replayed": 1 / 4,
-        "train/tokens": 6.0,
-        # raw weights: of fresh rows they are not 1, and above the cap they are themselves
-        "weight/fresh_mean": 2.0,
-        "weight/fresh_max": 3.0,
-        "weight/fresh_p05": 1.1,
-        "weight/fresh_p50": 2.0,
-        "weight/fresh_p95": 2.9,
-        "weight/fresh_p99": 2.98,
-        "weight/fresh_ess": 16 / 20,
-        "weight/replayed_mean": 3.0,
-        "weight/replayed_max": 8.0,
-        "weight/replayed_p05": 1.0,
-        "weight/replayed_p50": 1.5,
-        "weight/replayed_p95": 2 + 6 * 0.85,
-        "weight/replayed_p99": 2 + 6 * 0.97,
-        "weight/replayed_ess": 12**2 / (4 * 70),
-        "weight/replayed_capped_share": 1 / 4,
-        "weight/ess_age_1": 1.0,
-        "weight/ess_age_3": 100 / (2 * 68),
-        "engine/logp_gap_mean": 0.2,
-        "engine/logp_gap_max": 0.3,
-    }
-    assert found == pytest.approx(expected, rel=1e-6)
-
-
-def test_token_metrics_without_replay_or_without_fresh() -> None:
-    names = ("ratio", "weight_raw", "weight", "entropy", "gap")
-    tokens = {name: torch.ones(3) for name in names} | {"clipped": torch.zeros(3).bool(), "age": torch.full((3,), 2)}
-    fresh = token_metrics(tokens | {"fresh": torch.ones(3).bool()})
-    replayed = token_metrics(tokens | {"fresh": torch.zeros(3).bool()})
-    assert not [name for name in fresh if "replayed" in name or "age" in name]
-    assert not [name for name in replayed if "fresh" in name or "gap" in name]
-    assert fresh["engine/logp_gap_mean"] == 1 and replayed["weight/ess_age_2"] == 1
 
 
 def test_drift_between_engine_and_policy_raises_the_alarm(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from popo_lightning.objectives.regularizers import EntropyBonus
 from popo_lightning.padded_rows import pad_rows
 from popo_lightning.policy import PolicyModule
 from popo_lightning.timing import PhaseClock
+from popo_lightning.token_sums import token_metrics
 
 VOCABULARY = 37
 
@@ -252,12 +252,8 @@ def train(module: PolicyModule, minibatch: Minibatch) -> tuple[dict[str, Any], d
     return outputs, {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
 
 
-def collected(outputs: dict[str, Any]) -> dict[str, list[float]]:
-    values: defaultdict[str, list[float]] = defaultdict(list)
-    for part in outputs["tokens"]:
-        for name, value in part.items():
-            values[name] += value.tolist()
-    return {name: sorted(value) for name, value in values.items()}
+def shown(outputs: dict[str, Any]) -> dict[str, float]:
+    return token_metrics([outputs["tokens"]])
 
 
 @pytest.mark.parametrize("with_prox", [False, True])
@@ -267,30 +263,31 @@ def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatc
     if with_prox:  # the proximal policy is another one
         minibatch.prox_logp = [logp + 0.3 * torch.sin(torch.arange(len(logp))) for logp in whole.logprobs(minibatch)]
     outputs, expected = train(whole, minibatch)
-    assert len(outputs["tokens"]) == 1 and len(collected(outputs)["ratio"]) == minibatch.tokens == 37
+    assert outputs["tokens"].count == minibatch.tokens == 37
+    assert {"weight/fresh_p50", "weight/replayed_p50", "weight/ess_age_1"} < shown(outputs).keys()
     assert outputs["stepped"] and max(float(gradient.abs().max()) for gradient in expected.values()) > 0.05
     norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     assert outputs["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
     for budget, shared, parts in ((1, True, 8), (20, False, 5), (20, True, 4)):
         settings: dict[str, Any] = {"micro_batch_tokens": budget, "shared_prompts": shared}
-        split_outputs, found = train(policy(folder, objective=objective, **settings), minibatch)
-        assert len(split_outputs["tokens"]) == parts
+        module = policy(folder, objective=objective, **settings)
+        assert len(module._passes(minibatch.rows())) == parts
+        split_outputs, found = train(module, minibatch)
         assert split_outputs["mean_loss"] == pytest.approx(outputs["mean_loss"], abs=1e-6)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-        for name, values in collected(split_outputs).items():
-            assert values == pytest.approx(collected(outputs)[name], abs=2e-6, rel=1e-5), name
+        assert shown(split_outputs) == pytest.approx(shown(outputs), abs=2e-6, rel=1e-5)
 
 
 def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -> None:
     """Without recorded prox the ratio is 1, so the loss is -sum(w A) / tokens and its gradient -sum(w A grad logp)."""
     module = policy(folder)
     outputs, found = train(module, minibatch)
-    assert collected(outputs)["ratio"] == [1.0] * 37
+    assert shown(outputs)["policy/ratio_mean"] == shown(outputs)["policy/ratio_max"] == 1.0
     advantages = [-1.0, 0.0, 1.0, -(2**-0.5), 2**-0.5, -1.0, 0.0, 1.0]  # (score - mean) / std
-    gap = torch.cat(
-        [logp - r.behave_logp for logp, r in zip(module.logprobs(minibatch), minibatch.responses, strict=True)]
-    )
-    assert collected(outputs)["gap"] == pytest.approx(gap.sort().values.tolist(), abs=2e-6)
+    pairs = zip(module.logprobs(minibatch), minibatch.rows(), strict=True)
+    gap = torch.cat([logp - row.response.behave_logp for logp, row in pairs if row.fresh]).abs()
+    assert shown(outputs)["engine/logp_gap_mean"] == pytest.approx(float(gap.mean()), abs=2e-6)
+    assert shown(outputs)["engine/logp_gap_max"] == pytest.approx(float(gap.max()), abs=2e-6)
     module.zero_grad()
     loss = torch.zeros(())
     rows = minibatch.rows(list(torch.tensor(advantages)))
@@ -304,7 +301,7 @@ def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -
 
 def test_empty_minibatch_takes_no_step(folder: Path) -> None:
     outputs, gradients = train(policy(folder), Minibatch([], 0, 0))
-    assert outputs["stepped"] is False and outputs["tokens"] == [] and gradients == {}
+    assert outputs["stepped"] is False and outputs["tokens"].count == 0 and gradients == {}
 
 
 def test_bad_policy_settings_are_named(folder: Path) -> None:

@@ -223,14 +223,14 @@ def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv without empty cells and without wall times."""
+    """Rows of metrics.csv without empty cells and without what differs from run to run: seconds and memory."""
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: float(v) for k, v in row.items() if v and not _is_time(k)} for row in rows]
+    return [{k: float(v) for k, v in row.items() if v and not _is_measured(k)} for row in rows]
 
 
-def _is_time(column: str) -> bool:
-    return column.startswith("seconds/") or bool(re.fullmatch(r"eval/.*/seconds", column))
+def _is_measured(column: str) -> bool:
+    return column.startswith(("seconds/", "throughput/", "memory/")) or bool(re.fullmatch(r"eval/.*/seconds", column))
 
 
 def fit(

@@ -10,14 +10,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from popo_lightning.errors import SettingError
-from popo_lightning.metrics import effective_sample_size
 from popo_lightning.ranks import from_all, to_first
+from popo_lightning.throughput import Worker, check_peak, throughput_metrics
+from popo_lightning.token_sums import TokenSums, token_metrics
 
-QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
-QUANTILE_SAMPLE = 1_000_000  # torch.quantile refuses more than 16 million values, and this many say enough
+WORK = ("row_tokens", "flops")  # of a training step on one rank
+BEFORE_STEPS = ("prox", "values")  # phases of a training step that come before its passes
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +32,28 @@ class Monitor(L.Callback):
         gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 1e-3 where
             float32 is computed in, where rounding gives 1e-6, and 0.05 for others, where it gives about 1e-2.
         gap_error: The same, but the run stops; null never stops it.
+        peak_tflops: What a card can do at best, in TFLOP/s of dense bfloat16 matrices, for throughput/mfu. null looks
+            the card up by its name; throughput/mfu is left out for one that is not known, and on a CPU.
     """
 
-    def __init__(self, gap_warning: float | None = None, gap_error: float | None = None) -> None:
+    def __init__(
+        self, gap_warning: float | None = None, gap_error: float | None = None, peak_tflops: float | None = None
+    ) -> None:
         for name, value in (("gap_warning", gap_warning), ("gap_error", gap_error)):
             if value is not None and value <= 0:
                 raise SettingError(f"monitor.{name} is {value}; use a positive number of nats, or null")
         self.gap_warning = gap_warning
         self.gap_error = gap_error
-        self._tokens: list[dict[str, Tensor]] = []
+        self.peak_tflops = check_peak(peak_tflops)
+        self._tokens = TokenSums()
         self._steps: list[dict[str, float]] = []
+        self._saved: list[dict[str, Any]] = []  # what a checkpoint brought of each rank, until training starts
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
+        self._worker = Worker.of_policy(pl_module, self.peak_tflops)
         self.on_train_epoch_start(trainer, pl_module)
+        self._resume(trainer.global_rank, trainer.world_size)
         self._began -= sum(step["seconds"] for step in self._steps)
         if len(self._steps) == trainer.datamodule.steps:  # type: ignore[attr-defined]
             self.on_train_epoch_end(trainer, pl_module)
@@ -58,20 +66,24 @@ class Monitor(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts the clock of the training step."""
         self._step_began = time.perf_counter()
+        self._before_began = trainer.datamodule.clock.seconds(*BEFORE_STEPS)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Collects the step's tokens."""
-        self._tokens += outputs["tokens"]
+        """Collects the step's numbers."""
+        seconds = time.perf_counter() - self._step_began
+        before = trainer.datamodule.clock.seconds(*BEFORE_STEPS) - self._before_began  # type: ignore[attr-defined]
+        self._tokens.merge(outputs["tokens"])
         step = {name: float(value) for name, value in outputs.items() if name not in ("tokens", "region")}
         step |= {f"region/{name}": value for name, value in outputs.get("region", {}).items()}
-        self._steps.append(step | {"seconds": time.perf_counter() - self._step_began, "first": float(batch.index == 0)})
+        step |= {"seconds": seconds, "train_seconds": seconds - before, "first": float(batch.index == 0)}
+        self._steps.append(step | self._worker.work(batch))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Computes and logs."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
         metrics |= self._seconds(data)
-        self._tokens, self._steps = [], []
+        self._tokens, self._steps = TokenSums(), []
         pl_module.iteration_metrics = metrics
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -93,16 +105,12 @@ class Monitor(L.Callback):
         for name, shown in names.items():
             values = [step[name] for step in stepped if name in step]
             metrics |= {shown: _mean(values)} if values else {}
-        parts = [part for of_rank in to_first(self._tokens) for part in of_rank]
-        if not parts:
-            return metrics
-        tokens = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return metrics | token_metrics(tokens)
+        metrics |= throughput_metrics(steps, from_all(self._worker.state()))
+        return metrics | token_metrics([TokenSums.from_plain(of_rank) for of_rank in to_first(self._tokens.to_plain())])
 
     def _seconds(self, data: Any) -> dict[str, float]:
         seconds = data.clock.take()
-        before_steps = seconds.get("prox", 0.0) + seconds.get("values", 0.0)
-        seconds["train"] = sum(step["seconds"] for step in self._steps) - before_steps
+        seconds["train"] = sum(step["train_seconds"] for step in self._steps)
         whole = time.perf_counter() - self._began - (data.start_seconds - self._start_before)
         inside = sum(value for name, value in seconds.items() if name != "start")
         seconds["other"] = whole - inside
@@ -123,61 +131,35 @@ class Monitor(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What is collected of an iteration that a checkpoint interrupts."""
-        return {"tokens": self._tokens, "steps": self._steps}
+        """What all ranks collected of an iteration that a checkpoint interrupts: Lightning keeps rank 0's alone."""
+        return {"steps": self._steps, "ranks": from_all({"steps": self._steps, "tokens": self._tokens.to_plain()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        self._tokens, self._steps = state_dict["tokens"], state_dict["steps"]
+        self._saved = state_dict.get("ranks", [])
+
+    def _resume(self, rank: int, ranks: int) -> None:
+        """Takes up what a checkpoint brought, each rank its own where their number is the same."""
+        if self._saved:
+            self._steps = self._saved[rank]["steps"] if len(self._saved) == ranks else _dealt_out(self._saved, ranks)
+        for saved in self._saved[rank::ranks]:
+            self._tokens.merge(TokenSums.from_plain(saved["tokens"]))
+        self._saved = []
 
 
-def token_metrics(tokens: dict[str, Tensor]) -> dict[str, float]:
-    """Metrics of an iteration's response tokens.
-
-    Args:
-        tokens: Flat (N,) tensors ratio, clipped, weight_raw, weight, entropy, gap, fresh, age.
-    """
-    fresh = tokens["fresh"]
-    metrics = {
-        "policy/entropy": float(tokens["entropy"].mean()),
-        "policy/ratio_mean": float(tokens["ratio"].mean()),
-        "policy/ratio_max": float(tokens["ratio"].max()),
-        "policy/clip_share": float(tokens["clipped"].float().mean()),
-        "train/tokens": float(len(fresh)),
-    }
-    for name, rows in (("fresh", fresh), ("replayed", ~fresh)):
-        if rows.any():
-            metrics[f"policy/clip_share_{name}"] = float(tokens["clipped"][rows].float().mean())
-            raw = tokens["weight_raw"][rows]
-            metrics |= {f"weight/{name}_{label}": value for label, value in _spread(raw).items()}
-            metrics[f"weight/{name}_ess"] = effective_sample_size(raw)
-    if (~fresh).any():
-        capped = tokens["weight"] < tokens["weight_raw"]
-        metrics["weight/replayed_capped_share"] = float(capped[~fresh].float().mean())
-    for age in tokens["age"][~fresh].unique().tolist():
-        rows = ~fresh & (tokens["age"] == age)
-        metrics[f"weight/ess_age_{age}"] = effective_sample_size(tokens["weight_raw"][rows])
-    gap = tokens["gap"][fresh].abs()
-    gap = gap[~gap.isnan()]  # where the policy that sampled is not at hand
-    if len(gap):
-        metrics["engine/logp_gap_mean"] = float(gap.mean())
-        metrics["engine/logp_gap_max"] = float(gap.max())
-    return metrics
-
-
-def _spread(values: Tensor) -> dict[str, float]:
-    if len(values) > QUANTILE_SAMPLE:
-        values = values[:: len(values) // QUANTILE_SAMPLE + 1]
-    quantiles = torch.quantile(values, torch.tensor(list(QUANTILES.values())))
-    return {"mean": float(values.mean()), "max": float(values.max())} | dict(
-        zip(QUANTILES, quantiles.tolist(), strict=True)
-    )
+def _dealt_out(saved: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, float]]:
+    """Steps that other ranks took, as each of these would have: together they are what they were."""
+    steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*(rank["steps"] for rank in saved), strict=True)]
+    return [step | {name: step[name] / ranks for name in WORK} for step in steps]
 
 
 def _of_all_ranks(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """One step, of which each rank's losses are divided by the tokens of all, times the ranks; the rest is the same."""
+    """One step. Each rank's losses are divided by the tokens of all, times the ranks; its work adds up to the step's,
+    which takes as long as the slowest; the rest is the same.
+    """
     losses = {name: _mean([step[name] for step in steps]) for name in ("mean_loss", "value_loss") if name in steps[0]}
-    return steps[0] | losses
+    work = {name: sum(step[name] for step in steps) for name in WORK}
+    return steps[0] | losses | work | {"train_seconds": max(step["train_seconds"] for step in steps)}
 
 
 def _mean(values: list[float]) -> float:

@@ -81,9 +81,8 @@ class SlowFastPolicy(ParameterHook):
         if self.stopped or self.z_threshold is None:
             return
         # over all ranks: they have to stop together, and a checkpoint keeps rank 0's numbers
-        total = sum(float(part["entropy"].sum(dtype=torch.float64)) for part in outputs["tokens"])
-        self._entropy_sum += over_ranks(trainer, total, "sum")
-        self._tokens += over_ranks(trainer, sum(len(part["entropy"]) for part in outputs["tokens"]), "sum")
+        self._entropy_sum += over_ranks(trainer, outputs["tokens"].entropy, "sum")
+        self._tokens += over_ranks(trainer, outputs["tokens"].count, "sum")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if batch.index == data.steps - 1:
             if self._tokens:

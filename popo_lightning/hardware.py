@@ -1,0 +1,70 @@
+"""What cards can do at best, and the memory that was needed on them."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+
+import torch
+
+# Dense bfloat16 TFLOP/s of the tensor cores, summed up in float32, by the name that torch.cuda.get_device_name gives.
+# NVIDIA's data sheets give those of data centre cards (the larger number there is with sparsity, twice as much), its
+# architecture white papers (GA102, Ada, RTX Blackwell) those of GeForce and RTX cards. Lightning has such a table too,
+# which has the rates with sparsity for some cards and those outside the tensor cores for others.
+PEAK_TFLOPS = {
+    r"B200|HGX B200": 2250.0,
+    r"GB200": 2500.0,
+    r"H200 NVL": 835.5,
+    r"H200|GH200.*": 989.4,
+    r"H100 NVL": 835.5,
+    r"H100 PCIe": 756.5,
+    r"H100 (\d+GB HBM3|SXM.*)|H800.*": 989.4,
+    r"H20": 148.0,
+    r"A100.*|A800.*": 312.0,
+    r"A30": 165.0,
+    r"A40": 149.7,
+    r"A10": 125.0,
+    r"L40S": 362.0,
+    r"L40": 181.0,
+    r"L4": 121.0,
+    r"RTX A6000": 154.8,
+    r"RTX 6000 Ada Generation": 364.2,
+    r"RTX 3090": 71.0,
+    r"RTX 3090 Ti": 80.0,
+    r"RTX 4080": 97.5,
+    r"RTX 4090": 165.2,
+    r"RTX 5080": 112.6,
+    r"RTX 5090": 209.5,
+}
+GIB = 2**30
+
+
+def card_name(device: torch.device) -> str | None:
+    """What a rank's card calls itself; None for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def peak_tflops(card: str) -> float | None:
+    """Dense bfloat16 TFLOP/s of a card by its name, as NVIDIA states them; None for one that is not in the table.
+
+    A slice of a card (MIG) and a laptop's card of the same name are not that card.
+    """
+    name = re.sub(r"^NVIDIA (GeForce )?", "", card)
+    if "MIG" in name:
+        return None
+    return next((peak for pattern, peak in PEAK_TFLOPS.items() if re.fullmatch(pattern, name)), None)
+
+
+def take_peak_memory(device: torch.device) -> float:
+    """Most memory in GiB at any time since the last call.
+
+    On CUDA what torch's allocator gave out, which an engine in the process allocates by as well. On a CPU the process's
+    resident memory, of which the system keeps the peak since the process began alone.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB on Linux

@@ -1,0 +1,93 @@
+"""Quantiles of weights, without keeping all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIMIT = 2**18  # values kept: one MiB
+
+
+class WeightSample:
+    """All values that were added, or every stride-th of them once there are too many.
+
+    Up to LIMIT values are kept as they are. Beyond it every second one is dropped and the stride doubles, so that
+    between LIMIT / 2 and LIMIT remain, whatever was added. Which ones depends on their order alone. The share p of a
+    quantile is then off by about sqrt(p (1 - p) / kept): 0.14 percentage points at the median, 0.03 at p99, or less.
+
+    Attributes:
+        count: Values added.
+        stride: One value in so many is kept.
+        values: (kept,) on the device that they were added on.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.stride = 1
+        self.values = torch.empty(0)
+
+    def add(self, values: Tensor, places: Tensor) -> None:
+        """Adds some elements of a tensor, without waiting for the device.
+
+        Args:
+            values: Of any shape.
+            places: (N,) on the CPU: flat places in it, in order.
+        """
+        kept = places[:: self.stride].to(values.device, non_blocking=True)
+        self._join(values.take(kept), len(places))
+
+    def merge(self, other: WeightSample) -> None:
+        """Adds what another was given, behind one's own."""
+        stride = max(self.stride, other.stride)
+        self.values = self.values[:: stride // self.stride]
+        self.stride = stride
+        self._join(other.values[:: stride // other.stride], other.count)
+
+    def _join(self, values: Tensor, count: int) -> None:
+        self.count += count
+        self.values = torch.cat((self.values.to(values), values))
+        while len(self.values) > LIMIT:
+            self.values = self.values[::2].clone()
+            self.stride *= 2
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain numbers and a CPU tensor, for the checkpoint and for other ranks."""
+        return {"count": self.count, "stride": self.stride, "values": self.values.cpu()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> WeightSample:
+        """Inverse of :meth:`to_plain`."""
+        sample = cls()
+        sample.count, sample.stride, sample.values = plain["count"], plain["stride"], plain["values"]
+        return sample
+
+
+def quantiles(samples: Sequence[WeightSample], shares: Sequence[float]) -> list[float]:
+    """Quantiles of all values of several ranks, each sample standing for as many values as were added to it.
+
+    Between two values it is interpolated linearly. Of complete samples that is torch.quantile of all values.
+
+    Args:
+        samples: On the CPU; one of them has a value.
+        shares: Between 0 and 1.
+    """
+    filled = [sample for sample in samples if sample.count]
+    values = torch.cat([sample.values.double() for sample in filled])
+    if values.isnan().any():
+        return [math.nan] * len(shares)
+    weights = torch.cat([torch.full_like(s.values, s.count / len(s.values), dtype=torch.float64) for s in filled])
+    values, order = values.sort()
+    if len(values) == 1:
+        return values.tolist() * len(shares)
+    weights = weights[order]
+    middles = weights.cumsum(0) - weights / 2
+    places = (middles - middles[0]) / (middles[-1] - middles[0])
+    wanted = torch.tensor(shares, dtype=torch.float64)
+    above = torch.searchsorted(places, wanted).clamp(1, len(values) - 1)
+    between = (wanted - places[above - 1]) / (places[above] - places[above - 1])
+    found: list[float] = values[above - 1].lerp(values[above], between).tolist()
+    return found
