@@ -14,8 +14,8 @@ from popo_lightning.padded_rows import PaddedRows
 from popo_lightning.weight_sample import WeightSample, quantiles
 
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
-SUMS = ("ratio", "clipped", "weight_raw", "weight_raw_squared", "capped", "entropy", "gap", "gaps")
 MAXIMA = ("ratio", "weight_raw", "gap")
+SUMS = (*MAXIMA, "clipped", "capped", "entropy", "gaps", "weight_raw_squared")
 
 
 @dataclass
@@ -189,14 +189,13 @@ def _together(parts: Iterable[AgeSums]) -> AgeSums:
 
 def _by_row(mask: Tensor, found: TokenStatistics, entropy: Tensor, gap: Tensor | None) -> tuple[Tensor, Tensor]:
     """((8, R), (3, R)) sums and maxima over a row's tokens, -inf without any. Padding may hold anything."""
-    raw = found.weight_raw.double()
+    ratio, raw, capped = found.ratio, found.weight_raw, found.weight < found.weight_raw
     known = torch.zeros_like(mask) if gap is None else ~gap.isnan()
-    distance = torch.zeros_like(raw) if gap is None else torch.where(known, gap.double().abs(), 0.0)
-    ratio, capped = found.ratio.double(), found.weight < found.weight_raw
-    columns = [ratio, found.clipped.double(), raw, raw.square(), capped.double(), entropy.double(), distance]
-    sums = torch.where(mask, torch.stack([*columns, known.double()]), 0.0).sum(-1)
-    maxima = torch.where(mask, torch.stack([ratio, raw, distance]), -torch.inf).amax(-1)
-    return sums, maxima
+    distance = torch.zeros_like(raw) if gap is None else torch.where(known, gap.abs(), 0.0)
+    columns = torch.where(mask, torch.stack([ratio, raw, distance, found.clipped, capped, entropy, known]), 0.0)
+    squares = columns[1].double().square().sum(-1)
+    sums = torch.cat((columns.sum(-1, dtype=torch.float64), squares[None]))
+    return sums, torch.where(mask, columns[: len(MAXIMA)], -torch.inf).amax(-1).double()
 
 
 def _sum(values: Tensor, rows: Tensor | None) -> Tensor:

@@ -52,7 +52,7 @@ def drawn(draw: torch.Generator, lengths: list[int], ages: list[int]) -> tuple[P
     raw = torch.randn(shape, generator=draw).mul(2).exp()
     gap = torch.randn(shape, generator=draw)
     columns = {
-        "ratio": torch.randn(shape, generator=draw).exp(),
+        "ratio": torch.randn(shape, generator=draw),  # some regions bound a number that may be negative
         "weight_raw": raw,
         "weight": raw.clamp(max=3),
         "entropy": torch.rand(shape, generator=draw),
@@ -157,7 +157,7 @@ def test_as_from_all_tokens_at_once(ages: list[int], absent: list[str], ranks: i
             iteration.merge(minibatch)
         of_ranks.append(iteration)
     found = token_metrics(of_ranks)
-    assert found == pytest.approx(at_once(everything), rel=1e-9)
+    assert found == pytest.approx(at_once(everything), rel=1e-7)
     for word in ("fresh", "replayed", "gap", "ess_age"):
         assert any(word in name for name in found) == (word not in absent)
     assert token_metrics([*of_ranks, TokenSums()]) == found, "a rank without tokens"
