@@ -10,6 +10,7 @@ from typing import Any
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.model_folder import VISION_TOWERS
 
+WINDOWED = ("sliding_attention", "chunked_attention")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as transformers' configurations call their number
 
 
@@ -28,32 +29,41 @@ class ModelFlops:
         layers: That attend to all earlier tokens.
         windowed_layers: That attend to the last `window` tokens.
         window: In tokens; 0 without windowed layers.
-        width: Of a layer's attention: heads x head size.
+        width: Of a layer's attention: heads x head size, the mean of that of keys and that of values.
     """
 
     parameters: float
     layers: int
     windowed_layers: int
     window: int
-    width: int
+    width: float
 
     @classmethod
-    def of_model(cls, config: Any, shapes: Mapping[str, Sequence[int]]) -> ModelFlops:
-        """Of a model by its description.
+    def of_model(cls, config: Any, shapes: Mapping[str, Sequence[int]]) -> ModelFlops | None:
+        """Of a model by its description; None where that does not say how wide and how many its layers are.
 
         Args:
             config: Of transformers.
             shapes: Of the whole parameters by name, tied ones once.
         """
         text = config.get_text_config()
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        sizes: list[Any] = [
+            getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+        ]
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        hidden, heads, layers = sizes
+        keys = getattr(text, "qk_head_dim", None) or getattr(text, "head_dim", None) or hidden // heads
+        values = getattr(text, "v_head_dim", None) or keys
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+        windowed = sum(kinds.count(kind) for kind in WINDOWED)
+        window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None) or 0
         return cls(
             parameters=_multiplying(text, shapes),
             layers=kinds.count("full_attention"),
-            windowed_layers=kinds.count("sliding_attention"),
-            window=getattr(text, "sliding_window", None) or 0,
-            width=text.num_attention_heads * head_size,
+            windowed_layers=windowed,
+            window=window,
+            width=heads * (keys + values) / 2,
         )
 
     def of_row(self, length: int) -> float:

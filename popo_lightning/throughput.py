@@ -24,12 +24,12 @@ class Worker:
 
     Args:
         device: Its own.
-        flops: Of the model.
-        peak: TFLOP/s that the device reaches at best; None: unknown.
+        flops: Of the model; None: unknown.
+        peak: TFLOP/s that the device reaches at best; None: unknown, or without flops of no use.
     """
 
     device: torch.device
-    flops: ModelFlops
+    flops: ModelFlops | None
     peak: float | None
 
     @classmethod
@@ -46,11 +46,15 @@ class Worker:
             if peak is None and policy.trainer.is_global_zero:
                 log.warning("no throughput/mfu: the peak of a %s is not known here; set monitor.peak_tflops", card)
         shapes = {name: shape for name, shape in policy.described[SHAPES].items() if name.startswith("model.")}
-        return cls(policy.device, ModelFlops.of_model(policy.model.config, shapes), peak)
+        flops = ModelFlops.of_model(policy.model.config, shapes)
+        if flops is None and peak is not None and policy.trainer.is_global_zero:
+            log.warning("no throughput/mfu: nothing is known of the layers of a %s", policy.model.config.model_type)
+        return cls(policy.device, flops, None if flops is None else peak)
 
     def work(self, minibatch: Minibatch) -> dict[str, float]:
         """What a training step on this rank's minibatch computes, of which that of several steps and ranks adds up."""
-        return {"row_tokens": float(sum(row_lengths(minibatch))), "flops": self.flops.of_minibatch(minibatch)}
+        flops = 0.0 if self.flops is None else self.flops.of_minibatch(minibatch)
+        return {"row_tokens": float(sum(row_lengths(minibatch))), "flops": flops}
 
     def state(self) -> dict[str, float | None]:
         """Once an iteration, for all ranks to see."""

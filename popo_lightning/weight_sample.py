@@ -49,7 +49,7 @@ class WeightSample:
 
     def _join(self, values: Tensor, count: int) -> None:
         self.count += count
-        self.values = torch.cat((self.values.to(values), values))
+        self.values = torch.cat((self.values.to(values, non_blocking=True), values))
         while len(self.values) > LIMIT:
             self.values = self.values[::2].clone()
             self.stride *= 2

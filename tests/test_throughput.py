@@ -36,7 +36,9 @@ def of_model(config: Any) -> ModelFlops:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return ModelFlops.of_model(config, {name: list(p.shape) for name, p in model.named_parameters()})
+    found = ModelFlops.of_model(config, {name: list(p.shape) for name, p in model.named_parameters()})
+    assert found is not None
+    return found
 
 
 SIZES: dict[str, Any] = {
@@ -92,7 +94,26 @@ def test_a_vision_tower_does_not_count() -> None:
     from transformers import LlamaConfig
 
     shapes = {"model.embed_tokens.weight": [50, 8], "model.visual.blocks.0.weight": [99, 99], "model.layer": [8, 8]}
-    assert ModelFlops.of_model(LlamaConfig(**SIZES), shapes).parameters == HEAD + 64
+    found = ModelFlops.of_model(LlamaConfig(**SIZES), shapes)
+    assert found is not None and found.parameters == HEAD + 64
+
+
+def test_keys_and_values_of_different_sizes() -> None:
+    from transformers import DeepseekV3Config
+
+    heads = {"qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 8, "num_attention_heads": 4}
+    found = ModelFlops.of_model(DeepseekV3Config(num_hidden_layers=3, **heads), {})
+    assert found is not None and (found.layers, found.width) == (3, 4 * (6 + 8) / 2)
+
+
+def test_layers_that_nobody_describes_cost_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import MambaConfig
+
+    policy = policy_on("NVIDIA H200", monkeypatch)
+    policy.model.config = MambaConfig()
+    worker = Worker.of_policy(policy, None)
+    assert worker.flops is None and worker.peak is None
+    assert worker.work(Minibatch([group(0)], 0, 0)) == {"row_tokens": 8.0, "flops": 0.0}
 
 
 # -- cards ---------------------------------------------------------------------------------------------------------
@@ -157,7 +178,8 @@ def test_an_unknown_card_is_told_once_unless_its_peak_is_given(
     caplog.clear()
     assert Worker.of_policy(policy, 50.0).peak == 50.0
     known = Worker.of_policy(policy_on("NVIDIA H200", monkeypatch), None)
-    assert known.peak == 989.4 and known.flops.parameters == 400, "a critic is another model"
+    assert known.peak == 989.4 and known.flops is not None
+    assert known.flops.parameters == 400, "a critic is another model"
     assert not caplog.records
 
 

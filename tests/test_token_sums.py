@@ -259,18 +259,18 @@ def test_a_merged_sample_is_one_of_both(monkeypatch: pytest.MonkeyPatch) -> None
 # -- no wait for the device ----------------------------------------------------------------------------------------
 
 
-def test_a_micro_batch_waits_for_nothing() -> None:
-    """On the meta device there are no values, so that whoever asks for one fails, as it would wait on a GPU."""
-    meta = torch.device("meta")
-    draw = torch.Generator().manual_seed(5)
-
-    def scored(rows: PaddedRows) -> tuple[Tensor, Tensor]:
-        logp = torch.randn(rows.mask.shape, generator=draw).to(rows.mask.device).requires_grad_()
-        return logp, logp.detach().abs()
+def two_micro_batches(device: torch.device) -> MinibatchLoss:
+    """Of six rows in three groups of ages 0 to 2."""
 
     class Policy:
-        device, critic = meta, None
-        __call__ = staticmethod(scored)
+        critic = None
+
+        def __init__(self) -> None:
+            self.device = device
+
+        def __call__(self, rows: PaddedRows) -> tuple[Tensor, Tensor]:
+            logp = torch.full(rows.mask.shape, -1.0, device=device, requires_grad=True)
+            return logp, torch.ones_like(logp)
 
         def reference_logprobs(self, rows: PaddedRows) -> None:
             return None
@@ -279,8 +279,29 @@ def test_a_micro_batch_waits_for_nothing() -> None:
     minibatch: Any = SimpleNamespace(index=0, prox_is_start=False, version=4)
     losses = MinibatchLoss(Policy(), Objective(), minibatch, 12.0, 12.0)
     for part in (rows[:3], rows[3:]):
-        assert losses.add(pad_rows(part)).device == meta
-    assert isinstance(losses.loss, Tensor) and losses.loss.device == meta
+        assert losses.add(pad_rows(part)).device == device
+    assert isinstance(losses.loss, Tensor) and losses.loss.device == device
     assert losses.sums.count == 12 and sorted(losses.sums.ages) == [0, 1, 2]
+    return losses
+
+
+def test_a_micro_batch_waits_for_nothing() -> None:
+    """On the meta device there are no values, so that whoever asks for one fails, as it would wait on a GPU."""
+    losses = two_micro_batches(torch.device("meta"))
     with pytest.raises((RuntimeError, NotImplementedError)):
         losses.outputs()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_micro_batch_waits_for_no_gpu() -> None:
+    device = torch.device("cuda", 0)
+    expected = two_micro_batches(torch.device("cpu")).outputs()["tokens"]
+    two_micro_batches(device)  # whatever is set up once
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        losses = two_micro_batches(device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = TokenSums.from_plain(losses.outputs()["tokens"].to_plain())
+    assert token_metrics([found]) == pytest.approx(token_metrics([expected]))
