@@ -182,8 +182,8 @@ def _together(parts: Iterable[AgeSums]) -> AgeSums:
     tokens, sums, maxima = first.tokens, first.sums, first.maxima
     for other in others:
         tokens += other.tokens
-        sums = sums.to(other.sums.device, non_blocking=True) + other.sums
-        maxima = torch.maximum(maxima.to(other.maxima.device, non_blocking=True), other.maxima)
+        sums = sums.to(other.sums.device) + other.sums
+        maxima = torch.maximum(maxima.to(other.maxima.device), other.maxima)
     return AgeSums(tokens, sums, maxima)
 
 

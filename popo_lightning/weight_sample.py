@@ -48,8 +48,9 @@ class WeightSample:
         self._join(other.values[:: stride // other.stride], other.count)
 
     def _join(self, values: Tensor, count: int) -> None:
+        if count:  # a sample without values is on no device in particular; one from a checkpoint is on the CPU
+            self.values = torch.cat((self.values.to(values.device), values)) if self.count else values
         self.count += count
-        self.values = torch.cat((self.values.to(values, non_blocking=True), values))
         while len(self.values) > LIMIT:
             self.values = self.values[::2].clone()
             self.stride *= 2
