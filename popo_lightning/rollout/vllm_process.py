@@ -62,7 +62,7 @@ def ranks_in_environment(context: EngineContext) -> Iterator[None]:
         context: Its ranks. On a GPU vLLM takes LOCAL_RANK for the number of the GPU.
     """
     on_gpu = context.device.type == "cuda" and context.device.index is not None
-    names = {
+    names: dict[str, object] = {
         "RANK": context.rank,
         "WORLD_SIZE": context.world_size,
         "LOCAL_RANK": context.device.index if on_gpu else context.local_rank,
