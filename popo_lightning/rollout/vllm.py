@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -140,13 +140,12 @@ class VLLMEngine(RolloutEngine):
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
         inputs: Any = [_input(prompt) for prompt in prompts]
         engine = self._llm.llm_engine
-        with self._no_compilation():
+        with self._apart():
             ids = self._llm.enqueue(inputs, self._parameters(prompts, n // copies, sampling, seed), use_tqdm=False)
         places = {_number(request): place for place, request in enumerate(ids)}
         try:
             while engine.has_unfinished_requests():
-                # step by step: what the caller does in between has its own random state and compiles as it likes
-                with isolate_rng(include_cuda=self._context.device.type == "cuda"), self._no_compilation():
+                with self._apart():
                     done = [output for output in engine.step() if output.finished]
                 found = [(places.pop(_number(output.request_id)), output) for output in done]
                 yield [(place, self._responses(prompts[place], output) * copies) for place, output in found]
@@ -179,6 +178,12 @@ class VLLMEngine(RolloutEngine):
             for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True)
         ]
 
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Step by step, so that what the caller does in between has its own random state and compiles as it likes."""
+        with isolate_rng(include_cuda=self._context.device.type == "cuda"), self._no_compilation():
+            yield
+
     def _no_compilation(self) -> AbstractContextManager[Any]:
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
         return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
@@ -196,9 +201,10 @@ class VLLMEngine(RolloutEngine):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if self._context.device.type == "cpu":
-            self._llm.apply_model(repack_tied_heads)
+        with self._apart():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            if self._context.device.type == "cpu":
+                self._llm.apply_model(repack_tied_heads)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
