@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -172,12 +173,39 @@ class PopoCLI(LightningCLI):
         """Adds the run's loggers and its summary."""
         assert self.subcommand is not None
         config = self.config_init[self.subcommand]
+        kwargs["accelerator"] = chosen_accelerator(config.trainer.accelerator)
         if self.subcommand == "fit":
             if config.trainer.logger is True:
                 kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
         return super().instantiate_trainer(**kwargs)
+
+
+def chosen_accelerator(setting: Any) -> Any:
+    """The device of trainer and engine: auto is CUDA where torch sees a GPU, and else the CPU.
+
+    Lightning's own auto would be MPS on a Mac, which lacks the float64 that numbers over ranks are summed in.
+
+    Args:
+        setting: trainer.accelerator.
+
+    Raises:
+        SettingError: A device that is not here, or MPS.
+    """
+    found = torch.cuda.is_available()
+    if setting == "auto":
+        return "cuda" if found else "cpu"
+    if setting in ("gpu", "cuda"):
+        if not found:
+            raise SettingError(
+                f"trainer.accelerator is {setting}, but torch {torch.__version__} sees no CUDA device here; set it to "
+                "auto or cpu, or install torch's CUDA build and NVIDIA's driver"
+            )
+        return "cuda"
+    if setting == "mps":
+        raise SettingError("trainer.accelerator is mps, which has no float64 to sum in; set it to cpu")
+    return setting
 
 
 def one_sentence(message: str) -> str:

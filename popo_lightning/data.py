@@ -145,6 +145,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Loads tokenizer and verifier; to train, also reads the problems and drops those whose prompt is too long."""
+        self.engine.check(self._run.strategy.root_device)
         world_size, rank = self._run.world_size, self._run.global_rank
         prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
         folder = Path(self._run.default_root_dir) if self._run.is_global_zero else None
@@ -206,6 +207,7 @@ class RolloutDataModule(L.LightningDataModule):
             forbidden_token_ids=self._module.forbidden_token_ids,
             image_pixels=self.image_pixels,
             images_per_prompt=self.problems.images_per_prompt(self._fitting),
+            local_rank=self._run.local_rank,
         )
 
     def sync(self) -> None:

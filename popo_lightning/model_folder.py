@@ -17,7 +17,10 @@ VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
 def load_model(folder: str | Path, dtype: torch.dtype) -> Any:
-    """A language model, with its vision tower where it has one.
+    """A language model on the CPU, with its vision tower where it has one.
+
+    Lightning enters a device context around ``configure_model``. transformers would take that context for a
+    device_map, which needs accelerate, so the model loads on the CPU and the strategy moves it.
 
     Raises:
         SettingError: No model loads from there.
@@ -27,7 +30,8 @@ def load_model(folder: str | Path, dtype: torch.dtype) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
-        return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        with torch.device("cpu"):
+            return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
 

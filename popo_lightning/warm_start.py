@@ -55,7 +55,7 @@ class WarmStart(ABC):
         """The built folder, after building it if need be.
 
         An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
-        processes may ask at once; one builds.
+        processes may ask at once; one builds. It is built on the CPU, whatever device context is around.
         """
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
         target = cache_folder() / f"{self.name}-{digest}"
@@ -67,7 +67,8 @@ class WarmStart(ABC):
                 draft = target.with_name(f"{target.name}.draft")
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir()
-                self.build(draft)
+                with torch.device("cpu"):
+                    self.build(draft)
                 draft.rename(target)
         return target
 

@@ -13,7 +13,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_models, for tests and for what the command line instantiates
 
+from machine_for_tests import hide_gpus, skip_without_vllm_on_a_cpu
 from tiny_models import effective_share, tiny_policy, write_config
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hide_gpus(config.option.markexpr, os.environ)
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures start an engine
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("vllm"):
+        skip_without_vllm_on_a_cpu()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,6 +28,7 @@ class FakeServer:
 
     def __init__(self, port: int = 0) -> None:
         self.version = "default"
+        self.vllm: str | None = "0.32.0"
         self.description: dict[str, Any] = dict(DESCRIPTION)
         self.weights: dict[str, Any] = {}
         self.load_answer: dict[str, Any] | None = None
@@ -78,6 +79,8 @@ class FakeServer:
             self.version = body["new_version"]
         if path == "/reset_prefix_cache":
             return 200, {"success": self.reset_succeeds}
+        if path == "/version":
+            return (404, None) if self.vllm is None else (200, {"version": self.vllm})
         if path == "/weight_info":
             return 200, {"weight_version": self.says_version or self.version}
         return 200, None

@@ -92,6 +92,8 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "no checkpoint at all": (["--ckpt_path", "{noise}/noise.ckpt"], ["ckpt_path", "noise.ckpt"]),
     "foreign checkpoint": (["--ckpt_path", "{noise}/foreign.ckpt"], ["ckpt_path", "foreign.ckpt"]),
     "flipped checkpoint": (["--ckpt_path", "{noise}/flipped.ckpt"], ["ckpt_path", "flipped.ckpt"]),
+    "no GPU": (["--trainer.accelerator", "gpu"], ["trainer.accelerator", "gpu", "auto", "driver"]),
+    "MPS": (["--trainer.accelerator", "mps"], ["trainer.accelerator", "mps", "float64"]),
     "clipping": (["--trainer.gradient_clip_val", "1.0"], ["trainer.gradient_clip_val", "model.max_grad_norm"]),
     "accumulation": (["--trainer.accumulate_grad_batches", "2"], ["trainer.accumulate_grad_batches"]),
     "folder": (["--run.folder", "{finished}"], ["run.folder", "{finished}", "run.resume"]),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import RANDOM, attached, random_model
@@ -75,21 +78,39 @@ PROMPTS = prompts()
 ENGINES: dict[str, Callable[[], RolloutEngine]] = {"transformers": lambda: TransformersEngine(5), "vllm": VLLMEngine}
 
 
+MARKS = {"transformers": [], "vllm": [pytest.mark.vllm]}
+PAIRS = [pytest.param((e, m), marks=MARKS[e]) for e in ENGINES for m in RANDOM]
+
+
 # one process holds one vLLM at a time: module scope and this order of parameters see to it
-@pytest.fixture(scope="module", params=[(e, m) for e in ENGINES for m in RANDOM], ids=lambda p: "-".join(p))
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda p: "-".join(p))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     name, kind = request.param
     folder = random_model(kind, tmp_path_factory.mktemp(kind))
     policy = attached(PolicyModule(path=str(folder)))
     policy.forbidden_token_ids = FORBIDDEN
     engine = ENGINES[name]()
-    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    seed_everything()
+    expected, threads, set_threads = draws(), torch.get_num_threads(), torch.set_num_threads
+    seed_everything()
     engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 400, FORBIDDEN))
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert threads == torch.get_num_threads()
+    assert draws() == expected
+    assert threads == torch.get_num_threads() and torch.set_num_threads is set_threads
+    assert torch.get_float32_matmul_precision() == "highest" and gc.get_freeze_count() == 0
     assert engine.version == -1
     yield Pair(engine, policy)
     engine.stop()
+
+
+def seed_everything() -> None:
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+
+
+def draws() -> tuple[float, float, float]:
+    """From every global random state."""
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
 def tokens(sampled: Sequence[Sequence[Response]]) -> list[list[list[int]]]:
@@ -136,6 +157,8 @@ def test_seeds(pair: Pair) -> None:
     assert tokens(first) != tokens(other)
     for left, right in zip(first, again, strict=True):
         assert all(torch.equal(a.behave_logp, b.behave_logp) for a, b in zip(left, right, strict=True))
+    pair.generate(Sampling(LIMIT, 0.7), seed=3, n=2)  # as an evaluation would, between two calls of training
+    assert tokens(pair.generate(seed=2)) == tokens(other)
     everything = [tuple(ids) for responses in tokens(first) for ids in responses]
     assert len(set(everything)) > len(everything) * 3 / 4  # the responses of a prompt are drawn one by one
 
@@ -156,13 +179,33 @@ def test_a_stream_brings_every_prompt_once_and_can_be_left(pair: Pair) -> None:
         assert len(steps) > 1, "responses came all at once"
 
 
-def test_random_state_is_left_alone(pair: Pair) -> None:
-    torch.manual_seed(5)
-    state = torch.random.get_rng_state()
-    first = pair.generate(seed=1)
-    assert torch.equal(state, torch.random.get_rng_state())
-    torch.manual_seed(6)
-    assert tokens(pair.generate(seed=1)) == tokens(first)  # nor does it decide anything
+def test_a_prompt_draws_the_same_whatever_is_asked_beside_it(pair: Pair) -> None:
+    if isinstance(pair.engine, TransformersEngine):
+        pytest.skip("its seeds are those of a whole call")
+    first = tokens(pair.generate(seed=1))
+    others = [Prompt(ids) for ids in (PROMPTS[2], PROMPTS[1], PROMPTS[0], PROMPTS[3], PROMPTS[2])]
+    beside = tokens(pair.engine.generate(others, 4, SAMPLING, seed=1))
+    assert beside[1] == first[1] and beside[3] == first[3]
+    assert beside[0] != first[2] and beside[0] != beside[4]  # the same prompt at another place draws anew
+    assert tokens(pair.engine.generate(others[:2], 2, SAMPLING, seed=1))[1] == first[1][:2]
+
+
+def test_random_states_are_left_alone(pair: Pair) -> None:
+    """Before, between and after the steps of a stream; nor do they decide anything."""
+    asked = [Prompt(ids) for ids in PROMPTS]
+    first = tokens(pair.generate(seed=1))
+    seed_everything()
+    expected = [draws() for _ in range(100)]
+    seed_everything()
+    found, drawn = {}, [draws()]
+    for step in pair.engine.stream(asked, 4, SAMPLING, 1):
+        found |= dict(step)
+        drawn.append(draws())
+    drawn.append(draws())
+    assert drawn == expected[: len(drawn)]
+    assert tokens([found[place] for place in range(4)]) == first
+    if isinstance(pair.engine, VLLMEngine):
+        assert len(drawn) > 10
 
 
 def test_shape_and_order(pair: Pair) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,3 +201,18 @@ def test_means_over_benchmarks() -> None:
     sheet = change_sheet(first, entry)
     assert sheet.rows[0][:2] == ["b4-8", "0.100 -> 0.200"] and sheet.rows[1][:2] == ["b2-8", "0.400"]
     assert sheet.rows[-1][0] == "mean"
+
+
+def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
+    """Seeds are by benchmark and rank: the same problem in two benchmarks is not answered with the same noise."""
+    seeds: list[int] = []
+
+    def sample(problems: Any, n: int, sampling: Any, seed: int) -> list[Any]:
+        seeds.append(seed)
+        return []
+
+    evaluation = Evaluation(max_new_tokens=4)
+    for rank, name in ((0, "aime"), (0, "amc"), (0, "aime"), (1, "aime")):
+        trainer: Any = SimpleNamespace(global_rank=rank, datamodule=SimpleNamespace(sample=sample))
+        evaluation._sample(trainer, name, [], 1, evaluation.regime)
+    assert seeds[0] == seeds[2] and len(set(seeds)) == 3

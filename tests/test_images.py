@@ -149,7 +149,11 @@ def test_images_need_a_model_that_sees_and_a_template(folder: Path, tmp_path: Pa
 # -- engines and policy ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[lambda: TransformersEngine(5), VLLMEngine], ids=["transformers", "vllm"])
+@pytest.fixture(
+    scope="module",
+    params=[lambda: TransformersEngine(5), pytest.param(VLLMEngine, marks=pytest.mark.vllm)],
+    ids=["transformers", "vllm"],
+)
 def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[RolloutEngine, PolicyModule, PromptEncoder]]:
     policy = policy_of(folder)
     engine = request.param()
@@ -203,6 +207,7 @@ def test_image_tokens_are_never_sampled(pair: tuple[RolloutEngine, PolicyModule,
     engine.update_weights(policy.named_weights(), 3)
 
 
+@pytest.mark.vllm
 def test_processors_that_differ_are_noticed(folder: Path) -> None:
     class Small(VLLMEngine):
         def start(self, context: EngineContext) -> None:
@@ -224,7 +229,9 @@ def run(folder: Path, to: Path, **settings: Any) -> Any:
     return fit(folder, to, composer=composer, max_prompt_tokens=40, **data)
 
 
-@pytest.mark.parametrize("engine", [TransformersEngine(), VLLMEngine()], ids=["transformers", "vllm"])
+@pytest.mark.parametrize(
+    "engine", [TransformersEngine(), pytest.param(VLLMEngine(), marks=pytest.mark.vllm)], ids=["transformers", "vllm"]
+)
 def test_popo_trains_on_images_and_replays_them(folder: Path, tmp_path: Path, engine: RolloutEngine) -> None:
     found = run(folder, tmp_path, engine=engine, group_size=2, lr=1e-3)
     engine.stop()

@@ -41,6 +41,7 @@ def test_two_nodes_train_as_one_process_does(config: Path, tmp_path: Path, nodes
             assert together[name] == alone[name], (name, alone["step"])
 
 
+@pytest.mark.vllm
 def test_a_vllm_engine_on_each_node_trains_countdown(config: Path, tmp_path: Path, nodes: TwoNodes) -> None:
     command = ["fit", "--config", config, *method("popo"), *EVERY, "--data.problems_per_iteration", "10"]
     command += ["--data.engine", "popo_lightning.rollout.vllm.VLLMEngine", "--run.folder", tmp_path]

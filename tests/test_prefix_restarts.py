@@ -273,7 +273,7 @@ def test_the_cut_response_is_drawn_by_the_iterations_seed() -> None:
 ENGINES: dict[str, Callable[[], RolloutEngine]] = {"transformers": lambda: TransformersEngine(7), "vllm": VLLMEngine}
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 def test_restarted_responses_are_on_policy_and_graded_as_a_whole(name: str, policy: Path) -> None:
     """Log-probs of what comes behind a prefix are the policy's, and the verifier reads prefix and continuation."""
     module, engine, task = attached(PolicyModule(path=str(policy))), ENGINES[name](), tiny_task()

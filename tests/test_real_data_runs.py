@@ -13,6 +13,7 @@ TASKS = {"countdown": "qwen2", "gsm8k": "qwen2", "geometry": "vision"}
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not on this machine")
 @pytest.mark.parametrize("name", TASKS)
 def test_popo_on_real_data(name: str, tmp_path: Path) -> None:

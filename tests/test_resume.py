@@ -151,6 +151,7 @@ def test_checkpoints_hold_no_code(whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_resumes_bit_for_bit(command: list[str | Path], tmp_path: Path) -> None:
     """The real engine, three processes: buffer, sampler, engine and optimizer."""
     engine = ["--data.engine", "popo_lightning.rollout.vllm.VLLMEngine", "--checkpoint.every_n_epochs", "1"]

@@ -191,6 +191,24 @@ def test_a_request_that_takes_too_long_goes_elsewhere(
         engine.generate(PROMPTS[:4], 2, Sampling(LIMIT), 0)
 
 
+def test_the_longest_wait_follows_what_a_server_may_have_before_it(
+    servers: list[FakeServer], start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    ask = Server.ask
+
+    def noted(self: Server, method: str, path: str, body: Any = None, seconds: float = 60.0, most: int = 2**20) -> Any:
+        if path == "/inference/v1/generate":
+            waits.append(seconds)
+        return ask(self, method, path, body, seconds, most)
+
+    monkeypatch.setattr(Server, "ask", noted)
+    engine = start(servers, request_seconds=None, requests_per_server=64)
+    engine.generate([PROMPTS[0]], 8, Sampling(8192), 0)
+    engine.generate([PROMPTS[0]], 8, Sampling(8192, temperature=0.0), 0)  # asked once, and copied
+    assert waits == pytest.approx([600 + 64 * 8 * 8192 / 1000, 600 + 64 * 8192 / 1000])
+
+
 def test_a_refusal_is_not_repeated(servers: list[FakeServer], start: Any) -> None:
     engine = start(servers)
     for server in servers:
@@ -302,7 +320,7 @@ def test_weights_arrive_and_leave_nothing_behind(servers: list[FakeServer], star
     for server in servers:
         assert server.weights.keys() == WEIGHTS.keys()
         assert all(torch.equal(server.weights[name], weight) for name, weight in WEIGHTS.items())
-        order = [path for path in server.paths if path != "/health"]
+        order = [path for path in server.paths if path not in ("/health", "/version")]
         assert order[1:] == [  # the description comes first
             "/update_weight_version",
             "/collective_rpc",
@@ -384,6 +402,19 @@ def test_servers_that_sample_otherwise(
         start(servers)
 
 
+@pytest.mark.parametrize("version", ["0.31.2", "0.20.0", "0.31.0rc1"])
+def test_a_vllm_that_is_too_old(servers: list[FakeServer], start: Any, version: str) -> None:
+    servers[1].vllm = version
+    with pytest.raises(SettingError, match=rf"data.engine.urls runs vLLM {version}.* vLLM 0\.32 or later"):
+        start(servers)
+
+
+@pytest.mark.parametrize("version", ["0.32.0rc1", "0.33.0+cu130", "1.0", "0.1.dev1+gabc", "main", None])
+def test_a_vllm_that_may_be_new_enough(servers: list[FakeServer], start: Any, version: str | None) -> None:
+    servers[1].vllm = version
+    assert len(generate(start(servers))) == len(PROMPTS)
+
+
 def test_a_server_that_is_not_there(servers: list[FakeServer], start: Any, caplog: pytest.LogCaptureFixture) -> None:
     gone = FakeServer()
     gone.close()
@@ -434,6 +465,7 @@ def test_stop_leaves_the_servers(servers: list[FakeServer], start: Any) -> None:
         ({"urls": ["http://127.0.0.1:80x"]}, "has 'http://127.0.0.1:80x'"),
         ({"urls": ["http://node1:8000"]}, "data.engine.weights_folder is null, but http://node1:8000"),
         ({"urls": ["http://127.0.0.1:1"], "attempts": 0}, "data.engine.attempts is 0"),
+        ({"urls": ["http://127.0.0.1:1"], "sync_seconds": 0}, "data.engine.sync_seconds is 0"),
         ({"urls": ["http://127.0.0.1:1"], "request_seconds": 0}, "data.engine.request_seconds is 0"),
     ],
 )

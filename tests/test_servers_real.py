@@ -21,13 +21,14 @@ import torch
 from test_engines import (  # noqa: F401  # collected here again, with the pair of this file
     FORBIDDEN,
     Pair,
+    test_a_prompt_draws_the_same_whatever_is_asked_beside_it,
     test_ends,
     test_forbidden_tokens,
     test_greedy,
     test_log_probs_at_a_temperature,
     test_log_probs_before_and_after_updates,
     test_prefix_cache_is_dropped,
-    test_random_state_is_left_alone,
+    test_random_states_are_left_alone,
     test_seeds,
     test_shape_and_order,
 )
@@ -37,7 +38,7 @@ from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.engine import EngineContext
 from popo_lightning.rollout.servers import ServerEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
 MAX_TOKENS, START_SECONDS = 400, 400
 
 

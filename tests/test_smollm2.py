@@ -144,6 +144,7 @@ def graded(task: Arithmetic, answer: int, response: Response) -> Response:
 
 @needs_model
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_and_the_policy_agree_on_log_probs(policy: PolicyModule, groups: list[Group]) -> None:
     minibatch = Minibatch(groups, 0, 0)
     gaps: Tensor = torch.cat(policy.logprobs(minibatch)) - torch.cat([r.behave_logp for r in minibatch.responses])
@@ -152,6 +153,7 @@ def test_vllm_and_the_policy_agree_on_log_probs(policy: PolicyModule, groups: li
 
 @needs_model
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_the_task_is_within_reach_and_not_solved(groups: list[Group]) -> None:
     rewards = torch.stack([group.rewards("acc") for group in groups])
     assert 0.1 < float(rewards.mean()) < 0.5
@@ -163,6 +165,7 @@ def test_the_task_is_within_reach_and_not_solved(groups: list[Group]) -> None:
 
 @needs_model
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_the_configured_run_trains(tmp_path: Path) -> None:
     smaller = {"trainer.max_epochs": 2, "data.problems_per_iteration": 4, "evaluation.samples": 0}
     settings = [text for name, value in smaller.items() for text in (f"--{name}", str(value))]

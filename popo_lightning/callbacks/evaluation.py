@@ -198,8 +198,8 @@ class Evaluation(L.Callback):
         data.sync()
         problems = regime.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
-        greedy = self._sample(trainer, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
-        sampled = self._sample(trainer, mine, regime.samples, regime) if regime.samples else []
+        greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
+        sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
         if folder is not None and self.write_samples:
@@ -211,11 +211,14 @@ class Evaluation(L.Callback):
                 self._responses.write(row)
         return measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
 
-    def _sample(self, trainer: L.Trainer, problems: Sequence[Problem], n: int, regime: Regime) -> list[Group]:
+    def _sample(
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, regime: Regime
+    ) -> list[Group]:
         assert regime.max_new_tokens is not None
         cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
         sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut)
-        seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}").getrandbits(62)
+        # by benchmark: with one seed for all, the first problems of any two would be answered with the same noise
+        seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}/{name}").getrandbits(62)
         groups: list[Group] = self._data(trainer).sample(problems, n, sampling, seed)
         return groups
 

@@ -53,6 +53,7 @@ class EngineContext:
         forbidden_token_ids: Never sampled, because the policy could not take them back (image tokens).
         image_pixels: Least and most pixels of an image, as the prompts were made with; None keeps the processor's own.
         images_per_prompt: Most images a prompt has.
+        local_rank: Rank among those of this machine.
     """
 
     folder: str | Path
@@ -64,6 +65,7 @@ class EngineContext:
     forbidden_token_ids: Sequence[int] = ()
     image_pixels: tuple[int, int] | None = None
     images_per_prompt: int = 0
+    local_rank: int = 0
 
 
 class RolloutEngine(ABC):
@@ -79,6 +81,13 @@ class RolloutEngine(ABC):
     version: int = -1
     holds_weights: bool = True
     generates_while_training: bool = False
+
+    def check(self, device: torch.device) -> None:  # noqa: B027  # most engines compute wherever the trainer does
+        """Called before any model loads; raises SettingError where the engine cannot sample beside such a trainer.
+
+        Args:
+            device: The trainer's.
+        """
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:
@@ -118,7 +127,7 @@ class RolloutEngine(ABC):
         """Frees what generation needs while the trainer works."""
 
     def wake(self) -> None:  # noqa: B027
-        """Undoes :meth:`sleep` before weights are updated."""
+        """Undoes :meth:`sleep` as far as weights need it, which may be updated next."""
 
     def stop(self) -> None:  # noqa: B027
         """Frees the model for good."""

@@ -26,13 +26,15 @@ from popo_lightning.rollout.engine import (
     prompt_seeds,
     responses_of,
 )
-from popo_lightning.rollout.server import RequestRefusedError, Server, ServerFailedError
+from popo_lightning.rollout.server import Server, ServerFailedError
 from popo_lightning.rollout.server_answers import Asked, Sampled, sampled
+from popo_lightning.rollout.server_checks import call, check, check_version, described
 from popo_lightning.rollout.server_pool import ServerPool
 from popo_lightning.rollout.weight_files import write_weights
 
 LOADING = "loading"  # a server's version while its weights are half the old ones
 RESET_TRIES = 60
+LEAST_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # of a request's longest wait, unless it is set
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class ServerEngine(RolloutEngine):
         requests_per_server: Prompts that one server has before it at a time.
         attempts: Times a request may fail on servers that are well.
         start_seconds: Longest wait for servers that are still starting.
-        request_seconds: Longest wait for the responses to one prompt.
+        request_seconds: Longest wait for the responses to one prompt. null is 600 s, and 1 s more for every 1,000
+            tokens that a server may have before it: response limit x responses x requests_per_server.
         sync_seconds: Longest wait for a server to read the weights.
     """
 
@@ -73,11 +76,12 @@ class ServerEngine(RolloutEngine):
         requests_per_server: int = 64,
         attempts: int = 3,
         start_seconds: float = 180.0,
-        request_seconds: float = 600.0,
+        request_seconds: float | None = None,
         sync_seconds: float = 600.0,
     ) -> None:
         counts = {"requests_per_server": requests_per_server, "attempts": attempts}
-        waits = {"start_seconds": start_seconds, "request_seconds": request_seconds, "sync_seconds": sync_seconds}
+        waits = {"start_seconds": start_seconds, "sync_seconds": sync_seconds}
+        waits |= {} if request_seconds is None else {"request_seconds": request_seconds}
         for name, value in (counts | waits).items():
             if value < (1 if name in counts else 0.1):
                 raise SettingError(f"data.engine.{name} is {value}; use at least 1")
@@ -119,7 +123,8 @@ class ServerEngine(RolloutEngine):
             self._root = Path(self.weights_folder or self._temporary.name) / f"popo-{self._run}"
         self._wait_for_servers()
         for server in self.pool.alive:
-            _check(_described(server), server, context)
+            check_version(server)
+            check(described(server), server, context)
 
     def _warn_of_open_servers(self) -> None:
         for server in self.pool.servers:
@@ -192,7 +197,14 @@ class ServerEngine(RolloutEngine):
             "detokenize": False,
         }
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
-        return sampled(server.ask("POST", "/inference/v1/generate", body, self.request_seconds, most), asked)
+        seconds = self._longest_wait(asked)
+        return sampled(server.ask("POST", "/inference/v1/generate", body, seconds, most), asked)
+
+    def _longest_wait(self, asked: Asked) -> float:
+        """For one prompt's responses, which a server may work on beside those to as many prompts as it is given."""
+        if self.request_seconds is not None:
+            return self.request_seconds
+        return LEAST_SECONDS + asked.limit * asked.n * self.pool.per_server / SLOW_TOKENS_PER_SECOND
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -235,7 +247,7 @@ class ServerEngine(RolloutEngine):
             if not server.answers():
                 raise ServerFailedError("it does not answer")
             server.ask("POST", "/update_weight_version", {"new_version": LOADING})
-            found = _call(server, "load_policy", {"folder": str(folder.absolute())}, self.sync_seconds)
+            found = call(server, "load_policy", {"folder": str(folder.absolute())}, self.sync_seconds)
             for worker in found:
                 if "error" in worker or not worker.get("files"):
                     raise RuntimeError(f"{server.url}: {str(worker.get('error', worker))[:500]}")
@@ -257,47 +269,6 @@ def _server(url: str) -> Server:
         raise SettingError(
             f"data.engine.urls has '{url}'; write addresses of servers such as http://127.0.0.1:8000"
         ) from error
-
-
-def _call(server: Server, method: str, arguments: dict[str, str], seconds: float) -> list[dict[str, Any]]:
-    """What each worker of a server returns of a method of PolicyWorker."""
-    answer = server.ask("POST", "/collective_rpc", {"method": method, "kwargs": arguments}, seconds)
-    results = answer.get("results") if isinstance(answer, dict) else None
-    if not isinstance(results, list) or not results or not all(isinstance(result, dict) for result in results):
-        raise RuntimeError(f"{server.url} answers {method} with {str(answer)[:200]}; start it with scripts/serve.sh")
-    return results
-
-
-def _described(server: Server) -> dict[str, Any]:
-    try:
-        return _call(server, "describe_policy_server", {}, 60.0)[0]
-    except (ServerFailedError, RequestRefusedError, RuntimeError) as error:
-        raise SettingError(
-            f"{server.url} of data.engine.urls cannot take a policy's weights ({str(error)[:300]}); start it with "
-            "scripts/serve.sh"
-        ) from error
-
-
-def _check(found: dict[str, Any], server: Server, context: EngineContext) -> None:
-    """Raises SettingError for a server that samples otherwise than the policy is told."""
-    wanted = {
-        "dtype": str(context.dtype).removeprefix("torch."),
-        "logprobs_mode": "processed_logprobs",  # of the distribution really sampled from
-        "generation_config": "vllm",  # the model's own top_p, top_k and penalties must not leak in
-    }
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise SettingError(
-                f"{server.url} of data.engine.urls has {name} {str(found.get(name))[:50]}, but this run needs {value}; "
-                "start it as scripts/serve.sh does"
-            )
-    length = found.get("max_model_len")
-    if type(length) is not int or length < context.max_tokens:
-        raise SettingError(
-            f"{server.url} of data.engine.urls takes {str(length)[:20]} tokens (--max-model-len), but prompt and "
-            f"response may have {context.max_tokens}; start it with more, or lower data.max_prompt_tokens, "
-            "data.max_new_tokens or an evaluation's"
-        )
 
 
 def _reset_caches(server: Server) -> None:

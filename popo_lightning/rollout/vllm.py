@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
@@ -19,43 +20,59 @@ from popo_lightning.rollout.engine import (
     RolloutEngine,
     Sampling,
     end_token_ids,
+    prompt_seeds,
     responses_of,
-    seeded,
 )
+from popo_lightning.rollout.vllm_process import (
+    check_platform,
+    external_launcher,
+    not_installed,
+    ranks_in_environment,
+    state_put_back,
+)
+
+Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
 
 
 class VLLMEngine(RolloutEngine):
-    """Colocated vLLM.
+    """Colocated vLLM, on the trainer's own device.
 
     Args:
-        memory_share: Share of the GPU's memory that vLLM may take; ignored on a CPU.
+        memory_share: Share of the GPU's memory that vLLM may take while it samples; ignored on a CPU.
         cpu_cache_gib: Key-value cache on a CPU, in GiB, all of it taken from the start.
-        enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU.
+        enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU. null is true on a
+            CPU and false on a GPU.
         sleep_level: What sleep frees on a GPU while the trainer works: 0 nothing, 1 the key-value cache and the
-            weights (kept in host memory), 2 the weights for good, which the next sync then restores.
+            weights (kept in host memory), 2 the weights for good, which the next sync then restores. null is 2 on a
+            GPU; on a CPU nothing sleeps.
         prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
     """
 
     def __init__(
         self,
-        memory_share: float = 0.4,
+        memory_share: float = 0.6,
         cpu_cache_gib: float = 1.0,
-        enforce_eager: bool = True,
-        sleep_level: int = 0,
+        enforce_eager: bool | None = None,
+        sleep_level: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
         if not 0 < memory_share < 1:
             raise SettingError(f"data.engine.memory_share is {memory_share}; use a share between 0 and 1")
         if cpu_cache_gib <= 0:
             raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
-        if sleep_level not in (0, 1, 2):
-            raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1 or 2")
+        if sleep_level not in (None, 0, 1, 2):
+            raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
         self.memory_share = memory_share
         self.cpu_cache_gib = cpu_cache_gib
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
         self.prefix_caching = prefix_caching
-        self._asleep = False
+        self._level = 0  # of sleep, once started
+        self._asleep: set[Memory] = set()
+
+    def check(self, device: torch.device) -> None:
+        """See :class:`RolloutEngine`: trainer and vLLM share one device."""
+        check_platform(device)
 
     def start(self, context: EngineContext) -> None:
         """Loads the model; raises SettingError when vLLM is not installed."""
@@ -64,17 +81,23 @@ class VLLMEngine(RolloutEngine):
         try:
             from vllm import LLM
         except ImportError as error:
-            raise SettingError(
-                f"data.engine is VLLMEngine but vLLM does not import ({error}); install the extra 'cpu' or 'gpu', "
-                "or set data.engine to popo_lightning.rollout.transformers.TransformersEngine"
-            ) from error
+            raise not_installed(error) from error
         on_gpu = context.device.type == "cuda"
+        self._eager = not on_gpu if self.enforce_eager is None else self.enforce_eager
+        self._level = 0 if not on_gpu else 2 if self.sleep_level is None else self.sleep_level
+        with ranks_in_environment(context), state_put_back(context.device):
+            self._llm = LLM(**self._arguments(context))
+        self._stop_token_ids = end_token_ids(context.folder)
+        self._tokenizer: Any = self._llm.get_tokenizer()
+
+    def _arguments(self, context: EngineContext) -> dict[str, Any]:
+        """Of vllm.LLM."""
         arguments: dict[str, Any] = {
             "model": str(context.folder),
             "dtype": str(context.dtype).removeprefix("torch."),
             "max_model_len": context.max_tokens,
             "seed": context.rank,
-            "enforce_eager": self.enforce_eager,
+            "enforce_eager": self._eager,
             "enable_prefix_caching": self.prefix_caching,
             # the distribution really sampled from: after temperature and forbidden tokens
             "logprobs_mode": "processed_logprobs",
@@ -88,19 +111,14 @@ class VLLMEngine(RolloutEngine):
         if context.image_pixels is not None:
             least, most = context.image_pixels
             arguments["mm_processor_kwargs"] = {"size": {"shortest_edge": least, "longest_edge": most}}
-        if on_gpu:
+        if context.device.type == "cuda":
             arguments["gpu_memory_utilization"] = self.memory_share
-            arguments["enable_sleep_mode"] = self.sleep_level > 0
+            arguments["enable_sleep_mode"] = self._level > 0
         else:
             arguments["kv_cache_memory_bytes"] = int(self.cpu_cache_gib * 2**30)
-        if context.world_size > 1:
+        if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
-        threads = torch.get_num_threads()
-        with seeded(context.rank, context.device):  # vLLM seeds the process's global random state
-            self._llm = LLM(**arguments)
-        torch.set_num_threads(threads)
-        self._stop_token_ids = end_token_ids(context.folder)
-        self._tokenizer: Any = self._llm.get_tokenizer()
+        return arguments
 
     def _set_environment(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
@@ -117,50 +135,58 @@ class VLLMEngine(RolloutEngine):
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
     ) -> Iterator[list[tuple[int, list[Response]]]]:
         """See :class:`RolloutEngine`. All prompts go to vLLM at once; it batches them by itself."""
+        self._wake("weights")
+        self._wake("kv_cache")
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
         inputs: Any = [_input(prompt) for prompt in prompts]
         engine = self._llm.llm_engine
-        # Seeding the global generator makes a call repeatable at no cost; a generator per request is slower.
-        with seeded(seed, self._context.device), self._no_compilation():
-            ids = self._llm.enqueue(inputs, self._parameters(prompts, n // copies, sampling), use_tqdm=False)
-            places = {_number(request): place for place, request in enumerate(ids)}
-            try:
-                while engine.has_unfinished_requests():
+        with self._apart():
+            ids = self._llm.enqueue(inputs, self._parameters(prompts, n // copies, sampling, seed), use_tqdm=False)
+        places = {_number(request): place for place, request in enumerate(ids)}
+        try:
+            while engine.has_unfinished_requests():
+                with self._apart():
                     done = [output for output in engine.step() if output.finished]
-                    found = [(places.pop(_number(output.request_id)), output) for output in done]
-                    yield [(place, self._responses(prompts[place], output) * copies) for place, output in found]
-            finally:
-                if places:  # interrupted: nobody waits for the others any more
-                    engine.abort_request(list(places))
+                found = [(places.pop(_number(output.request_id)), output) for output in done]
+                yield [(place, self._responses(prompts[place], output) * copies) for place, output in found]
+        finally:
+            if places:  # interrupted: nobody waits for the others any more
+                engine.abort_request(list(places))
 
-    def _parameters(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Any]:
+    def _parameters(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[Any]:
+        """One for each prompt. Without a seed of their own vLLM would draw all from one global generator or another."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        forbidden = self._context.forbidden_token_ids
-        limits = [sampling.max_new_tokens - prompt.begun for prompt in prompts]
-        by_limit = {
-            limit: SamplingParams(
+        forbidden = {token: -float("inf") for token in self._context.forbidden_token_ids}
+        return [
+            SamplingParams(
                 n=n,
+                seed=own_seed,  # of the first response; the others have those that follow
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                max_tokens=limit,
+                max_tokens=sampling.max_new_tokens - prompt.begun,
                 stop_token_ids=self._stop_token_ids,
                 logprobs=0,  # the sampled token's own
-                logit_bias={token: -float("inf") for token in forbidden} or None,
+                logit_bias=forbidden or None,
                 # what vLLM would write for every token, one by one, is done here for whole responses
                 detokenize=False,
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for limit in set(limits)
-        }
-        return [by_limit[limit] for limit in limits]
+            for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True)
+        ]
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Step by step, so that what the caller does in between has its own random state and compiles as it likes."""
+        with isolate_rng(include_cuda=self._context.device.type == "cuda"), self._no_compilation():
+            yield
 
     def _no_compilation(self) -> AbstractContextManager[Any]:
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
-        return torch.compiler.set_stance("force_eager") if self.enforce_eager else nullcontext()
+        return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
 
     def _responses(self, prompt: Prompt, output: Any) -> list[Response]:
         """Those of one finished request."""
@@ -175,9 +201,10 @@ class VLLMEngine(RolloutEngine):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if self._context.device.type == "cpu":
-            self._llm.apply_model(repack_tied_heads)
+        with self._apart():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            if self._context.device.type == "cpu":
+                self._llm.apply_model(repack_tied_heads)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
@@ -187,16 +214,23 @@ class VLLMEngine(RolloutEngine):
 
     def sleep(self) -> None:
         """Frees GPU memory as sleep_level says; nothing on a CPU."""
-        if self.sleep_level and self._context.device.type == "cuda" and not self._asleep:
-            self._llm.sleep(level=self.sleep_level)
-            self._asleep = True
-            self.holds_weights = self.sleep_level < 2
+        if self._level and "weights" not in self._asleep:
+            self._llm.sleep(level=self._level)
+            self._asleep = {"weights", "kv_cache"}
+            self.holds_weights = self._level < 2
 
     def wake(self) -> None:
-        """Takes the memory back; after level 2 the weights are only right once update_weights has run."""
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+        """Takes back the memory of the weights; after level 2 they are only right once update_weights has run.
+
+        The key-value cache wakes when generation begins: until then a sync may need the room.
+        """
+        self._wake("weights")
+
+    def _wake(self, memory: Memory) -> None:
+        if memory in self._asleep:
+            torch.cuda.empty_cache()  # vLLM asks the driver for memory, and not what torch keeps for later
+            self._llm.wake_up(tags=[memory])
+            self._asleep.remove(memory)
 
     def stop(self) -> None:
         """Drops the engine and its caches."""

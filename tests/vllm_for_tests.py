@@ -1,0 +1,92 @@
+"""vLLM as far as VLLMEngine can tell: it records what it is told, and samples nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from popo_lightning.rollout.engine import EngineContext
+from popo_lightning.rollout.vllm import VLLMEngine
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Recorder:
+    """Stands for the class vllm.LLM. Its calls are listed in order, whatever the number of engines."""
+
+    def __init__(self) -> None:
+        self.arguments: dict[str, Any] = {}
+        self.environment: dict[str, str] = {}
+        self.calls: list[str] = []
+        self.seeds: list[int] = []
+        self.during_start: Callable[[], None] = lambda: None
+
+    def __call__(self, **arguments: Any) -> Recorder:
+        self.arguments = arguments
+        self.environment = {name: os.environ[name] for name in RANKS if name in os.environ}
+        # what vLLM's start does to a process
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        torch.set_float32_matmul_precision("medium")
+        gc.freeze()
+        self.during_start()
+        return self
+
+    # -- what VLLMEngine calls ---------------------------------------------------------------------------------
+
+    def get_tokenizer(self) -> None:
+        return None
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(f"wake {' '.join(tags)}")
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        self.calls.append("reload " + " ".join(f"{float(weight):g}" for _, weight in kwargs["weights_iterator"]))
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+    def apply_model(self, function: Any) -> None:
+        pass
+
+    def enqueue(self, inputs: list[Any], parameters: list[Any], use_tqdm: bool) -> list[str]:
+        self.calls.append("generate")
+        self.seeds += [one.seed for one in parameters]
+        return [str(place) for place in range(len(inputs))]
+
+    @property
+    def llm_engine(self) -> Any:
+        return SimpleNamespace(has_unfinished_requests=lambda: False, abort_request=lambda ids: None)
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """In the place of vllm.LLM, in a process that nobody has started ranks for, with four GPUs."""
+    vllm = pytest.importorskip("vllm")
+    recorder = Recorder()
+    monkeypatch.setattr(vllm, "LLM", recorder)
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: recorder.calls.append(f"device {index}"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: recorder.calls.append("empty cache"))
+    return recorder
+
+
+def started(device: str = "cuda:3", **settings: Any) -> VLLMEngine:
+    """An engine on a device that need not be there."""
+    ranks = {name: settings.pop(name) for name in ("rank", "world_size", "local_rank") if name in settings}
+    engine = VLLMEngine(**settings)
+    known = {"rank": 0, "world_size": 1} | ranks
+    engine.start(EngineContext("no folder", torch.device(device), torch.float32, max_tokens=64, **known))
+    return engine
