@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from popo_lightning.model_folder import image_marks
 from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import Sampling
-from popo_lightning.rollout.row_cache import RowCache, gathered
+from popo_lightning.rollout.row_cache import RowCache
 from popo_lightning.rollout.sampling import draw, uniforms
 
 PREFILL_TOKENS = 2**16  # of prompts in one forward pass, padding included
-FINISHED_SHARE = 0.125  # of the rows, from which on it pays to copy the others' cache
+FINISHED_SHARE = 0.0625  # of the rows, from which on it pays to take them out
+UNUSED_SHARE = 0.25  # of the columns, from which on it pays to copy the others to the left
 STEPS_UNREAD = 4  # on CUDA, between two looks at what has finished: a look waits for the device
 
 
@@ -120,21 +122,47 @@ class Decoder:
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> Iterator[list[Finished]]:
         """Yields rows as they finish, in no particular order. Those of a prompt should lie side by side."""
-        self.rows = sorted(rows, key=lambda row: -len(self.prompts[row.place].ids))  # joining prompts always fit in
+        # longest prompts first: whatever joins later is no wider than what is there
+        self.rows = sorted(rows, key=lambda row: -len(self.prompts[row.place].ids))
+        self.cache = RowCache(min(self.batch_size, len(self.rows)))
         waiting = deque(range(len(self.rows)))
-        parts = [self._begin(chunk) for chunk in self._next_chunks(waiting, self.batch_size)]
-        while parts:
-            flight, cache = self._assemble(parts)
-            finished = flight.done.nonzero()[:, 0]
-            while len(finished) < max(1, FINISHED_SHARE * len(flight)):
-                for _ in range(self.steps_unread):
-                    self._step(flight, cache)
-                finished = flight.done.nonzero()[:, 0]
+        flights = [self._begin(chunk) for chunk in self._next_chunks(waiting, self.batch_size)]
+        while flights:
+            flight = joined(flights)
+            finished = self._advance(flight)
             yield self._collect(flight.taken(finished))
-            alive = (~flight.done).nonzero()[:, 0]
-            parts = [(flight.taken(alive), cache, alive)] if len(alive) else []
-            free = self.batch_size - len(alive)
-            parts += [self._begin(chunk) for chunk in self._next_chunks(waiting, free)]
+            flight = self._without_finished(flight)
+            flights = [flight] if len(flight) else []
+            free = self.batch_size - len(flight)
+            flights += [self._begin(chunk) for chunk in self._next_chunks(waiting, free)]
+
+    def _advance(self, flight: Flight) -> Tensor:
+        """Steps until enough rows are done to take them out, and says which."""
+        lengths, columns = flight.length.tolist(), self.cache.get_seq_length()
+        padding = columns - flight.length if min(lengths) < columns else None
+        enough = max(1, FINISHED_SHARE * len(flight))
+        while len(finished := flight.done.nonzero()[:, 0]) < enough:
+            for _ in range(self.steps_unread):
+                self._step(flight, padding)
+        return finished
+
+    def _without_finished(self, flight: Flight) -> Flight:
+        """The other rows, in the first places: the last ones go where finished ones were."""
+        done = flight.done.tolist()
+        left = done.count(False)
+        targets = [place for place in range(left) if done[place]]
+        sources = [place for place in range(left, len(done)) if not done[place]]
+        order = list(range(left))
+        for target, source in zip(targets, sources, strict=True):
+            order[target] = source
+        flight = flight.taken(self._tensor(order))
+        if not left:
+            self.cache = RowCache(self.cache.layers[0].places)
+            return flight
+        unused = self.cache.get_seq_length() - int(flight.length.max())
+        dropped = unused if unused > UNUSED_SHARE * self.cache.get_seq_length() else 0
+        self.cache.keep(left, self._tensor(sources), self._tensor(targets), dropped)
+        return flight
 
     def _next_chunks(self, waiting: deque[int], free: int) -> Iterator[list[int]]:
         """Takes rows that are waiting, for the places that are free, as many at a time as one pass takes."""
@@ -150,34 +178,31 @@ class Decoder:
             free -= len(chunk)
             yield chunk
 
-    def _begin(self, numbers: Sequence[int]) -> tuple[Flight, RowCache, Tensor]:
-        """Computes each prompt once and draws the first token of each row.
-
-        Returns:
-            The rows, a cache with one row a prompt, and (R,) that row of each.
-        """
+    def _begin(self, numbers: Sequence[int]) -> Flight:
+        """Computes each prompt once, gives every row a copy of its cache and draws the row's first token."""
         rows = [self.rows[number] for number in numbers]
         places = list(dict.fromkeys(row.place for row in rows))
-        logits, cache, first = self._prefill([self.prompts[place] for place in places])
+        logits, prefilled, first = self._prefill([self.prompts[place] for place in places])
         of_prompt = self._tensor([places.index(row.place) for row in rows])
-        columns = max(self.sampling.max_new_tokens, 1) + 1
-        count = torch.zeros_like(of_prompt)
+        lengths = [len(self.prompts[row.place].ids) for row in rows]
+        self.cache.put(prefilled, of_prompt, max(lengths))
+        columns = self.sampling.max_new_tokens + 1
         flight = Flight(
             number=self._tensor(numbers),
             first=first[of_prompt],
-            length=self._tensor([len(self.prompts[row.place].ids) for row in rows]),
+            length=self._tensor(lengths),
             limit=self._tensor([row.limit for row in rows]),
-            count=count,
-            last=count,
+            count=torch.zeros_like(of_prompt),
+            last=torch.zeros_like(of_prompt),
             done=torch.zeros(len(rows), dtype=torch.bool, device=self.device),
             uniform=uniforms([row.seed for row in rows], columns).to(self.device),
             token_ids=torch.zeros(len(rows), columns, dtype=torch.long, device=self.device),
             logps=torch.zeros(len(rows), columns, device=self.device),
         )
         self._draw(flight, logits[of_prompt])
-        return flight, cache, of_prompt
+        return flight
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, RowCache, Tensor]:
+    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, DynamicCache, Tensor]:
         """((P, V) logits of the first tokens, the prompts' cache, (P,) positions of the first tokens)."""
         longest = max(len(prompt.ids) for prompt in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -192,7 +217,7 @@ class Decoder:
         if images:  # (3, P, L): time, height and width
             without_pixels = {name: tensor for name, tensor in images.items() if name != "pixel_values"}
             positions, _ = self.model.base_model.get_rope_index(ids, attention_mask=mask, **without_pixels)
-        cache = RowCache()
+        cache = DynamicCache()
         out = self.model(
             input_ids=ids,
             attention_mask=mask if padded else None,
@@ -212,26 +237,16 @@ class Decoder:
         images = {name: torch.cat([one[name] for one in found]).to(ids.device) for name in found[0]}
         return images | {"mm_token_type_ids": image_marks(self.model.config, ids)}
 
-    def _assemble(self, parts: Sequence[tuple[Flight, RowCache, Tensor]]) -> tuple[Flight, RowCache]:
-        """Rows under way and rows that begin, in one cache no wider than its longest row."""
-        flight = joined([each for each, _, _ in parts])
-        lengths = flight.length.tolist()
-        width = max(lengths)
-        cache = gathered([(cache, rows) for _, cache, rows in parts], width)
-        self._padding = width - flight.length if min(lengths) < width else None
-        return flight, cache
-
-    def _step(self, flight: Flight, cache: RowCache) -> None:
-        """One token of every row."""
+    def _step(self, flight: Flight, padding: Tensor | None) -> None:
+        """One token of every row; padding is (R,) columns that are not a row's."""
         mask = None
-        if self._padding is not None:
-            columns = torch.arange(cache.get_seq_length() + 1, device=self.device)
-            mask = columns >= self._padding[:, None]
+        if padding is not None:
+            mask = torch.arange(self.cache.get_seq_length() + 1, device=self.device) >= padding[:, None]
         out = self.model(
             input_ids=flight.last[:, None],
             attention_mask=mask,
             position_ids=(flight.first + flight.count - 1)[:, None],
-            past_key_values=cache,
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )

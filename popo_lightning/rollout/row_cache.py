@@ -1,85 +1,103 @@
-"""A key-value cache whose rows come and go while others stay."""
+"""A key-value cache whose rows come and go while the others stay where they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-ROOM = 64  # columns to spare, and
+ROOM = 32  # columns to spare, and
 GROWTH = 1.25  # by how much a full cache grows, so that few steps copy it
 
 
 class RowLayer(DynamicLayer):
-    """Keys and values of one layer, with columns to spare on the right: a step writes one and copies none."""
+    """Keys and values of one layer, with places and columns to spare: a step writes one column and copies none.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Args:
+        places: Most rows.
+    """
+
+    def __init__(self, places: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.places = places
+        self.rows = 0
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Takes (R, heads, new columns, size) keys and values; returns all."""
-        if not self.is_initialized:  # the prompts: rebuilt with room before the first step
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self.length = key_states.shape[-2]
-            return key_states, value_states
-        before, self.length = self.length, self.length + key_states.shape[-2]
-        if self.length > self.keys.shape[-2]:
-            self.keys, self.values = self._grown(self.keys, before), self._grown(self.values, before)
-        self.keys[..., before : self.length, :] = key_states
-        self.values[..., before : self.length, :] = value_states
-        return self.keys[..., : self.length, :], self.values[..., : self.length, :]
-
-    def _grown(self, stored: Tensor, used: int) -> Tensor:
-        rows, heads, _, size = stored.shape
-        grown = stored.new_empty(rows, heads, int(self.length * GROWTH) + ROOM, size)
-        grown[..., :used, :] = stored[..., :used, :]
-        return grown
+        """Takes (R, heads, 1, size) keys and values; returns (R, heads, columns in use, size) of each."""
+        self.length += 1
+        self._reserve(self.length)
+        found = []
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            stored[: self.rows, :, self.length - 1 : self.length] = new
+            found.append(stored[: self.rows, :, : self.length])
+        return found[0], found[1]
 
     def get_seq_length(self) -> int:
         """Columns in use."""
         return self.length
 
+    def put(self, prefilled: Any, of_prompt: Tensor, width: int) -> None:
+        """Adds a row for each entry of of_prompt, ending at the last column in use; see :meth:`RowCache.put`."""
+        if not self.is_initialized:
+            self.lazy_initialization(prefilled.keys, prefilled.values)
+            self.length = width
+            self.keys, self.values = self._empty(prefilled.keys), self._empty(prefilled.values)
+        rows = slice(self.rows, self.rows + len(of_prompt))
+        begin = self.length - prefilled.keys.shape[-2]
+        for stored, new in ((self.keys, prefilled.keys), (self.values, prefilled.values)):
+            stored[rows, :, :begin] = 0  # masked, but 0 times what is not a number is not a number either
+            stored[rows, :, begin : self.length] = new[of_prompt]
+        self.rows += len(of_prompt)
+
+    def keep(self, rows: int, sources: Tensor, targets: Tensor, dropped: int) -> None:
+        """Copies rows over others, forgets all behind a number of rows, and drops columns on the left."""
+        for stored in (self.keys, self.values):
+            if len(sources):
+                stored[targets, :, : self.length] = stored[sources, :, : self.length]
+            if dropped:
+                stored[:rows, :, : self.length - dropped] = stored[:rows, :, dropped : self.length].clone()
+        self.rows = rows
+        self.length -= dropped
+
+    def _reserve(self, columns: int) -> None:
+        if columns > self.keys.shape[-2]:
+            before = self.keys, self.values
+            self.keys, self.values = self._empty(self.keys), self._empty(self.values)
+            for stored, old in zip((self.keys, self.values), before, strict=True):
+                stored[: self.rows, :, : columns - 1] = old[: self.rows, :, : columns - 1]
+
+    def _empty(self, like: Tensor) -> Tensor:
+        return like.new_empty(self.places, like.shape[1], int(self.length * GROWTH) + ROOM, like.shape[3])
+
 
 class RowCache(Cache):
-    """The layers of a model, made as it first runs. All rows end at the last column."""
-
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=RowLayer)
-
-
-def gathered(parts: Sequence[tuple[RowCache, Tensor]], width: int) -> RowCache:
-    """Rows of several caches in one, which takes the others' place: each layer of theirs is dropped once copied.
+    """The layers of a model. All rows end at the last column in use, and lie in the first places.
 
     Args:
-        parts: Caches with the rows wanted of each, some maybe several times.
-        width: Columns; what is left of them is dropped, and what a cache lacks on its left is 0.
+        places: Most rows.
     """
-    made = RowCache()
-    for index in range(len(parts[0][0].layers)):
-        layers: list[tuple[Any, Tensor]] = [(cache.layers[index], rows) for cache, rows in parts]
-        layer = RowLayer()
-        layer.lazy_initialization(layers[0][0].keys, layers[0][0].values)
-        layer.keys = _aligned([(each.keys[..., : each.length, :], rows) for each, rows in layers], width)
-        layer.values = _aligned([(each.values[..., : each.length, :], rows) for each, rows in layers], width)
-        layer.length = width
-        made.layers.append(layer)
-        for each, _ in layers:
-            each.reset()
-    return made
 
+    def __init__(self, places: int) -> None:
+        super().__init__(layer_class_to_replicate=partial(RowLayer, places))
 
-def _aligned(parts: Sequence[tuple[Tensor, Tensor]], width: int) -> Tensor:
-    _, heads, _, size = parts[0][0].shape
-    made = parts[0][0].new_empty(sum(len(rows) for _, rows in parts), heads, width + ROOM, size)
-    start = 0
-    for stored, rows in parts:
-        stored = stored[..., max(0, stored.shape[-2] - width) :, :]
-        here = made[start : start + len(rows)]
-        here[..., : width - stored.shape[-2], :] = 0  # never seen, but 0 times what is not a number is none either
-        here[..., width - stored.shape[-2] : width, :] = stored[rows]
-        start += len(rows)
-    return made
+    def put(self, prefilled: DynamicCache, of_prompt: Tensor, width: int) -> None:
+        """Adds rows behind those that are there.
+
+        Args:
+            prefilled: Has a row for each prompt, which all end at its last column. Emptied, to save memory.
+            of_prompt: (R,) which of them each new row begins with.
+            width: Columns in use if there was nothing yet: at least the prompts'.
+        """
+        for index, layer in enumerate(prefilled.layers):
+            if index == len(self.layers):
+                self.layers.append(self.layer_class_to_replicate())
+            self.layers[index].put(layer, of_prompt, width)
+            layer.reset()
+
+    def keep(self, rows: int, sources: Tensor, targets: Tensor, dropped: int) -> None:
+        """Copies rows at sources to targets, forgets rows from the given number on, and drops columns on the left."""
+        for layer in self.layers:
+            layer.keep(rows, sources, targets, dropped)
