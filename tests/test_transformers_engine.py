@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from tiny_models import attached, random_model
 from torch import Tensor
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group, Response
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.policy import PolicyModule
@@ -86,6 +88,27 @@ def test_as_one_at_a_time_without_a_cache(folder: Path, batch_size: int, tempera
             assert len(ids) == limit or ids[-1] in ENDS
             reasons.add(response.finish_reason)
     assert reasons == {"stop", "length"} or temperature == 0
+
+
+def test_a_sliding_window_is_a_matter_of_the_mask(tmp_path: Path) -> None:
+    engine, prompts, sampling = started(sliding(tmp_path, "sliding_attention"), 5), asked(), Sampling(LIMIT)
+    sampled = engine.generate(prompts, 1, sampling, 2)
+    for prompt, seed, (response,) in zip(prompts, prompt_seeds(2, len(prompts)), sampled, strict=True):
+        ids, _ = reference(engine._model, prompt.ids, seed, LIMIT - prompt.begun, sampling)
+        assert response.token_ids.tolist() == ids
+
+
+def test_layers_without_keys_and_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"data\.engine is TransformersEngine, .*layers of type linear_attention"):
+        started(sliding(tmp_path, "linear_attention"), 5)
+
+
+def sliding(folder: Path, kind: str) -> Path:
+    """A Qwen2 whose second layer is of another type and sees the last 6 tokens."""
+    config = json.loads((random_model("qwen2", folder) / "config.json").read_text())
+    window = {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["full_attention", kind]}
+    (folder / "config.json").write_text(json.dumps(config | window))
+    return folder
 
 
 def tokens(sampled: Sequence[Sequence[Response]]) -> list[list[list[int]]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.model_folder import load_model
 from popo_lightning.prompts import Prompt
@@ -21,9 +22,17 @@ from popo_lightning.rollout.engine import (
     responses_of,
 )
 
+KEY_VALUE_LAYERS = {"full_attention", "sliding_attention"}  # of transformers' layer types; a mask makes a window
+
 
 class TransformersEngine(RolloutEngine):
     """Samples with a second copy of the model and its key-value cache.
+
+    Each response draws by a generator of its own, so its tokens depend neither on what is sampled beside it nor on the
+    process's random state, except where rounding, which differs with the shape of a batch, decides between two tokens.
+    A prompt is computed once for all its responses, responses that have ended leave the batch, and waiting ones take
+    their places. transformers' own continuous batching is not used: it draws from the process's generator, which it
+    seeds, with no place for a seed per response, and scripts/bench_generation.py finds it slower on a CPU.
 
     Args:
         batch_size: Responses generated side by side.
@@ -33,11 +42,22 @@ class TransformersEngine(RolloutEngine):
         self.batch_size = batch_size
 
     def start(self, context: EngineContext) -> None:
-        """Loads the model and its tokenizer."""
+        """Loads the model and its tokenizer.
+
+        Raises:
+            SettingError: No model loads from there, or one with layers that keep something else than keys and values.
+        """
         from transformers import AutoTokenizer
 
         self._context = context
         self._model = load_model(context.folder, context.dtype).to(context.device).eval()
+        kinds = set(getattr(self._model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        if others := kinds - KEY_VALUE_LAYERS:
+            raise SettingError(
+                f"data.engine is TransformersEngine, but model.path '{context.folder}' has layers of type "
+                f"{sorted(others)[0]}, whose state it cannot keep; set data.engine to "
+                "popo_lightning.rollout.vllm.VLLMEngine"
+            )
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         ends = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
         self._ends = torch.tensor(ends, device=context.device)
