@@ -16,7 +16,7 @@ from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group, Response
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rollout.engine import Sampling
+from popo_lightning.rollout.engine import RolloutEngine, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
@@ -27,6 +27,7 @@ class Says(TransformersEngine):
     """Answers with so many tokens."""
 
     version = 3
+    stream = RolloutEngine.stream  # calls generate
 
     def __init__(self, *lengths: int) -> None:
         self.lengths = lengths

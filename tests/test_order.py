@@ -19,7 +19,7 @@ from torch import Tensor
 from popo_lightning.callbacks.evaluation import Evaluation
 from popo_lightning.groups import Group, Response
 from popo_lightning.replay.composers import Composer, Filter, Iteration
-from popo_lightning.rollout.engine import NamedTensors, Sampling
+from popo_lightning.rollout.engine import NamedTensors, RolloutEngine, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 
 Event = tuple[Any, ...]
@@ -34,6 +34,8 @@ def digest(model: torch.nn.Module) -> str:
 
 class WatchedEngine(TransformersEngine):
     """Notes the weights that really generate, and keeps copies of what it returned."""
+
+    stream = RolloutEngine.stream  # calls generate
 
     def __init__(self, events: list[Event]) -> None:
         super().__init__()

@@ -401,5 +401,7 @@ class NoProblems(Task):
 class EngineByProblem(TransformersEngine):
     """Samples the same responses to a problem whatever else is asked, on whichever rank."""
 
+    stream = RolloutEngine.stream  # calls generate
+
     def generate(self, prompts: Sequence[Any], n: int, sampling: Any, seed: int) -> list[Any]:
         return [super(EngineByProblem, self).generate([p], n, sampling, int(p.ids.sum()))[0] for p in prompts]

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
-from popo_lightning.model_folder import image_marks, load_model
+from popo_lightning.model_folder import load_model
 from popo_lightning.prompts import Prompt
+from popo_lightning.rollout.decoding import Decoder, Finished, Row
 from popo_lightning.rollout.engine import (
     EngineContext,
     NamedTensors,
     RolloutEngine,
     Sampling,
     end_token_ids,
+    prompt_seeds,
     responses_of,
-    seeded,
 )
+
+KEY_VALUE_LAYERS = {"full_attention", "sliding_attention"}  # of transformers' layer types; a mask makes a window
 
 
 class TransformersEngine(RolloutEngine):
     """Samples with a second copy of the model and its key-value cache.
+
+    Each response draws by a generator of its own, so its tokens depend neither on what is sampled beside it nor on the
+    process's random state, except where rounding, which differs with the shape of a batch, decides between two tokens.
+    A prompt is computed once for all its responses, responses that have ended leave the batch, and waiting ones take
+    their places. transformers' own continuous batching is not used: it draws from the process's generator, which it
+    seeds, with no place for a seed per response, and scripts/bench_generation.py finds it slower on a CPU.
 
     Args:
         batch_size: Responses generated side by side.
@@ -33,92 +42,60 @@ class TransformersEngine(RolloutEngine):
         self.batch_size = batch_size
 
     def start(self, context: EngineContext) -> None:
-        """Loads the model and its tokenizer."""
+        """Loads the model and its tokenizer.
+
+        Raises:
+            SettingError: No model loads from there, or one with layers that keep something else than keys and values.
+        """
         from transformers import AutoTokenizer
 
         self._context = context
         self._model = load_model(context.folder, context.dtype).to(context.device).eval()
+        kinds = set(getattr(self._model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        if others := kinds - KEY_VALUE_LAYERS:
+            raise SettingError(
+                f"data.engine is TransformersEngine, but model.path '{context.folder}' has layers of type "
+                f"{sorted(others)[0]}, whose state it cannot keep; set data.engine to "
+                "popo_lightning.rollout.vllm.VLLMEngine"
+            )
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         ends = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
         self._ends = torch.tensor(ends, device=context.device)
+        self._forbidden = torch.tensor(list(context.forbidden_token_ids), dtype=torch.long, device=context.device)
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`."""
-        flat = [prompt for prompt in prompts for _ in range(n)]
-        responses: list[Response] = []
-        with seeded(seed, self._context.device):
-            for start in range(0, len(flat), self.batch_size):
-                responses += self._generate_batch(flat[start : start + self.batch_size], sampling)
-        return [responses[i * n : (i + 1) * n] for i in range(len(prompts))]
+        found = dict(ready for step in self._ready(prompts, n, sampling, seed) for ready in step)
+        return [found[place] for place in range(len(prompts))]
 
-    def _generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Response]:
-        device = self._context.device
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):  # left-padded: every row ends where its response begins
-            ids[row, longest - len(prompt.ids) :] = prompt.ids
-            mask[row, longest - len(prompt.ids) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        images = self._images(prompts, ids)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        if images:  # (3, R, L): time, height and width
-            positions, _ = self._model.base_model.get_rope_index(
-                ids, attention_mask=mask, **{n: t for n, t in images.items() if n != "pixel_values"}
-            )
-        done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        limits = torch.tensor([sampling.max_new_tokens - prompt.begun for prompt in prompts])
-        cache, tokens, logps = None, [], []
-        for _ in range(int(limits.max())):
-            out = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **images,
-            )
-            cache, images = out.past_key_values, {}
-            token, logp = self._draw(out.logits[:, -1].float(), sampling)
-            tokens.append(token)
-            logps.append(logp)
-            done = done | torch.isin(token, self._ends)
-            if bool(done.all()):
-                break
-            ids = token[:, None]
-            mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
-            positions = positions[..., -1:] + 1
-        return self._collect(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), limits)
+    def stream(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        """See :class:`RolloutEngine`. A prompt comes once the last of its responses has ended."""
+        return self._ready(prompts, n, sampling, seed)
 
-    def _images(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
-        """What the model's forward reads besides tokens; empty for text."""
-        found = [prompt.images for prompt in prompts if prompt.images]
-        if not found:
-            return {}
-        images = {name: torch.cat([one[name] for one in found]).to(ids.device) for name in found[0]}
-        return images | {"mm_token_type_ids": image_marks(self._model.config, ids)}
+    def _ready(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        copies = n if sampling.temperature == 0 else 1  # a greedy response is computed once
+        rows = [
+            Row(place, first + i, sampling.max_new_tokens - prompt.begun)
+            for place, (prompt, first) in enumerate(zip(prompts, prompt_seeds(seed, len(prompts)), strict=True))
+            for i in range(n // copies)
+        ]
+        decoder = Decoder(self._model, prompts, sampling, self._ends, self._forbidden, self.batch_size)
+        finished: dict[int, list[Finished]] = {place: [] for place in range(len(prompts))}
+        for found in decoder.run(rows):
+            for each in found:
+                finished[each.row.place].append(each)
+            places = dict.fromkeys(each.row.place for each in found)
+            ready = [place for place in places if len(finished[place]) * copies == n]
+            yield [(place, self._responses(finished.pop(place) * copies)) for place in ready]
 
-    def _draw(self, logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """(token, its log-prob) of each row."""
-        if self._context.forbidden_token_ids:
-            logits[:, list(self._context.forbidden_token_ids)] = -torch.inf
-        if sampling.temperature == 0:
-            logp = logits.log_softmax(-1)
-            token = logp.argmax(-1)
-        else:
-            logp = _cut_tail(logits / sampling.temperature, sampling).log_softmax(-1)
-            token = torch.multinomial(logp.exp(), 1).squeeze(-1)
-        return token, logp.gather(-1, token[:, None]).squeeze(-1)
-
-    def _collect(self, tokens: Tensor, logps: Tensor, limits: Tensor) -> list[Response]:
-        """Each row up to and including its first end token, and no longer than its limit."""
-        is_end = torch.isin(tokens, self._ends.cpu()) & (torch.arange(tokens.shape[1]) < limits[:, None])
-        lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, limits.clamp(max=tokens.shape[1]))
-        reasons = ["stop" if ended else "length" for ended in is_end.any(1).tolist()]
-        rows = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), reasons, strict=True)
-        return responses_of(self._tokenizer, [(ids[:n], logp[:n], reason) for ids, logp, n, reason in rows])
+    def _responses(self, finished: list[Finished]) -> list[Response]:
+        """Those of one prompt, in the order of their seeds."""
+        ordered = sorted(finished, key=lambda each: each.row.seed)
+        return responses_of(self._tokenizer, [(each.token_ids, each.logps, each.reason) for each in ordered])
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Copies every named tensor over the model's own."""
@@ -132,16 +109,3 @@ class TransformersEngine(RolloutEngine):
         """Drops the model."""
         if hasattr(self, "_model"):
             del self._model
-
-
-def _cut_tail(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits with the tokens outside top_k and top_p at -inf."""
-    if sampling.top_k:
-        smallest = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass ahead of each token
-        outside = before >= sampling.top_p
-        logits = logits.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
-    return logits
