@@ -92,7 +92,7 @@ def test_interrupted_build_leaves_nothing_usable(cache: Path, failure: BaseExcep
 def test_address_follows_every_setting(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountdownWarmStart, "build", lambda self, folder: None)
     defaults = {n: p.default for n, p in inspect.signature(CountdownWarmStart).parameters.items()}
-    changed = {n: "+-" if n == "operations" else value * 2 or 1 for n, value in defaults.items()}
+    changed = {n: value * 2 or 1 for n, value in defaults.items()} | {"operations": "+-", "device": "cuda"}
     names = {CountdownWarmStart(**defaults | {n: value}).folder().name for n, value in changed.items()}
     names.add(CountdownWarmStart().folder().name)
     assert len(names) == len(defaults) + 1
