@@ -3,8 +3,8 @@
 Usage: python scripts/bench_memory.py [--out benchmarks/memory.json] [--device cpu|cuda] [--dtype float32|bfloat16]
        [--tokens 1024 2048 ...] [--plot-only]
 
-Each point is a process of its own, except on CUDA: (N, H) hidden states, an output head, forward and backward. "ours" is
-popo_lightning.logprobs.token_logprobs, which computes the entropy as well; "naive" takes the log_softmax of all
+Each point is a process of its own, except on CUDA: (N, H) hidden states, an output head, forward and backward. "ours"
+is popo_lightning.logprobs.token_logprobs, which computes the entropy as well; "naive" takes the log_softmax of all
 (N, V) logits and no entropy. The peak is counted from when states and head are there, so it holds the gradients of
 both: on a CPU resident memory, on CUDA what torch has allocated. A naive point that would not leave --leave-gib of the
 memory that is free at that moment is skipped and listed as such. Points of other numbers of tokens in --out stay.

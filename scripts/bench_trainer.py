@@ -55,13 +55,13 @@ TINY = SHAPE | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32
 }  # fmt: skip
 PROMPT = 256
-# Rows of a step, one a pass; tokens of a row. prime-rl takes two passes a step.
+# Rows of a step, one a pass (prime-rl takes two passes a step); steps after the warm-up.
 POINTS: dict[str, dict[str, Any]] = {
-    "16k": {"tokens": 16_384, "rows": 2, "recompute": True},
-    "64k": {"tokens": 65_536, "rows": 1, "recompute": True},
-    "16k compiled": {"tokens": 16_384, "rows": 2, "recompute": True, "compile": True},
-    "16k without recomputation": {"tokens": 16_384, "rows": 2, "recompute": False},
-    "64k compiled": {"tokens": 65_536, "rows": 1, "recompute": True, "compile": True},
+    "16k": {"tokens": 16_384, "rows": 2, "recompute": True, "warm_up": 2, "steps": 4},
+    "64k": {"tokens": 65_536, "rows": 1, "recompute": True, "warm_up": 1, "steps": 3},
+    "16k without recomputation": {"tokens": 16_384, "rows": 2, "recompute": False, "warm_up": 2, "steps": 4},
+    "16k compiled": {"tokens": 16_384, "rows": 2, "recompute": True, "compile": True, "warm_up": 2, "steps": 4},
+    "64k compiled": {"tokens": 65_536, "rows": 1, "recompute": True, "compile": True, "warm_up": 1, "steps": 3},
 }
 # prime-rl at 559b447, benchmarks/baselines, 1 x H100, full fine-tuning, recomputation, flash attention 3.
 PUBLISHED = {
@@ -69,7 +69,6 @@ PUBLISHED = {
     "64k": {"tokens_per_second": 10_147, "mfu": 0.268, "peak_gib": 19.6},
 }
 PEAKS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12}
-STEPS, WARM_UP = 4, 2
 
 
 def main() -> None:
@@ -96,14 +95,14 @@ def main() -> None:
 class Clock(L.Callback):
     """Seconds of each step, the device's work included."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, warm_up: int) -> None:
+        self.device, self.warm_up = device, warm_up
         self.seconds: list[float] = []
         self.norms: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts it, with nothing left to do on the device."""
-        if batch_idx == WARM_UP and self.device == "cuda":
+        if batch_idx == self.warm_up and self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self._wait()
         self._began = time.perf_counter()
@@ -131,8 +130,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         compile_layers=point.get("compile", False),
         **options.model,
     )
-    batches = [minibatch(point["tokens"], point["rows"], shape["vocab_size"], step) for step in range(WARM_UP + STEPS)]
-    clock = Clock(options.device)
+    steps = point["warm_up"] + point["steps"]
+    batches = [minibatch(point["tokens"], point["rows"], shape["vocab_size"], step) for step in range(steps)]
+    clock = Clock(options.device, point["warm_up"])
     trainer = L.Trainer(
         accelerator="gpu" if options.device == "cuda" else "cpu",
         devices=1,
@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(batches, batch_size=None, num_workers=0))  # type: ignore[arg-type]
-    seconds = clock.seconds[WARM_UP:]
+    seconds = clock.seconds[point["warm_up"] :]
     per_step = point["tokens"] * point["rows"]
     speed = per_step / statistics.median(seconds)
     peak, flops = card_peak(options.device), flops_per_token(shape, point["tokens"])
@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else None,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if options.device == "cuda" else None,
         "step_seconds": seconds,
-        "warm_up_seconds": clock.seconds[:WARM_UP],
+        "warm_up_seconds": clock.seconds[: point["warm_up"]],
         "gradient_norms": clock.norms,
         "tokens_per_step": per_step,
         "flops_per_token": flops,
@@ -207,7 +207,6 @@ def sweep(options: argparse.Namespace) -> int:
         "shape": shape_of(options.small),
         "model": options.model,
         "precision": "bf16-mixed, float32 weights",
-        "steps": STEPS,
         "published": {"what": "prime-rl at 559b447 on one H100", **PUBLISHED},
         "points": [],
     }
