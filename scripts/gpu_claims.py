@@ -83,7 +83,7 @@ def claims(check: Check) -> dict[str, Any]:
     numbers |= summaries(check) | {"kept_in_state": keep_state(check), "report": report(check)}
     finished = numbers["finished"]
     said = f"effective share {effective:.3f}; {len(finished)} runs finished, {len(finished) - taken} of them now"
-    if made.code not in (0, None) or reported.code != 0 or len(finished) == taken:
+    if made.code not in (0, None) or reported.code != 0 or (made.code is None and len(finished) == taken):
         why = last_line((made if made.code not in (0, None) else reported).output)
         return {"verdict": "failed", "reason": f"{said}: {why}", "numbers": numbers, "output": made.output}
     return {"verdict": "passed", "reason": said, "numbers": numbers}
