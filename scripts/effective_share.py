@@ -4,7 +4,8 @@ Usage: python scripts/effective_share.py --config configs/task/countdown_10m.yam
        [--warm_start '{"right": 0.1}'] [--out share.json]
 
 Reads model.warm_start, data.task, data.group_size and data.max_new_tokens of the task file, builds the policy if it is
-not in the cache, and samples train problems at temperature 1 with the transformers engine.
+not in the cache, and samples train problems at temperature 1 with the transformers engine. "bounds" are the shares of
+two policies that write nothing but true steps: one that aims at nothing, and one that answers as its examples do.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
 from popo_lightning.rollout.engine import EngineContext, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.tasks.countdown import CountdownSteps
-from popo_lightning.warm_start import CountdownWarmStart
+from popo_lightning.warm_start import CountdownWarmStart, random_steps
 
 
 def main() -> None:
@@ -77,6 +80,7 @@ def measure(config: dict[str, Any], device: str, problems: int, changed: dict[st
             str(level): _mean([e for e, at in zip(effective, levels, strict=True) if at == level])
             for level in sorted(set(levels))
         },
+        "bounds": bounds(asked, settings, data["group_size"]),
         "accuracy": _mean([part["acc"] for part in flat]),
         "well_formed": _mean([part["format"] for part in flat]),
         "problems": problems,
@@ -87,6 +91,28 @@ def measure(config: dict[str, Any], device: str, problems: int, changed: dict[st
         "generation_seconds": generated,
         "device": device,
     }
+
+
+def bounds(asked: Sequence[Problem], settings: dict[str, Any], group_size: int, draws: int = 100) -> list[float]:
+    """Expected effective shares without aim, and with the aim of the warm start's examples.
+
+    Args:
+        asked: Problems.
+        settings: Of the warm start.
+        group_size: Responses of a group.
+        draws: Random answers by which it is found how often a problem is solved by chance.
+    """
+    examples, draw = CountdownWarmStart(**settings), random.Random(0)
+    found = []
+    for right in (0.0, examples.right):
+        shares = []
+        for problem in asked:
+            numbers, end = problem.answer["numbers"], f"={problem.answer['target']}"
+            hits = sum(random_steps(numbers, examples.operations, draw).endswith(end) for _ in range(draws)) / draws
+            solved = right + (1 - right) * hits
+            shares.append(1 - (1 - solved) ** group_size - solved**group_size)
+        found.append(_mean(shares))
+    return found
 
 
 def _mean(values: list[Any]) -> float:

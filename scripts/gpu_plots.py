@@ -42,6 +42,7 @@ def draw(found: dict[str, Any], out: Path) -> dict[str, str]:
 def draw_trainer(part: dict[str, Any], card: str, out: Path) -> None:
     """Tokens per second and peak memory of each setting, the published figures beside them."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     numbers = part["numbers"]
     published = [(f"prime-rl {name}, 1 x H100", numbers["published"][name]) for name in ("64k", "16k")]
@@ -55,18 +56,26 @@ def draw_trainer(part: dict[str, Any], card: str, out: Path) -> None:
     ):
         values = [bar[name] or 0 for _, bar in bars]
         drawn = axis.barh([name for name, _ in bars], values, color=colours)
-        mfu = [f"  MFU {bar['mfu']:.1%}" if bar["mfu"] and name == "tokens_per_second" else "" for _, bar in bars]
-        axis.bar_label(
-            drawn, [f"{v:,.0f}{m}" if v >= 100 else f"{v:.1f}" for v, m in zip(values, mfu, strict=True)], padding=3
-        )
+        axis.bar_label(drawn, [written(bar, name) for _, bar in bars], padding=3)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.set_xlabel(label)
-        axis.set_xlim(0, max(values) * 1.45 or 1)
+        axis.set_xlim(0, max(values) * 1.7 or 1)
         axis.grid(axis="x", alpha=0.3)
     layers = numbers["shape"]["num_hidden_layers"]
     figure.suptitle(f"A training step, {layers} layers of width {numbers['shape']['hidden_size']}, bf16-mixed, {card}")
     figure.tight_layout()
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def written(bar: dict[str, Any], name: str) -> str:
+    """What stands beside a bar."""
+    if bar[name] is None:
+        return "not measured"
+    if name == "peak_gib":
+        return f"{bar[name]:.1f}"
+    return f"{bar[name]:,.0f}" + (f"  (MFU {bar['mfu']:.1%})" if bar["mfu"] else "")
 
 
 def draw_countdown(part: dict[str, Any], card: str, out: Path) -> None:

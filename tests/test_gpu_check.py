@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_models import REPOSITORY
+
+from popo_lightning.tasks.countdown import CountdownSteps
 
 SCRIPTS = str(REPOSITORY / "scripts")
 
@@ -191,6 +195,18 @@ def test_a_policy_of_another_effective_share_stops_the_claims(
     found = gpu_claims.claims(Check("cpu", False, small.out, small.work, None, small.until))
     assert found["verdict"] == "failed"
     assert f"{share:.3f}" in found["reason"] and word in found["reason"]
+
+
+def test_the_claims_policy_lies_between_the_limits_whatever_it_learns() -> None:
+    """Both ends of what a policy that writes true steps can do."""
+    from effective_share import bounds
+    from gpu_claims import CONFIG, SHARE
+
+    config = yaml.safe_load((REPOSITORY / CONFIG).read_text())
+    asked = CountdownSteps(**config["data"]["task"]["init_args"]).train_problems()
+    asked = random.Random(0).sample(asked, 500)
+    without_aim, as_shown = bounds(asked, config["model"]["warm_start"]["init_args"], config["data"]["group_size"])
+    assert SHARE[0] < without_aim < as_shown < SHARE[1] + 0.02
 
 
 def test_the_claims_config_is_taken_by_popo_compare(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,14 +173,12 @@ class CountdownSteps(Task):
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
-        """Train and held-out problems by their hash, with equally many of each count of numbers."""
+        """Train and held-out problems by their hash, one of each count of numbers in turn."""
         split = [self._split_of(count) for count in counts_of(self.numbers)]
-        found = []
-        for part in zip(*split, strict=True):
-            fewest = min(map(len, part))
-            kept = [placed for problems in part for placed in problems[:fewest]]
-            found.append([problem for _, problem in sorted(kept, key=lambda placed: placed[0])])
-        train, held_out = found
+        train, held_out = (
+            [problem for in_turn in zip(*part, strict=False) for _, problem in in_turn]  # up to the end of the shortest
+            for part in zip(*split, strict=True)
+        )
         if len(held_out) < self.held_out_problems:
             raise SettingError(
                 f"data.task.held_out_problems is {self.held_out_problems} but only {len(held_out)} problems are "
