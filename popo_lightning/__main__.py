@@ -24,7 +24,7 @@ def main() -> None:
         run()
     finally:
         if len(sys.argv) > 1 and sys.argv[1] in TOP_LEVEL_HELP:  # the other subcommands are the Trainer's
-            print(f"    {COMPARE:<20}Run methods x seeds on a task, one after the other,\n{'':24}and report.")
+            print(f"    {COMPARE:<20}Run methods x seeds on a task, one or several at a\n{'':24}time, and report.")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from torch.nn.functional import cross_entropy
 
 from popo_lightning.cache import cache_folder
 from popo_lightning.errors import SettingError
-from popo_lightning.tasks.countdown import CountdownSteps, Step, apply, solutions, write_steps
+from popo_lightning.problems import Problem
+from popo_lightning.tasks.countdown import CountdownSteps, Step, apply, counts_of, solutions, write_steps
 
 RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
@@ -139,6 +140,7 @@ class CountdownWarmStart(WarmStart):
         largest_number: As data.task.largest_number.
         operations: As data.task.operations.
         held_out_share: As data.task.held_out_share; held-out problems are never trained on.
+        device: Where it is built, such as cpu or cuda. Weights built on different devices differ by rounding.
     """
 
     name = "countdown-llama"
@@ -154,10 +156,11 @@ class CountdownWarmStart(WarmStart):
         learning_rate: float = 2e-3,
         batch_size: int = 64,
         seed: int = 0,
-        numbers: int = 3,
+        numbers: int | list[int] = 3,
         largest_number: int = 12,
         operations: str = "+-*",
         held_out_share: float = 0.33,
+        device: str = "cpu",
     ) -> None:
         if not 0 <= right <= 1:
             raise SettingError(f"model.warm_start.right is {right}; use a share from 0 to 1")
@@ -179,10 +182,14 @@ class CountdownWarmStart(WarmStart):
         self.largest_number = largest_number
         self.operations = operations
         self.held_out_share = held_out_share
+        self.device = device
 
     def recipe(self) -> dict[str, object]:
-        """The settings and the recipe's number."""
-        return {"recipe": RECIPE, **vars(self)}
+        """The settings and the recipe's number. The device counts where it is not the CPU, which it once always was."""
+        settings = dict(vars(self))
+        if self.device == "cpu":
+            del settings["device"]
+        return {"recipe": RECIPE, **settings}
 
     def build(self, folder: Path) -> None:
         """Trains on next-token prediction over the answers and saves the folder."""
@@ -202,45 +209,53 @@ class CountdownWarmStart(WarmStart):
             bos_token_id=None,
             tie_word_embeddings=True,
         )
-        with torch.random.fork_rng(devices=[]):
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise SettingError(f"model.warm_start.device is '{self.device}', which torch does not see; use cpu")
+        with torch.random.fork_rng():  # of all devices
             torch.manual_seed(self.seed)
-            model = LlamaForCausalLM(config).float()
+            model = LlamaForCausalLM(config).float().to(self.device)
             self._train(model, self._examples())
-        save_model(model, folder)
+        save_model(model.cpu(), folder)
         tokenizer.save_pretrained(folder)
 
     def _train(self, model: torch.nn.Module, examples: Iterator[tuple[str, str]]) -> None:
         def loss() -> Tensor:
             input_ids, labels = _encode([next(examples) for _ in range(self.batch_size)])
-            return answer_loss(model(input_ids=input_ids).logits, labels)
+            return answer_loss(model(input_ids=input_ids.to(self.device)).logits, labels.to(self.device))
 
         descend(loss, list(model.parameters()), self.learning_rate, self.examples // self.batch_size, "tiny policy")
 
     def _examples(self) -> Iterator[tuple[str, str]]:
-        task = CountdownSteps(
-            self.numbers,
-            self.largest_number,
-            self.operations,
-            held_out_share=self.held_out_share,
-            held_out_problems=1,
-            least_ways=1,
-            orders=1,
-        )
-        problems = task.train_problems()
-        answers: dict[str, list[str]] = {}
+        problems = [self._problems_of(count) for count in counts_of(self.numbers)]
+        answers: dict[str, dict[int, list[str]]] = {}
         draw = random.Random(f"warm start {self.seed}")
         while True:
-            problem = draw.choice(problems)
+            problem = draw.choice(problems[0] if len(problems) == 1 else draw.choice(problems))
             numbers, target = problem.answer["numbers"], problem.answer["target"]
             # every order of the numbers: six times the prompts, and better arithmetic on held-out problems
             prompt = f"{','.join(map(str, draw.sample(numbers, len(numbers))))}>{target}:"
             if draw.random() < self.right:
-                if problem.id not in answers:
-                    found = solutions(numbers, self.operations)
-                    answers[problem.id] = [write_steps(steps) for steps in found if steps[-1][3] == target]
-                yield prompt, draw.choice(answers[problem.id])
+                key = str(numbers)
+                if key not in answers:
+                    answers[key] = by_target(numbers, self.operations)
+                yield prompt, draw.choice(answers[key][target])
             else:
                 yield prompt, random_steps(numbers, self.operations, draw)
+
+    def _problems_of(self, count: int) -> list[Problem]:
+        """All that are not held out."""
+        settings = (count, self.largest_number, self.operations)
+        return CountdownSteps(
+            *settings, held_out_share=self.held_out_share, held_out_problems=1, least_ways=1, orders=1
+        ).train_problems()
+
+
+def by_target(numbers: Sequence[int], operations: str) -> dict[int, list[str]]:
+    """Every way to combine all numbers, as written, by what it comes to."""
+    found: dict[int, list[str]] = {}
+    for steps in solutions(numbers, operations):
+        found.setdefault(steps[-1][3], []).append(write_steps(steps))
+    return found
 
 
 def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -> str:

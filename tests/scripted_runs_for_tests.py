@@ -29,8 +29,9 @@ def scripted_run(folder: Path, script: str = FINISH, seed: int = 1) -> ScriptedR
 
 
 if __name__ == "__main__":
-    where, what = Path(sys.argv[1]), sys.argv[2]
+    where, what, at_once, other = Path(sys.argv[1]), sys.argv[2], *[*sys.argv[3:], "1", FINISH][:2]
     try:
-        run_all([scripted_run(where, what), scripted_run(where, seed=2)], print, lambda run: "")
+        runs = [scripted_run(where, what), scripted_run(where, other, seed=2)]
+        run_all(runs, print, lambda run: "", int(at_once))
     except KeyboardInterrupt:
         os._exit(STOPPED)

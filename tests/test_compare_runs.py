@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from comparisons_for_tests import method_files, write_comparison
-from scripted_runs_for_tests import STOPPED, scripted_run
+from scripted_runs_for_tests import FINISH, STOPPED, scripted_run
 from tiny_models import REPOSITORY, metrics
 
 from popo_lightning.compare.command import main
@@ -35,11 +35,11 @@ def is_held(folder: Path) -> bool:
         return lock is None
 
 
-def compare_process(folder: Path, script: str) -> subprocess.Popen[bytes]:
-    """A process that makes one run with the script, and would make another after it."""
+def compare_process(folder: Path, script: str, *more: str) -> subprocess.Popen[bytes]:
+    """A process that makes one run with the script and then another; more: how many at once, the other's script."""
     program = Path(__file__).parent / "scripted_runs_for_tests.py"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen([sys.executable, str(program), str(folder), script], env=environment)
+    return subprocess.Popen([sys.executable, str(program), str(folder), script, *more], env=environment)
 
 
 def test_made_once_then_skipped(tmp_path: Path) -> None:
@@ -168,6 +168,77 @@ def test_stopping_stops_the_run_and_its_children(request_: signal.Signals, tmp_p
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1])
     assert not (tmp_path / "popo-seed2").exists()
     assert not is_held(run.folder)
+
+
+# -- several at once -------------------------------------------------------------------------------------------
+
+# Notes when it began; ends when as many notes are there as are to be under way together.
+MEET = (
+    "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]); (here / 'began').touch(); until = time.time() + 20\n"
+    "while len(list(here.parent.glob('*/began'))) < {together} and time.time() < until: time.sleep(0.02)\n"
+    "assert time.time() < until; (here / 'summary.json').write_text('{{}}')"
+)
+
+
+def test_several_are_under_way_together_and_begin_in_order(tmp_path: Path) -> None:
+    """Two at once meet; the third begins when one of them has ended, and has its place among three."""
+    runs = [scripted_run(tmp_path, MEET.format(together=2), seed) for seed in (1, 2, 3)]
+    lines: list[str] = []
+    outcomes = run_all(runs, lines.append, lambda run: "0.5", at_once=2)
+    assert [outcome.state for outcome in outcomes] == ["finished"] * 3
+    begun = [line.split(":")[0] for line in lines if "started" in line]
+    assert begun == [f"[{n} of 3] popo, seed {n}" for n in (1, 2, 3)]
+    third = next(place for place, line in enumerate(lines) if "seed 3: started" in line)
+    assert sum("0.5" in line for line in lines[:third]) >= 1, "no more than two at once"
+    assert {outcome.run.seed for outcome in outcomes} == {1, 2, 3}
+
+
+# Notes that it is under way, and prints how many are.
+COUNT = (
+    "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]); mine = here.parent / (here.name + '.now')\n"
+    "mine.touch(); time.sleep(0.3); print(len(list(here.parent.glob('*.now')))); mine.unlink()\n"
+    "(here / 'summary.json').write_text('{}')"
+)
+
+
+def test_never_more_than_asked_for(tmp_path: Path) -> None:
+    runs = [scripted_run(tmp_path, COUNT, seed) for seed in range(5)]
+    run_all(runs, print, lambda run: "", at_once=2)
+    seen = [int((run.folder / "log.txt").read_text().splitlines()[-1]) for run in runs]
+    assert max(seen) == 2
+
+
+def test_a_failure_beside_others_stops_none(tmp_path: Path) -> None:
+    runs = [
+        scripted_run(tmp_path, "import sys; sys.exit(3)", 1),
+        scripted_run(tmp_path, "import time, pathlib, sys; time.sleep(0.6)\n" + FINISH, 2),
+        scripted_run(tmp_path, seed=3),
+    ]
+    outcomes = {outcome.run.seed: outcome for outcome in run_all(runs, print, lambda run: "", at_once=3)}
+    assert {seed: outcome.state for seed, outcome in outcomes.items()} == {1: "failed", 2: "finished", 3: "finished"}
+    assert run_all(runs[1:], print, lambda run: "", at_once=3) == [], "finished ones are not made again"
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
+    runs = [scripted_run(tmp_path, "import time; time.sleep(60)", 1), scripted_run(tmp_path, seed=2)]
+    began = time.monotonic()
+    outcomes = run_all(runs, print, lambda run: "", at_once=1, seconds_per_run=1.0)
+    assert time.monotonic() - began < 20
+    assert [outcome.state for outcome in outcomes] == ["failed", "finished"]
+    assert "seconds_per_run (1 s)" in outcomes[0].reason
+    assert not is_held(runs[0].folder)
+
+
+def test_stopping_stops_all_that_are_under_way(tmp_path: Path) -> None:
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    comparing = compare_process(tmp_path, script, "2", script)
+    logs = [tmp_path / f"popo-seed{seed}" / "log.txt" for seed in (1, 2)]
+    wait_for(lambda: all(log.exists() and len(log.read_text().splitlines()) > 1 for log in logs))
+    pids = [int(log.read_text().splitlines()[1]) for log in logs]
+    comparing.send_signal(signal.SIGINT)
+    assert comparing.wait(20) == STOPPED
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert not any(is_held(log.parent) for log in logs)
 
 
 # -- the real thing --------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ BAD = {
     "method": (["--methods", '{"a/b": {}}'], ["methods", "a/b", "letters"]),
     "final": (["--final_evaluations", "0"], ["final_evaluations", "0"]),
     "target": (["--target", "30"], ["target", "30"]),
+    "at once": (["--at_once", "0"], ["at_once", "0"]),
+    "seconds per run": (["--seconds_per_run", "-1"], ["seconds_per_run", "-1"]),
     "metric": (["--metric", "accuracy"], ["metric", "accuracy"]),
     "unknown": (["--sedes", "[1]"], ["sedes"]),
     "no file": (["--config", "nope.yaml"], ["nope.yaml"]),

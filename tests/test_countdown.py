@@ -255,6 +255,21 @@ def test_held_out_share_and_seed() -> None:
     assert [p.prompt for p in plain.train_problems()] != [p.prompt for p in other.train_problems()]
 
 
+def test_several_counts_give_equally_many_problems() -> None:
+    """Those of each count that come first by hash, so that a problem is held out whatever it is mixed with."""
+    settings = {"largest_number": 7, "held_out_problems": 1, "orders": 2}
+    mixed = CountdownSteps([3, 4], **settings)
+    apart = {count: {p.id for p in CountdownSteps(count, **settings).train_problems()} for count in (3, 4)}
+    levels = Counter(p.info["level"] for p in mixed.train_problems())
+    assert levels == {3: len(apart[3]), 4: len(apart[3])}
+    ids = [p.id for p in mixed.train_problems()]
+    assert apart[3] < set(ids) and set(ids) - apart[3] < apart[4]
+    assert Counter(p.info["level"] for p in mixed.train_problems()[:200]) == {3: 100, 4: 100}
+    held_out = CountdownSteps([3, 4], **settings | {"held_out_problems": 100}).benchmarks()["countdown"]
+    assert Counter(len(p.answer["numbers"]) for p in held_out) == {3: 50, 4: 50}
+    assert not {_asked(p.prompt) for p in held_out} & {_asked(prompt + ":") for prompt in apart[3] | apart[4]}
+
+
 SHOW = """
 from popo_lightning.tasks.countdown import CountdownSteps, solutions
 import hashlib, sys
@@ -279,6 +294,9 @@ def test_same_problems_in_every_process_without_torch() -> None:
     [
         ({"numbers": 1}, "data.task.numbers is 1"),
         ({"numbers": 6}, "data.task.numbers is 6"),
+        ({"numbers": []}, "data.task.numbers is []"),
+        ({"numbers": [3, 3]}, "data.task.numbers is [3, 3]"),
+        ({"numbers": [3, 6]}, "data.task.numbers is [3, 6]"),
         ({"operations": ""}, "data.task.operations is ''"),
         ({"operations": "+x"}, "data.task.operations is '+x'"),
         ({"orders": 0}, "data.task.orders is 0"),

@@ -92,7 +92,7 @@ def test_interrupted_build_leaves_nothing_usable(cache: Path, failure: BaseExcep
 def test_address_follows_every_setting(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountdownWarmStart, "build", lambda self, folder: None)
     defaults = {n: p.default for n, p in inspect.signature(CountdownWarmStart).parameters.items()}
-    changed = {n: "+-" if n == "operations" else value * 2 or 1 for n, value in defaults.items()}
+    changed = {n: value * 2 or 1 for n, value in defaults.items()} | {"operations": "+-", "device": "cuda"}
     names = {CountdownWarmStart(**defaults | {n: value}).folder().name for n, value in changed.items()}
     names.add(CountdownWarmStart().folder().name)
     assert len(names) == len(defaults) + 1
@@ -105,6 +105,17 @@ def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.delenv("POPO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert warm_start.cache_folder() == tmp_path / "popo_lightning"
+
+
+def test_address_of_the_cpu_is_as_before_there_was_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "device" not in CountdownWarmStart().recipe()
+    assert CountdownWarmStart(device="cuda").recipe()["device"] == "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_sentence(cache: Path) -> None:
+    with pytest.raises(SettingError, match=r"model.warm_start.device is 'cuda'.*use cpu"):
+        CountdownWarmStart(**TINY, device="cuda").folder()
 
 
 # -- examples ------------------------------------------------------------------------------------------------------
@@ -206,6 +217,24 @@ def test_training_teaches_the_form(built: Path) -> None:
     config = json.loads((built / "config.json").read_text())
     assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (32, 1, len(SYMBOLS))
     assert config["eos_token_id"] == SYMBOLS.index("<eos>") and config["pad_token_id"] == 0
+
+
+def test_examples_of_several_counts() -> None:
+    """As many of each, all true, and right as often as asked."""
+    warm = CountdownWarmStart(numbers=[2, 3], largest_number=6, right=0.5)
+    held_out = CountdownSteps([2, 3], 6, held_out_problems=1, least_ways=1, orders=1)
+    train = {p.id for count in (2, 3) for p in warm._problems_of(count)}
+    assert {p.id for p in held_out.train_problems()} <= {f"{p}" for p in train}
+    counts, right = Counter[int](), 0
+    for prompt, answer in islice(warm._examples(), 2000):
+        numbers = [int(n) for n in prompt.split(">")[0].split(",")]
+        target = int(prompt.split(">")[1].rstrip(":"))
+        parts = verify_steps({"numbers": numbers, "target": target}, answer)
+        assert parts["format"] == 1
+        counts[len(numbers)] += 1
+        right += parts["acc"] == 1
+    assert abs(counts[2] - 1000) < 100
+    assert 0.45 < right / 2000 < 0.65
 
 
 def test_tokenizer_is_one_token_a_character_and_back(built: Path) -> None:

@@ -21,7 +21,7 @@ from popo_lightning.compare.runs import Outcome, run_all
 from popo_lightning.compare.settings import Comparison, Method
 from popo_lightning.errors import SettingError
 
-DESCRIPTION = "Runs methods x seeds on a task, one after the other, and reports; an interrupted one goes on."
+DESCRIPTION = "Runs methods x seeds on a task, one or several at a time, and reports; an interrupted one goes on."
 INTERRUPTED = 130
 
 
@@ -42,7 +42,7 @@ def main(args: Sequence[str]) -> int:
         refuse(str(error))
     except KeyboardInterrupt:
         again = shlex.join(["popo", "compare", *args])
-        print(f"popo: stopped; finished runs are kept and the one under way goes on with: {again}", file=sys.stderr)
+        print(f"popo: stopped; finished runs are kept and what was under way goes on with: {again}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -78,7 +78,7 @@ def compare(comparison: Comparison) -> int:
     outcomes: list[Outcome] = []
     if not comparison.report_only:
         check_commands([run for run in planned if not is_finished(run)])
-        outcomes = run_all(planned, say, accuracy)
+        outcomes = run_all(planned, say, accuracy, comparison.at_once, comparison.seconds_per_run)
     failures = [outcome for outcome in outcomes if outcome.state == "failed"]
     report(comparison, planned, failures)
     elsewhere = sum(outcome.state == "elsewhere" for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""Runs are processes of their own, one at a time, which can be stopped, resumed and failed by themselves."""
+"""Runs are processes of their own, one or several at a time, which can be stopped, resumed and failed by themselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ LOCK = "lock"
 LOG = "log.txt"
 TAIL_LINES, TAIL_BYTES = 15, 32_000
 PATIENCE = 15.0  # seconds for a run that is asked to stop
+POLL = 0.05  # seconds between looks at the runs under way
 
 Say = Callable[[str], None]
 
@@ -33,7 +34,7 @@ class Outcome:
     Args:
         run: Which one.
         state: "elsewhere" is under way in another process.
-        seconds: It took here.
+        seconds: It took here, beside those under way at the same time.
         reason: Of a failure; the end of the log.
     """
 
@@ -43,40 +44,136 @@ class Outcome:
     reason: str = ""
 
 
-def run_all(runs: Sequence[PlannedRun], say: Say, accuracy: Callable[[PlannedRun], str]) -> list[Outcome]:
-    """Makes the runs that are not finished, one after the other.
+@dataclass
+class UnderWay:
+    """A run whose process has begun.
 
     Args:
-        runs: In order.
+        run: Which one.
+        process: Its process, at the head of a group of its own.
+        held: Its folder's lock.
+        place: For its line.
+        began: On the clock of time.perf_counter.
+    """
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    held: ExitStack
+    place: str
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.began
+
+
+def run_all(
+    runs: Sequence[PlannedRun],
+    say: Say,
+    accuracy: Callable[[PlannedRun], str],
+    at_once: int = 1,
+    seconds_per_run: float | None = None,
+) -> list[Outcome]:
+    """Makes the runs that are not finished.
+
+    Args:
+        runs: In the order they begin.
         say: Prints a line.
         accuracy: Of a finished run, for its line.
+        at_once: How many are under way at the same time.
+        seconds_per_run: One that takes longer is stopped and counts as failed; None lets it take its time.
 
     Returns:
-        What became of those that were not finished before.
+        What became of those that were not finished before, in the order they ended.
 
     Raises:
         SettingError: A folder holds another run; nothing has begun then.
-        KeyboardInterrupt: Stopped; so is the run that was under way.
+        KeyboardInterrupt: Stopped; so are the runs that were under way.
     """
     to_do = [run for run in runs if not is_finished(run)]
     say(f"{len(runs)} runs: {len(runs) - len(to_do)} finished before, {len(to_do)} to do")
-    outcomes: list[Outcome] = []
+    making = _Making(to_do, say, accuracy, at_once, seconds_per_run)
     with _stopped_by_signals():
-        for number, run in enumerate(to_do, 1):
-            place = f"[{number} of {len(to_do)}] {run.label}"
-            say(f"{place}: {'resumed' if (run.folder / LOG).exists() else 'started'}, log in {run.folder / LOG}")
-            outcome = make(run)
-            outcomes.append(outcome)
-            say(f"{place}: {_ending(outcome, accuracy)}{_time_left(outcomes, len(to_do) - number)}")
-            if outcome.reason:
-                say(f"  {outcome.reason}")
-    return outcomes
+        try:
+            while making.goes_on():
+                time.sleep(POLL)
+        except BaseException:
+            making.stop()
+            raise
+    return making.outcomes
+
+
+class _Making:
+    """The runs that wait, those under way and what became of the others; arguments as of :func:`run_all`."""
+
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        say: Say,
+        accuracy: Callable[[PlannedRun], str],
+        at_once: int,
+        seconds_per_run: float | None,
+    ) -> None:
+        self.waiting = [(run, f"[{number} of {len(runs)}] {run.label}") for number, run in enumerate(runs, 1)]
+        self.under_way: list[UnderWay] = []
+        self.outcomes: list[Outcome] = []
+        self._count, self._say, self._accuracy = len(runs), say, accuracy
+        self._at_once, self._seconds_per_run = at_once, seconds_per_run
+
+    def goes_on(self) -> bool:
+        """Begins what there is room for and looks at what is under way; whether anything is left."""
+        while self.waiting and len(self.under_way) < self._at_once:
+            self._begin(*self.waiting.pop(0))
+        for one in self.under_way:
+            if self._seconds_per_run is not None and one.seconds > self._seconds_per_run:
+                stop([one.process])
+        for one in [one for one in self.under_way if one.process.poll() is not None]:
+            self.under_way.remove(one)
+            self._ended(one.place, end(one, self._seconds_per_run))
+        return bool(self.waiting or self.under_way)
+
+    def stop(self) -> None:
+        """Ends what is under way."""
+        stop([one.process for one in self.under_way])
+        for one in self.under_way:
+            one.held.close()
+
+    def _begin(self, run: PlannedRun, place: str) -> None:
+        self._say(f"{place}: {'resumed' if (run.folder / LOG).exists() else 'started'}, log in {run.folder / LOG}")
+        begun = begin(run, place)
+        if isinstance(begun, Outcome):
+            self._ended(place, begun)
+        else:
+            self.under_way.append(begun)
+
+    def _ended(self, place: str, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        left = _time_left(self.outcomes, self._count - len(self.outcomes), self._at_once)
+        self._say(f"{place}: {_ending(outcome, self._accuracy)}{left}")
+        if outcome.reason:
+            self._say(f"  {outcome.reason}")
 
 
 def make(run: PlannedRun) -> Outcome:
-    """Makes one run, unless another process does or has just done so."""
+    """Makes one run, unless another process does or has just done so. An interruption stops it first."""
+    begun = begin(run, run.label)
+    if isinstance(begun, Outcome):
+        return begun
+    try:
+        begun.process.wait()
+    except BaseException:
+        stop([begun.process])
+        begun.held.close()
+        raise
+    return end(begun)
+
+
+def begin(run: PlannedRun, place: str) -> UnderWay | Outcome:
+    """Starts a run's process, unless another process makes it or has just made it."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    with locked(run.folder) as lock:
+    with ExitStack() as held:
+        lock = held.enter_context(locked(run.folder))
         if lock is None:
             return Outcome(run, "elsewhere")
         try:
@@ -86,11 +183,18 @@ def make(run: PlannedRun) -> Outcome:
             return Outcome(run, "failed", reason=str(error))
         write_record(run)
         began = time.perf_counter()
-        code = launch(run, lock)
-        seconds = time.perf_counter() - began
+        return UnderWay(run, launch(run, lock), held.pop_all(), place, began)
+
+
+def end(begun: UnderWay, seconds_per_run: float | None = None) -> Outcome:
+    """What became of a run whose process has ended; lets go of its folder."""
+    run, code, seconds = begun.run, begun.process.returncode, begun.seconds
+    begun.held.close()
     if code == 0 and (run.folder / SUMMARY).exists():
         return Outcome(run, "finished", seconds)
     ended = f"ended with exit code {code}" if code else f"ended without a {SUMMARY}"
+    if seconds_per_run is not None and seconds > seconds_per_run:
+        ended = f"was stopped after seconds_per_run ({seconds_per_run:g} s)"
     return Outcome(run, "failed", seconds, f"{ended}; the end of {run.folder / LOG}:\n{tail(run.folder / LOG)}")
 
 
@@ -110,12 +214,12 @@ def locked(folder: Path) -> Iterator[IO[bytes] | None]:
         yield file
 
 
-def launch(run: PlannedRun, lock: IO[bytes]) -> int:
-    """Starts the process, waits for it, and returns its exit code. An interruption stops it first."""
+def launch(run: PlannedRun, lock: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Starts the process, whose output goes to the run's log."""
     with (run.folder / LOG).open("ab") as log:
         log.write(f"$ {shlex.join(run.command())}\n".encode())
         log.flush()
-        process = subprocess.Popen(
+        return subprocess.Popen(
             run.command(),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -123,22 +227,17 @@ def launch(run: PlannedRun, lock: IO[bytes]) -> int:
             pass_fds=[lock.fileno()],
             process_group=0,  # Ctrl-C reaches only us, and we stop it together with its graders
         )
-        try:
-            return process.wait()
-        except BaseException:
-            _stop(process)
-            raise
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Asks politely first: a checkpoint being written is worth a moment."""
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
             os.killpg(process.pid, request)
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                continue
+        until = time.monotonic() + PATIENCE
+        while any(process.poll() is None for process in running) and time.monotonic() < until:
+            time.sleep(POLL)
 
 
 @contextmanager
@@ -175,9 +274,9 @@ def _ending(outcome: Outcome, accuracy: Callable[[PlannedRun], str]) -> str:
     return f"{outcome.seconds:.0f} s, {accuracy(outcome.run)}"
 
 
-def _time_left(outcomes: Sequence[Outcome], left: int) -> str:
-    """A guess from the runs made here."""
+def _time_left(outcomes: Sequence[Outcome], left: int, at_once: int) -> str:
+    """A guess from the runs made here; those under way count as yet to be begun."""
     seconds = [outcome.seconds for outcome in outcomes if outcome.state == "finished" and outcome.seconds]
     if not left or not seconds:
         return ""
-    return f"; about {max(1, round(left * sum(seconds) / len(seconds) / 60))} min left"
+    return f"; about {max(1, round(left * sum(seconds) / len(seconds) / 60 / at_once))} min left"

@@ -51,6 +51,9 @@ class Comparison:
         metric: The accuracy that curves, targets and sweeps are about.
         target: Accuracy to be reached; null takes the baseline's final one at the same seed.
         final_evaluations: How many of the last evaluations are averaged as final accuracy.
+        at_once: Runs under way at the same time, as processes of their own: several small ones fill one card. On a CPU
+            set OMP_NUM_THREADS to the cores of each.
+        seconds_per_run: A run that takes longer is stopped and counts as failed; null lets it take its time.
         report_only: Run nothing, report what has finished.
         plots: Draw figures, which needs matplotlib.
     """
@@ -67,6 +70,8 @@ class Comparison:
     metric: Metric = "avg_at_k"
     target: float | None = None
     final_evaluations: int = 2
+    at_once: int = 1
+    seconds_per_run: float | None = None
     report_only: bool = False
     plots: bool = True
 
@@ -102,6 +107,12 @@ class Comparison:
                 raise SettingError(f"{place} is {seeds}; name one seed or more, none twice, none below 0")
         if self.final_evaluations < 1:
             raise SettingError(f"final_evaluations is {self.final_evaluations}; average 1 evaluation or more")
+        if self.at_once < 1:
+            raise SettingError(f"at_once is {self.at_once}; use at least 1")
+        if self.seconds_per_run is not None and self.seconds_per_run <= 0:
+            raise SettingError(
+                f"seconds_per_run is {self.seconds_per_run:g}; use a positive number of seconds, or null"
+            )
         if self.target is not None and not 0 < self.target <= 1:
             raise SettingError(f"target is {self.target}; name an accuracy above 0 and up to 1, or null")
 

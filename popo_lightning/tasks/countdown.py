@@ -38,6 +38,17 @@ def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
     return left / right if right else None
 
 
+def whole_result(left: int, operation: str, right: int) -> int | None:
+    """As :func:`apply`, of whole numbers that are not negative; None where the result is not such a number."""
+    if operation == "+":
+        return left + right
+    if operation == "-":
+        return left - right if left >= right else None
+    if operation == "*":
+        return left * right
+    return left // right if right and left % right == 0 else None
+
+
 def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
     """Every way to combine all numbers, as written steps, each once.
 
@@ -56,10 +67,10 @@ def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
         for operation in operations:
             if operation in "+*" and left < right:
                 continue  # the mirror image is the same step
-            result = apply(Fraction(left), operation, Fraction(right))
-            if result is not None and result.denominator == 1 and result >= 0:
-                for steps in solutions([*rest, int(result)], operations):
-                    yield [(left, operation, right, int(result)), *steps]
+            result = whole_result(left, operation, right)
+            if result is not None:
+                for steps in solutions([*rest, result], operations):
+                    yield [(left, operation, right, result), *steps]
 
 
 def write_steps(steps: Sequence[Step]) -> str:
@@ -95,13 +106,19 @@ def verify_steps(answer: Any, text: str) -> dict[str, float]:
     return {"score": right_answer, "acc": right_answer, "format": 1.0}
 
 
+def counts_of(numbers: int | Sequence[int]) -> list[int]:
+    """The counts of numbers that a setting names."""
+    return [numbers] if isinstance(numbers, int) else list(numbers)
+
+
 class CountdownSteps(Task):
     """Every solvable problem over small numbers, split into train and held-out by a hash of the problem.
 
     Held out means held out as a problem: sorted numbers and target, whatever their order in the prompt.
 
     Args:
-        numbers: How many numbers a problem has, 2 to 5.
+        numbers: How many numbers a problem has, 2 to 5; or several such counts, of which each gives equally many
+            problems (as many as the one that has the fewest).
         largest_number: Numbers are drawn from 1 to this.
         operations: Which of ``+-*/`` may be used; division must come out whole.
         largest_target: Targets are 1 to this.
@@ -116,7 +133,7 @@ class CountdownSteps(Task):
 
     def __init__(
         self,
-        numbers: int = 3,
+        numbers: int | list[int] = 3,
         largest_number: int = 12,
         operations: str = "+-*",
         largest_target: int = 99,
@@ -126,8 +143,10 @@ class CountdownSteps(Task):
         orders: int = 6,
         seed: int = 0,
     ) -> None:
-        if not 2 <= numbers <= 5:
+        if not all(2 <= count <= 5 for count in counts_of(numbers)):
             raise SettingError(f"data.task.numbers is {numbers}; Countdown is enumerated for 2 to 5 numbers")
+        if not counts_of(numbers) or len(set(counts_of(numbers))) < len(counts_of(numbers)):
+            raise SettingError(f"data.task.numbers is {numbers}; name one count or more, none twice")
         if not operations or set(operations) - set("+-*/"):
             raise SettingError(f"data.task.operations is '{operations}'; use some of + - * /")
         counts = {
@@ -154,9 +173,24 @@ class CountdownSteps(Task):
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
+        """Train and held-out problems by their hash, one of each count of numbers in turn."""
+        split = [self._split_of(count) for count in counts_of(self.numbers)]
+        train, held_out = (
+            [problem for in_turn in zip(*part, strict=False) for _, problem in in_turn]  # up to the end of the shortest
+            for part in zip(*split, strict=True)
+        )
+        if len(held_out) < self.held_out_problems:
+            raise SettingError(
+                f"data.task.held_out_problems is {self.held_out_problems} but only {len(held_out)} problems are "
+                f"held out; lower it, or raise data.task.held_out_share ({self.held_out_share})"
+            )
+        return train, held_out[: self.held_out_problems]
+
+    def _split_of(self, count: int) -> tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]]:
+        """(train, held out) of as many numbers, with their place by hash, in that order."""
         train: list[tuple[float, Problem]] = []
         held_out: list[tuple[float, Problem]] = []
-        for numbers in combinations_with_replacement(range(1, self.largest_number + 1), self.numbers):
+        for numbers in combinations_with_replacement(range(1, self.largest_number + 1), count):
             ways = Counter(steps[-1][3] for steps in solutions(numbers, self.operations))
             for target in sorted(t for t, n in ways.items() if n >= self.least_ways and 1 <= t <= self.largest_target):
                 id = f"{','.join(map(str, numbers))}>{target}"
@@ -165,13 +199,7 @@ class CountdownSteps(Task):
                     held_out.append((place, self._problems(id, numbers, target, 1)[0]))
                 else:
                     train += [(place, problem) for problem in self._problems(id, numbers, target, self.orders)]
-        if len(held_out) < self.held_out_problems:
-            raise SettingError(
-                f"data.task.held_out_problems is {self.held_out_problems} but only {len(held_out)} problems are "
-                f"held out; lower it, or raise data.task.held_out_share ({self.held_out_share})"
-            )
-        by_hash = [problem for _, problem in sorted(held_out, key=lambda placed: placed[0])]
-        return [problem for _, problem in sorted(train, key=lambda p: p[0])], by_hash[: self.held_out_problems]
+        return sorted(train, key=lambda placed: placed[0]), sorted(held_out, key=lambda placed: placed[0])
 
     def _problems(self, id: str, numbers: Sequence[int], target: int, orders: int) -> list[Problem]:
         every_order = sorted(set(permutations(numbers)))
