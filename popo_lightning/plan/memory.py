@@ -24,7 +24,7 @@ import torch
 from popo_lightning.logprobs import chunk_rows
 from popo_lightning.plan.activations import Activations, activations
 from popo_lightning.plan.architecture import Architecture, architecture
-from popo_lightning.plan.run_settings import DDP, FSDP, SERVERS, TRANSFORMERS, VLLM, RunSettings
+from popo_lightning.plan.run_settings import DDP, FSDP, TRANSFORMERS, VLLM, RunSettings
 
 GIB = 2**30
 CUDA_CONTEXT = GIB  # context, kernels, cuBLAS's and cuDNN's workspaces
@@ -71,6 +71,7 @@ class EngineMemory:
         cache: Keys and values.
         work: What it sets aside for a step.
         resting: While the trainer works.
+        sequence: Of the cache, for one of full length.
         sequences: Of full length that the cache holds; None where there is no cache here.
     """
 
@@ -78,6 +79,7 @@ class EngineMemory:
     cache: int = 0
     work: int = 0
     resting: int = 0
+    sequence: int = 0
     sequences: int | None = None
 
     @property
@@ -225,10 +227,9 @@ def _engine(run: RunSettings, shape: Architecture, card: int | None) -> EngineMe
             work, cache = 0, engine.cpu_cache
         awake = weights + max(0, cache) + work
         resting = awake if engine.sleep_level == 0 else ASLEEP
-        return EngineMemory(weights, cache, work, resting, max(0, cache) // sequence)
+        return EngineMemory(weights, cache, work, resting, sequence, max(0, cache) // sequence)
     if engine.kind == TRANSFORMERS:
         batch = max(1, min(engine.batch_size, run.rank_sequences))
         work = batch * shape.vocabulary * LOGIT_BYTES
-        return EngineMemory(weights, batch * sequence, work, weights, batch)
-    assert engine.kind == SERVERS or engine.kind not in (VLLM, TRANSFORMERS)
-    return EngineMemory()
+        return EngineMemory(weights, batch * sequence, work, weights, sequence, batch)
+    return EngineMemory()  # nothing on this device, or nothing that is known

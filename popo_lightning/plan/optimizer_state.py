@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 SIDE = 64  # of the square parameter that is stepped on
-ADAM_BYTES = 8.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,9 @@ class OptimizerState:
     notes: tuple[str, ...] = ()
 
 
+ADAM = OptimizerState(8.0, 1)  # of float32 weights on a GPU
+
+
 def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) -> OptimizerState:
     """What an optimizer keeps and needs, found on the CPU.
 
@@ -44,8 +46,11 @@ def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) 
         settings = optimizer.param_groups[0]
         optimizer.step()
     except Exception as error:  # whatever a class of the user's needs that is not here
-        note = f"model.optimizer takes no step on a small parameter ({type(error).__name__}): {ADAM_BYTES:g} bytes a"
-        return OptimizerState(ADAM_BYTES, int(on_gpu), (f"{note} parameter are assumed, as of Adam",))
+        note = (
+            f"model.optimizer takes no step on a small parameter ({type(error).__name__}): as many bytes as Adam keeps "
+            "are assumed"
+        )
+        return OptimizerState(ADAM.bytes_kept, int(on_gpu), (note,))
     kept = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]
     size = sum(value.numel() * value.element_size() for value in kept) / parameter.numel()
     at_once = on_gpu and not settings.get("fused") and settings.get("foreach", False) in (None, True)

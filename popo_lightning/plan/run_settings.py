@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import (
 
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError, reason
-from popo_lightning.plan.optimizer_state import ADAM_BYTES, OptimizerState, optimizer_state
+from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
 from popo_lightning.policy import PRECISIONS, PolicyModule
 from popo_lightning.rollout.servers import ServerEngine
 from popo_lightning.rollout.transformers import TransformersEngine
@@ -61,7 +61,7 @@ class RunSettings:
     bucket_view: bool = False  # DDP's buckets are the gradients
     weight_dtype: torch.dtype = torch.float32
     autocast: bool = False  # computes in bfloat16 from float32 weights
-    optimizer: OptimizerState = OptimizerState(ADAM_BYTES, 1)
+    optimizer: OptimizerState = ADAM
     has_critic: bool = False
     has_reference: bool = False
     freeze_vision: bool = False
@@ -132,7 +132,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     strategy = _strategy(trainer.strategy, ranks)
     check_sharding(strategy, ranks, policy.critic is not None)
     check_share(data, ranks)
-    layout, shards = _layout(strategy, ranks, devices)
+    layout, shards = _layout(strategy, ranks)
     autocast = _precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
     checkpoint = config.checkpoint
     optimizer = optimizer_state(policy.make_optimizer, policy.weight_dtype, on_gpu)
@@ -215,23 +215,24 @@ def _strategy(given: Any, ranks: int) -> Any:
         given = "single_device" if ranks == 1 else "ddp"
     try:
         if not isinstance(given, str):
-            module, _, name = given.class_path.rpartition(".")
-            return getattr(import_module(module), name)(**dict(given.get("init_args") or {}))
+            module, _, kind = given.class_path.rpartition(".")
+            return getattr(import_module(module), kind)(**dict(given.get("init_args") or {}))
         if given == "single_device":
             return SingleDeviceStrategy(torch.device("cpu"))
         return StrategyRegistry.get(given)
     except Exception as error:  # whatever the class refuses
-        raise SettingError(f"trainer.strategy is '{given}', which cannot be made: {reason(error)}") from error
+        name = given if isinstance(given, str) else given.class_path
+        raise SettingError(f"trainer.strategy is '{name}', which cannot be made: {reason(error)}") from error
 
 
-def _layout(strategy: Any, ranks: int, devices: int) -> tuple[str, int]:
+def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
     """How the weights lie on the ranks, and how many ranks share one copy."""
     if isinstance(strategy, ModelParallelStrategy):
         return FSDP, ranks
     if isinstance(strategy, FSDPStrategy):
         way = strategy.sharding_strategy.name
-        if way in ("FULL_SHARD", "HYBRID_SHARD") and not strategy.cpu_offload.offload_params:  # type: ignore[union-attr]
-            return FSDP, devices if way == "HYBRID_SHARD" else ranks
+        if way == "FULL_SHARD" and not strategy.cpu_offload.offload_params:
+            return FSDP, ranks
         raise SettingError(
             f"trainer.strategy is FSDPStrategy with sharding_strategy {way} or cpu_offload, of which the plan knows "
             "nothing; use FULL_SHARD, or ModelParallelStrategy (FSDP2)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from popo_lightning.plan.memory import GIB, Memory, Model, activation_bytes, image_tokens
-from popo_lightning.plan.run_settings import DDP, FSDP, SERVERS, VLLM, RunSettings
+from popo_lightning.plan.run_settings import DDP, FSDP, SERVERS, RunSettings
 
 LAYOUTS = {DDP: "a whole model on each (DDP)", FSDP: "one model split over {shards}"}
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from math import ceil, floor
 
 from popo_lightning.plan.memory import GIB, Memory, Model, estimate
-from popo_lightning.plan.run_settings import FSDP, VLLM, RunSettings
+from popo_lightning.plan.run_settings import FSDP, TRANSFORMERS, VLLM, RunSettings
 
-SHARE_STEP = 0.05
+SHARE_STEP = 0.01
 
 # A setting with its new value, and the run that has it; None where there is nothing to change.
 Remedy = Callable[[RunSettings, Model, int], tuple[str, RunSettings] | None]
@@ -35,13 +35,14 @@ def objection(run: RunSettings, model: Model, card: int | None) -> str | None:
 
 
 def _cache_objection(run: RunSettings, memory: Memory) -> str | None:
-    """vLLM does not start with a cache that holds no sequence."""
+    """A cache that holds no sequence: vLLM does not start with it."""
     if memory.engine.sequences != 0:
         return None
     setting, value = ("memory_share", run.engine.share) if run.on_gpu else ("cpu_cache_gib", run.engine.cpu_cache / GIB)
+    room = max(0, memory.engine.cache) / GIB
     return (
-        f"data.engine.{setting} is {value:g}, which leaves {max(0, memory.engine.cache) / GIB:.2f} GiB for the engine's "
-        f"cache, and that holds no sequence of {run.engine_tokens} tokens; raise it, or lower data.max_new_tokens"
+        f"data.engine.{setting} is {value:g}, which leaves {room:.2f} GiB for the engine's cache, too little for a "
+        f"sequence of {run.engine_tokens} tokens; raise it, or lower data.max_new_tokens"
     )
 
 
@@ -89,12 +90,20 @@ def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunS
     if run.engine.sleep_level == 0:
         without = max(memory.peaks.values()) - memory.engine.awake
     share = floor((card - without) / card / SHARE_STEP) * SHARE_STEP
-    sequence = max(1, memory.engine.cache // max(1, memory.engine.sequences or 1))
-    least = ceil((memory.engine.weights + memory.engine.work + sequence) / card / SHARE_STEP) * SHARE_STEP
+    least = ceil((memory.engine.weights + memory.engine.work + memory.engine.sequence) / card / SHARE_STEP) * SHARE_STEP
     share = round(max(share, least), 2)
     if not 0 < share < run.engine.share:
         return None
     return f"data.engine.memory_share to {share:g}", replace(run, engine=replace(run.engine, share=share))
+
+
+def _fewer_responses(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
+    """Half as many side by side, as often as it helps."""
+    batch, now = min(run.engine.batch_size, run.rank_sequences), run
+    while run.engine.kind == TRANSFORMERS and batch > 1 and _lacking(now, model, card):
+        batch //= 2
+        now = replace(run, engine=replace(run.engine, batch_size=batch))
+    return None if now is run else (f"data.engine.batch_size to {batch}", now)
 
 
 def _fewer_tokens(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
@@ -131,4 +140,12 @@ def _shard(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]
     return "trainer.strategy to ModelParallelStrategy (FSDP2, as configs/scale/fsdp2.yaml does)", changed
 
 
-REMEDIES: Sequence[Remedy] = (_smaller_share, _fewer_tokens, _checkpointing, _sleep, _shard_gradients, _shard)
+REMEDIES: Sequence[Remedy] = (
+    _smaller_share,
+    _fewer_responses,
+    _fewer_tokens,
+    _checkpointing,
+    _sleep,
+    _shard_gradients,
+    _shard,
+)
