@@ -130,8 +130,12 @@ def empty_model(config: Any, name: str, device: torch.device, dtype: torch.dtype
     try:
         with device:
             model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
-        if not hasattr(model.get_output_embeddings(), "weight") or not config.get_text_config().num_attention_heads:
-            raise ValueError("it has no output head, or no attention")
+        text = config.get_text_config()
+        if (
+            not hasattr(model.get_output_embeddings(), "weight")
+            or min(text.num_attention_heads, len(layers(model))) < 1
+        ):
+            raise ValueError("it has no output head, no attention or no layer")
     except Exception as error:  # a configuration that does not fit together fails in every way there is
         raise SettingError(
             f"model.path is '{name}', of whose configuration no language model can be built: {reason(error)}"
