@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,9 @@ def point(options: argparse.Namespace, model: Model, tokens: int, kind: str) -> 
     """One measurement in a process of its own, beside its estimate."""
     shape = [f"--{name}={getattr(options, name)}" for name in ("device", "hidden", "layers", "vocabulary")]
     command = [sys.executable, __file__, *shape, f"--tokens={tokens}", f"--point={kind}"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    # what is freed goes back to the kernel at once, as the estimate has it
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     run = RunSettings(
         on_gpu=options.device == "cuda",
