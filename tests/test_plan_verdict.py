@@ -143,6 +143,29 @@ def test_without_a_card_nothing_is_compared() -> None:
     assert objection(settings(), LARGE, None) is None
 
 
+DISK = [  # iterations, every, kept: files on the disk at once, None where the plan cannot say or none is written
+    ((100, 20, 1), 2),
+    ((100, 20, 3), 4),
+    ((100, 20, 5), 5),
+    ((100, 20, 9), 5),
+    ((100, 20, -1), 5),
+    ((20, 20, 1), 1),
+    ((0, 20, 1), 2),
+    ((0, 20, -1), None),
+    ((100, None, 1), None),
+    ((100, 20, 0), None),
+]
+
+
+@pytest.mark.parametrize(("numbers", "files"), DISK)
+def test_checkpoints_on_the_disk(numbers: tuple[int, int | None, int], files: int | None) -> None:
+    iterations, every, kept = numbers
+    run = settings(iterations=iterations, checkpoint_every=every, checkpoints_kept=kept)
+    lines = table(run, LARGE, estimate(run, LARGE, None), None).splitlines()
+    found = [line.split()[-2] for line in lines if "on the disk" in line]
+    assert found == ([] if files is None else [f"{files * 12 * BILLION / GIB:.2f}"])
+
+
 def drawn(draw: Random) -> RunSettings:
     """Any settings that could be meant."""
     layout = draw.choice((WHOLE, DDP, FSDP))

@@ -78,7 +78,7 @@ class RunSettings:
     evaluation_tokens: int = 0  # response tokens of the longest evaluation
     image_pixels: int | None = None  # most of an image
     engine: Engine = Engine(SERVERS)
-    iterations: int = 100
+    iterations: int = 100  # 0: without end
     checkpoint_every: int | None = 20
     checkpoints_kept: int = 1  # -1: all
     checkpoint_has_optimizer: bool = True
@@ -161,7 +161,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         evaluation_tokens=_longest_evaluation(config.evaluation),
         image_pixels=data.image_pixels[1] if data.image_pixels else None,
         engine=_engine(data.engine, on_gpu, notes),
-        iterations=trainer.max_epochs or 0,
+        iterations=max(0, trainer.max_epochs or 0),
         checkpoint_every=checkpoint.every_n_epochs,
         checkpoints_kept=-1 if checkpoint.save_top_k == -1 else checkpoint.save_top_k + bool(checkpoint.save_last),
         checkpoint_has_optimizer=not checkpoint.save_weights_only,

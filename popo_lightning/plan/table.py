@@ -77,7 +77,7 @@ def _iteration(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:
     if images := image_tokens(run, model.architecture):
         yield "image tokens of a prompt at most", f"{images:,}"
     yield "padded tokens of a micro-batch at most", f"{run.pass_tokens:,}"
-    yield "iterations", f"{run.iterations:,}"
+    yield "iterations", f"{run.iterations:,}" if run.iterations else "without end"
 
 
 def _lines(parts: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -100,9 +100,7 @@ def _engine(run: RunSettings, memory: Memory) -> Iterator[tuple[str, str]]:
         yield "servers apart from the trainer", "nothing here"
     if not engine.awake:
         return
-    yield "weights", size(engine.weights)
-    yield "work of a step", size(engine.work)
-    yield "cache", size(max(0, engine.cache))
+    yield from _lines({"weights": engine.weights, "work of a step": engine.work, "cache": max(0, engine.cache)})
     yield f"sequences of {run.engine_tokens:,} tokens in the cache", f"{engine.sequences:,}"
     yield "while the trainer works", size(engine.resting)
 
@@ -117,10 +115,10 @@ def _peaks(memory: Memory, card: int | None) -> Iterator[tuple[str, str]]:
 
 def _checkpoints(run: RunSettings, memory: Memory) -> Iterator[tuple[str, str]]:
     yield "one, without stored groups", size(memory.checkpoint)
-    every = run.checkpoint_every or 0
-    if not every:
+    every, most = run.checkpoint_every or 0, run.checkpoints_kept
+    if not every or not most or not (run.iterations or most > 0):
         return
-    written = run.iterations // every
-    kept = written if run.checkpoints_kept < 0 else min(written, run.checkpoints_kept)
-    at_once = kept if kept == written else kept + 1  # the newest is written before an older one goes
-    yield f"on the disk at most, {kept} kept and the newest", size(at_once * memory.checkpoint)
+    written = run.iterations // every if run.iterations else most + 1
+    kept = written if most < 0 else min(written, most)
+    at_once = kept + (kept < written)  # the newest is written before an older one goes
+    yield f"on the disk at most, of {kept} kept", size(at_once * memory.checkpoint)
