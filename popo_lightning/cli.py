@@ -27,6 +27,7 @@ from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
 from popo_lightning.sharding import check_checkpoint, check_sharding
@@ -72,6 +73,13 @@ class PopoCLI(LightningCLI):
         """The usual parser, with errors in one sentence."""
         self.parser_class = OneSentenceParser
         return super().init_parser(**kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            self.plan = PlanOptions()
+            self.plan.add_to(parser)
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks every run has, and the values that two classes share."""
@@ -125,6 +133,10 @@ class PopoCLI(LightningCLI):
                 f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
                 "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
             )
+        self.plan.check()
+        if self.plan.asked:
+            print_plan(self.plan, self._parser(self.subcommand), config)
+            sys.exit(0)
         if self.subcommand == "fit":
             self._settle_folder(config)
         else:
@@ -156,6 +168,8 @@ class PopoCLI(LightningCLI):
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
         self._check_strategy()
+        if self.trainer.is_global_zero:
+            warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
 
     def before_validate(self) -> None:
         """Refuses what the strategy cannot do."""

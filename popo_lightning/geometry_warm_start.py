@@ -187,12 +187,13 @@ class GeometryWarmStart(WarmStart):
         processor = _processor()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = Qwen2_5_VLForConditionalGeneration(self._config()).float()
+            model = Qwen2_5_VLForConditionalGeneration(self.config()).float()
             self._train(model, processor)
         save_model(model, folder)
         processor.save_pretrained(folder)
 
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """Of the Qwen2.5-VL, without building it."""
         from transformers import Qwen2_5_VLConfig
 
         place = {symbol: i for i, symbol in enumerate(SYMBOLS)}

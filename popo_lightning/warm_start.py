@@ -52,6 +52,12 @@ class WarmStart(ABC):
     def build(self, folder: Path) -> None:
         """Writes model and tokenizer into an empty folder."""
 
+    def config(self) -> Any:
+        """The model's configuration, as transformers has it; a recipe that knows it without building says so."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder())
+
     def folder(self) -> Path:
         """The built folder, after building it if need be.
 
@@ -191,12 +197,11 @@ class CountdownWarmStart(WarmStart):
             del settings["device"]
         return {"recipe": RECIPE, **settings}
 
-    def build(self, folder: Path) -> None:
-        """Trains on next-token prediction over the answers and saves the folder."""
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def config(self) -> Any:
+        """Of the Llama, without building it."""
+        from transformers import LlamaConfig
 
-        tokenizer = symbol_tokenizer(SYMBOLS)
-        config = LlamaConfig(
+        return LlamaConfig(
             vocab_size=len(SYMBOLS),
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
@@ -204,16 +209,22 @@ class CountdownWarmStart(WarmStart):
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             max_position_embeddings=256,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=SYMBOLS.index("<pad>"),
+            eos_token_id=SYMBOLS.index("<eos>"),
             bos_token_id=None,
             tie_word_embeddings=True,
         )
+
+    def build(self, folder: Path) -> None:
+        """Trains on next-token prediction over the answers and saves the folder."""
+        from transformers import LlamaForCausalLM
+
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise SettingError(f"model.warm_start.device is '{self.device}', which torch does not see; use cpu")
+        tokenizer = symbol_tokenizer(SYMBOLS)
         with torch.random.fork_rng():  # of all devices
             torch.manual_seed(self.seed)
-            model = LlamaForCausalLM(config).float().to(self.device)
+            model = LlamaForCausalLM(self.config()).float().to(self.device)
             self._train(model, self._examples())
         save_model(model.cpu(), folder)
         tokenizer.save_pretrained(folder)

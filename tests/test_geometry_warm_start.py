@@ -217,7 +217,7 @@ def test_training_moves_image_and_language(built: Path) -> None:
     warm_start = GeometryWarmStart(**TINY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = dict(Qwen2_5_VLForConditionalGeneration(warm_start._config()).float().named_parameters())
+        fresh = dict(Qwen2_5_VLForConditionalGeneration(warm_start.config()).float().named_parameters())
     trained = dict(AutoModelForImageTextToText.from_pretrained(built).named_parameters())
     assert fresh.keys() == trained.keys()
     assert not [name for name in fresh if torch.equal(fresh[name], trained[name])]

@@ -1,0 +1,111 @@
+"""What a forward pass keeps for its backward pass, from a pass without memory or arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from popo_lightning.errors import SettingError, reason
+from popo_lightning.model_folder import layers
+from popo_lightning.plan.architecture import empty_model
+
+LENGTHS = (32, 96)  # of two passes: what both keep alike, such as autocast's copies of weights, is no token's
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes for each token of a forward pass of the language model, without its output head.
+
+    Args:
+        layers: Kept inside all layers.
+        largest: Kept inside the layer that keeps most.
+        inputs: Of all layers, which is what is kept of them with gradient checkpointing.
+        outside: Kept outside the layers.
+        state: Of one state: what the head reads.
+    """
+
+    layers: float
+    largest: float
+    inputs: float
+    outside: float
+    state: float
+
+
+def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> Activations:
+    """Runs a model on tensors that have shapes only, and adds up what autograd keeps.
+
+    Attention is the CPU's fused kernel, which keeps what flash attention keeps: no score.
+
+    Args:
+        config: Of transformers.
+        name: Of the model, for messages.
+        dtype: Of the weights as a pass has them: the computing type where they are sharded.
+        autocast: Whether bfloat16 autocast is on.
+
+    Raises:
+        SettingError: The model does not run.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = empty_model(config, name, torch.device("cpu"), dtype)
+        try:
+            short, long = (_KeptBytes(model).of_pass(length, autocast) for length in LENGTHS)
+        except Exception as error:  # whatever a model needs besides tokens
+            raise SettingError(
+                f"model.path is '{name}', a {config.model_type}, which the plan cannot pass tokens through: "
+                f"{reason(error)}"
+            ) from error
+    tokens = LENGTHS[1] - LENGTHS[0]
+    return Activations(*((b - a) / tokens for a, b in zip(short, long, strict=True)))
+
+
+class _KeptBytes:
+    """Counts what autograd keeps of one pass, each storage once, by the layer that has it kept."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.kept: list[int] = [0]  # bytes outside the layers, and inside each
+        self.inputs = 0
+        self.inside = 0  # which layer is running, 0 for none
+        self.storages: dict[int, Any] = {}  # alive, or another might get the address of one that is gone
+
+    def of_pass(self, length: int, autocast: bool) -> tuple[int, ...]:
+        """Bytes of one sequence, in the order of :class:`Activations`."""
+        decoder = getattr(self.model.base_model, "language_model", self.model.base_model)
+        hooks = []
+        for layer in layers(self.model):
+            hooks.append(layer.register_forward_pre_hook(self._enter, with_kwargs=True))
+            hooks.append(layer.register_forward_hook(self._leave))
+        with (
+            torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            embedded = self.model.get_input_embeddings()(torch.zeros(1, length, dtype=torch.long))
+            states = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        for hook in hooks:
+            hook.remove()
+        outside, *inside = self.kept
+        return sum(inside), max(inside, default=0), self.inputs, outside, _size(states)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights and storage._cdata not in self.storages:
+            self.storages[storage._cdata] = storage
+            self.kept[self.inside] += storage.nbytes()
+        return tensor
+
+    def _enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs += _size(args[0] if args else kwargs["hidden_states"])
+        self.kept.append(0)
+        self.inside = len(self.kept) - 1
+
+    def _leave(self, *of_layer: Any) -> None:
+        self.inside = 0
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,163 @@
+"""A model's numbers, from its configuration: the model is built without memory for its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from popo_lightning.errors import SettingError, reason
+from popo_lightning.model_folder import layers, sees_images, vision_tower
+
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast keeps a bfloat16 copy of
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Numbers of parameters, what is tied counted once, and widths.
+
+    Args:
+        parameters: Of the whole policy.
+        trained: Of these, those that get gradients.
+        cast: Of the trained ones, those in matrices, of which autocast keeps copies.
+        critic: Parameters of a critic's base, which is the policy without its output head.
+        critic_trained: Of these, those that get gradients.
+        critic_cast: Of these, those in matrices.
+        layer: Parameters of the largest layer.
+        root: Parameters outside all layers.
+        vocabulary: Rows of the output head.
+        hidden: Width of the states that the head reads.
+        feed_forward: Width inside a layer's feed-forward part.
+        cache_elements: Keys and values of one token in all layers.
+        positions: Longest sequence, None where there is no bound.
+        vision: Of the vision tower, None without one.
+    """
+
+    parameters: int
+    trained: int
+    cast: int
+    critic: int
+    critic_trained: int
+    critic_cast: int
+    layer: int
+    root: int
+    vocabulary: int
+    hidden: int
+    feed_forward: int
+    cache_elements: int
+    positions: int | None
+    vision: Vision | None
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision tower's widths.
+
+    Args:
+        depth: Layers.
+        hidden: Width of a patch's state.
+        feed_forward: Width inside a layer's feed-forward part.
+        patches: Patches behind one image token.
+        token_pixels: Pixels behind one image token.
+        trained: Whether it is.
+    """
+
+    depth: int
+    hidden: int
+    feed_forward: int
+    patches: int
+    token_pixels: int
+    trained: bool
+
+
+def architecture(config: Any, freeze_vision: bool, name: str) -> Architecture:
+    """Builds a model on the meta device and counts.
+
+    Args:
+        config: Of transformers.
+        freeze_vision: Whether the vision tower stays as it is.
+        name: Of the model, for messages.
+
+    Raises:
+        SettingError: No policy can be made of this configuration.
+    """
+    model = empty_model(config, name, torch.device("meta"), torch.float32)
+    tower = vision_tower(model)
+    if freeze_vision:
+        if tower is None:
+            raise SettingError(f"model.freeze_vision is true but model.path '{name}' has no vision tower; leave it out")
+        tower.requires_grad_(False)
+    text = config.get_text_config()
+    head = model.get_output_embeddings()
+    blocks = layers(model)
+    sizes = [_count(block.parameters()) for block in blocks]
+    in_matrices = {id(p) for module in model.modules() if isinstance(module, MATRICES) for p in module.parameters()}
+    base = list(model.base_model.parameters())
+    heads = text.num_attention_heads
+    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Architecture(
+        parameters=_count(model.parameters()),
+        trained=_count(p for p in model.parameters() if p.requires_grad),
+        cast=_count(p for p in model.parameters() if p.requires_grad and id(p) in in_matrices),
+        critic=_count(base),
+        critic_trained=_count(p for p in base if p.requires_grad),
+        # its embedding is tied to no head
+        critic_cast=_count(p for p in base if p.requires_grad and id(p) in in_matrices and p is not head.weight),
+        layer=max(sizes, default=0),
+        root=_count(model.parameters()) - sum(sizes),
+        vocabulary=head.weight.shape[0],
+        hidden=head.weight.shape[1],
+        feed_forward=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        cache_elements=2 * text.num_hidden_layers * key_value_heads * width,
+        positions=getattr(text, "max_position_embeddings", None),
+        vision=_vision(config.vision_config, tower) if tower is not None else None,
+    )
+
+
+def empty_model(config: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model in training mode, with weights that say nothing.
+
+    Raises:
+        SettingError: transformers builds none from this configuration, or one that could not be trained here.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+    try:
+        with device:
+            model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
+        text = config.get_text_config()
+        if (
+            not hasattr(model.get_output_embeddings(), "weight")
+            or min(text.num_attention_heads, len(layers(model))) < 1
+        ):
+            raise ValueError("it has no output head, no attention or no layer")
+    except Exception as error:  # a configuration that does not fit together fails in every way there is
+        raise SettingError(
+            f"model.path is '{name}', of whose configuration no language model can be built: {reason(error)}"
+        ) from error
+    return model.train()
+
+
+def _vision(config: Any, tower: nn.Module) -> Vision:
+    hidden, merge = config.hidden_size, config.spatial_merge_size
+    ratio = getattr(config, "mlp_ratio", None) or 4
+    if hasattr(config, "embed_dim"):  # Qwen2-VL: hidden_size is the language model's
+        hidden = config.embed_dim
+    return Vision(
+        depth=config.depth,
+        hidden=hidden,
+        feed_forward=getattr(config, "intermediate_size", None) or int(ratio * hidden),
+        patches=merge**2,
+        token_pixels=(config.patch_size * merge) ** 2,
+        trained=any(p.requires_grad for p in tower.parameters()),
+    )
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    """Elements, each parameter once."""
+    return sum({id(p): p.numel() for p in parameters}.values())

@@ -1,0 +1,148 @@
+"""``--plan`` of `popo fit`, and the warning of a run on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.errors import SettingError
+from popo_lightning.plan.memory import GIB, Model, estimate
+from popo_lightning.plan.model_config import model_config
+from popo_lightning.plan.run_settings import RunSettings, read_settings
+from popo_lightning.plan.table import table
+from popo_lightning.plan.verdict import objection
+from popo_lightning.policy import PolicyModule
+
+log = logging.getLogger(__name__)
+
+
+class PlanOptions:
+    """--plan and --card_gib. They are no settings of a run: its config.yaml does not have them."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.card_gib: float | None = None
+
+    def add_to(self, parser: LightningArgumentParser) -> None:
+        """Adds both to the parser of `popo fit`."""
+        parser.add_argument(
+            "--plan",
+            action=_Note,
+            options=self,
+            nargs=0,
+            help="Print what the run needs of a GPU, of the disk and of its numbers, and exit: before anything loads, "
+            "from the model's configuration alone. Exits with code 2 if it cannot fit.",
+        )
+        parser.add_argument(
+            "--card_gib",
+            action=_Note,
+            options=self,
+            nargs=1,
+            metavar="GIB",
+            help="Memory of one GPU in GiB, for --plan (default: of the GPU that is there, if there is one).",
+        )
+
+    def note(self, option: str, values: list[str]) -> None:
+        """Takes what the command line says."""
+        if option == "--plan":
+            self.asked = True
+            return
+        try:
+            self.card_gib = float(values[0])
+        except ValueError:
+            self.card_gib = math.nan
+
+    def check(self) -> None:
+        """Raises SettingError for a card that there is none of, or that nothing is planned for."""
+        if self.card_gib is None:
+            return
+        if not 0 < self.card_gib < math.inf:
+            raise SettingError(f"--card_gib is {self.card_gib:g}; use a GPU's memory in GiB, such as 80")
+        if not self.asked:
+            raise SettingError(f"--card_gib is {self.card_gib:g}, but without --plan nothing is planned; add --plan")
+
+
+class _Note(argparse.Action):
+    """Tells the options, and leaves no trace in the namespace."""
+
+    def __init__(self, option_strings: list[str], dest: str, options: PlanOptions, **kwargs: Any) -> None:
+        self.options = options
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        self.options.note(str(option_string), values)
+
+
+def print_plan(options: PlanOptions, parser: LightningArgumentParser, config: Any) -> None:
+    """Prints the plan of a run that has not begun.
+
+    Args:
+        options: With the card, if one is given.
+        parser: Of `popo fit`.
+        config: As it was parsed.
+
+    Raises:
+        SettingError: The run cannot fit, or would be refused for another reason.
+    """
+    made: Any = parser.instantiate_classes(Namespace(model=config.model, data=config.data))
+    run = read_settings(config, made.model, made.data, options.card_gib is not None)
+    card = _bytes(options.card_gib) if options.card_gib else _card_here(run)
+    model = _model(made.model, run)
+    print(table(run, model, estimate(run, model, card), card))
+    found = objection(run, model, card)
+    if found is not None:
+        raise SettingError(found)
+    print("Verdict: " + _verdict(run, card))
+
+
+def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, device: torch.device) -> None:
+    """Logs one sentence where a run that begins on a GPU is not expected to fit. An estimate stops nothing."""
+    if device.type != "cuda":
+        return
+    try:
+        run = read_settings(config, policy, data, for_card=True)
+        found = objection(run, _model(policy, run), torch.cuda.get_device_properties(device).total_memory)
+    except Exception as error:  # a plan that cannot be made must not end a run that can
+        log.debug("no plan: %s", error)
+        return
+    if found is not None:
+        log.warning("by an estimate, which may err, %s", found)
+
+
+def _model(policy: PolicyModule, run: RunSettings) -> Model:
+    config = model_config(policy)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and run.engine_tokens > positions:
+        raise SettingError(
+            f"data.max_prompt_tokens is {run.prompt_tokens} and the longest response "
+            f"{run.engine_tokens - run.prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than "
+            f"the {positions} positions of model.path; lower them"
+        )
+    name = policy.path or type(policy.warm_start).__name__
+    return Model(config, name, run.freeze_vision)
+
+
+def _card_here(run: RunSettings) -> int | None:
+    """Bytes of the smallest GPU of this machine, None where there is none or none is used."""
+    count = torch.cuda.device_count() if run.on_gpu else 0
+    found = [torch.cuda.get_device_properties(place).total_memory for place in range(count)]
+    return min(found, default=None)
+
+
+def _bytes(gib: float) -> int:
+    return int(gib * GIB)
+
+
+def _verdict(run: RunSettings, card: int | None) -> str:
+    if card is not None:
+        return f"it fits a card of {card / GIB:.4g} GiB, as far as an estimate can say"
+    if run.on_gpu:
+        return "nothing was compared, since no GPU is here; --card_gib 80 compares with one of 80 GiB"
+    return "nothing was compared, since trainer.accelerator is cpu"

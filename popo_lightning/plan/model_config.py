@@ -1,0 +1,55 @@
+"""A model's configuration, and nothing else of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.errors import SettingError, reason
+from popo_lightning.policy import PolicyModule
+
+NAME = "config.json"
+SECONDS = 5.0  # that a hub may take to answer
+
+
+def model_config(policy: PolicyModule) -> Any:
+    """The transformers configuration of a policy: of its recipe, its folder, the hub's cache or the hub.
+
+    Raises:
+        SettingError: There is none, or none that transformers reads.
+    """
+    from transformers import AutoConfig
+
+    if policy.warm_start is not None:
+        return policy.warm_start.config()
+    folder = Path(policy.folder)
+    if folder.is_dir():
+        if not (folder / NAME).exists():
+            raise SettingError(f"model.path is '{folder}', a folder without {NAME}; the plan needs that file alone")
+    else:
+        folder = _from_hub(str(policy.folder)).parent
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a damaged file fails in every way there is
+        raise SettingError(
+            f"model.path is '{policy.path}', whose {NAME} transformers does not read: {reason(error)}"
+        ) from error
+
+
+def _from_hub(name: str) -> Path:
+    """config.json of a hub id: the cached one if there is one, else asked for once."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, NAME)
+        if isinstance(cached, str):
+            return Path(cached)
+        # asked once, before the download, which would try again and again
+        get_hf_file_metadata(hf_hub_url(name, NAME), timeout=SECONDS)
+        return Path(hf_hub_download(name, NAME, etag_timeout=SECONDS))
+    except Exception as error:  # no such name, no access, no network, or told to stay offline
+        raise SettingError(
+            f"model.path is '{name}', no folder here, and its {NAME}, which is all that the plan needs, is neither "
+            f"cached nor to be had from the hub ({reason(error)[:120]}); run once with a network, or set model.path to "
+            f"a folder with {NAME}"
+        ) from error

@@ -1,0 +1,57 @@
+"""What an optimizer keeps of each parameter, found by one step of it on a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIDE = 64  # of the square parameter that is stepped on
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Bytes for each trained parameter.
+
+    Args:
+        bytes_kept: From the first step on.
+        copies_in_step: Copies of all weights that a step makes for as long as it takes; 0 where parameters are stepped
+            one by one, or by a fused kernel.
+        notes: What was assumed.
+    """
+
+    bytes_kept: float
+    copies_in_step: int
+    notes: tuple[str, ...] = ()
+
+
+ADAM = OptimizerState(8.0, 1)  # of float32 weights on a GPU
+
+
+def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) -> OptimizerState:
+    """What an optimizer keeps and needs, found on the CPU.
+
+    Args:
+        make: Gives the optimizer of parameter groups.
+        dtype: Of the weights.
+        on_gpu: Whether it steps there: torch then takes all parameters at once unless `foreach` is false.
+    """
+    parameter = torch.nn.Parameter(torch.zeros(SIDE, SIDE, dtype=dtype))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer = make([{"params": [parameter]}])
+        settings = optimizer.param_groups[0]
+        optimizer.step()
+    except Exception as error:  # whatever a class of the user's needs that is not here
+        note = (
+            f"model.optimizer takes no step on a small parameter ({type(error).__name__}): as many bytes as Adam keeps "
+            "are assumed"
+        )
+        return OptimizerState(ADAM.bytes_kept, int(on_gpu), (note,))
+    kept = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]
+    size = sum(value.numel() * value.element_size() for value in kept) / parameter.numel()
+    at_once = on_gpu and not settings.get("fused") and settings.get("foreach", False) in (None, True)
+    return OptimizerState(size, int(at_once))

@@ -1,0 +1,277 @@
+"""What the plan knows of a run: its settings, as `popo fit` would read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
+
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.errors import SettingError, reason
+from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
+from popo_lightning.policy import PRECISIONS, PolicyModule
+from popo_lightning.rollout.servers import ServerEngine
+from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.rollout_settings import check_share
+from popo_lightning.sharding import check_sharding
+
+WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights lie on the ranks
+VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"
+LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # of precisions
+MEMORY_SHARE = 0.6  # of VLLMEngine, where a setting is null
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What samples, as far as it takes memory of the trainer's card.
+
+    Args:
+        kind: VLLM, TRANSFORMERS, SERVERS or OTHER.
+        share: Of the card's memory that vLLM takes.
+        sleep_level: 0 keeps everything while the trainer works, 1 and 2 free weights and cache.
+        cpu_cache: Bytes of vLLM's cache on a CPU.
+        batch_size: Responses that the transformers engine generates side by side.
+    """
+
+    kind: str
+    share: float = MEMORY_SHARE
+    sleep_level: int = 0
+    cpu_cache: int = 0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings that decide what a run needs. Batches are over all ranks."""
+
+    on_gpu: bool = True
+    ranks: int = 1
+    layout: str = WHOLE  # or DDP or FSDP
+    shards: int = 1  # ranks that share one copy of the weights
+    bucket_view: bool = False  # DDP's buckets are the gradients
+    weight_dtype: torch.dtype = torch.float32
+    autocast: bool = False  # computes in bfloat16 from float32 weights
+    optimizer: OptimizerState = ADAM
+    has_critic: bool = False
+    has_reference: bool = False
+    freeze_vision: bool = False
+    gradients_held_whole: bool = False  # under FSDP, until the last micro-batch
+    entropy_gradient: bool = False
+    micro_batch_tokens: int = 16384
+    gradient_checkpointing: bool = False
+    problems: int = 32
+    group_size: int = 8
+    minibatches: int = 2
+    sweeps: int = 1
+    prompt_tokens: int = 1024
+    response_tokens: int = 1024
+    evaluation_tokens: int = 0  # response tokens of the longest evaluation
+    image_pixels: int | None = None  # most of an image
+    engine: Engine = Engine(SERVERS)
+    iterations: int = 100  # 0: without end
+    checkpoint_every: int | None = 20
+    checkpoints_kept: int = 1  # -1: all
+    checkpoint_has_optimizer: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type that matrices are multiplied in, by policy and engine."""
+        return torch.bfloat16 if self.autocast else self.weight_dtype
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Longest prompt and response of training."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def engine_tokens(self) -> int:
+        """Longest prompt and response that the engine makes room for."""
+        return self.prompt_tokens + max(self.response_tokens, self.evaluation_tokens)
+
+    @property
+    def rank_sequences(self) -> int:
+        """Responses that a rank samples in an iteration."""
+        return self.problems * self.group_size // self.ranks
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most padded tokens of one forward pass: a longer row makes a pass of its own, and no minibatch has more."""
+        groups = -(-self.problems // (self.ranks * self.minibatches))
+        minibatch = groups * self.group_size * self.sequence_tokens
+        return min(max(self.micro_batch_tokens, self.sequence_tokens), minibatch)
+
+
+def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, for_card: bool) -> RunSettings:
+    """The settings of a run.
+
+    Args:
+        config: Of `popo fit`, for what belongs to the trainer, the evaluation and the checkpoints.
+        policy: As its settings make it; no model is loaded.
+        data: As its settings make it.
+        for_card: Whether a card's size is given.
+
+    Raises:
+        SettingError: `popo fit` would refuse them too, or the plan does not know them.
+    """
+    notes: list[str] = []
+    trainer = config.trainer
+    on_gpu = _on_gpu(str(trainer.accelerator), for_card)
+    devices = count_devices(trainer.devices, on_gpu, notes)
+    ranks = devices * _positive("trainer.num_nodes", trainer.num_nodes)
+    strategy = _strategy(trainer.strategy, ranks)
+    check_sharding(strategy, ranks, policy.critic is not None)
+    check_share(data, ranks)
+    layout, shards = _layout(strategy, ranks)
+    autocast = _precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
+    checkpoint = config.checkpoint
+    optimizer = optimizer_state(policy.make_optimizer, policy.weight_dtype, on_gpu)
+    return RunSettings(
+        on_gpu=on_gpu,
+        ranks=ranks,
+        layout=layout,
+        shards=shards,
+        bucket_view=bool(getattr(strategy, "_ddp_kwargs", {}).get("gradient_as_bucket_view")),
+        weight_dtype=policy.weight_dtype,
+        autocast=autocast,
+        optimizer=optimizer,
+        has_critic=policy.critic is not None,
+        has_reference=policy.objective.needs_reference,
+        freeze_vision=policy.freeze_vision,
+        gradients_held_whole=layout == FSDP and getattr(policy, "gradient_sync", "micro_batch") == "step",
+        entropy_gradient=policy.objective.needs_entropy,
+        micro_batch_tokens=policy.micro_batch_tokens,
+        gradient_checkpointing=policy.gradient_checkpointing,
+        problems=data.problems_per_iteration,
+        group_size=data.group_size,
+        minibatches=data.minibatches,
+        sweeps=data.sweeps,
+        prompt_tokens=_positive("data.max_prompt_tokens", data.max_prompt_tokens),
+        response_tokens=data.sampling.max_new_tokens,
+        evaluation_tokens=_longest_evaluation(config.evaluation),
+        image_pixels=data.image_pixels[1] if data.image_pixels else None,
+        engine=_engine(data.engine, on_gpu, notes),
+        iterations=max(0, trainer.max_epochs or 0),
+        checkpoint_every=checkpoint.every_n_epochs,
+        checkpoints_kept=-1 if checkpoint.save_top_k == -1 else checkpoint.save_top_k + bool(checkpoint.save_last),
+        checkpoint_has_optimizer=not checkpoint.save_weights_only,
+        notes=(*notes, *optimizer.notes),
+    )
+
+
+def count_devices(devices: Any, on_gpu: bool, notes: list[str]) -> int:
+    """Processes of one node, as Lightning reads trainer.devices.
+
+    Args:
+        devices: A number, a list of places, either as text, "auto" or -1.
+        on_gpu: Whether they are GPUs.
+        notes: Gets a sentence where "all" are asked for and none is here to count.
+    """
+    text = str(devices).strip("[] ()")
+    if text in ("auto", "-1"):
+        here = torch.cuda.device_count() if on_gpu else 1
+        if not here:
+            notes.append(f"trainer.devices is {text} and no GPU is here to count: this plan is for one")
+        return max(1, here)
+    try:
+        places = [int(place) for place in text.split(",") if place.strip()]
+    except ValueError:
+        places = []
+    is_list = isinstance(devices, list | tuple) or "," in text
+    count = len(places) if is_list else sum(places)
+    if count < 1:
+        raise SettingError(f"trainer.devices is {devices}; use a number of devices, or a list of GPUs such as [0, 1]")
+    return count
+
+
+def _on_gpu(accelerator: str, for_card: bool) -> bool:
+    if accelerator not in ("auto", "gpu", "cuda", "cpu"):
+        raise SettingError(f"trainer.accelerator is '{accelerator}', of which the plan knows nothing; use gpu or cpu")
+    if accelerator == "cpu" and for_card:
+        raise SettingError("--card_gib is given, but trainer.accelerator is cpu; set trainer.accelerator to gpu")
+    return accelerator != "cpu"
+
+
+def _precision(given: Any) -> str:
+    precision = LIGHTNINGS_NAMES.get(str(given), str(given))
+    if precision not in PRECISIONS:
+        raise SettingError(f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)}")
+    return precision
+
+
+def _strategy(given: Any, ranks: int) -> Any:
+    """An object of Lightning's, which starts nothing before a trainer has it."""
+    if given == "auto":
+        given = "single_device" if ranks == 1 else "ddp"
+    try:
+        if not isinstance(given, str):
+            module, _, kind = given.class_path.rpartition(".")
+            return getattr(import_module(module), kind)(**dict(given.get("init_args") or {}))
+        if given == "single_device":
+            return SingleDeviceStrategy(torch.device("cpu"))
+        return StrategyRegistry.get(given)
+    except Exception as error:  # whatever the class refuses
+        name = given if isinstance(given, str) else given.class_path
+        raise SettingError(f"trainer.strategy is '{name}', which cannot be made: {reason(error)}") from error
+
+
+def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
+    """How the weights lie on the ranks, and how many ranks share one copy."""
+    if isinstance(strategy, ModelParallelStrategy):
+        return FSDP, ranks
+    if isinstance(strategy, FSDPStrategy):
+        way = strategy.sharding_strategy.name
+        if way == "FULL_SHARD" and not strategy.cpu_offload.offload_params:
+            return FSDP, ranks
+        raise SettingError(
+            f"trainer.strategy is FSDPStrategy with sharding_strategy {way} or cpu_offload, of which the plan knows "
+            "nothing; use FULL_SHARD, or ModelParallelStrategy (FSDP2)"
+        )
+    if isinstance(strategy, DDPStrategy):
+        return DDP, 1
+    if isinstance(strategy, SingleDeviceStrategy):
+        return WHOLE, 1
+    raise SettingError(
+        f"trainer.strategy is {type(strategy).__name__}, of which the plan knows nothing; use ddp, or "
+        "ModelParallelStrategy (FSDP2)"
+    )
+
+
+def _engine(engine: Any, on_gpu: bool, notes: list[str]) -> Engine:
+    if isinstance(engine, VLLMEngine):
+        level = engine.sleep_level
+        return Engine(
+            VLLM,
+            share=engine.memory_share,
+            sleep_level=(2 if level is None else level) if on_gpu else 0,
+            cpu_cache=int(engine.cpu_cache_gib * 2**30),
+        )
+    if isinstance(engine, TransformersEngine):
+        return Engine(TRANSFORMERS, batch_size=engine.batch_size)
+    if isinstance(engine, ServerEngine):
+        return Engine(SERVERS)
+    notes.append(f"data.engine is {type(engine).__name__}, whose memory the plan does not know and counts as nothing")
+    return Engine(OTHER)
+
+
+def _longest_evaluation(evaluation: Any) -> int:
+    """Response tokens that an evaluation asks for."""
+    per_benchmark = (evaluation.get("benchmarks") or {}).values()
+    limits = [each.get("max_new_tokens") for each in per_benchmark if hasattr(each, "get")]
+    return max((limit for limit in (evaluation.get("max_new_tokens"), *limits) if limit), default=0)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise SettingError(f"{name} is {value}; use at least 1")
+    return value
