@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from nodes_for_tests import fsdp2, one_node
-from tiny_models import method, metrics
+from tiny_models import REPOSITORY, method, metrics, popo_process
 
 from popo_lightning.errors import SettingError
 from popo_lightning.rank_states import for_ranks
@@ -98,6 +98,21 @@ def test_flat_pieces_train_as_one_process_does(config: Path, tmp_path: Path) -> 
     for alone, together in zip(one, changed, strict=True):
         for metric in CLOSE:
             assert together[metric] == pytest.approx(alone[metric], abs=1e-5), (metric, alone["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["ddp", "fsdp2"])
+def test_lightning_starts_the_ranks_itself(config: Path, tmp_path: Path, scale: str) -> None:
+    """Two ranks without torchrun or SLURM, from a file for eight of which one setting is changed."""
+    files = ["--config", config, *method("popo"), "--config", REPOSITORY / "configs" / "scale" / f"{scale}.yaml"]
+    ranks = ["--trainer.devices", "2", "--model.micro_batch_tokens", "60"]
+    here = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--run.folder", tmp_path]
+    budget = ["--data.problems_per_iteration", "8", "--trainer.max_epochs", "2"]
+    finished = popo_process("fit", *files, *ranks, *here, *budget)
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    rows = trained(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2] and rows[-1]["total/responses"] == 2 * 8 * 4
+    assert rows[0]["train/grad_norm"] > 0
 
 
 def test_what_sharding_cannot_do_is_refused() -> None:
