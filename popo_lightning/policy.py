@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +14,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from popo_lightning import policy_checkpoint
-from popo_lightning.critic import Critic, check_critic, first_weights
+from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
 from popo_lightning.flat_sharding import flatly_sharded
-from popo_lightning.gradient_sync import check_gradient_sync, free_gradients, gradients_exchanged
+from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
 from popo_lightning.model_folder import compile_layers, image_tokens, load_trainable, sees_images
@@ -31,11 +29,11 @@ from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.optimizers import fuse, group_settings, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
-from popo_lightning.padded_rows import PaddedRows, one_token, pad_sequences
+from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
 from popo_lightning.scoring import response_logprobs, scores_by_row
-from popo_lightning.sharded_loading import FirstRanksModel, fill, named
-from popo_lightning.sharding import shard_policy, shard_value_model, whole_weights
+from popo_lightning.sharded_loading import FirstRanksModel, split_models
+from popo_lightning.sharding import whole_weights
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -169,8 +167,7 @@ class PolicyModule(L.LightningModule):
         else:
             first = FirstRanksModel(load)
             self._take(first.outline.build())  # all but the weights, which are on the meta device
-            self._shard(self.device_mesh["data_parallel"])
-            self._fill(first)
+            split_models(self, first, self.device_mesh["data_parallel"])
 
     def _take(self, model: Any) -> None:
         """Makes a loaded model the policy, and the critic's and the reference's beginning."""
@@ -189,21 +186,9 @@ class PolicyModule(L.LightningModule):
         self.described = policy_checkpoint.describe(self)
 
     @property
-    def _sharded(self) -> bool:
+    def sharded(self) -> bool:
+        """Whether weights are split over the ranks, so that every pass is a collective."""
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-
-    def _shard(self, mesh: DeviceMesh) -> None:
-        for model in (self.model, *self._reference):
-            shard_policy(model, mesh, self.compute_dtype)
-        if self.critic is not None:
-            shard_value_model(self.value_model, mesh, self.compute_dtype)
-
-    def _fill(self, first: FirstRanksModel) -> None:
-        device = self.trainer.strategy.root_device
-        for model in (self.model, *self._reference):
-            fill(model, first.weights(named), device)
-        if self.critic is not None:
-            fill(self.value_model, first.weights(first_weights), device)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
@@ -245,7 +230,7 @@ class PolicyModule(L.LightningModule):
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
         passes = self._passes(minibatch.rows())
         # sharded, every pass gathers weights from all ranks
-        most = int(over_ranks(self.trainer, len(passes), "max")) if self._sharded else 0
+        most = int(over_ranks(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
             return scores_by_row(passes, score, self.device, most)
 
@@ -315,31 +300,10 @@ class PolicyModule(L.LightningModule):
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
-        self._add_up_gradients(losses, self._passes(rows))
+        add_up_gradients(self, losses, self._passes(rows))
         grad_norm = self._take_step(optimizer) if size else float("nan")
         free_gradients(optimizer, self.trainer.strategy.model)  # none lives through a generation
         return losses.outputs() | {"grad_norm": grad_norm, "stepped": bool(size)}
-
-    def _add_up_gradients(self, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:
-        """One forward and one backward pass a micro-batch."""
-        passes = self._passes_over_ranks(len(parts))
-        for number in range(passes):
-            last = number == passes - 1
-            with self._gradients_exchanged(last or self.gradient_sync == "micro_batch"):
-                loss = losses.add(parts[number].to(self.device)) if number < len(parts) else self._nothing()
-                self.manual_backward(loss)
-
-    def _passes_over_ranks(self, own: int) -> int:
-        """Passes of this rank, whose own rows fill so many; those beyond go through the model with nothing."""
-        if self._sharded:
-            # Each gathers weights from all ranks. Asked before the first of them, or a rank that is through would wait
-            # here for one that waits there.
-            return int(over_ranks(self.trainer, own, "max"))
-        return max(own, 1) if self.trainer.world_size > 1 else own  # the last adds up the gradients of all ranks
-
-    def _gradients_exchanged(self, exchange: bool) -> AbstractContextManager[None]:
-        models = [self.model] if self.critic is None else [self.model, self.value_model]
-        return gradients_exchanged(self.trainer.strategy.model, models, exchange)
 
     def _take_step(self, optimizer: Any) -> float:
         """Clips, steps, and returns the norm of the policy's gradient before clipping."""
@@ -364,15 +328,6 @@ class PolicyModule(L.LightningModule):
             return None
         logp, _ = self(part, self._reference[0].to(self.device))
         return cast(Tensor, logp)
-
-    def _nothing(self) -> Tensor:
-        """A loss of zero that has been through the whole model."""
-        rows = one_token().to(self.device)
-        logp, _ = self(rows)
-        if self._sharded:
-            self.reference_logprobs(rows)
-        nothing = logp.sum() * 0
-        return nothing if self.critic is None else nothing + self.value_model(rows).sum() * 0
 
     def _clip_gradients(self) -> float:
         """Norm of the policy's gradient before clipping; a critic's is clipped by itself."""

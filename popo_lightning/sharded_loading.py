@@ -15,11 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from popo_lightning.critic import first_weights
 from popo_lightning.errors import SettingError
 from popo_lightning.model_folder import remove_dropout
 from popo_lightning.ranks import from_first
+from popo_lightning.sharding import shard_policy, shard_value_model
 
 Weights = Mapping[str, Tensor]
 
@@ -101,6 +104,23 @@ class FirstRanksModel:
         return None if self._whole is None else of(self._whole)
 
 
+def split_models(policy: Any, first: FirstRanksModel, mesh: DeviceMesh) -> None:
+    """Splits a policy, its reference and its critic, built on the meta device, and gives them their weights.
+
+    Args:
+        policy: The PolicyModule.
+        first: What rank 0 has loaded.
+        mesh: The ranks.
+    """
+    device = policy.trainer.strategy.root_device
+    for model in (policy.model, *policy._reference):
+        shard_policy(model, mesh, policy.compute_dtype)
+        fill(model, first.weights(named), device)
+    if policy.critic is not None:
+        shard_value_model(policy.value_model, mesh, policy.compute_dtype)
+        fill(policy.value_model, first.weights(first_weights), device)
+
+
 def named(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters by name, detached."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -132,6 +152,9 @@ def fill(model: nn.Module, weights: Weights | None, device: torch.device) -> Non
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
     without = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
+    for module in model.modules():  # tensors that a model keeps beside its parameters and buffers
+        held = [name for name, value in vars(module).items() if isinstance(value, Tensor) and value.is_meta]
+        without += [f"{type(module).__name__}.{name}" for name in held]
     if without:
         raise RuntimeError(f"no weights were loaded for {', '.join(without)}")
 

@@ -13,7 +13,7 @@ from tiny_models import random_model
 from popo_lightning.critic import Critic
 from popo_lightning.errors import SettingError
 from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import GAE
+from popo_lightning.objectives import GAE, ConvexKL, Objective
 from popo_lightning.policy import PolicyModule
 
 # More micro-batches on one rank, more on the other, none on one of them, and none at all.
@@ -27,9 +27,10 @@ WAYS = [("ddp", "step"), ("fsdp2", "step"), ("fsdp2", "micro_batch")]
 
 
 def trained(folder: Path, strategy: str, gradient_sync: str = "step") -> dict[str, Any]:
-    """What came of the steps, with a critic. Tied heads: the embedding's gradient has two sources."""
+    """What came of the steps, with a critic and a reference. Tied heads: the embedding's gradient has two sources."""
     steps = Steps()
     critic: dict[str, Any] = {"critic": Critic(lr=1e-3), "advantage": GAE(whiten=False)}
+    critic["objective"] = Objective(regularizers=[ConvexKL(0.5)])
     module = PolicyModule(
         path=str(folder),
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3),
