@@ -30,7 +30,7 @@ from popo_lightning.errors import SettingError, reason
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
-from popo_lightning.sharding import check_checkpoint, check_sharding
+from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
 
 
 @dataclass
@@ -172,7 +172,7 @@ class PopoCLI(LightningCLI):
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
 
     def before_validate(self) -> None:
-        """Refuses what the strategy cannot do."""
+        """Settles the strategy, and refuses what it cannot do."""
         self._check_strategy()
 
     before_test = before_predict = before_validate
@@ -180,6 +180,7 @@ class PopoCLI(LightningCLI):
     def _check_strategy(self) -> None:
         assert self.subcommand is not None
         strategy = self.trainer.strategy
+        settle_strategy(strategy, self.trainer.world_size)
         check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
         check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
 

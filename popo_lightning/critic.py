@@ -85,6 +85,14 @@ class ValueModel(nn.Module):
             return placed(self.head(states.float()).squeeze(-1), rows.mask)
 
 
+def first_weights(model: Any) -> dict[str, Tensor]:
+    """The weights by name that the value model of a policy starts with; those of its base are the policy's own."""
+    base: Any = model.base_model
+    found = {f"base.{name}": parameter.detach() for name, parameter in base.named_parameters()}
+    hidden = model.config.get_text_config().hidden_size
+    return found | {"head.weight": torch.zeros(1, hidden), "head.bias": torch.zeros(1)}
+
+
 def value_loss(
     values: Tensor,
     old_values: Tensor,

@@ -14,24 +14,26 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from popo_lightning import policy_checkpoint
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
 from popo_lightning.flat_sharding import flatly_sharded
+from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
 from popo_lightning.model_folder import compile_layers, image_tokens, load_trainable, sees_images
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
+from popo_lightning.optimizers import fuse, group_settings, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
-from popo_lightning.padded_rows import PaddedRows, one_token, pad_sequences
+from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
 from popo_lightning.scoring import response_logprobs, scores_by_row
-from popo_lightning.sharding import shard_policy, shard_value_model, whole_weights
+from popo_lightning.sharded_loading import FirstRanksModel, split_models
+from popo_lightning.sharding import whole_weights
 from popo_lightning.warm_start import WarmStart
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -58,6 +60,10 @@ class PolicyModule(L.LightningModule):
             same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
             flash attention compute it for each response either way.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        gradient_sync: When split models (FSDP2) add their gradients up over the ranks. step: once, after the last
+            micro-batch; until then each rank holds all gradients whole, in float32. micro_batch: after each, so that a
+            rank holds its part alone; every micro-batch then sends all gradients. DDP does the first, which costs it
+            no memory, and FSDP1 the second.
         compile_layers: Compile the policy's layers by torch.compile: a minute or more at the start, faster passes.
         freeze_vision: Train the language model only, and leave the vision tower as it is.
         dtype: Type of the trained weights. Compute in bfloat16 by trainer.precision bf16-mixed, which keeps float32
@@ -65,6 +71,8 @@ class PolicyModule(L.LightningModule):
         temperature: Set from data.temperature.
         reward: Reward part that is trained on.
     """
+
+    model: Any  # of transformers, once configure_model has run
 
     def __init__(
         self,
@@ -79,6 +87,7 @@ class PolicyModule(L.LightningModule):
         micro_batch_tokens: int = 16384,
         shared_prompts: bool = True,
         gradient_checkpointing: bool = False,
+        gradient_sync: str = "step",
         compile_layers: bool = False,
         freeze_vision: bool = False,
         dtype: str = "float32",
@@ -97,6 +106,7 @@ class PolicyModule(L.LightningModule):
             raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")
         if dtype not in ("float32", "bfloat16"):
             raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
+        check_gradient_sync(gradient_sync)
         check_critic(critic, advantage)
         check_weight(advantage, objective.behave_weight)
         self.automatic_optimization = False
@@ -111,6 +121,7 @@ class PolicyModule(L.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.shared_prompts = shared_prompts
         self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_sync = gradient_sync
         self.compile_layers = compile_layers
         self.freeze_vision = freeze_vision
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
@@ -147,7 +158,19 @@ class PolicyModule(L.LightningModule):
                 f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for "
                 "bfloat16 weights), since the engine and the clipping of gradients follow no other"
             )
-        model = load_trainable(self.folder, self.weight_dtype, self.freeze_vision)
+        load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision)
+        if self.device_mesh is None:
+            self._take(load())
+            if isinstance(strategy := self.trainer.strategy, FSDPStrategy):
+                self.model = flatly_sharded(self.model, strategy, self.compute_dtype)
+                self._reference = [flatly_sharded(model, strategy, self.compute_dtype) for model in self._reference]
+        else:
+            first = FirstRanksModel(load)
+            self._take(first.outline.build())  # all but the weights, which are on the meta device
+            split_models(self, first, self.device_mesh["data_parallel"])
+
+    def _take(self, model: Any) -> None:
+        """Makes a loaded model the policy, and the critic's and the reference's beginning."""
         if sees_images(model.config):
             self.forbidden_token_ids = image_tokens(model.config)
         if self.gradient_checkpointing:
@@ -161,21 +184,11 @@ class PolicyModule(L.LightningModule):
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
         self.described = policy_checkpoint.describe(self)
-        if isinstance(strategy := self.trainer.strategy, FSDPStrategy):
-            self.model = flatly_sharded(self.model, strategy, self.compute_dtype)
-            self._reference = [flatly_sharded(model, strategy, self.compute_dtype) for model in self._reference]
-        elif self.device_mesh is not None:
-            self._shard(self.device_mesh["data_parallel"])
 
     @property
-    def _sharded(self) -> bool:
+    def sharded(self) -> bool:
+        """Whether weights are split over the ranks, so that every pass is a collective."""
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-
-    def _shard(self, mesh: DeviceMesh) -> None:
-        for model in (self.model, *self._reference):
-            shard_policy(model, mesh, self.compute_dtype)
-        if self.critic is not None:
-            shard_value_model(self.value_model, mesh, self.compute_dtype)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
@@ -217,7 +230,7 @@ class PolicyModule(L.LightningModule):
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
         passes = self._passes(minibatch.rows())
         # sharded, every pass gathers weights from all ranks
-        most = int(over_ranks(self.trainer, len(passes), "max")) if self._sharded else 0
+        most = int(over_ranks(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
             return scores_by_row(passes, score, self.device, most)
 
@@ -279,7 +292,6 @@ class PolicyModule(L.LightningModule):
             critic also "value_loss".
         """
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
         rows = self._rows(minibatch)
         objective = self._objective_for(minibatch, rows)
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
@@ -287,15 +299,9 @@ class PolicyModule(L.LightningModule):
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
-        parts = self._passes(rows)
-        # Every backward pass is a collective: ranks with fewer micro-batches make up for it with empty ones. Asked
-        # before the first of them, or a rank that is through would wait here for one that waits there.
-        most = int(over_ranks(self.trainer, len(parts), "max"))
-        for part in parts:
-            self.manual_backward(losses.add(part))
-        for _ in range(most - len(parts)):
-            self.manual_backward(self._nothing())
+        add_up_gradients(self, losses, self._passes(rows))
         grad_norm = self._take_step(optimizer) if size else float("nan")
+        free_gradients(optimizer, self.trainer.strategy.model)  # none lives through a generation
         return losses.outputs() | {"grad_norm": grad_norm, "stepped": bool(size)}
 
     def _take_step(self, optimizer: Any) -> float:
@@ -322,15 +328,6 @@ class PolicyModule(L.LightningModule):
         logp, _ = self(part, self._reference[0].to(self.device))
         return cast(Tensor, logp)
 
-    def _nothing(self) -> Tensor:
-        """A loss of zero that has been through the whole model."""
-        rows = one_token().to(self.device)
-        logp, _ = self(rows)
-        if self._sharded:
-            self.reference_logprobs(rows)
-        nothing = logp.sum() * 0
-        return nothing if self.critic is None else nothing + self.value_model(rows).sum() * 0
-
     def _clip_gradients(self) -> float:
         """Norm of the policy's gradient before clipping; a critic's is clipped by itself."""
         if self.critic is not None:
@@ -347,20 +344,16 @@ class PolicyModule(L.LightningModule):
             trained = [p for p in self.value_model.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": self.critic.lr})
         optimizer = self.make_optimizer(groups)
-        self._optimizer_settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        fuse(optimizer)
+        self._optimizer_settings = group_settings(optimizer)
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def on_train_start(self) -> None:
-        """A resumed run obeys the present settings: a checkpoint brings the optimizer's old ones with its state.
-
-        The learning rate stays where a scheduler has taken it.
-        """
+        """A resumed run's optimizer obeys the present settings."""
         optimizer: Any = self.optimizers()
-        scheduled = {"lr", "initial_lr"} if self.make_lr_scheduler is not None else set()
-        for group, settings in zip(optimizer.param_groups, self._optimizer_settings, strict=True):
-            group.update({name: value for name, value in settings.items() if name not in scheduled})
+        obey(optimizer.optimizer, self._optimizer_settings, scheduled=self.make_lr_scheduler is not None)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

@@ -45,6 +45,15 @@ def from_all(value: T) -> list[T]:
     return ranks
 
 
+def from_first(value: T) -> T:
+    """Rank 0's plain value, on every rank. A collective."""
+    if not several_ranks():
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 def to_first(value: T) -> list[T]:
     """On rank 0 a plain value of every rank, elsewhere one's own alone. A collective."""
     if not several_ranks():

@@ -8,7 +8,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -25,25 +25,46 @@ from popo_lightning.ranks import whole
 from popo_lightning.scoring import response_logprobs
 
 
-def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
-    """Raises SettingError for what would be silently wrong, or wait for ever, with sharded weights.
+def settle_strategy(strategy: Strategy, ranks: int) -> None:
+    """Decides what nobody has decided, where Lightning's own choice is another, before the processes are joined.
 
     Args:
-        strategy: The trainer's.
+        strategy: The trainer's. FSDP2's sizes become all ranks and 1, since every rank trains on responses of its own;
+            DDP's gradients become parts of the buckets it sends, not copies: 4 bytes a parameter less.
+        ranks: Processes of the run.
+    """
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+    if isinstance(strategy, ModelParallelStrategy):
+        if strategy._data_parallel_size == "auto":
+            strategy._data_parallel_size = ranks
+        if strategy._tensor_parallel_size == "auto":
+            strategy._tensor_parallel_size = 1
+
+
+def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
+    """Raises SettingError for what would be silently wrong, or wait for ever, over several ranks.
+
+    Args:
+        strategy: The trainer's, settled.
         ranks: Processes of the run.
         has_critic: Whether a value model is trained beside the policy.
     """
     if isinstance(strategy, FSDPStrategy):
         check_flat_sharding(strategy, has_critic)
+    if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
+        raise SettingError(
+            "trainer.strategy.static_graph is true, but the passes of a step differ in number; leave it out"
+        )
     if not isinstance(strategy, ModelParallelStrategy):
         return
     data: Any = strategy._data_parallel_size
     tensor: Any = strategy._tensor_parallel_size
-    if tensor != 1 or data != ranks:  # Lightning's defaults are the number of nodes, and matrices split over a node
+    if tensor != 1 or data != ranks:
         raise SettingError(
             f"trainer.strategy is ModelParallelStrategy with data_parallel_size {data} and tensor_parallel_size "
             f"{tensor}; every rank trains on responses of its own, so set them to {ranks} (trainer.devices x "
-            "trainer.num_nodes) and 1"
+            "trainer.num_nodes) and 1, or leave both out"
         )
 
 
@@ -57,7 +78,7 @@ def check_checkpoint(checkpoint: str | None, strategy: Strategy) -> None:
     if checkpoint is not None and Path(checkpoint).is_dir() and not isinstance(strategy, ModelParallelStrategy):
         raise SettingError(
             f"ckpt_path is '{checkpoint}', a folder of shards, which only trainer.strategy ModelParallelStrategy reads "
-            "(with data_parallel_size 1 on one device); checkpoints written with its save_distributed_checkpoint false "
+            "(on one device too); checkpoints written with its save_distributed_checkpoint false "
             "are files for all"
         )
 

@@ -207,7 +207,7 @@ class Watch(L.Callback):
         start = weights if batch.index == 0 else self.seen[-batch.index].start
         self.seen.append(Seen(batch, start, weights))
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         self.seen[-1].gradient = {name: p.grad.clone() for name, p in pl_module.model.named_parameters()}
 
 

@@ -240,16 +240,23 @@ def test_compiled_layers_give_the_same(folder: Path, minibatch: Minibatch) -> No
 
 
 def train(module: PolicyModule, minibatch: Minibatch) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A training step of size 0, and the gradients it leaves."""
+    """A training step of size 0, and the gradients it is taken with."""
     strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, model=module, root_device=torch.device("cpu"))
     optimizer = torch.optim.SGD(module.model.parameters(), lr=0.0)
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        found.update({name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None})
+
+    optimizer.register_step_pre_hook(keep)
     patched: Any = module
     plugin = module.trainer.precision_plugin
     patched._trainer = SimpleNamespace(strategy=strategy, world_size=1, precision_plugin=plugin)
     patched.optimizers, patched.lr_schedulers = lambda: optimizer, lambda: None
     patched.manual_backward = lambda loss: loss.backward()
     outputs = module.training_step(minibatch, 0)
-    return outputs, {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
+    assert all(p.grad is None for p in module.model.parameters()), "a gradient lives through the next generation"
+    return outputs, found
 
 
 def shown(outputs: dict[str, Any]) -> dict[str, float]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from nodes_for_tests import fsdp2, one_node
-from tiny_models import method, metrics
+from tiny_models import REPOSITORY, method, metrics, popo_process
 
 from popo_lightning.errors import SettingError
 from popo_lightning.rank_states import for_ranks
@@ -17,7 +17,7 @@ from popo_lightning.replay.composers import PrioritizedGroupReplay
 from popo_lightning.replay.mopps import MoPPS
 from popo_lightning.replay.priority_replay import ScorePriority
 from popo_lightning.replay.samplers import EpochSampler
-from popo_lightning.sharding import check_checkpoint, check_sharding
+from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
 
 LIMIT_SECONDS = 200
 SAME = ["--data.engine", "tiny_models.EngineByProblem", "--data.minibatches", "1", "--data.problems_per_iteration", "8"]
@@ -100,10 +100,35 @@ def test_flat_pieces_train_as_one_process_does(config: Path, tmp_path: Path) -> 
             assert together[metric] == pytest.approx(alone[metric], abs=1e-5), (metric, alone["step"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["ddp", "fsdp2"])
+def test_lightning_starts_the_ranks_itself(config: Path, tmp_path: Path, scale: str) -> None:
+    """Two ranks without torchrun or SLURM, from a file for eight of which one setting is changed."""
+    files = ["--config", config, *method("popo"), "--config", REPOSITORY / "configs" / "scale" / f"{scale}.yaml"]
+    ranks = ["--trainer.devices", "2", "--model.micro_batch_tokens", "60"]
+    here = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--run.folder", tmp_path]
+    budget = ["--data.problems_per_iteration", "8", "--trainer.max_epochs", "2"]
+    finished = popo_process("fit", *files, *ranks, *here, *budget)
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    rows = trained(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2] and rows[-1]["total/responses"] == 2 * 8 * 4
+    assert rows[0]["train/grad_norm"] > 0
+
+
 def test_what_sharding_cannot_do_is_refused() -> None:
-    for sizes in ({}, {"data_parallel_size": 2, "tensor_parallel_size": 2}, {"data_parallel_size": 4}):
+    sizes: list[dict[str, int]] = [
+        {"data_parallel_size": 2, "tensor_parallel_size": 2},
+        {"data_parallel_size": 2},
+        {"tensor_parallel_size": 4},
+    ]
+    for given in sizes:
+        strategy = ModelParallelStrategy(**given)  # type: ignore[arg-type]
+        settle_strategy(strategy, 4)
         with pytest.raises(SettingError, match="set them to 4"):
-            check_sharding(ModelParallelStrategy(**sizes), 4, False)
+            check_sharding(strategy, 4, False)
+    with pytest.raises(SettingError, match="static_graph is true"):
+        check_sharding(DDPStrategy(static_graph=True), 4, False)
+    check_sharding(DDPStrategy(), 4, True)
     check_sharding(ModelParallelStrategy(4, 1), 4, True)
     check_sharding(SingleDeviceStrategy(), 1, True)
     check_sharding(FSDPStrategy(), 4, False)
@@ -111,6 +136,19 @@ def test_what_sharding_cannot_do_is_refused() -> None:
         check_sharding(FSDPStrategy(), 4, True)
     with pytest.raises(SettingError, match="state_dict_type is 'sharded'"):
         check_sharding(FSDPStrategy(state_dict_type="sharded"), 4, False)
+
+
+def test_what_nobody_has_decided_is_settled() -> None:
+    for given in ({}, {"data_parallel_size": 4}, {"tensor_parallel_size": 1}):
+        split = ModelParallelStrategy(**given)  # type: ignore[arg-type]
+        settle_strategy(split, 4)
+        assert (split._data_parallel_size, split._tensor_parallel_size) == (4, 1)
+        check_sharding(split, 4, False)
+    plain, told = DDPStrategy(), DDPStrategy(gradient_as_bucket_view=False)
+    settle_strategy(plain, 4)
+    settle_strategy(told, 4)
+    assert [each._ddp_kwargs["gradient_as_bucket_view"] for each in (plain, told)] == [True, False]
+    settle_strategy(SingleDeviceStrategy(), 1)
 
 
 def test_a_folder_of_shards_needs_the_strategy_that_wrote_it(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""The optimizer over policy and critic: fused where nobody decided otherwise, and what a resumed run's obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Adam, Optimizer
+
+GroupSettings = dict[str, Any]
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Makes Adam and AdamW one kernel, unless the settings say how to compute them.
+
+    Otherwise a step holds another 4 bytes a parameter on a GPU, and on a CPU takes three to seven times as long.
+    """
+    if not isinstance(optimizer, Adam):  # AdamW is one
+        return
+    chosen = ("fused", "foreach", "capturable", "differentiable")
+    for group in (optimizer.defaults, *optimizer.param_groups):
+        if group["fused"] is None and not any(group[name] for name in chosen) and group["foreach"] is None:
+            group["fused"] = True
+
+
+def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
+    """The settings of each parameter group."""
+    return [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
+
+
+def obey(optimizer: Optimizer, settings: Sequence[GroupSettings], scheduled: bool) -> None:
+    """A resumed run obeys the present settings: a checkpoint brings the optimizer's old ones with its state.
+
+    Args:
+        optimizer: With a checkpoint's state, or none.
+        settings: The present :func:`group_settings`.
+        scheduled: The learning rate stays where a scheduler has taken it.
+    """
+    kept = {"lr", "initial_lr"} if scheduled else set()
+    for group, present in zip(optimizer.param_groups, settings, strict=True):
+        group.update({name: value for name, value in present.items() if name not in kept})
+        if isinstance(optimizer, Adam):
+            _place_step_counts(optimizer, group)
+
+
+def _place_step_counts(optimizer: Optimizer, group: GroupSettings) -> None:
+    """A fused kernel counts steps where the parameters are, any other on the CPU; a checkpoint may be of either."""
+    on_device = group["fused"] or group["capturable"]
+    for parameter in group["params"]:
+        step = optimizer.state.get(parameter, {}).get("step")
+        if isinstance(step, torch.Tensor):
+            device = parameter.device if on_device else torch.device("cpu")
+            optimizer.state[parameter]["step"] = step.to(device=device, dtype=torch.float32)
