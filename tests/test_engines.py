@@ -180,8 +180,6 @@ def test_a_stream_brings_every_prompt_once_and_can_be_left(pair: Pair) -> None:
 
 
 def test_a_prompt_draws_the_same_whatever_is_asked_beside_it(pair: Pair) -> None:
-    if isinstance(pair.engine, TransformersEngine):
-        pytest.skip("its seeds are those of a whole call")
     first = tokens(pair.generate(seed=1))
     others = [Prompt(ids) for ids in (PROMPTS[2], PROMPTS[1], PROMPTS[0], PROMPTS[3], PROMPTS[2])]
     beside = tokens(pair.engine.generate(others, 4, SAMPLING, seed=1))
