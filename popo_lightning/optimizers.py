@@ -18,9 +18,9 @@ def fuse(optimizer: Optimizer) -> None:
     """
     if not isinstance(optimizer, Adam):  # AdamW is one
         return
-    chosen = ("fused", "foreach", "capturable", "differentiable")
     for group in (optimizer.defaults, *optimizer.param_groups):
-        if group["fused"] is None and not any(group[name] for name in chosen) and group["foreach"] is None:
+        undecided = group["fused"] is None and group["foreach"] is None
+        if undecided and not group["capturable"] and not group["differentiable"]:
             group["fused"] = True
 
 
