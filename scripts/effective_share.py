@@ -1,7 +1,7 @@
 """The effective share of an embedded Countdown policy before any training: of how many groups the rewards differ.
 
 Usage: python scripts/effective_share.py --config configs/task/countdown_10m.yaml [--device cuda] [--problems 256]
-       [--warm_start '{"right": 0.1}'] [--out share.json]
+       [--warm_start '{"right": 0.1}'] [--task '{"least_ways": 2}'] [--out share.json]
 
 Reads model.warm_start, data.task, data.group_size and data.max_new_tokens of the task file, builds the policy if it is
 not in the cache, and samples train problems at temperature 1 with the transformers engine. "bounds" are the shares of
@@ -36,17 +36,20 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--warm_start", type=json.loads, default={}, help="settings of it, in place of the file's")
+    parser.add_argument("--task", type=json.loads, default={}, help="settings of it, in place of the file's")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     config = yaml.safe_load(options.config.read_text())
-    found = measure(config, options.device, options.problems, options.warm_start)
+    found = measure(config, options.device, options.problems, options.warm_start, options.task)
     text = json.dumps(found, indent=2)
     print(text)
     if options.out is not None:
         options.out.write_text(text + "\n")
 
 
-def measure(config: dict[str, Any], device: str, problems: int, changed: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    config: dict[str, Any], device: str, problems: int, changed: dict[str, Any], changed_task: dict[str, Any]
+) -> dict[str, Any]:
     """Builds, samples and grades.
 
     Args:
@@ -54,13 +57,14 @@ def measure(config: dict[str, Any], device: str, problems: int, changed: dict[st
         device: Of the engine.
         problems: How many are asked, drawn from the train problems.
         changed: Settings of the warm start in place of the file's.
+        changed_task: Settings of the task in place of the file's.
     """
     settings = config["model"]["warm_start"].get("init_args", {}) | changed
     data = config["data"]
     began = time.perf_counter()
     folder = CountdownWarmStart(**settings).folder()
     built = time.perf_counter() - began
-    task = CountdownSteps(**data["task"].get("init_args", {}))
+    task = CountdownSteps(**data["task"].get("init_args", {}) | changed_task)
     asked = random.Random(0).sample(task.train_problems(), problems)
     encoder = PromptEncoder(folder, data["max_prompt_tokens"])
     longest = data["max_prompt_tokens"] + data["max_new_tokens"]

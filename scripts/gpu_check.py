@@ -13,7 +13,8 @@ Usage: bash scripts/gpu_check.sh OUT_FOLDER [STATE_FOLDER] [--parts a b c d e f]
 OUT_FOLDER gets gpu_check.json (each part's verdict, seconds and numbers), plots, and state-*.part: the policy and the
 finished runs of part e. Name the OUT_FOLDER of an earlier call as STATE_FOLDER, and part e goes on where that one
 stopped; `--parts e` does nothing else. A part that fails, or takes too long, does not stop the others; the exit code
-is 1 if any failed. POPO_CHECK_DEVICE is the default of --device. --small runs everything at tiny sizes, to try it.
+is 1 if any failed. POPO_CHECK_DEVICE is the default of --device; POPO_COMMIT names the commit where git cannot.
+--small runs everything at tiny sizes, to try it.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
         "card": card,
         "card_memory_gib": torch.cuda.mem_get_info()[1] / 2**30 if card else None,
         "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if card else None,
-        "commit": said("git", "rev-parse", "HEAD"),
-        "changed_since": bool(said("git", "status", "--porcelain", "--untracked-files=no")),
+        "commit": said("git", "rev-parse", "HEAD") or os.environ.get("POPO_COMMIT"),
+        "changed_files": said("git", "status", "--porcelain", "--untracked-files=no"),
         "machine": machine("transformers", "lightning", "triton", "vllm", "tokenizers"),
         "device": options.device,
         "small": options.small,

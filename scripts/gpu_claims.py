@@ -19,16 +19,16 @@ LEAST_SECONDS = 60.0  # of runs worth beginning
 CLOSING = 40.0  # seconds kept for the report and the state
 # What a finished run is: small, and enough for the report. No checkpoints.
 KEPT = ("compare.json", "summary.json", "metrics.csv", "log.txt", "evaluations")
-TINY = {
+TINY_TASK = {"numbers": [2, 3], "largest_number": 6}
+TINY = TINY_TASK | {
     "hidden_size": 64,
     "layers": 2,
     "heads": 2,
     "intermediate_size": 128,
-    "right": 0.5,
-    "examples": 3200,
-    "batch_size": 64,
+    "right": 0.45,
+    "examples": 9000,
+    "batch_size": 60,
     "learning_rate": 6e-3,
-    "largest_number": 5,
     "device": "cpu",
 }
 CONFIG = "configs/task/countdown_10m.yaml"
@@ -38,8 +38,8 @@ def claims(check: Check) -> dict[str, Any]:
     """Policy, its effective share, then as many runs as get done; failed where the share or a run is."""
     taken = take_state(check)
     share = check.work / "share.json"
-    changed = ["--warm_start", json.dumps(tiny(check))] if check.small else []
-    sizes = ["--problems", "64" if check.small else "256"]
+    changed = ["--warm_start", json.dumps(tiny(check)), "--task", json.dumps(TINY_TASK)] if check.small else []
+    sizes = ["--problems", "48" if check.small else "256"]
     done = run(
         check,
         "scripts/effective_share.py",
@@ -102,9 +102,9 @@ def tiny(check: Check) -> dict[str, Any]:
 def tiny_comparison(check: Check) -> list[str]:
     """Two methods, one seed, three iterations."""
     settings: dict[str, Any] = {f"model.warm_start.init_args.{name}": value for name, value in tiny(check).items()}
+    settings |= {f"data.task.init_args.{name}": value for name, value in TINY_TASK.items()}
     settings |= {
-        "data.task.init_args.largest_number": TINY["largest_number"],
-        "data.task.init_args.held_out_problems": 40,
+        "data.task.init_args.held_out_problems": 20,
         "data.problems_per_iteration": 8,
         "trainer.max_epochs": 3,
         "trainer.accelerator": "gpu" if check.device == "cuda" else "cpu",

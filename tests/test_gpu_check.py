@@ -244,6 +244,7 @@ def test_the_whole_script_on_the_cpu_and_again_with_its_state(tmp_path: Path) ->
     measured = {point["point"]: point for point in parts["trainer"]["numbers"]["points"]}
     assert measured["16k"]["tokens_per_second"] > 0 and measured["64k"]["gradient_norms"][0] > 0
     assert len(parts["countdown"]["curve"]["step"]) == 4
+    assert parts["claims"]["numbers"]["policy"]["effective_share"] > 0
     assert [run["method"] for run in parts["claims"]["numbers"]["finished"]] == ["grpo", "popo"]
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["claims.png", "countdown.png", "gpu_check.json", "memory.png", "state-0.part", "trainer.png"]
