@@ -19,6 +19,9 @@ from inspect import signature
 from math import isqrt
 from typing import Any
 
+import torch
+
+from popo_lightning.attention import PACKED
 from popo_lightning.minibatch import Row
 
 # Attention's multiplications run slower than those of matrices, and the mask is read with them: measured on a CPU.
@@ -26,13 +29,14 @@ ATTENTION_WEIGHT = 3.0
 # Entries of one pass's mask, 256 MiB in float32. It is made once a pass and shared by layers and heads.
 MASK_ENTRIES = 2**26
 # Attention that takes a mask of its caller's: flash attention takes none.
-MASKED_ATTENTION = ("sdpa", "eager")
+MASKED_ATTENTION = ("sdpa", "eager", PACKED)
+# flex_attention's kernels take no narrower heads.
+LEAST_WIDTH = 16
 # Rotary embeddings whose angles depend on a token's position alone, and not on how long the pass's texts are.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 # Settings by which tokens reach others in another way than by attention to all that come before.
+WINDOWS = ("sliding_window", "attention_window_size")
 OTHER_REACH = (
-    "sliding_window",
-    "attention_window_size",
     "attention_chunk_size",
     "keep_window_size",
     "index_topk",
@@ -44,6 +48,7 @@ OTHER_REACH = (
     "mamba_d_state",
     "ssm_state_size",
     "state_size",
+    "use_bidirectional_attention",
 )
 
 
@@ -59,14 +64,47 @@ def shares_prompts(model: Any) -> bool:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        config._attn_implementation in MASKED_ATTENTION
-        and not config.is_encoder_decoder
-        and getattr(config, "is_causal", True)
-        and not getattr(config, "sub_configs", None)  # models of several parts, such as those that see images
+        ignores_right_padding(model)
+        and config._attn_implementation in MASKED_ATTENTION
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not any(getattr(config, name, None) for name in OTHER_REACH)
+        and not any(getattr(config, name, None) for name in WINDOWS)
         and rope.get("rope_type") in STATIC_ROPE
         and "position_ids" in signature(model.forward).parameters
+    )
+
+
+def takes_packed_tokens(model: Any) -> bool:
+    """Whether `attention.packed_attention` is exact for a model, with its output head or without."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or 0
+    if not width and getattr(config, "num_attention_heads", None):
+        width = config.hidden_size // config.num_attention_heads
+    return (
+        shares_prompts(model.base_model)
+        and config._attn_implementation == "sdpa"
+        and type(model)._supports_attention_backend  # calls what is registered, not code of its own
+        and not getattr(config, "attn_logit_softcapping", None)
+        and (width >= LEAST_WIDTH or not torch.cuda.is_available())
+    )
+
+
+def ignores_right_padding(model: Any) -> bool:
+    """Whether a model gives right-padded rows the same without a padding mask: all that is not known to is refused.
+
+    That is a decoder of text whose layers attend backwards only, at most within a window, and which knows of positions
+    by rotary embeddings: learned positions, or distances that are added to scores, may be counted from the mask.
+
+    Args:
+        model: Of transformers, without its output head.
+    """
+    config = model.config
+    return (
+        not config.is_encoder_decoder
+        and getattr(config, "is_causal", True)
+        and not getattr(config, "sub_configs", None)  # models of several parts, such as those that see images
+        and set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
+        and not any(getattr(config, name, None) for name in OTHER_REACH)
+        and bool(getattr(config, "rope_parameters", None))
     )
 
 

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from popo_lightning import policy_checkpoint
+from popo_lightning.attention import check_attention
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
 from popo_lightning.flat_sharding import flatly_sharded
@@ -57,6 +58,8 @@ class PolicyModule(L.LightningModule):
         shared_prompts: Compute a prompt once for several responses to it, where that costs less: the log-probs are the
             same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
             flash attention compute it for each response either way.
+        attention: sdpa, eager, flex_attention, flash_attention_2, flash_attention_3 or a kernel of the hub; null for
+            the fastest that is exact: without any padding where prompts can be shared, else sdpa.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         compile_layers: Compile the policy's layers by torch.compile: a minute or more at the start, faster passes.
         freeze_vision: Train the language model only, and leave the vision tower as it is.
@@ -78,6 +81,7 @@ class PolicyModule(L.LightningModule):
         max_grad_norm: float | None = 1.0,
         micro_batch_tokens: int = 16384,
         shared_prompts: bool = True,
+        attention: str | None = None,
         gradient_checkpointing: bool = False,
         compile_layers: bool = False,
         freeze_vision: bool = False,
@@ -110,6 +114,7 @@ class PolicyModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self.micro_batch_tokens = micro_batch_tokens
         self.shared_prompts = shared_prompts
+        self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_layers = compile_layers
         self.freeze_vision = freeze_vision
@@ -147,7 +152,8 @@ class PolicyModule(L.LightningModule):
                 f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for "
                 "bfloat16 weights), since the engine and the clipping of gradients follow no other"
             )
-        model = load_trainable(self.folder, self.weight_dtype, self.freeze_vision)
+        check_attention(self.attention, self.trainer.strategy.root_device)
+        model = load_trainable(self.folder, self.weight_dtype, self.freeze_vision, self.attention)
         if sees_images(model.config):
             self.forbidden_token_ids = image_tokens(model.config)
         if self.gradient_checkpointing:
