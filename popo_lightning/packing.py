@@ -1,8 +1,9 @@
 """How rows are split into forward passes, with a group's prompt computed once where that is exact and pays.
 
 Responses to one prompt can lie behind one copy of it in one sequence: positions restart after the prompt, and a mask
-lets a response see the prompt and itself. That saves the prompt's other copies, and costs attention over the whole
-sequence, of which the mask throws away what one response would see of another. So prompts are shared by cost:
+lets a response see the prompt and itself. Where attention computes only what the mask shows (`attention.py`), that
+saves the prompt's other copies and costs nothing. Where it computes all pairs of a sequence and throws masked ones
+away, prompts are shared by cost:
 
     a sequence of L tokens costs  linear L + attention L^2,
 
@@ -12,7 +13,7 @@ cost the same. Behind a prompt of P tokens about sqrt(P (linear / attention + P)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 from inspect import signature
@@ -24,8 +25,6 @@ import torch
 from popo_lightning.attention import PACKED
 from popo_lightning.minibatch import Row
 
-# Attention's multiplications run slower than those of matrices, and the mask is read with them: measured on a CPU.
-ATTENTION_WEIGHT = 3.0
 # Entries of one pass's mask, 256 MiB in float32. It is made once a pass and shared by layers and heads.
 MASK_ENTRIES = 2**26
 # Attention that takes a mask of its caller's: flash attention takes none.
@@ -109,30 +108,59 @@ def ignores_right_padding(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class PairWeights:
+    """How many times as long a multiplication takes in attention as in a layer's matrices, over all L^2 pairs.
+
+    Args:
+        causal: Without a mask.
+        masked: With a mask for each sequence.
+    """
+
+    causal: float
+    masked: float
+
+
+# By scripts/bench_attention.py; on CUDA not measured: a kernel that reads a mask, and cannot skip, beside one that can.
+PAIR_WEIGHTS = {"cpu": PairWeights(2.5, 3.0), "cuda": PairWeights(1.5, 7.0)}
+
+
+@dataclass(frozen=True)
 class LayerCosts:
     """What a layer computes of a sequence, in multiplications and additions of the forward pass.
 
     Args:
         linear: Of a token: 2 x the parameters that it passes through.
-        attention: Of a pair of tokens: 4 x the width of all heads, for scores and weighted sum.
+        causal: Of a pair of tokens where no sequence of a pass has a mask: 4 x the width of all heads, for scores and
+            weighted sum, and weighted.
+        masked: Of a pair where one has.
+        flat: Whether passes have no padding and attention computes nothing that a mask hides.
     """
 
     linear: float
-    attention: float
+    causal: float
+    masked: float
+    flat: bool = False
 
-    def of(self, length: int) -> float:
-        """Of a sequence."""
-        return length * (self.linear + self.attention * length)
+    def of(self, length: int, masked: bool) -> float:
+        """Of a sequence that attention computes all pairs of."""
+        return length * (self.linear + (self.masked if masked else self.causal) * length)
 
     @classmethod
-    def of_model(cls, config: Any) -> LayerCosts:
-        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert."""
+    def of_model(cls, config: Any, device: str = "cpu") -> LayerCosts:
+        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert.
+
+        Args:
+            config: Of a model of transformers.
+            device: A key of PAIR_WEIGHTS.
+        """
         hidden, heads = config.hidden_size, config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or hidden // heads)
         keys = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
         feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
         parameters = hidden * (2 * width + 2 * keys + 3 * feed_forward)
-        return cls(2.0 * parameters, 4.0 * width * ATTENTION_WEIGHT)
+        weights = PAIR_WEIGHTS[device]
+        pair, flat = 4.0 * width, config._attn_implementation == PACKED
+        return cls(2.0 * parameters, pair * weights.causal, pair * weights.masked, flat)
 
 
 Rows = list[Row]  # of one sequence, behind one copy of their prompt
@@ -146,41 +174,65 @@ def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | No
 
     Args:
         rows: Of a minibatch.
-        token_budget: S x L of one pass.
+        token_budget: Tokens of one pass, S x L with its padding, where that is computed.
         costs: Of a model that shares prompts; None where each row is a sequence of its own.
     """
-    apart = _filled([[row] for row in rows], token_budget)
+    if costs is not None and costs.flat:
+        return _filled(_packed(rows, token_budget, _length), lambda sequences: _total(sequences) <= token_budget)
+    apart = _filled([[row] for row in rows], lambda sequences: _padded(sequences) <= token_budget)
     if costs is None:
         return apart
-    packed = _filled(_packed(rows, costs, min(token_budget, isqrt(MASK_ENTRIES))), token_budget)
-    return min(apart, packed, key=lambda passes: sum(len(each) * costs.of(_length(each[0])) for each in passes))
+    longest = min(token_budget, isqrt(MASK_ENTRIES))
+    packed = _packed(rows, longest, lambda sequence: costs.of(_length(sequence), len(sequence) > 1))
+    filled = _filled(packed, lambda sequences: _padded(sequences) <= token_budget and _mask_fits(sequences))
+    return min(apart, filled, key=lambda passes: sum(_cost(each, costs) for each in passes))
 
 
-def _filled(sequences: Sequence[Rows], token_budget: int) -> list[list[Rows]]:
+def _filled(sequences: Sequence[Rows], fits: Callable[[Sequence[Rows]], bool]) -> list[list[Rows]]:
     """Sequences by length, longest first, so that a pass is padded little; each pass as full as its bounds allow."""
     passes: list[list[Rows]] = []
     for sequence in sorted(sequences, key=_length, reverse=True):
-        if passes and _fits([*passes[-1], sequence], token_budget):
+        if passes and fits([*passes[-1], sequence]):
             passes[-1].append(sequence)
         else:
             passes.append([sequence])
     return passes
 
 
-def _fits(sequences: Sequence[Rows], token_budget: int) -> bool:
-    """Whether sequences, the first of which is the longest, make one pass."""
-    length = _length(sequences[0])
-    tokens = length * len(sequences)
-    masked = any(len(rows) > 1 for rows in sequences)  # one packed sequence is enough for the pass to have a mask
-    return tokens <= token_budget and (not masked or tokens * length <= MASK_ENTRIES)
+def _total(sequences: Sequence[Rows]) -> int:
+    return sum(map(_length, sequences))
+
+
+def _padded(sequences: Sequence[Rows]) -> int:
+    """Tokens of a pass, the first sequence of which is the longest."""
+    return len(sequences) * _length(sequences[0])
+
+
+def _masked(sequences: Sequence[Rows]) -> bool:
+    return any(len(rows) > 1 for rows in sequences)  # one packed sequence is enough for the pass to have a mask
+
+
+def _mask_fits(sequences: Sequence[Rows]) -> bool:
+    return not _masked(sequences) or _padded(sequences) * _length(sequences[0]) <= MASK_ENTRIES
+
+
+def _cost(sequences: Sequence[Rows], costs: LayerCosts) -> float:
+    """Of a pass."""
+    return len(sequences) * costs.of(_length(sequences[0]), _masked(sequences))
 
 
 def _length(rows: Rows) -> int:
     return len(rows[0].prompt_ids) + sum(len(row.response.token_ids) for row in rows)
 
 
-def _packed(rows: Sequence[Row], costs: LayerCosts, longest: int) -> list[Rows]:
-    """Sequences of rows that have the same prompt: for each prompt as many as cost the least."""
+def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) -> list[Rows]:
+    """Sequences of rows that have the same prompt: for each prompt as many as cost the least.
+
+    Args:
+        rows: Of a minibatch.
+        longest: Tokens of a sequence of several rows.
+        cost: Of a sequence.
+    """
     by_prompt: dict[Any, Rows] = {}
     for row in rows:
         key = row.index if row.images else tuple(row.prompt_ids.tolist())
@@ -189,7 +241,7 @@ def _packed(rows: Sequence[Row], costs: LayerCosts, longest: int) -> list[Rows]:
     for same in by_prompt.values():
         counts = (_dealt(same, count) for count in range(1, len(same) + 1))
         fitting = [dealt for dealt in counts if len(dealt) == len(same) or max(map(_length, dealt)) <= longest]
-        found += min(fitting, key=lambda dealt: sum(costs.of(_length(each)) for each in dealt))
+        found += min(fitting, key=lambda dealt: sum(map(cost, dealt)))
     return found
 
 

@@ -236,7 +236,8 @@ class PolicyModule(L.LightningModule):
     def _layer_costs(self) -> LayerCosts | None:
         """By which prompts are shared; None where they are not."""
         base = self.model.base_model
-        return LayerCosts.of_model(base.config) if self.shared_prompts and shares_prompts(base) else None
+        shares = self.shared_prompts and shares_prompts(base)
+        return LayerCosts.of_model(base.config, self.device.type) if shares else None
 
     # -- training ----------------------------------------------------------------------------------------------
 

@@ -203,8 +203,9 @@ def test_it_can_be_switched_off_and_costs_decide(
     first = minibatch.groups[0]
     one = Minibatch([replace(first, prompt_ids=first.prompt_ids[:3], responses=first.responses[2:])], 4, 0)
     assert packed(policy(folder, True), one) == [True] and packed(policy(folder, False), one) == [False]
-    monkeypatch.setattr(packing, "ATTENTION_WEIGHT", 1e6)
-    assert packed(policy(folder, True), one) == [False]
+    monkeypatch.setitem(packing.PAIR_WEIGHTS, "cpu", packing.PairWeights(1.0, 1e6))
+    assert packed(policy(folder, True), one) == [True]  # what the mask hides is not computed
+    assert packed(policy(folder, True, attention="sdpa"), one) == [False]
 
 
 # -- the same training ---------------------------------------------------------------------------------------------
