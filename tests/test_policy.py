@@ -141,7 +141,7 @@ def test_mixed_precision_rounds_logits_and_nothing_after_them() -> None:
 
 @pytest.mark.parametrize(
     ("vocabulary", "device", "rows"),
-    [(2**26, "cpu", 1), (151_936, "cpu", 220), (49_152, "cpu", 170), (49_152, "cuda", 682), (32, "cpu", 262_144)],
+    [(2**26, "cpu", 1), (151_936, "cpu", 220), (49_152, "cpu", 170), (49_152, "cuda", 1365), (262_144, "cuda", 256), (2**27, "cuda", 1), (32, "cpu", 262_144)],
 )
 def test_chunks_on_a_cpu_are_small_but_of_many_rows(vocabulary: int, device: str, rows: int) -> None:
     assert logprobs.chunk_rows(vocabulary, torch.device(device)) == rows
