@@ -1,4 +1,4 @@
-"""Attention over packed tokens: which implementation a model takes, and one that computes what the mask shows and no more.
+"""Attention over packed tokens, which computes what their mask shows and no more; which implementation a model takes.
 
 Rows of a pass, several of them behind one copy of their prompt, become one sequence of tokens without any padding. The
 layers' matrices then see each token once. Attention alone knows of rows: on CUDA by a block mask of flex_attention, of
@@ -7,7 +7,6 @@ which only blocks with something visible are computed; on a CPU by rectangles of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -179,9 +178,7 @@ def packed_attention(
     if isinstance(attention_mask, PackedMask) and attention_mask.rows:
         return over_rows(query, key, value, attention_mask.rows, scale), None
     grouped = query.shape[1] != key.shape[1]
-    found: Any = _flex(query.device.type)(
-        query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped
-    )
+    found: Any = _flex(query.device.type)(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped)
     return found.transpose(1, 2).contiguous(), None
 
 

@@ -50,7 +50,7 @@ def fused_logprobs(
     device = hidden.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
     forbidden = torch.tensor(forbidden_token_ids, dtype=torch.long, device=device)
-    found: Any = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
+    found: Any = _HeadLogProbs.apply(
         hidden.to(dtype), head.weight, head.bias, targets, forbidden, temperature, entropy_gradient, rows
     )
     logp, entropy = found
@@ -82,7 +82,7 @@ class _HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_logp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        """d logit = p (d_entropy (-log p - entropy) - d_logp), and d_logp more at the target; over the temperature."""
+        """D logit = p (d_entropy (-log p - entropy) - d_logp), and d_logp more at the target; over the temperature."""
         hidden, weight, bias, targets, forbidden = ctx.saved_tensors
         cast = weight.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

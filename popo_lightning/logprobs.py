@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from popo_lightning.fused_logprobs import fused_logprobs, fuses
 
 CHUNK_ELEMENTS = 2**25  # float32 logits of one chunk: 128 MiB
-# On CUDA twice as many, which `fused_logprobs` holds twice at most: 441 rows of a vocabulary of 152k, 256 of one of 262k.
+# On CUDA twice as many, held twice at most by `fused_logprobs`: 441 rows of a vocabulary of 152k, 256 of one of 262k.
 # Fewer would add the head's gradient up more often, more would be most of the memory of a small model's pass.
 CUDA_CHUNK_ELEMENTS = 2**26
 # On a CPU glibc gets every block above 32 MiB from the kernel, page by page, and gives it back: with 49k tokens chunks

@@ -39,9 +39,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
 
 
-def load_trainable(
-    folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None
-) -> Any:
+def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
     """A model to train: without dropout, with its vision tower frozen where asked.
 
     Args:

@@ -1,4 +1,4 @@
-"""Attention: what a token sees, by blocks and by rows; where no padding mask is needed; which implementation is used."""
+"""Attention: what a token sees, by blocks and by rows; where no padding mask is needed; which implementation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,12 @@ SMALL: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+MOE: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "decoder_sparse_step": 1,
+}
 WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 TEXT: dict[str, Any] = {
     "llama": LlamaConfig(**SMALL),
@@ -89,6 +94,10 @@ def drawn_rows(groups: int, seed: int = 0, longest: int = 12) -> list[list[Row]]
     return rows
 
 
+def joined(groups: list[list[Row]]) -> list[Row]:
+    return [row for group in groups for row in group]
+
+
 def states(model: Any, part: PaddedRows) -> Tensor:
     found: Tensor = response_states(model, part)
     return found
@@ -105,7 +114,7 @@ def by_row(model: Any, part: PaddedRows) -> dict[int, Tensor]:
 @pytest.mark.parametrize("kind", TEXT)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_states_need_no_padding_mask(kind: str, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, part = model_of(TEXT[kind], implementation), pad_rows(sum(drawn_rows(4), []))
+    model, part = model_of(TEXT[kind], implementation), pad_rows(joined(drawn_rows(4)))
     assert ignores_right_padding(model) and not part.attention_mask.all()
     given: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs.get("attention_mask")), with_kwargs=True)
@@ -121,7 +130,7 @@ def test_states_need_no_padding_mask(kind: str, implementation: str, monkeypatch
 
 @pytest.mark.parametrize("kind", OTHER)
 def test_other_models_keep_their_padding_mask(kind: str) -> None:
-    model, part = model_of(OTHER[kind]), pad_rows(sum(drawn_rows(4), []))
+    model, part = model_of(OTHER[kind]), pad_rows(joined(drawn_rows(4)))
     assert not ignores_right_padding(model) and not shares_prompts(model) and not takes_packed_tokens(model)
     given: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs.get("attention_mask")), with_kwargs=True)
@@ -147,7 +156,7 @@ def test_a_plain_pass_takes_the_causal_kernel(monkeypatch: pytest.MonkeyPatch) -
         return kernel(query, key, value, **others)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    states(model_of(TEXT["llama"]), pad_rows(sum(drawn_rows(3), [])))
+    states(model_of(TEXT["llama"]), pad_rows(joined(drawn_rows(3))))
     assert len(calls) == 2
     for call in calls:
         assert call["attn_mask"] is None and call["is_causal"] and call["enable_gqa"] and call["heads"] == (4, 2)
@@ -256,7 +265,7 @@ def test_states_are_those_of_the_dense_mask_and_of_each_row_alone(
     with torch.no_grad():
         found, dense = by_row(model, packed), by_row(plain, packed)
         assert len(calls) == (2 if path == "rows" else 0)
-        for row in sum(rows, []):
+        for row in joined(rows):
             alone = states(plain, pad_rows([row]))
             torch.testing.assert_close(found[row.index], alone, atol=2e-5, rtol=2e-5)
             torch.testing.assert_close(found[row.index], dense[row.index], atol=2e-5, rtol=2e-5)
