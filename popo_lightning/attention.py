@@ -21,9 +21,6 @@ from popo_lightning.errors import SettingError
 
 PACKED = "popo_packed"  # the name that transformers knows the attention of this file by
 BLOCK = 128  # tokens of a block of the mask, on both sides
-# Up to here a CPU takes bfloat16 scores by matrix products, several times as fast as its fused kernel, and keeps them
-# for the backward pass. Longer rows take the kernel: scores of theirs would be most of what a pass holds.
-LONGEST_SCORES = 1024
 INSTALLED = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
@@ -71,12 +68,11 @@ class PackedMask(BlockMask):
     rows: list[Rectangle]
 
 
-def flat_mask(segments: Tensor, dtype: torch.dtype, multiple: int = 1) -> PackedMask:
+def flat_mask(segments: Tensor, multiple: int = 1) -> PackedMask:
     """Who sees whom among the tokens of a pass, put one after the other without padding.
 
     Args:
         segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
-        dtype: That attention computes in.
         multiple: Tokens are filled up to this, by tokens that see only one another.
 
     Returns:
@@ -89,7 +85,7 @@ def flat_mask(segments: Tensor, dtype: torch.dtype, multiple: int = 1) -> Packed
     if filled:
         own, prompt = (torch.cat((each, own[-1:].expand(filled) + 1)) for each in (own, prompt))
     mask = _block_mask(own.int(), prompt.int())
-    mask.rows = [] if segments.is_cuda else rectangles(segments, dtype)
+    mask.rows = [] if segments.is_cuda else rectangles(segments)
     return mask
 
 
@@ -212,33 +208,21 @@ def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: list[Rectangle], 
         scale: Of the scores.
 
     Returns:
-        (1, N, heads, D)
+        (1, N, heads, D), under autocast too of the given type
     """
     heads, tokens, width = query.shape[1:]
-    # (N, heads x D): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest
-    query, key, value = (each[0].transpose(0, 1).reshape(tokens, -1) for each in (query, key, value))
+    # A CPU's kernel is faster in float32 than in bfloat16, and rounds nothing.
+    exact = torch.float32 if query.dtype == torch.bfloat16 else query.dtype
+    # (N, heads x D): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest.
+    flat = [each[0].transpose(0, 1).reshape(tokens, -1).to(exact) for each in (query, key, value)]
     found = []
     for each in rows:
         q, k, v = (
             embedding(places, of).unflatten(-1, (-1, width)).transpose(1, 2)
-            for places, of in ((each.queries, query), (each.keys, key), (each.keys, value))
+            for places, of in zip((each.queries, each.keys, each.keys), flat, strict=True)
         )
-        attend = _by_matrices if query.dtype == torch.bfloat16 and each.length <= LONGEST_SCORES else _by_kernel
-        found.append(attend(q, k, v, each.mask, scale).transpose(1, 2).reshape(-1, heads * width))
+        grouped = heads != key.shape[1]
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=each.mask.to(exact), scale=scale, enable_gqa=grouped)
+        found.append(seen.transpose(1, 2).reshape(-1, heads * width))
     order = torch.cat([each.order for each in rows])
-    return embedding(order.argsort()[-tokens:], torch.cat(found)).view(1, tokens, heads, width)
-
-
-def _by_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
-
-
-def _by_matrices(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """(R, heads, T, D) from queries of that shape and (R, key heads, K, D) keys and values."""
-    rows, heads, length, width = query.shape
-    keys = key.shape[1]
-    together = (query * scale).reshape(rows, keys, heads // keys * length, width)  # query heads of one key head
-    scores = (together @ key.transpose(-1, -2)).view(rows, heads, length, -1).add_(mask)
-    seen = scores.softmax(-1).view(rows, keys, heads // keys * length, -1)
-    return (seen @ value).view(rows, heads, length, width)
+    return embedding(order.argsort()[-tokens:], torch.cat(found)).view(1, tokens, heads, width).to(query.dtype)

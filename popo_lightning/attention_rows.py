@@ -43,12 +43,11 @@ class Rectangle:
         return self.keys.shape[1]
 
 
-def rectangles(segments: Tensor, dtype: torch.dtype) -> list[Rectangle]:
+def rectangles(segments: Tensor) -> list[Rectangle]:
     """The rows of a pass, whose tokens follow one another without padding.
 
     Args:
         segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
-        dtype: That attention computes in.
     """
     prompts, responses, start = [], [], 0
     for text in segments.tolist():
@@ -62,7 +61,7 @@ def rectangles(segments: Tensor, dtype: torch.dtype) -> list[Rectangle]:
         for tokens in counts.values():
             responses.append(Piece(start, tokens, prompt.start, prompt.tokens))
             start += tokens
-    return [_rectangle(pieces, dtype) for kind in (prompts, responses) for pieces in _alike(kind)]
+    return [_rectangle(pieces) for kind in (prompts, responses) for pieces in _alike(kind)]
 
 
 def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -79,7 +78,7 @@ def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return found
 
 
-def _rectangle(pieces: Sequence[Piece], dtype: torch.dtype) -> Rectangle:
+def _rectangle(pieces: Sequence[Piece]) -> Rectangle:
     start, tokens, prompt, before = torch.tensor([[p.start, p.tokens, p.prompt, p.before] for p in pieces]).T
     within, of_prompt = torch.arange(int(tokens.max())), torch.arange(int(before.max()))
     there = within < tokens[:, None]
@@ -89,14 +88,14 @@ def _rectangle(pieces: Sequence[Piece], dtype: torch.dtype) -> Rectangle:
         queries=queries,
         keys=torch.cat(((prompt[:, None] + of_prompt) * of_its_own, queries), 1),
         order=queries.masked_fill(~there, -1).flatten(),
-        mask=_mask(of_its_own, len(within), dtype),
+        mask=_mask(of_its_own, len(within)),
     )
 
 
-def _mask(of_its_own: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
+def _mask(of_its_own: Tensor, tokens: int) -> Tensor:
     """(R, 1, T, P + T); what stands at padding sees something too, or it were NaN, and nothing else sees it."""
     rows, before = of_its_own.shape
-    mask = torch.zeros(rows, 1, tokens, before + tokens, dtype=dtype)
+    mask = torch.zeros(rows, 1, tokens, before + tokens)
     mask[..., :before].masked_fill_(~of_its_own[:, None, None], -torch.inf)
     mask[..., before:].masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool).triu_(1), -torch.inf)
     return mask

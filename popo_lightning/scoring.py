@@ -55,7 +55,7 @@ def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
     segments = rows.segments
     if segments is None:
         segments = rows.is_response.long().masked_fill(~kept, -1)
-    mask = flat_mask(segments, _compute_dtype(base, device), BLOCK if device.type == "cuda" else 1)
+    mask = flat_mask(segments, BLOCK if device.type == "cuda" else 1)
     filled = mask.shape[-1] - int(kept.sum())
     positions = torch.arange(kept.shape[1], device=device).expand_as(kept) if rows.positions is None else rows.positions
     ids, positions = (pad(each[kept], (0, filled))[None] for each in (rows.input_ids, positions))

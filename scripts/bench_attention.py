@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, response: int) -> dict[str, Any]:
     dtype, width = getattr(torch, options.dtype), options.heads * options.head_dim
     packed_longest, tokens = segments.shape[1], rows * longest
     multiple = BLOCK if options.device == "cuda" else 1
-    flat = flat_mask(segments, dtype, multiple)
+    flat = flat_mask(segments, multiple)
     dense = packed_mask(segments, dtype)
     causal_inputs = _inputs(options, rows, longest, dtype)
     masked_inputs = _inputs(options, options.groups, packed_longest, dtype)

@@ -181,7 +181,7 @@ def test_the_block_mask_is_the_dense_one(longest: int, multiple: int) -> None:
     for seed in range(4):
         segments = pad_sequences(drawn_rows(5, seed, longest)).segments
         assert segments is not None
-        mask = flat_mask(segments, torch.float32, multiple)
+        mask = flat_mask(segments, multiple)
         expected = flat(packed_mask(segments, torch.float32), segments)
         tokens, filled = len(expected), mask.shape[-1]
         assert filled == -(-tokens // multiple) * multiple and mask.shape == (1, 1, filled, filled)
@@ -211,7 +211,7 @@ def test_a_long_pass_is_mostly_not_computed() -> None:
     rows = [Row(i, torch.ones(512, dtype=torch.long), response([1] * 512), torch.zeros(())) for i in range(31)]
     segments = pad_sequences([rows]).segments
     assert segments is not None and segments.shape == (1, 16384)
-    mask = flat_mask(segments, torch.float32)
+    mask = flat_mask(segments)
     # 4 blocks a segment: 10 of a triangle each, and for every response the 16 of its prompt
     assert int(_blocks(mask, "kv").sum() + _blocks(mask, "full_kv").sum()) == 32 * 10 + 31 * 16
     assert int(_blocks(mask, "full_kv").sum()) == 32 * 6 + 31 * 16
@@ -219,7 +219,7 @@ def test_a_long_pass_is_mostly_not_computed() -> None:
 
 def test_rows_as_rectangles_by_hand() -> None:
     segments = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, -1, -1, -1, -1]])
-    prompts, responses = rectangles(segments, torch.float32)
+    prompts, responses = rectangles(segments)
     assert prompts.queries.tolist() == [[0, 1], [6, 0]] and prompts.keys.tolist() == [[0, 1], [6, 0]]
     assert responses.queries.tolist() == [[2, 3, 4], [5, 0, 0], [7, 0, 0]]
     assert responses.keys.tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0], [6, 0, 7, 0, 0]]
@@ -233,10 +233,10 @@ def test_rows_as_rectangles_by_hand() -> None:
 def test_rectangles_are_padded_little(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = pad_sequences(drawn_rows(40, 1, 100)).segments
     assert segments is not None
-    few = rectangles(segments, torch.float32)
+    few = rectangles(segments)
     assert len(few) >= 2
     monkeypatch.setattr(attention_rows, "LEAST_PAIRS", 0)
-    many = rectangles(segments, torch.float32)
+    many = rectangles(segments)
     entries = [sum(each.mask.numel() for each in found) for found in (few, many)]
     assert len(many) > len(few) and entries[1] < entries[0]
     for found in (few, many):
@@ -258,7 +258,7 @@ def test_states_are_those_of_the_dense_mask_and_of_each_row_alone(
     rows = drawn_rows(6, 3, 60)
     packed = pad_sequences(rows)
     if path == "blocks":
-        monkeypatch.setattr(attention, "rectangles", lambda segments, dtype: [])
+        monkeypatch.setattr(attention, "rectangles", lambda segments: [])
         monkeypatch.setattr("popo_lightning.scoring.BLOCK", 128)
     calls = []
     monkeypatch.setattr(attention, "over_rows", lambda *args: calls.append(1) or over_rows(*args))
@@ -277,7 +277,7 @@ def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.Mo
     plain, model, part = model_of(TEXT["llama"]), model_of(TEXT["llama"]), pad_sequences(drawn_rows(6, 3, 60))
     use_packed_attention(model)
     if path == "blocks":  # torch's reference for flex_attention, which on a CPU is not let through
-        monkeypatch.setattr(attention, "rectangles", lambda segments, dtype: [])
+        monkeypatch.setattr(attention, "rectangles", lambda segments: [])
         monkeypatch.setattr(flex, "_validate_device", lambda *args: None)
     for each in (plain, model):
         (states(each, part) * torch.linspace(-1, 1, 64)).square().sum().backward()
@@ -287,35 +287,23 @@ def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_matrices_give_what_the_kernel_gives(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, where matrices are faster: no further from float64 than three times the kernel's rounding."""
+def test_bfloat16_is_rounded_once(heads: tuple[int, int]) -> None:
+    """Scores and their shares are float32, so the output is float64's, rounded."""
     segments = pad_sequences(drawn_rows(6, 3, 60)).segments
     assert segments is not None
     draw, tokens = torch.Generator().manual_seed(0), int((segments >= 0).sum())
     inputs = [torch.randn(1, number, tokens, 16, generator=draw) for number in (heads[0], heads[1], heads[1])]
 
-    def found(dtype: torch.dtype, longest: int) -> list[Tensor]:
-        monkeypatch.setattr(attention, "LONGEST_SCORES", longest)
+    def found(dtype: torch.dtype) -> list[Tensor]:
         given = [each.to(torch.bfloat16).to(dtype).requires_grad_() for each in inputs]
-        out = over_rows(*given, rectangles(segments, dtype), 0.4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = over_rows(*given, rectangles(segments), 0.4)
         assert out.shape == (1, tokens, heads[0], 16) and out.dtype == dtype
-        (out * torch.linspace(-1, 1, 16, dtype=dtype)).sum().backward()
+        (out * torch.linspace(-1, 1, 16).to(torch.bfloat16).to(dtype)).sum().backward()
         return [out.detach().double(), *(each.grad.double() for each in given if each.grad is not None)]
 
-    used: list[str] = []
-    for name in ("_by_matrices", "_by_kernel"):
-        real = getattr(attention, name)
-        monkeypatch.setattr(attention, name, lambda *args, real=real, name=name: used.append(name) or real(*args))
-    exact = found(torch.float64, 1000)
-    assert set(used) == {"_by_kernel"}
-    used.clear()
-    matrices = found(torch.bfloat16, 1000)
-    assert set(used) == {"_by_matrices"}
-    used.clear()
-    kernel = found(torch.bfloat16, 0)
-    assert set(used) == {"_by_kernel"}
-    for mine, other, true in zip(matrices, kernel, exact, strict=True):
-        assert true.norm() > 1 and 0 < (mine - true).norm() < 3 * (other - true).norm() < 0.1 * true.norm()
+    for mine, true in zip(found(torch.bfloat16), found(torch.float64), strict=True):
+        assert true.norm() > 1 and 0 < (mine - true).norm() < 2**-8 * true.norm()
 
 
 def test_other_masks_go_to_sdpa() -> None:
