@@ -215,14 +215,14 @@ def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: list[Rectangle], 
     exact = torch.float32 if query.dtype == torch.bfloat16 else query.dtype
     # (N, heads x D): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest.
     flat = [each[0].transpose(0, 1).reshape(tokens, -1).to(exact) for each in (query, key, value)]
-    found = []
+    grouped, found = heads != key.shape[1], []
     for each in rows:
         q, k, v = (
             embedding(places, of).unflatten(-1, (-1, width)).transpose(1, 2)
             for places, of in zip((each.queries, each.keys, each.keys), flat, strict=True)
         )
-        grouped = heads != key.shape[1]
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=each.mask.to(exact), scale=scale, enable_gqa=grouped)
+        with torch.autocast(query.device.type, enabled=False):  # which would round them again
+            seen = scaled_dot_product_attention(q, k, v, attn_mask=each.mask.to(exact), scale=scale, enable_gqa=grouped)
         found.append(seen.transpose(1, 2).reshape(-1, heads * width))
     order = torch.cat([each.order for each in rows])
     return embedding(order.argsort()[-tokens:], torch.cat(found)).view(1, tokens, heads, width).to(query.dtype)

@@ -287,12 +287,22 @@ def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_bfloat16_is_rounded_once(heads: tuple[int, int]) -> None:
+def test_bfloat16_is_rounded_once(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and their shares are float32, so the output is float64's, rounded."""
     segments = pad_sequences(drawn_rows(6, 3, 60)).segments
     assert segments is not None
     draw, tokens = torch.Generator().manual_seed(0), int((segments >= 0).sum())
     inputs = [torch.randn(1, number, tokens, 16, generator=draw) for number in (heads[0], heads[1], heads[1])]
+
+    types: list[torch.dtype] = []
+    kernel = torch._C._nn.scaled_dot_product_attention
+
+    def spy(query: Tensor, *others: Any, **named: Any) -> Tensor:
+        out = kernel(query, *others, **named)
+        types.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
 
     def found(dtype: torch.dtype) -> list[Tensor]:
         given = [each.to(torch.bfloat16).to(dtype).requires_grad_() for each in inputs]
@@ -304,6 +314,7 @@ def test_bfloat16_is_rounded_once(heads: tuple[int, int]) -> None:
 
     for mine, true in zip(found(torch.bfloat16), found(torch.float64), strict=True):
         assert true.norm() > 1 and 0 < (mine - true).norm() < 2**-8 * true.norm()
+    assert set(types) == {torch.float32, torch.float64}
 
 
 def test_other_masks_go_to_sdpa() -> None:
