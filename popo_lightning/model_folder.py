@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from popo_lightning.attention import use_packed_attention
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.packing import takes_packed_tokens
 
 # Heads that change the logits after the linear layer: log-probs from hidden states would be silently wrong.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -16,11 +18,16 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
-def load_model(folder: str | Path, dtype: torch.dtype) -> Any:
+def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = None) -> Any:
     """A language model on the CPU, with its vision tower where it has one.
 
     Lightning enters a device context around ``configure_model``. transformers would take that context for a
     device_map, which needs accelerate, so the model loads on the CPU and the strategy moves it.
+
+    Args:
+        folder: Model folder or hub id.
+        dtype: Of its weights.
+        attention: Implementation by transformers' name; None for its default.
 
     Raises:
         SettingError: No model loads from there.
@@ -31,18 +38,26 @@ def load_model(folder: str | Path, dtype: torch.dtype) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
-            return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+            return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention)
     except (OSError, ValueError, ImportError) as error:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
 
 
-def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool) -> Any:
+def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
     """A model to train: without dropout, with its vision tower frozen where asked.
+
+    Args:
+        folder: Model folder or hub id.
+        dtype: Of its weights.
+        freeze_vision: Train the language model only.
+        attention: Implementation by transformers' name; None for that of packed tokens where it is exact.
 
     Raises:
         SettingError: No model loads from there, or one whose log-probs or images would be read wrongly.
     """
-    model = load_model(folder, dtype)
+    model = load_model(folder, dtype, attention)
+    if attention is None and takes_packed_tokens(model):
+        use_packed_attention(model)
     changes = [name for name in LOGIT_CHANGES if getattr(model.config.get_text_config(), name, None)]
     if changes:
         raise SettingError(

@@ -1,8 +1,9 @@
 """How rows are split into forward passes, with a group's prompt computed once where that is exact and pays.
 
 Responses to one prompt can lie behind one copy of it in one sequence: positions restart after the prompt, and a mask
-lets a response see the prompt and itself. That saves the prompt's other copies, and costs attention over the whole
-sequence, of which the mask throws away what one response would see of another. So prompts are shared by cost:
+lets a response see the prompt and itself. Where attention computes only what the mask shows (`attention.py`), that
+saves the prompt's other copies and costs nothing. Where it computes all pairs of a sequence and throws masked ones
+away, prompts are shared by cost:
 
     a sequence of L tokens costs  linear L + attention L^2,
 
@@ -12,27 +13,29 @@ cost the same. Behind a prompt of P tokens about sqrt(P (linear / attention + P)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 from inspect import signature
 from math import isqrt
 from typing import Any
 
+import torch
+
+from popo_lightning.attention import PACKED
 from popo_lightning.minibatch import Row
 
-# Attention's multiplications run slower than those of matrices, and the mask is read with them: measured on a CPU.
-ATTENTION_WEIGHT = 3.0
 # Entries of one pass's mask, 256 MiB in float32. It is made once a pass and shared by layers and heads.
 MASK_ENTRIES = 2**26
 # Attention that takes a mask of its caller's: flash attention takes none.
-MASKED_ATTENTION = ("sdpa", "eager")
+MASKED_ATTENTION = ("sdpa", "eager", PACKED)
+# flex_attention's kernels take no narrower heads.
+LEAST_WIDTH = 16
 # Rotary embeddings whose angles depend on a token's position alone, and not on how long the pass's texts are.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 # Settings by which tokens reach others in another way than by attention to all that come before.
+WINDOWS = ("sliding_window", "attention_window_size")
 OTHER_REACH = (
-    "sliding_window",
-    "attention_window_size",
     "attention_chunk_size",
     "keep_window_size",
     "index_topk",
@@ -44,6 +47,7 @@ OTHER_REACH = (
     "mamba_d_state",
     "ssm_state_size",
     "state_size",
+    "use_bidirectional_attention",
 )
 
 
@@ -59,15 +63,66 @@ def shares_prompts(model: Any) -> bool:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        config._attn_implementation in MASKED_ATTENTION
-        and not config.is_encoder_decoder
-        and getattr(config, "is_causal", True)
-        and not getattr(config, "sub_configs", None)  # models of several parts, such as those that see images
+        ignores_right_padding(model)
+        and config._attn_implementation in MASKED_ATTENTION
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not any(getattr(config, name, None) for name in OTHER_REACH)
+        and not any(getattr(config, name, None) for name in WINDOWS)
         and rope.get("rope_type") in STATIC_ROPE
         and "position_ids" in signature(model.forward).parameters
     )
+
+
+def takes_packed_tokens(model: Any) -> bool:
+    """Whether `attention.packed_attention` is exact for a model, with its output head or without."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or 0
+    if not width and getattr(config, "num_attention_heads", None):
+        width = config.hidden_size // config.num_attention_heads
+    return (
+        shares_prompts(model.base_model)
+        and config._attn_implementation == "sdpa"
+        and type(model)._supports_attention_backend  # calls what is registered, not code of its own
+        and not getattr(config, "attn_logit_softcapping", None)
+        and (width >= LEAST_WIDTH or not torch.cuda.is_available())
+    )
+
+
+def ignores_right_padding(model: Any) -> bool:
+    """Whether a model gives right-padded rows the same without a padding mask: all that is not known to is refused.
+
+    That is a decoder of text whose layers attend backwards only, at most within a window, and which knows of positions
+    by rotary embeddings: learned positions, or distances that are added to scores, may be counted from the mask.
+
+    Args:
+        model: Of transformers, without its output head.
+    """
+    config = model.config
+    return (
+        not config.is_encoder_decoder
+        and getattr(config, "is_causal", True)
+        and not getattr(config, "sub_configs", None)  # models of several parts, such as those that see images
+        and set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
+        and not any(getattr(config, name, None) for name in OTHER_REACH)
+        and bool(getattr(config, "rope_parameters", None))
+    )
+
+
+@dataclass(frozen=True)
+class PairWeights:
+    """How many times as long a multiplication takes in attention as in a layer's matrices, over all L^2 pairs.
+
+    Args:
+        causal: Without a mask.
+        masked: With a mask for each sequence.
+    """
+
+    causal: float
+    masked: float
+
+
+# The CPU's lie between those that scripts/bench_attention.py finds for responses of 56 and 300 tokens: causal 7.3 and
+# 3.0, masked 3.6 and 2.7. CUDA's are estimates, of a kernel that skips what lies ahead and one that reads a mask.
+PAIR_WEIGHTS = {"cpu": PairWeights(4.0, 3.0), "cuda": PairWeights(1.5, 7.0)}
 
 
 @dataclass(frozen=True)
@@ -76,25 +131,37 @@ class LayerCosts:
 
     Args:
         linear: Of a token: 2 x the parameters that it passes through.
-        attention: Of a pair of tokens: 4 x the width of all heads, for scores and weighted sum.
+        causal: Of a pair of tokens where no sequence of a pass has a mask: 4 x the width of all heads, for scores and
+            weighted sum, and weighted.
+        masked: Of a pair where one has.
+        flat: Whether passes have no padding and attention computes nothing that a mask hides.
     """
 
     linear: float
-    attention: float
+    causal: float
+    masked: float
+    flat: bool = False
 
-    def of(self, length: int) -> float:
-        """Of a sequence."""
-        return length * (self.linear + self.attention * length)
+    def of(self, length: int, masked: bool) -> float:
+        """Of a sequence that attention computes all pairs of."""
+        return length * (self.linear + (self.masked if masked else self.causal) * length)
 
     @classmethod
-    def of_model(cls, config: Any) -> LayerCosts:
-        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert."""
+    def of_model(cls, config: Any, device: str = "cpu") -> LayerCosts:
+        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert.
+
+        Args:
+            config: Of a model of transformers.
+            device: A key of PAIR_WEIGHTS.
+        """
         hidden, heads = config.hidden_size, config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or hidden // heads)
         keys = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
         feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
         parameters = hidden * (2 * width + 2 * keys + 3 * feed_forward)
-        return cls(2.0 * parameters, 4.0 * width * ATTENTION_WEIGHT)
+        weights = PAIR_WEIGHTS[device]
+        pair, flat = 4.0 * width, config._attn_implementation == PACKED
+        return cls(2.0 * parameters, pair * weights.causal, pair * weights.masked, flat)
 
 
 Rows = list[Row]  # of one sequence, behind one copy of their prompt
@@ -108,41 +175,65 @@ def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | No
 
     Args:
         rows: Of a minibatch.
-        token_budget: S x L of one pass.
+        token_budget: Tokens of one pass, S x L with its padding, where that is computed.
         costs: Of a model that shares prompts; None where each row is a sequence of its own.
     """
-    apart = _filled([[row] for row in rows], token_budget)
+    if costs is not None and costs.flat:
+        return _filled(_packed(rows, token_budget, _length), lambda sequences: _total(sequences) <= token_budget)
+    apart = _filled([[row] for row in rows], lambda sequences: _padded(sequences) <= token_budget)
     if costs is None:
         return apart
-    packed = _filled(_packed(rows, costs, min(token_budget, isqrt(MASK_ENTRIES))), token_budget)
-    return min(apart, packed, key=lambda passes: sum(len(each) * costs.of(_length(each[0])) for each in passes))
+    longest = min(token_budget, isqrt(MASK_ENTRIES))
+    packed = _packed(rows, longest, lambda sequence: costs.of(_length(sequence), len(sequence) > 1))
+    filled = _filled(packed, lambda sequences: _padded(sequences) <= token_budget and _mask_fits(sequences))
+    return min(apart, filled, key=lambda passes: sum(_cost(each, costs) for each in passes))
 
 
-def _filled(sequences: Sequence[Rows], token_budget: int) -> list[list[Rows]]:
+def _filled(sequences: Sequence[Rows], fits: Callable[[Sequence[Rows]], bool]) -> list[list[Rows]]:
     """Sequences by length, longest first, so that a pass is padded little; each pass as full as its bounds allow."""
     passes: list[list[Rows]] = []
     for sequence in sorted(sequences, key=_length, reverse=True):
-        if passes and _fits([*passes[-1], sequence], token_budget):
+        if passes and fits([*passes[-1], sequence]):
             passes[-1].append(sequence)
         else:
             passes.append([sequence])
     return passes
 
 
-def _fits(sequences: Sequence[Rows], token_budget: int) -> bool:
-    """Whether sequences, the first of which is the longest, make one pass."""
-    length = _length(sequences[0])
-    tokens = length * len(sequences)
-    masked = any(len(rows) > 1 for rows in sequences)  # one packed sequence is enough for the pass to have a mask
-    return tokens <= token_budget and (not masked or tokens * length <= MASK_ENTRIES)
+def _total(sequences: Sequence[Rows]) -> int:
+    return sum(map(_length, sequences))
+
+
+def _padded(sequences: Sequence[Rows]) -> int:
+    """Tokens of a pass, the first sequence of which is the longest."""
+    return len(sequences) * _length(sequences[0])
+
+
+def _masked(sequences: Sequence[Rows]) -> bool:
+    return any(len(rows) > 1 for rows in sequences)  # one packed sequence is enough for the pass to have a mask
+
+
+def _mask_fits(sequences: Sequence[Rows]) -> bool:
+    return not _masked(sequences) or _padded(sequences) * _length(sequences[0]) <= MASK_ENTRIES
+
+
+def _cost(sequences: Sequence[Rows], costs: LayerCosts) -> float:
+    """Of a pass."""
+    return len(sequences) * costs.of(_length(sequences[0]), _masked(sequences))
 
 
 def _length(rows: Rows) -> int:
     return len(rows[0].prompt_ids) + sum(len(row.response.token_ids) for row in rows)
 
 
-def _packed(rows: Sequence[Row], costs: LayerCosts, longest: int) -> list[Rows]:
-    """Sequences of rows that have the same prompt: for each prompt as many as cost the least."""
+def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) -> list[Rows]:
+    """Sequences of rows that have the same prompt: for each prompt as many as cost the least.
+
+    Args:
+        rows: Of a minibatch.
+        longest: Tokens of a sequence of several rows.
+        cost: Of a sequence.
+    """
     by_prompt: dict[Any, Rows] = {}
     for row in rows:
         key = row.index if row.images else tuple(row.prompt_ids.tolist())
@@ -151,7 +242,7 @@ def _packed(rows: Sequence[Row], costs: LayerCosts, longest: int) -> list[Rows]:
     for same in by_prompt.values():
         counts = (_dealt(same, count) for count in range(1, len(same) + 1))
         fitting = [dealt for dealt in counts if len(dealt) == len(same) or max(map(_length, dealt)) <= longest]
-        found += min(fitting, key=lambda dealt: sum(costs.of(_length(each)) for each in dealt))
+        found += min(fitting, key=lambda dealt: sum(map(cost, dealt)))
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from popo_lightning import policy_checkpoint
+from popo_lightning.attention import check_attention
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
 from popo_lightning.flat_sharding import flatly_sharded
@@ -59,6 +60,8 @@ class PolicyModule(L.LightningModule):
         shared_prompts: Compute a prompt once for several responses to it, where that costs less: the log-probs are the
             same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
             flash attention compute it for each response either way.
+        attention: sdpa, eager, flex_attention, flash_attention_2, flash_attention_3 or a kernel of the hub; null for
+            the fastest that is exact: without any padding where prompts can be shared, else sdpa.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         gradient_sync: When split models (FSDP2) add their gradients up over the ranks. step: once, after the last
             micro-batch; until then each rank holds all gradients whole, in float32. micro_batch: after each, so that a
@@ -86,6 +89,7 @@ class PolicyModule(L.LightningModule):
         max_grad_norm: float | None = 1.0,
         micro_batch_tokens: int = 16384,
         shared_prompts: bool = True,
+        attention: str | None = None,
         gradient_checkpointing: bool = False,
         gradient_sync: str = "step",
         compile_layers: bool = False,
@@ -120,6 +124,7 @@ class PolicyModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self.micro_batch_tokens = micro_batch_tokens
         self.shared_prompts = shared_prompts
+        self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.gradient_sync = gradient_sync
         self.compile_layers = compile_layers
@@ -158,7 +163,8 @@ class PolicyModule(L.LightningModule):
                 f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for "
                 "bfloat16 weights), since the engine and the clipping of gradients follow no other"
             )
-        load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision)
+        check_attention(self.attention, self.trainer.strategy.root_device)
+        load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision, self.attention)
         if self.device_mesh is None:
             self._take(load())
             if isinstance(strategy := self.trainer.strategy, FSDPStrategy):
@@ -243,7 +249,8 @@ class PolicyModule(L.LightningModule):
     def _layer_costs(self) -> LayerCosts | None:
         """By which prompts are shared; None where they are not."""
         base = self.model.base_model
-        return LayerCosts.of_model(base.config) if self.shared_prompts and shares_prompts(base) else None
+        shares = self.shared_prompts and shares_prompts(base)
+        return LayerCosts.of_model(base.config, self.device.type) if shares else None
 
     # -- training ----------------------------------------------------------------------------------------------
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from popo_lightning.attention import BLOCK, PACKED, flat_mask
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.model_folder import image_marks, sees_images, unseen_image
+from popo_lightning.packing import ignores_right_padding
 from popo_lightning.padded_rows import PaddedRows, one_token
 from popo_lightning.ranks import several_ranks
 
@@ -24,13 +27,14 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     Returns:
         (N, H), the state before each of the N response tokens, row after row.
     """
+    if base.config._attn_implementation == PACKED and _pays(rows):
+        return _of_flat_tokens(base, rows)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
-    if rows.segments is None:
-        # Right padding and a causal mask: a response never sees what is padded, in whatever attention.
-        inputs |= {"attention_mask": rows.attention_mask.long()}
-    else:
+    if rows.segments is not None:
         mask = packed_mask(rows.segments, _compute_dtype(base, rows.segments.device))
         inputs |= {"attention_mask": mask, "position_ids": rows.positions}
+    elif not ignores_right_padding(base):
+        inputs |= {"attention_mask": rows.attention_mask.long()}
     if rows.images:
         inputs |= rows.images | {"mm_token_type_ids": image_marks(base.config, rows.input_ids)}
     hidden = base(**inputs).last_hidden_state
@@ -38,6 +42,27 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
         hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
     flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
+
+
+def _pays(rows: PaddedRows) -> bool:
+    """CUDA's causal kernels want rows in a rectangle, where no prompt is shared."""
+    return rows.segments is not None or not rows.input_ids.is_cuda
+
+
+def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
+    """The same, from tokens without any padding in between."""
+    kept, device = rows.attention_mask, rows.input_ids.device
+    segments = rows.segments
+    if segments is None:
+        segments = rows.is_response.long().masked_fill(~kept, -1)
+    mask = flat_mask(segments, BLOCK if device.type == "cuda" else 1)
+    filled = mask.shape[-1] - int(kept.sum())
+    positions = torch.arange(kept.shape[1], device=device).expand_as(kept) if rows.positions is None else rows.positions
+    ids, positions = (pad(each[kept], (0, filled))[None] for each in (rows.input_ids, positions))
+    hidden = base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+    place = kept.flatten().cumsum(0) - 1
+    states: Tensor = hidden[0, place[rows.source]]
+    return states
 
 
 def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:

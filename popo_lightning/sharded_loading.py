@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from popo_lightning.attention import register_packed_attention
 from popo_lightning.critic import first_weights
 from popo_lightning.errors import SettingError
 from popo_lightning.model_folder import remove_dropout
@@ -50,6 +51,7 @@ class Outline:
 
     def build(self) -> Any:
         """The model with its buffers on the CPU and its parameters on the meta device."""
+        register_packed_attention()  # the configuration may name it, and only rank 0 has loaded a model
         with torch.device("meta"):
             model = self.kind._from_config(self.config)
         if self.generation_config is not None:

@@ -14,13 +14,14 @@ from tiny_models import random_vision_model
 from transformers import AutoModel, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from popo_lightning import packing
+from popo_lightning.attention import PACKED
 from popo_lightning.minibatch import Row
 from popo_lightning.model_folder import load_model
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import pad_sequences
 from popo_lightning.scoring import packed_mask
 
-CHEAP_ATTENTION = LayerCosts(1000.0, 1e-6)
+CHEAP_ATTENTION = LayerCosts(1000.0, 1e-6, 1e-6)
 
 
 def rows_of(*groups: tuple[int, tuple[int, ...]]) -> list[Row]:
@@ -41,7 +42,7 @@ def indices(passes: list[list[list[Row]]]) -> list[list[list[int]]]:
 
 
 def cost_of(passes: list[list[list[Row]]], costs: LayerCosts) -> float:
-    return sum(len(each) * costs.of(max(map(tokens, each))) for each in passes)
+    return sum(len(e) * costs.of(max(map(tokens, e)), any(len(sequence) > 1 for sequence in e)) for e in passes)
 
 
 # -- the layout ----------------------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def random_rows(seed: int) -> list[Row]:
     return rows_of(*groups)
 
 
-@pytest.mark.parametrize("costs", [CHEAP_ATTENTION, LayerCosts(100.0, 1.0), LayerCosts(10.0, 1.0)])
+@pytest.mark.parametrize("costs", [CHEAP_ATTENTION, LayerCosts(100.0, 1.0, 1.0), LayerCosts(10.0, 1.0, 1.0)])
 def test_every_row_once_behind_its_own_prompt_within_the_budget(costs: LayerCosts) -> None:
     for seed in range(20):
         rows = random_rows(seed)
@@ -127,14 +128,14 @@ def test_every_row_once_behind_its_own_prompt_within_the_budget(costs: LayerCost
 def test_the_split_is_of_lengths_and_prompts_alone() -> None:
     rows = random_rows(3)
     other = [replace(row, advantage=torch.ones(4), age=2, prox_logp=row.response.behave_logp) for row in rows]
-    first, second = (indices(micro_batches(each, 150, LayerCosts(100.0, 1.0))) for each in (rows, other))
+    first, second = (indices(micro_batches(each, 150, LayerCosts(100.0, 1.0, 1.0))) for each in (rows, other))
     assert first == second
     assert max(len(sequence) for part in first for sequence in part) > 1
 
 
 def test_short_responses_share_a_prompt_and_long_ones_do_not() -> None:
     """Of 8 responses of T tokens to 100: m behind one prompt cost (l (100 + m T) + (100 + m T)^2) / m a response."""
-    costs = LayerCosts(1000.0, 1.0)
+    costs = LayerCosts(1000.0, 1.0, 1.0)
 
     def behind_one(length: int) -> int:
         return max(len(s) for part in micro_batches(rows_of((100, (length,) * 8)), 10**6, costs) for s in part)
@@ -177,10 +178,54 @@ def test_the_mask_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_layers_costs_by_hand() -> None:
     config = LlamaConfig(hidden_size=8, num_attention_heads=4, num_key_value_heads=2, intermediate_size=20)
     # q and o 8 x 8, k and v 8 x 4, three of 8 x 20
-    assert LayerCosts.of_model(config) == LayerCosts(2 * (64 + 64 + 32 + 32 + 480), 4 * 8 * packing.ATTENTION_WEIGHT)
-    assert LayerCosts(10.0, 2.0).of(3) == 3 * 10 + 9 * 2
+    for device, of in packing.PAIR_WEIGHTS.items():
+        found = LayerCosts.of_model(config, device)
+        assert found == LayerCosts(2 * (64 + 64 + 32 + 32 + 480), 4 * 8 * of.causal, 4 * 8 * of.masked)
+    assert packing.PAIR_WEIGHTS["cpu"] != packing.PAIR_WEIGHTS["cuda"]
+    assert LayerCosts(10.0, 2.0, 3.0).of(3, False) == 3 * 10 + 9 * 2
+    assert LayerCosts(10.0, 2.0, 3.0).of(3, True) == 3 * 10 + 9 * 3
+    weight = packing.PAIR_WEIGHTS["cpu"].masked
     wide = LlamaConfig(hidden_size=8, num_attention_heads=4, num_key_value_heads=4, intermediate_size=20, head_dim=6)
-    assert LayerCosts.of_model(wide) == LayerCosts(2 * 8 * (4 * 24 + 60), 4 * 24 * packing.ATTENTION_WEIGHT)
+    found = LayerCosts.of_model(wide)
+    assert (found.linear, found.masked) == (2 * 8 * (4 * 24 + 60), 4 * 24 * weight) and not found.flat
+    wide._attn_implementation_internal = PACKED
+    assert LayerCosts.of_model(wide).flat
+
+
+def test_a_mask_must_be_worth_more_than_what_it_hides() -> None:
+    """Two responses behind one prompt save 100 tokens of 300, and attention over 4/3 of the pairs, masked."""
+    rows = rows_of((100, (50, 50)))
+    dear, cheap = LayerCosts(100.0, 1.0, 2.0), LayerCosts(100.0, 1.0, 1.0)
+    assert 2 * dear.of(150, False) < dear.of(200, True) and 2 * cheap.of(150, False) > cheap.of(200, True)
+    assert indices(micro_batches(rows, 1000, dear)) == [[[0], [1]]]
+    assert indices(micro_batches(rows, 1000, cheap)) == [[[0, 1]]]
+
+
+# -- without padding -----------------------------------------------------------------------------------------------
+
+FLAT = LayerCosts(1.0, 1e9, 1e9, flat=True)  # attention that costs nothing more, whatever it would cost otherwise
+
+
+def test_without_padding_all_responses_are_behind_one_prompt() -> None:
+    rows = rows_of((100, (50, 1, 700)), (3, (2, 2)))
+    assert indices(micro_batches(rows, 10_000, FLAT)) == [[[2, 0, 1], [3, 4]]]
+    assert indices(micro_batches(rows, 851, FLAT)) == [[[2, 0, 1]], [[3, 4]]]
+    assert indices(micro_batches(rows, 850, FLAT)) == [[[2]], [[0, 1], [3, 4]]]  # 851 tokens are too many
+
+
+def test_without_padding_the_budget_is_of_tokens() -> None:
+    for seed in range(20):
+        rows = random_rows(seed)
+        for budget in (1, 40, 100, 400, 10_000):
+            parts = micro_batches(rows, budget, FLAT)
+            sequences = [sequence for part in parts for sequence in part]
+            assert sorted(row.index for sequence in sequences for row in sequence) == list(range(len(rows)))
+            assert all(len({tuple(row.prompt_ids.tolist()) for row in sequence}) == 1 for sequence in sequences)
+            for part in parts:
+                assert sum(map(tokens, part)) <= budget or (len(part) == 1 and len(part[0]) == 1)
+    rows = rows_of((10, (10,)), (10, (90,)))
+    assert len(micro_batches(rows, 120, FLAT)) == 1  # 2 x 100 with padding
+    assert len(micro_batches(rows, 119, FLAT)) == 2
 
 
 # -- which models share --------------------------------------------------------------------------------------------

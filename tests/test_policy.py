@@ -141,7 +141,15 @@ def test_mixed_precision_rounds_logits_and_nothing_after_them() -> None:
 
 @pytest.mark.parametrize(
     ("vocabulary", "device", "rows"),
-    [(2**26, "cpu", 1), (151_936, "cpu", 220), (49_152, "cpu", 170), (49_152, "cuda", 682), (32, "cpu", 262_144)],
+    [
+        (2**26, "cpu", 1),
+        (151_936, "cpu", 220),
+        (49_152, "cpu", 170),
+        (49_152, "cuda", 1365),
+        (262_144, "cuda", 256),
+        (2**27, "cuda", 1),
+        (32, "cpu", 262_144),
+    ],
 )
 def test_chunks_on_a_cpu_are_small_but_of_many_rows(vocabulary: int, device: str, rows: int) -> None:
     assert logprobs.chunk_rows(vocabulary, torch.device(device)) == rows
@@ -275,7 +283,7 @@ def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatc
     assert outputs["stepped"] and max(float(gradient.abs().max()) for gradient in expected.values()) > 0.05
     norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     assert outputs["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
-    for budget, shared, parts in ((1, True, 8), (20, False, 5), (20, True, 4)):
+    for budget, shared, parts in ((1, True, 8), (20, False, 5), (20, True, 3)):
         settings: dict[str, Any] = {"micro_batch_tokens": budget, "shared_prompts": shared}
         module = policy(folder, objective=objective, **settings)
         assert len(module._passes(minibatch.rows())) == parts

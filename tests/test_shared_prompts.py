@@ -13,6 +13,7 @@ from tiny_models import Run, attached, fit, random_model, random_vision_model, w
 from torch import Tensor
 
 from popo_lightning import packing
+from popo_lightning.attention import PACKED
 from popo_lightning.critic import Critic
 from popo_lightning.groups import Group, Response
 from popo_lightning.minibatch import Minibatch
@@ -89,17 +90,19 @@ def assert_close_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]
 # -- the same numbers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
 @pytest.mark.parametrize("budget", [16384, 60])
 def test_log_probs_entropies_and_gradients_are_the_plain_ones(
     folder: Path, minibatch: Minibatch, attention: str, budget: int
 ) -> None:
     shared, plain = (policy(folder, each, micro_batch_tokens=budget) for each in (True, False))
-    for module in (shared, plain):
-        module.model.set_attn_implementation(attention)
+    shared.model.set_attn_implementation(attention)
+    plain.model.set_attn_implementation("eager" if attention == "eager" else "sdpa")
     assert any(packed(shared, minibatch)) and not any(packed(plain, minibatch))
-    tokens = [sum(part.input_ids.numel() for part in each._passes(minibatch.rows())) for each in (shared, plain)]
-    assert tokens[0] < 0.7 * tokens[1]
+    tokens = [
+        sum(int(part.attention_mask.sum()) for part in each._passes(minibatch.rows())) for each in (shared, plain)
+    ]
+    assert tokens[0] < 0.8 * tokens[1]
     for (logp, entropy), (expected_logp, expected_entropy) in zip(
         by_row(shared, minibatch), by_row(plain, minibatch), strict=True
     ):
@@ -132,13 +135,13 @@ def test_values_of_a_critic_are_the_plain_ones(folder: Path, minibatch: Minibatc
     assert torch.cat(plain).std() > 1
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
 def test_mixed_precision_rounds_no_more_than_it_does_apart(folder: Path, minibatch: Minibatch, attention: str) -> None:
     exact = torch.cat(policy(folder, False).logprobs(minibatch))
     errors = []
     for shared in (True, False):
         module = attached(PolicyModule(path=str(folder), shared_prompts=shared), "bf16-mixed")
-        module.model.set_attn_implementation(attention)
+        module.model.set_attn_implementation(attention if shared or attention != PACKED else "sdpa")
         errors.append(float((torch.cat(module.logprobs(minibatch)) - exact).abs().mean()))
     assert 0 < errors[0] < 2 * errors[1] < 0.5
 
@@ -202,8 +205,9 @@ def test_it_can_be_switched_off_and_costs_decide(
     first = minibatch.groups[0]
     one = Minibatch([replace(first, prompt_ids=first.prompt_ids[:3], responses=first.responses[2:])], 4, 0)
     assert packed(policy(folder, True), one) == [True] and packed(policy(folder, False), one) == [False]
-    monkeypatch.setattr(packing, "ATTENTION_WEIGHT", 1e6)
-    assert packed(policy(folder, True), one) == [False]
+    monkeypatch.setitem(packing.PAIR_WEIGHTS, "cpu", packing.PairWeights(1.0, 1e6))
+    assert packed(policy(folder, True), one) == [True]  # what the mask hides is not computed
+    assert packed(policy(folder, True, attention="sdpa"), one) == [False]
 
 
 # -- the same training ---------------------------------------------------------------------------------------------

@@ -1,0 +1,101 @@
+"""Rows of packed tokens as rectangles of about equal length, for attention that computes each row by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A rectangle takes rows from its longest down to this share of it, and shorter ones until it has so many pairs of
+# tokens: below, a further rectangle costs more than the padding it saves.
+LEAST_SHARE, LEAST_PAIRS = 0.75, 2**16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens that see one another backwards, and a prompt before them whole."""
+
+    start: int
+    tokens: int
+    prompt: int = 0  # place of the first token of the prompt
+    before: int = 0  # tokens of the prompt; 0 for a prompt itself
+
+    @property
+    def pairs(self) -> int:
+        """Queries x keys."""
+        return self.tokens * (self.before + self.tokens)
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """R pieces of at most T tokens behind prompts of at most P, padded to queries of T and keys of P + T."""
+
+    queries: Tensor  # (R, T) places of the tokens that look; 0 at padding
+    keys: Tensor  # (R, P + T) places of the tokens they look at: prompt and padding, piece and padding
+    order: Tensor  # (R T,) places of the queries, flat; -1 at padding
+    mask: Tensor  # (R, 1, T, P + T) to be added to scores: 0 where a query sees a key, else -inf
+
+    @property
+    def length(self) -> int:
+        """P + T."""
+        return self.keys.shape[1]
+
+
+def rectangles(segments: Tensor) -> list[Rectangle]:
+    """The rows of a pass, whose tokens follow one another without padding.
+
+    Args:
+        segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
+    """
+    prompts, responses, start = [], [], 0
+    for text in segments.tolist():
+        counts: dict[int, int] = {}
+        for segment in text:
+            counts[segment] = counts.get(segment, 0) + 1
+        counts.pop(-1, None)
+        prompt = Piece(start, counts.pop(0))
+        prompts.append(prompt)
+        start += prompt.tokens
+        for tokens in counts.values():
+            responses.append(Piece(start, tokens, prompt.start, prompt.tokens))
+            start += tokens
+    return [_rectangle(pieces) for kind in (prompts, responses) for pieces in _alike(kind)]
+
+
+def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces, longest first, with those of about their length."""
+    found: list[list[Piece]] = []
+    pairs = 0
+    for piece in sorted(pieces, key=lambda piece: piece.tokens + piece.before, reverse=True):
+        length = piece.tokens + piece.before
+        if not found or (pairs > LEAST_PAIRS and length < LEAST_SHARE * (found[-1][0].tokens + found[-1][0].before)):
+            found.append([])
+            pairs = 0
+        found[-1].append(piece)
+        pairs += piece.pairs
+    return found
+
+
+def _rectangle(pieces: Sequence[Piece]) -> Rectangle:
+    start, tokens, prompt, before = torch.tensor([[p.start, p.tokens, p.prompt, p.before] for p in pieces]).T
+    within, of_prompt = torch.arange(int(tokens.max())), torch.arange(int(before.max()))
+    there = within < tokens[:, None]
+    queries = (start[:, None] + within) * there
+    of_its_own = of_prompt < before[:, None]
+    return Rectangle(
+        queries=queries,
+        keys=torch.cat(((prompt[:, None] + of_prompt) * of_its_own, queries), 1),
+        order=queries.masked_fill(~there, -1).flatten(),
+        mask=_mask(of_its_own, len(within)),
+    )
+
+
+def _mask(of_its_own: Tensor, tokens: int) -> Tensor:
+    """(R, 1, T, P + T); what stands at padding sees something too, or it were NaN, and nothing else sees it."""
+    rows, before = of_its_own.shape
+    mask = torch.zeros(rows, 1, tokens, before + tokens)
+    mask[..., :before].masked_fill_(~of_its_own[:, None, None], -torch.inf)
+    mask[..., before:].masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool).triu_(1), -torch.inf)
+    return mask

@@ -1,0 +1,135 @@
+"""Log-probs of a linear head with their gradient written out: a chunk holds its logits once, and not five times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def fuses(head: nn.Module) -> bool:
+    """Whether a head is a plain linear layer whose weights are here whole.
+
+    A subclass, a hook or a split weight may do what is not repeated here.
+    """
+    return (
+        type(head) is nn.Linear
+        and not isinstance(head.weight, DTensor)
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+        and not head._backward_hooks
+    )
+
+
+def fused_logprobs(
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    temperature: float,
+    forbidden_token_ids: Sequence[int],
+    entropy_gradient: bool,
+    rows: int,
+) -> tuple[Tensor, Tensor]:
+    """As `logprobs.token_logprobs`, which says what the arguments are; its gradients are the same up to rounding.
+
+    Args:
+        hidden: (N, H)
+        head: One that `fuses`.
+        targets: (N,)
+        temperature: The sampling temperature.
+        forbidden_token_ids: Tokens the engine cannot sample.
+        entropy_gradient: Whether the entropy must carry a gradient.
+        rows: Of a chunk.
+
+    Returns:
+        ((N,), (N,)) float32.
+    """
+    device = hidden.device
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
+    forbidden = torch.tensor(forbidden_token_ids, dtype=torch.long, device=device)
+    found: Any = _HeadLogProbs.apply(
+        hidden.to(dtype), head.weight, head.bias, targets, forbidden, temperature, entropy_gradient, rows
+    )
+    logp, entropy = found
+    return logp, entropy if entropy_gradient else entropy.detach()
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    """Log-probs and entropies of targets, from states and head; logits are computed again in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        forbidden: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden, weight, bias, targets, forbidden)
+        ctx.temperature, ctx.entropy_gradient, ctx.rows = temperature, entropy_gradient, rows
+        logps, entropies = [], []
+        for part, logp in _chunks(hidden, weight, bias, forbidden, temperature, rows):
+            logps.append(logp.gather(-1, targets[part, None]).squeeze(-1))
+            entropies.append(_entropy(logp))
+        return torch.cat(logps), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, d_logp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        """D logit = p (d_entropy (-log p - entropy) - d_logp), and d_logp more at the target; over the temperature."""
+        hidden, weight, bias, targets, forbidden = ctx.saved_tensors
+        cast = weight.to(hidden.dtype)
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # in float32 whatever is multiplied in: of many chunks the sum would lose more than each of them
+        d_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros(bias.shape, device=bias.device) if bias is not None and ctx.needs_input_grad[2] else None
+        for part, logp in _chunks(hidden, weight, bias, forbidden, ctx.temperature, ctx.rows):
+            entropy = _entropy(logp) if ctx.entropy_gradient else None
+            d_logits = _d_logits(logp, targets[part], d_logp[part], d_entropy[part], entropy)
+            if len(forbidden):
+                d_logits.index_fill_(-1, forbidden, 0.0)
+            d_logits = d_logits.div_(ctx.temperature).to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, cast, out=d_hidden[part])
+            if d_weight is not None:
+                d_weight += d_logits.T @ hidden[part]
+            if d_bias is not None:
+                d_bias += d_logits.sum(0, dtype=torch.float32)
+        grads = (d_hidden, *(None if d is None else d.to(weight.dtype) for d in (d_weight, d_bias)))
+        return (*grads, None, None, None, None, None)
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, forbidden: Tensor, temperature: float, rows: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """(which of the N rows, (rows, V) float32 log-probs, which are the caller's to change)."""
+    cast, added = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    for start in range(0, max(len(hidden), 1), rows):
+        part = slice(start, start + rows)
+        logits = nn.functional.linear(hidden[part], cast, added).float()
+        if temperature != 1:
+            logits.div_(temperature)
+        if len(forbidden):
+            logits.index_fill_(-1, forbidden, -1e9)  # probability 0, and 0 * log 0 stays a number
+        yield part, logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def _entropy(logp: Tensor) -> Tensor:
+    """(N,) entropies in nats of (N, V) log-probs."""
+    return -logp.exp().mul_(logp).sum(-1)
+
+
+def _d_logits(logp: Tensor, targets: Tensor, d_logp: Tensor, d_entropy: Tensor, entropy: Tensor | None) -> Tensor:
+    """(N, V), in place of (N, V) log-probs unless the entropy has a gradient."""
+    if entropy is None:
+        found = logp.exp_().mul_(-d_logp[:, None])
+    else:
+        slope = (logp + entropy[:, None]).mul_(-d_entropy[:, None]).sub_(d_logp[:, None])
+        found = logp.exp_().mul_(slope)
+    return found.scatter_add_(-1, targets[:, None], d_logp[:, None])
