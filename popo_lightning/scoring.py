@@ -27,7 +27,7 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     Returns:
         (N, H), the state before each of the N response tokens, row after row.
     """
-    if base.config._attn_implementation == PACKED and _pays(rows):
+    if base.config._attn_implementation == PACKED:
         return _of_flat_tokens(base, rows)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
     if rows.segments is not None:
@@ -42,11 +42,6 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
         hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
     flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
-
-
-def _pays(rows: PaddedRows) -> bool:
-    """CUDA's causal kernels want rows in a rectangle, where no prompt is shared."""
-    return rows.segments is not None or not rows.input_ids.is_cuda
 
 
 def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
