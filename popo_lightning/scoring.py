@@ -27,7 +27,8 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     Returns:
         (N, H), the state before each of the N response tokens, row after row.
     """
-    if base.config._attn_implementation == PACKED:
+    one_row = rows.segments is None and len(rows.input_ids) == 1  # nothing to tell apart: causal kernels are faster
+    if base.config._attn_implementation == PACKED and not one_row:
         return _of_flat_tokens(base, rows)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
     if rows.segments is not None:

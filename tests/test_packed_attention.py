@@ -157,7 +157,10 @@ def test_a_plain_pass_takes_the_causal_kernel(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     states(model_of(TEXT["llama"]), pad_rows(joined(drawn_rows(3))))
-    assert len(calls) == 2
+    packed = model_of(TEXT["llama"])
+    use_packed_attention(packed)
+    states(packed, pad_rows(joined(drawn_rows(3))[:1]))  # a row by itself has nothing beside it to be hidden
+    assert len(calls) == 4
     for call in calls:
         assert call["attn_mask"] is None and call["is_causal"] and call["enable_gqa"] and call["heads"] == (4, 2)
 

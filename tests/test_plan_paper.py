@@ -70,3 +70,13 @@ def test_fsdp2_fits(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert value(out, "optimizer steps") == STEPS[name]
     assert value(out, "sequences, and those of a rank") == SEQUENCES[name]
     assert ("reference" in out) == (name == "geometry_vl3b")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_shipped_fits(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a tenth of the card to spare, since the plan is an estimate."""
+    code, out, err = planned(name, tmp_path, capsys, "--card_gib", "80")
+    assert (code, err) == (0, "")
+    assert "one model split over 8" in out
+    shares = [int(line.rpartition("(")[2].partition("%")[0]) for line in out.splitlines() if line.endswith("%)")]
+    assert len(shares) == 3 and max(shares) <= 90

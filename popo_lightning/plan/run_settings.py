@@ -23,7 +23,7 @@ from popo_lightning.rollout.servers import ServerEngine
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.rollout_settings import check_share
-from popo_lightning.sharding import check_sharding
+from popo_lightning.sharding import check_sharding, settle_strategy
 
 WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights lie on the ranks
 VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"
@@ -130,6 +130,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     devices = count_devices(trainer.devices, on_gpu, notes)
     ranks = devices * _positive("trainer.num_nodes", trainer.num_nodes)
     strategy = _strategy(trainer.strategy, ranks)
+    settle_strategy(strategy, ranks)
     check_sharding(strategy, ranks, policy.critic is not None)
     check_share(data, ranks)
     layout, shards = _layout(strategy, ranks)
