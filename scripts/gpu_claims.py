@@ -62,7 +62,7 @@ def claims(check: Check) -> dict[str, Any]:
         return {
             "verdict": "failed",
             "reason": f"stopped before any run: the policy's effective share is {effective:.3f}, not {SHARE[0]} to "
-            f"{SHARE[1]}; change model.warm_start.init_args.right in {CONFIG} "
+            f"{SHARE[1]}; change model.warm_start.init_args.right or .examples in {CONFIG} "
             f"({'lower' if effective > SHARE[1] else 'raise'} it)",
             "numbers": numbers,
         }
