@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[str, Callable[[Check], dict[str, Any]], float]] = {
     "b": ("trainer", trainer, 165.0),
     "c": ("countdown", countdown, 80.0),
     "d": ("memory", memory, 40.0),
-    "f": ("generation", generation, 45.0),
+    "f": ("generation", generation, 60.0),
     "e": ("claims", claims, float("inf")),
 }
 CLOSING = 10.0  # seconds kept for plots and files

@@ -93,7 +93,9 @@ def draw_countdown(part: dict[str, Any], card: str, out: Path) -> None:
     axes[0].legend(fontsize=8)
     axes[1].plot(curve["step"], curve["seconds/iteration"], color="C2")
     axes[1].set_ylabel("seconds per iteration")
-    axes[1].set_yscale("log")
+    axes[1].set_ylim(
+        bottom=0, top=2.5 * sorted(curve["seconds/iteration"])[len(curve["step"]) // 2]
+    )  # the first may stand out
     for axis in axes:
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)

@@ -94,6 +94,33 @@ def test_a_commands_failure_is_its_last_line(tmp_path: Path) -> None:
     assert run(check(tmp_path, name="two"), "-c", "print(1)").failure is None
 
 
+def test_generation_that_is_not_done_in_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large case may be too slow for its time; a case that breaks, or the tiny one, is a failure."""
+    import gpu_parts
+
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "bench_generation.py").write_text("")
+    monkeypatch.setattr(gpu_parts, "REPOSITORY", tmp_path)
+    codes: dict[str, int | None] = {}
+
+    def measured(one: Any, script: Any, *command: Any) -> Any:
+        case, out = command[command.index("--case") + 1], command[command.index("--out") + 1]
+        if codes[case] == 0:
+            out.write_text(json.dumps({"case": case}))
+        return gpu_parts.Done(codes[case], "the reason")
+
+    monkeypatch.setattr(gpu_parts, "run", measured)
+    for place, (tiny, large, verdict) in enumerate(
+        [(0, 0, "passed"), (0, None, "passed"), (0, 1, "failed"), (None, 0, "failed"), (1, None, "failed")]
+    ):
+        codes |= {"countdown": tiny, "qwen3-0.6b": large}
+        one = check(tmp_path, name=f"check{place}")
+        found = gpu_parts.generation(gpu_parts.Check("cuda", False, one.out, one.work, None, one.until))
+        assert found["verdict"] == verdict
+        assert ("not done in time" in found["reason"]) == (None in (tiny, large))
+        assert set(found["numbers"]) == {case for case, code in codes.items() if code == 0}
+
+
 # -- figures beside the published ones -------------------------------------------------------------------------
 
 

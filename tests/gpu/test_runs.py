@@ -33,11 +33,15 @@ def trained(folder: Path) -> list[dict[str, float]]:
 
 
 def test_the_ratio_is_exactly_one_where_nothing_moves(command: Settings, tmp_path: Path) -> None:
-    """At learning rate 0 in bf16-mixed, with proximal log-probs from the pass and three minibatches."""
-    still = ["--model.optimizer.init_args.lr", "0", "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "3"]
+    """At learning rate 0 in bf16-mixed, with proximal log-probs from the pass and three minibatches.
+
+    In groups of two many rewards are the same, so that stored groups take their places.
+    """
+    still = ["--model.optimizer.init_args.lr", "0", "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "4"]
+    still += ["--data.group_size", "2"]
     popo(*command, *still, "--run.folder", tmp_path)
     rows = trained(tmp_path)
-    assert len(rows) == 3 and sum(row["replay/groups"] for row in rows) > 0, "nothing was replayed"
+    assert len(rows) == 4 and sum(row["replay/groups"] for row in rows) > 0, "nothing was replayed"
     for row in rows:
         assert row["policy/ratio_mean"] == row["policy/ratio_max"] == 1.0
         assert row["train/grad_norm"] > 0
