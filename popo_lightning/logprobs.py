@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from popo_lightning.fused_logprobs import fused_logprobs, fuses
 
 CHUNK_ELEMENTS = 2**25  # float32 logits of one chunk: 128 MiB
-# On CUDA twice as many, held twice at most by `fused_logprobs`: 441 rows of a vocabulary of 152k, 256 of one of 262k.
-# Fewer would add the head's gradient up more often, more would be most of the memory of a small model's pass.
-CUDA_CHUNK_ELEMENTS = 2**26
+# On CUDA 512 MiB, held twice at most by `fused_logprobs`: 883 rows of a vocabulary of 152k. Each chunk adds to the
+# head's gradient, 0.6 GiB in float32 for such a vocabulary and states of 1,024, so that fewer rows take longer; twice
+# as many would be the peak of a step of a model of 0.6B parameters.
+CUDA_CHUNK_ELEMENTS = 2**27
 # On a CPU glibc gets every block above 32 MiB from the kernel, page by page, and gives it back: with 49k tokens chunks
 # below that take 3/4 of the time. Not with so few rows that adding up the head's gradient chunk by chunk takes longer.
 CPU_CHUNK_ELEMENTS, CPU_LEAST_ROWS = 2**23, 128
