@@ -8,7 +8,7 @@ from popo_lightning.callbacks.evaluation_tables import Sheet
 from popo_lightning.compare.collection import Collection, Number, total
 from popo_lightning.compare.curves import AT_THE_END
 from popo_lightning.compare.statistics import interval, paired_ratio
-from popo_lightning.compare.tables import EXTENT_NOTE, NONE, SECONDS_NOTE, Part, extent_cell, spread
+from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part, extent_cell, extent_note, spread
 
 PHASES = ("generate", "verify", "compose", "prox", "train", "sync", "other", "evaluation")
 SHOWN_AGES = 10
@@ -43,7 +43,11 @@ def cost_part(found: Collection) -> Part:
         "seconds",
         "with evaluation",
     ]
-    notes = ["Responses are all that were generated for training, discarded ones included.", SECONDS_NOTE, EXTENT_NOTE]
+    notes = [
+        "Responses are all that were generated for training, discarded ones included.",
+        SECONDS_NOTE,
+        *extent_note(found),
+    ]
     if dynamic is None:
         notes.append("Dynamic sampling's responses are estimated: a run's own, divided by its effective share.")
     return Part(Sheet("What a run costs", header, rows), notes)
@@ -66,7 +70,7 @@ def health_part(found: Collection) -> Part:
     notes = [
         f"Means over iterations, then over seeds; the entropy is that of the last {AT_THE_END} iterations, the weight "
         "the largest raw one of any replayed token of any seed.",
-        EXTENT_NOTE,
+        *extent_note(found),
     ]
     return Part(Sheet("Groups, weights and policy", ["method", *columns, "largest weight"], rows), notes)
 
@@ -84,7 +88,7 @@ def age_part(found: Collection) -> Part | None:
     header = ["method", *(f"age {age}" for age in ages[:SHOWN_AGES])]
     notes = [
         "Share of replayed tokens that their raw weights are worth; means over iterations that replayed that age.",
-        EXTENT_NOTE,
+        *extent_note(found),
     ]
     if len(ages) > SHOWN_AGES:
         notes.append(f"Ages up to {ages[-1]} were replayed; the first {SHOWN_AGES} are shown.")

@@ -19,9 +19,6 @@ SECONDS_NOTE = (
 )
 
 
-EXTENT_NOTE = "Brackets are the least and the largest seed."
-
-
 @dataclass(frozen=True)
 class Part:
     """A table with what has to be known to read it.
@@ -113,6 +110,12 @@ def _final_note(found: Collection) -> str:
 def mean_cell(found: Collection, arm: Arm, number: Number, form: str = "{:.3f}") -> str:
     """Mean of a number over an arm's seeds, with its 95% interval."""
     return spread(interval(list(found.numbers(arm, number).values())), form)
+
+
+def extent_note(found: Collection) -> list[str]:
+    """What brackets mean in a table of `extent_cell`, if there are any."""
+    several = any(len(seeds) > 1 for seeds in found.arms.values())
+    return ["Brackets are the least and the largest seed."] if several else []
 
 
 def extent_cell(found: Collection, arm: Arm, number: Number, form: str) -> str:
