@@ -27,9 +27,9 @@ class SPEAR(Composer):
         loss weight = coefficient * (1 - cos(pi * min(version, warm_up) / warm_up)) / 2,
 
     with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `One`). An iteration's
-    own group means join the others after its replay. The fresh groups are all trained on as they are. Stored: those responses with their prompts and behave log-probs, and the
-    group means. Extra rollouts: none; extra rows: the replayed ones, which are groups of 1 to K responses with fixed
-    advantages.
+    own group means join the others after its replay. The fresh groups are all trained on as they are. Stored: those
+    responses with their prompts and behave log-probs, and the group means. Extra rollouts: none; extra rows: the
+    replayed ones, which are groups of 1 to K responses with fixed advantages.
 
     Deviations: the covariance clip of replayed tokens (0.02 of them), the tool-call bonus, and the base recipe's
     filters of groups and of responses are left out. Read in the code, and done otherwise here: the source gives the
