@@ -76,7 +76,7 @@ RAW = [[8.0, 0.25, 2.0], [4.0, 0.5, 1.0]]
 
 
 def test_masked_tokens_count_in_the_denominator() -> None:
-    # Ratios 1, A = 1, weights 8, 1 and 2 in [0.5, 2]: sum -3. AReaL divides by all 3 tokens, verl by the 2 that are kept.
+    # Ratios 1, A = 1, of weights 8, 1, 2 the last two are kept: sum -3. AReaL divides by 3 tokens, verl by those 2.
     rows = token_rows([[1.0, 1.0, 1.0]], [[1.0]], [[8.0, 1.0, 2.0]])
     loss, _ = loss_and_gradient(Objective(Masked()), rows)
     close(loss, -3 / 3)
