@@ -87,6 +87,14 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
             "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
             "unsqueeze(-1), rows.prox_logp, rows.prox_logp",
         ),
+        ("filter by the policy", "sequence_log_ratio(rows.prox_logp.detach()", "sequence_log_ratio(rows.logp.detach()"),
+        ("filter both ways", "(log_mean > math.log(", "(log_mean.abs() > math.log("),
+        (
+            "filter of single tokens",
+            "sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)",
+            "(rows.prox_logp - sampled_logp(rows)).detach()",
+        ),
+        ("rejected tokens kept", "torch.where(rejected, 0.0, found.loss)", "found.loss"),
         ("found bounds around prox", "return FoundBehaveClip(", "return FoundClip("),
         ("m2 to prox", "tokens.prox_logp, tokens.behave_logp", "tokens.prox_logp, tokens.prox_logp"),
         (

@@ -43,9 +43,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_final_accuracy(report: str) -> None:
-    """Means of the last two evaluations: 0.3, 0.4, 0.2; the ends are the least and the largest seed."""
+    """Means of the last two evaluations: 0.3, 0.4, 0.2, whose std is 0.1; 4.3027 * 0.1 / sqrt(3) = 0.248."""
     found = cells(report, "Final accuracy", "grpo")
-    assert found["avg@4"] == "0.300 [0.200, 0.400]"
+    assert found["avg@4"] == "0.300 [0.052, 0.548]"
     assert found["greedy accuracy"].startswith("0.400 [")
     assert found["pass@8"].startswith("0.500 [")
     assert found["seeds"] == "3"
@@ -53,12 +53,12 @@ def test_final_accuracy(report: str) -> None:
 
 
 def test_differences_are_paired(report: str) -> None:
-    """+0.1, +0.1, -0.1 by seed."""
+    """+0.1, +0.1, -0.1 by seed: std 0.11547, so 4.3027 * 0.06667 = 0.287. To dapo -0.1 and 0: 12.706 * 0.05."""
     found = cells(report, "Difference to grpo", "popo")
-    assert found["avg@4"].startswith("+0.033 [-0.100, +0.100")
+    assert found["avg@4"] == "+0.033 [-0.254, +0.320]"
     assert found["pairs"] == "3"
     assert cells(report, "Difference to grpo", "dapo")["pairs"] == "2"
-    assert cells(report, "Difference to dapo", "popo")["avg@4"] == "-0.050 [-0.100, +0.000]"
+    assert cells(report, "Difference to dapo", "popo")["avg@4"] == "-0.050 [-0.685, +0.585]"
 
 
 def test_target_is_the_same_seeds_baseline(report: str) -> None:
@@ -102,8 +102,10 @@ def test_report_says_what_it_rests_on(report: str) -> None:
         "8 finished runs",
         "2 to 3 seeds",
         "countdown: 500 problems, 8 samples",
-        "10,000 resamples",
+        "95% t intervals",
         "fewer than five seeds",
+        "Each interval is for itself",
+        "Brackets are the least and the largest seed",
         "1 of the runs asked for are not in these numbers",
         "dapo, seed 3: not finished",
         "can be compared only if nothing else ran",

@@ -113,10 +113,23 @@ def test_a_failed_group_gets_a_stored_success_of_its_own_problem() -> None:
     ],
 )
 def test_which_groups_have_failed(scores: tuple[float, ...], helped: bool) -> None:
+    """Scores of 0, so that accuracies decide."""
     composer = ARPO()
     compose(composer, 0, marked(0, 0, "a", (1, 0, 0, 0)))
-    (found,) = compose(composer, 1, replace(marked(1, 1, "a", scores)))
+    failing = [
+        replace(r, parts={"score": 0.0, "acc": s}) for r, s in zip(marked(1, 1, "a").responses, scores, strict=True)
+    ]
+    (found,) = compose(composer, 1, replace(marked(1, 1, "a"), responses=failing))
     assert (marks(found.responses)[0] == 0) is helped
+
+
+def test_eight_failures_of_full_format_have_failed() -> None:
+    """As in the authors' code, which trains on success + 0.5 * format and tells failure by success alone."""
+    composer = ARPO()
+    compose(composer, 0, marked(0, 0, "a", (1, 0, 0, 0)))
+    failing = [replace(r, parts={"score": 0.5, "acc": 0.0}) for r in marked(1, 1, "a", (0.5,) * 8).responses]
+    (found,) = compose(composer, 1, replace(marked(1, 1, "a"), responses=failing))
+    assert marks(found.responses) == [0, *range(101, 108)]
 
 
 def test_an_iterations_own_successes_do_not_fill_its_failures() -> None:

@@ -20,6 +20,7 @@ from popo_lightning.replay.self_imitation import SPEAR
 
 HARD = (1.0, 0.0, 0.0, 0.0)  # unbiased std .5: standardised 1.5 and -.5
 EVEN = (1.0, 1.0, 0.0, 0.0)  # std .577: .866
+WRONG = (0.0, 0.0, 0.0, 0.0)
 
 
 def marked(id: int, version: int, scores: tuple[float, ...]) -> Group:
@@ -37,8 +38,33 @@ def marks(groups: list[Group]) -> list[list[int]]:
     return [[int(r.token_ids[0]) for r in each.responses] for each in groups]
 
 
+@pytest.mark.parametrize("right", range(9))
+def test_what_is_better_than_its_groups_mean_is_kept(right: int) -> None:
+    """As the authors' code: of 8 responses with 4 right it stores 4, and all right ones with 1 to 7 right."""
+    composer = SPEAR()
+    compose(composer, 0, marked(0, 0, (1.0,) * right + (0.0,) * (8 - right)))
+    assert composer.report()["replay/stored_responses"] == right % 8
+
+
+def test_equal_rewards_are_not_kept_for_a_rounding_error() -> None:
+    composer = SPEAR()
+    compose(composer, 0, marked(0, 0, (0.1,) * 7))
+    assert composer.report()["replay/stored_responses"] == 0
+
+
+def test_the_baseline_leaves_the_current_groups_out() -> None:
+    """As the authors' code: stored mean .125, two fresh groups at 1, so A = 1 - .125; their means count next time."""
+    composer = SPEAR(start=1, warm_up=0)
+    compose(composer, 0, marked(0, 0, (1.0,) + (0.0,) * 7))
+    fresh = [marked(i, 1, (1.0,) * 8) for i in (1, 2)]
+    (*_, replayed) = compose(composer, 1, *fresh)
+    assert marks([replayed]) == [[0]]
+    assert replayed.advantages is not None and replayed.advantages.tolist() == [0.875]
+    assert composer.report()["replay/baseline"] == 1.0  # of .125, 1, 1
+
+
 def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
-    composer = SPEAR(start=3, warm_up=0)
+    composer = SPEAR(start=3, warm_up=0, threshold=1.0)
     first = [marked(0, 0, HARD), marked(1, 0, EVEN), marked(2, 0, (0.0, 0.0, 0.0, 1.0))]
     assert compose(composer, 0, *first) == first
     assert composer.report()["replay/stored_responses"] == 2  # not the even group's
@@ -46,7 +72,7 @@ def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
     assert compose(composer, 1, *second) == second  # 2 kept, 3 needed; the .4 makes three
     third = [marked(5, 2, (0.0, 0.0, 0.0, 0.0)), marked(6, 2, EVEN)]
     found = compose(composer, 2, *third)
-    # group means: .25 .5 .25 | .1 1 | 0 .5; sorted 0 .1 .25 .25 .5 .5 1: median .25. The .4 is worth .15.
+    # group means: .25 .5 .25 | .1 1; sorted .1 .25 .25 .5 1: median .25. The .4 is worth .15.
     assert found[:2] == third
     assert ids(found[2:]) == [0, 2, 3] and marks(found[2:]) == [[0], [203], [301]]
     assert torch.cat([each.advantages for each in found[2:] if each.advantages is not None]).tolist() == pytest.approx(
@@ -56,26 +82,26 @@ def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
     assert composer.report() == {
         "replay/replayed_responses": 3,
         "replay/stored_responses": 0,
-        "replay/baseline": pytest.approx(0.25),
+        "replay/baseline": pytest.approx(0.25),  # with 0 and .5 too
     }
     assert len(compose(composer, 3, marked(7, 3, EVEN))) == 1  # what was replayed has left
 
 
 def test_only_what_is_above_the_baseline_is_replayed() -> None:
     composer = SPEAR(start=2, warm_up=0)
-    compose(composer, 0, marked(0, 0, HARD), marked(1, 0, (0.4, 0.0, 0.0, 0.0)))
-    good = [marked(i, 1, (1.0, 0.5, 0.5, 0.4)) for i in (2, 3, 4)]  # means .6, which become the median
-    found = compose(composer, 1, *good)
-    assert marks(found[3:]) == [[0]]
-    advantages = found[3].advantages
+    ordinary = [marked(i, 0, (0.6, 0.6, 0.6, 0.6)) for i in (2, 3, 4)]  # which makes .6 the median, and none is kept
+    compose(composer, 0, marked(0, 0, HARD), marked(1, 0, (0.4, 0.0, 0.0, 0.0)), *ordinary)
+    found = compose(composer, 1, marked(5, 1, (1.0, 0.5, 0.5, 0.4)))
+    assert marks(found[1:]) == [[0]]
+    advantages = found[1].advantages
     assert advantages is not None and advantages.tolist() == pytest.approx([0.4])
-    assert composer.report()["replay/stored_responses"] == 3  # the new ones: (1 - .6) / .27 = 1.5
+    assert composer.report()["replay/stored_responses"] == 1  # the new one; what was below the baseline has left too
 
 
 def test_two_responses_of_a_group_stay_together() -> None:
-    composer = SPEAR(start=2, warm_up=0, threshold=0.5)
-    compose(composer, 0, marked(0, 0, EVEN), marked(1, 0, (0.0, 0.0, 0.0, 0.0)))
-    found = compose(composer, 1, marked(2, 1, (0.0, 0.0, 0.0, 0.0)))
+    composer = SPEAR(start=2, warm_up=0)
+    compose(composer, 0, marked(0, 0, EVEN), marked(1, 0, WRONG))
+    found = compose(composer, 1, marked(2, 1, WRONG))
     assert marks(found[1:]) == [[0, 1]]
     assert [row.age for row in Minibatch(found, 1, 0).rows()] == [0, 0, 0, 0, 1, 1]
     assert [row.loss_weight for row in Minibatch(found, 1, 0).rows()] == [1.0] * 6
@@ -87,19 +113,22 @@ def test_the_oldest_are_too_old_or_fall_out() -> None:
     compose(composer, 1, marked(1, 1, HARD))
     for version in (2, 3):  # at 2 both are there; at 3 the first is too old
         state = composer.state_dict()
-        found = compose(composer, version, marked(9, version, EVEN))
+        found = compose(composer, version, marked(9, version, WRONG))
         assert marks(found[1:]) == ([[0], [100]] if version == 2 else [])
         composer.load_state_dict(state)
     full = SPEAR(capacity=2, start=2, warm_up=0)
+    full._means.append(0.25)
     for version in range(3):
         full._keep([marked(version, version, HARD)])
     assert marks(compose(full, 3, marked(9, 3, EVEN))[1:]) == [[100], [200]]
 
 
 def test_the_median_is_of_the_newest_groups() -> None:
-    composer = SPEAR(start=1, warm_up=0, baseline_groups=2)
-    compose(composer, 0, marked(0, 0, HARD), marked(1, 0, (0.0, 0.0, 0.0, 0.0)))
-    (_, _, replayed) = compose(composer, 1, marked(2, 1, EVEN), marked(3, 1, (1.0, 1.0, 0.0, 1.0)))
+    composer = SPEAR(start=2, warm_up=0, baseline_groups=2, threshold=1.0)
+    compose(composer, 0, marked(0, 0, HARD), marked(1, 0, WRONG))
+    compose(composer, 1, marked(2, 1, EVEN), marked(3, 1, (1.0, 1.0, 0.0, 1.0)))
+    composer._keep([marked(4, 1, HARD)])
+    (_, replayed, _) = compose(composer, 2, marked(5, 2, WRONG))
     assert replayed.advantages is not None
     assert replayed.advantages.tolist() == pytest.approx([1 - (0.5 + 0.75) / 2])
 

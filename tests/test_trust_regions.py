@@ -19,6 +19,7 @@ from popo_lightning.objectives import (
     BehaveAligned,
     CappedImportance,
     Decoupled,
+    FilteredBehaveAligned,
     Objective,
     One,
     PPOClip,
@@ -97,6 +98,7 @@ REGIONS: list[tuple[TrustRegion, bool]] = [  # and whether its ratio is to behav
     (Unbounded(), False),
     (Unbounded(weighted=False), False),
     (BehaveAligned(), True),
+    (FilteredBehaveAligned(greatest_ratio=1.2), True),
     (GSPO(), False),
     (CISPO(0.2, 0.28), False),
     (CappedImportance(), True),
@@ -177,12 +179,28 @@ def test_behave_aligned_by_hand() -> None:
     assert outcome(PPOClip(), rows)[2] == [[False, False, False]]
 
 
+def test_filter_of_whole_responses_by_hand() -> None:
+    # prox / behave 9, .9999: geometric mean below 3, kept; 9, 1.001: both rejected; 20 and padding: rejected.
+    # Nor does what the policy did since count: r = 5 on the first row, whose ratio to behave 45 is held at 1.2.
+    weights = [[9.0, 0.9999], [9.0, 1.001], [20.0, math.nan]]
+    ratios = [[5.0, 1.0], [1.0, 1.0], [1.0, math.nan]]
+    rows = token_rows(ratios, [[1.0], [-1.0], [-1.0]], weights)
+    loss, gradient, clipped = outcome(FilteredBehaveAligned(0.2, 0.2, None, 3.0), rows)
+    close(loss, [[-1.2, -0.9999], [0.0, 0.0], [0.0, 0.0]])
+    close(gradient, [[0.0, -0.9999], [0.0, 0.0], [0.0, 0.0]])
+    assert clipped == [[True, False], [True, True], [True, False]]
+    # Nothing is rejected the other way: of responses that the policy has left, the ratio is small.
+    rows = token_rows([[1.0, 1.0]], [[-1.0]], [[1e-3, 1e-3]])
+    close(outcome(FilteredBehaveAligned(), rows)[0], [[0.8, 0.8]])
+
+
 def test_bad_settings_of_regions_are_one_sentence() -> None:
     bad: list[tuple[Callable[[], object], str]] = [
         (lambda: PPOClip(clip_low=0.0), "PPOClip.clip_low is 0.0"),
         (lambda: PPOClip(clip_high=-0.1), "PPOClip.clip_high is -0.1"),
         (lambda: PPOClip(dual_clip=1.0), "PPOClip.dual_clip is 1.0"),
         (lambda: BehaveAligned(clip_low=math.nan), "BehaveAligned.clip_low is nan"),
+        (lambda: FilteredBehaveAligned(greatest_ratio=1.0), "FilteredBehaveAligned.greatest_ratio is 1.0"),
         (lambda: GSPO(clip_low=0.0), "GSPO.clip_low is 0.0"),
         (lambda: GSPO(clip_high=math.inf), "GSPO.clip_high is inf"),
         (lambda: CISPO(clip_low=0.0), "CISPO.clip_low is 0.0"),

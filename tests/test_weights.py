@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from objectives_for_tests import LOG2, close, random_rows, stale_rows, token_rows
+from objectives_for_tests import LOG2, close, loss_and_gradient, random_rows, stale_rows, token_rows
 
 from popo_lightning.errors import SettingError
 from popo_lightning.objectives import (
@@ -73,6 +73,13 @@ def eight() -> ObjectiveInputs:
 
 
 RAW = [[8.0, 0.25, 2.0], [4.0, 0.5, 1.0]]
+
+
+def test_masked_tokens_count_in_the_denominator() -> None:
+    # Ratios 1, A = 1, of weights 8, 1, 2 the last two are kept: sum -3. AReaL divides by 3 tokens, verl by those 2.
+    rows = token_rows([[1.0, 1.0, 1.0]], [[1.0]], [[8.0, 1.0, 2.0]])
+    loss, _ = loss_and_gradient(Objective(Masked()), rows)
+    close(loss, -3 / 3)
 
 
 def test_rules_by_hand() -> None:

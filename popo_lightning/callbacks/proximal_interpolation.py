@@ -17,14 +17,10 @@ class LogLinear(ProximalPolicy):
         log prox = log behave + alpha (log policy - log behave)
         alpha = (v_prox - v_behave) / (v_policy - v_behave)
 
-    with versions v: that of the iteration's start for prox, the sampling one for behave, and for the policy the start's
-    plus the share of the iteration's steps that have been taken. alpha 1 is the policy, 0 is behave; before the first
-    step alpha is 1, for fresh rows (0 / 0) too. Fresh rows have alpha 0 afterwards: prox is behave. Stored: nothing.
-    Extra forward passes: none, where ProximalSnapshot takes one of every minibatch but the first.
-
-    Deviations: AReaL counts the policy as a whole version further in all steps of an iteration; here the steps count
-    one by one, so that the first has prox at the policy, as a recomputation would. A step that was skipped because a
-    minibatch had no tokens counts as taken.
+    with versions v: for the policy the iteration's version, in all its steps, one less for prox, and the sampling one
+    for behave. So a row of age a = v_policy - v_behave has alpha (a - 1) / a: 0, 1/2, 2/3 at ages 1, 2, 3. A fresh row
+    has alpha 0: prox is behave. Stored: nothing. Extra forward passes: none, where ProximalSnapshot takes one of every
+    minibatch but the first.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -38,17 +34,14 @@ class LogLinear(ProximalPolicy):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Alpha of every row."""
         assert isinstance(batch, Minibatch)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        taken = batch.index / data.steps
         ages = [batch.version - group.version_of(response) for group in batch.groups for response in group.responses]
-        batch.prox_share = [prox_share(age, taken) for age in ages]
+        batch.prox_share = [prox_share(age) for age in ages]
 
 
-def prox_share(age: int, taken: float) -> float:
-    """Alpha: (v_prox - v_behave) / (v_policy - v_behave).
+def prox_share(age: int) -> float:
+    """Alpha: (v_prox - v_behave) / (v_policy - v_behave), where v_prox is v_policy - 1, and 0 for fresh rows.
 
     Args:
-        age: v_prox - v_behave.
-        taken: v_policy - v_prox, the share of the iteration's steps that were taken.
+        age: v_policy - v_behave, at least 0.
     """
-    return age / (age + taken) if age + taken else 1.0
+    return (age - 1) / age if age else 0.0

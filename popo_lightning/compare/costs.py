@@ -8,7 +8,7 @@ from popo_lightning.callbacks.evaluation_tables import Sheet
 from popo_lightning.compare.collection import Collection, Number, total
 from popo_lightning.compare.curves import AT_THE_END
 from popo_lightning.compare.statistics import interval, paired_ratio
-from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part, mean_cell, spread
+from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part, extent_cell, extent_note, spread
 
 PHASES = ("generate", "verify", "compose", "prox", "train", "sync", "other", "evaluation")
 SHOWN_AGES = 10
@@ -29,7 +29,8 @@ def cost_part(found: Collection) -> Part:
                 paired_ratio(responses, found.numbers(arm, total("dynamic_sampling_responses"))), "{:.2f}"
             )
         totals = [
-            mean_cell(found, arm, total(name), "{:,.0f}") for name in ("responses", "tokens", "seconds", "wall_seconds")
+            extent_cell(found, arm, total(name), "{:,.0f}")
+            for name in ("responses", "tokens", "seconds", "wall_seconds")
         ]
         iterations = "/".join(f"{n:.0f}" for n in sorted({run.totals["iterations"] for run in seeds.values()}))
         rows.append([arm.label, iterations, totals[0], relative, *totals[1:]])
@@ -42,7 +43,11 @@ def cost_part(found: Collection) -> Part:
         "seconds",
         "with evaluation",
     ]
-    notes = ["Responses are all that were generated for training, discarded ones included.", SECONDS_NOTE]
+    notes = [
+        "Responses are all that were generated for training, discarded ones included.",
+        SECONDS_NOTE,
+        *extent_note(found),
+    ]
     if dynamic is None:
         notes.append("Dynamic sampling's responses are estimated: a run's own, divided by its effective share.")
     return Part(Sheet("What a run costs", header, rows), notes)
@@ -60,11 +65,12 @@ def health_part(found: Collection) -> Part:
     rows = []
     for arm in found.arms:
         largest = max(found.numbers(arm, _health("weight_max")).values(), default=None)
-        cells = [mean_cell(found, arm, _health(name), form) for name, form in columns.values()]
+        cells = [extent_cell(found, arm, _health(name), form) for name, form in columns.values()]
         rows.append([arm.label, *cells, NONE if largest is None else f"{largest:.2f}"])
     notes = [
         f"Means over iterations, then over seeds; the entropy is that of the last {AT_THE_END} iterations, the weight "
-        "the largest raw one of any replayed token of any seed."
+        "the largest raw one of any replayed token of any seed.",
+        *extent_note(found),
     ]
     return Part(Sheet("Groups, weights and policy", ["method", *columns, "largest weight"], rows), notes)
 
@@ -75,12 +81,15 @@ def age_part(found: Collection) -> Part | None:
     if not ages:
         return None
     rows = [
-        [arm.label, *(mean_cell(found, arm, _ess(age)) for age in ages[:SHOWN_AGES])]
+        [arm.label, *(extent_cell(found, arm, _ess(age), "{:.3f}") for age in ages[:SHOWN_AGES])]
         for arm, seeds in found.arms.items()
         if any(run.ess_by_age for run in seeds.values())
     ]
     header = ["method", *(f"age {age}" for age in ages[:SHOWN_AGES])]
-    notes = ["Share of replayed tokens that their raw weights are worth; means over iterations that replayed that age."]
+    notes = [
+        "Share of replayed tokens that their raw weights are worth; means over iterations that replayed that age.",
+        *extent_note(found),
+    ]
     if len(ages) > SHOWN_AGES:
         notes.append(f"Ages up to {ages[-1]} were replayed; the first {SHOWN_AGES} are shown.")
     return Part(Sheet("Effective sample size by age", header, rows), notes)

@@ -10,7 +10,7 @@ from popo_lightning.compare.collection import Collection
 from popo_lightning.compare.curves import AXES, RunResult
 from popo_lightning.compare.plan import Arm
 from popo_lightning.compare.settings import METRICS
-from popo_lightning.compare.statistics import Interval, curve_interval, interval
+from popo_lightning.compare.statistics import Interval, extent, interval
 from popo_lightning.errors import SettingError
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; black last, yellow, too light for a line, not at all
@@ -24,6 +24,7 @@ AXIS_NAMES = {
     "tokens": "response tokens trained on",
 }
 WINDOW = 10
+LEAST_SEEDS = 3  # the interval of two is some twenty times as wide as what they span, and would hide everything else
 
 
 def check_plots() -> None:
@@ -53,12 +54,14 @@ def draw(found: Collection) -> dict[str, str]:
         if any(run.curve(found.comparison.metric) for arm in arms for run in found.arms[arm].values()):
             _save(found, f"curves{suffix}.png", curves(found, arms, f"{name}{at_label}"))
             captions[f"curves{suffix}.png"] = (
-                f"{name}{at_label}: means over seeds and their 95% intervals. A point lies at its evaluation's mean "
-                "place on the horizontal axis."
+                f"{name}{at_label}: means over seeds, shaded from the least to the largest. A point lies at its "
+                "evaluation's mean place on the horizontal axis."
             )
     if captions:
         _save(found, "final.png", final_accuracies(found))
-        captions["final.png"] = "Final accuracy: means, 95% intervals, and single seeds as small dots."
+        captions["final.png"] = (
+            f"Final accuracy: means, 95% t intervals of {LEAST_SEEDS} seeds or more, and single seeds as small dots."
+        )
     if found.comparison.sweep and captions:
         _save(found, "sweep.png", sweep(found))
         captions["sweep.png"] = f"Final {name} by sweep label, and its difference to the baseline at the same label."
@@ -81,11 +84,12 @@ def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
             if not shared:
                 continue
             kept = [[point for point in run if point.iteration in shared] for run in runs]
-            mean, low, high = curve_interval([[point.numbers[metric] for point in run] for run in kept])
-            places, _, _ = curve_interval([[getattr(point, spent) for point in run] for run in kept])
+            values = [extent([run[i].numbers[metric] for run in kept]) for i in range(len(shared))]
+            places = [extent([getattr(run[i], spent) for run in kept]).mean for i in range(len(shared))]
             style = _style(found, arm)
-            axis.plot(places, mean, markersize=4, linewidth=1.6, **style)
+            axis.plot(places, [each.mean for each in values], markersize=4, linewidth=1.6, **style)
             if len(runs) > 1:
+                low, high = [each.low for each in values], [each.high for each in values]
                 axis.fill_between(places, low, high, color=style["color"], alpha=0.5 / max(4, len(arms)), linewidth=0)
         axis.set_xlabel(AXIS_NAMES[spent])
         axis.ticklabel_format(axis="x", style="plain")
@@ -175,7 +179,9 @@ def _mean_share(runs: Sequence[RunResult]) -> tuple[list[int], list[float]]:
 def _point(axis: Any, found: Interval, place: float, style: dict[str, str], across: bool) -> None:
     if not found.n:
         return
-    error = [[max(0.0, found.mean - found.low)], [max(0.0, found.high - found.mean)]] if found.n > 1 else None
+    error = (
+        [[max(0.0, found.mean - found.low)], [max(0.0, found.high - found.mean)]] if found.n >= LEAST_SEEDS else None
+    )
     where = {"x": found.mean, "y": place, "xerr": error} if across else {"x": place, "y": found.mean, "yerr": error}
     marker = {"color": style["color"], "marker": style["marker"]}
     axis.errorbar(**where, **marker, linestyle="none", markersize=5, capsize=2.5, linewidth=1.4)

@@ -17,7 +17,6 @@ from popo_lightning.compare.curves import AXES, RunResult
 from popo_lightning.compare.plan import planned_run
 from popo_lightning.compare.runs import Outcome
 from popo_lightning.compare.settings import METRICS
-from popo_lightning.compare.statistics import RESAMPLES
 from popo_lightning.compare.tables import Part, accuracy_part, difference_part, sweep_part
 from popo_lightning.compare.target import goal, spent, target_part
 
@@ -88,13 +87,21 @@ def facts(found: Collection) -> list[str]:
         lines.append("Of some runs it is not known how many problems they were evaluated on.")
     if counts and counts[-1] > 1:
         lines.append(
-            f"Brackets are 95% percentile bootstrap intervals over seeds ({RESAMPLES:,} resamples, a fixed seed): they "
-            "tell how much the seed matters, not the choice of problems, task or settings."
+            "Brackets behind accuracies and their differences are 95% t intervals over seeds, of a difference over the "
+            "differences seed by seed: they tell how much the seed matters, not the choice of problems, task or "
+            "settings."
         )
     if counts and counts[0] == 1:
         lines.append("A method with one seed has no interval: nothing is known of how much the seed matters.")
     if counts and 1 < counts[0] < 5:
-        lines.append("With fewer than five seeds such an interval is too narrow; read it as the range it spans.")
+        lines.append(
+            "With fewer than five seeds such an interval is wide, since so few differences hardly tell how much they "
+            "vary: one that holds 0 leaves the order of two methods open."
+        )
+    if len(found.arms) > 2 and counts and counts[-1] > 1:
+        lines.append(
+            "Each interval is for itself: of twenty comparisons without a difference one leaves 0 out by chance."
+        )
     if found.missing:
         lines.append(f"{len(found.missing)} of the runs asked for are not in these numbers; they are named below.")
     if len(found.circumstances) > 1:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import fmean, stdev
 
-import numpy as np
-from numpy.typing import NDArray
-
-RESAMPLES = 10_000
-SEED = 0
-COVERED = (2.5, 97.5)
-
-Floats = NDArray[np.float64]
+COVERED = 0.95
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds.
+    """A mean over seeds, with the ends of an interval around it.
 
     Args:
         mean: Of the values; NaN without any.
-        low: Lower end of the 95% interval; NaN with fewer than two values.
+        low: Lower end; NaN with fewer than two values.
         high: Upper end.
         n: How many values.
     """
@@ -49,39 +44,67 @@ class Median:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95% percentile bootstrap interval over the values."""
-    if not values:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    mean, low, high = curve_interval([[value] for value in values])
-    return Interval(float(mean[0]), float(low[0]), float(high[0]), len(values))
+    """Mean and 95% t interval of the mean over the values.
 
-
-def curve_interval(curves: Sequence[Sequence[float]]) -> tuple[Floats, Floats, Floats]:
-    """Mean, lower and upper end at each place of curves of equal length, one a seed.
-
-    Seeds are resampled as wholes, with the same draws at every place and in every call.
+    The ends are mean -+ t * std / sqrt(n), with the unbiased std and Student's t for n - 1 degrees of freedom. Of
+    normal values 95% of such intervals hold the true mean, for any n from 2 on.
     """
-    values = np.asarray(curves, dtype=np.float64)
     n = len(values)
-    mean = values.mean(axis=0)
     if n < 2:
-        nothing = np.full_like(mean, math.nan)
-        return mean, nothing, nothing
-    drawn = np.random.default_rng(SEED).integers(n, size=(RESAMPLES, n))
-    counts = np.apply_along_axis(np.bincount, 1, drawn, minlength=n).astype(np.float64)
-    low, high = np.percentile(counts @ values / n, COVERED, axis=0)
-    return mean, low, high
+        return Interval(values[0] if n else math.nan, math.nan, math.nan, n)
+    mean = fmean(values)
+    half = t_quantile(n - 1) * stdev(values) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def extent(values: Sequence[float]) -> Interval:
+    """Mean, least and largest of the values: for costs, which a t interval over two seeds would let be negative."""
+    found = interval(values)
+    return replace(found, low=min(values), high=max(values)) if found.n > 1 else found
+
+
+@cache
+def t_quantile(freedom: int, covered: float = COVERED) -> float:
+    """The t for which Student's distribution has `covered` of its mass between -t and t.
+
+    That mass is a finite sum of powers of the cosine of arctan(t / sqrt(freedom)) (Abramowitz and Stegun 26.7.3 and
+    26.7.4); the angle is found by bisection.
+
+    Args:
+        freedom: Degrees of freedom, at least 1.
+        covered: In (0, 1).
+    """
+    below, above = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (below + above) / 2
+        below, above = (angle, above) if _mass_within(angle, freedom) < covered else (below, angle)
+    return math.sqrt(freedom) * math.tan(below)
+
+
+def _mass_within(angle: float, freedom: int) -> float:
+    """Mass between -t and t, where t = sqrt(freedom) tan(angle)."""
+    cosine, odd = math.cos(angle), freedom % 2
+    term, terms = (cosine if odd else 1.0), 0.0
+    for power in range(2 + odd, freedom + 1, 2):  # the terms are cos^(power - 2) times 1/2 3/4 ... or 2/3 4/5 ...
+        terms += term
+        term *= cosine**2 * (power - 1) / power
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * terms)
+    return math.sin(angle) * terms
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval:
-    """Values minus the baseline's at the same seed; seeds that one of them lacks are left out."""
+    """Mean and t interval of the values minus the baseline's at the same seed.
+
+    Seeds that one of them lacks are left out. What a seed does to both alike cancels out of a difference.
+    """
     return interval([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 
 
 def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval:
-    """Values as multiples of the baseline's at the same seed."""
+    """Mean, least and largest of the values as multiples of the baseline's at the same seed."""
     seeds = sorted(values.keys() & baseline.keys())
-    return interval([values[seed] / baseline[seed] for seed in seeds if baseline[seed]])
+    return extent([values[seed] / baseline[seed] for seed in seeds if baseline[seed]])
 
 
 def reached_at(curve: Sequence[float], target: float) -> float | None:

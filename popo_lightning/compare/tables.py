@@ -10,7 +10,7 @@ from popo_lightning.callbacks.evaluation_tables import Sheet
 from popo_lightning.compare.collection import Collection, Number
 from popo_lightning.compare.plan import Arm
 from popo_lightning.compare.settings import METRICS
-from popo_lightning.compare.statistics import Interval, interval
+from popo_lightning.compare.statistics import Interval, extent, interval
 
 NONE = "–"
 SECONDS_NOTE = (
@@ -108,5 +108,16 @@ def _final_note(found: Collection) -> str:
 
 
 def mean_cell(found: Collection, arm: Arm, number: Number, form: str = "{:.3f}") -> str:
-    """Mean of a number over an arm's seeds, with its interval."""
+    """Mean of a number over an arm's seeds, with its 95% interval."""
     return spread(interval(list(found.numbers(arm, number).values())), form)
+
+
+def extent_note(found: Collection) -> list[str]:
+    """What brackets mean in a table of `extent_cell`, if there are any."""
+    several = any(len(seeds) > 1 for seeds in found.arms.values())
+    return ["Brackets are the least and the largest seed."] if several else []
+
+
+def extent_cell(found: Collection, arm: Arm, number: Number, form: str) -> str:
+    """Mean of a number over an arm's seeds, with the least and the largest."""
+    return spread(extent(list(found.numbers(arm, number).values())), form)

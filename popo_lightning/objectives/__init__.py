@@ -17,7 +17,7 @@ from popo_lightning.objectives.advantages import (
     group_normalised,
 )
 from popo_lightning.objectives.aggregations import Aggregation, SequenceMean, SequenceSum, TokenMean
-from popo_lightning.objectives.behave_regions import M2PO, BehaveAligned
+from popo_lightning.objectives.behave_regions import M2PO, BehaveAligned, FilteredBehaveAligned
 from popo_lightning.objectives.detached_regions import CISPO, REC, CappedImportance
 from popo_lightning.objectives.generalised_advantage import GAE, gae, moments, whiten
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
@@ -65,6 +65,7 @@ __all__ = [
     "DropSurplusNegatives",
     "EntropyBonus",
     "ExponentialWeight",
+    "FilteredBehaveAligned",
     "GroupNormalised",
     "LeaveOneOut",
     "Masked",

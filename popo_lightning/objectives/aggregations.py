@@ -15,8 +15,8 @@ class Aggregation(ABC):
 
     The loss of a minibatch is sum over rows of row_weight * (sum over the row's tokens) / denominator, where the
     denominator is the sum of `size` over all its rows and ranks. So the losses of micro-batches add up, whatever
-    the split. Tokens that a rule rejects still count (verl's and AReaL's way): they lower the step, and the others
-    do not make up for them.
+    the split. Tokens that a rule rejects still count, as in AReaL: they lower the step, and the others do not make up
+    for them. (verl takes them out of the mask and divides by the number of those kept.)
     """
 
     @abstractmethod

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
+from popo_lightning.objectives.sequence_regions import sequence_log_ratio
 from popo_lightning.objectives.settings import above, at_least, within
 from popo_lightning.objectives.trust_regions import FoundClip, PPOClip, TrustRegion, TrustRegionOutput
 
@@ -40,6 +41,42 @@ class BehaveAligned(PPOClip):
     def centre(self, rows: ObjectiveInputs) -> Tensor:
         """Give `sampled_logp` of the rows."""
         return sampled_logp(rows)
+
+
+class FilteredBehaveAligned(BehaveAligned):
+    """PPO's clip of pi_policy / pi_behave around 1, without the responses of which the policy has moved away.
+
+    FreshPER's loss (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER). A replayed response teaches nothing, as a
+    whole, if the geometric mean of its tokens' pi_prox / pi_behave is above `greatest_ratio`; the clip is that of
+    `BehaveAligned`. `behave_weight` must be One. Needs the stored behave log-probs, and prox, no further passes.
+    `clipped` counts the tokens of rejected responses.
+
+    Deviation: the source draws other responses in the place of rejected ones, before it trains; here they leave a gap,
+    and still count in the denominator.
+
+    Args:
+        clip_low: The ratio gives no more gain below 1 - clip_low.
+        clip_high: The ratio gives no more gain above 1 + clip_high.
+        dual_clip: Bound of the ratio where the advantage is negative, null for none.
+        greatest_ratio: Geometric mean above which a replayed response is rejected.
+    """
+
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        dual_clip: float | None = 10.0,
+        greatest_ratio: float = 3.0,
+    ) -> None:
+        super().__init__(clip_low, clip_high, dual_clip)
+        self.greatest_ratio = above("FilteredBehaveAligned.greatest_ratio", greatest_ratio, 1, "3.0")
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Apply `ppo_clip` around `sampled_logp` to the responses that are kept; the others have loss 0."""
+        found = super().__call__(rows, weight)
+        log_mean = sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)
+        rejected = (log_mean > math.log(self.greatest_ratio)) & rows.mask.bool()
+        return TrustRegionOutput(torch.where(rejected, 0.0, found.loss), found.ratio, found.clipped | rejected)
 
 
 class FoundBehaveClip(FoundClip):

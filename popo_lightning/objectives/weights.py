@@ -137,8 +137,10 @@ class Masked(ReplayedWeight):
     """The weight where it is believable, and no learning from the token where it is not.
 
     w if low <= w <= high, else 0: IcePop's and MIS's rule against the engine's numerics (arXiv 2510.18855; verl's
-    rollout correction), there with correct_fresh. With low 0 and high 5 it is AReaL's drop (arXiv 2505.24298). Rejected
-    tokens still count in the denominator.
+    rollout correction), there with correct_fresh. With low 0 and high 5 it is AReaL's drop (arXiv 2505.24298).
+
+    Rejected tokens still count in the denominator, as in AReaL, so they make the step shorter. verl's rollout
+    correction divides by the tokens that are kept: with a share s of them its loss is 1 / s times this one's.
 
     Stores and passes: as Decoupled, none.
 

@@ -30,8 +30,8 @@ class FreshPER(Composer):
 
     base is the mean of |R| or of |A| in the group; a priority halves every tau ln 2 versions. The loss of a drawn
     group is multiplied by (N P(i))^-beta, divided by its greatest value over the store, which is
-    (min_j P(j) / P(i))^beta; beta goes from its start to 1 in a straight line. The source's ratio filter is the
-    behaviour weight ``Masked``.
+    (min_j P(j) / P(i))^beta; beta goes from its start to 1 in a straight line. The source's loss, a clip around behave
+    without the responses that its ratio filter rejects, is ``FilteredBehaveAligned``.
 
     Keeps the newest ``capacity`` groups, first in, first out, as the source does by default. Needs the group's rewards
     only, no pass; an iteration trains on K + 1 times as many groups for the same rollouts.

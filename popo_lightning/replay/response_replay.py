@@ -63,26 +63,25 @@ class ResponseStore:
 class ARPO(Composer):
     """ARPO: a group that failed altogether gets a stored success of its problem (2505.16282; dvlab-research/ARPO).
 
-    Where the K rewards of a fresh group have std < low_std and mean < low_mean, its first response gives way to one of
-    the problem's stored successes, drawn at random. The group's advantages are then those of the mixed rewards. The
+    Where the K successes of a fresh group have std < low_std and mean < low_mean, its first response gives way to one
+    of the problem's stored successes, drawn at random. The group's advantages are then those of the mixed rewards. The
     source takes the success's old log-probs from the present policy, so that pi_prox / pi_behave is 1: use behave
     weight `One` with `PPOClip`, whose prox is the present policy for every row. Stored: the newest `capacity`
     successes of each problem, with their behave log-probs (for the log alone). Extra passes and rollouts: none.
 
     Successes are stored after the injection, so an iteration's own cannot fill its failures.
 
-    Deviations: the source's GUI tasks reward success + 0.5 * format, of which mean < 0.2 lets no success through; a
-    task with another scale needs another low_mean. What counts as a success to store is inferred. The std is the
-    population's.
+    As in the source, failure is told by success alone, not by the reward that is trained on (there success + 0.5 *
+    format): eight wrong responses of full format have failed. The std is the population's, and a response with a
+    success above 0.1 is stored.
 
     A problem must come back: nothing is replayed in the first pass over the problems.
 
     Args:
         capacity: Successes kept of each problem.
-        low_std: A group whose rewards have a smaller std, and
+        low_std: A group whose successes have a smaller std, and
         low_mean: a smaller mean, has failed.
-        reward: Reward part whose std and mean these are.
-        success_by: Reward part that tells a success.
+        success_by: Reward part that tells a success, and whose std and mean these are.
         success_above: A response is a success where that part is more than this.
     """
 
@@ -91,9 +90,8 @@ class ARPO(Composer):
         capacity: int = 8,
         low_std: float = 0.05,
         low_mean: float = 0.2,
-        reward: str = "score",
         success_by: str = "acc",
-        success_above: float = 0.5,
+        success_above: float = 0.1,
     ) -> None:
         if capacity < 1:
             raise SettingError(f"ARPO.capacity is {capacity}; keep at least 1 success of each problem")
@@ -103,7 +101,6 @@ class ARPO(Composer):
             raise SettingError(f"ARPO.low_mean is {low_mean}; use a finite number, such as 0.2")
         self.low_std = low_std
         self.low_mean = low_mean
-        self.reward = reward
         self.success_by = success_by
         self.success_above = success_above
         self.store = ResponseStore(capacity)
@@ -125,8 +122,8 @@ class ARPO(Composer):
         return replace(group, responses=[random.choice(successes), *group.responses[1:]])
 
     def _failed(self, group: Group) -> bool:
-        rewards = group.rewards(self.reward)
-        return bool(rewards.std(correction=0) < self.low_std and rewards.mean() < self.low_mean)
+        successes = group.rewards(self.success_by)
+        return bool(successes.std(correction=0) < self.low_std and successes.mean() < self.low_mean)
 
     def _succeeded(self, response: Response) -> bool:
         return response.failure is None and response.parts.get(self.success_by, 0.0) > self.success_above

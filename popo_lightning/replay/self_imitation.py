@@ -1,4 +1,4 @@
-"""SPEAR: imitates the policy's own recent successes that were hard to come by."""
+"""SPEAR: imitates the policy's own recent successes while they are above what it reaches by now."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from popo_lightning.replay.composers import Composer, Iteration
 class SPEAR(Composer):
     """SPEAR's self-imitation (2509.22601; TencentYoutuResearch/SPEAR).
 
-    Responses whose standardised advantage in their own group is above `threshold` are kept, up to `capacity` of them
-    and up to `max_age` versions. Once `start` are there, they are replayed together beside the fresh groups and leave.
-    Their advantage is taken anew, from what the policy reaches by now:
+    Responses whose standardised advantage in their own group is above `threshold`, so with 0 those better than their
+    group's mean, are kept, up to `capacity` of them and up to `max_age` versions. Once `start` are there, they are
+    replayed together beside the fresh groups and leave. Their advantage is taken anew, from what the policy reached
+    before this iteration:
 
         A = reward - median of the last `baseline_groups` group-mean rewards,      only A > 0 is replayed,
         loss weight = coefficient * (1 - cos(pi * min(version, warm_up) / warm_up)) / 2,
 
-    with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `One`). The fresh
-    groups are all trained on as they are. Stored: those responses with their prompts and behave log-probs, and the
-    group means. Extra rollouts: none; extra rows: the replayed ones, which are groups of 1 to K responses with fixed
-    advantages.
+    with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `One`). An iteration's
+    own group means join the others after its replay. The fresh groups are all trained on as they are. Stored: those
+    responses with their prompts and behave log-probs, and the group means. Extra rollouts: none; extra rows: the
+    replayed ones, which are groups of 1 to K responses with fixed advantages.
 
     Deviations: the covariance clip of replayed tokens (0.02 of them), the tool-call bonus, and the base recipe's
-    filters of groups and of responses are left out. The source stores R - mean > 1 of rewards of +1 and -1, which are
-    right responses of groups with fewer than half right; the standardised advantage says so for rewards of any scale.
-    Its store must hold 1.5 * 2048 samples before a replay, where each turn of an agent is a sample; with one sample a
-    response that many never gather within max_age, hence `start`. One denominator is shared with the fresh rows, so
-    replayed ones make the step shorter, not longer (how the source divides was not read).
+    filters of groups and of responses are left out. Read in the code, and done otherwise here: the source gives the
+    replay optimizer steps of its own, and replays a random subset of the store whose size is a power of two. Its
+    trajectory_score_threshold of 1 is a setting that nothing reads. Its store must hold 1.5 * 2048 samples before a
+    replay, where each turn of an agent is a sample; with one sample a response that many never gather within max_age,
+    hence `start`. Here replayed and fresh rows share steps and a denominator.
 
     Args:
         capacity: Responses kept; the groups of the oldest fall out.
-        threshold: Responses with a greater standardised advantage are kept; 1 means that fewer than half of the group
-            were right.
+        threshold: Responses with a greater standardised advantage are kept. 0 is the source's; with 1 and rewards of 0
+            and 1 those are right responses of groups with fewer than half right.
         max_age: Oldest replay in policy versions.
         start: A replay needs this many kept responses.
         baseline_groups: Group-mean rewards of which the median is the baseline.
@@ -52,7 +53,7 @@ class SPEAR(Composer):
     def __init__(
         self,
         capacity: int = 2048,
-        threshold: float = 1.0,
+        threshold: float = 0.0,
         max_age: int = 10,
         start: int = 64,
         baseline_groups: int = 10240,
@@ -66,7 +67,7 @@ class SPEAR(Composer):
                 "1 <= start <= capacity"
             )
         if not 0 <= threshold < math.inf:
-            raise SettingError(f"SPEAR.threshold is {threshold}; use a finite number of at least 0, such as 1.0")
+            raise SettingError(f"SPEAR.threshold is {threshold}; use a finite number of at least 0, such as 0.0")
         if max_age < 1:
             raise SettingError(f"SPEAR.max_age is {max_age}; the newest replay is 1 version old, so use at least 1")
         if baseline_groups < 1:
@@ -89,9 +90,9 @@ class SPEAR(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """All fresh groups, and at times what was kept before them."""
         fresh = iteration.rollout()
-        self._means.extend(float(group.rewards(self.reward).mean()) for group in fresh)
         replayed = self._replay(iteration.version)
         self._replayed = _responses(replayed)
+        self._means.extend(float(group.rewards(self.reward).mean()) for group in fresh)
         self._keep(fresh)
         return fresh + replayed
 
@@ -131,7 +132,7 @@ class SPEAR(Composer):
             self._kept.pop(0)
 
     def report(self) -> dict[str, float]:
-        """Responses replayed in the last iteration and kept now, and the baseline."""
+        """Responses replayed in the last iteration and kept now, and the baseline of the next replay."""
         return {
             "replay/replayed_responses": float(self._replayed),
             "replay/stored_responses": float(_responses(self._kept)),
