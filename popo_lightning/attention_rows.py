@@ -61,7 +61,7 @@ def rectangles(segments: Tensor) -> list[Rectangle]:
         for tokens in counts.values():
             responses.append(Piece(start, tokens, prompt.start, prompt.tokens))
             start += tokens
-    return [_rectangle(pieces) for kind in (prompts, responses) for pieces in _alike(kind)]
+    return [_rectangle(pieces, segments.device) for kind in (prompts, responses) for pieces in _alike(kind)]
 
 
 def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -78,9 +78,11 @@ def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return found
 
 
-def _rectangle(pieces: Sequence[Piece]) -> Rectangle:
-    start, tokens, prompt, before = torch.tensor([[p.start, p.tokens, p.prompt, p.before] for p in pieces]).T
-    within, of_prompt = torch.arange(int(tokens.max())), torch.arange(int(before.max()))
+def _rectangle(pieces: Sequence[Piece], device: torch.device) -> Rectangle:
+    numbers = [[p.start, p.tokens, p.prompt, p.before] for p in pieces]
+    start, tokens, prompt, before = torch.tensor(numbers, device=device).T
+    within = torch.arange(max(p.tokens for p in pieces), device=device)
+    of_prompt = torch.arange(max(p.before for p in pieces), device=device)
     there = within < tokens[:, None]
     queries = (start[:, None] + within) * there
     of_its_own = of_prompt < before[:, None]
@@ -95,7 +97,9 @@ def _rectangle(pieces: Sequence[Piece]) -> Rectangle:
 def _mask(of_its_own: Tensor, tokens: int) -> Tensor:
     """(R, 1, T, P + T); what stands at padding sees something too, or it were NaN, and nothing else sees it."""
     rows, before = of_its_own.shape
-    mask = torch.zeros(rows, 1, tokens, before + tokens)
+    mask = torch.zeros(rows, 1, tokens, before + tokens, device=of_its_own.device)
     mask[..., :before].masked_fill_(~of_its_own[:, None, None], -torch.inf)
-    mask[..., before:].masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool).triu_(1), -torch.inf)
+    mask[..., before:].masked_fill_(
+        torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).triu_(1), -torch.inf
+    )
     return mask

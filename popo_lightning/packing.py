@@ -152,14 +152,14 @@ class LayerCosts:
 
         Args:
             config: Of a model of transformers.
-            device: A key of PAIR_WEIGHTS.
+            device: Type of the device that computes; any that is no CPU counts as CUDA.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or hidden // heads)
         keys = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
         feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
         parameters = hidden * (2 * width + 2 * keys + 3 * feed_forward)
-        weights = PAIR_WEIGHTS[device]
+        weights = PAIR_WEIGHTS["cpu" if device == "cpu" else "cuda"]
         pair, flat = 4.0 * width, config._attn_implementation == PACKED
         return cls(2.0 * parameters, pair * weights.causal, pair * weights.masked, flat)
 

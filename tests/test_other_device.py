@@ -37,7 +37,7 @@ class EngineHere(TransformersEngine):
 class Watch(L.Callback):
     """Nothing would be tested by a policy on the CPU."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         assert {parameter.device for parameter in pl_module.parameters()} == {ELSEWHERE}
         assert all(isinstance(parameter.grad, Other) for parameter in pl_module.model.parameters())
 
@@ -53,6 +53,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(L.LightningModule, "device", ELSEWHERE)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: False)  # unknown on meta
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    monkeypatch.setattr("popo_lightning.policy.fuse", lambda optimizer: None)  # no fused kernel knows such a device
     with OtherDevice(), FromNumbers():
         yield
 
