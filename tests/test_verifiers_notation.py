@@ -1,4 +1,4 @@
-"""Unicode, repeating decimals, mixed numbers, fractions, matrices, names of functions: one value in several notations."""
+"""Unicode, repeating decimals, mixed numbers, fractions, matrices, functions: one value in several notations."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from popo_lightning.verifiers.latex import canonical
 from popo_lightning.verifiers.geometry import GeometryVerifier
+from popo_lightning.verifiers.latex import canonical
 from popo_lightning.verifiers.math import MathVerifier
 from popo_lightning.verifiers.regions import region_of
 

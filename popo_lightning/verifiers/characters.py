@@ -12,7 +12,7 @@ _GREEK = {
     "θ": "theta", "ϑ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "µ": "mu", "ν": "nu", "ξ": "xi", "π": "pi",
     "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "ϕ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma",
     "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi",
-    "Ω": "Omega", "Ω": "Omega",
+    "\u03a9": "Omega", "\u2126": "Omega",
 }  # fmt: skip
 _SIGNS = {
     "×": "times", "·": "cdot", "⋅": "cdot", "÷": "div", "∞": "infty", "√": "sqrt", "∛": "sqrt[3]", "∜": "sqrt[4]",
@@ -29,8 +29,8 @@ _TABLE = str.maketrans(
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # of full width
         **dict.fromkeys("−–‐‑﹣－", "-"),
         **dict.fromkeys("’′", "'"),
-        "″": "''", "，": ", ", "、": ", ", "。": ".", "∕": "/", "⁄": "/", "∶": ":", "°": r"^\circ ", "￥": "¥", "￡": "£",
-        "𝑒": "e", "ℯ": "e",
+        "″": "''", "，": ", ", "、": ", ", "。": ".", "∕": "/", "⁄": "/", "∶": ":", "°": r"^\circ ",
+        "￥": "¥", "￡": "£", "𝑒": "e", "ℯ": "e",
     }
 )  # fmt: skip
 _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉ₙ"
@@ -51,6 +51,6 @@ def latex_of(text: str) -> str:
         return text
     text = _POWER.sub(lambda found: f"^{{{found[0].translate(_LEVEL)}}}", text)
     text = _INDEX.sub(lambda found: f"_{{{found[0].translate(_LEVEL)}}}", text)
-    text = _FRACTION.sub(lambda found: r"\frac{%d}{%d}" % _FRACTIONS[found[0]], text)
+    text = _FRACTION.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*_FRACTIONS[found[0]]), text)
     text = _BAR.sub(lambda found: r"\overline{" + found[1].replace("\u0305", "") + "}", text)
     return _DOT.sub(r"\\dot{\1}", text).translate(_TABLE)

@@ -24,13 +24,16 @@ RENAMED = {
     r"\simeq": r"\approx", r"\approxeq": r"\approx", r"\thickapprox": r"\approx", r"\varphi": r"\phi",
     r"\varepsilon": r"\epsilon", r"\vartheta": r"\theta", r"\Bbb": r"\mathbb", r"\mathds": r"\mathbb", r"\mid": "|",
     r"\backslash": r"\setminus", r"\smallsetminus": r"\setminus", r"\vee": r"\lor", r"\wedge": r"\land",
-    r"\pounds": "£", r"\euro": "€", r"\texteuro": "€", r"\yen": "¥", r"\textdollar": r"\$", r"\measuredangle": r"\angle",
+    r"\pounds": "£", r"\euro": "€", r"\texteuro": "€", r"\yen": "¥", r"\textdollar": r"\$",
+    r"\measuredangle": r"\angle",
     r"\overarc": r"\widehat", r"\wideparen": r"\widehat", r"\arc": r"\widehat", r"\tg": r"\tan", r"\ctg": r"\cot",
     r"\arctg": r"\arctan",
 }  # fmt: skip
 ARGUMENTS = {r"\frac": 2, r"\sqrt": 1, r"\text": 1, r"\operatorname": 1, r"\binom": 2, "^": 1, "_": 1}
 ARGUMENTS |= {r"\overline": 1, r"\dot": 1, r"\widehat": 1}
-FUNCTIONS = frozenset("sin cos tan cot csc arcsin arccos arctan sinh cosh tanh ln log exp gcd".split())
+FUNCTIONS = frozenset(
+    "sin cos tan cot csc arcsin arccos arctan sinh cosh tanh ln log exp gcd".split()  # noqa: SIM905
+)
 OPERATORS = FUNCTIONS | {"sec"}  # which in plain text are seconds
 INFIX = {r"\over": r"\frac", r"\choose": r"\binom"}
 _ENVIRONMENT = re.compile(r"\\begin\s*\{array\}\s*(?:\[[a-z]\]\s*)?\{[^{}]{0,40}\}")

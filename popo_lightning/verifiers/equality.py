@@ -19,6 +19,7 @@ import re
 from popo_lightning.verifiers.approximations import approximated
 from popo_lightning.verifiers.choices import choice_letter, choice_with_text
 from popo_lightning.verifiers.latex import brackets, parts, without_commands, without_text_commands
+from popo_lightning.verifiers.lists import elements
 from popo_lightning.verifiers.names import assignment, has_letters, named_set, named_values
 from popo_lightning.verifiers.numbers import numbers_agree, read_number
 from popo_lightning.verifiers.regions import region_of
@@ -28,10 +29,6 @@ from popo_lightning.verifiers.units import split_unit
 
 MAX_ELEMENTS = 80
 MAX_NESTING = 4
-
-_WORD_LIST = re.compile(r"\\text\{,?(?:and|or|OR|AND)\}|(?<=[\d})])(?:and|or)(?=[\d\\({-])")
-_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 100,000\pi is no list
-_WORDS_IN_TEXT = re.compile(r"\\text\{(\w+(?:(?:,| and | or |,and |,or )\w+){1,8})\}", re.ASCII)
 
 
 def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
@@ -169,16 +166,16 @@ def _belonging(gold: str, answer: str, nesting: int) -> bool | None:
     if sets[0] and sets[1]:
         return len(names) == 1 and same_answer(sets[0][1], sets[1][1], nesting)
     text = answer if sets[0] else gold
-    listed = {assignment(element)[0] for element in _elements(text)} - {None}
-    if _is_relation(text) and not listed:
-        return None
-    return listed <= names and same_answer(*((named[1] if named else text) for named in sets), nesting)
+    listed = {assignment(element)[0] for element in elements(text)} - {None}
+    if (_is_relation(text) and not listed) or not listed <= names:
+        return False if listed else None
+    wanted, given = (named[1] if named else text for named in sets)
+    return same_answer(wanted, given, nesting)
 
 
 def _paired(gold: str, answer: str, nesting: int) -> bool | None:
     """`x=1,y=2` as a pair in the order of the names, against a tuple or list; None for anything else."""
-    elements = _elements(gold), _elements(answer)
-    wanted, given = named_values(elements[0]), named_values(elements[1])
+    wanted, given = named_values(elements(gold)), named_values(elements(answer))
     if (wanted is None) == (given is None):
         return None
     text = answer if wanted else gold
@@ -203,7 +200,7 @@ def _tuple_names(text: str) -> list[tuple[str, str]]:
 
 def _assigned(gold: str, answer: str, nesting: int) -> bool | None:
     """Assignments by their values; None where neither side is one."""
-    if len(_elements(gold)) > 1 or len(_elements(answer)) > 1:
+    if len(elements(gold)) > 1 or len(elements(answer)) > 1:
         return None
     named, value = assignment(gold)
     also_named, answered = assignment(answer)
@@ -222,28 +219,8 @@ def _is_relation(text: str) -> bool:
     return re.search(r"[=<>]|\\leq|\\geq|\\neq|\\in(?![A-Za-z])|\\equiv|\\cong", text) is not None
 
 
-def _elements(text: str) -> list[str]:
-    r"""The elements of a set or list, `\pm` spelled out; one element for anything else."""
-    words = _WORDS_IN_TEXT.fullmatch(text)
-    if words is not None:
-        return [rf"\text{{{word}}}" for word in re.split(r",? ?\b(?:and|or)\b ?|,", words[1]) if word]
-    inner = brackets(text)
-    if inner is not None and inner[0] == r"\{" and inner[1] != r"\emptyset":
-        text = inner[1]
-    elif inner is None:
-        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    found = [part for part in parts(_WORD_LIST.sub(",", text), "[,;]") if part]
-    spelled: list[str] = []
-    for part in found:
-        if part.count(r"\pm") == 1 and r"\mp" not in part:
-            spelled += [re.sub(r"\\pm ?", sign, part) for sign in "+-"]
-        else:
-            spelled.append(part)
-    return [part.removeprefix("+") for part in spelled]
-
-
 def _listed(gold: str, answer: str, nesting: int) -> bool | None:
-    wanted, given = _elements(gold), _elements(answer)
+    wanted, given = elements(gold), elements(answer)
     if max(len(wanted), len(given)) < 2:
         if [gold, answer] == [*wanted, *given] or not (wanted and given):
             return None

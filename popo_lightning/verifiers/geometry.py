@@ -27,7 +27,8 @@ _OTHER_SIGN = re.compile(r"%|\\\$|[€£₹¥¢°]|\\circ")
 class GeometryVerifier(Verifier):
     r"""Right where the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
 
-    Compared as by `MathVerifier`, with units of length and area and degrees dropped. A choice letter alone is not an answer.
+    Compared as by `MathVerifier`, with units of length and area dropped. A choice letter alone is
+    no answer.
 
     Parts: acc 1 where right; format 1 for `<think>...</think>` and then a box; score 1 where right and else
     format_reward * format.

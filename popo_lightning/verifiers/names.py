@@ -14,7 +14,8 @@ _FIGURE = (
 )
 _WORDS = r"(?i:area|perimeter|volume|circumference|length|width|height|radius|diameter|distance|answer)"
 _NAME = re.compile(
-    rf"(?:\\text\{{[A-Za-z ]+\}}(?:{_FIGURE}|[A-Z]{{2,4}})?|m?(?:\\angle ?)?[A-Za-z]{{1,3}}|{_GREEK}|{_FIGURE}|{_WORDS})"
+    rf"(?:\\text\{{[A-Za-z ]+\}}(?:{_FIGURE}|[A-Z]{{2,4}})?|m?(?:\\angle ?)?[A-Za-z]{{1,3}}|{_GREEK}"
+    rf"|{_FIGURE}|{_WORDS})"
     rf"(?:\d{{1,3}})?(?:_(?:\w|\{{\w{{1,8}}\}}|\{{\\triangle ?[A-Z]{{3}}\}}))?'*(?:\((?:[A-Za-z],?){{1,4}}\))?",
     re.ASCII,
 )

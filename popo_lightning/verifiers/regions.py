@@ -1,8 +1,9 @@
-r"""Parts of the real line: `x>2` as `(2,\infty)`, `x<0\text{ or }x=1` as `(-\infty,0)` and `\{1\}`, `\mathbb R` whole."""
+r"""Parts of the real line: `x>2` as `(2,\infty)`, `x<0\text{ or }x=1` as `(-\infty,0)` and `\{1\}`, all of it."""
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 from popo_lightning.verifiers.latex import brackets, parts, without_commands
@@ -145,7 +146,7 @@ def _without_points(text: str) -> Region | None:
             return None
         points = sorted(numbers, key=lambda point: numbers[point].value)  # type: ignore[union-attr]
     ends = [r"-\infty", *points, r"\infty"]
-    return Region(name, tuple(f"({a},{b})" for a, b in zip(ends, ends[1:], strict=False)), False)
+    return Region(name, tuple(f"({a},{b})" for a, b in pairwise(ends)), False)
 
 
 def _point(text: str) -> Region | None:

@@ -12,7 +12,8 @@ MAX_DIGITS = 60
 
 _BLOCK = re.compile(
     r"""(?P<whole>\d*)\.(?P<fixed>\d*)
-    (?: \\overline\{(?P<barred>\d+)\} | \((?P<bracketed>\d+)\) | \\dot\{(?P<first>\d)\}(?:(?P<middle>\d*)\\dot\{(?P<last>\d)\})?
+    (?: \\overline\{(?P<barred>\d+)\} | \((?P<bracketed>\d+)\) | 
+        \\dot\{(?P<first>\d)\}(?:(?P<middle>\d*)\\dot\{(?P<last>\d)\})?
       | (?P<open>\\ldots) | (?P<word>\\text\{(?:repeating|recurring)\}|repeating|recurring) )""",
     re.VERBOSE | re.ASCII,
 )

@@ -15,7 +15,8 @@ mol mole; pa pascal; ev; erg; calorie cal; mb megabyte; square sq; cubic cu; per
 """
 UNITS = {name: names.split()[0] for names in _SYNONYMS.split(";") for name in names.split()}
 _PREFIXED = {
-    prefix + base for prefix, base in product("kMGmun", ["m", "g", "s", "A", "Hz", "N", "Pa", "J", "W", "V", "F", "ohm"])
+    prefix + base
+    for prefix, base in product("kMGmun", ["m", "g", "s", "A", "Hz", "N", "Pa", "J", "W", "V", "F", "ohm"])
 } | {"keV", "MeV", "GeV", "eV", "Pa", "kcal", "mmol", "kmol", "kWh", "Wh"}  # fmt: skip
 
 SCALES = {
@@ -36,24 +37,24 @@ _EITHER = {"pound": {"lb", "gbp"}}
 PERCENT = (["percent"], ["pct"], ["per", "cent"])
 
 _CHANGING = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty thirty forty fifty sixty seventy eighty ninety once twice thrice double triple half halves quarter couple
-score gross grand myriad googol mil mill bil bill thou kilo mega giga tera milli micro nano percent percentage percentile
-pct permille permil promille ppm ppb bps basis and nor not but either neither none never nothing any all some for are was
-were has have had can cannot may might must should would could will the then than that this which what where when while
-until unless except without below above under over more less fewer greater larger smaller most least about approximately
-around roughly almost nearly exactly only just maybe perhaps possible impossible possibly probably undefined unknown
-infinite infinity invalid valid wrong incorrect correct true false yes negative opposite inverse reciprocal minus plus
-times divided multiplied added subtracted sum difference product quotient remainder power squared cubed square cube
-doubled tripled quadrupled quintupled halved quartered negated inverted reversed raised lowered increased decreased
-reduced incremented decremented rounded truncated repeated repeating recurring fold
-factorial choose permute mod modulo base binary octal decimal hexadecimal ratio log sqrt sin cos tan sec csc cot exp lim
-sup inf max det gcd lcm arg prime other another per cubic nan null etc equal
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety once twice thrice double triple half halves
+quarter couple score gross grand myriad googol mil mill bil bill thou kilo mega giga tera milli micro nano percent
+percentage percentile pct permille permil promille ppm ppb bps basis and nor not but either neither none never nothing
+any all some for are was were has have had can cannot may might must should would could will the then than that this
+which what where when while until unless except without below above under over more less fewer greater larger smaller
+most least about approximately around roughly almost nearly exactly only just maybe perhaps possible impossible
+possibly probably undefined unknown infinite infinity invalid valid wrong incorrect correct true false yes negative
+opposite inverse reciprocal minus plus times divided multiplied added subtracted sum difference product quotient
+remainder power squared cubed square cube doubled tripled quadrupled quintupled halved quartered negated inverted
+reversed raised lowered increased decreased reduced incremented decremented rounded truncated repeated repeating
+recurring fold factorial choose permute mod modulo base binary octal decimal hexadecimal ratio log sqrt sin cos tan sec
+csc cot exp lim sup inf max det gcd lcm arg prime other another per cubic nan null etc equal
 """
 _ORDINALS = """
 first third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth
-seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth hundredth
-thousandth
+seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth
+hundredth thousandth
 """
 _NO_THINGS = frozenset([*_CHANGING.split(), *_ORDINALS.split(), *SCALES])
 _CHANGING_END = re.compile(r"(?<!scaf)(?<!blind)(?:fold|illion|illionth|uple|upled)$")

@@ -1,4 +1,4 @@
-r"""What a value is counted or measured in: `12 ft`, `\$12`, `12\text{ apples}`, `90^\circ`, `70\text{ thousand dollars}`.
+r"""What a value is counted or measured in: `12 ft`, `\$12`, `12\text{ apples}`, `90^\circ`, `7\text{ million}`.
 
 A word after a number may as well change it (`12\text{ squared}`) or deny it (`12\text{ is impossible}`), so that only
 known units are taken for units, and inside `\text{...}` also things: words of three letters and more that are not
