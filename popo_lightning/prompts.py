@@ -35,7 +35,7 @@ class Prompt:
         unexpanded_ids: As ids, but with one token an image: what vLLM expands by itself. Empty for text.
         pictures: The images before the processor, for vLLM.
         begun: Last tokens of ids that are the beginning of the response, and count towards its limit.
-        opened: What the end of the prompt wrote of the response, "<think>" and a new line or nothing; verifiers read it.
+        opened: What the end of the prompt wrote of the response, "<think>" and a new line or nothing, for verifiers.
     """
 
     ids: Tensor

@@ -23,6 +23,10 @@ RIGHT = [
     ("\\$5", "5\\text{ dollars}"),
     ("\\$5", "US\\$5"),
     ("€5", "5\\text{ euros}"),
+    ("5", "\\text{€}5"),
+    ("€5", "5\\text{ €}"),
+    ("5", "\\text{\\$5}"),
+    ("₹5", "\\text{Rs. }5"),
     ("€5", "\\text{EUR }5"),
     ("£5", "5\\text{ pounds}"),
     ("£5", "\\pounds 5"),
@@ -139,6 +143,26 @@ WRONG = [
         )
     ),
     ("5", "5‰"),
+    *(
+        ("5", f"5\\text{{ {word}}}")
+        for word in (
+            "imaginary",
+            "conjugate",
+            "transposed",
+            "centi",
+            "lac",
+            "mln",
+            "halfs",
+            "in hex",
+            "dozens",
+            "tens",
+            "nines",
+        )
+    ),
+    *(
+        ("C", text)
+        for text in ("(C) 5 (D) 6", "(C)\\text{ or }(D)", "(C) or D", "\\textbf{(C)}, \\textbf{(D)}", "(C), D")
+    ),
     ("0.3", "0.3 repeating"),
     ("0.3", "0.3\\text{ recurring}"),
     ("5\\text{ m/s}", "5\\ \\mathrm{m\\,s}"),

@@ -36,6 +36,11 @@ RIGHT = [
     ("x=1, y=2", "(1,2)"),
     ("x=1, y=2", "y=2, x=1"),
     ("(x,y)=(1,2)", "x=1,y=2"),
+    ("(1,2)", "\\begin{cases} x=1 \\\\ y=2 \\end{cases}"),
+    ("(1,2)", "x_1=1, x_2=2"),
+    ("2,1", "x_1=1, x_2=2"),
+    ("x_1=1, x_2=2", "2, 1"),
+    ("2,1", "m=1,n=2"),
     # membership
     ("4,5,7", "k \\in \\{4,5,7\\}"),
     ("k \\in \\{4,5,7\\}", "7,5,4"),
@@ -140,6 +145,12 @@ WRONG = [
     ("\\frac{2}{3}", "0.667\\approx\\frac{3}{4}"),
     ("5", "4.5\\approx5"),
     ("5", "6\\approx5"),
+    ("5", "5\\approx6"),
+    ("5", "5\\approx5.4"),
+    ("5.1", "5\\approx5.1"),
+    ("5", "\\text{about }5\\text{ or }6"),
+    ("(1,2)", "\\begin{cases} x=2 \\\\ y=1 \\end{cases}"),
+    ("\\mathbb{R}", "\\text{real}"),
     ("\\sqrt{2}", "x\\approx1.414"),
     ("\\sqrt{2}", "\\text{about }1.414"),
 ]
@@ -218,6 +229,12 @@ def test_values_of_names_have_the_order_of_the_names(verifier: MathVerifier) -> 
     """Debatable: `y=2, x=1` is (1,2), as x comes before y; other names keep the order in which they are written."""
     assert verifier("(3,2)", "\\boxed{m=3,b=2}")["acc"] == 1
     assert verifier("(2,3)", "\\boxed{m=3,b=2}")["acc"] == 0
+
+
+def test_a_list_without_names_has_no_order(verifier: MathVerifier) -> None:
+    """Debatable: `m=1,n=2` meets the list `2,1`, which asks for values alone; a gold with names wants them in order."""
+    assert verifier("2,1", "\\boxed{m=1,n=2}")["acc"] == 1
+    assert verifier("m=1,n=2", "\\boxed{2,1}")["acc"] == 0
 
 
 def test_the_exact_side_of_an_approximation_decides_for_an_exact_gold(verifier: MathVerifier) -> None:

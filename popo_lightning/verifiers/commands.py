@@ -53,3 +53,31 @@ def prepared(text: str) -> str:
     if "\\" in text:
         text = _REALS.sub(r"\\mathbb{R}", _ARC.sub(r"\\widehat ", _ENVIRONMENT.sub(r"\\begin{array}", text)))
     return text
+
+
+_MATRICES = {"()": "pmatrix", "[]": "bmatrix", "||": "vmatrix"}
+_MATRIX = re.compile(
+    r"([(\[|])\\begin\{(?:array|matrix)\}((?:(?!\\begin|\\end).)*)\\end\{(?:array|matrix)\}([)\]|])", re.DOTALL
+)
+
+
+_BASE = re.compile(r"(?<=\d)\\text\{\(?(?:in)?base ?(\d{1,2})\)?\}")
+_CASES = re.compile(r"\\begin\{cases\}([^&]*)\\end\{cases\}", re.DOTALL)
+
+
+def tidied(text: str) -> str:
+    """One spelling for what takes more than a token: matrices, the base of a number, the empty set."""
+    if r"\end" in text:
+        text = _MATRIX.sub(_matrix, text)
+        text = re.sub(r"\\\\(?=\\end)", "", text)
+        cases = _CASES.fullmatch(text)
+        if cases:
+            text = ",".join(part.strip(",") for part in cases[1].split(r"\\"))
+    if "base" in text:
+        text = _BASE.sub(lambda base: "_" + (base[1] if len(base[1]) == 1 else f"{{{base[1]}}}"), text)
+    return text.replace(r"\{\}", r"\emptyset") if r"\{\}" in text else text
+
+
+def _matrix(match: re.Match[str]) -> str:
+    kind = _MATRICES.get(match[1] + match[3])
+    return rf"\begin{{{kind}}}{match[2]}\end{{{kind}}}" if kind else match[0]

@@ -20,7 +20,7 @@ from popo_lightning.verifiers.approximations import approximated
 from popo_lightning.verifiers.choices import choice_letter, choice_with_text
 from popo_lightning.verifiers.latex import brackets, parts, without_commands, without_text_commands
 from popo_lightning.verifiers.lists import elements
-from popo_lightning.verifiers.names import assignment, has_letters, named_set, named_values
+from popo_lightning.verifiers.names import assignment, has_letters, named_set, named_values, of_one_letter, tuple_names
 from popo_lightning.verifiers.numbers import numbers_agree, read_number
 from popo_lightning.verifiers.regions import region_of
 from popo_lightning.verifiers.repeating import open_end
@@ -116,7 +116,7 @@ def _one_value(sides: list[str]) -> bool:
     exact = value_of(first)
     for other in others:
         number = read_number(other)
-        if exact is None or number is None or abs(number.value - exact) > (2 * number.half_unit or 1):
+        if exact is None or number is None or abs(number.value - exact) >= (2 * number.half_unit or 1):
             return False
     return True
 
@@ -179,7 +179,9 @@ def _paired(gold: str, answer: str, nesting: int) -> bool | None:
     if (wanted is None) == (given is None):
         return None
     text = answer if wanted else gold
-    read = named_values([f"{name}={value}" for name, value in _tuple_names(text)])
+    if brackets(assignment(text)[1]) is None and (given or of_one_letter(elements(gold))):
+        return None  # values in no order
+    read = named_values([f"{name}={value}" for name, value in tuple_names(text)])
     other = read[1] if read else assignment(text)[1]
     inner = brackets(other)
     if inner is None and len(parts(other, ",")) > 1:
@@ -187,15 +189,6 @@ def _paired(gold: str, answer: str, nesting: int) -> bool | None:
     pair = wanted or given
     assert pair is not None
     return same_answer(pair[1], other, nesting) if wanted else same_answer(other, pair[1], nesting)
-
-
-def _tuple_names(text: str) -> list[tuple[str, str]]:
-    """(name, value) of each place of `(x,y)=(1,2)`; none for anything else."""
-    names, value = assignment(text)
-    inner, named = brackets(value), brackets(names or "")
-    if inner is None or named is None:
-        return []
-    return list(zip(named[1].split(","), parts(inner[1], ","), strict=False))
 
 
 def _assigned(gold: str, answer: str, nesting: int) -> bool | None:

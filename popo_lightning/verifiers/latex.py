@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from popo_lightning.verifiers.commands import ARGUMENTS, DROPPED, FUNCTIONS, INFIX, OPERATORS, RENAMED, prepared
+from popo_lightning.verifiers.commands import ARGUMENTS, DROPPED, FUNCTIONS, INFIX, OPERATORS, RENAMED, prepared, tidied
 
 MAX_DEPTH = 24
 MAX_TOKENS = 2_500
@@ -32,7 +32,7 @@ def canonical(text: str) -> str:
     written = _written(tokens, 0)
     while written and written[-1] in ".,;":
         written.pop()
-    return _tidied(_joined(written))
+    return tidied(_joined(written))
 
 
 def without_text_commands(text: str) -> str:
@@ -271,27 +271,3 @@ def _joined(tokens: Sequence[str]) -> str:
             pieces.append(" ")
         pieces.append(token)
     return "".join(pieces)
-
-
-_MATRICES = {"()": "pmatrix", "[]": "bmatrix", "||": "vmatrix"}
-_MATRIX = re.compile(
-    r"([(\[|])\\begin\{(?:array|matrix)\}((?:(?!\\begin|\\end).)*)\\end\{(?:array|matrix)\}([)\]|])", re.DOTALL
-)
-
-
-_BASE = re.compile(r"(?<=\d)\\text\{\(?(?:in)?base ?(\d{1,2})\)?\}")
-
-
-def _tidied(text: str) -> str:
-    """One spelling for what takes more than a token: matrices, the base of a number, the empty set."""
-    if r"\end" in text:
-        text = _MATRIX.sub(_matrix, text)
-        text = re.sub(r"\\\\(?=\\end)", "", text)
-    if "base" in text:
-        text = _BASE.sub(lambda base: "_" + (base[1] if len(base[1]) == 1 else f"{{{base[1]}}}"), text)
-    return text.replace(r"\{\}", r"\emptyset") if r"\{\}" in text else text
-
-
-def _matrix(match: re.Match[str]) -> str:
-    kind = _MATRICES.get(match[1] + match[3])
-    return rf"\begin{{{kind}}}{match[2]}\end{{{kind}}}" if kind else match[0]

@@ -61,6 +61,20 @@ def named_values(elements: list[str]) -> tuple[list[str], str] | None:
     return [str(name) for name, _ in read], "(" + ",".join(value for _, value in read) + ")"
 
 
+def of_one_letter(named: list[str]) -> bool:
+    """Whether the names are those of one variable, as in `x_1=1,x_2=2`."""
+    return len({element[:1] for element in named}) == 1
+
+
+def tuple_names(text: str) -> list[tuple[str, str]]:
+    """(name, value) of each place of `(x,y)=(1,2)`; none for anything else."""
+    names, value = assignment(text)
+    inner, named = brackets(value), brackets(names or "")
+    if inner is None or named is None:
+        return []
+    return list(zip(named[1].split(","), parts(inner[1], ","), strict=False))
+
+
 def has_letters(text: str) -> bool:
     """Whether the text has letters outside commands."""
     return re.search(r"[A-Za-z]", without_commands(text)) is not None

@@ -15,7 +15,7 @@ _SIGN = r"<|>|\\leq|\\geq"
 _NAME = re.compile(r"[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega|rho)")
 _OR = re.compile(r"\\text\{(?:or|OR)\}|\\lor ?|\\cup ?|(?<=[\d})\]])or(?=[-+\dA-Za-z\\({\[])")
 _AND = re.compile(r"\\text\{(?:and|AND)\}|\\land ?|(?<=[\d})])and(?=[-+\dA-Za-z\\])")
-_WHOLE = re.compile(r"\\mathbb ?R|\(-\\infty,\+?\\infty\)|\\text\{(?:all )?(?:real numbers|reals|real)\}")
+_WHOLE = re.compile(r"\\mathbb ?R|\(-\\infty,\+?\\infty\)|\\text\{(?:all )?(?:real numbers|reals)\}")
 _WORTH_IT = re.compile(r"[<>]|\\(?:leq|geq|neq|mathbb|infty|text\{(?:all|real))")
 _EVERYTHING = r"(-\infty,\infty)"
 

@@ -48,6 +48,7 @@ possibly probably undefined unknown infinite infinity invalid valid wrong incorr
 opposite inverse reciprocal minus plus times divided multiplied added subtracted sum difference product quotient
 remainder power squared cubed square cube doubled tripled quadrupled quintupled halved quartered negated inverted
 reversed raised lowered increased decreased reduced incremented decremented rounded truncated repeated repeating
+imaginary complex conjugate transpose exponent logarithm hex ternary centi deci pico lac mln mio mrd halfs magnitude
 recurring fold factorial choose permute mod modulo base binary octal decimal hexadecimal ratio log sqrt sin cos tan sec
 csc cot exp lim sup inf max det gcd lcm arg prime other another per cubic nan null etc equal
 """

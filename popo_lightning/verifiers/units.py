@@ -74,7 +74,7 @@ def _without_currency(text: str) -> tuple[str, str]:
     if code is not None:
         return text[code.end() :], CURRENCY_CODES[code[1]]
     found = {CURRENCY_SIGNS[sign.removeprefix("US")] for sign in _SIGN.findall(text)}
-    return (_SIGN.sub("", text), found.pop()) if len(found) == 1 else (text, "")
+    return (_SIGN.sub("", text).replace(r"\text{}", ""), found.pop()) if len(found) == 1 else (text, "")
 
 
 def _split(text: str) -> tuple[str, str]:
