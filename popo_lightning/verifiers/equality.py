@@ -35,11 +35,13 @@ def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
     """Whether an answer, in canonical LaTeX as the gold, is right."""
     if not answer or not gold:
         return False
-    if _spelled_alike(gold, answer):
+    if gold == answer:
         return True
     one, other = read_number(gold), read_number(answer)
     if one is not None and other is not None and (numbers_agree(one, other) or r"\ldots" not in gold + answer):
         return numbers_agree(one, other)
+    if _spelled_alike(gold, answer):
+        return True
     if nesting > MAX_NESTING:
         return False
     for rule in _RULES:
@@ -54,7 +56,7 @@ def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
 
 
 def _spelled_alike(gold: str, answer: str) -> bool:
-    if gold == answer or gold.replace(", ", ",") == answer.replace(", ", ","):
+    if gold.replace(", ", ",") == answer.replace(", ", ","):
         return True
     if re.search(r"\d \d", gold + answer):  # 5 5 is not 55
         return False

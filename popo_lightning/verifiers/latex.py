@@ -15,6 +15,7 @@ MAX_DEPTH = 24
 MAX_TOKENS = 2_500
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
+_PLAIN_NUMBER = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
 _OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 
 
@@ -28,6 +29,8 @@ def canonical(text: str) -> str:
     Raises:
         UnreadableLatexError: Braces do not match, or nesting or length is beyond any answer.
     """
+    if _PLAIN_NUMBER.fullmatch(text):  # most answers
+        return text
     tokens = _tokens(text)
     written = _written(tokens, 0)
     while written and written[-1] in ".,;":
@@ -181,7 +184,7 @@ def _runs_on(argument: str, tokens: Sequence[str], place: int) -> bool:
 
 def _infix(tokens: Sequence[str]) -> int | None:
     r"""Where `\over` or `\choose` stands outside all braces, None where neither does."""
-    if not any(token in tokens for token in INFIX):
+    if r"\over" not in tokens and r"\choose" not in tokens:
         return None
     depth = 0
     for place, token in enumerate(tokens):
