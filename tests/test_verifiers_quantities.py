@@ -51,6 +51,7 @@ RIGHT = [
     ("5", "5\\,\\mu\\text{m}"),
     ("5\\text{ m/s}", "5\\ \\mathrm{m\\,s^{-1}}"),
     ("5\\text{ m/s}", "5\\frac{\\text{m}}{\\text{s}}"),
+    ("5\\text{ m/s}", "5\\,\\text{m}\\,\\text{s}^{-1}"),
     ("5\\text{ m/s}", "5\\,\\frac{\\mathrm{m}}{\\mathrm{s}}"),
     ("5\\text{ m/s}^2", "5\\ \\mathrm{m\\cdot s^{-2}}"),
     ("5\\text{ m/s}^2", "5\\frac{\\text{m}}{\\text{s}^2}"),

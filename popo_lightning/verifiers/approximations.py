@@ -10,7 +10,7 @@ from popo_lightning.verifiers.names import assignment
 MAX_SIDES = 4
 
 _ABOUT = r"(?<![A-Za-z\\])(?:is)?(?:approximately|approx\.?|about|roughly|around)(?![A-Za-z])"
-_IN_TEXT = re.compile(rf"\\text\{{{_ABOUT} ?([^{{}}]+)\}}(.*)", re.DOTALL)
+_IN_TEXT = re.compile(rf"\\text\{{{_ABOUT} ?([^{{}}]*\d[^{{}}]*)\}}(.*)", re.DOTALL)
 _BEFORE = re.compile(rf"(?:\\text\{{\(?{_ABOUT}\)?\}}|{_ABOUT}|\\sim ?)(?=[-+\d.\\$€£(])")
 _AFTER = re.compile(rf"(?<=[\d}}%)]) ?(?:\\text\{{\(?{_ABOUT}\)?\}}|\({_ABOUT}\)|{_ABOUT})")
 _SIGNS = re.compile(r"\\(?:approx|sim|text)|ppro|about|roughly|around")

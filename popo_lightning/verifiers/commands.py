@@ -40,6 +40,7 @@ _ENVIRONMENT = re.compile(r"\\begin\s*\{array\}\s*(?:\[[a-z]\]\s*)?\{[^{}]{0,40}
 _ARC = re.compile(r"\\(?:overset|stackrel)\s*\{?\s*\\frown\s*\}?")
 _REALS = re.compile(r"\\R(?:eals)?(?![A-Za-z])")
 _DOLLAR = re.compile(r"(?<!\\)\$(?=\s?[\d.])")
+_QUAD = re.compile(r",?\s*\\q?quad\s*(?=[A-Za-z](?:_\w)?\s*=)")
 _DOTS = re.compile(r"\.{3,}")
 
 
@@ -50,6 +51,8 @@ def prepared(text: str) -> str:
         text = _DOTS.sub(r"\\ldots ", text)
     if "$" in text and (text.count("$") - text.count(r"\$")) % 2:  # no pair, which would begin and end mathematics
         text = _DOLLAR.sub(r"\\$", text, count=1)
+    if "quad" in text:
+        text = _QUAD.sub(", ", text)
     if "\\" in text:
         text = _REALS.sub(r"\\mathbb{R}", _ARC.sub(r"\\widehat ", _ENVIRONMENT.sub(r"\\begin{array}", text)))
     return text
@@ -57,11 +60,13 @@ def prepared(text: str) -> str:
 
 _MATRICES = {"()": "pmatrix", "[]": "bmatrix", "||": "vmatrix"}
 _MATRIX = re.compile(
-    r"([(\[|])\\begin\{(?:array|matrix)\}((?:(?!\\begin|\\end).)*)\\end\{(?:array|matrix)\}([)\]|])", re.DOTALL
+    r"([(\[|])\\begin\{(?:array|(?:small)?matrix)\}((?:(?!\\begin|\\end).)*)\\end\{(?:array|matrix)\}([)\]|])",
+    re.DOTALL,
 )
 
 
 _BASE = re.compile(r"(?<=\d)\\text\{\(?(?:in)?base ?(\d{1,2})\)?\}")
+_BRACKETED = re.compile(r"^\((\d+)\)_(?=[\d{])")
 _CASES = re.compile(r"\\begin\{cases\}([^&]*)\\end\{cases\}", re.DOTALL)
 
 
@@ -73,6 +78,8 @@ def tidied(text: str) -> str:
         cases = _CASES.fullmatch(text)
         if cases:
             text = ",".join(part.strip(",") for part in cases[1].split(r"\\"))
+    if ")_" in text:
+        text = _BRACKETED.sub(r"\1_", text)
     if "base" in text:
         text = _BASE.sub(lambda base: "_" + (base[1] if len(base[1]) == 1 else f"{{{base[1]}}}"), text)
     return text.replace(r"\{\}", r"\emptyset") if r"\{\}" in text else text

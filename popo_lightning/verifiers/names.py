@@ -9,8 +9,8 @@ from popo_lightning.verifiers.latex import brackets, parts, without_commands
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|angle)"
 _CORNERS = rf"(?:[A-Z]{{1,4}}|[a-z]|\d{{1,3}}|{_GREEK})"
 _FIGURE = (
-    rf"m?(?:\\(?:angle|triangle|odot) ?{_CORNERS}|\\(?:overline|widehat)\{{[A-Za-z]{{1,3}}'?\}}"
-    r"|\\(?:vec|overrightarrow|overleftrightarrow)(?:\{[A-Za-z]{1,2}\}| ?[A-Za-z])|\|[A-Z]{2}\|)"
+    rf"m?(?:\\(?:angle|triangle|odot)(?: ?{_CORNERS}|\{{[A-Z]{{2,4}}\}})|\\(?:overline|widehat)\{{[A-Za-z]{{1,3}}'?\}}"
+    r"|\\(?:vec|overrightarrow|overleftrightarrow)(?:\{[A-Za-z]{1,2}\}| ?[A-Za-z])|\|(?:[A-Z]{2}|\\overline\{[A-Z]{2}\})\||\[[A-Z]{3,5}\])"
 )
 _WORDS = r"(?i:area|perimeter|volume|circumference|length|width|height|radius|diameter|distance|answer)"
 _NAME = re.compile(
@@ -21,13 +21,15 @@ _NAME = re.compile(
 )
 _RATIO = re.compile(rf"\\(?:sin|cos|tan|cot|sec|csc) ?(?:\(?(?:m?\\angle ?{_CORNERS}|[A-Z]{{1,3}}|[a-z]|{_GREEK})\)?)")
 _SHORT = re.compile(rf"[A-Za-z]|{_GREEK}")
-_LINE = re.compile(r"\\overline\{(\w+)\}|\|(\w+)\|")
+_LINE = re.compile(r"\|?\\overline\{(\w+)\}\|?|\|(\w+)\||(?<=\\angle)\{(\w+)\}")
 
 
 def assignment(text: str) -> tuple[str | None, str]:
     r"""(name, value) of `x=5`, `7=x` and `x\in[0,1]`, (None, text) of anything else."""
     for sign in ("=", r"\\in"):
         sides = parts(text, sign) if sign.strip("\\") in text else []
+        if sign == "=" and len(sides) > 2 and all(map(_NAME.fullmatch, sides[:-1])) and not has_letters(sides[-1]):
+            sides = [sides[0], sides[-1]]  # AB=BC=5
         if len(sides) != 2 or not all(sides):
             continue
         if _names(*sides) or _names_a_tuple(*sides):
@@ -96,4 +98,4 @@ def _names_a_tuple(names: str, values: str) -> bool:
 def _one_name(name: str) -> str:
     r"""One name for `BC`, `|BC|` and `\overline{BC}`, for `m\angle 3` and `\angle 3`."""
     name = name.replace(" ", "")
-    return _LINE.sub(lambda line: line[1] or line[2], re.sub(r"^m(?=\\)", "", name))
+    return _LINE.sub(lambda line: line[1] or line[2] or line[3], re.sub(r"^m(?=\\)", "", name))

@@ -42,7 +42,7 @@ _BARE = re.compile(
 )
 _TEXTS = r"(?:\\text\{(?:[A-Za-z ./^23-]|\^\{-?\d\}|\\cdot ?)*\}(?:\^\{?-?\d\}?|/|\\cdot ?)*)+"
 _MEASURED = re.compile(
-    r"(?P<value>.*(?:[\d})]|\\pi))(?:(?P<degrees>\^\\circ) ?(?:[CF]|\\text\{(?:[CF]|Celsius|Fahrenheit)\})?"
+    r"(?P<value>.*?(?:[\d})]|\\pi))(?:(?P<degrees>\^\\circ) ?(?:[CF]|\\text\{(?:[CF]|Celsius|Fahrenheit)\})?"
     rf"|(?P<text>{_TEXTS})|\\frac\{{(?P<above>{_TEXTS})\}}\{{(?P<below>{_TEXTS})\}}"
     r"| ?(?P<bare>[A-Za-z][A-Za-z/]*(?:\^[23])?\.?))",
     re.ASCII | re.DOTALL,
