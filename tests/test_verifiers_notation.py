@@ -125,6 +125,7 @@ RIGHT = [
         "\\left(\\begin{matrix} 1 & 0 \\\\ 0 & 2 \\end{matrix}\\right)",
     ),
     ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{bmatrix} 1 \\\\ 2 \\\\ \\end{bmatrix}"),
+    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\left(\\begin{smallmatrix} 1 \\\\ 2 \\end{smallmatrix}\\right)"),
     ("1,2,\\ldots,10", "1, 2, \\dots, 10"),
     ("1,2,\\ldots,10", "1,2,...,10"),
     ("1,2,3,\\ldots", "1,2,3,…"),

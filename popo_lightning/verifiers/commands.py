@@ -60,8 +60,7 @@ def prepared(text: str) -> str:
 
 _MATRICES = {"()": "pmatrix", "[]": "bmatrix", "||": "vmatrix"}
 _MATRIX = re.compile(
-    r"([(\[|])\\begin\{(?:array|(?:small)?matrix)\}((?:(?!\\begin|\\end).)*)\\end\{(?:array|matrix)\}([)\]|])",
-    re.DOTALL,
+    r"([(\[|])\\begin\{(array|(?:small)?matrix)\}((?:(?!\\begin|\\end).)*)\\end\{\2\}([)\]|])", re.DOTALL
 )
 
 
@@ -86,5 +85,5 @@ def tidied(text: str) -> str:
 
 
 def _matrix(match: re.Match[str]) -> str:
-    kind = _MATRICES.get(match[1] + match[3])
-    return rf"\begin{{{kind}}}{match[2]}\end{{{kind}}}" if kind else match[0]
+    kind = _MATRICES.get(match[1] + match[4])
+    return rf"\begin{{{kind}}}{match[3]}\end{{{kind}}}" if kind else match[0]

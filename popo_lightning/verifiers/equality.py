@@ -1,15 +1,18 @@
 r"""When an answer is the gold answer: spelling, plain numbers, lists, tuples, assignments, then computer algebra.
 
 - Equal spelling is right, whatever it says. Words may differ in case.
-- Where both are plain numbers the numbers decide (see `numbers`).
-- `1,-2` is a set: order does not matter, every element must be there. So are `1 and -2`, `\{1,-2\}` and `1\pm2`.
-  `(1,-2)` keeps its order, and its brackets, which may be an interval's.
-- `x=5` is 5, on either side, where the name is a short one; two names must be the same. No other equation is a value:
-  `5=5` and `2+3=5` are not 5.
-- `x>2` is `(2,\infty)`, on either side.
-- `\frac{15}{2}=7.5` is 7.5 where each side is written otherwise and is the gold number.
-- Units after a number may be missing on one side, but not differ (see `units`). Degrees, dollars and percent signs
+- Where both are plain numbers the numbers decide (see `numbers`; `repeating` for `0.\overline{3}`).
+- `1,-2` is a set: order does not matter, every element must be there. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
+  `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order, and its brackets, which may be an
+  interval's; `x=1,y=-2` is that pair.
+- `x=5` and `5=x` are 5, on either side, where the name is a short one or a part of a figure; two names must be the same.
+  No other equation is a value: `5=5` and `2+3=5` are not 5. An equation or inequality may be multiplied by a constant.
+- `x>2` is `(2,\infty)`, on either side, and `x<0\text{ or }x>2` a union (see `regions`).
+- `\frac{15}{2}=7.5` is 7.5 where each side is written otherwise and is the gold number. `\frac{2}{3}\approx0.667` is
+  two thirds, and the gold 0.667; `0.667` alone is not two thirds.
+- Units after a number may be missing on one side, but not differ (see `units`). Degrees, currencies and percent signs
   likewise. `70\text{ thousand}` is 70000.
+- `\textbf{(C)}\ 14` is 14 and is C.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|a
 _CORNERS = rf"(?:[A-Z]{{1,4}}|[a-z]|\d{{1,3}}|{_GREEK})"
 _FIGURE = (
     rf"m?(?:\\(?:angle|triangle|odot)(?: ?{_CORNERS}|\{{[A-Z]{{2,4}}\}})|\\(?:overline|widehat)\{{[A-Za-z]{{1,3}}'?\}}"
-    r"|\\(?:vec|overrightarrow|overleftrightarrow)(?:\{[A-Za-z]{1,2}\}| ?[A-Za-z])|\|(?:[A-Z]{2}|\\overline\{[A-Z]{2}\})\||\[[A-Z]{3,5}\])"
+    r"|\\(?:vec|overrightarrow|overleftrightarrow)(?:\{[A-Za-z]{1,2}\}| ?[A-Za-z])"
+    r"|\|(?:[A-Z]{2}|\\overline\{[A-Z]{2}\})\||\[[A-Z]{3,5}\])"
 )
 _WORDS = r"(?i:area|perimeter|volume|circumference|length|width|height|radius|diameter|distance|answer)"
 _NAME = re.compile(
