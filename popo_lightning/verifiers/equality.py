@@ -5,7 +5,7 @@ r"""When an answer is the gold answer: spelling, plain numbers, lists, tuples, a
 - `1,-2` is a set: order does not matter, every element must be there. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
   `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order, and its brackets, which may be an
   interval's; `x=1,y=-2` is that pair.
-- `x=5` and `5=x` are 5, on either side, where the name is a short one or a part of a figure; two names must be the same.
+- `x=5` and `5=x` are 5, on either side, where the name is short or a part of a figure; two names must be the same.
   No other equation is a value: `5=5` and `2+3=5` are not 5. An equation or inequality may be multiplied by a constant.
 - `x>2` is `(2,\infty)`, on either side, and `x<0\text{ or }x>2` a union (see `regions`).
 - `\frac{15}{2}=7.5` is 7.5 where each side is written otherwise and is the gold number. `\frac{2}{3}\approx0.667` is
