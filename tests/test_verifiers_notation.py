@@ -126,6 +126,7 @@ RIGHT = [
     ),
     ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{bmatrix} 1 \\\\ 2 \\\\ \\end{bmatrix}"),
     ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\left(\\begin{smallmatrix} 1 \\\\ 2 \\end{smallmatrix}\\right)"),
+    ("(1,2)", "\\langle 1,2\\rangle"),
     ("1,2,\\ldots,10", "1, 2, \\dots, 10"),
     ("1,2,\\ldots,10", "1,2,...,10"),
     ("1,2,3,\\ldots", "1,2,3,…"),

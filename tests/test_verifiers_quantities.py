@@ -75,6 +75,7 @@ RIGHT = [
     ("\\text{A and C}", "A, C"),
     ("\\text{A and C}", "C \\text{ and } A"),
     ("\\text{A, B, and D}", "A,B,D"),
+    ("\\text{(A), (C)}", "C, A"),
     # a choice letter with its text
     ("14", "\\textbf{(C)}\\ 14"),
     ("\\textbf{(C)}\\ 14", "14"),

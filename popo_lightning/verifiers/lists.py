@@ -8,7 +8,7 @@ from popo_lightning.verifiers.latex import brackets, parts
 
 _WORD_LIST = re.compile(r"\\text\{(?:,?(?:and|or|OR|AND)|,)\}|(?<=[\d})])(?:and|or)(?=[\d\\({-])")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 100,000\pi is no list
-_WORDS_IN_TEXT = re.compile(r"\\text\{(\w+(?:(?:,| and | or |,and |,or )\w+){1,8})\}", re.ASCII)
+_WORDS_IN_TEXT = re.compile(r"\\text\{(\(?\w+\)?(?:(?:,| and | or |,and |,or )\(?\w+\)?){1,8})\}", re.ASCII)
 
 
 def elements(text: str) -> list[str]:
