@@ -124,7 +124,8 @@ class GroupMaker:
             for place, responses in ready:
                 sampled[place] = responses
                 problem, prefix = problems[place], begun[place]
-                texts = [problem.response_prefix + self._whole_text(prefix, response) for response in responses]
+                begin = problem.response_prefix or prompts[place].opened
+                texts = [begin + self._whole_text(prefix, response) for response in responses]
                 self.pool.offer([(problem.answer, text) for text in texts])
             self.pool.go_on()
         return sampled

@@ -18,6 +18,8 @@ from popo_lightning.errors import SettingError, reason
 from popo_lightning.model_folder import sees_images
 from popo_lightning.problems import IMAGE_MARK, Problem
 
+THINK_TAG = "<think>"
+
 SHOWN = 5  # sentences about unreadable problems
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Prompt:
         unexpanded_ids: As ids, but with one token an image: what vLLM expands by itself. Empty for text.
         pictures: The images before the processor, for vLLM.
         begun: Last tokens of ids that are the beginning of the response, and count towards its limit.
+        opened: What the end of the prompt wrote of the response, "<think>" and a new line or nothing, for verifiers.
     """
 
     ids: Tensor
@@ -40,6 +43,7 @@ class Prompt:
     unexpanded_ids: Sequence[int] = ()
     pictures: Sequence[Any] = ()
     begun: int = 0
+    opened: str = ""
 
 
 class PromptEncoder:
@@ -102,12 +106,14 @@ class PromptEncoder:
             return self._with_images(problem)
         if problem.id not in self._encoded:
             if isinstance(problem.prompt, str):
-                ids = self.tokenizer(problem.prompt)["input_ids"]
+                text = problem.prompt
+                ids = self.tokenizer(text)["input_ids"]
             else:
-                ids = self.tokenizer(self._chat(problem.prompt), add_special_tokens=False)["input_ids"]
+                text = self._chat(problem.prompt)
+                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             if not ids:
                 raise SettingError(f"problem '{problem.id}' of data.task has an empty prompt; leave it out")
-            self._encoded[problem.id] = Prompt(torch.tensor(ids, dtype=torch.long))
+            self._encoded[problem.id] = Prompt(torch.tensor(ids, dtype=torch.long), opened=_opened(problem, text))
         return self._encoded[problem.id]
 
     def _with_images(self, problem: Problem) -> Prompt:
@@ -116,7 +122,7 @@ class PromptEncoder:
         encoded = self.processor(text=[text], images=pictures, return_tensors="pt", return_mm_token_type_ids=False)
         unexpanded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         images = {name: encoded[name] for name in self.processor.image_processor.model_input_names}
-        return Prompt(encoded["input_ids"][0], images, unexpanded, pictures)
+        return Prompt(encoded["input_ids"][0], images, unexpanded, pictures, opened=_opened(problem, text))
 
     def _image_text(self, problem: Problem) -> str:
         if isinstance(problem.prompt, str):
@@ -191,6 +197,14 @@ class PromptEncoder:
         """Raises ValueError where a problem's text has image tokens of its own, for which there are no features."""
         if self._image_tokens and sum(token in self._image_tokens for token in ids) != images:
             raise ValueError("its text contains the model's own image tokens")
+
+
+def _opened(problem: Problem, text: str) -> str:
+    """The tag, with the space after it, that a chat template or plain prompt opens for the policy at its end."""
+    if problem.response_prefix:
+        return ""
+    bare = text.rstrip()
+    return THINK_TAG + text[len(bare) :] if bare.endswith(THINK_TAG) else ""
 
 
 def _image_tokens(folder: str | Path) -> list[int]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ NONSENSE = [
     {"acc": 1.0},
     {},
     None,
-    1.0,
+    math.nan,
     [("score", 1.0)],
     {"score": "1.0"},
     {"score": None},
@@ -130,6 +131,22 @@ NONSENSE = [
     {"score": 1.0, 2: 1.0},
     {"score": 1.0, **{f"part {i}": 1.0 for i in range(10_000)}},
 ]
+
+
+@pytest.mark.parametrize("number", [0.5, 1, True, Fraction(1, 2)])
+def test_a_bare_number_is_the_score(pool: GradingPool, number: Any) -> None:
+    assert around(pool, (number, "return")) == [Grade({"score": float(number), "acc": float(number)})]
+
+
+def test_nonsense_is_named_with_the_text_that_caused_it(pool: GradingPool, caplog: pytest.LogCaptureFixture) -> None:
+    around(pool, ("none of it", "return"), ([], "return"))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage() == "the verifier returned 'none of it' for the response 'return'; that response gets 0"
+
+
+def test_an_error_is_named_with_the_text_that_caused_it(pool: GradingPool, caplog: pytest.LogCaptureFixture) -> None:
+    around(pool, ("", "raise"))
+    assert "raised ZeroDivisionError: division by zero for the response 'raise'" in caplog.text
 
 
 def test_nonsense_is_invalid_and_the_worker_stays(pool: GradingPool) -> None:

@@ -73,6 +73,38 @@ def test_the_verifier_reads_the_response_from_where_the_prompt_began_it(policy: 
 
 
 @pytest.mark.parametrize(
+    ("template", "begun"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ""),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}",
+            "<think>\n",
+        ),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}<think>", "<think>"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}<think>\n\n</think>\n\n", ""),
+    ],
+)
+def test_the_verifier_reads_the_tag_that_the_template_opened(policy: Path, template: str, begun: str) -> None:
+    problem = Problem("p", [{"role": "user", "content": "1"}], begun + "said")
+    with GradingPool(score_begun) as pool:
+        encoder = PromptEncoder(policy, 30)
+        encoder.tokenizer.chat_template = template
+        maker = GroupMaker(encoder, Says(3), pool, PhaseClock(), 0, 1, torch.float32, None)
+        (group,) = maker.make([problem], 2, Sampling(20), 0)
+    assert [response.parts["score"] for response in group.responses] == [1]
+    assert group.responses[0].text == "said"
+
+
+def test_the_verifier_reads_the_tag_at_the_end_of_a_plain_prompt(policy: Path) -> None:
+    assert made(policy, Problem("p", "1\n<think>", "<think>said"), Says(3)).responses[0].parts["score"] == 1
+
+
+def test_a_prompt_that_mentions_the_tag_opens_nothing(policy: Path) -> None:
+    problem = Problem("p", [{"role": "user", "content": "1<think>"}, {"role": "assistant", "content": "2"}], "2said")
+    assert made(policy, problem, Says(3)).responses[0].parts["score"] == 1
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"overlong": SoftOverlong(8), "max_new_tokens": 8}, r"data\.overlong\.buffer_tokens is 8 but"),

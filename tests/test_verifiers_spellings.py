@@ -6,7 +6,7 @@ import pytest
 
 from popo_lightning.verifiers.latex import canonical
 from popo_lightning.verifiers.math import MathVerifier
-from popo_lightning.verifiers.ranges import interval_of
+from popo_lightning.verifiers.regions import interval_of
 
 RIGHT = [
     *(("A", text) for text in ("(A)", "\\text{(A)}", "\\mathrm{(A)}", "\\text{A.}", "\\text{A}", "A)", "\\text{(A).}")),

@@ -55,10 +55,7 @@ WRONG = [
     ("12", "12\\text{ thousand dollars}"),
     ("70", "70 thousand"),
     ("70", "70\\text{K}"),
-    *(
-        ("5", f"5\\text{{ {word}}}")
-        for word in ("factorial", "squared", "cubed", "x", "th", "no", "i", "apples squared")
-    ),
+    *(("5", f"5\\text{{ {word}}}") for word in ("factorial", "squared", "cubed", "x", "no", "i", "apples squared")),
     *(("5", f"5{letters}") for letters in ("abcd", "sqrt", "m", "am", "apples cubed", "per", "square")),
     *(
         ("3", f"3\\text{{ {words}}}")

@@ -10,7 +10,9 @@ from typing import Any
 from popo_lightning.problems import Problem
 
 Verify = Callable[[Any, str], dict[str, float]]
-"""(gold answer, response text) -> reward parts: "score" trains, "acc" evaluates, "format" and others are logged."""
+"""(gold answer, response text) -> reward parts: "score" trains, "acc" evaluates, "format" and others are logged.
+
+A bare number is the score."""
 
 
 @dataclass(frozen=True)

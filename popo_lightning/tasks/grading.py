@@ -159,7 +159,7 @@ class GradingPool:
                 else:
                     index, grade = worker.finish_item(reply)
                     self._grades[index] = grade
-                    if grade.failure == "error":
+                    if grade.failure is not None:
                         self._warn(reply)
             except (EOFError, ProtocolError) as error:
                 self._lose(worker, "crash" if isinstance(error, EOFError) else "invalid")
@@ -192,7 +192,7 @@ class GradingPool:
 
     def _warn(self, reply: dict[str, Any]) -> None:
         level = logging.DEBUG if self._warned else logging.WARNING  # once, for a bug in the verifier itself
-        logger.log(level, "the verifier raised %r; that response gets 0", str(reply.get("reason"))[:300])
+        logger.log(level, "the verifier %s; that response gets 0", ascii(str(reply.get("reason")))[1:-1][:1000])
         self._warned = True
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import reprlib
 import resource
 import signal
 import socket
@@ -26,6 +27,9 @@ LENGTH = struct.Struct("!I")
 """What precedes every message, in both directions: its length in bytes."""
 
 MAX_REPLY_BYTES = 64 * 1024
+
+SHOWN = 200
+"""Characters of a response that are shown in the log with what went wrong."""
 
 MAX_MEMORY_BYTES = 4 * 1024**3
 """What one grader may allocate. A response that makes it take more is an error or a crash of its own grader."""
@@ -78,15 +82,25 @@ def serve(fd: int, parent: int) -> None:
 
 
 def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
+    text = ""
     try:
-        parts = checked_parts(verify(*pickle.loads(body)))
+        answer, text = pickle.loads(body)
+        given = verify(answer, text)
+        parts = checked_parts({"score": given} if isinstance(given, Real) else given)
         if parts is not None and len(json.dumps(parts)) < MAX_REPLY_BYTES - 100:  # room for the item's number
             return {"parts": parts}
-        return {"failure": "invalid"}
+        return {"failure": "invalid", "reason": f"returned {reprlib.repr(given)[:300]} for {_shown(text)}"}
     except BaseException as error:  # SystemExit and KeyboardInterrupt too
-        return {"failure": "error", "reason": _describe(error)}
+        return {"failure": "error", "reason": f"raised {_describe(error)} for {_shown(text)}"}
     finally:
         signal.alarm(0)  # an alarm left behind would strike a later response
+
+
+def _shown(text: object) -> str:
+    """The end of a response, where its answer stands."""
+    if not isinstance(text, str):
+        return "a response that is no text"
+    return f"the response {text!r}" if len(text) <= SHOWN else f"the response that ends in {text[-SHOWN:]!r}"
 
 
 def _describe(error: BaseException) -> str:

@@ -21,11 +21,14 @@ _UNIT = re.compile(
     r"ft|yd|in|m)\.?\s*(?:\})?\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])?\s*\$?\s*$"
 )
 
+_OTHER_SIGN = re.compile(r"%|\\\$|[€£₹¥¢°]|\\circ")
+
 
 class GeometryVerifier(Verifier):
     r"""Right where the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
 
-    Compared as by `MathVerifier`, with units of length and area and degrees dropped. A choice letter is not an answer.
+    Compared as by `MathVerifier`, with units of length and area dropped. A choice letter alone is
+    no answer.
 
     Parts: acc 1 where right; format 1 for `<think>...</think>` and then a box; score 1 where right and else
     format_reward * format.
@@ -59,8 +62,13 @@ class GeometryVerifier(Verifier):
 
 
 def is_right_figure(gold: str, boxed: str) -> bool:
-    """Whether what stands in the box is the gold answer, units dropped."""
-    return is_right(gold, boxed) or is_right(_without_unit(gold), _without_unit(boxed))
+    """Whether what stands in the box is the gold answer, units of length and area dropped."""
+    if is_right(gold, boxed):
+        return True
+    bare = _without_unit(gold), _without_unit(boxed)
+    if any(_OTHER_SIGN.search(text) and text == whole for text, whole in zip(bare, (gold, boxed), strict=True)):
+        return False  # percent, money or degrees against a length
+    return bare != (gold, boxed) and is_right(*bare)
 
 
 def _without_unit(text: str) -> str:

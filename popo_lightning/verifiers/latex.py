@@ -9,35 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from popo_lightning.verifiers.commands import ARGUMENTS, DROPPED, FUNCTIONS, INFIX, OPERATORS, RENAMED, prepared, tidied
+
 MAX_DEPTH = 24
 MAX_TOKENS = 2_500
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
-_CHARACTERS = str.maketrans(
-    {
-        "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ",
-        "∞": r"\infty ", "√": r"\sqrt ", "°": r"^\circ ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ",
-        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "²": "^2", "³": "^3", "±": r"\pm ", "θ": r"\theta ",
-        "∠": r"\angle ", "≅": r"\cong ", "’": "'", "′": "'", "€": "", "£": "",
-    }
-)  # fmt: skip
-_DROPPED = frozenset(
-    {"$", r"\$", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[", r"\]", r"\left", r"\right", r"\big", r"\Big",
-     r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr", r"\displaystyle", r"\textstyle", r"\limits", r"\quad",
-     r"\qquad", r"\hline", r"\rm", r"\pounds", r"\euro",
-     r"\boldsymbol", r"\bm", "\\"}
-)  # fmt: skip
-_RENAMED = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\geqslant": r"\geq", r"\ge": r"\geq",
-    r"\leqslant": r"\leq", r"\le": r"\leq", r"\ne": r"\neq", r"\lt": "<", r"\gt": ">", r"\lbrace": r"\{",
-    r"\rbrace": r"\}", r"\varnothing": r"\emptyset", r"\imath": "i", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
-    r"\mathrm": r"\text", r"\textbf": r"\text", r"\mathbf": r"\text", r"\mbox": r"\text", r"\textnormal": r"\text",
-    r"\textrm": r"\text", r"\textsc": r"\text", r"\textit": r"\text", r"\mathit": r"\text", r"\hbox": r"\text",
-    r"\operatorname": r"\text", r"\prime": "'", r"\to": r"\rightarrow", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
-    r"\degree": r"^\circ", r"\degrees": r"^\circ", r"\*": "*", r"\implies": r"\Rightarrow", r"\colon": ":",
-    r"\%": "%",
-}  # fmt: skip
-_ARGUMENTS = {r"\frac": 2, r"\sqrt": 1, r"\text": 1, r"\binom": 2, r"\overline": 1, "^": 1, "_": 1}
+_PLAIN_NUMBER = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
 _OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 
 
@@ -51,11 +29,13 @@ def canonical(text: str) -> str:
     Raises:
         UnreadableLatexError: Braces do not match, or nesting or length is beyond any answer.
     """
+    if _PLAIN_NUMBER.fullmatch(text):  # most answers
+        return text
     tokens = _tokens(text)
     written = _written(tokens, 0)
     while written and written[-1] in ".,;":
         written.pop()
-    return _joined(written)
+    return tidied(_joined(written))
 
 
 def without_text_commands(text: str) -> str:
@@ -101,11 +81,11 @@ def commands(text: str) -> set[str]:
 
 def _tokens(text: str) -> list[str]:
     tokens: list[str] = []
-    for token in _TOKEN.findall(text.translate(_CHARACTERS).replace("{,}", ",")):
-        token = _RENAMED.get(token, token)
-        if token in _DROPPED:
+    for token in _TOKEN.findall(prepared(text)):
+        token = RENAMED.get(token, token)
+        if token in DROPPED:
             continue
-        if token.isspace() or token in ("~", "\\ "):
+        if token.isspace():
             token = " "
         tokens += ["^", r"\circ"] if token == r"^\circ" else [token]
     if len(tokens) > MAX_TOKENS:
@@ -114,26 +94,46 @@ def _tokens(text: str) -> list[str]:
 
 
 def _without_spaces(tokens: Sequence[str]) -> list[str]:
-    r"""Spaces kept only between digits (`5 5` is not 55) and between the words of a `\text{...}`."""
+    r"""Spaces kept only where they tell.
+
+    Between digits (`5 5` is not 55), between the words of a `\text{...}`, and after the comma of `7, 100`, which is not
+    7,100.
+    """
     kept: list[str] = []
-    in_text = False
+    depth = 0  # of braces in a text
     for place, token in enumerate(tokens):
         if token == "{":
-            in_text = in_text or kept[-1:] == [r"\text"]
+            depth += bool(depth) or kept[-1:] == [r"\text"]
         elif token == "}":
-            in_text = False
-        if token != " ":
+            depth -= bool(depth)
+        if token not in (" ", r"\,"):
             kept.append(token)
             continue
         before, after = kept[-1] if kept else "", tokens[place + 1] if place + 1 < len(tokens) else ""
-        if (before.isdigit() and after.isdigit()) or (in_text and before.isalnum() and after.isalpha()):
+        if depth:
+            tells = (before.isalnum() or before == "}") and after.isalpha()
+        elif before == ",":
+            tells = token == " " and kept[-2:-1] != [] and kept[-2].isdigit() and _begins_with_thousands(tokens, place)
+        else:
+            tells = token == " " and before.isdigit() and after.isdigit()
+        if tells:
             kept.append(" ")
     return kept
+
+
+def _begins_with_thousands(tokens: Sequence[str], place: int) -> bool:
+    """Whether exactly three digits follow, which without the space before them would belong to a number."""
+    after = [token.isdigit() for token in tokens[place + 1 : place + 5]]
+    return after[:3] == [True, True, True] and after[3:] != [True]
 
 
 def _written(tokens: Sequence[str], depth: int) -> list[str]:
     if depth > MAX_DEPTH:
         raise UnreadableLatexError(f"it is nested over {MAX_DEPTH} deep")
+    infix = _infix(tokens)
+    if infix is not None:
+        above, below = _written(tokens[:infix], depth + 1), _written(tokens[infix + 1 :], depth + 1)
+        return [INFIX[tokens[infix]], "{", *above, "}", "{", *below, "}"]
     written: list[str] = []
     place = 0
     while place < len(tokens):
@@ -148,19 +148,58 @@ def _written(tokens: Sequence[str], depth: int) -> list[str]:
             continue
         written.append(token)
         if token == r"\sqrt" and place < len(tokens) and tokens[place] == "[":
-            index = _closing_bracket(tokens, place)
+            index = _closing(tokens, place, "]")
             written += ["[", *_written(tokens[place + 1 : index], depth + 1), "]"]
             place = index + 1
-        for _ in range(_ARGUMENTS.get(token, 0)):
+        if token == r"\operatorname" and tokens[place : place + 1] == ["*"]:
+            place += 1
+        for _ in range(ARGUMENTS.get(token, 0)):
             argument, place = _argument(tokens, place, depth, token)
-            if written[-2:] == [r"\log", "_"]:  # \log_2 3 and \log_23 are \log_{2}3, which no reader takes for base 23
+            if token in (r"\text", r"\operatorname"):
+                written[-1:] = _named(argument, OPERATORS if token == r"\operatorname" else FUNCTIONS)
+            elif written[-2:] == [
+                r"\log",
+                "_",
+            ]:  # \log_2 3 and \log_23 are \log_{2}3, which no reader takes for base 23
                 place += tokens[place : place + 1] == [" "]
                 written += ["{", *argument, "}"]
-            elif token in ("^", "_") and len(argument) == 1:
+            elif token in ("^", "_") and len(argument) == 1 and not _runs_on(argument[0], tokens, place):
                 written += argument
+            elif token == "^" and argument and set(argument) == {"'"}:
+                written[-1:] = argument
+            elif (
+                token == "_" and argument[:1] == ["("] and argument[-1:] == [")"] and "".join(argument[1:-1]).isdigit()
+            ):
+                written += argument[1:-1] if len(argument) == 3 else ["{", *argument[1:-1], "}"]  # 52_{(8)}
             else:
                 written += ["{", *argument, "}"]
     return _primes(written)
+
+
+def _runs_on(argument: str, tokens: Sequence[str], place: int) -> bool:
+    """Whether a digit follows an exponent or index that is a digit: `x^{1}2` is not `x^{12}`."""
+    place += tokens[place : place + 1] == [" "]
+    return argument.isdigit() and place < len(tokens) and tokens[place].isdigit()
+
+
+def _infix(tokens: Sequence[str]) -> int | None:
+    r"""Where `\over` or `\choose` stands outside all braces, None where neither does."""
+    if r"\over" not in tokens and r"\choose" not in tokens:
+        return None
+    depth = 0
+    for place, token in enumerate(tokens):
+        depth += (token == "{") - (token == "}")
+        if depth == 0 and token in INFIX:
+            return place
+    return None
+
+
+def _named(argument: list[str], functions: frozenset[str]) -> list[str]:
+    r"""What `\text{name}` stands for: a function, a constant, or a word."""
+    name = "".join(argument)
+    if name in functions:
+        return ["\\" + name]
+    return argument if name in ("e", "i") else [r"\text", "{", *argument, "}"]
 
 
 def _group(tokens: Sequence[str], start: int, depth: int) -> tuple[list[str], int]:
@@ -180,24 +219,41 @@ def _argument(tokens: Sequence[str], place: int, depth: int, command: str) -> tu
     if tokens[place] == "{":
         return _group(tokens, place + 1, depth)
     end = place + 1
-    if command == "^":  # 10^12 is meant as 10^{12}, x^-1 as x^{-1}, though TeX reads one character
+    if command == r"\sqrt" and tokens[place] == "(":
+        end = _closing(tokens, place, ")")
+        return _written(tokens[place + 1 : end], depth + 1), end + 1
+    if command == r"\sqrt" and tokens[place].isdigit():  # √15 is meant as √(15), though TeX reads one character
+        end = _after_number(tokens, place)
+    elif command == "^":  # 10^12 is meant as 10^{12}, x^-1 as x^{-1}, though TeX reads one character
         end += tokens[place] in "+-" and end < len(tokens)
         while tokens[end - 1].isdigit() and end < len(tokens) and tokens[end].isdigit():
             end += 1
-    elif tokens[place] in _ARGUMENTS and depth < MAX_DEPTH:  # \frac\sqrt3 2
+    elif tokens[place] in ARGUMENTS and depth < MAX_DEPTH:  # \frac\sqrt3 2
         inner: list[str] = [tokens[place]]
-        for _ in range(_ARGUMENTS[tokens[place]]):
-            argument, end = _argument(tokens, end, depth + 1, tokens[place])
+        for _ in range(ARGUMENTS[tokens[place]]):
+            argument, end = _argument(tokens, end, depth + 1, "")
             inner += ["{", *argument, "}"]
         return inner, end
     return list(tokens[place:end]), end
 
 
-def _closing_bracket(tokens: Sequence[str], start: int) -> int:
-    for place in range(start, min(len(tokens), start + 40)):
-        if tokens[place] == "]":
+def _closing(tokens: Sequence[str], start: int, closing: str) -> int:
+    level = 0
+    for place in range(start, len(tokens)):
+        level += (tokens[place] == tokens[start]) - (tokens[place] == closing)
+        if level == 0:
             return place
     raise UnreadableLatexError("its brackets do not match")
+
+
+def _after_number(tokens: Sequence[str], place: int) -> int:
+    while place < len(tokens) and tokens[place].isdigit():
+        place += 1
+    if tokens[place : place + 1] == ["."] and place + 1 < len(tokens) and tokens[place + 1].isdigit():
+        place += 1
+        while place < len(tokens) and tokens[place].isdigit():
+            place += 1
+    return place
 
 
 def _primes(tokens: Sequence[str]) -> list[str]:

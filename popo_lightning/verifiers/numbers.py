@@ -1,4 +1,5 @@
-r"""Plain numbers as people and models write them: `58,500`, `-\frac{3}{4}`, `1\frac{4}{5}`, `67\%`, `8.7\times10^{8}`.
+r"""Plain numbers as people and models write them: `58,500`, `-\frac{3}{4}`, `1\frac{4}{5}`, `3 1/4`, `67\%`,
+`8.7\times10^{8}`, `0.\overline{3}`.
 
 Read here and not by a computer algebra system: it is a thousand times faster, and exact. LaTeX readers take `4.5e33`
 for 4.5 times Euler's number times 33.
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+
+from popo_lightning.verifiers.repeating import repeating_value
 
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 MAX_DIGITS = 1_500
@@ -21,7 +24,7 @@ _NUMBER = re.compile(
         (?P<braced>\{{)?(?P<exponent>[-+]?\d{{1,4}})(?(braced)\}})
       | 10\^(?P<braced2>\{{)?(?P<power>[-+]?\d{{1,4}})(?(braced2)\}})
       | (?P<whole>\d+)?\\frac\{{(?P<top>-?\d+)\}}\{{(?P<bottom>-?\d+)\}}
-      | (?P<over>\d+)/(?P<under>\d+)
+      | (?:(?P<units>\d+)[ ])?(?P<over>\d+)/(?P<under>\d+)
       | (?P<decimal>{_DECIMAL})
     )(?P<percent>\\?%)?""",
     re.VERBOSE | re.ASCII,
@@ -63,13 +66,15 @@ def read_number(text: str) -> PlainNumber | None:
         return None
     match = _NUMBER.fullmatch(text)
     if match is None:
-        return None
+        return _repeating_number(text) if "." in text else None
     sign = -1 if match["sign"] == "-" else 1
     percent = match["percent"] is not None
     if match["top"] is not None or match["over"] is not None:
         top, bottom = int(match["top"] or match["over"]), int(match["bottom"] or match["under"])
-        whole = int(match["whole"] or 0)
+        whole = int(match["whole"] or match["units"] or 0)
         if bottom == 0 or (match["whole"] is not None and (top < 0 or bottom < 0)):
+            return None
+        if match["units"] is not None and top >= bottom:  # 3 5/4 is no mixed number
             return None
         return PlainNumber(sign * (whole + Fraction(top, bottom)), percent=percent)
     exponent = int(match["exponent"] or match["power"] or 0)
@@ -81,6 +86,14 @@ def read_number(text: str) -> PlainNumber | None:
     if match["mantissa"] is not None or "." in written:
         half_unit = scale / (2 * 10 ** len(written.partition(".")[2]))
     return PlainNumber(sign * Fraction(written) * scale, half_unit, percent)
+
+
+def _repeating_number(text: str) -> PlainNumber | None:
+    body, percent = re.subn(r"\\?%$", "", text)
+    value = repeating_value(body.lstrip("+-")) if body.lstrip("+-")[:1] in ".0123456789" else None
+    if value is None or len(body) - len(body.lstrip("+-")) > 1:
+        return None
+    return PlainNumber(-value if body.startswith("-") else value, percent=bool(percent))
 
 
 def numbers_agree(gold: PlainNumber, answer: PlainNumber) -> bool:

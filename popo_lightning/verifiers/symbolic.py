@@ -30,6 +30,7 @@ from sympy import (
     StrictGreaterThan,
     StrictLessThan,
     Tuple,
+    expand,
     log,
     simplify,
 )
@@ -37,6 +38,7 @@ from sympy.core.relational import Relational
 
 from popo_lightning.verifiers.limits import is_affordable
 from popo_lightning.verifiers.numbers import PlainNumber
+from popo_lightning.verifiers.repeating import without_repeating
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that its time limits are off
 
@@ -80,21 +82,29 @@ def _same(gold: Any, answer: Any) -> bool:
 @lru_cache(maxsize=4096)
 def meets_decimal(gold: PlainNumber, answer: str) -> bool:
     r"""Whether an answer such as `\frac{\sqrt{3}}{2}` has the value of a decimal gold, within its tolerance."""
-    if not _letters(answer) <= _CONSTANTS:
-        return False
-    read = _read(answer, complex_numbers=False)
+    value = value_of(answer)
+    return value is not None and gold.is_met_by(value)
+
+
+@lru_cache(maxsize=4096)
+def value_of(text: str) -> Fraction | None:
+    r"""The value of a real constant such as `\frac{\sqrt{3}}{2}`, to 30 digits; None for anything else."""
+    if not _letters(text) <= _CONSTANTS:
+        return None
+    read = _read(text, complex_numbers=False)
     if not isinstance(read, Expr) or read.free_symbols:
-        return False
+        return None
     value = N(read, 30)
     if not (value.is_Float or value.is_Rational) or not value.is_finite:
-        return False
+        return None
     exact = Rational(value)
-    return gold.is_met_by(Fraction(int(exact.p), int(exact.q)))
+    return Fraction(int(exact.p), int(exact.q))
 
 
 @lru_cache(maxsize=8192)
 def _read(text: str, complex_numbers: bool) -> Any:
     """A SymPy object, or None for what may not or cannot be read."""
+    text = without_repeating(text)
     if not is_affordable(text):
         return None
     exact = _DECIMAL.sub(lambda match: rf"\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}", text)
@@ -147,10 +157,12 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
     ratios = [N(difference.subs(point) / other.subs(point), _DIGITS) for point in points]
     if not all(ratio.is_number and ratio.is_finite for ratio in ratios):
         return False
-    factor = ratios[0].round(20)
+    factor = ratios[0]
     if factor == 0 or (kind is not Eq and not factor.is_positive) or any(_agree(factor, r) is False for r in ratios):
         return False
-    return bool(simplify(difference / other).is_constant())
+    if simplify(difference / other).is_constant():
+        return True
+    return bool(expand(difference * other.subs(points[0]) - other * difference.subs(points[0])) == 0)
 
 
 def _standard(relation: Relational) -> tuple[type[Relational], Expr]:

@@ -1,75 +1,102 @@
-r"""What a value is counted or measured in: `12 ft`, `12\text{ apples}`, `90^\circ`, `70\text{ thousand dollars}`.
+r"""What a value is counted or measured in: `12 ft`, `\$12`, `12\text{ apples}`, `90^\circ`, `7\text{ million}`.
 
 A word after a number may as well change it (`12\text{ squared}`) or deny it (`12\text{ is impossible}`), so that only
 known units are taken for units, and inside `\text{...}` also things: words of three letters and more that are not
-among those that change or deny. Hundred to trillion and dozen multiply the number.
+among those that change or deny. Hundred to trillion, lakh, crore and dozen multiply the number.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from fractions import Fraction
 
 from popo_lightning.verifiers.numbers import read_number
+from popo_lightning.verifiers.unit_names import (
+    CURRENCIES,
+    CURRENCY_CODES,
+    CURRENCY_SIGNS,
+    PERCENT,
+    SCALES,
+    UNITS,
+    is_thing,
+    known_unit,
+    singular,
+)
 
 MAX_WORDS = 7
 """A longer remark on a number is no unit."""
 
-_SYNONYMS = """
-m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre; in inch; ft foot feet;
-yd yard; mi mile; s sec second; min minute; h hr hour; day; week wk; month; year yr; ms millisecond; g gram;
-kg kilogram; mg milligram; lb pound; oz ounce; ton tonne; dollar usd; cent; euro; penny pennies; degree deg; rad radian;
-unit; l liter litre L; ml milliliter millilitre; gallon gal; acre; mph; am; pm; hz hertz; khz; mhz; J joule; N newton;
-W watt; V volt; kelvin; mol mole; pa pascal; ev; erg; mb megabyte; square sq; cubic cu; per
-"""
-_UNITS = {name: names.split()[0] for names in _SYNONYMS.split(";") for name in names.split()}
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_POWERS = {"square": "^2", "squared": "^2", "cubic": "^3", "cubed": "^3"}
-_CHANGING = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty thirty forty fifty sixty seventy eighty ninety once twice thrice double triple first third fourth fifth
-sixth seventh eighth ninth tenth hundredth thousandth millionth half halves quarter couple score gross grand quadrillion
-mil mill bil bill thou percent percentage and nor not but either neither none never nothing any all some for are was
-were has have had can cannot may might must should would could will the then than that this which what where when while
-until unless except without below above under over more less fewer greater larger smaller most least about approximately
-around roughly almost nearly exactly only just maybe perhaps possible impossible possibly probably undefined unknown
-infinite infinity invalid valid wrong incorrect correct true false yes negative opposite inverse reciprocal minus plus
-times divided multiplied added subtracted sum difference product quotient remainder power squared cubed square cube
-factorial choose permute mod modulo base binary octal decimal hexadecimal ratio log sqrt sin cos tan sec csc cot exp lim
-sup inf max det gcd lcm arg prime other another per cubic nan null etc equal
-"""
-_NO_THINGS = frozenset(_CHANGING.split())
+_POWERS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _BARE_SHORT = "Hz cm mm km kg ft mi in lb"  # two other letters are a product
 _BARE_NAMES = "|".join(
-    [*sorted((f"{n}(?:es|s)?" for n in _UNITS if len(n) > 2), key=len, reverse=True), *_BARE_SHORT.split()]
+    [
+        *sorted((f"{n}(?:es|s)?" for n in UNITS if len(n) > 2), key=len, reverse=True),
+        *_BARE_SHORT.split(),
+        *(code for code in CURRENCY_CODES if code.isupper()),
+    ]
 )
 _BARE = re.compile(
-    rf"({'|'.join(_SCALES)})?(square|sq|cubic)?(?:({_BARE_NAMES})(?:(\^[23])|(?:per|(/))({_BARE_NAMES}|[sh]))?|(m)(/)(s))?\.?"
-    "|(percent)"
+    rf"({'|'.join(SCALES)})?(square|sq|cubic)?(?:({_BARE_NAMES})(?:(\^[23])|(?:per|(/))({_BARE_NAMES}|[sh]))?|(m)(/)(s))?\.?"
+    "|(percent|pct)"
 )
+_TEXTS = r"(?:\\text\{(?:[A-Za-z ./^23-]|\^\{-?\d\}|\\cdot ?)*\}(?:\^\{?-?\d\}?|/|\\cdot ?)*)+"
 _MEASURED = re.compile(
-    r"(?P<value>.*(?:[\d})]|\\pi))(?:(?P<degrees>\^\\circ) ?(?:[CF]|\\text\{(?:[CF]|Celsius|Fahrenheit)\})?"
-    r"|(?P<text>(?:\\text\{[A-Za-z ./^23-]*\}(?:\^\{?-?\d\}?|/)*)+)"
+    r"(?P<value>.*?(?:[\d})]|\\pi))(?:(?P<degrees>\^\\circ) ?(?:[CF]|\\text\{(?:[CF]|Celsius|Fahrenheit)\})?"
+    rf"|(?P<text>{_TEXTS})|\\frac\{{(?P<above>{_TEXTS})\}}\{{(?P<below>{_TEXTS})\}}"
     r"| ?(?P<bare>[A-Za-z][A-Za-z/]*(?:\^[23])?\.?))",
     re.ASCII | re.DOTALL,
 )
 _ALL_IN_TEXT = re.compile(r"\\text\{(-?\d[\d.,]*) ?([A-Za-z][A-Za-z ./^23]*)\}", re.ASCII)
+_OHM = re.compile(r"(?<=[\d}])(?:\\text\{([kMGm])\}|([kMGm]))?\\Omega")
+_MICRO = re.compile(r"(?<=[\d}])\\mu ?\\text\{")
+_SIGN = re.compile("|".join(["(?:US)?" + re.escape(r"\$"), *(sign for sign in CURRENCY_SIGNS if len(sign) == 1)]))
+_CODE = re.compile(rf"(?:\\text\{{)?({'|'.join(CURRENCY_CODES)})\.?\}}?(?=[-+]?(?:[\d.]|\\frac))")
+_MINUTES = re.compile(r"(-?)(\d{1,4})\^\\circ ?(\d{1,2}(?:\.\d{1,6})?)'(?:(\d{1,2}(?:\.\d{1,6})?)(?:''|\"))?", re.ASCII)
+_ORDINAL = re.compile(r"(\d{1,9})\^?\{?(?:\\text\{)?(st|nd|rd|th)\}{0,2}", re.ASCII)
+_ENDINGS = {"1": "st", "2": "nd", "3": "rd"}
 
 
 def split_unit(text: str) -> tuple[str, str]:
     """(value, unit) of canonical LaTeX; the text itself and no unit where what follows the value is none."""
-    match = _MEASURED.fullmatch(_ALL_IN_TEXT.sub(r"\1\\text{\2}", text) if text.startswith(r"\text{") else text)
+    bare, currency = _without_currency(text)
+    value, unit = _split(bare)
+    if not currency:
+        return value, unit
+    if unit.partition("/")[0] in CURRENCIES:
+        return (value, unit) if unit.partition("/")[0] == currency else (text, "")
+    return value, f"{currency}/{unit}" if unit else currency
+
+
+def _without_currency(text: str) -> tuple[str, str]:
+    """The text without its signs of currency, and the currency; the text itself where there is none or several."""
+    code = _CODE.match(text)
+    if code is not None:
+        return text[code.end() :], CURRENCY_CODES[code[1]]
+    found = {CURRENCY_SIGNS[sign.removeprefix("US")] for sign in _SIGN.findall(text)}
+    return (_SIGN.sub("", text).replace(r"\text{}", ""), found.pop()) if len(found) == 1 else (text, "")
+
+
+def _split(text: str) -> tuple[str, str]:
+    exact = _minutes(text) or _ordinal(text)
+    if exact:
+        return exact
+    written = _ALL_IN_TEXT.sub(r"\1\\text{\2}", text) if text.startswith(r"\text{") else text
+    if "\\" in written:
+        written = _MICRO.sub(r"\\text{u", _OHM.sub(lambda ohm: rf"\text{{{ohm[1] or ohm[2] or ''}ohm}}", written))
+    match = _MEASURED.fullmatch(written)
     if match is None:
         return text, ""
     if match["degrees"] is not None:
         return match["value"], "degree" + "".join(re.findall("[CF]", text[match.end("degrees") :]))
-    words = _words_in_text(match["text"]) if match["text"] is not None else _bare_words(match["bare"])
+    words = _words(match)
     if len(words) > MAX_WORDS:
         return text, ""
-    if words == ["percent"]:
-        return match["value"] + "%", ""
     value = match["value"]
-    while words and words[0].casefold() in _SCALES:
-        scaled = _scaled(value, _SCALES[words.pop(0).casefold()])
+    if words in PERCENT:
+        return value + "%", ""
+    while words and words[0].casefold() in SCALES:
+        scaled = _scaled(value, SCALES[words.pop(0).casefold()])
         if scaled is None:
             return text, ""
         value = scaled
@@ -79,9 +106,36 @@ def split_unit(text: str) -> tuple[str, str]:
     return (value, unit) if unit else (text, "")
 
 
+def _minutes(text: str) -> tuple[str, str] | None:
+    """Degrees, minutes and seconds as degrees."""
+    match = _MINUTES.fullmatch(text) if "'" in text else None
+    if match is None or float(match[3]) >= 60 or float(match[4] or 0) >= 60:
+        return None
+    value = int(match[2]) + Fraction(match[3]) / 60 + Fraction(match[4] or 0) / 3600
+    return _written(-value if match[1] else value), "degree"
+
+
+def _ordinal(text: str) -> tuple[str, str] | None:
+    match = _ORDINAL.fullmatch(text)
+    if match is None or text.count("{") != text.count("}"):
+        return None
+    ending = "th" if match[1][-2:-1] == "1" else _ENDINGS.get(match[1][-1], "th")
+    return (match[1], "ordinal") if match[2] == ending else None
+
+
+def _words(match: re.Match[str]) -> list[str]:
+    if match["text"] is not None:
+        return _words_in_text(match["text"])
+    if match["bare"] is not None:
+        return _bare_words(match["bare"])
+    below = [f"/ {word}" if word[0].isalpha() else word for word in _words_in_text(match["below"])]
+    return [*_words_in_text(match["above"]), *" ".join(below).split()]
+
+
 def _words_in_text(text: str) -> list[str]:
+    text = re.sub(r"\^\{(-?\d)\}", r"^\1", text.replace(r"\cdot", " "))
     written = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("p.m", "pm").replace("a.m", "am")
-    return re.findall(r"[A-Za-z]+|/|\^\{?-?\d\}?|[^ .]", written)
+    return re.findall(r"[A-Za-z]+|/|\^-?\d|[^ .]", written)
 
 
 def _bare_words(text: str) -> list[str]:
@@ -91,47 +145,50 @@ def _bare_words(text: str) -> list[str]:
 
 def _scaled(value: str, factor: int) -> str | None:
     number = read_number(value)
-    if number is None or number.percent:
-        return None
-    exact = number.value * factor
-    return str(exact) if exact.denominator == 1 else rf"\frac{{{exact.numerator}}}{{{exact.denominator}}}"
+    return None if number is None or number.percent else _written(number.value * factor)
+
+
+def _written(exact: Fraction) -> str:
+    if exact.denominator == 1:
+        return str(exact)
+    sign = "-" if exact < 0 else ""
+    return rf"{sign}\frac{{{abs(exact.numerator)}}}{{{exact.denominator}}}"
 
 
 def _unit(words: list[str]) -> str:
     """One name for all spellings of a unit or thing; empty where the words are neither."""
-    names: list[str] = []
-    power = ""
+    factors: list[_Factor] = []
+    power, below, all_known = 1, False, True
     for word in words:
-        name = _known(word)
+        name = known_unit(word)
         if name in ("square", "cubic"):
             power = _POWERS[name]
-        elif word in _POWERS and names and names[-1] in _UNITS.values():
-            names[-1] += _POWERS[word]
-        elif re.fullmatch(r"\^\{?-?\d\}?", word) and names:
-            names[-1] += word.replace("{", "").replace("}", "")
+        elif word in _POWERS and factors and factors[-1].name in UNITS.values():
+            factors[-1].power = _POWERS[word]
+        elif re.fullmatch(r"\^-?\d", word) and factors:
+            factors[-1].power = abs(int(word[1:]))
+            factors[-1].below ^= word[1] == "-"
         elif word in ("/", "per"):
-            names.append("/")
-        elif name or _is_thing(word):
-            names.append((name or _singular(word.casefold())) + power)
-            power = ""
+            below = True
+        elif name or is_thing(word, alone=len(words) == 1):
+            factors.append(_Factor(name or singular(word.casefold()), power, below))
+            power, below, all_known = 1, False, all_known and name is not None
         else:
             return ""
-    if names and names[0].startswith("unit"):
+    if factors and factors[0].name == "unit":
         return "unit"
-    return "".join(names).strip("/").replace("mph", "mi/h")
+    above = [str(factor) for factor in factors if not factor.below]
+    names = "".join(sorted(above) if all_known else above) + "".join(f"/{f}" for f in factors if f.below)
+    return names.strip("/").replace("mph", "mi/h")
 
 
-def _known(word: str) -> str | None:
-    if word in _UNITS or len(word) == 1:
-        return _UNITS.get(word)
-    small = word.casefold()
-    return _UNITS.get(small) or _UNITS.get(_singular(small))
+@dataclass
+class _Factor:
+    """A unit in a product of units."""
 
+    name: str
+    power: int
+    below: bool
 
-def _is_thing(word: str) -> bool:
-    small = word.casefold()
-    return len(word) > 2 and word.isalpha() and not {small, _singular(small)} & (_NO_THINGS | set(_SCALES))
-
-
-def _singular(word: str) -> str:
-    return re.sub(r"(?<=ch)es$|(?<=[a-z])s$", "", word)
+    def __str__(self) -> str:
+        return self.name if self.power == 1 else f"{self.name}^{self.power}"
