@@ -24,12 +24,13 @@ BLOCK = 128  # tokens of a block of the mask, on both sides
 INSTALLED = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
-def check_attention(attention: str | None, device: torch.device) -> None:
-    """Raises SettingError for an implementation that is not there, or does not train on this device.
+def check_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises SettingError for an implementation that is not there, or does not train on this device in this type.
 
     Args:
         attention: model.attention.
         device: That the policy is trained on.
+        dtype: That the policy computes in.
     """
     if attention in (None, "sdpa", "eager"):
         return
@@ -46,6 +47,11 @@ def check_attention(attention: str | None, device: torch.device) -> None:
     if package is not None and find_spec(package) is None:
         raise SettingError(
             f"model.attention is '{attention}', which needs the package {package}, and that is not installed; {remedy}"
+        )
+    if "flash" in attention and dtype == torch.float32:
+        raise SettingError(
+            f"model.attention is '{attention}', which computes in bfloat16 only; set trainer.precision bf16-mixed, or "
+            f"{remedy}"
         )
 
 

@@ -362,12 +362,23 @@ def test_what_is_not_there_is_named(
 ) -> None:
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=message):
-        check_attention(implementation, torch.device(device))
+        check_attention(implementation, torch.device(device), torch.bfloat16)
     for good in (None, "sdpa", "eager"):
-        check_attention(good, torch.device(device))
-    check_attention("flex_attention", torch.device("cuda"))
+        check_attention(good, torch.device(device), torch.bfloat16)
+    check_attention("flex_attention", torch.device("cuda"), torch.bfloat16)
     monkeypatch.setattr(attention, "find_spec", lambda name: "found")
-    check_attention("flash_attention_3", torch.device("cuda"))
+    check_attention("flash_attention_3", torch.device("cuda"), torch.bfloat16)
+
+
+def test_flash_attention_takes_no_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels refuse it, which a run would find out after its first rollouts."""
+    monkeypatch.setattr(attention, "find_spec", lambda name: "found")
+    cuda = torch.device("cuda")
+    for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+        with pytest.raises(SettingError, match=rf"model\.attention is '{name}', .* trainer\.precision bf16-mixed"):
+            check_attention(name, cuda, torch.float32)
+    for name in (None, "sdpa", "flex_attention"):
+        check_attention(name, cuda, torch.float32)
 
 
 def test_it_is_named_before_the_model_loads() -> None:
