@@ -24,12 +24,13 @@ BLOCK = 128  # tokens of a block of the mask, on both sides
 INSTALLED = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
-def check_attention(attention: str | None, device: torch.device) -> None:
-    """Raises SettingError for an implementation that is not there, or does not train on this device.
+def check_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises SettingError for an implementation that is not there, or does not train on this device in this type.
 
     Args:
         attention: model.attention.
         device: That the policy is trained on.
+        dtype: That the policy computes in.
     """
     if attention in (None, "sdpa", "eager"):
         return
@@ -46,6 +47,11 @@ def check_attention(attention: str | None, device: torch.device) -> None:
     if package is not None and find_spec(package) is None:
         raise SettingError(
             f"model.attention is '{attention}', which needs the package {package}, and that is not installed; {remedy}"
+        )
+    if "flash" in attention and dtype == torch.float32:
+        raise SettingError(
+            f"model.attention is '{attention}', which computes in bfloat16 only; set trainer.precision bf16-mixed, or "
+            f"{remedy}"
         )
 
 
@@ -158,14 +164,14 @@ def packed_attention(
         module: Whose attention.
         query: (B, heads, N, D)
         key: (B, key heads, N, D), of which several query heads may share one.
-        value: (B, key heads, N, D)
+        value: (B, key heads, N, V), where V may differ from D.
         attention_mask: A `flat_mask`, or what sdpa takes.
         scaling: Of the scores; None for 1 / sqrt(D).
         dropout: Only for sdpa.
         others: What sdpa takes.
 
     Returns:
-        (B, N, heads, D) and no attention weights.
+        (B, N, heads, V) and no attention weights.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -208,26 +214,26 @@ def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: list[Rectangle], 
     Args:
         query: (1, heads, N, D)
         key: (1, key heads, N, D)
-        value: (1, key heads, N, D)
+        value: (1, key heads, N, V)
         rows: That the N tokens make.
         scale: Of the scores.
 
     Returns:
-        (1, N, heads, D), under autocast too of the given type
+        (1, N, heads, V), under autocast too of the given type
     """
-    heads, tokens, width = query.shape[1:]
+    heads, tokens = query.shape[1:3]
     # A CPU's kernel is faster in float32 than in bfloat16, and rounds nothing.
     exact = torch.float32 if query.dtype == torch.bfloat16 else query.dtype
-    # (N, heads x D): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest.
+    # (N, heads x width): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest.
     flat = [each[0].transpose(0, 1).reshape(tokens, -1).to(exact) for each in (query, key, value)]
     grouped, found = heads != key.shape[1], []
     for each in rows:
         q, k, v = (
-            embedding(places, of).unflatten(-1, (-1, width)).transpose(1, 2)
-            for places, of in zip((each.queries, each.keys, each.keys), flat, strict=True)
+            embedding(places, of).unflatten(-1, (whole.shape[1], -1)).transpose(1, 2)
+            for places, of, whole in zip((each.queries, each.keys, each.keys), flat, (query, key, value), strict=True)
         )
         with torch.autocast(query.device.type, enabled=False):  # which would round them again
             seen = scaled_dot_product_attention(q, k, v, attn_mask=each.mask.to(exact), scale=scale, enable_gqa=grouped)
-        found.append(seen.transpose(1, 2).reshape(-1, heads * width))
+        found.append(seen.transpose(1, 2).flatten(2).flatten(0, 1))
     order = torch.cat([each.order for each in rows])
-    return embedding(order.argsort()[-tokens:], torch.cat(found)).view(1, tokens, heads, width).to(query.dtype)
+    return embedding(order.argsort()[-tokens:], torch.cat(found)).view(1, tokens, heads, -1).to(query.dtype)

@@ -163,7 +163,7 @@ class PolicyModule(L.LightningModule):
                 f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for "
                 "bfloat16 weights), since the engine and the clipping of gradients follow no other"
             )
-        check_attention(self.attention, self.trainer.strategy.root_device)
+        check_attention(self.attention, self.trainer.strategy.root_device, self.compute_dtype)
         load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision, self.attention)
         if self.device_mesh is None:
             self._take(load())

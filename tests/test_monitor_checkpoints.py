@@ -1,14 +1,17 @@
-"""What a checkpoint inside an iteration keeps of its numbers, rank by rank."""
+"""An iteration's numbers over several ranks: what a checkpoint keeps of them, and an alarm that stops all ranks."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from nodes_for_tests import one_node
+from processes_for_tests import on_two_ranks
 from test_token_sums import added, drawn
 from tiny_models import method, metrics
 
@@ -51,6 +54,31 @@ def test_nothing_is_kept_between_iterations() -> None:
     monitor.load_state_dict(state)
     monitor._resume(0, 1)
     assert monitor._steps == [] and monitor._tokens.count == 0
+
+
+def alarmed(gaps: tuple[float, float]) -> str:
+    """What an iteration's end raises on this rank, whose own tokens have this gap; rank 0's are those of both."""
+    dist.init_process_group("gloo")
+    monitor: Any = Monitor(gap_error=0.2)
+    monitor._training_metrics = lambda trainer: {"engine/logp_gap_mean": gaps[dist.get_rank()]}
+    monitor._seconds = lambda data: {}
+    data = SimpleNamespace(rollout_metrics={}, totals=SimpleNamespace(metrics=lambda: {}), iteration=1)
+    trainer: Any = SimpleNamespace(datamodule=data, loggers=[])
+    try:
+        monitor.on_train_epoch_end(trainer, SimpleNamespace(compute_dtype=torch.float32))
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        dist.destroy_process_group()
+    return ""
+
+
+def test_all_ranks_stop_or_none(tmp_path: Path) -> None:
+    """A rank that stopped alone would leave the others waiting for it."""
+    for number, (gaps, stops) in enumerate([((0.3, 0.1), True), ((0.1, 0.3), False)]):
+        errors = on_two_ranks(alarmed, tmp_path / str(number), gaps)
+        assert [f"{gaps[0]} nats" in error for error in errors] == [stops] * 2
+        assert errors[0] == errors[1]
 
 
 @pytest.mark.slow

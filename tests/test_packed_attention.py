@@ -16,6 +16,7 @@ from torch.nn.attention import flex_attention as flex
 from transformers import (
     AutoModel,
     BloomConfig,
+    DeepseekV3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -57,6 +58,15 @@ MOE: dict[str, Any] = {
     "decoder_sparse_step": 1,
 }
 WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+NARROW_VALUES: dict[str, Any] = {  # 32 numbers of a key, 24 of a value
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 24,
+    "first_k_dense_replace": 2,
+}
 TEXT: dict[str, Any] = {
     "llama": LlamaConfig(**SMALL),
     "qwen2": Qwen2Config(**SMALL),
@@ -68,6 +78,7 @@ TEXT: dict[str, Any] = {
     ),
     "mistral with a window": MistralConfig(**SMALL, sliding_window=5),
     "gpt-neox": GPTNeoXConfig(**{name: value for name, value in SMALL.items() if name != "num_key_value_heads"}),
+    "deepseek-v3": DeepseekV3Config(**SMALL | NARROW_VALUES),
 }
 OTHER: dict[str, Any] = {
     "gpt2": GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2),
@@ -250,7 +261,7 @@ def test_rectangles_are_padded_little(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the same numbers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt-neox", "qwen3 of experts"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt-neox", "qwen3 of experts", "deepseek-v3"])
 @pytest.mark.parametrize("path", ["rows", "blocks"])
 def test_states_are_those_of_the_dense_mask_and_of_each_row_alone(
     kind: str, path: str, monkeypatch: pytest.MonkeyPatch
@@ -351,12 +362,23 @@ def test_what_is_not_there_is_named(
 ) -> None:
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=message):
-        check_attention(implementation, torch.device(device))
+        check_attention(implementation, torch.device(device), torch.bfloat16)
     for good in (None, "sdpa", "eager"):
-        check_attention(good, torch.device(device))
-    check_attention("flex_attention", torch.device("cuda"))
+        check_attention(good, torch.device(device), torch.bfloat16)
+    check_attention("flex_attention", torch.device("cuda"), torch.bfloat16)
     monkeypatch.setattr(attention, "find_spec", lambda name: "found")
-    check_attention("flash_attention_3", torch.device("cuda"))
+    check_attention("flash_attention_3", torch.device("cuda"), torch.bfloat16)
+
+
+def test_flash_attention_takes_no_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels refuse it, which a run would find out after its first rollouts."""
+    monkeypatch.setattr(attention, "find_spec", lambda name: "found")
+    cuda = torch.device("cuda")
+    for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+        with pytest.raises(SettingError, match=rf"model\.attention is '{name}', .* trainer\.precision bf16-mixed"):
+            check_attention(name, cuda, torch.float32)
+    for name in (None, "sdpa", "flex_attention"):
+        check_attention(name, cuda, torch.float32)
 
 
 def test_it_is_named_before_the_model_loads() -> None:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from popo_lightning.errors import SettingError
-from popo_lightning.ranks import from_all, to_first
+from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.token_sums import TokenSums, token_metrics
 
@@ -89,7 +89,9 @@ class Monitor(L.Callback):
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
         exact = pl_module.compute_dtype == torch.float32
-        self._check_gap(metrics.get("engine/logp_gap_mean", 0.0), self.gap_warning or (1e-3 if exact else 0.05))
+        # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
+        gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
+        self._check_gap(gap, self.gap_warning or (1e-3 if exact else 0.05))
 
     def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:
         steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*from_all(self._steps), strict=True)]
