@@ -32,6 +32,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
     Raises:
         SettingError: No model loads from there.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     try:
@@ -39,7 +40,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
             return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
 
 

@@ -27,8 +27,7 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     Returns:
         (N, H), the state before each of the N response tokens, row after row.
     """
-    one_row = rows.segments is None and len(rows.input_ids) == 1  # nothing to tell apart: causal kernels are faster
-    if base.config._attn_implementation == PACKED and not one_row:
+    if base.config._attn_implementation == PACKED and not _takes_causal_kernel(base, rows):
         return _of_flat_tokens(base, rows)
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
     if rows.segments is not None:
@@ -43,6 +42,16 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
         hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
     flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
+
+
+def _takes_causal_kernel(base: Any, rows: PaddedRows) -> bool:
+    """Whether a pass is one row, with nothing beside it to be hidden, for which a kernel without a mask is fastest.
+
+    On CUDA none of those takes float32 with keys that several heads share, but by a matrix of all scores.
+    """
+    alone = rows.segments is None and len(rows.input_ids) == 1
+    device = rows.input_ids.device
+    return alone and (device.type == "cpu" or _compute_dtype(base, device) != torch.float32)
 
 
 def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from popo_lightning.attention import register_packed_attention
 from popo_lightning.critic import first_weights
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.model_folder import remove_dropout
 from popo_lightning.ranks import from_first
 from popo_lightning.sharding import shard_policy, shard_value_model
@@ -79,19 +79,23 @@ class FirstRanksModel:
         load: Gives the model; called on rank 0 alone.
 
     Raises:
-        SettingError: On all ranks, if `load` raised it.
+        SettingError: On all ranks, if `load` raised it, and on all but rank 0 if it raised anything else.
     """
 
     def __init__(self, load: Callable[[], Any]) -> None:
         self._whole: Any = None  # on rank 0
         told: Outline | str | None = None
+        failure: Exception | None = None
         if dist.get_rank() == 0:
             try:
                 self._whole = load()
                 told = Outline.of(self._whole)
-            except SettingError as error:
-                told = str(error)
+            except Exception as error:  # whatever it is, the others must not wait for a model
+                failure = error
+                told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
         told = from_first(told)
+        if failure is not None:
+            raise failure
         if isinstance(told, str):
             raise SettingError(told)
         assert told is not None

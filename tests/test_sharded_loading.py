@@ -134,6 +134,29 @@ def test_what_rank_0_cannot_load_is_one_sentence_on_all(tmp_path: Path) -> None:
         assert "model.path is" in said and "no model loads" in said
 
 
+def test_damaged_weights_are_one_sentence_on_all(tmp_path: Path) -> None:
+    folder = random_model("qwen2", tmp_path)
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    for said in on_two_ranks(refusal, tmp_path / "ranks", folder):
+        assert f"model.path is '{folder}'" in said and "no model loads" in said
+
+
+def unforeseen(folder: Path) -> str:
+    with mock.patch("popo_lightning.policy.load_trainable", side_effect=RuntimeError("out of luck")):
+        try:
+            trainer_of("fsdp2", 2, 0, []).validate(PolicyModule(path=str(folder)), [], verbose=False)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_nobody_waits_for_a_rank_that_cannot_load(tmp_path: Path) -> None:
+    first, other = on_two_ranks(unforeseen, tmp_path / "ranks", random_model("qwen2", tmp_path))
+    assert first == "RuntimeError: out of luck"
+    assert other == "SettingError: no model loads on rank 0: out of luck"
+
+
 def memory(folder: Path) -> tuple[float, float]:
     """MB of host memory that loading took at its highest, and that is kept."""
     from transformers import LlamaForCausalLM  # noqa: F401  # its memory is none of the model's
