@@ -36,14 +36,14 @@ def check_attention(attention: str | None, device: torch.device, dtype: torch.dt
         return
     assert attention is not None
     remedy = "leave model.attention out, or use sdpa"
-    if device.type != "cuda":
-        raise SettingError(f"model.attention is '{attention}', which trains on CUDA only, not on a CPU; {remedy}")
     package = "kernels" if "/" in attention else INSTALLED.get(attention)
     if package is None and attention != "flex_attention":
         raise SettingError(
             f"model.attention is '{attention}'; use sdpa, eager, flex_attention, {', '.join(INSTALLED)}, a kernel of "
             "the hub such as kernels-community/flash-attn2, or null for the fastest that is exact"
         )
+    if device.type != "cuda":
+        raise SettingError(f"model.attention is '{attention}', which trains on CUDA only, not on a CPU; {remedy}")
     if package is not None and find_spec(package) is None:
         raise SettingError(
             f"model.attention is '{attention}', which needs the package {package}, and that is not installed; {remedy}"

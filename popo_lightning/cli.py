@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -31,6 +30,14 @@ from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.trainer_settings import (
+    check_cpu_devices,
+    check_nodes,
+    check_seed,
+    check_trainer,
+    chosen_accelerator,
+    lightnings_refusals,
+)
 
 
 @dataclass
@@ -111,6 +118,10 @@ class PopoCLI(LightningCLI):
         parser.link_arguments("data.temperature", "model.temperature")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def _set_seed(self) -> None:
+        check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the settings in a checkpoint override the command line's."""
 
@@ -133,6 +144,7 @@ class PopoCLI(LightningCLI):
                 f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
                 "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
             )
+        check_trainer(config.trainer)
         self.plan.check()
         if self.plan.asked:
             print_plan(self.plan, self._parser(self.subcommand), config)
@@ -180,6 +192,7 @@ class PopoCLI(LightningCLI):
     def _check_strategy(self) -> None:
         assert self.subcommand is not None
         strategy = self.trainer.strategy
+        check_nodes(self.trainer)
         settle_strategy(strategy, self.trainer.world_size)
         check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
         check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
@@ -189,38 +202,15 @@ class PopoCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config_init[self.subcommand]
         kwargs["accelerator"] = chosen_accelerator(config.trainer.accelerator)
+        if kwargs["accelerator"] == "cpu":
+            check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
             if config.trainer.logger is True:
                 kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
-        return super().instantiate_trainer(**kwargs)
-
-
-def chosen_accelerator(setting: Any) -> Any:
-    """The device of trainer and engine: auto is CUDA where torch sees a GPU, and else the CPU.
-
-    Lightning's own auto would be MPS on a Mac, which lacks the float64 that numbers over ranks are summed in.
-
-    Args:
-        setting: trainer.accelerator.
-
-    Raises:
-        SettingError: A device that is not here, or MPS.
-    """
-    found = torch.cuda.is_available()
-    if setting == "auto":
-        return "cuda" if found else "cpu"
-    if setting in ("gpu", "cuda"):
-        if not found:
-            raise SettingError(
-                f"trainer.accelerator is {setting}, but torch {torch.__version__} sees no CUDA device here; set it to "
-                "auto or cpu, or install torch's CUDA build and NVIDIA's driver"
-            )
-        return "cuda"
-    if setting == "mps":
-        raise SettingError("trainer.accelerator is mps, which has no float64 to sum in; set it to cpu")
-    return setting
+        with lightnings_refusals():
+            return super().instantiate_trainer(**kwargs)
 
 
 def one_sentence(message: str) -> str:

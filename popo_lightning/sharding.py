@@ -56,6 +56,12 @@ def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
         raise SettingError(
             "trainer.strategy.static_graph is true, but the passes of a step differ in number; leave it out"
         )
+    start = getattr(strategy, "_start_method", "popen")
+    if start != "popen":
+        raise SettingError(
+            f"trainer.strategy starts its ranks by {start}, as copies of this process, which a run cannot be made of; "
+            "set it to ddp, whose ranks are processes of their own"
+        )
     if not isinstance(strategy, ModelParallelStrategy):
         return
     data: Any = strategy._data_parallel_size

@@ -16,6 +16,7 @@ FILES = (REPOSITORY / "configs" / "task").glob("*.yaml")
 TASKS = sorted(file for file in FILES if not file.stem.endswith("_local"))  # those only change another
 METHODS = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
 Args = list[str | Path]
+STRATEGIES, ENGINES = "lightning.pytorch.strategies", "popo_lightning.rollout.transformers"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -94,6 +95,44 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "flipped checkpoint": (["--ckpt_path", "{noise}/flipped.ckpt"], ["ckpt_path", "flipped.ckpt"]),
     "no GPU": (["--trainer.accelerator", "gpu"], ["trainer.accelerator", "gpu", "auto", "driver"]),
     "MPS": (["--trainer.accelerator", "mps"], ["trainer.accelerator", "mps", "float64"]),
+    "accelerator": (["--trainer.accelerator", "gpus"], ["trainer.accelerator is 'gpus'", "auto"]),
+    "a list of GPUs": (["--trainer.devices", "[3]"], ["trainer.devices is [3]", "on a CPU"]),
+    "all GPUs": (["--trainer.devices", "-1"], ["trainer.devices is -1", "on a CPU"]),
+    "no device": (["--trainer.devices", "0"], ["trainer.devices is 0"]),
+    "words for devices": (["--trainer.devices", "two"], ["trainer.devices is two"]),
+    "no node": (["--trainer.num_nodes", "0"], ["trainer.num_nodes is 0"]),
+    "nobody started the nodes": (
+        ["--trainer.num_nodes", "2"],
+        ["trainer.num_nodes is 2", "torchrun", "docs/multi_node.md"],
+    ),
+    "strategy": (["--trainer.strategy", "shard"], ["trainer.strategy is 'shard'", "ddp"]),
+    "a strategy's class": (
+        ["--trainer.strategy", f"{STRATEGIES}.ModelParallelStrategy"],
+        ["trainer.strategy is", f"--trainer.strategy.class_path {STRATEGIES}.ModelParallelStrategy"],
+    ),
+    "a strategy's class alone": (["--trainer.strategy", "DDPStrategy"], ["trainer.strategy.class_path DDPStrategy"]),
+    "a strategy's settings": (
+        ["--trainer.strategy", f"{{{{class_path: {STRATEGIES}.DDPStrategy, init_args: {{{{start_metod: fork}}}}}}}}"],
+        ["trainer.strategy is", "start_metod", "configs/scale"],
+    ),
+    "copies of the process": (
+        ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"],
+        ["trainer.strategy starts its ranks by spawn", "ddp"],
+    ),
+    "one of two devices": (
+        ["--trainer.strategy", "single_device", "--trainer.devices", "2"],
+        ["trainer.strategy is single_device", "2 devices", "ddp"],
+    ),
+    "FSDP1 on a CPU": (["--trainer.strategy", "fsdp"], ["trainer's settings", "fsdp", "cpu"]),
+    "precision": (["--trainer.precision", "16-mixed"], ["trainer.precision is '16-mixed'", "bf16-mixed"]),
+    "seed below zero": (["--seed_everything", "-1"], ["seed_everything is -1", "4294967295"]),
+    "seed too large": (["--seed_everything", "4294967296"], ["seed_everything is 4294967296"]),
+    "no seed": (["--seed_everything", "false"], ["seed_everything is False"]),
+    "a seed by chance": (["--seed_everything", "true"], ["seed_everything is True"]),
+    "batch": (
+        ["--data.engine", f"{ENGINES}.TransformersEngine", "--data.engine.init_args.batch_size", "0"],
+        ["data.engine.batch_size is 0"],
+    ),
     "clipping": (["--trainer.gradient_clip_val", "1.0"], ["trainer.gradient_clip_val", "model.max_grad_norm"]),
     "accumulation": (["--trainer.accumulate_grad_batches", "2"], ["trainer.accumulate_grad_batches"]),
     "folder": (["--run.folder", "{finished}"], ["run.folder", "{finished}", "run.resume"]),

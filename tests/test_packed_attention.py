@@ -353,6 +353,7 @@ def test_other_masks_go_to_sdpa() -> None:
         ("flash_attention_3", "cuda", "needs the package flash_attn_interface"),
         ("kernels-community/none", "cuda", "needs the package kernels"),
         ("flash", "cuda", r"model\.attention is 'flash'; use sdpa, eager, flex_attention"),
+        ("flash", "cpu", r"model\.attention is 'flash'; use sdpa, eager, flex_attention"),
         ("flex_attention", "cpu", r"model\.attention is 'flex_attention', which trains on CUDA only"),
         ("flash_attention_2", "cpu", "trains on CUDA only"),
     ],

@@ -45,7 +45,7 @@ def test_paper_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (data["group_size"], data["temperature"], data["overlong"], data["effective_by"]) == (8, 1.0, None, "score")
     assert data["composer"]["init_args"]["buffer"]["init_args"] == {"capacity": None, "max_age": 8}
     objective = model["objective"]["init_args"]
-    assert objective["behave_weight"]["init_args"]["cap"] == 5.0
+    assert objective["behave_weight"]["init_args"]["cap"] == 2.0
     assert objective["trust_region"]["init_args"] == {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
     coefficients = [term["init_args"]["coefficient"] for term in objective["regularizers"]]
     assert coefficients == ([0.001, 0.01] if name == "geometry_vl3b" else [0.001])
@@ -89,3 +89,18 @@ def test_the_geometry_number_is_that_of_the_test_split(capsys: pytest.CaptureFix
 @pytest.mark.parametrize("name", TASKS)
 def test_a_baseline_at_the_papers_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert composed(name, "grpo", capsys)["data"]["composer"]["class_path"].endswith("OnPolicy")
+
+
+@pytest.mark.parametrize("rule", ["gspo", "cispo", "opmd", "m2po", "popo_masked", "grpo"])
+def test_a_method_keeps_its_objective(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And gets the paper's entropy bonus besides."""
+    task = REPOSITORY / "configs" / "task" / "math.yaml"
+    with pytest.raises(SystemExit):
+        popo("fit", "--config", task, *method(rule), "--print_config")
+    alone = yaml.safe_load(capsys.readouterr().out)["model"]["objective"]["init_args"]
+    found = composed("math_1p5b", rule, capsys)["model"]["objective"]["init_args"]
+    for part in ("behave_weight", "trust_region", "aggregation"):
+        assert found[part] == alone[part]
+    terms = [term["class_path"] for term in found["regularizers"]]
+    own = [term["class_path"] for term in alone["regularizers"] or []]
+    assert terms == [*own, "popo_lightning.objectives.EntropyBonus"]

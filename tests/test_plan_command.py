@@ -117,7 +117,21 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "zero": (["--plan", "--card_gib", "0"], ["--card_gib is 0"]),
     "negative": (["--plan", "--card_gib", "-3"], ["--card_gib is -3"]),
     "endless": (["--plan", "--card_gib", "inf"], ["--card_gib is inf"]),
-    "no number": (["--plan", "--card_gib", "many"], ["--card_gib is nan"]),
+    "no number": (["--plan", "--card_gib", "many"], ["--card_gib is many"]),
+    "vast": (["--plan", "--card_gib", "1e300"], ["--card_gib is 1e300"]),
+    "a trace": (["--plan", "--card_gib", "1e-300"], ["--card_gib is 1e-300"]),
+    "one of eight devices": (
+        ["--plan", "--trainer.devices", "8", "--trainer.strategy", "single_device"],
+        ["trainer.strategy is single_device"],
+    ),
+    "copies": (
+        ["--plan", "--trainer.devices", "8", "--trainer.strategy", "ddp_fork"],
+        ["trainer.strategy starts its ranks by fork"],
+    ),
+    "a strategy's class": (
+        ["--plan", "--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"],
+        ["--trainer.strategy.class_path lightning.pytorch.strategies.ModelParallelStrategy"],
+    ),
     "no plan": (["--card_gib", "80"], ["--card_gib is 80", "--plan"]),
     "no card": (["--plan", "--card_gib", "80", "--trainer.accelerator", "cpu"], ["--card_gib", "trainer.accelerator"]),
     "group": (["--plan", "--data.group_size", "1"], ["data.group_size is 1"]),

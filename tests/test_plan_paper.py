@@ -24,9 +24,8 @@ FSDP2 = (
     "--trainer.strategy.tensor_parallel_size=1",
 )
 DDP_FAILS_BY = {  # GiB at the highest peak, about; the first settings to change
-    "math_7b": (186, "trainer.strategy"),
-    "countdown_3b": (83, "model.micro_batch_tokens"),
-    "geometry_vl3b": (115, "trainer.strategy"),
+    "math_7b": (156, "trainer.strategy"),
+    "geometry_vl3b": (101, "trainer.strategy"),
 }
 
 
@@ -51,7 +50,7 @@ def value(text: str, name: str) -> str:
 @pytest.mark.parametrize("name", TASKS)
 def test_ddp(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = planned(name, tmp_path, capsys, "--trainer.strategy=ddp", *OLD, "--card_gib", "80")
-    if name == "math_1p5b":
+    if name not in DDP_FAILS_BY:
         assert code == 0 and "it fits a card of 80 GiB" in out
         return
     assert code == 2

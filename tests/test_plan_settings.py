@@ -89,10 +89,10 @@ def test_all_devices(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 LAYOUTS: list[tuple[Any, int, tuple[str, int, bool]]] = [
     ("auto", 1, (WHOLE, 1, False)),
-    ("auto", 8, (DDP, 1, False)),
-    ("ddp", 1, (DDP, 1, False)),
-    ("ddp_find_unused_parameters_true", 8, (DDP, 1, False)),
-    (strategy("DDPStrategy", gradient_as_bucket_view=True), 8, (DDP, 1, True)),
+    ("auto", 8, (DDP, 1, True)),
+    ("ddp", 1, (DDP, 1, True)),
+    ("ddp_find_unused_parameters_true", 8, (DDP, 1, True)),
+    (strategy("DDPStrategy", gradient_as_bucket_view=False), 8, (DDP, 1, False)),
     (strategy("SingleDeviceStrategy", device="cpu"), 1, (WHOLE, 1, False)),
     (strategy("ModelParallelStrategy", data_parallel_size=8, tensor_parallel_size=1), 8, (FSDP, 8, False)),
     (strategy("ModelParallelStrategy", data_parallel_size=1, tensor_parallel_size=1), 1, (FSDP, 1, False)),
@@ -115,7 +115,10 @@ def test_nodes_are_ranks() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "sizes": ({"trainer": {"strategy": strategy("ModelParallelStrategy"), "devices": 8}}, "data_parallel_size"),
+    "sizes": (
+        {"trainer": {"strategy": strategy("ModelParallelStrategy", data_parallel_size=4), "devices": 8}},
+        "data_parallel_size",
+    ),
     "shares": ({"trainer": {"devices": 3, "strategy": "ddp"}}, "data.problems_per_iteration is 32"),
     "strategy": ({"trainer": {"strategy": "nonsense"}}, "trainer.strategy is 'nonsense'"),
     "class": ({"trainer": {"strategy": strategy("Nonsense")}}, "Nonsense"),

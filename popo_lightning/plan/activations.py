@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> A
     Raises:
         SettingError: The model does not run.
     """
+    # torch logs a traceback of an operator that takes no such tensors; the sentence below says what happened
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = empty_model(config, name, torch.device("cpu"), dtype)
         try:

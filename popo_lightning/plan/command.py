@@ -21,6 +21,7 @@ from popo_lightning.plan.verdict import objection
 from popo_lightning.policy import PolicyModule
 
 log = logging.getLogger(__name__)
+LEAST_GIB, MOST_GIB = 1e-3, 1e6  # of a card that is meant
 
 
 class PlanOptions:
@@ -29,6 +30,7 @@ class PlanOptions:
     def __init__(self) -> None:
         self.asked = False
         self.card_gib: float | None = None
+        self.card_text = ""
 
     def add_to(self, parser: LightningArgumentParser) -> None:
         """Adds both to the parser of `popo fit`."""
@@ -54,6 +56,7 @@ class PlanOptions:
         if option == "--plan":
             self.asked = True
             return
+        self.card_text = values[0]
         try:
             self.card_gib = float(values[0])
         except ValueError:
@@ -63,10 +66,10 @@ class PlanOptions:
         """Raises SettingError for a card that there is none of, or that nothing is planned for."""
         if self.card_gib is None:
             return
-        if not 0 < self.card_gib < math.inf:
-            raise SettingError(f"--card_gib is {self.card_gib:g}; use a GPU's memory in GiB, such as 80")
+        if not LEAST_GIB <= self.card_gib <= MOST_GIB:
+            raise SettingError(f"--card_gib is {self.card_text}; use a GPU's memory in GiB, such as 80")
         if not self.asked:
-            raise SettingError(f"--card_gib is {self.card_gib:g}, but without --plan nothing is planned; add --plan")
+            raise SettingError(f"--card_gib is {self.card_text}, but without --plan nothing is planned; add --plan")
 
 
 class _Note(argparse.Action):

@@ -134,7 +134,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     check_sharding(strategy, ranks, policy.critic is not None)
     check_share(data, ranks)
     layout, shards = _layout(strategy, ranks)
-    autocast = _precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
+    autocast = check_precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
     checkpoint = config.checkpoint
     optimizer = optimizer_state(policy.make_optimizer, policy.weight_dtype, on_gpu)
     return RunSettings(
@@ -203,10 +203,14 @@ def _on_gpu(accelerator: str, for_card: bool) -> bool:
     return accelerator != "cpu"
 
 
-def _precision(given: Any) -> str:
+def check_precision(given: Any) -> str:
+    """Lightning's full name of trainer.precision; raises SettingError for one that is not supported."""
     precision = LIGHTNINGS_NAMES.get(str(given), str(given))
     if precision not in PRECISIONS:
-        raise SettingError(f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)}")
+        raise SettingError(
+            f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for bfloat16 "
+            "weights), since the engine and the clipping of gradients follow no other"
+        )
     return precision
 
 
@@ -234,9 +238,10 @@ def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
         way = strategy.sharding_strategy.name
         if way == "FULL_SHARD" and not strategy.cpu_offload.offload_params:
             return FSDP, ranks
+        other = "cpu_offload" if way == "FULL_SHARD" else f"sharding_strategy {way}"
         raise SettingError(
-            f"trainer.strategy is FSDPStrategy with sharding_strategy {way} or cpu_offload, of which the plan knows "
-            "nothing; use FULL_SHARD, or ModelParallelStrategy (FSDP2)"
+            f"trainer.strategy is FSDPStrategy with {other}, of which the plan knows nothing; use sharding_strategy "
+            "FULL_SHARD without cpu_offload, or ModelParallelStrategy (FSDP2)"
         )
     if isinstance(strategy, DDPStrategy):
         return DDP, 1

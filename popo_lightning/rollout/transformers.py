@@ -39,6 +39,8 @@ class TransformersEngine(RolloutEngine):
     """
 
     def __init__(self, batch_size: int = 512) -> None:
+        if batch_size < 1:
+            raise SettingError(f"data.engine.batch_size is {batch_size}; use at least 1")
         self.batch_size = batch_size
 
     def start(self, context: EngineContext) -> None:

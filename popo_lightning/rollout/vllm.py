@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import (
@@ -75,7 +75,7 @@ class VLLMEngine(RolloutEngine):
         check_platform(device)
 
     def start(self, context: EngineContext) -> None:
-        """Loads the model; raises SettingError when vLLM is not installed."""
+        """Loads the model; raises SettingError when vLLM is not installed, or refuses to start."""
         self._context = context
         self._set_environment()
         try:
@@ -86,9 +86,18 @@ class VLLMEngine(RolloutEngine):
         self._eager = not on_gpu if self.enforce_eager is None else self.enforce_eager
         self._level = 0 if not on_gpu else 2 if self.sleep_level is None else self.sleep_level
         with ranks_in_environment(context), state_put_back(context.device):
-            self._llm = LLM(**self._arguments(context))
+            try:
+                self._llm = LLM(**self._arguments(context))
+            except ValueError as error:
+                raise self._refused(error) from error
         self._stop_token_ids = end_token_ids(context.folder)
         self._tokenizer: Any = self._llm.get_tokenizer()
+
+    def _refused(self, error: ValueError) -> SettingError:
+        """A start that vLLM refuses: most often the device has too little memory free, or the cache too little room."""
+        on_gpu = self._context.device.type == "cuda"
+        name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
+        return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
 
     def _arguments(self, context: EngineContext) -> dict[str, Any]:
         """Of vllm.LLM."""
