@@ -21,6 +21,9 @@ python=${PYTHON:-$environment/bin/python}
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # the worker extension
 export VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=1
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
+# On a CPU prompts stay whole: one that is cut in two gives a token that nobody wants, whose draw vLLM takes back from the
+# prompt's generator, and a CPU's generators cannot go back.
+"$python" -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && set -- --no-enable-chunked-prefill "$@"
 # not `vllm serve`, which the CPU build lacks
 exec "$python" -m vllm.entrypoints.openai.api_server --model "$model" --host "${HOST:-127.0.0.1}" --port "$port" \
   --dtype "$dtype" --max-model-len "$tokens" --logprobs-mode processed_logprobs --generation-config vllm \

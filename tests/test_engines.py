@@ -188,6 +188,15 @@ def test_a_prompt_draws_the_same_whatever_is_asked_beside_it(pair: Pair) -> None
     assert tokens(pair.engine.generate(others[:2], 2, SAMPLING, seed=1))[1] == first[1][:2]
 
 
+def test_more_prompt_tokens_than_a_step_takes(pair: Pair) -> None:
+    """Prompts that wait for another step, and what is sampled meanwhile, change no draw."""
+    generator = torch.Generator().manual_seed(4)
+    many = [Prompt(torch.randint(2, 23, (150,), generator=generator)) for _ in range(70)]
+    together = tokens(pair.engine.generate(many, 2, SAMPLING, seed=1))
+    assert tokens(pair.engine.generate(many[:3], 2, SAMPLING, seed=1)) == together[:3]
+    assert len(together) == 70
+
+
 def test_random_states_are_left_alone(pair: Pair) -> None:
     """Before, between and after the steps of a stream; nor do they decide anything."""
     asked = [Prompt(ids) for ids in PROMPTS]

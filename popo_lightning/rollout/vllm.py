@@ -125,6 +125,9 @@ class VLLMEngine(RolloutEngine):
             arguments["enable_sleep_mode"] = self._level > 0
         else:
             arguments["kv_cache_memory_bytes"] = int(self.cpu_cache_gib * 2**30)
+            # A prompt cut in two gives a token that nobody wants, whose draw vLLM takes back from the prompt's
+            # generator. A CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
+            arguments["enable_chunked_prefill"] = False
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
