@@ -45,6 +45,11 @@ def flatly_sharded(ranks: int, *arguments: str | Path) -> None:
     one_node(ranks, *arguments, *strategy, seconds=LIMIT_SECONDS)
 
 
+def near(value: float, step: float) -> Any:
+    """Rounding; after a step of Adam more: where a gradient is rounding alone it moves a weight by a whole step."""
+    return pytest.approx(value, abs=1e-5, rel=1e-6 if step == 1 else 1e-4)
+
+
 def trained(folder: Path) -> list[dict[str, float]]:
     return [row for row in metrics(folder) if "train/loss" in row]
 
@@ -67,7 +72,7 @@ def test_one_process_two_ranks_and_a_change_between_them_train_alike(
     assert any(row["train/grad_norm"] > 0 for row in one)
     for alone, together in zip(one, changed, strict=True):
         for metric in [*CLOSE, *(["train/value_loss"] if name == "popo_ppo" else [])]:
-            assert together[metric] == pytest.approx(alone[metric], abs=1e-5), (metric, alone["step"])
+            assert together[metric] == near(alone[metric], alone["step"]), (metric, alone["step"])
         for metric in SAME_COUNTS:
             assert together[metric] == alone[metric], (metric, alone["step"])
 
@@ -97,7 +102,7 @@ def test_flat_pieces_train_as_one_process_does(config: Path, tmp_path: Path) -> 
     assert all(row["train/grad_norm"] > 0.05 for row in one[:2]), "nothing was clipped"
     for alone, together in zip(one, changed, strict=True):
         for metric in CLOSE:
-            assert together[metric] == pytest.approx(alone[metric], abs=1e-5), (metric, alone["step"])
+            assert together[metric] == near(alone[metric], alone["step"]), (metric, alone["step"])
 
 
 @pytest.mark.slow
