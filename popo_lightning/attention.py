@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from popo_lightning.attention_rows import Rectangle, rectangles
+from popo_lightning.attention_rows import PackedRows, packed_rows
 from popo_lightning.errors import SettingError
 
 PACKED = "popo_packed"  # the name that transformers knows the attention of this file by
@@ -74,20 +74,39 @@ def use_packed_attention(model: Any) -> None:
 
 
 class PackedMask(BlockMask):
-    """A block mask that also knows the rows, for attention on a CPU."""
+    """A block mask that may know the rows instead, for attention on a CPU."""
 
-    rows: list[Rectangle]
+    rows: PackedRows | None
 
 
-def flat_mask(segments: Tensor, multiple: int = 1) -> PackedMask:
+def flat_mask(segments: Tensor) -> PackedMask:
     """Who sees whom among the tokens of a pass, put one after the other without padding.
 
     Args:
         segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
-        multiple: Tokens are filled up to this, by tokens that see only one another.
 
     Returns:
-        Of (1, 1, N, N), with N the tokens that are no padding, filled up.
+        Of (1, 1, N, N), with N the tokens that are no padding, on CUDA filled up to whole blocks.
+    """
+    return block_mask(segments, BLOCK) if segments.is_cuda else row_mask(segments)
+
+
+def row_mask(segments: Tensor) -> PackedMask:
+    """As :func:`flat_mask`, by rows. Its one block is there for transformers, which would make a mask of its own."""
+    rows = packed_rows(segments)
+    tokens = len(rows.places)
+    block = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=segments.device)
+    mask: PackedMask = PackedMask.from_kv_blocks(block[0] + 1, block, BLOCK_SIZE=tokens, seq_lengths=(tokens, tokens))
+    mask.rows = rows
+    return mask
+
+
+def block_mask(segments: Tensor, multiple: int = 1) -> PackedMask:
+    """As :func:`flat_mask`, by blocks.
+
+    Args:
+        segments: (S, L)
+        multiple: Tokens are filled up to this, by tokens that see only one another.
     """
     kept = segments >= 0
     text = torch.arange(len(segments), device=segments.device)[:, None].expand_as(segments)[kept]
@@ -96,7 +115,7 @@ def flat_mask(segments: Tensor, multiple: int = 1) -> PackedMask:
     if filled:
         own, prompt = (torch.cat((each, own[-1:].expand(filled) + 1)) for each in (own, prompt))
     mask = _block_mask(own.int(), prompt.int())
-    mask.rows = [] if segments.is_cuda else rectangles(segments)
+    mask.rows = None
     return mask
 
 
@@ -182,7 +201,7 @@ def packed_attention(
     dtype = _computed_in(value)
     query, key, value = (each.to(dtype) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(attention_mask, PackedMask) and attention_mask.rows:
+    if isinstance(attention_mask, PackedMask) and attention_mask.rows is not None:
         return over_rows(query, key, value, attention_mask.rows, scale), None
     grouped = query.shape[1] != key.shape[1]
     found: Any = _flex(query.device.type)(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped)
@@ -208,7 +227,7 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: list[Rectangle], scale: float) -> Tensor:
+def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: float) -> Tensor:
     """Attention of each row by itself, in rectangles of rows of about equal length.
 
     Args:
@@ -227,7 +246,7 @@ def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: list[Rectangle], 
     # (N, heads x width): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest.
     flat = [each[0].transpose(0, 1).reshape(tokens, -1).to(exact) for each in (query, key, value)]
     grouped, found = heads != key.shape[1], []
-    for each in rows:
+    for each in rows.rectangles:
         q, k, v = (
             embedding(places, of).unflatten(-1, (whole.shape[1], -1)).transpose(1, 2)
             for places, of, whole in zip((each.queries, each.keys, each.keys), flat, (query, key, value), strict=True)
@@ -235,5 +254,4 @@ def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: list[Rectangle], 
         with torch.autocast(query.device.type, enabled=False):  # which would round them again
             seen = scaled_dot_product_attention(q, k, v, attn_mask=each.mask.to(exact), scale=scale, enable_gqa=grouped)
         found.append(seen.transpose(1, 2).flatten(2).flatten(0, 1))
-    order = torch.cat([each.order for each in rows])
-    return embedding(order.argsort()[-tokens:], torch.cat(found)).view(1, tokens, heads, -1).to(query.dtype)
+    return embedding(rows.places, torch.cat(found)).view(1, tokens, heads, -1).to(query.dtype)

@@ -43,22 +43,35 @@ class Rectangle:
         return self.keys.shape[1]
 
 
-def rectangles(segments: Tensor) -> list[Rectangle]:
+@dataclass(frozen=True)
+class PackedRows:
+    """The rows of a pass."""
+
+    rectangles: list[Rectangle]
+    places: Tensor  # (N,) of each token among the queries of all rectangles, one after the other
+
+
+def packed_rows(segments: Tensor) -> PackedRows:
     """The rows of a pass, whose tokens follow one another without padding.
 
     Args:
         segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
     """
+    found = rectangles(segments)
+    order = torch.cat([each.order for each in found])
+    return PackedRows(found, order.argsort()[int((order < 0).sum()) :])
+
+
+def rectangles(segments: Tensor) -> list[Rectangle]:
+    """What attention computes of :func:`packed_rows`."""
+    parts = torch.zeros(len(segments), int(segments.max()) + 2, dtype=torch.long, device=segments.device)
+    parts.scatter_add_(1, segments + 1, torch.ones_like(segments))
     prompts, responses, start = [], [], 0
-    for text in segments.tolist():
-        counts: dict[int, int] = {}
-        for segment in text:
-            counts[segment] = counts.get(segment, 0) + 1
-        counts.pop(-1, None)
-        prompt = Piece(start, counts.pop(0))
+    for prompt_tokens, *counts in parts[:, 1:].tolist():
+        prompt = Piece(start, prompt_tokens)
         prompts.append(prompt)
         start += prompt.tokens
-        for tokens in counts.values():
+        for tokens in filter(None, counts):
             responses.append(Piece(start, tokens, prompt.start, prompt.tokens))
             start += tokens
     return [_rectangle(pieces, segments.device) for kind in (prompts, responses) for pieces in _alike(kind)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from popo_lightning.attention import BLOCK, PACKED, flat_mask
+from popo_lightning.attention import PACKED, flat_mask
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.model_folder import image_marks, sees_images, unseen_image
 from popo_lightning.packing import ignores_right_padding
@@ -60,7 +60,7 @@ def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
     segments = rows.segments
     if segments is None:
         segments = rows.is_response.long().masked_fill(~kept, -1)
-    mask = flat_mask(segments, BLOCK if device.type == "cuda" else 1)
+    mask = flat_mask(segments)
     filled = mask.shape[-1] - int(kept.sum())
     positions = torch.arange(kept.shape[1], device=device).expand_as(kept) if rows.positions is None else rows.positions
     ids, positions = (pad(each[kept], (0, filled))[None] for each in (rows.input_ids, positions))

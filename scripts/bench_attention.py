@@ -22,7 +22,7 @@ from machine import machine
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from popo_lightning.attention import BLOCK, flat_mask, packed_attention
+from popo_lightning.attention import flat_mask, packed_attention
 from popo_lightning.scoring import packed_mask
 
 RESPONSES = 8
@@ -61,8 +61,7 @@ def measure(options: argparse.Namespace, response: int) -> dict[str, Any]:
     rows, longest = options.groups * RESPONSES, options.prompt + int(lengths.max())
     dtype, width = getattr(torch, options.dtype), options.heads * options.head_dim
     packed_longest, tokens = segments.shape[1], rows * longest
-    multiple = BLOCK if options.device == "cuda" else 1
-    flat = flat_mask(segments, multiple)
+    flat = flat_mask(segments)
     dense = packed_mask(segments, dtype)
     causal_inputs = _inputs(options, rows, longest, dtype)
     masked_inputs = _inputs(options, options.groups, packed_longest, dtype)

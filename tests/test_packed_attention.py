@@ -29,8 +29,15 @@ from transformers import (
 )
 
 from popo_lightning import attention, attention_rows
-from popo_lightning.attention import PACKED, check_attention, flat_mask, over_rows, use_packed_attention
-from popo_lightning.attention_rows import rectangles
+from popo_lightning.attention import (
+    PACKED,
+    block_mask,
+    check_attention,
+    flat_mask,
+    over_rows,
+    use_packed_attention,
+)
+from popo_lightning.attention_rows import packed_rows, rectangles
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.minibatch import Row
@@ -195,7 +202,7 @@ def test_the_block_mask_is_the_dense_one(longest: int, multiple: int) -> None:
     for seed in range(4):
         segments = pad_sequences(drawn_rows(5, seed, longest)).segments
         assert segments is not None
-        mask = flat_mask(segments, multiple)
+        mask = block_mask(segments, multiple)
         expected = flat(packed_mask(segments, torch.float32), segments)
         tokens, filled = len(expected), mask.shape[-1]
         assert filled == -(-tokens // multiple) * multiple and mask.shape == (1, 1, filled, filled)
@@ -221,11 +228,20 @@ def _blocks(mask: Any, name: str) -> Tensor:
     return listed
 
 
+def test_each_device_has_its_own_way() -> None:
+    segments = pad_sequences(drawn_rows(5)).segments
+    assert segments is not None
+    mask = flat_mask(segments)
+    tokens = int((segments >= 0).sum())
+    assert mask.rows is not None and mask.shape == (1, 1, tokens, tokens)
+    assert block_mask(segments).rows is None
+
+
 def test_a_long_pass_is_mostly_not_computed() -> None:
     rows = [Row(i, torch.ones(512, dtype=torch.long), response([1] * 512), torch.zeros(())) for i in range(31)]
     segments = pad_sequences([rows]).segments
     assert segments is not None and segments.shape == (1, 16384)
-    mask = flat_mask(segments)
+    mask = block_mask(segments)
     # 4 blocks a segment: 10 of a triangle each, and for every response the 16 of its prompt
     assert int(_blocks(mask, "kv").sum() + _blocks(mask, "full_kv").sum()) == 32 * 10 + 31 * 16
     assert int(_blocks(mask, "full_kv").sum()) == 32 * 6 + 31 * 16
@@ -272,8 +288,7 @@ def test_states_are_those_of_the_dense_mask_and_of_each_row_alone(
     rows = drawn_rows(6, 3, 60)
     packed = pad_sequences(rows)
     if path == "blocks":
-        monkeypatch.setattr(attention, "rectangles", lambda segments: [])
-        monkeypatch.setattr("popo_lightning.scoring.BLOCK", 128)
+        monkeypatch.setattr("popo_lightning.scoring.flat_mask", lambda segments: block_mask(segments, 128))
     calls = []
     monkeypatch.setattr(attention, "over_rows", lambda *args: calls.append(1) or over_rows(*args))
     with torch.no_grad():
@@ -291,7 +306,7 @@ def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.Mo
     plain, model, part = model_of(TEXT["llama"]), model_of(TEXT["llama"]), pad_sequences(drawn_rows(6, 3, 60))
     use_packed_attention(model)
     if path == "blocks":  # torch's reference for flex_attention, which on a CPU is not let through
-        monkeypatch.setattr(attention, "rectangles", lambda segments: [])
+        monkeypatch.setattr("popo_lightning.scoring.flat_mask", block_mask)
         monkeypatch.setattr(flex, "_validate_device", lambda *args: None)
     for each in (plain, model):
         (states(each, part) * torch.linspace(-1, 1, 64)).square().sum().backward()
@@ -321,7 +336,7 @@ def test_bfloat16_is_rounded_once(heads: tuple[int, int], monkeypatch: pytest.Mo
     def found(dtype: torch.dtype) -> list[Tensor]:
         given = [each.to(torch.bfloat16).to(dtype).requires_grad_() for each in inputs]
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            out = over_rows(*given, rectangles(segments), 0.4)
+            out = over_rows(*given, packed_rows(segments), 0.4)
         assert out.shape == (1, tokens, heads[0], 16) and out.dtype == dtype
         (out * torch.linspace(-1, 1, 16).to(torch.bfloat16).to(dtype)).sum().backward()
         return [out.detach().double(), *(each.grad.double() for each in given if each.grad is not None)]
