@@ -54,7 +54,7 @@ class Check:
     def environment(self) -> dict[str, str]:
         """Of the commands: policies are kept in the work folder, and threads leave cores to the other runs."""
         own = {"POPO_CACHE": str(self.work / "cache"), "POPO_TEST_DEVICE": self.device}
-        return {"OMP_NUM_THREADS": "1"} | os.environ | own
+        return {"OMP_NUM_THREADS": "1"} | os.environ | own | {"PYTHONUNBUFFERED": "1"}  # errors are the last to be said
 
 
 @dataclass(frozen=True)

@@ -162,15 +162,22 @@ def test_rec_and_cispo_have_ppos_gradient(policy: Path, tmp_path: Path) -> None:
 
 
 def test_bounds_of_a_minibatch_do_not_depend_on_micro_batches(policy: Path, tmp_path: Path) -> None:
-    """Replayed rows, several sweeps: the bounds are found from all tokens, however the rows are split."""
-    settings: dict[str, Any] = {"iterations": 3, "lr": 0.3, "optimizer": torch.optim.SGD}
+    """Replayed rows, several sweeps: the bounds are found from all tokens, however the rows are split.
+
+    Rounding differs with the split, and steps this large make it grow: it is held against how far the weights move.
+    """
+    settings: dict[str, Any] = {"iterations": 3, "optimizer": torch.optim.SGD}
     for name, region in (("m2po", M2PO(1e-3, 0.01, 0.01)), ("balanced", BalancedClip(0.9, 0.95, 1.01, 1.1, 0.01))):
-        objective = Objective(One(), region)
-        whole = fit(policy, tmp_path / name, objective=objective, micro_batch_tokens=100_000, **settings)
-        split = fit(policy, tmp_path / f"{name}-split", objective=objective, micro_batch_tokens=1, **settings)
+        settings["objective"] = Objective(One(), region)
+        whole = fit(policy, tmp_path / name, lr=0.3, micro_batch_tokens=100_000, **settings)
+        split = fit(policy, tmp_path / f"{name}-split", lr=0.3, micro_batch_tokens=1, **settings)
+        still = fit(policy, tmp_path / f"{name}-still", lr=0.0, **settings)
         assert sum(row["replay/groups"] for row in whole.rows) > 0
         assert max(row["policy/clip_share"] for row in whole.rows) > 0
-        assert farthest(whole.weights, split.weights) < 1e-5
+        bounds = {name: value for name, value in whole.rows[0].items() if name.startswith("region/")}
+        assert len(bounds) >= 3
+        assert {name: split.rows[0][name] for name in bounds} == pytest.approx(bounds, rel=1e-4)
+        assert farthest(whole.weights, split.weights) < 0.02 * farthest(whole.weights, still.weights)
 
 
 def test_m2po_with_a_wide_budget_is_plain_importance_sampling(policy: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ CARDS = {
     "data.engine.memory_share to 0.74": 48,
     "data.engine.sleep_level to 2": 22,
     "trainer.strategy to ModelParallelStrategy": 60,
-    "model.gradient_sync to micro_batch": 6,
+    "model.gradient_sync to micro_batch": 8,
 }
 
 
