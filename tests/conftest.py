@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # tiny_models, for tests and for
 from machine_for_tests import hide_gpus, skip_without_vllm_on_a_cpu
 from tiny_models import effective_share, tiny_policy, write_config
 
+from popo_lightning.verifiers.math import MathVerifier
+
 
 def pytest_configure(config: pytest.Config) -> None:
     hide_gpus(config.option.markexpr, os.environ)
@@ -61,3 +63,9 @@ def policy(cache: Path) -> Path:
 def config(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task configuration around the tiny policy, with the transformers engine."""
     return write_config(tmp_path_factory.mktemp("config") / "tiny.yaml")
+
+
+@pytest.fixture
+def verifier() -> MathVerifier:
+    """For tests that have none of their own."""
+    return MathVerifier()

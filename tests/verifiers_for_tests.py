@@ -1,4 +1,4 @@
-"""Verifiers that grading processes import: one that accepts all, and one that misbehaves on cue."""
+"""Verifiers that grading processes import (one that accepts all, one that misbehaves on cue), and what one says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from popo_lightning.tasks.countdown import verify_steps
 from popo_lightning.verifiers.base import Verifier
+from popo_lightning.verifiers.math import MathVerifier
 
 
 class AcceptsAll(Verifier):
@@ -46,3 +47,12 @@ class Steps(AcceptsAll):
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
         return verify_steps(answer, text)
+
+
+MATHEMATICS = MathVerifier()
+
+
+def accuracy(gold: str, answer: str) -> float:
+    """Of an answer in a box, to a gold that the mathematics verifier takes."""
+    MATHEMATICS.check_answer(gold)
+    return MATHEMATICS(gold, f"\\boxed{{{answer}}}")["acc"]
