@@ -234,15 +234,20 @@ class PolicyModule(L.LightningModule):
         return self._row_by_row(minibatch, self.value_model)
 
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
-        passes = self._passes(minibatch.rows())
+        passes = self._passes(minibatch, minibatch.rows())
         # sharded, every pass gathers weights from all ranks
         most = int(over_ranks(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
             return scores_by_row(passes, score, self.device, most)
 
-    def _passes(self, rows: Sequence[Row]) -> list[PaddedRows]:
-        """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them."""
-        split = micro_batches(rows, self.micro_batch_tokens, self._layer_costs)
+    def _passes(self, minibatch: Minibatch, rows: Sequence[Row]) -> list[PaddedRows]:
+        """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them.
+
+        Groups whose rewards are equal come apart, because most often their rows have no gradient.
+        """
+        effective = [group.is_effective(self.reward) for group in minibatch.groups for _ in group.responses]
+        kinds = [[row for row in rows if effective[row.index] is kind] for kind in (True, False)]
+        split = [part for kind in kinds for part in micro_batches(kind, self.micro_batch_tokens, self._layer_costs)]
         return [pad_sequences(sequences) for sequences in split]
 
     @cached_property
@@ -306,7 +311,7 @@ class PolicyModule(L.LightningModule):
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
-        add_up_gradients(self, losses, self._passes(rows))
+        add_up_gradients(self, losses, self._passes(minibatch, rows))
         grad_norm = self._take_step(optimizer) if size else float("nan")
         free_gradients(optimizer, self.trainer.strategy.model)  # none lives through a generation
         return losses.outputs() | {"grad_norm": grad_norm, "stepped": bool(size)}

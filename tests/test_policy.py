@@ -286,7 +286,7 @@ def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatc
     for budget, shared, parts in ((1, True, 8), (20, False, 5), (20, True, 3)):
         settings: dict[str, Any] = {"micro_batch_tokens": budget, "shared_prompts": shared}
         module = policy(folder, objective=objective, **settings)
-        assert len(module._passes(minibatch.rows())) == parts
+        assert len(module._passes(minibatch, minibatch.rows())) == parts
         split_outputs, found = train(module, minibatch)
         assert split_outputs["mean_loss"] == pytest.approx(outputs["mean_loss"], abs=1e-6)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
