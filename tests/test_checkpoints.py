@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from processes_for_tests import on_two_ranks, rows_of, trainer_of
 from tiny_models import fit, method, popo
 
@@ -61,7 +63,7 @@ class FullAfter:
     """A file that takes so many bytes."""
 
     def __init__(self, path: Path, room: int, code: int = errno.ENOSPC) -> None:
-        self.file, self.room, self.code = path.open("wb", buffering=0), room, code
+        self.file, self.room, self.code = FileIO(path, "w"), room, code
 
     def __enter__(self) -> FullAfter:
         return self
@@ -347,41 +349,38 @@ def test_no_checkpoint_while_steps_are_skipped(policy: Path, tmp_path: Path) -> 
 # -- two ranks -------------------------------------------------------------------------------------------------
 
 
-def save_on_ranks(policy: str, folder: str, in_shards: bool, room: int | None) -> dict[str, Any]:
-    """Rank 0's disk is full after so many bytes, in the second epoch."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
-
+def save_on_ranks(policy: str, folder: str) -> list[Any]:
+    """In shards and whole; rank 0's disk takes everything, or is full from the second epoch on."""
     torch.set_num_threads(1)
-    module = PolicyModule(path=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
-    callback = Checkpoints(folder, every_n_epochs=1, save_on_train_epoch_end=True)
-    trainer = trainer_of("fsdp2", 2, 1, [callback], max_epochs=2, enable_checkpointing=True)
-    assert isinstance(trainer.strategy, ModelParallelStrategy)
-    trainer.strategy._save_distributed_checkpoint = in_shards
-    real = Path.open
+    real, found = Path.open, []
+    for in_shards, room in [(True, None), (True, 100), (False, None), (False, 100)]:
+        module = PolicyModule(path=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+        callback = Checkpoints(f"{folder}/{in_shards}-{room}", every_n_epochs=1, save_on_train_epoch_end=True)
+        trainer = trainer_of("fsdp2", 2, 1, [callback], max_epochs=2, enable_checkpointing=True)
+        cast(ModelParallelStrategy, trainer.strategy)._save_distributed_checkpoint = in_shards
 
-    def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        full = room is not None and trainer.current_epoch == 1 and trainer.is_global_zero
-        if full and mode == "wb" and ".draft" in str(self):
-            return FullAfter(self, room or 0)
-        return real(self, mode, *args, **kwargs)
+        def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            full = room is not None and trainer.current_epoch >= 1 and trainer.is_global_zero  # noqa: B023
+            if full and mode == "wb" and ".draft" in str(self):
+                return FullAfter(self, 100)
+            return real(self, mode, *args, **kwargs)
 
-    Path.open = opened  # type: ignore[method-assign]
-    own = [rows_of(trainer.global_rank, [3, 4])]
-    trainer.fit(module, torch.utils.data.DataLoader(own, batch_size=None, num_workers=0))
-    return {"step": trainer.global_step, "best": callback.best_model_path}
+        Path.open = opened  # type: ignore[method-assign,assignment]
+        own = [rows_of(trainer.global_rank, [3, 4])]
+        trainer.fit(module, torch.utils.data.DataLoader(own, batch_size=None, num_workers=0))
+        Path.open = real  # type: ignore[method-assign]
+        found.append((trainer.global_step, callback.best_model_path))
+    return found
 
 
-@pytest.mark.parametrize("in_shards", [False, True])
-@pytest.mark.parametrize("room", [None, 100])
-def test_two_ranks_save_or_not_together(policy: Path, tmp_path: Path, in_shards: bool, room: int | None) -> None:
-    folder = tmp_path / "checkpoints"
-    found = on_two_ranks(save_on_ranks, tmp_path, str(policy), str(folder), in_shards, room)
-    step = 2 if room is None else 1
-    assert [each["step"] for each in found] == [2, 2]
-    assert found[0]["best"] == found[1]["best"] and f"step={step}" in found[0]["best"]
-    assert names(folder) == [f"epoch={step - 1}-step={step}.ckpt"]
-    (path,) = folder.iterdir()
-    assert path.is_dir() == in_shards and flaw(path) is None
+def test_two_ranks_save_or_not_together(policy: Path, tmp_path: Path) -> None:
+    """A rank that cannot write leaves none waiting, and all note the same."""
+    ranks = on_two_ranks(save_on_ranks, tmp_path, str(policy), str(tmp_path / "saved"), seconds=240)
+    assert ranks[0] == ranks[1]
+    for (steps, best), step in zip(ranks[0], (2, 1, 2, 1), strict=True):
+        path = Path(best)
+        assert steps == 2 and names(path.parent) == [path.name] == [f"epoch={step - 1}-step={step}.ckpt"]
+        assert path.is_dir() == ("True" in path.parent.name) and flaw(path) is None
 
 
 def test_save_on_exception_is_refused_where_one_rank_cannot(policy: Path, tmp_path: Path) -> None:

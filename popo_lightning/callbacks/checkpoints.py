@@ -63,6 +63,7 @@ class Checkpoints(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         self._place: ResumePlace | None = None  # the last that the run can go on from
         self._saved: ResumePlace | None = None
+        self._tried: ResumePlace | None = None  # the last that was to be saved
         self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
         self._newest: str | None = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         if stage != "fit":
@@ -113,9 +114,11 @@ class Checkpoints(ModelCheckpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """The last place: if the run was asked to stop, all ranks are here; else only with save_on_exception."""
         if isinstance(exception, Stopped):
-            self._save_behind(trainer)
-            exception.checkpoint = self._newest
-            exception.where = "" if self._saved is None else self._saved.words
+            if trainer.state.fn == "fit":
+                self._save_behind(trainer)
+                exception.checkpoint = self._newest
+                exception.where = "" if self._saved is None else self._saved.words
+            trainer.datamodule.stopping.disarm()  # type: ignore[attr-defined]
         elif self.save_on_exception and self._place is not None:
             if self._place.weights_moved(trainer):
                 log.warning("no checkpoint on this exception: it came inside a minibatch, which no run can go on from")
@@ -139,10 +142,10 @@ class Checkpoints(ModelCheckpoint):
         self._save_last_checkpoint(trainer, candidates)
 
     def _save_end(self, trainer: L.Trainer) -> None:
-        """Unless the last place is saved."""
-        if self._place is None or (self._saved and self._saved.batches == self._place.batches):
-            return
-        self._save_behind(trainer)
+        """Unless the last place is saved, or could not be."""
+        done = [place.batches for place in (self._saved, self._tried) if place is not None]
+        if self._place is not None and self._place.batches not in done:
+            self._save_behind(trainer)
 
     def _save_behind(self, trainer: L.Trainer) -> None:
         """Saves the last place, whatever the metric, unless it is saved or checkpoints are switched off."""
@@ -195,6 +198,7 @@ class Checkpoints(ModelCheckpoint):
         Raises:
             NotSavedError: On all of them; nothing has changed on the disk.
         """
+        self._tried = self._behind or self._place
         why = self._broken(trainer)
         if why is None:
             why = next((each for each in from_all(self._write(trainer, filepath)) if each), None)
@@ -215,9 +219,10 @@ class Checkpoints(ModelCheckpoint):
 
     def _write(self, trainer: L.Trainer, filepath: str) -> str | None:
         """Why this rank could not, or None. A rank that cannot write leaves no other waiting."""
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-        if self._behind is not None:
-            self._behind.put_into(checkpoint, self.state_key)
+        if self._behind is None:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        else:
+            checkpoint = self._behind.dump(trainer, self.save_weights_only, self.state_key)
         strategy = trainer.strategy
         in_shards = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
         try:

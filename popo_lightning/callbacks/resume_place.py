@@ -64,19 +64,27 @@ class ResumePlace:
         """Whether a minibatch has begun since: its steps, and what comes around them, move weights."""
         return self.batches != trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
-    def put_into(self, checkpoint: dict[str, Any], own_key: str) -> None:
-        """Makes a checkpoint of the present one of this place.
+    def dump(self, trainer: L.Trainer, weights_only: bool, own_key: str) -> dict[str, Any]:
+        """The checkpoint of this place, made later. A collective.
 
         Args:
-            checkpoint: Made meanwhile, with the rollouts' part of this place.
+            trainer: Whose weights and optimizer are still those of the place.
+            weights_only: As of Lightning.
             own_key: Of the callback that saves, whose state is the present one.
         """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.data is not None:
+            data.as_of = self.data
+        try:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+        finally:
+            if self.data is not None:
+                data.as_of = None
         own = checkpoint.get("callbacks", {}).get(own_key)
-        for name, value in self.entries.items():
-            if name in checkpoint:
-                checkpoint[name] = value
+        checkpoint |= {name: value for name, value in self.entries.items() if name in checkpoint}
         if own is not None:
             checkpoint["callbacks"] = checkpoint["callbacks"] | {own_key: own}
+        return checkpoint
 
 
 def _words(trainer: L.Trainer, data: Any) -> str:
