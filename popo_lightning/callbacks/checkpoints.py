@@ -154,12 +154,11 @@ class Checkpoints(ModelCheckpoint):
         self._behind = self._place
         try:
             candidates = self._monitor_candidates(trainer) | self._place.counters
-            if self.save_last:
-                self._save_last_checkpoint(trainer, candidates)
-            elif self.monitor is None:
-                self._save_topk_checkpoint(trainer, candidates)
-            else:
+            if self.monitor is not None or (self.save_last and self.save_last != "link"):
                 self._save_as_last(trainer, candidates)
+            else:
+                self._save_topk_checkpoint(trainer, candidates)
+                self._save_last_checkpoint(trainer, candidates)
         finally:
             self._behind = None
 
