@@ -29,8 +29,7 @@ from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError, reason
-from popo_lightning.finite_steps import NotFiniteError
+from popo_lightning.errors import NotFiniteError, SettingError, reason
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank

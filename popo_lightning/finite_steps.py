@@ -12,20 +12,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import DIVERGED_REMEDY, NotFiniteError, SettingError
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.ranks import over_ranks
 
 log = logging.getLogger(__name__)
-
-REMEDY = (
-    "lower the learning rate of model.optimizer, set model.max_grad_norm, or warm up by model.lr_scheduler; "
-    "--run.resume true takes up the newest checkpoint, --ckpt_path an earlier one"
-)
-
-
-class NotFiniteError(RuntimeError):
-    """Training cannot go on: the message is one sentence with the reason and the remedy."""
 
 
 class FiniteSteps:
@@ -71,7 +62,7 @@ class FiniteSteps:
         if self.in_a_row >= self.limit:
             raise NotFiniteError(
                 f"{self.in_a_row} optimizer steps in a row were not finite (model.max_skipped_steps {self.limit}), the "
-                f"last that of {place(minibatch)} ({found}); {REMEDY}"
+                f"last that of {place(minibatch)} ({found}); {DIVERGED_REMEDY}"
             )
         return False
 
@@ -100,7 +91,9 @@ class FiniteSteps:
         """
         broken = not all_finite(weights)
         if over_ranks(trainer, broken, "max") if split else broken:
-            raise NotFiniteError(f"the optimizer step of {place(minibatch)} made weights that are not finite; {REMEDY}")
+            raise NotFiniteError(
+                f"the optimizer step of {place(minibatch)} made weights that are not finite; {DIVERGED_REMEDY}"
+            )
 
 
 def place(minibatch: Minibatch) -> str:

@@ -250,6 +250,7 @@ class NoGroups(L.Callback):
         ({"every_n_epochs": 1, "save_last": True}, ["epoch=2-step=6", "last"]),
         ({"every_n_epochs": 2, "save_top_k": 0, "save_last": True}, ["last"]),
         ({"every_n_epochs": 1, "save_top_k": 0}, []),
+        ({"every_n_epochs": 20, "save_last": "link"}, ["epoch=2-step=6", "last"]),
     ],
 )
 def test_the_end_is_saved(policy: Path, tmp_path: Path, settings: dict[str, Any], expected: list[str]) -> None:
@@ -260,6 +261,14 @@ def test_the_end_is_saved(policy: Path, tmp_path: Path, settings: dict[str, Any]
     if expected:
         state = torch.load(tmp_path / "checkpoints" / f"{expected[-1]}.ckpt", weights_only=True)
         assert state["RolloutDataModule"]["iteration"] == 3 and not state["RolloutDataModule"]["ranks"][0]["pending"]
+
+
+def test_the_end_is_saved_before_the_last_evaluation(config: Path, tmp_path: Path) -> None:
+    """Which may take hours, and fail: the eighth call of the engine."""
+    fails = ["--data.engine", "tiny_models.SignalWhileSampling", "--data.engine.call", "8", "--data.engine.number", "0"]
+    with pytest.raises(RuntimeError, match="out of luck"):
+        popo("fit", "--config", config, *fails, "--trainer.max_epochs", "3", "--run.folder", tmp_path)
+    assert steps_of(tmp_path) == ["epoch=2-step=9"]
 
 
 def test_a_metric_keeps_the_best_and_the_end(policy: Path, tmp_path: Path) -> None:
