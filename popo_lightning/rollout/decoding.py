@@ -272,7 +272,7 @@ class Decoder:
         for row, (number, count) in enumerate(zip(flight.number.tolist(), counts, strict=True)):
             if not bool(logps[row, :count].isfinite().all()):
                 raise NotFiniteError(
-                    f"the engine's model gives logits that are no numbers, since its weights diverged; {DIVERGED_REMEDY}"
+                    f"the engine's model gives logits that are no numbers: its weights diverged; {DIVERGED_REMEDY}"
                 )
             reason = "stop" if ended[row, count - 1] else "length"
             ids, logp = token_ids[row, :count].tolist(), logps[row, :count].tolist()
