@@ -17,11 +17,12 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from nodes_for_tests import one_node
+from nodes_for_tests import fsdp2, one_node
 from processes_for_tests import on_two_ranks
 from test_resume import checkpoint, weights_in
 from tiny_models import environment, method, metrics, popo, popo_process
 
+from popo_lightning.checkpoint_files import newest_whole
 from popo_lightning.cli import stopped_in_words, without_options
 from popo_lightning.stopping import SIGNALS, Stopped, StopRequests
 
@@ -160,23 +161,38 @@ def test_the_command_that_is_named_continues(command: list[str | Path], whole: P
     assert_same_end(tmp_path, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "1", "null"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_stop_together(config: Path, tmp_path: Path, rank: str, strategy: str) -> None:
-    """Whichever gets the signal: torchrun passes it on to all, kill to one."""
-    from nodes_for_tests import fsdp2
-
+def two_rank_command(config: Path, strategy: str) -> list[str | Path]:
+    """An iteration of three minibatches and another one, on two ranks."""
     command = ["fit", "--config", config, *method("popo"), "--trainer.max_epochs", "2"]
     command += ["--data.problems_per_iteration", "8", "--evaluation.every_n_iterations", "0"]
-    command += ["--trainer.strategy", "ddp"] if strategy == "ddp" else fsdp2(2, whole_checkpoints=rank == "0")
-    one_node(2, *command, "--run.folder", tmp_path / "whole", seconds=200)
+    if strategy == "ddp":
+        return [*command, "--trainer.strategy", "ddp"]
+    return [*command, *fsdp2(2, whole_checkpoints=strategy == "fsdp2")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "rank"), [("ddp", "1"), ("fsdp2", "0"), ("fsdp2 in shards", "null")])
+def test_two_ranks_stop_together(config: Path, tmp_path: Path, strategy: str, rank: str) -> None:
+    """Whichever gets the signal: torchrun passes it on to all, kill to one."""
+    command = two_rank_command(config, strategy)
+    one_node(2, *command, "--run.folder", tmp_path / "whole", seconds=300)
     how = [*at("on_train_batch_start", 2, 1, signal.SIGTERM), "--trainer.callbacks.rank", rank]
     with pytest.raises(AssertionError, match="stopped by SIGTERM after iteration 2, minibatch 2 of 3"):
-        one_node(2, *command, *how, "--run.folder", tmp_path / "resumed", seconds=200)
-    checkpoint(tmp_path / "resumed", 5)
-    one_node(2, *command, "--run.folder", tmp_path / "resumed", "--run.resume", "true", seconds=200)
+        one_node(2, *command, *how, "--run.folder", tmp_path / "resumed", seconds=300)
+    assert newest_whole(tmp_path / "resumed" / "checkpoints").checkpoint == checkpoint(tmp_path / "resumed", 5)
+    one_node(2, *command, "--run.folder", tmp_path / "resumed", "--run.resume", "true", seconds=300)
     assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ranks_that_the_command_starts(config: Path, tmp_path: Path) -> None:
+    """Without torchrun: the exit code is that of the rank that started the others."""
+    how = [*at("on_train_epoch_end", 1, 0, signal.SIGTERM), "--trainer.callbacks.rank", "0"]
+    command = [*two_rank_command(config, "ddp"), "--trainer.devices", "2", "--run.folder", tmp_path]
+    stopped = popo_process(*command, *how)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM after iteration 1, which") == 1
+    checkpoint(tmp_path, 3)
 
 
 # -- requests --------------------------------------------------------------------------------------------------
