@@ -202,6 +202,15 @@ def tidy(folder: Path) -> None:
         remove(left)
 
 
+def take_away(checkpoint: Path) -> None:
+    """Removes a checkpoint so that none of it is left under its name, whatever happens meanwhile."""
+    away = checkpoint.with_name(f".{checkpoint.name}{DRAFT}")
+    remove(away)
+    with suppress(OSError):  # it is gone, or the folder takes no changes
+        checkpoint.rename(away)
+    remove(away)
+
+
 def remove(path: Path) -> None:
     """A file, a folder or nothing; what cannot be removed stays."""
     if path.is_dir() and not path.is_symlink():

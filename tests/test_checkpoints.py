@@ -20,8 +20,18 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from processes_for_tests import on_two_ranks, rows_of, trainer_of
 from tiny_models import fit, method, popo
 
+from popo_lightning import checkpoint_files
 from popo_lightning.callbacks.checkpoints import Checkpoints
-from popo_lightning.checkpoint_files import WholeFileIO, draft_for, finish_folder, flaw, newest_whole, tidy, write
+from popo_lightning.checkpoint_files import (
+    WholeFileIO,
+    draft_for,
+    finish_folder,
+    flaw,
+    newest_whole,
+    take_away,
+    tidy,
+    write,
+)
 from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
 
@@ -160,6 +170,16 @@ def test_a_folder_that_lacks_something(tmp_path: Path, lost: str) -> None:
     if lost == "__0_0.distcp":
         (path / lost).write_bytes(b"x" * 99)
         assert "lacks bytes of __0_0.distcp" in str(flaw(path))
+
+
+def test_nothing_is_left_of_one_that_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (sharded(tmp_path / "a.ckpt"), saved(tmp_path / "b.ckpt")):
+        take_away(path)
+        take_away(path)
+    assert names(tmp_path) == []
+    monkeypatch.setattr(checkpoint_files, "remove", lambda path: None)  # died meanwhile
+    take_away(sharded(tmp_path / "c.ckpt"))
+    assert names(tmp_path) == [".c.ckpt.draft"]
 
 
 # -- the newest whole one --------------------------------------------------------------------------------------

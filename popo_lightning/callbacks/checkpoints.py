@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from popo_lightning.callbacks.resume_place import ResumePlace
-from popo_lightning.checkpoint_files import WholeFileIO, draft_for, finish_folder, tidy
+from popo_lightning.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.finite_steps import all_finite, optimizer_state
 from popo_lightning.ranks import from_all, from_first, lost_rank, over_ranks
@@ -173,15 +173,15 @@ class Checkpoints(ModelCheckpoint):
     # -- how ---------------------------------------------------------------------------------------------------
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        with self._as_before_if_not_saved():
+        with self._as_before_if_not_saved(trainer):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        with self._as_before_if_not_saved():
+        with self._as_before_if_not_saved(trainer):
             super()._save_last_checkpoint(trainer, monitor_candidates)
 
     @contextmanager
-    def _as_before_if_not_saved(self) -> Iterator[None]:
+    def _as_before_if_not_saved(self, trainer: L.Trainer) -> Iterator[None]:
         """Nothing is noted, and no older checkpoint removed, where the new one was not written."""
         before = {name: copy.copy(getattr(self, name)) for name in NOTED if hasattr(self, name)}
         try:
@@ -189,7 +189,7 @@ class Checkpoints(ModelCheckpoint):
         except NotSavedError as error:
             vars(self).update(before)
             kept = f"{self._newest} stays as it is" if self._newest else "there is no earlier one"
-            log.warning("%s; the run continues, and %s", error, kept)
+            log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else ", and the run continues")
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Of all ranks.
@@ -233,6 +233,12 @@ class Checkpoints(ModelCheckpoint):
                 raise
             return _words(error)
         return None
+
+    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if not _is_local_file_protocol(filepath):
+            super()._remove_checkpoint(trainer, filepath)
+        elif trainer.is_global_zero:
+            take_away(Path(filepath))
 
     def _should_remove_checkpoint(self, trainer: L.Trainer, previous: str, current: str) -> bool:
         """Not while steps are skipped: the last good one stays."""
