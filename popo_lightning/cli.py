@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
+import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from popo_lightning import run_folder
+from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.callbacks.evaluation import Evaluation
 from popo_lightning.callbacks.monitor import Monitor
@@ -22,14 +25,16 @@ from popo_lightning.callbacks.parameter_hooks import ParameterHook
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.proximal import ProximalPolicy
 from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.errors import NotFiniteError, SettingError, reason
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.stopping import Stopped
 from popo_lightning.trainer_settings import (
     check_cpu_devices,
     check_nodes,
@@ -98,7 +103,7 @@ class PopoCLI(LightningCLI):
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_lightning_class_args(Progress, "progress")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults(
             {
                 "parameter_hook": {"class_path": "popo_lightning.callbacks.parameter_hooks.ParameterHook"},
@@ -210,7 +215,9 @@ class PopoCLI(LightningCLI):
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
         with lightnings_refusals():
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
+        return trainer
 
 
 def one_sentence(message: str) -> str:
@@ -225,6 +232,34 @@ def refuse(sentence: str) -> NoReturn:
     """One sentence, exit code 2."""
     print(f"popo: {sentence}", file=sys.stderr)
     sys.exit(2)
+
+
+def stopped_in_words(stop: Stopped, args: Any) -> str:
+    """Where a run was stopped, and the command that continues it.
+
+    Args:
+        stop: With the checkpoint, if there is one.
+        args: Of the command that was stopped.
+    """
+    if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
+        return f"stopped by {stop.name}"
+    kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
+    command = shlex.join(["popo", *map(str, kept), "--run.folder", stop.folder, "--run.resume", "true"])
+    if stop.checkpoint is None:
+        return f"stopped by {stop.name} before anything was saved; start again by: {command}"
+    saved = f"after {stop.where}, which {stop.checkpoint} holds" if stop.where else f"{stop.checkpoint} is the newest"
+    return f"stopped by {stop.name} {saved}; continue by: {command}"
+
+
+def without_options(args: Sequence[str], *names: str) -> list[str]:
+    """A command's arguments without some options and their values."""
+    found: list[str] = []
+    dropped = False  # whether the next argument is a dropped option's value
+    for arg in map(str, args):
+        if not dropped and arg.partition("=")[0] not in names:
+            found.append(arg)
+        dropped = not dropped and arg in names
+    return found
 
 
 def quieten() -> None:
@@ -273,6 +308,9 @@ def run(args: ArgsType = None) -> PopoCLI:
         if not isinstance(cause, SettingError):
             raise
         refuse(str(cause))
+    except NotFiniteError as error:
+        print(f"popo: {error}", file=sys.stderr)
+        sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):
             raise
@@ -282,3 +320,14 @@ def run(args: ArgsType = None) -> PopoCLI:
             file=sys.stderr,
         )
         sys.exit(1)
+    except Stopped as stop:
+        if stop.speaks:
+            print(f"popo: {stopped_in_words(stop, sys.argv[1:] if args is None else args)}", file=sys.stderr)
+        # a rank that another one started ends well: that one gives the exit code, and would be killed for another's
+        sys.exit(0 if stop.launched else stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
+            sys.exit(128 + signal.SIGINT)
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rank_states import for_ranks
+from popo_lightning.rank_states import PlaceState, RankKeeper, for_ranks
 from popo_lightning.ranks import from_all
 from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
 from popo_lightning.replay.samplers import EpochSampler, PromptSampler
@@ -30,6 +31,7 @@ from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_m
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
+from popo_lightning.stopping import StopRequests
 from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
 from popo_lightning.tasks.grading import GradingPool
@@ -138,6 +140,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
         self.iteration = 0  # iterations begun
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
+        self.kept_by_ranks = RankKeeper()  # what callbacks keep of each rank
+        self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
+        self.stopping = StopRequests()
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
         self.synced = SyncedEngine(engine, sync_every, self.clock, self._engine_context, weights, self.ahead.join)
 
@@ -224,9 +229,17 @@ class RolloutDataModule(L.LightningDataModule):
     def iterate(self) -> Iterator[Minibatch]:
         """The minibatches of an iteration: a new one, or the rest of the one a checkpoint interrupted."""
         if not self.pending:
-            self._begin_iteration()
+            self.stopping.check(self._run)
+            with self.leaves_at_once(self.lag == 0):
+                self._begin_iteration()
+            if not self.lag:  # what was generated ahead is taken now, and a checkpoint from before would need it
+                self.stopping.check(self._run)
         while self.pending:
             yield self.pending.pop(0)
+
+    def leaves_at_once(self, changes_nothing_for_good: bool = True) -> AbstractContextManager[None]:
+        """Where a signal need not wait: a single rank generates, and the last place can still be saved as it was."""
+        return self.stopping.interruptible(changes_nothing_for_good and self._run.world_size == 1)
 
     @property
     def steps(self) -> int:
@@ -326,23 +339,31 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's."""
+    def place_state(self) -> PlaceState:
+        """What a checkpoint taken now would have of this rank, for one taken later. No collective; waits for nothing.
+
+        All but the groups generated ahead, which no place changes.
+        """
         mine = {
             "sampler": self.sampler.state_dict(),
             "composer": self.composer.state_dict(),
             "pending": [minibatch.to_plain() for minibatch in self.pending],
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
-            "ahead": self.ahead.state_dict(),
+            "callbacks": self.kept_by_ranks.state(),
         }
-        return {
+        common = {
             "iteration": self.iteration,
             "steps": self.steps,
             "totals": self.totals.state_dict(),
             "rollout_weights": self.synced.state_dict(),
-            "ranks": from_all(mine),
         }
+        return PlaceState.copied(common, mine)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""
+        place = self.as_of or self.place_state()
+        return place.common | {"ranks": from_all(place.mine | {"ahead": self.ahead.state_dict()})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
@@ -351,6 +372,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.totals.load_state_dict(state["totals"])
         if not self._fitting:
             return
+        self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
         mine = for_ranks(state["ranks"], world_size, self.sampler, self.composer)[rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])

@@ -1,10 +1,23 @@
-"""The one error a user's mistake raises: caught by the command line, printed as one sentence, exit code 2."""
+"""Errors that the command line prints as one sentence: a user's mistake, exit code 2, and a run that diverged, 1."""
 
 
 class SettingError(ValueError):
     """A setting, file or folder that cannot work.
 
     The message is one sentence that names the setting, its value and the remedy.
+    """
+
+
+DIVERGED_REMEDY = (
+    "lower the learning rate of model.optimizer, set model.max_grad_norm, or warm up by model.lr_scheduler; "
+    "--run.resume true takes up the newest checkpoint, --ckpt_path an earlier one"
+)
+
+
+class NotFiniteError(RuntimeError):
+    """Training cannot go on, since its numbers are not finite.
+
+    The message is one sentence with the reason and the remedy.
     """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from popo_lightning.errors import SettingError
@@ -9,6 +11,62 @@ from popo_lightning.replay.composers import Composer
 from popo_lightning.replay.samplers import PromptSampler
 
 RankState = dict[str, Any]
+
+
+@dataclass
+class PlaceState:
+    """The rollouts' part of a checkpoint as it was at a place that a run can go on from.
+
+    Args:
+        common: The same on all ranks.
+        mine: This rank's.
+    """
+
+    common: dict[str, Any]
+    mine: RankState
+
+    @classmethod
+    def copied(cls, common: dict[str, Any], mine: RankState) -> PlaceState:
+        """With containers of its own: what comes after the place changes nothing in it."""
+        return cls(containers_copied(common), containers_copied(mine))
+
+
+def containers_copied(state: Any) -> Any:
+    """Dicts and lists of a state are copied, tensors and numbers are those they were."""
+    if isinstance(state, dict):
+        return {key: containers_copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [containers_copied(value) for value in state]
+    return tuple(map(containers_copied, state)) if type(state) is tuple else state
+
+
+class RankKeeper:
+    """What callbacks keep of each rank, in the one exchange that a checkpoint makes: Lightning keeps rank 0's alone."""
+
+    def __init__(self) -> None:
+        self._give: dict[str, Callable[[], Any]] = {}
+        self._loaded: list[dict[str, Any]] = []
+
+    def keep(self, name: str, give: Callable[[], Any]) -> None:
+        """Adds what a checkpoint is to have.
+
+        Args:
+            name: Of it.
+            give: Plain containers and tensors, of this rank. No collective.
+        """
+        self._give[name] = give
+
+    def state(self) -> dict[str, Any]:
+        """Of this rank, by name."""
+        return {name: give() for name, give in self._give.items()}
+
+    def load(self, ranks: Sequence[dict[str, Any]]) -> None:
+        """What a checkpoint brought, :meth:`state` of each of its ranks."""
+        self._loaded = list(ranks)
+
+    def take(self, name: str) -> list[Any]:
+        """What a checkpoint brought of each of its ranks, once; empty without any."""
+        return [of_rank.pop(name) for of_rank in self._loaded if name in of_rank]
 
 
 def for_ranks(states: list[RankState], ranks: int, sampler: PromptSampler, composer: Composer) -> list[RankState]:

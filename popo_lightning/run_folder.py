@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from popo_lightning.checkpoint_files import newest_whole
 from popo_lightning.errors import SettingError
 
 CHECKPOINTS = "checkpoints"
@@ -73,9 +75,12 @@ def _holds_run(folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint written last, or None. A folder of shards counts once its last file is there."""
-    found = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if _last_written(path).exists()]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    """The newest whole checkpoint of a run's folder, or None; says which newer ones are passed over, and why."""
+    found = newest_whole(folder / CHECKPOINTS)
+    if _is_first_rank():
+        for path, why in found.passed_over:
+            print(f"popo: passed over {path}, which {why}", file=sys.stderr)
+    return found.checkpoint
 
 
 def _last_written(checkpoint: Path) -> Path:

@@ -43,20 +43,11 @@ def test_folder_asked_for_must_be_free_unless_resumed(tmp_path: Path) -> None:
     assert chosen(tmp_path, None, str(tmp_path / "a.ckpt")) == tmp_path / "countdown" / "popo-seed3"
 
 
-def test_a_folder_whose_writing_was_interrupted_is_no_checkpoint(tmp_path: Path) -> None:
-    for name in ("whole", "begun"):
-        (tmp_path / "checkpoints" / f"{name}.ckpt").mkdir(parents=True)
-        (tmp_path / "checkpoints" / f"{name}.ckpt" / "__0_0.distcp").touch()
-    (tmp_path / "checkpoints" / "whole.ckpt" / "meta.pt").touch()
-    os.utime(tmp_path / "checkpoints" / "whole.ckpt", (1, 1))
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "whole.ckpt"
-
-
 def test_newest_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     (tmp_path / "checkpoints").mkdir()
     for place, name in enumerate(("epoch=9-step=9.ckpt", "epoch=10-step=10.ckpt", "last.txt")):
-        (tmp_path / "checkpoints" / name).touch()
+        torch.save({"pytorch-lightning_version": "2"}, tmp_path / "checkpoints" / name)
         os.utime(tmp_path / "checkpoints" / name, (100 + place, 100 + place))
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "epoch=10-step=10.ckpt"

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -278,7 +279,7 @@ def fit(
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=1,
         callbacks=[Monitor(), proximal or ProximalSnapshot(), *callbacks],
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -363,6 +364,54 @@ class KillRankAt(KillAt):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank == self.rank:
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+
+class SignalAt(L.Callback):
+    """The process gets a signal at one of its own hooks, and the run goes on as far as it goes.
+
+    Args:
+        hook: Name of it.
+        iteration: Counted from 1.
+        minibatch: Of hooks that have one.
+        number: Of the signal; 0 raises an error instead.
+        rank: That gets it; None for all of them.
+    """
+
+    def __init__(self, hook: str, iteration: int, minibatch: int = 0, number: int = 2, rank: int | None = None) -> None:
+        self.iteration, self.minibatch, self.number, self.rank = iteration, minibatch, number, rank
+        setattr(self, hook, self._hook)
+
+    def _hook(self, trainer: L.Trainer, pl_module: Any, *more: Any) -> None:
+        batches = [each for each in more if hasattr(each, "version")]
+        place = (batches[0].version + 1, batches[0].index) if batches else (trainer.datamodule.iteration, 0)  # type: ignore[attr-defined]
+        if place == (self.iteration, self.minibatch) and self.rank in (None, trainer.global_rank):
+            signalled(self.number)
+
+
+class SignalWhileSampling(TransformersEngine):
+    """The process gets a signal in the middle of one call of the engine.
+
+    Args:
+        call: Of this process, counted from 1.
+        number: Of the signal; 0 raises an error instead.
+    """
+
+    def __init__(self, call: int, number: int = 2) -> None:
+        super().__init__()
+        self.left, self.number = call, number
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        for ready in super().stream(*args, **kwargs):
+            if self.left == 0:
+                signalled(self.number)
+            yield ready
+
+
+def signalled(number: int) -> None:
+    if not number:
+        raise RuntimeError("out of luck")
+    os.kill(os.getpid(), number)
 
 
 class FlatOnCPU(FSDPStrategy):

@@ -193,13 +193,15 @@ class Evaluation(L.Callback):
         data = self._data(trainer)
         regime = self.regime_of(name)
         regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
+        data.stopping.check(trainer)
         data.ahead.join()
         spent = data.clock.take()  # this generation is not training's
-        data.sync()
         problems = regime.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
-        greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
-        sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
+        with data.leaves_at_once():
+            data.sync()
+            greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
+            sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
         if folder is not None and self.write_samples:

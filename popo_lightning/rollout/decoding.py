@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from popo_lightning.errors import DIVERGED_REMEDY, NotFiniteError
 from popo_lightning.model_folder import image_marks
 from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import Sampling
@@ -270,7 +271,9 @@ class Decoder:
         found = []
         for row, (number, count) in enumerate(zip(flight.number.tolist(), counts, strict=True)):
             if not bool(logps[row, :count].isfinite().all()):
-                raise RuntimeError("the engine's model gives logits that are no numbers; its weights have diverged")
+                raise NotFiniteError(
+                    f"the engine's model gives logits that are no numbers: its weights diverged; {DIVERGED_REMEDY}"
+                )
             reason = "stop" if ended[row, count - 1] else "length"
             ids, logp = token_ids[row, :count].tolist(), logps[row, :count].tolist()
             found.append(Finished(self.rows[number], ids, logp, reason))
