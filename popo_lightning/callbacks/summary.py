@@ -69,7 +69,7 @@ class Summary(L.Callback):
             "seconds": {k: round(v, 3) for k, v in self._phases.items()} | {"evaluation": round(evaluation_seconds, 3)},
             "effective_share": totals.effective_groups / max(1, totals.groups),
             "replay_share": totals.replayed_groups / max(1, totals.trained_groups),
-            "first_evaluation": flat(history[0]) if history else None,
+            "first_evaluation": flat(history[0]) if _comes_first(history) else None,
             "last_evaluation": flat(history[-1]) if history else None,
             "evaluations": history,
         }
@@ -85,6 +85,11 @@ class Summary(L.Callback):
         """Goes on counting."""
         self._earlier_seconds = state_dict["seconds"]
         self._phases = state_dict["phases"]
+
+
+def _comes_first(history: list[dict[str, float]]) -> bool:
+    """Whether the earliest evaluation is a first one: before training, or at least before the last."""
+    return bool(history) and (len(history) > 1 or history[0]["iteration"] == 0)
 
 
 def flat(entry: dict[str, float]) -> dict[str, float | None]:
