@@ -69,7 +69,7 @@ class Summary(L.Callback):
             "seconds": {k: round(v, 3) for k, v in self._phases.items()} | {"evaluation": round(evaluation_seconds, 3)},
             "effective_share": totals.effective_groups / max(1, totals.groups),
             "replay_share": totals.replayed_groups / max(1, totals.trained_groups),
-            "first_evaluation": flat(history[0]) if _comes_first(history) else None,
+            "first_evaluation": flat(first) if (first := first_of(history)) else None,
             "last_evaluation": flat(history[-1]) if history else None,
             "evaluations": history,
         }
@@ -87,9 +87,9 @@ class Summary(L.Callback):
         self._phases = state_dict["phases"]
 
 
-def _comes_first(history: list[dict[str, float]]) -> bool:
-    """Whether the earliest evaluation is a first one: before training, or at least before the last."""
-    return bool(history) and (len(history) > 1 or history[0]["iteration"] == 0)
+def first_of(history: list[dict[str, float]]) -> dict[str, float] | None:
+    """The evaluation before training, or else the earliest of several: one alone, at the end, is no first one."""
+    return history[0] if history and (len(history) > 1 or history[0]["iteration"] == 0) else None
 
 
 def flat(entry: dict[str, float]) -> dict[str, float | None]:
