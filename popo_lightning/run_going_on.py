@@ -81,7 +81,7 @@ def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
     finished = _finished_iterations(folder)
     if finished is not None and finished >= wanted.limit:
         raise RunFinished(_finished(wanted, folder, finished))
-    if (there or wanted.record).must_have_checkpoint(done):
+    if finished is not None or (there or wanted.record).must_have_checkpoint(done):
         looked = ", ".join(f"'{path}'" for path in checkpoint_folders(folder))
         raise SettingError(
             f"run.resume is true, but the run in '{folder}', which has made {done} iterations, has no checkpoint "

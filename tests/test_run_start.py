@@ -198,6 +198,12 @@ def test_without_any_checkpoint_a_run_begins_anew_only_before_its_first(
     refused(wanted(root, resume=True), "has no checkpoint")
 
 
+def test_a_finished_run_without_a_checkpoint_is_not_begun_anew(root: Path) -> None:
+    run = made(settled(wanted(root)), 1, summary=1)
+    (run.checkpoints / "epoch=0.ckpt").unlink()
+    refused(wanted(root, resume=True), "has no checkpoint")
+
+
 def test_when_a_run_must_have_written_a_checkpoint() -> None:
     assert checkpoint_every(1, 20, None, 2) == 20
     assert checkpoint_every(-1, None, 7, 3) == 3
