@@ -252,7 +252,7 @@ def quieten() -> None:
         ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
         ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
         "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
-        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see run_folder.loggers
+        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see metrics_table.py
         "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         "The dirpath has changed from .*",  # a run's folder may be moved
         "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want

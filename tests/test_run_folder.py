@@ -25,7 +25,8 @@ def test_a_folder_whose_writing_was_interrupted_is_no_checkpoint(tmp_path: Path)
     for name in ("whole", "begun"):
         (tmp_path / f"{name}.ckpt").mkdir(parents=True)
         (tmp_path / f"{name}.ckpt" / "__0_0.distcp").touch()
-    (tmp_path / "whole.ckpt" / "meta.pt").touch()
+    (tmp_path / "whole.ckpt" / ".metadata").touch()
+    write_checkpoint(tmp_path / "whole.ckpt" / "meta.pt")
     os.utime(tmp_path / "whole.ckpt", (1, 1))
     assert newest_checkpoint(tmp_path) == tmp_path / "whole.ckpt"
 
@@ -33,8 +34,7 @@ def test_a_folder_whose_writing_was_interrupted_is_no_checkpoint(tmp_path: Path)
 def test_newest_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     for place, name in enumerate(("a/epoch=9-step=9.ckpt", "a/epoch=10-step=10.ckpt", "b/epoch=3-step=3.ckpt", "b/c")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        write_checkpoint(tmp_path / name)
         os.utime(tmp_path / name, (100 + place, 100 + place))
     assert newest_checkpoint(tmp_path / "a") == tmp_path / "a" / "epoch=10-step=10.ckpt"
     assert newest_of([tmp_path / "b", tmp_path / "a", tmp_path / "none"]) == tmp_path / "b" / "epoch=3-step=3.ckpt"
