@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shlex
@@ -9,14 +10,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from popo_lightning import run_folder
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.callbacks.evaluation import Evaluation
@@ -24,15 +24,23 @@ from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.parameter_hooks import ParameterHook
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.proximal import ProximalPolicy
+from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import NotFiniteError, SettingError, reason
+from popo_lightning.evaluation_start import settle_evaluation
+from popo_lightning.fit_loop import end_always
+from popo_lightning.metrics_table import loggers
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
+from popo_lightning.run_folder import is_first_rank
+from popo_lightning.run_going_on import RunFinished
+from popo_lightning.run_start import settle
+from popo_lightning.run_wanted import RunSettings, wanted_of
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
 from popo_lightning.stopping import Stopped
 from popo_lightning.trainer_settings import (
@@ -43,25 +51,6 @@ from popo_lightning.trainer_settings import (
     chosen_accelerator,
     lightnings_refusals,
 )
-
-
-@dataclass
-class RunSettings:
-    """Names of a run and where it writes.
-
-    Args:
-        task: Name of the task, for folders and tables.
-        method: Name of the method, for folders and tables.
-        root: Folder of all runs.
-        folder: Folder of this run; null makes root/task/method-seedN.
-        resume: Go on from the newest checkpoint in the run's folder, or start if there is none.
-    """
-
-    task: str = "task"
-    method: str = "method"
-    root: str = "runs"
-    folder: str | None = None
-    resume: bool = False
 
 
 class OneSentenceParser(LightningArgumentParser):
@@ -79,7 +68,15 @@ class OneSentenceParser(LightningArgumentParser):
 
 
 class PopoCLI(LightningCLI):
-    """Fixed classes at the top, class_path wherever users extend."""
+    """Fixed classes at the top, class_path wherever users extend.
+
+    Args:
+        claims: Holds the folders that the run writes to, while it lives.
+    """
+
+    def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
+        self.claims = ExitStack() if claims is None else claims
+        super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The usual parser, with errors in one sentence."""
@@ -157,29 +154,38 @@ class PopoCLI(LightningCLI):
         if self.subcommand == "fit":
             self._settle_folder(config)
         else:
-            if config.ckpt_path is not None:
-                run_folder.read_checkpoint(Path(config.ckpt_path))
-            config.trainer.logger = False
-            self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
-            run = config.run
-            folder = run_folder.evaluation_folder(run.folder, run.root, run.task, config.ckpt_path)
-            config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
+            self._settle_evaluation(config)
+
+    def _settle_evaluation(self, config: Any) -> None:
+        run = config.run
+        folder, checkpoint = settle_evaluation(
+            run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
+        )
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
+        config.trainer.logger = False
+        self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
+        config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
 
     def _settle_folder(self, config: Any) -> None:
-        run = config.run
-        if run.resume and config.ckpt_path is None:
-            folder = Path(run.folder or Path(run.root) / run.task / f"{run.method}-seed{config.seed_everything}")
-            newest = run_folder.newest_checkpoint(folder)
-            config.ckpt_path = str(newest) if newest else None  # none: it was stopped before its first checkpoint
-        else:
-            folder = run_folder.choose_folder(
-                run.folder, run.root, run.task, run.method, config.seed_everything, config.ckpt_path
-            )
-        resumed_at = run_folder.iterations_done(Path(config.ckpt_path)) if config.ckpt_path else None
-        run.folder = str(folder)
-        config.trainer.default_root_dir = str(folder)
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / run_folder.CHECKPOINTS)
-        self.resumed_at = resumed_at
+        plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
+        try:
+            self.start = settle(wanted_of(config, plain), self.claims)
+        except RunFinished as finished:
+            if is_first_rank():
+                print(f"popo: {finished}", file=sys.stderr)
+            sys.exit(0)
+        start = self.start
+        config.run.folder = config.trainer.default_root_dir = str(start.folder)
+        self.asked = (
+            config.clone()
+        )  # for config.yaml, which has to make sense in another folder, and after a resumption
+        self.asked.trainer.default_root_dir = None
+        self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
+        config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
+        config.checkpoint.dirpath = str(start.checkpoints)
+
+    def _save_config(self, path: Path) -> None:
+        self._parser("fit").save(self.asked, path, skip_none=False, overwrite=True, multifile=False)
 
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
@@ -210,13 +216,17 @@ class PopoCLI(LightningCLI):
         if kwargs["accelerator"] == "cpu":
             check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
+            self.save_config_callback = None  # the run's keeper does it, later
+            keeper = RunKeeper(self.start.record, self._save_config)
+            kwargs["callbacks"] = [keeper, *(config.trainer.callbacks or [])]  # first, before an evaluation takes hours
             if config.trainer.logger is True:
-                kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
+                kwargs["logger"] = loggers(self.start.folder, self.start.behind)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
         with lightnings_refusals():
-            trainer = super().instantiate_trainer(**kwargs)
+            trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
+        end_always(trainer)
         return trainer
 
 
@@ -276,7 +286,7 @@ def quieten() -> None:
         ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
         ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
         "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
-        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see run_folder.loggers
+        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see metrics_table.py
         "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         "The dirpath has changed from .*",  # a run's folder may be moved
         "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
@@ -290,13 +300,14 @@ def quieten() -> None:
 def run(args: ArgsType = None) -> PopoCLI:
     """Runs one command; a user's mistake is one sentence and exit code 2."""
     quieten()
+    claims = ExitStack()
     try:
         return PopoCLI(
             PolicyModule,
             RolloutDataModule,
             args=args,
+            claims=claims,
             seed_everything_default=1,
-            save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             # A checkpoint's settings must not override the command line's.
             load_from_checkpoint_support=False,
@@ -331,3 +342,5 @@ def run(args: ArgsType = None) -> PopoCLI:
         if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
             sys.exit(128 + signal.SIGINT)
         raise
+    finally:
+        claims.close()

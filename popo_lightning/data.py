@@ -23,7 +23,7 @@ from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rank_states import PlaceState, RankKeeper, for_ranks
+from popo_lightning.rank_states import PlaceState, RankKeeper, for_ranks, rules_of, without_other_rules
 from popo_lightning.ranks import from_all
 from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
 from popo_lightning.replay.samplers import EpochSampler, PromptSampler
@@ -31,6 +31,7 @@ from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_m
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
+from popo_lightning.run_folder import EVALUATIONS
 from popo_lightning.stopping import StopRequests
 from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
@@ -153,8 +154,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.engine.check(self._run.strategy.root_device)
         world_size, rank = self._run.world_size, self._run.global_rank
         prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
-        folder = Path(self._run.default_root_dir) if self._run.is_global_zero else None
-        self.problems = ProblemSets(self.task, prompts, world_size, folder)
+        folder = Path(self._run.default_root_dir)
+        if not self._fitting:  # which may be a run's, that has a list of its own
+            folder = folder / EVALUATIONS / stage
+        self.problems = ProblemSets(self.task, prompts, world_size, folder if self._run.is_global_zero else None)
         self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
         self.maker = GroupMaker(
             prompts,
@@ -355,6 +358,7 @@ class RolloutDataModule(L.LightningDataModule):
         common = {
             "iteration": self.iteration,
             "steps": self.steps,
+            "rules": self._rules(),
             "totals": self.totals.state_dict(),
             "rollout_weights": self.synced.state_dict(),
         }
@@ -365,6 +369,10 @@ class RolloutDataModule(L.LightningDataModule):
         place = self.as_of or self.place_state()
         return place.common | {"ranks": from_all(place.mine | {"ahead": self.ahead.state_dict()})}
 
+    def _rules(self) -> dict[str, str]:
+        """What the states of sampler and composer belong to."""
+        return rules_of(self.sampler, self.composer, self.problems.fingerprint)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
         world_size, rank = self._run.world_size, self._run.global_rank
@@ -373,7 +381,8 @@ class RolloutDataModule(L.LightningDataModule):
         if not self._fitting:
             return
         self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
-        mine = for_ranks(state["ranks"], world_size, self.sampler, self.composer)[rank]
+        states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
+        mine = for_ranks(states, world_size, self.sampler, self.composer)[rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])

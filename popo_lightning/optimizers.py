@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.optim import Adam, Optimizer
+
+from popo_lightning.errors import SettingError
 
 GroupSettings = dict[str, Any]
 
@@ -42,6 +45,32 @@ def obey(optimizer: Optimizer, settings: Sequence[GroupSettings], scheduled: boo
         group.update({name: value for name, value in present.items() if name not in kept})
         if isinstance(optimizer, Adam):
             _place_step_counts(optimizer, group)
+
+
+def check_state(make: Callable[[Any], Optimizer], checkpoint: Mapping[str, Any]) -> None:
+    """Raises SettingError for a checkpoint whose optimizer kept other numbers of a weight than this run's will ask for.
+
+    Args:
+        make: This run's, of parameter groups.
+        checkpoint: What it holds.
+    """
+    saved = [each.get("state", {}) for each in checkpoint.get("optimizer_states", [])]
+    states = [of_weight for each in saved for of_weight in each.values() if of_weight]
+    if not states:
+        return
+    asked: set[str] = set()
+    with suppress(Exception), torch.random.fork_rng(devices=[]):  # one that takes no such weight is not checked
+        weight = torch.nn.Parameter(torch.zeros(1))
+        weight.grad = torch.ones(1)
+        optimizer = make([{"params": [weight]}])
+        optimizer.step()
+        asked = set(optimizer.state[weight])
+        name = type(optimizer).__name__
+    if missing := sorted(asked - set(states[0])):
+        raise SettingError(
+            f"model.optimizer is {name}, which needs {', '.join(missing)} of each weight, but the checkpoint's "
+            f"optimizer kept {', '.join(sorted(states[0]))}; go on with the optimizer that it was trained with"
+        )
 
 
 def _place_step_counts(optimizer: Optimizer, group: GroupSettings) -> None:

@@ -29,7 +29,7 @@ from popo_lightning.model_folder import compile_layers, image_tokens, load_train
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
-from popo_lightning.optimizers import fuse, group_settings, obey
+from popo_lightning.optimizers import check_state, fuse, group_settings, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
@@ -396,6 +396,8 @@ class PolicyModule(L.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         self.finite_steps.in_a_row = checkpoint.get("skipped_in_a_row", 0)
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
+        if fitting:
+            check_state(self.make_optimizer, checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from popo_lightning.replay.composers import Composer
 from popo_lightning.replay.samplers import PromptSampler
 
 RankState = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,3 +104,48 @@ def for_ranks(states: list[RankState], ranks: int, sampler: PromptSampler, compo
     made = max(state["groups_made"] for state in states) * len(states) // ranks + 1
     common = {"pending": [], "rollout_metrics": states[0]["rollout_metrics"], "groups_made": made, "ahead": {}}
     return [{"sampler": s, "composer": c} | common for s, c in zip(samplers, composers, strict=True)]
+
+
+def rules_of(sampler: PromptSampler, composer: Composer, problems: str) -> dict[str, str]:
+    """What a rank's state can be read by: the class of each rule, and the problems that it counts or keeps.
+
+    Args:
+        sampler: The run's.
+        composer: The run's.
+        problems: Their fingerprint.
+    """
+    return {"sampler": _name(sampler), "composer": _name(composer), "problems": problems}
+
+
+def without_other_rules(
+    states: list[RankState],
+    rules: dict[str, str] | None,
+    own: dict[str, str],
+    sampler: PromptSampler,
+    composer: Composer,
+) -> list[RankState]:
+    """The states with what another rule kept, or the same rule of other problems, left out; that begins anew.
+
+    Args:
+        states: Of each rank that wrote the checkpoint.
+        rules: :func:`rules_of` then; None where an earlier version wrote it.
+        own: The same now.
+        sampler: As it begins.
+        composer: As it begins.
+    """
+    if rules is None:
+        return states
+    fresh = {"sampler": sampler.state_dict(), "composer": composer.state_dict()}
+    for kind, state in fresh.items():
+        if rules[kind] != own[kind]:
+            log.warning("data.%s is %s; the checkpoint's is %s, so it begins anew", kind, own[kind], rules[kind])
+        elif rules["problems"] != own["problems"]:
+            log.warning("data.task has other problems than the checkpoint's, so data.%s begins anew", kind)
+        else:
+            continue
+        states = [each | {kind: state} for each in states]
+    return states
+
+
+def _name(rule: object) -> str:
+    return f"{type(rule).__module__}.{type(rule).__qualname__}"

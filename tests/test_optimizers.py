@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from tiny_models import fit, method, popo
 from torch import nn
 
-from popo_lightning.optimizers import fuse, group_settings, obey
+from popo_lightning.errors import SettingError
+from popo_lightning.optimizers import check_state, fuse, group_settings, obey
 
 
 def parameters() -> list[nn.Parameter]:
@@ -100,3 +102,41 @@ def test_the_command_line_takes_fused(config: Path, tmp_path: Path) -> None:
     settings = ["--model.optimizer", optimizer, "--trainer.max_epochs", "1", "--run.folder", tmp_path]
     cli = popo("fit", "--config", config, *method("grpo"), *settings)
     assert cli.trainer.optimizers[0].param_groups[0]["fused"] is False
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "word"),
+    [
+        (
+            partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+            torch.optim.Adam,
+            "is Adam, which needs exp_avg, exp_avg_sq, step",
+        ),
+        (torch.optim.Adam, partial(torch.optim.Adam, amsgrad=True), "max_exp_avg_sq"),
+        (torch.optim.Adam, partial(torch.optim.SGD, lr=0.1, momentum=0.9), "is SGD, which needs momentum_buffer"),
+        (torch.optim.Adam, torch.optim.AdamW, None),
+        (torch.optim.Adam, partial(torch.optim.SGD, lr=0.1), None),
+        (partial(torch.optim.SGD, lr=0.1), torch.optim.Adam, None),  # nothing was kept, nothing is missing
+    ],
+)
+def test_a_checkpoint_of_another_optimizer(there: Any, here: Any, word: str | None) -> None:
+    before = there(parameters())
+    steps(before, 0, 1)
+    checkpoint = {"optimizer_states": [before.state_dict()]}
+    drawn = torch.random.get_rng_state()
+    if word is None:
+        check_state(here, checkpoint)
+    else:
+        with pytest.raises(SettingError, match=word):
+            check_state(here, checkpoint)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    check_state(here, {})
+
+
+def test_an_optimizer_that_cannot_be_tried_is_not_checked() -> None:
+    def picky(_: Any) -> torch.optim.Optimizer:
+        raise ValueError("matrices only")
+
+    before = torch.optim.Adam(parameters())
+    steps(before, 0, 1)
+    check_state(picky, {"optimizer_states": [before.state_dict()]})

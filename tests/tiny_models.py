@@ -354,6 +354,24 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillInEvaluation(L.Callback):
+    """The process dies, without a chance to clean up, in the evaluation at the end, before any of its results."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        sample = data.sample
+
+        def dies(*arguments: Any) -> Any:
+            if data.iteration == self.iteration:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return sample(*arguments)
+
+        data.sample = dies
+
+
 class KillRankAt(KillAt):
     """One of the ranks dies at the start of the third iteration."""
 

@@ -20,8 +20,7 @@ from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
 from popo_lightning.problems import Problem
 from popo_lightning.rollout.engine import Sampling
-
-FOLDER = "evaluations"
+from popo_lightning.run_folder import EVALUATIONS
 
 
 class Evaluation(L.Callback):
@@ -256,7 +255,7 @@ class Evaluation(L.Callback):
         assert trainer.state.fn is not None
         fitting = trainer.state.fn == "fit"
         name = f"iteration-{self._data(trainer).iteration:06d}" if fitting else trainer.state.fn.value
-        return Path(trainer.default_root_dir) / FOLDER / name
+        return Path(trainer.default_root_dir) / EVALUATIONS / name
 
     @staticmethod
     def _data(trainer: L.Trainer) -> Any:
