@@ -208,6 +208,7 @@ class RolloutDataModule(L.LightningDataModule):
             image_pixels=self.image_pixels,
             images_per_prompt=self.problems.images_per_prompt(self._fitting),
             local_rank=self._run.local_rank,
+            as_saved=self._module.as_saved,
         )
 
     def sync(self) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError  # a name: nothing is unpickled here
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from popo_lightning.attention import use_packed_attention
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.logit_form import logit_form
 from popo_lightning.packing import takes_packed_tokens
 
-# Heads that change the logits after the linear layer: log-probs from hidden states would be silently wrong.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# What transformers and safetensors raise for files that are not there, unreadable or damaged.
+LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError)
 # What a vision tower is called inside transformers' models.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -32,16 +35,42 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
     Raises:
         SettingError: No model loads from there.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    check_adapter(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
-            return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+            model, found = kind.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention, output_loading_info=True
+            )
+    except LOADING_ERRORS as error:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise SettingError(
+            f"model.path is '{folder}', whose weights lack {missing[0]} and {len(missing) - 1} more parameters of a "
+            f"{type(model).__name__}, which would stay random; give a folder with all of its weights"
+        )
+    return model
+
+
+def check_adapter(folder: str | Path) -> None:
+    """Raises SettingError for the folder of a LoRA adapter, which is no whole model."""
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise SettingError(
+            f"model.path is '{folder}', an adapter (it has an adapter_config.json), but all weights are trained here; "
+            "merge it into its base model (peft: merge_and_unload, then save_pretrained, with the tokenizer) and give "
+            "that folder"
+        )
+
+
+def family(folder: str | Path) -> str:
+    """The architecture that a model folder's configuration names, such as Qwen3ForCausalLM."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return str((config.architectures or [config.model_type])[0])
 
 
 def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
@@ -59,12 +88,13 @@ def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, 
     model = load_model(folder, dtype, attention)
     if attention is None and takes_packed_tokens(model):
         use_packed_attention(model)
-    changes = [name for name in LOGIT_CHANGES if getattr(model.config.get_text_config(), name, None)]
-    if changes:
+    if (form := logit_form(model)) is None:
         raise SettingError(
-            f"model.path is '{folder}', a model with {changes[0]}; log-probs are computed from hidden states and "
-            "would be wrong, so choose a model with plain logits"
+            f"model.path is '{folder}', a {type(model).__name__}, whose logits are no scaled or capped outputs of a "
+            "linear head; log-probs are computed from hidden states and would be wrong, so choose a model of another "
+            "family"
         )
+    model.logit_form = form
     if sees_images(model.config):
         check_vision(model.config, folder)
     remove_dropout(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from popo_lightning.optimizers import fuse, group_settings, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
+from popo_lightning.saved_weights import as_saved, saved_buffers
 from popo_lightning.scoring import response_logprobs, scores_by_row
 from popo_lightning.sharded_loading import FirstRanksModel, split_models
 from popo_lightning.sharding import whole_weights
@@ -197,11 +198,20 @@ class PolicyModule(L.LightningModule):
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
+        """The weights by parameter name, in the engine's type; sharded ones are gathered one at a time.
+
+        Buffers that a checkpoint has come last, as they are: an engine may keep the bias of a router among its weights.
+        """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         for name, weight in whole_weights(self.model):
             if name not in tied:
                 yield name, weight.to(self.compute_dtype)
+        yield from saved_buffers(self.model)
+
+    def as_saved(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Weights of :meth:`named_weights` as a checkpoint of this model has them."""
+        flat = isinstance(self.model, FullyShardedDataParallel)
+        return as_saved(self.model.module if flat else self.model, weights)
 
     # -- log-probs ---------------------------------------------------------------------------------------------
 

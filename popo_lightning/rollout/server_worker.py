@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.rollout.vllm import repack_tied_heads
+from popo_lightning.rollout.vllm import repack
 
 
 class PolicyWorker:
@@ -43,7 +43,7 @@ class PolicyWorker:
             return {"error": f"no *.safetensors in {folder} as this server sees it"}
         try:
             self.reload_weights(weights_path=folder)
-            repack_tied_heads(self.model_runner.get_model())
+            repack(self.model_runner.get_model())
         except Exception as error:  # whatever a wrong model's weights lead to
             return {"error": f"{type(error).__name__}: {error}"[:500]}
         return {"files": len(files)}

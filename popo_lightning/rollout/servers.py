@@ -115,7 +115,7 @@ class ServerEngine(RolloutEngine):
         self._context = context
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         self._vocabulary = int(AutoConfig.from_pretrained(context.folder).get_text_config().vocab_size)
-        self._stop_token_ids = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
         self._run = from_all(uuid.uuid4().hex[:12])[0]
         if context.rank == 0:
             self._warn_of_open_servers()
@@ -220,7 +220,7 @@ class ServerEngine(RolloutEngine):
         failure: str | None = None
         folder = self._root / str(self._syncs) if self._context.rank == 0 else None
         try:
-            write_weights(weights, folder)
+            write_weights(self._context.as_saved(weights), folder)
             if folder is not None:
                 reached = self._send(folder, label)
         except (OSError, RuntimeError) as error:  # told to all ranks, which would wait for this one

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.groups import Response
+from popo_lightning.model_folder import family
 from popo_lightning.prompts import Prompt
+from popo_lightning.ranks import lost_rank
 from popo_lightning.rollout.engine import (
     EngineContext,
     NamedTensors,
@@ -23,6 +25,7 @@ from popo_lightning.rollout.engine import (
     prompt_seeds,
     responses_of,
 )
+from popo_lightning.rollout.vllm_classes import ClassesBefore
 from popo_lightning.rollout.vllm_process import (
     check_platform,
     external_launcher,
@@ -30,6 +33,8 @@ from popo_lightning.rollout.vllm_process import (
     ranks_in_environment,
     state_put_back,
 )
+
+MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
 
 Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
 
@@ -85,19 +90,33 @@ class VLLMEngine(RolloutEngine):
         on_gpu = context.device.type == "cuda"
         self._eager = not on_gpu if self.enforce_eager is None else self.enforce_eager
         self._level = 0 if not on_gpu else 2 if self.sleep_level is None else self.sleep_level
+        classes = ClassesBefore()
         with ranks_in_environment(context), state_put_back(context.device):
             try:
                 self._llm = LLM(**self._arguments(context))
-            except ValueError as error:
+            except Exception as error:  # whatever a model's code leads to
+                classes.put_back()
                 raise self._refused(error) from error
-        self._stop_token_ids = end_token_ids(context.folder)
+        self._llm.apply_model(lambda model: classes.put_back(model.modules()))
         self._tokenizer: Any = self._llm.get_tokenizer()
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
 
-    def _refused(self, error: ValueError) -> SettingError:
-        """A start that vLLM refuses: most often the device has too little memory free, or the cache too little room."""
-        on_gpu = self._context.device.type == "cuda"
-        name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
-        return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+    def _refused(self, error: Exception) -> Exception:
+        """A start that fails: the device has too little memory free, the cache too little room, or no such model works.
+
+        A rank that lost the others says so as it is.
+        """
+        if isinstance(error, RuntimeError) and lost_rank(error):
+            return error
+        if any(word in str(error).lower() for word in MEMORY_WORDS):
+            on_gpu = self._context.device.type == "cuda"
+            name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
+            return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+        return SettingError(
+            f"model.path is '{self._context.folder}', a {family(self._context.folder)}, with which vLLM does not start "
+            f"({type(error).__name__}: {reason(error)}); choose another model, or set data.engine to "
+            "popo_lightning.rollout.transformers.TransformersEngine"
+        )
 
     def _arguments(self, context: EngineContext) -> dict[str, Any]:
         """Of vllm.LLM."""
@@ -214,9 +233,9 @@ class VLLMEngine(RolloutEngine):
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
         with self._apart():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(self._context.as_saved(weights))})
             if self._context.device.type == "cpu":
-                self._llm.apply_model(repack_tied_heads)
+                self._llm.apply_model(repack)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
@@ -251,16 +270,21 @@ class VLLMEngine(RolloutEngine):
             gc.collect()
 
 
-def repack_tied_heads(model: torch.nn.Module) -> None:
-    """Packs output heads again that share their weight with the embedding.
+def repack(model: torch.nn.Module) -> None:
+    """Packs again, on a CPU, what vLLM 0.32's reload_weights leaves unpacked or packed from old weights.
 
-    On a CPU vLLM 0.32 computes the logits from a packed copy, and reload_weights renews it only for layers that
-    receive a weight of their own; a tied head would keep the old policy's.
+    Logits come from a packed copy of the head, which is renewed only where the head receives a weight of its own: one
+    that shares the embedding's would keep the old policy's. Experts are packed at the start alone: their kernel would
+    read new weights, which are not, as if they were.
     """
-    for module in model.modules():
+    for module in list(model.modules()):
+        method: Any = getattr(module, "quant_method", None)
         if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
-            method: Any = module.quant_method
             method.process_weights_after_loading(module)
+        kernel = getattr(method, "moe_kernel", None)
+        if kernel is not None and type(method).__name__ == "UnquantizedFusedMoEMethod":
+            if module.w13_weight.device.type == "cpu":
+                kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _input(prompt: Prompt) -> dict[str, Any]:
