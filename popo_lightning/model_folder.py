@@ -17,6 +17,8 @@ from popo_lightning.packing import takes_packed_tokens
 
 # What transformers and safetensors raise for files that are not there, unreadable or damaged.
 LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError)
+# Settings of layers that pass a state on.
+STATES = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_conv_kernel_dim", "block_types")
 # What a vision tower is called inside transformers' models.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -40,11 +42,22 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
     check_adapter(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if sees_images(config):
+            check_vision(config, folder)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            if attention == "sdpa":
+                raise SettingError(
+                    f"model.attention is sdpa, which leaves out the cap on attention scores that model.path '{folder}' "
+                    "has; set it to eager, or to null"
+                )
+            attention = attention or "eager"  # the default is sdpa
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
             model, found = kind.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention, output_loading_info=True
             )
+    except SettingError:
+        raise
     except LOADING_ERRORS as error:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
     if missing := sorted(found["missing_keys"]):
@@ -73,6 +86,15 @@ def family(folder: str | Path) -> str:
     return str((config.architectures or [config.model_type])[0])
 
 
+def passes_states(folder: str | Path) -> bool:
+    """Whether some of a model's layers pass a state on from token to token, instead of attending or beside it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    others = [kind for kind in getattr(config, "layer_types", None) or [] if "attention" not in kind or "linear" in kind]
+    return bool(others) or any(getattr(config, name, None) for name in STATES)
+
+
 def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
     """A model to train: without dropout, with its vision tower frozen where asked.
 
@@ -95,8 +117,6 @@ def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, 
             "family"
         )
     model.logit_form = form
-    if sees_images(model.config):
-        check_vision(model.config, folder)
     remove_dropout(model)
     if freeze_vision:
         tower = vision_tower(model)
@@ -125,8 +145,19 @@ def remove_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # nn.Module types its attributes as tensors
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):  # functions are given it
+                setattr(module, name, 0.0)
+
+
+def settle_modes(model: nn.Module, checkpointing: bool) -> None:
+    """Leaves a model in eval mode, but for modules that recompute activations, which transformers does in training only.
+
+    Routers of experts draw noise in training mode.
+    """
+    model.eval()
+    for module in model.modules() if checkpointing else ():
+        module.training = hasattr(module, "gradient_checkpointing")
 
 
 def sees_images(config: Any) -> bool:

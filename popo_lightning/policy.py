@@ -24,7 +24,7 @@ from popo_lightning.flat_sharding import flatly_sharded
 from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.model_folder import compile_layers, image_tokens, load_trainable, sees_images
+from popo_lightning.model_folder import compile_layers, image_tokens, load_trainable, sees_images, settle_modes
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
@@ -184,8 +184,8 @@ class PolicyModule(L.LightningModule):
             model.gradient_checkpointing_enable()
         if self.compile_layers:
             compile_layers(model)
-        # transformers checkpoints activations in training mode only
-        self.model = model.train(self.gradient_checkpointing)
+        settle_modes(model, self.gradient_checkpointing)
+        self.model = model
         if self.critic is not None:
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:

@@ -79,11 +79,15 @@ class RolloutEngine(ABC):
         holds_weights: Whether it still has them; a deep sleep may have dropped them.
         generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works: it needs
             memory, cores and weights of its own, and must leave the process's random state alone all the time.
+        checked: Whether its log-probs are compared with the trainer's before a run trains.
+        loads_model: Whether it can sample with the model's own weights before it is given any.
     """
 
     version: int = -1
     holds_weights: bool = True
     generates_while_training: bool = False
+    checked: bool = True
+    loads_model: bool = True
 
     def check(self, device: torch.device) -> None:  # noqa: B027  # most engines compute wherever the trainer does
         """Called before any model loads; raises SettingError where the engine cannot sample beside such a trainer.
@@ -125,6 +129,9 @@ class RolloutEngine(ABC):
     @abstractmethod
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
+
+    def forget_prompts(self) -> None:  # noqa: B027
+        """Drops whatever it keeps of prompts, so that what is sampled next does not depend on what was before."""
 
     def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
         """Frees what generation needs while the trainer works."""

@@ -68,6 +68,7 @@ class ServerEngine(RolloutEngine):
     """
 
     generates_while_training = True
+    loads_model = False  # whatever a server has may be another run's
 
     def __init__(
         self,
@@ -234,6 +235,14 @@ class ServerEngine(RolloutEngine):
         for server in self.pool.servers:
             server.alive = server.url in reached
         self._label, self.version = label, version
+
+    def forget_prompts(self) -> None:
+        """Drops the servers' cached prefixes. A collective: no rank may be sampling any more."""
+        from_all(None)
+        if self._context.rank == 0:
+            for server in self.pool.alive:
+                _reset_caches(server)
+        from_all(None)
 
     def _send(self, folder: Path, label: str) -> list[str]:
         """Urls of the servers that have the weights; those that do not answer are left out."""

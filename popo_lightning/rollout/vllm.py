@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.groups import Response
-from popo_lightning.model_folder import family
+from popo_lightning.model_folder import family, passes_states
 from popo_lightning.prompts import Prompt
 from popo_lightning.ranks import lost_rank
 from popo_lightning.rollout.engine import (
@@ -26,6 +26,7 @@ from popo_lightning.rollout.engine import (
     responses_of,
 )
 from popo_lightning.rollout.vllm_classes import ClassesBefore
+from popo_lightning.rollout.vllm_reload import repack, stale_layers
 from popo_lightning.rollout.vllm_process import (
     check_platform,
     external_launcher,
@@ -147,6 +148,8 @@ class VLLMEngine(RolloutEngine):
             # A prompt cut in two gives a token that nobody wants, whose draw vLLM takes back from the prompt's
             # generator. A CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
             arguments["enable_chunked_prefill"] = False
+            # without which it keeps no prefixes of layers that pass a state on
+            arguments["enable_prefix_caching"] &= not passes_states(context.folder)
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
@@ -232,16 +235,29 @@ class VLLMEngine(RolloutEngine):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
+        saved = {"weights_iterator": iter(self._context.as_saved(weights))}
         with self._apart():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(self._context.as_saved(weights))})
+            stale = stale_layers(
+                lambda: self._llm.collective_rpc("reload_weights", kwargs=saved),
+                lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
+            )
+            if stale:
+                raise SettingError(
+                    f"model.path is '{self._context.folder}', a {family(self._context.folder)}, of which vLLM reloads no "
+                    f"weights into {', '.join(stale)}, so that it would sample from the first policy for ever; choose "
+                    "another model, or set data.engine to popo_lightning.rollout.transformers.TransformersEngine"
+                )
             if self._context.device.type == "cpu":
                 self._llm.apply_model(repack)
+        self.forget_prompts()
+        self.version, self.holds_weights = version, True
+
+    def forget_prompts(self) -> None:
+        """Resets the caches of prefixes and of image features: vLLM's worker drops its own, its scheduler does not."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
-            # image features of the old weights; the worker drops its own, the scheduler would go on counting on them
             self._llm.llm_engine.reset_encoder_cache()
-        self.version, self.holds_weights = version, True
 
     def sleep(self) -> None:
         """Frees GPU memory as sleep_level says; nothing on a CPU."""
@@ -268,23 +284,6 @@ class VLLMEngine(RolloutEngine):
         if hasattr(self, "_llm"):
             del self._llm
             gc.collect()
-
-
-def repack(model: torch.nn.Module) -> None:
-    """Packs again, on a CPU, what vLLM 0.32's reload_weights leaves unpacked or packed from old weights.
-
-    Logits come from a packed copy of the head, which is renewed only where the head receives a weight of its own: one
-    that shares the embedding's would keep the old policy's. Experts are packed at the start alone: their kernel would
-    read new weights, which are not, as if they were.
-    """
-    for module in list(model.modules()):
-        method: Any = getattr(module, "quant_method", None)
-        if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
-            method.process_weights_after_loading(module)
-        kernel = getattr(method, "moe_kernel", None)
-        if kernel is not None and type(method).__name__ == "UnquantizedFusedMoEMethod":
-            if module.w13_weight.device.type == "cpu":
-                kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _input(prompt: Prompt) -> dict[str, Any]:
