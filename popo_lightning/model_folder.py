@@ -79,20 +79,30 @@ def check_adapter(folder: str | Path) -> None:
 
 
 def family(folder: str | Path) -> str:
-    """The architecture that a model folder's configuration names, such as Qwen3ForCausalLM."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return str((config.architectures or [config.model_type])[0])
+    """The architecture that a model folder's configuration names, such as Qwen3ForCausalLM; "model" without one."""
+    config = _config(folder)
+    return str((getattr(config, "architectures", None) or ["model"])[0])
 
 
 def passes_states(folder: str | Path) -> bool:
     """Whether some of a model's layers pass a state on from token to token, instead of attending or beside it."""
+    config = _config(folder)
+    if config is None:
+        return False
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    others = [kind for kind in kinds if "attention" not in kind or "linear" in kind]
+    return bool(others) or any(getattr(text, name, None) for name in STATES)
+
+
+def _config(folder: str | Path) -> Any:
+    """A model folder's configuration, or None: whoever loads the model says why there is none."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    others = [kind for kind in getattr(config, "layer_types", None) or [] if "attention" not in kind or "linear" in kind]
-    return bool(others) or any(getattr(config, name, None) for name in STATES)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
 
 
 def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:

@@ -116,7 +116,14 @@ def make(kind: str, folder: Path) -> Path:
     return folder
 
 
-MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32, "head_dim": 64}
+MLA = {
+    "num_key_value_heads": HEADS,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "head_dim": 64,
+}
 TWO_KINDS = {"layer_types": ["full_attention", "conv"]}
 DENSE, EXPERTS, SCALED, WINDOW = "dense", "experts", "scaled logits", "sliding window"
 HYBRID, STATES, BACKEND, VISION = "hybrid", "state space", "vLLM's transformers backend", "vision"
@@ -130,7 +137,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": (DENSE, {}),
     "gpt2": (DENSE, {}),
     "opt": (DENSE, {}),
-    "falcon": (DENSE, {}),
+    "falcon": (DENSE, {"ffn_hidden_size": 4 * WIDTH}),
     "stablelm": (DENSE, {}),
     "nemotron": (DENSE, {}),
     "glm4": (DENSE, {}),
