@@ -94,7 +94,8 @@ class EngineCheck:
             gap,
             self._warning(),
             self._error(),
-            f"of which {self.engine} and the trainer compute log-probs {gap:.2g} nats a token apart from the same files",
+            f"of which {self.engine} and the trainer compute log-probs {gap:.2g} nats a token apart from the same "
+            "files",
         )
         self.floor = gap
 

@@ -74,7 +74,9 @@ def logit_form(model: Any) -> LogitForm | None:
 
 def _forms(config: Any) -> Iterator[LogitForm]:
     """All that a configuration may mean."""
-    caps, values = ([v for n in names if isinstance(v := getattr(config, n, None), float | int) and v] for names in (CAPS, SCALES))
+    caps, values = (
+        [v for n in names if isinstance(v := getattr(config, n, None), float | int) and v] for names in (CAPS, SCALES)
+    )
     for cap in (None, *map(float, caps)):
         for scale in (1.0, *values, *(1 / value for value in values)):
             yield LogitForm(float(scale), cap)

@@ -161,9 +161,9 @@ def remove_dropout(model: nn.Module) -> None:
 
 
 def settle_modes(model: nn.Module, checkpointing: bool) -> None:
-    """Leaves a model in eval mode, but for modules that recompute activations, which transformers does in training only.
+    """Leaves a model in eval mode, but for modules that recompute activations.
 
-    Routers of experts draw noise in training mode.
+    transformers recomputes in training mode only, in which routers of experts draw noise.
     """
     model.eval()
     for module in model.modules() if checkpointing else ():

@@ -24,7 +24,14 @@ from popo_lightning.flat_sharding import flatly_sharded
 from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.model_folder import check_adapter, compile_layers, image_tokens, load_trainable, sees_images, settle_modes
+from popo_lightning.model_folder import (
+    check_adapter,
+    compile_layers,
+    image_tokens,
+    load_trainable,
+    sees_images,
+    settle_modes,
+)
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten

@@ -67,8 +67,8 @@ class PromptEncoder:
             raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason(error)}") from error
         if self.tokenizer.eos_token_id is None:
             raise SettingError(
-                f"the tokenizer of model.path '{folder}' has no eos token, so a response could never end; set eos_token "
-                "in its tokenizer_config.json"
+                f"the tokenizer of model.path '{folder}' has no eos token, so a response could never end; set "
+                "eos_token in its tokenizer_config.json"
             )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # nothing reads what padding holds

@@ -76,10 +76,10 @@ class SyncedEngine:
             self.newest(step, version)
             return
         self._wake()
-        present = self._kept_version is None or version - self._kept_version >= self.every
-        if present:
+        present = False
+        if self._kept_version is None or version - self._kept_version >= self.every:
             self._kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights()}
-            self._kept_version = version
+            self._kept_version, present = version, True
         self._give(("version", self._kept_version), self._kept_version, self._kept.items)
         self.engine.version = self._kept_version
         if present:

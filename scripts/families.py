@@ -215,7 +215,10 @@ def work(families: Sequence[str]) -> None:
 
 def table(every: Sequence[Found]) -> str:
     """Markdown."""
-    lines = ["| family | kind | as loaded | after a sync | after a step and a sync | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| family | kind | as loaded | after a sync | after a step and a sync | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for found in every:
         gaps = " | ".join("" if gap is None else f"{gap:.1e}" for gap in (found.loaded, found.synced, found.stepped))
         said = (found.sentence or found.failure).replace("|", "/")

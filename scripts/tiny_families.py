@@ -1,4 +1,4 @@
-"""Untrained models of every family, small enough for a CPU: scripts/families.py and the tests compare engines on them."""
+"""Untrained models of every family, small enough for a CPU, for scripts/families.py and the tests."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def text_config(kind: str, **settings: Any) -> Any:
 
 
 def peaked(model: Any, scale: float = 0.2) -> Any:
-    """A model whose distributions are peaked, and in which no parameter is as it was made: nothing is left at 0 or 1."""
+    """A model whose distributions are peaked, and in which no parameter is left at 0 or 1."""
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name) + parameter.numel()))
@@ -195,7 +195,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def prompts(folder: Path) -> list[Problem]:
-    """What is asked: short and long, the longest beyond a block of vLLM's cache on a CPU, and images where they are seen."""
+    """What is asked: short and long, the longest beyond a block of vLLM's cache on a CPU; images where they are seen."""
     draw = Random(3)
     texts = ["".join(draw.choice("0123456789+-*") for _ in range(length)) for length in (1, 5, 11, 150)]
     found = [Problem(str(place), text, None) for place, text in enumerate(texts)]

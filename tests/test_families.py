@@ -1,4 +1,4 @@
-"""Model families: vLLM against the trainer as loaded, after a sync of unchanged weights, and after a step and a sync."""
+"""Model families: vLLM against the trainer as loaded, after a sync of the same weights, and after a step and a sync."""
 
 from __future__ import annotations
 

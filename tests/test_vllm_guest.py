@@ -34,11 +34,11 @@ def decorate(kind: Any) -> None:
     """As vLLM's support_torch_compile does, in place."""
     first = kind.__init__
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         first(self, *args, **kwargs)
         self.do_not_compile = True
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return "eager" if self.do_not_compile else Compiled.__call__(self)
 
     kind.__bases__ = (*kind.__bases__, Compiled)
@@ -59,7 +59,9 @@ def test_classes_are_put_back_and_vllms_models_keep_theirs(tmp_path: Path) -> No
     before.put_back(nn.ModuleList([theirs]).modules())
     assert (LlamaModel.__bases__, dict(vars(LlamaModel)), dict(vars(MistralModel))) == expected
     assert policy.model(input_ids=ids).logits.shape[1] == 2
-    assert theirs(ids) == "eager" and isinstance(theirs, LlamaModel | Compiled) and type(theirs).__name__ == "LlamaModel"
+    assert (
+        theirs(ids) == "eager" and isinstance(theirs, LlamaModel | Compiled) and type(theirs).__name__ == "LlamaModel"
+    )
     theirs.do_not_compile = False
     assert theirs(ids) == "compiled"
     assert not hasattr(LlamaModel(LlamaConfig(vocab_size=9, **settings)), "do_not_compile")

@@ -44,7 +44,9 @@ class PolicyWorker:
         try:
             model = self.model_runner.get_model()
             if stale := stale_layers(lambda: self.reload_weights(weights_path=folder), model.modules):
-                return {"error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"}
+                return {
+                    "error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"
+                }
             repack(model)
         except Exception as error:  # whatever a wrong model's weights lead to
             return {"error": f"{type(error).__name__}: {error}"[:500]}

@@ -26,7 +26,6 @@ from popo_lightning.rollout.engine import (
     responses_of,
 )
 from popo_lightning.rollout.vllm_classes import ClassesBefore
-from popo_lightning.rollout.vllm_reload import repack, stale_layers
 from popo_lightning.rollout.vllm_process import (
     check_platform,
     external_launcher,
@@ -34,6 +33,7 @@ from popo_lightning.rollout.vllm_process import (
     ranks_in_environment,
     state_put_back,
 )
+from popo_lightning.rollout.vllm_reload import repack, stale_layers
 
 MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
 
@@ -243,8 +243,8 @@ class VLLMEngine(RolloutEngine):
             )
             if stale:
                 raise SettingError(
-                    f"model.path is '{self._context.folder}', a {family(self._context.folder)}, of which vLLM reloads no "
-                    f"weights into {', '.join(stale)}, so that it would sample from the first policy for ever; choose "
+                    f"model.path is '{self._context.folder}', a {family(self._context.folder)}, of which vLLM reloads "
+                    f"no weights into {', '.join(stale)}, so that it would sample from the first policy for ever; choose "
                     "another model, or set data.engine to popo_lightning.rollout.transformers.TransformersEngine"
                 )
             if self._context.device.type == "cpu":

@@ -52,9 +52,11 @@ def _differs(name: str, value: Any, before: dict[str, Any]) -> bool:
 
 def _classes(kind: type) -> Iterator[type]:
     """All classes of transformers below a class, once each."""
-    seen, waiting = set(), [kind]
+    seen: set[type] = set()
+    waiting = [kind]
     while waiting:
-        for below in waiting.pop().__subclasses__():
+        found: list[type] = waiting.pop().__subclasses__()
+        for below in found:
             if below not in seen:
                 seen.add(below)
                 waiting.append(below)
