@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from popo_lightning.engine_gap import EngineCheck, GapLimits, measured_gap
 from popo_lightning.errors import SettingError
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group
@@ -145,6 +147,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
         self.stopping = StopRequests()
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
+        self.check: EngineCheck | None = None
         self.synced = SyncedEngine(engine, sync_every, self.clock, self._engine_context, weights, self.ahead.join)
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -170,6 +173,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.overlong,
         )
         self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
+        self.synced.as_loaded = self._run.ckpt_path is None and self._run.global_step == 0
         if not self._fitting:
             return
         check_share(self, world_size)
@@ -216,7 +220,20 @@ class RolloutDataModule(L.LightningDataModule):
             image_pixels=self.image_pixels,
             images_per_prompt=self.problems.images_per_prompt(self._fitting),
             local_rank=self._run.local_rank,
+            as_saved=self._module.as_saved,
         )
+
+    def compare_engine(self, limits: GapLimits) -> None:
+        """Has the engine's log-probs compared with the policy's once it starts, and after the first sync."""
+        problems = self.problems.train if self._fitting else [p for _, of in self.problems.benchmarks for p in of]
+        if self.engine.checked and problems and not self.synced.start_seconds:
+            measure = partial(measured_gap, self.maker, self._module, problems, self.sampling)
+            self.check = self.synced.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
+
+    @property
+    def gap_floor(self) -> float | None:
+        """Nats a token between engine and policy as both were loaded; None where it is not known."""
+        return self.check.floor if self.check is not None else None
 
     def sync(self) -> None:
         """Gives the engine the policy's newest weights, unless it has them already."""
@@ -361,6 +378,7 @@ class RolloutDataModule(L.LightningDataModule):
             "rules": self._rules(),
             "totals": self.totals.state_dict(),
             "rollout_weights": self.synced.state_dict(),
+            "gap_floor": self.gap_floor,
         }
         return PlaceState.copied(common, mine)
 
@@ -386,6 +404,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])
+        if self.check is not None:
+            self.check.floor = state.get("gap_floor")
         self.maker.made = mine["groups_made"]
         self.ahead.load_state_dict(mine.get("ahead", {}), self.lag)
         self.rollout_metrics = mine["rollout_metrics"]

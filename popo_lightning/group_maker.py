@@ -86,6 +86,15 @@ class GroupMaker:
         graded = self._graded(sampled, grades, begun, sampling.max_new_tokens)
         return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
 
+    def ungraded(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+        """Groups of responses that nobody grades or trains on: they take no numbers and no seconds."""
+        prompts = [self.prompts.encode(problem) for problem in problems]
+        sampled = self.engine.generate(prompts, n, sampling, seed)
+        return [
+            Group(place, problem, prompt.ids, responses, self.engine.version, self._images(prompt))
+            for place, (problem, prompt, responses) in enumerate(zip(problems, prompts, sampled, strict=True))
+        ]
+
     def apart(self, clock: PhaseClock) -> GroupMaker:
         """The same with a clock of its own, for another thread; its groups get their numbers by :meth:`numbered`."""
         other = copy.copy(self)
@@ -102,8 +111,11 @@ class GroupMaker:
 
     def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
         number = self._next_number()
-        images = {name: self._stored(tensor) for name, tensor in prompt.images.items()}
+        images = self._images(prompt)
         return Group(number, problem, prompt.ids, responses, self.engine.version, images, len(prefix))
+
+    def _images(self, prompt: Prompt) -> dict[str, Tensor]:
+        return {name: self._stored(tensor) for name, tensor in prompt.images.items()}
 
     def _stored(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,14 @@ from popo_lightning.flat_sharding import flatly_sharded
 from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.model_folder import compile_layers, image_tokens, load_trainable, sees_images
+from popo_lightning.model_folder import (
+    check_adapter,
+    compile_layers,
+    image_tokens,
+    load_trainable,
+    sees_images,
+    settle_modes,
+)
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
@@ -33,6 +40,7 @@ from popo_lightning.optimizers import check_state, fuse, group_settings, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
+from popo_lightning.saved_weights import as_saved, saved_buffers
 from popo_lightning.scoring import response_logprobs, scores_by_row
 from popo_lightning.sharded_loading import FirstRanksModel, split_models
 from popo_lightning.sharding import whole_weights
@@ -151,6 +159,7 @@ class PolicyModule(L.LightningModule):
         assert self.path is not None
         if not Path(self.path).exists() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
             raise SettingError(f"model.path is '{self.path}', which is no folder here; give a model folder or a hub id")
+        check_adapter(self.path)
         return self.path
 
     @property
@@ -188,8 +197,8 @@ class PolicyModule(L.LightningModule):
             model.gradient_checkpointing_enable()
         if self.compile_layers:
             compile_layers(model)
-        # transformers checkpoints activations in training mode only
-        self.model = model.train(self.gradient_checkpointing)
+        settle_modes(model, self.gradient_checkpointing)
+        self.model = model
         if self.critic is not None:
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
@@ -202,11 +211,20 @@ class PolicyModule(L.LightningModule):
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
+        """The weights by parameter name, in the engine's type; sharded ones are gathered one at a time.
+
+        Buffers that a checkpoint has come last, as they are: an engine may keep the bias of a router among its weights.
+        """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         for name, weight in whole_weights(self.model):
             if name not in tied:
                 yield name, weight.to(self.compute_dtype)
+        yield from saved_buffers(self.model)
+
+    def as_saved(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Weights of :meth:`named_weights` as a checkpoint of this model has them."""
+        flat = isinstance(self.model, FullyShardedDataParallel)
+        return as_saved(self.model.module if flat else self.model, weights)
 
     # -- log-probs ---------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class PromptEncoder:
         image_pixels: Least and most pixels of an image, which is resized to fit; null keeps the processor's own.
 
     Raises:
-        SettingError: No tokenizer there, or one without padding or end token.
+        SettingError: No tokenizer there, or one without an end token.
     """
 
     def __init__(self, folder: str | Path, max_tokens: int, image_pixels: tuple[int, int] | None = None) -> None:
@@ -65,12 +65,13 @@ class PromptEncoder:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason(error)}") from error
-        for token, use in (("eos", "a response could never end"), ("pad", "it cannot be told from text")):
-            if getattr(self.tokenizer, f"{token}_token_id") is None:
-                raise SettingError(
-                    f"the tokenizer of model.path '{folder}' has no {token} token, so {use}; set {token}_token in its "
-                    "tokenizer_config.json"
-                )
+        if self.tokenizer.eos_token_id is None:
+            raise SettingError(
+                f"the tokenizer of model.path '{folder}' has no eos token, so a response could never end; set "
+                "eos_token in its tokenizer_config.json"
+            )
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # nothing reads what padding holds
         self.folder = folder
         self.max_tokens = max_tokens
         self.image_pixels = image_pixels

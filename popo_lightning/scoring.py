@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from popo_lightning.attention import PACKED, flat_mask
+from popo_lightning.logit_form import PLAIN
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.model_folder import image_marks, sees_images, unseen_image
 from popo_lightning.packing import ignores_right_padding
@@ -122,6 +123,7 @@ def response_logprobs(
         temperature,
         forbidden_token_ids,
         entropy_gradient=entropy_gradient,
+        form=getattr(model, "logit_form", PLAIN),
     )
     return placed(logp, rows.mask), placed(entropy, rows.mask)
 

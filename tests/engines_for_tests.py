@@ -14,6 +14,7 @@ class Apart(TransformersEngine):
     """Notices weights that change while it samples."""
 
     generates_while_training = True
+    checked = False
     stream = RolloutEngine.stream  # all at once, so that tests need to override generate alone
 
     def __init__(self) -> None:

@@ -80,12 +80,12 @@ def test_effective_sample_size_by_hand() -> None:
 
 def test_drift_between_engine_and_policy_raises_the_alarm(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Monitor()._check_gap(0.01, warning=0.01)
+        Monitor(gap_warning=0.01)._check_gap(0.01, exact=True)
         assert not caplog.records
-        Monitor()._check_gap(0.011, warning=0.01)
+        Monitor(gap_warning=0.01, gap_error=None)._check_gap(0.011, exact=True)
         assert "0.011 nats" in caplog.text
     with pytest.raises(RuntimeError, match=r"0\.3 nats"):
-        Monitor(gap_error=0.2)._check_gap(0.3, warning=0.01)
+        Monitor(gap_error=0.2)._check_gap(0.3, exact=True)
     for settings in ({"gap_warning": 0.0}, {"gap_error": -1.0}):
         with pytest.raises(SettingError, match=next(iter(settings))):
             Monitor(**settings)

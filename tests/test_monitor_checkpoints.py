@@ -104,7 +104,7 @@ def alarmed(gaps: tuple[float, float]) -> str:
     monitor: Any = Monitor(gap_error=0.2)
     monitor._training_metrics = lambda trainer: {"engine/logp_gap_mean": gaps[dist.get_rank()]}
     monitor._seconds = lambda data: {}
-    data = SimpleNamespace(rollout_metrics={}, totals=SimpleNamespace(metrics=lambda: {}), iteration=1)
+    data = SimpleNamespace(rollout_metrics={}, totals=SimpleNamespace(metrics=lambda: {}), iteration=1, gap_floor=None)
     trainer: Any = SimpleNamespace(datamodule=data, loggers=[])
     try:
         monitor.on_train_epoch_end(trainer, SimpleNamespace(compute_dtype=torch.float32))

@@ -35,6 +35,7 @@ def digest(model: torch.nn.Module) -> str:
 class WatchedEngine(TransformersEngine):
     """Notes the weights that really generate, and keeps copies of what it returned."""
 
+    checked = False
     stream = RolloutEngine.stream  # calls generate
 
     def __init__(self, events: list[Event]) -> None:

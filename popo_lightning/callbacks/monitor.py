@@ -6,11 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 
+from popo_lightning.engine_gap import GapLimits
 from popo_lightning.errors import SettingError
 from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
@@ -31,25 +32,34 @@ class Monitor(L.Callback):
     the same tokens should agree but for rounding.
 
     Args:
-        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 1e-3 where
-            float32 is computed in, where rounding gives 1e-6, and 0.05 for others, where it gives about 1e-2.
-        gap_error: The same, but the run stops; null never stops it.
+        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 3 times what
+            engine and policy differ by as both are loaded, but at least 1e-3 where float32 is computed in, whose
+            rounding gives 1e-6, and 0.05 for bfloat16, whose rounding gives 0.002 to 0.04.
+        gap_error: The same, but the run stops, before it trains where the gap is there from the beginning. auto takes
+            10 times the difference as loaded, but at least 0.01 for float32 and 0.25 for bfloat16, and after the first
+            sync of unchanged weights what gap_warning is by null; null never stops a run, it only warns.
         peak_tflops: What a card can do at best, in TFLOP/s of dense bfloat16 matrices, for throughput/mfu. null looks
             the card up by its name; throughput/mfu is left out for one that is not known, and on a CPU.
     """
 
     def __init__(
-        self, gap_warning: float | None = None, gap_error: float | None = None, peak_tflops: float | None = None
+        self,
+        gap_warning: float | None = None,
+        gap_error: float | Literal["auto"] | None = "auto",
+        peak_tflops: float | None = None,
     ) -> None:
         for name, value in (("gap_warning", gap_warning), ("gap_error", gap_error)):
-            if value is not None and value <= 0:
+            if value is not None and value != "auto" and not value > 0:
                 raise SettingError(f"monitor.{name} is {value}; use a positive number of nats, or null")
-        self.gap_warning = gap_warning
-        self.gap_error = gap_error
+        self.limits = GapLimits(gap_warning, gap_error)
         self.peak_tflops = check_peak(peak_tflops)
         self._tokens = TokenSums()
         self._steps: list[dict[str, float]] = []
         self._named = False  # whether the log has names of metrics that were not finite
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Has engine and policy compared before they train or evaluate."""
+        trainer.datamodule.compare_engine(self.limits)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
@@ -97,7 +107,7 @@ class Monitor(L.Callback):
         exact = pl_module.compute_dtype == torch.float32
         # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
         gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
-        self._check_gap(gap, self.gap_warning or (1e-3 if exact else 0.05))
+        self._check_gap(gap, exact, data.gap_floor)
 
     def _not_finite(self, metrics: dict[str, float], iteration: int) -> list[str]:
         """Names of what was measured and is not finite: loggers leave it out, so it is counted, and named once."""
@@ -137,11 +147,13 @@ class Monitor(L.Callback):
         seconds["other"] = whole - inside
         return {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": whole}
 
-    def _check_gap(self, gap: float, warning: float) -> None:
-        if self.gap_error is not None and not gap <= self.gap_error:  # nan is no small gap
+    def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
+        warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)
+        if not gap <= error:  # nan is no small gap
             raise RuntimeError(
-                f"engine and policy disagree by {gap:.3g} nats a token on average (gap_error {self.gap_error}): the "
-                "engine does not have the policy's weights, or samples from another distribution"
+                f"engine and policy disagree by {gap:.3g} nats a token on average (monitor.gap_error is "
+                f"{self.limits.error}, here {error:.3g}): the engine does not have the policy's weights, or samples "
+                "from another distribution"
             )
         if not gap <= warning:
             log.warning(

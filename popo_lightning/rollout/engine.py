@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
 
@@ -53,6 +54,8 @@ class EngineContext:
         image_pixels: Least and most pixels of an image, as the prompts were made with; None keeps the processor's own.
         images_per_prompt: Most images a prompt has.
         local_rank: Rank among those of this machine.
+        as_saved: Gives the policy's weights the names and shapes of the checkpoint that it was loaded from, for engines
+            that load it by other code than transformers'.
     """
 
     folder: str | Path
@@ -65,6 +68,7 @@ class EngineContext:
     image_pixels: tuple[int, int] | None = None
     images_per_prompt: int = 0
     local_rank: int = 0
+    as_saved: Callable[[NamedTensors], NamedTensors] = iter
 
 
 class RolloutEngine(ABC):
@@ -75,11 +79,15 @@ class RolloutEngine(ABC):
         holds_weights: Whether it still has them; a deep sleep may have dropped them.
         generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works: it needs
             memory, cores and weights of its own, and must leave the process's random state alone all the time.
+        checked: Whether its log-probs are compared with the trainer's before a run trains.
+        loads_model: Whether it can sample with the model's own weights before it is given any.
     """
 
     version: int = -1
     holds_weights: bool = True
     generates_while_training: bool = False
+    checked: bool = True
+    loads_model: bool = True
 
     def check(self, device: torch.device) -> None:  # noqa: B027  # most engines compute wherever the trainer does
         """Called before any model loads; raises SettingError where the engine cannot sample beside such a trainer.
@@ -122,6 +130,9 @@ class RolloutEngine(ABC):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
 
+    def forget_prompts(self) -> None:  # noqa: B027
+        """Drops whatever it keeps of prompts, so that what is sampled next does not depend on what was before."""
+
     def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
         """Frees what generation needs while the trainer works."""
 
@@ -142,15 +153,33 @@ def prompt_seeds(seed: int, count: int) -> list[int]:
     return [random.Random(f"{seed}/{place}").getrandbits(62) for place in range(count)]
 
 
-def end_token_ids(folder: str | Path) -> list[int]:
-    """Tokens that end a response, as the model's generation config lists them."""
-    from transformers import GenerationConfig
+def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
+    """Tokens that end a response: those of the model's generation config, and the tokenizer's end token.
+
+    Without a generation config they are those of the model's configuration, as transformers and vLLM have it. The two
+    may name different tokens; vLLM always ends at the tokenizer's, so every engine does.
+
+    Args:
+        folder: Model folder or hub id.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        SettingError: The generation config names an end that is no token.
+    """
+    from transformers import AutoConfig, GenerationConfig
 
     try:
         ends = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:  # a model without a generation config ends by its tokenizer's end token, which vLLM knows
-        return []
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    except OSError:
+        ends = AutoConfig.from_pretrained(folder).get_text_config().eos_token_id
+    named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if wrong := [end for end in named if not isinstance(end, int) or end < 0]:
+        raise SettingError(
+            f"model.path is '{folder}', whose eos_token_id has {wrong[0]!r}, which is no token; write the tokens that "
+            "end a response there"
+        )
+    own = tokenizer.eos_token_id
+    return sorted({*named, *([] if own is None else [own])})
 
 
 def responses_of(tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]]) -> list[Response]:

@@ -68,6 +68,7 @@ class ServerEngine(RolloutEngine):
     """
 
     generates_while_training = True
+    loads_model = False  # whatever a server has may be another run's
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class ServerEngine(RolloutEngine):
         self._context = context
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         self._vocabulary = int(AutoConfig.from_pretrained(context.folder).get_text_config().vocab_size)
-        self._stop_token_ids = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
         self._run = from_all(uuid.uuid4().hex[:12])[0]
         if context.rank == 0:
             self._warn_of_open_servers()
@@ -220,7 +221,7 @@ class ServerEngine(RolloutEngine):
         failure: str | None = None
         folder = self._root / str(self._syncs) if self._context.rank == 0 else None
         try:
-            write_weights(weights, folder)
+            write_weights(self._context.as_saved(weights), folder)
             if folder is not None:
                 reached = self._send(folder, label)
         except (OSError, RuntimeError) as error:  # told to all ranks, which would wait for this one
@@ -234,6 +235,14 @@ class ServerEngine(RolloutEngine):
         for server in self.pool.servers:
             server.alive = server.url in reached
         self._label, self.version = label, version
+
+    def forget_prompts(self) -> None:
+        """Drops the servers' cached prefixes. A collective: no rank may be sampling any more."""
+        from_all(None)
+        if self._context.rank == 0:
+            for server in self.pool.alive:
+                _reset_caches(server)
+        from_all(None)
 
     def _send(self, folder: Path, label: str) -> list[str]:
         """Urls of the servers that have the weights; those that do not answer are left out."""

@@ -61,7 +61,7 @@ class TransformersEngine(RolloutEngine):
                 "popo_lightning.rollout.vllm.VLLMEngine"
             )
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
-        ends = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
+        ends = end_token_ids(context.folder, self._tokenizer)
         self._ends = torch.tensor(ends, device=context.device)
         self._forbidden = torch.tensor(list(context.forbidden_token_ids), dtype=torch.long, device=context.device)
 

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.groups import Response
+from popo_lightning.model_folder import family, passes_states
 from popo_lightning.prompts import Prompt
+from popo_lightning.ranks import lost_rank
 from popo_lightning.rollout.engine import (
     EngineContext,
     NamedTensors,
@@ -23,6 +25,7 @@ from popo_lightning.rollout.engine import (
     prompt_seeds,
     responses_of,
 )
+from popo_lightning.rollout.vllm_classes import ClassesBefore
 from popo_lightning.rollout.vllm_process import (
     check_platform,
     external_launcher,
@@ -30,6 +33,9 @@ from popo_lightning.rollout.vllm_process import (
     ranks_in_environment,
     state_put_back,
 )
+from popo_lightning.rollout.vllm_reload import repack, stale_layers
+
+MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
 
 Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
 
@@ -85,19 +91,33 @@ class VLLMEngine(RolloutEngine):
         on_gpu = context.device.type == "cuda"
         self._eager = not on_gpu if self.enforce_eager is None else self.enforce_eager
         self._level = 0 if not on_gpu else 2 if self.sleep_level is None else self.sleep_level
+        classes = ClassesBefore()
         with ranks_in_environment(context), state_put_back(context.device):
             try:
                 self._llm = LLM(**self._arguments(context))
-            except ValueError as error:
+            except Exception as error:  # whatever a model's code leads to
+                classes.put_back()
                 raise self._refused(error) from error
-        self._stop_token_ids = end_token_ids(context.folder)
+        self._llm.apply_model(lambda model: classes.put_back(model.modules()))
         self._tokenizer: Any = self._llm.get_tokenizer()
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
 
-    def _refused(self, error: ValueError) -> SettingError:
-        """A start that vLLM refuses: most often the device has too little memory free, or the cache too little room."""
-        on_gpu = self._context.device.type == "cuda"
-        name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
-        return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+    def _refused(self, error: Exception) -> Exception:
+        """A start that fails: the device has too little memory free, the cache too little room, or no such model works.
+
+        A rank that lost the others says so as it is.
+        """
+        if isinstance(error, RuntimeError) and lost_rank(error):
+            return error
+        if any(word in str(error).lower() for word in MEMORY_WORDS):
+            on_gpu = self._context.device.type == "cuda"
+            name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
+            return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+        return SettingError(
+            f"model.path is '{self._context.folder}', a {family(self._context.folder)}, with which vLLM does not start "
+            f"({type(error).__name__}: {reason(error)}); choose another model, or set data.engine to "
+            "popo_lightning.rollout.transformers.TransformersEngine"
+        )
 
     def _arguments(self, context: EngineContext) -> dict[str, Any]:
         """Of vllm.LLM."""
@@ -128,6 +148,8 @@ class VLLMEngine(RolloutEngine):
             # A prompt cut in two gives a token that nobody wants, whose draw vLLM takes back from the prompt's
             # generator. A CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
             arguments["enable_chunked_prefill"] = False
+            # without which it keeps no prefixes of layers that pass a state on
+            arguments["enable_prefix_caching"] &= not passes_states(context.folder)
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
@@ -213,16 +235,29 @@ class VLLMEngine(RolloutEngine):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
+        saved = {"weights_iterator": iter(self._context.as_saved(weights))}
         with self._apart():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            stale = stale_layers(
+                lambda: self._llm.collective_rpc("reload_weights", kwargs=saved),
+                lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
+            )
+            if stale:
+                raise SettingError(
+                    f"model.path is '{self._context.folder}', a {family(self._context.folder)}, of which vLLM reloads "
+                    f"no weights into {', '.join(stale)}, so that it would sample from the first policy for ever; choose "
+                    "another model, or set data.engine to popo_lightning.rollout.transformers.TransformersEngine"
+                )
             if self._context.device.type == "cpu":
-                self._llm.apply_model(repack_tied_heads)
+                self._llm.apply_model(repack)
+        self.forget_prompts()
+        self.version, self.holds_weights = version, True
+
+    def forget_prompts(self) -> None:
+        """Resets the caches of prefixes and of image features: vLLM's worker drops its own, its scheduler does not."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
-            # image features of the old weights; the worker drops its own, the scheduler would go on counting on them
             self._llm.llm_engine.reset_encoder_cache()
-        self.version, self.holds_weights = version, True
 
     def sleep(self) -> None:
         """Frees GPU memory as sleep_level says; nothing on a CPU."""
@@ -249,18 +284,6 @@ class VLLMEngine(RolloutEngine):
         if hasattr(self, "_llm"):
             del self._llm
             gc.collect()
-
-
-def repack_tied_heads(model: torch.nn.Module) -> None:
-    """Packs output heads again that share their weight with the embedding.
-
-    On a CPU vLLM 0.32 computes the logits from a packed copy, and reload_weights renews it only for layers that
-    receive a weight of their own; a tied head would keep the old policy's.
-    """
-    for module in model.modules():
-        if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
-            method: Any = module.quant_method
-            method.process_weights_after_loading(module)
 
 
 def _input(prompt: Prompt) -> dict[str, Any]:
