@@ -32,7 +32,7 @@ from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
 from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.tasks.grading import GradingPool, check_grades
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
 
@@ -248,6 +248,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
         counts = of_all_ranks(from_all(self.report.counts() | seconds))
+        if not self.iteration:
+            check_grades(counts, from_all(self._pool.first_failure))
         self.totals.add(counts)
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1
