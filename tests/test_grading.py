@@ -157,7 +157,11 @@ FAILURES = [
     ("", "os._exit", "ended its process (status 0) over the response 'os._exit'"),
     ("", "segfault", "ended its process (status -11) over the response 'segfault'"),
     (b"\xff\xff\xff\xff", "forge", "sent a reply that is no grade for the response 'forge'"),
-    ("", "x" * (MAX_RESPONSE_CHARS + 1), "reads at most 1,000,000 characters, fewer than has the response that ends in"),
+    (
+        "",
+        "x" * (MAX_RESPONSE_CHARS + 1),
+        "reads at most 1,000,000 characters, fewer than has the response that ends",
+    ),
     (math.nan, "return", "returned nan for the response 'return'"),
     ({"acc": 1.0}, "return", "returned {'acc': 1.0} for the response 'return'"),
     ({"score": "1.0"}, "return", "returned {'score': '1.0'} for the response 'return'"),

@@ -235,6 +235,6 @@ def check_grades(counts: dict[str, float], reasons: Sequence[str | None]) -> Non
     if counts["responses"] and counts["failures"] == counts["responses"]:
         raise SettingError(
             f"none of the {counts['responses']:.0f} responses of the first iteration could be graded: "
-            f"{next(filter(None, reasons))}; correct the verifier of data.task, which returns a number or a dict with a "
-            "number as its score, or raise data.seconds_per_response where it takes longer"
+            f"{next(filter(None, reasons))}; correct the verifier of data.task, which returns a number or a dict with "
+            "a number as its score, or raise data.seconds_per_response where it takes longer"
         )
