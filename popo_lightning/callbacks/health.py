@@ -171,8 +171,7 @@ class Health(L.Callback):
             mean < limit if known and limit is not None else None,
             lambda: (
                 f"rollout/effective_share is {mean:.2g} over {WINDOW} iterations, below {limit:g}: hardly any group "
-                f"has different rewards, and the problems are {remedy if wrong > 0.5 else 'too easy: take harder ones'}, or "
-                "raise data.group_size"
+                f"has different rewards; the problems are {problems}, or raise data.group_size"
             ),
         )
 
@@ -195,7 +194,8 @@ class Health(L.Callback):
             None if taken is None else stood_still,
             lambda: (
                 f"no optimizer step in {self.patience} iterations: no group was effective and none was there to "
-                "replay; look at samples.jsonl, take problems nearer to what the policy can do, or raise data.group_size"
+                "replay; look at samples.jsonl, take problems nearer to what the policy can do, or raise "
+                "data.group_size"
             ),
         )
 

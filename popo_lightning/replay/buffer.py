@@ -95,7 +95,7 @@ class GroupReplayBuffer:
             self._uses[group.id] = self._uses.get(group.id, 0) + 1
 
     def usable(self, version: int, min_age: int = 1) -> list[Group]:
-        """All groups of an allowed age that are not used up, newest version first and in order of insertion within it."""
+        """All groups of an allowed age with uses left, newest version first and in order of insertion within one."""
         return list(self._newest_first(version, min_age))
 
     def _newest_first(self, version: int, min_age: int) -> Iterator[Group]:
