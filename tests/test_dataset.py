@@ -12,7 +12,7 @@ from tiny_models import fit, tiny_task
 from verifiers_for_tests import Steps
 
 from popo_lightning.errors import SettingError
-from popo_lightning.tasks.template import Template
+from popo_lightning.tasks.template import NEXT_QUESTION, Template
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,8 @@ def test_frame(tmp_path: Path) -> None:
     assert problem.response_prefix == "<think>"
     (plain,) = task(path, chat=False, template="Q: {prompt}\nA:").train_problems()
     assert plain.prompt == "Q: What is 1+1?\nA:"
+    assert task(path).stop == () and task(path, chat=False).stop == NEXT_QUESTION
+    assert task(path, chat=False, template="Sum: {prompt}").stop == (*NEXT_QUESTION, "\nSum:")
 
 
 def test_chat_messages_as_prompt(tmp_path: Path) -> None:

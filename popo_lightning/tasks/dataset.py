@@ -39,7 +39,9 @@ class DatasetTask(Task):
         system: System message; null for none.
         template: What is asked: {prompt} or any other column of the row in braces. LaTeX is left alone.
         response_prefix: Beginning of every response, such as "<think>"; null for none.
-        chat: Ask in chat messages; false asks in plain text, for base models without a chat template.
+        chat: Ask in chat messages; false asks in plain text, for base models without a chat template. A response then
+            ends where the next question would begin, unless data.stop says otherwise: at "Question:", "Problem:", "Q:"
+            or the template's own label before its first place, in a line of its own.
         strict: A bad row ends the run.
         check_answers: Ask the verifier whether a response could match each gold answer, and leave out those that none
             could. Done once for the same answers.
@@ -75,6 +77,7 @@ class DatasetTask(Task):
         self.template = Template(template)
         self.response_prefix = response_prefix
         self.chat = chat
+        self.stop = () if chat else self.template.next_question()
         self.strict = strict
         self.check_answers = check_answers
         self._bad_rows: list[BadRow] = []
