@@ -65,8 +65,12 @@ def test_a_grader_that_fails_later_stops_nothing(policy: Path, tmp_path: Path) -
     assert [row["rollout/grading_failures"] for row in rows] == [0, 40]
 
 
-def stopped(policy: str, failing: Sequence[int]) -> str:
-    """What a run of one iteration raises on this rank, where graders fail on some ranks."""
+def stopped(policy: str, *cases: Sequence[int]) -> list[str]:
+    """What runs of one iteration raise on this rank, where graders fail on some ranks."""
+    return [_stopped(policy, failing) for failing in cases]
+
+
+def _stopped(policy: str, failing: Sequence[int]) -> str:
     module = PolicyModule(path=policy)
     settings: dict[str, Any] = {"problems_per_iteration": 4, "group_size": 2, "minibatches": 1}
     settings |= {"max_new_tokens": 8, "max_prompt_tokens": 16}
@@ -80,7 +84,7 @@ def stopped(policy: str, failing: Sequence[int]) -> str:
 
 
 def test_all_ranks_stop_or_none(policy: Path, tmp_path: Path) -> None:
-    both = on_two_ranks(stopped, tmp_path / "both", str(policy), [0, 1])
-    assert both[0] == both[1] and "none of the 8 responses" in both[0]
-    assert on_two_ranks(stopped, tmp_path / "one", str(policy), [0]) == ["", ""]
+    first, second = on_two_ranks(stopped, tmp_path, str(policy), [0], [0, 1])
+    assert first == second
+    assert first[0] == "" and "none of the 8 responses" in first[1]
     assert "RANK" not in os.environ
