@@ -17,6 +17,7 @@ WELL = {
     "weight/replayed_ess": 0.97,
     "weight/replayed_max": 3.0,
     "policy/entropy": 1.0,
+    "replay/share": 0.6,
     "rollout/effective_share": 0.4,
     "rollout/all_wrong_share": 0.3,
     "rollout/truncated_share": 0.02,
@@ -25,6 +26,7 @@ ILL = {
     "weight/replayed_ess": (0.03, "least_replayed_ess", "buffer.max_uses"),
     "weight/replayed_max": (25_000.0, "largest_weight", "buffer.max_age"),
     "policy/entropy": (0.04, "least_entropy", "EntropyBonus"),
+    "replay/share": (0.95, "most_replayed", "buffer.max_uses"),
     "rollout/effective_share": (0.0, "least_effective_share", "data.group_size"),
     "rollout/truncated_share": (0.95, "most_truncated", "data.stop"),
 }
@@ -56,8 +58,7 @@ def test_each_kind_is_said_once_with_its_setting_and_remedy(name: str) -> None:
     watch = Watch()
     assert watch.see(WINDOW) == []
     said = watch.see(2, **ill)
-    if name != "rollout/effective_share":  # which is averaged
-        assert said == []
+    assert said == []
     said += watch.see(40, **ill)
     assert len(said) == 1
     assert name in said[0] and f"health.{setting}" in said[0] and remedy in said[0]
@@ -74,10 +75,15 @@ def test_three_iterations_without_a_step() -> None:
     assert "no optimizer step in 1 iterations" in said
 
 
-def test_too_hard_and_too_easy_are_told_apart() -> None:
+def test_too_hard_too_easy_and_broken_are_told_apart() -> None:
     (hard,) = Watch().see(20, rollout_effective_share=0.0, rollout_all_wrong_share=0.9)
     (easy,) = Watch().see(20, rollout_effective_share=0.0, rollout_all_wrong_share=0.0)
+    fallen = Watch()
+    fallen.see(WINDOW)
+    (breaking,) = fallen.see(20, rollout_effective_share=0.0, rollout_all_wrong_share=0.9)
     assert "too hard" in hard and "too easy" in easy
+    assert "0.4 at the start" in breaking and "the policy is breaking; lower the learning rate" in breaking
+    assert not Watch().see(WINDOW - 1, rollout_effective_share=0.0)  # too few to tell
     alternating = Watch()
     for _ in range(20):  # of five groups none is effective every other iteration, by chance
         assert not alternating.see(1, rollout_effective_share=0.0) + alternating.see(1, rollout_effective_share=0.2)

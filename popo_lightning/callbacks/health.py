@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
@@ -53,6 +52,40 @@ class Watched:
         return True
 
 
+@dataclass
+class Course:
+    """What a metric was at the start of the run and is now.
+
+    Args:
+        first: Values of the first iterations that have it.
+        recent: Those of the last.
+    """
+
+    first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        """The next iteration's."""
+        if len(self.first) < WINDOW:
+            self.first.append(value)
+        self.recent = [*self.recent, value][-WINDOW:]
+
+    @property
+    def start(self) -> float:
+        """Mean at the start."""
+        return sum(self.first) / max(1, len(self.first))
+
+    @property
+    def now(self) -> float:
+        """Mean of late."""
+        return sum(self.recent) / max(1, len(self.recent))
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are enough values for a mean."""
+        return len(self.recent) == WINDOW
+
+
 class Health(L.Callback):
     """Watches the metrics of each iteration, and warns of each kind once: with its value, its limit and the remedy.
 
@@ -66,6 +99,8 @@ class Health(L.Callback):
             while a policy learns; a collapse has been seen to take it to 25,000.
         least_entropy: Of policy/entropy, as a share of its mean over the first ten iterations. It falls slowly as a
             policy learns; one that has lost nine tenths of it samples the same responses over and over.
+        most_replayed: Of replay/share, as a mean over ten iterations. Above 0.8 a group is trained on five times or
+            more, while the policy moves on: docs/evidence.md has runs that this spoils.
         least_effective_share: Of rollout/effective_share, as a mean over ten iterations. Below 0.05 less than one group
             in 20 carries a gradient.
         most_truncated: Of rollout/truncated_share. Above 0.5 most responses are graded without their end.
@@ -77,6 +112,7 @@ class Health(L.Callback):
         least_replayed_ess: float | None = 0.5,
         largest_weight: float | None = 100.0,
         least_entropy: float | None = 0.1,
+        most_replayed: float | None = 0.8,
         least_effective_share: float | None = 0.05,
         most_truncated: float | None = 0.5,
         patience: int = 3,
@@ -84,6 +120,7 @@ class Health(L.Callback):
         shares = {
             "least_replayed_ess": least_replayed_ess,
             "least_entropy": least_entropy,
+            "most_replayed": most_replayed,
             "least_effective_share": least_effective_share,
             "most_truncated": most_truncated,
         }
@@ -91,20 +128,18 @@ class Health(L.Callback):
             if share is not None and not 0 < share < 1:
                 raise SettingError(f"health.{name} is {share}; use a share between 0 and 1, or null")
         if largest_weight is not None and largest_weight <= 1:
-            raise SettingError(
-                f"health.largest_weight is {largest_weight}; use a number above 1, such as 1000, or null"
-            )
+            raise SettingError(f"health.largest_weight is {largest_weight}; use a number above 1, such as 100, or null")
         if patience < 1:
             raise SettingError(f"health.patience is {patience}; use at least 1 iteration, such as 3")
         self.least_replayed_ess = least_replayed_ess
         self.largest_weight = largest_weight
         self.least_entropy = least_entropy
+        self.most_replayed = most_replayed
         self.least_effective_share = least_effective_share
         self.most_truncated = most_truncated
         self.patience = patience
         self._watched: dict[str, Watched] = {}
-        self._entropies: list[float] = []  # of the first iterations
-        self._shares: deque[float] = deque(maxlen=WINDOW)
+        self._courses: dict[str, Course] = {}
         self._steps = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -115,10 +150,15 @@ class Health(L.Callback):
 
     def statements(self, metrics: dict[str, float]) -> list[str]:
         """What is to be said of an iteration's metrics; to be called once for each."""
-        found = (
-            watch(metrics) for watch in (self._ess, self._weight, self._entropy, self._share, self._cut, self._still)
-        )
-        return [sentence for sentence in found if sentence]
+        kinds = (self._ess, self._weight, self._entropy, self._replayed, self._share, self._cut, self._still)
+        return [sentence for kind in kinds if (sentence := kind(metrics))]
+
+    def _course(self, name: str, metrics: dict[str, float]) -> Course:
+        """Of a metric, with its present value if there is one."""
+        course = self._courses.setdefault(name, Course())
+        if name in metrics:
+            course.add(metrics[name])
+        return course
 
     # -- one kind each -------------------------------------------------------------------------------------------
 
@@ -145,33 +185,38 @@ class Health(L.Callback):
 
     def _entropy(self, metrics: dict[str, float]) -> str:
         limit, value = self.least_entropy, metrics.get("policy/entropy")
-        if value is not None and len(self._entropies) < WINDOW:
-            self._entropies.append(value)
-        first = sum(self._entropies) / max(1, len(self._entropies))
+        start = self._course("policy/entropy", metrics).start
         return self._judged(
             "least_entropy",
-            None if limit is None or value is None else value < limit * first,
+            None if limit is None or value is None else value < limit * start,
             lambda: (
-                f"policy/entropy is {value:.2g} nats, below {limit:g} of the {first:.2g} at the start: the policy "
+                f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
                 f"collapses to a few responses; {LOWER_RATE}, add popo_lightning.objectives.EntropyBonus to "
                 "model.objective.regularizers, or replay less (data.composer's buffer.max_uses)"
             ),
         )
 
+    def _replayed(self, metrics: dict[str, float]) -> str:
+        limit, course = self.most_replayed, self._course("replay/share", metrics)
+        return self._judged(
+            "most_replayed",
+            None if limit is None or not course.whole else course.now > limit,
+            lambda: (
+                f"replay/share is {course.now:.2g} over {WINDOW} iterations, above {limit:g}: the policy trains on the "
+                "same few groups over and over; set data.composer's buffer.max_uses to 2, raise "
+                f"data.problems_per_iteration, take problems of which more groups are effective, or {LOWER_RATE}"
+            ),
+        )
+
     def _share(self, metrics: dict[str, float]) -> str:
-        limit, value = self.least_effective_share, metrics.get("rollout/effective_share")
-        if value is not None:
-            self._shares.append(value)
-        mean, wrong = sum(self._shares) / max(1, len(self._shares)), metrics.get("rollout/all_wrong_share", 0.0)
-        known = limit is not None and value is not None and len(self._shares) == WINDOW
-        too_hard = "too hard for the policy, or its format is missed: look at samples.jsonl, take easier problems"
-        problems = too_hard if wrong > 0.5 else "too easy: take harder ones"
+        limit, course = self.least_effective_share, self._course("rollout/effective_share", metrics)
+        known = limit is not None and course.whole and "rollout/effective_share" in metrics
         return self._judged(
             "least_effective_share",
-            mean < limit if known and limit is not None else None,
+            course.now < limit if known and limit is not None else None,
             lambda: (
-                f"rollout/effective_share is {mean:.2g} over {WINDOW} iterations, below {limit:g}: hardly any group "
-                f"has different rewards; the problems are {problems}, or raise data.group_size"
+                f"rollout/effective_share is {course.now:.2g} over {WINDOW} iterations, below {limit:g}: hardly any "
+                f"group has different rewards; {_why(course, metrics)}"
             ),
         )
 
@@ -211,14 +256,27 @@ class Health(L.Callback):
         """So that a resumed run does not repeat itself."""
         return {
             "watched": {kind: asdict(watched) for kind, watched in self._watched.items()},
-            "entropies": list(self._entropies),
-            "shares": list(self._shares),
+            "courses": {name: asdict(course) for name, course in self._courses.items()},
             "steps": self._steps,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self._watched = {kind: Watched(**watched) for kind, watched in state_dict["watched"].items()}
-        self._entropies = list(state_dict["entropies"])
-        self._shares = deque(state_dict["shares"], WINDOW)
+        self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
         self._steps = state_dict["steps"]
+
+
+def _why(course: Course, metrics: dict[str, float]) -> str:
+    """What hardly any effective group means, and what to do."""
+    if metrics.get("rollout/all_wrong_share", 0.0) <= 0.5:
+        return "the problems are too easy: take harder ones, or raise data.group_size"
+    if course.start >= 2 * course.now and course.start > 0:
+        return (
+            f"it was {course.start:.2g} at the start, and most are all wrong now: the policy is breaking; {LOWER_RATE}"
+            ", or replay less (data.composer's buffer.max_uses)"
+        )
+    return (
+        "the problems are too hard for the policy, or its format is missed: look at samples.jsonl, take easier ones, or "
+        "raise data.group_size"
+    )
