@@ -277,6 +277,6 @@ def _why(course: Course, metrics: dict[str, float]) -> str:
             ", or replay less (data.composer's buffer.max_uses)"
         )
     return (
-        "the problems are too hard for the policy, or its format is missed: look at samples.jsonl, take easier ones, or "
-        "raise data.group_size"
+        "the problems are too hard for the policy, or its format is missed: look at samples.jsonl, take easier ones, "
+        "or raise data.group_size"
     )
