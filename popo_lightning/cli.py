@@ -20,6 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.callbacks.evaluation import Evaluation
+from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.parameter_hooks import ParameterHook
 from popo_lightning.callbacks.progress import Progress
@@ -95,6 +96,7 @@ class PopoCLI(LightningCLI):
         parser.add_class_arguments(RunSettings, "run")
         # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
         parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(ParameterHook, "parameter_hook", subclass_mode=True, required=False)
         parser.add_lightning_class_args(ProximalPolicy, "proximal", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Evaluation, "evaluation")

@@ -37,7 +37,7 @@ from popo_lightning.run_folder import EVALUATIONS
 from popo_lightning.stopping import StopRequests
 from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.tasks.grading import GradingPool, check_grades
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
 
@@ -60,7 +60,7 @@ class RolloutStream(IterableDataset[Minibatch]):
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Everything between a task and the policy's minibatches. Nothing else generates.
+    r"""Everything between a task and the policy's minibatches. Nothing else generates.
 
     One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
     ``minibatches`` minibatches ``sweeps`` times, each of them one optimizer step. ``trainer.max_epochs`` is the number
@@ -84,6 +84,9 @@ class RolloutDataModule(L.LightningDataModule):
         max_prompt_tokens: Problems with longer prompts are left out and counted, never cut.
         image_pixels: Least and most pixels of an image, which is resized to fit, in engine and policy alike; null
             keeps the limits of the model's processor.
+        stop: Strings that end a response, such as ["\nQuestion:"], for policies that do not end by themselves. The
+            tokens that make up the string are kept and trained on; verifiers read what is before it. null takes the
+            task's own: none in chat messages, and those of data.task.chat false.
         effective_by: Reward part that decides whether a group is effective: score, which is trained on, or another,
             such as acc, where partial rewards alone should not count.
         overlong: Penalty for responses that come near max_new_tokens; null gives none.
@@ -108,6 +111,7 @@ class RolloutDataModule(L.LightningDataModule):
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
         image_pixels: tuple[int, int] | None = None,
+        stop: list[str] | None = None,
         effective_by: str = "score",
         overlong: SoftOverlong | None = None,
         graders: int = 1,
@@ -125,7 +129,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.sweeps = sweeps
         self.sync_every = sync_every
         self.lag = lag
-        self.sampling = Sampling(max_new_tokens, temperature)
+        self.sampling = Sampling(max_new_tokens, temperature, stop=tuple(task.stop if stop is None else stop))
         self.max_prompt_tokens = max_prompt_tokens
         self.image_pixels = image_pixels
         self.effective_by = effective_by
@@ -281,6 +285,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
         counts = of_all_ranks(from_all(self.report.counts() | seconds))
+        if not self.iteration:
+            check_grades(counts, from_all(self._pool.first_failure))
         self.totals.add(counts)
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1

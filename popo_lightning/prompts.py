@@ -21,6 +21,7 @@ from popo_lightning.problems import IMAGE_MARK, Problem
 THINK_TAG = "<think>"
 
 SHOWN = 5  # sentences about unreadable problems
+SHOWN_CHARACTERS = 80
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class PromptEncoder:
         self.image_pixels = image_pixels
         self._image_tokens = _image_tokens(folder)
         self._encoded: dict[str, Prompt] = {}
+        self._system_checked = False
 
     @cached_property
     def processor(self) -> Any:
@@ -146,8 +148,8 @@ class PromptEncoder:
             )
         except (ValueError, TemplateError) as error:
             raise SettingError(
-                f"the chat template of model.path '{self.folder}' refuses what the task asks ({reason(error)}); change "
-                "data.task.system or data.task.response_prefix, which not all templates take"
+                f"the chat template of model.path '{self.folder}' refuses what the task asks ({reason(error)}); "
+                f"{_remedy(messages)}"
             ) from error
         return text
 
@@ -177,7 +179,23 @@ class PromptEncoder:
                 len(problems),
                 self.max_tokens,
             )
+        self._warn_of_a_lost_system_message(kept)
         return kept
+
+    def _warn_of_a_lost_system_message(self, problems: Sequence[Problem]) -> None:
+        """Once: some chat templates leave it out without a word."""
+        asked = next((problem for problem in problems if _system(problem).strip()), None)
+        if asked is None or self._system_checked:
+            return
+        self._system_checked = True
+        text = self._image_text(asked) if asked.images else self._chat(list(asked.prompt))  # type: ignore[arg-type]
+        if _system(asked).strip() not in text:
+            log.warning(
+                "the chat template of model.path '%s' leaves out the system message ('%s'), so the policy never reads "
+                "it; write it into the question (data.task.template), or set data.task.system to null",
+                self.folder,
+                _system(asked)[:SHOWN_CHARACTERS],
+            )
 
     def length(self, problem: Problem) -> int:
         """Prompt tokens. Images are decoded, so that none fails in the middle of a run, but not processed."""
@@ -198,6 +216,24 @@ class PromptEncoder:
         """Raises ValueError where a problem's text has image tokens of its own, for which there are no features."""
         if self._image_tokens and sum(token in self._image_tokens for token in ids) != images:
             raise ValueError("its text contains the model's own image tokens")
+
+
+def _system(problem: Problem) -> str:
+    """The system message of a problem that is asked in messages, or nothing."""
+    if isinstance(problem.prompt, str) or problem.prompt[0]["role"] != "system":
+        return ""
+    content = problem.prompt[0]["content"]
+    return content if isinstance(content, str) else ""
+
+
+def _remedy(messages: Sequence[dict[str, Any]]) -> str:
+    """What of a problem's messages not all templates take, and the settings that have it."""
+    settings = {"data.task.system": messages[0]["role"] == "system"}
+    settings |= {"data.task.response_prefix": messages[-1]["role"] == "assistant"}
+    there = [setting for setting, is_there in settings.items() if is_there]
+    if not there:
+        return "use another model, or ask in plain text (data.task.chat false)"
+    return f"set {' or '.join(there)} to null, which not all templates take"
 
 
 def _opened(problem: Problem, text: str) -> str:

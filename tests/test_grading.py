@@ -13,14 +13,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the pool passes its path on to the workers
 
 import graders_for_tests as graders  # noqa: E402
 
-from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool  # noqa: E402
+from popo_lightning.errors import SettingError  # noqa: E402
+from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool, check_grades  # noqa: E402
 from popo_lightning.tasks.grading_process import GradingProcess  # noqa: E402
 
 LIMIT = 0.5
@@ -136,6 +139,57 @@ NONSENSE = [
 @pytest.mark.parametrize("number", [0.5, 1, True, Fraction(1, 2)])
 def test_a_bare_number_is_the_score(pool: GradingPool, number: Any) -> None:
     assert around(pool, (number, "return")) == [Grade({"score": float(number), "acc": float(number)})]
+
+
+def test_a_scalar_of_numpy_or_torch_is_a_number() -> None:
+    numbers = [np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5), torch.tensor(0.5)]
+    with GradingPool(graders.misbehave, seconds_per_response=60.0) as patient:  # torch has to be imported there
+        bare = patient.grade([(number, "return") for number in numbers])
+        parts = patient.grade([({"score": number}, "return") for number in numbers])
+        (vector,) = patient.grade([(np.array([1.0, 2.0]), "return")])
+    assert bare == parts == [Grade({"score": float(number), "acc": float(number)}) for number in numbers]
+    assert vector.failure == "invalid"
+    assert patient.first_failure == "the verifier returned array([1., 2.]) for the response 'return'"
+
+
+FAILURES = [
+    ("", "loop", "took over 0.5 s (data.seconds_per_response) for the response 'loop'"),
+    ("", "os._exit", "ended its process (status 0) over the response 'os._exit'"),
+    ("", "segfault", "ended its process (status -11) over the response 'segfault'"),
+    (b"\xff\xff\xff\xff", "forge", "sent a reply that is no grade for the response 'forge'"),
+    (
+        "",
+        "x" * (MAX_RESPONSE_CHARS + 1),
+        "reads at most 1,000,000 characters, fewer than has the response that ends",
+    ),
+    (math.nan, "return", "returned nan for the response 'return'"),
+    ({"acc": 1.0}, "return", "returned {'acc': 1.0} for the response 'return'"),
+    ({"score": "1.0"}, "return", "returned {'score': '1.0'} for the response 'return'"),
+    ([1.0], "return", "returned [1.0] for the response 'return'"),
+    (None, "return", "returned None for the response 'return'"),
+    ("", "raise", "raised ZeroDivisionError: division by zero for the response 'raise'"),
+]
+
+
+@pytest.mark.parametrize(("gold", "deed", "reason"), FAILURES)
+def test_the_first_failure_of_any_kind_is_named_once(
+    pool: GradingPool, caplog: pytest.LogCaptureFixture, gold: Any, deed: str, reason: str
+) -> None:
+    around(pool)
+    assert pool.first_failure is None
+    around(pool, (gold, deed), (gold, deed), ("", "sys.exit"))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"the verifier {reason}" in record.getMessage() and "that response gets 0" in record.getMessage()
+    assert pool.first_failure is not None and record.getMessage().startswith(pool.first_failure)
+    assert len(record.getMessage()) < 1200
+
+
+def test_nothing_graded_is_refused_and_something_is_not() -> None:
+    none = {"responses": 8.0, "failures": 8.0}
+    with pytest.raises(SettingError, match=r"none of the 8 responses .* be graded: the verifier broke; .*data\.task"):
+        check_grades(none, [None, "the verifier broke"])
+    check_grades(none | {"failures": 7.0}, ["the verifier broke"])
+    check_grades({"responses": 0.0, "failures": 0.0}, [None])  # a rule that samples nothing at first
 
 
 def test_nonsense_is_named_with_the_text_that_caused_it(pool: GradingPool, caplog: pytest.LogCaptureFixture) -> None:

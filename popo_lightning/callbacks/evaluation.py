@@ -217,7 +217,7 @@ class Evaluation(L.Callback):
     ) -> list[Group]:
         assert regime.max_new_tokens is not None
         cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
-        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut)
+        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=self._data(trainer).sampling.stop)
         # by benchmark: with one seed for all, the first problems of any two would be answered with the same noise
         seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}/{name}").getrandbits(62)
         groups: list[Group] = self._data(trainer).sample(problems, n, sampling, seed)

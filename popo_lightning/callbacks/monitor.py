@@ -149,7 +149,7 @@ class Monitor(L.Callback):
 
     def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
         warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)
-        if not gap <= error:  # nan is no small gap
+        if error < math.inf and not gap <= error:  # nan is no small gap
             raise RuntimeError(
                 f"engine and policy disagree by {gap:.3g} nats a token on average (monitor.gap_error is "
                 f"{self.limits.error}, here {error:.3g}): the engine does not have the policy's weights, or samples "
