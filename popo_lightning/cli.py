@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from popo_lightning.callbacks.proximal import ProximalPolicy
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
+from popo_lightning.config_files import check_config_files
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
@@ -60,7 +61,16 @@ class RunSettings:
 
 
 class OneSentenceParser(LightningArgumentParser):
-    """Refuses bad settings in one sentence."""
+    """Refuses bad settings in one sentence. An abbreviation is a bad setting: it may come to mean another one."""
+
+    def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
+        self.given: list[str] = []  # the command line
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        """As usual; notes what it is given, for sentences about it."""
+        self.given = [str(arg) for arg in (sys.argv[1:] if args is None else args)]
+        return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
@@ -70,7 +80,11 @@ class OneSentenceParser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        refuse(one_sentence(message))
+        self.refuse(explained(message, command_of(self)))
+
+    def refuse(self, sentence: str) -> NoReturn:
+        """What happens to the user's mistake."""
+        refuse(sentence)
 
 
 class PopoCLI(LightningCLI):
@@ -117,6 +131,17 @@ class PopoCLI(LightningCLI):
         )
         parser.link_arguments("data.temperature", "model.temperature")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Looks at config files before they are parsed."""
+        if args is None or isinstance(args, list):
+            check_config_files(sys.argv[1:] if args is None else args, OFF)
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
+        with constructors_refusals():
+            super().instantiate_classes()
 
     def _set_seed(self) -> None:
         check_seed(self._get(self.config, "seed_everything"))
@@ -213,12 +238,18 @@ class PopoCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
 
-def one_sentence(message: str) -> str:
-    """A parser's nested explanation as one line that begins with the setting."""
-    text = re.sub(r"\s+", " ", message.strip())
-    text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
-    text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
-    return re.sub(r":\s+(-\s+)+", ": ", text)
+def command_of(parser: Any) -> Command:
+    """What the user called, and what there is to call, for sentences about what is not."""
+    top = getattr(parser, "parent_parser", parser)
+    subcommands = getattr(top, "_subcommands_action", None)
+    parsers = dict(subcommands.choices) if subcommands else {}
+    parts = {f"{top.prog} {name}": part for name, part in parsers.items()} or {top.prog: top}
+    options = {
+        name: [option.lstrip("-") for action in part._actions for option in action.option_strings]
+        for name, part in parts.items()
+    }
+    called = getattr(parser, "subcommand", None) or next((arg for arg in top.given if arg in parsers), None)
+    return Command(f"{top.prog} {called}" if called else top.prog, options)
 
 
 def refuse(sentence: str) -> NoReturn:
