@@ -7,7 +7,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -26,14 +26,19 @@ from popo_lightning.combinations import check_combination
 from popo_lightning.config_files import check_config_files
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError, reason
-from popo_lightning.parser_sentences import OFF, Command, constructors_refusals, explained
+from popo_lightning.monitors import check_monitors, reports_are_ours
+from popo_lightning.parser import OneSentenceParser, refuse
+from popo_lightning.parser_sentences import OFF, constructors_refusals
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
 from popo_lightning.trainer_settings import (
+    at_the_end_of_an_iteration,
+    check_callbacks,
     check_cpu_devices,
     check_nodes,
+    check_root,
     check_seed,
     check_trainer,
     chosen_accelerator,
@@ -58,33 +63,6 @@ class RunSettings:
     root: str = "runs"
     folder: str | None = None
     resume: bool = False
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Refuses bad settings in one sentence. An abbreviation is a bad setting: it may come to mean another one."""
-
-    def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
-        self.given: list[str] = []  # the command line
-
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """As usual; notes what it is given, for sentences about it."""
-        self.given = [str(arg) for arg in (sys.argv[1:] if args is None else args)]
-        return super().parse_args(args, *others, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
-
-        Raises:
-            argparse.ArgumentError: Of a parser made with `exit_on_error=False`.
-        """
-        if not self.exit_on_error:
-            super().error(message, ex)
-        self.refuse(explained(message, command_of(self)))
-
-    def refuse(self, sentence: str) -> NoReturn:
-        """What happens to the user's mistake."""
-        refuse(sentence)
 
 
 class PopoCLI(LightningCLI):
@@ -154,15 +132,11 @@ class PopoCLI(LightningCLI):
         """Refuses what would be silently wrong, and settles where the run writes."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        if config.trainer.gradient_clip_val is not None:
+        if config.checkpoint.every_n_train_steps and config.checkpoint.every_n_epochs:
             raise SettingError(
-                f"trainer.gradient_clip_val is {config.trainer.gradient_clip_val} but optimization is manual; set "
-                "model.max_grad_norm instead"
-            )
-        if config.trainer.accumulate_grad_batches != 1:
-            raise SettingError(
-                f"trainer.accumulate_grad_batches is {config.trainer.accumulate_grad_batches}; a minibatch is one "
-                "optimizer step already: set data.minibatches, and model.micro_batch_tokens for memory"
+                f"checkpoint.every_n_train_steps is {config.checkpoint.every_n_train_steps} beside "
+                f"checkpoint.every_n_epochs, {config.checkpoint.every_n_epochs}; set the second to null, or leave the "
+                "first out"
             )
         if config.checkpoint.train_time_interval is not None:
             raise SettingError(
@@ -170,6 +144,8 @@ class PopoCLI(LightningCLI):
                 "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
             )
         check_trainer(config.trainer)
+        if self.subcommand == "fit":
+            check_root(config.trainer.default_root_dir, config.run.folder)
         self.plan.check()
         if self.plan.asked:
             print_plan(self.plan, self._parser(self.subcommand), config)
@@ -204,6 +180,8 @@ class PopoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+        check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
         self._check_strategy()
         if self.trainer.is_global_zero:
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
@@ -233,29 +211,16 @@ class PopoCLI(LightningCLI):
             if config.trainer.logger is True:
                 kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
+            more: list[Any] = [CriticValues(), summary]
+            if config.trainer.max_time is not None:
+                more.append(at_the_end_of_an_iteration(config.trainer.max_time))
+                kwargs["max_time"] = None
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
+            # the run's folder is for the run to choose: its config.yaml runs again elsewhere
+            kwargs["default_root_dir"] = config.trainer.default_root_dir
+            self.config[self.subcommand].trainer.default_root_dir = None
         with lightnings_refusals():
             return super().instantiate_trainer(**kwargs)
-
-
-def command_of(parser: Any) -> Command:
-    """What the user called, and what there is to call, for sentences about what is not."""
-    top = getattr(parser, "parent_parser", parser)
-    subcommands = getattr(top, "_subcommands_action", None)
-    parsers = dict(subcommands.choices) if subcommands else {}
-    parts = {f"{top.prog} {name}": part for name, part in parsers.items()} or {top.prog: top}
-    options = {
-        name: [option.lstrip("-") for action in part._actions for option in action.option_strings]
-        for name, part in parts.items()
-    }
-    called = getattr(parser, "subcommand", None) or next((arg for arg in top.given if arg in parsers), None)
-    return Command(f"{top.prog} {called}" if called else top.prog, options)
-
-
-def refuse(sentence: str) -> NoReturn:
-    """One sentence, exit code 2."""
-    print(f"popo: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 def quieten() -> None:
@@ -265,6 +230,7 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what trainer.profiler was asked for
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU is no news
     for about in (
         ".*num_workers.*",  # the dataset holds the engine

@@ -45,7 +45,7 @@ class PolicyModule(L.LightningModule):
 
     Optimization is manual with exactly one optimizer step a training step: a minibatch is split into micro-batches
     by a token budget, their number varies, and under automatic optimization each would be a training step of its
-    own. So ``max_steps``, checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
+    own. So checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
 
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.

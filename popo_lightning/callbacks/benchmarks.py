@@ -108,6 +108,25 @@ def several(k: int | Sequence[int]) -> tuple[int, ...]:
     return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
 
 
+def metric_names(regimes: Mapping[str, Regime]) -> list[str]:
+    """Names of the metrics of an evaluation, by the regime of each benchmark."""
+    labels = {name: _labels(regime) for name, regime in regimes.items()}
+    always = ("response_tokens", "truncated_share", "grading_failures", "seconds")
+    found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
+    if len(regimes) < 2:
+        return found
+    first, *others = labels.values()
+    found += [f"eval/{MEAN}/{label}" for label in first if all(label in its for its in others)]
+    if len({regime.avg_k for regime in regimes.values()}) > 1 and all(regime.samples for regime in regimes.values()):
+        found.append(f"eval/{MEAN}/avg")
+    return found
+
+
+def _labels(regime: Regime) -> list[str]:
+    sampled = [f"avg_at_{regime.avg_k}", *(f"pass_at_{k}" for k in regime.pass_k)] if regime.samples else []
+    return ["greedy"] * regime.greedy + sampled
+
+
 def check_names(
     benchmarks: Mapping[str, Sequence[Problem]], named: Mapping[str, BenchmarkSettings], breakdown: Sequence[str]
 ) -> None:

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 
 from popo_lightning.errors import SettingError
+from popo_lightning.monitors import publish, settle_stopping
 from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.token_sums import TokenSums, token_metrics
@@ -49,6 +50,10 @@ class Monitor(L.Callback):
         self._steps: list[dict[str, float]] = []
         self._saved: list[dict[str, Any]] = []  # what a checkpoint brought of each rank, until training starts
 
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """EarlyStopping is told by this callback, and by the evaluation."""
+        settle_stopping(trainer)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
         self._worker = Worker.of_policy(pl_module, self.peak_tflops)
@@ -81,6 +86,7 @@ class Monitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Computes and logs."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        learned = any(step["stepped"] for step in self._steps)
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
         metrics |= self._seconds(data)
         self._tokens, self._steps = TokenSums(), []
@@ -88,6 +94,7 @@ class Monitor(L.Callback):
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
+        publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
         # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
         gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
