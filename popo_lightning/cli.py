@@ -27,6 +27,7 @@ from popo_lightning.config_files import check_config_files
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.monitors import check_monitors, reports_are_ours
+from popo_lightning.optimizers import check_optimizer
 from popo_lightning.parser import OneSentenceParser, refuse
 from popo_lightning.parser_sentences import OFF, constructors_refusals
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
@@ -143,6 +144,9 @@ class PopoCLI(LightningCLI):
                 f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
                 "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
             )
+        for name in ("run.root", "run.folder", "ckpt_path"):
+            if config.get(name) == "":
+                raise SettingError(f"{name} is empty, which names no place; leave it out")
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)
@@ -180,6 +184,7 @@ class PopoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
         check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
         check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
         self._check_strategy()

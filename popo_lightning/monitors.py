@@ -50,6 +50,7 @@ NAMES = (
     "weight/replayed_capped_share",
     *(f"engine/logp_gap_{name}" for name in ("mean", "max")),
     *(f"train/{name}" for name in ("loss", "grad_norm", "tokens", "learning_rate", "optimizer_steps", "value_loss")),
+    *(f"train/{name}" for name in ("skipped_steps", "not_finite_metrics")),
     *(f"total/{name}" for name in ("responses", "tokens", "dynamic_sampling_responses")),
     *(f"seconds/{name}" for name in PHASES),
     *(f"throughput/{name}" for name in ("train_tokens_per_second", "generated_tokens_per_second", "mfu")),

@@ -25,7 +25,7 @@ from popo_lightning.callbacks.evaluation_results import BenchmarkResult, Evaluat
 from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
-from popo_lightning.monitors import EVALUATION, check_evaluation_monitors, consult
+from popo_lightning.monitors import EVALUATION, check_evaluation_monitors, consult, settle_stopping
 from popo_lightning.problems import Problem
 from popo_lightning.rollout.engine import Sampling
 
@@ -116,6 +116,7 @@ class Evaluation(L.Callback):
         if stage == "fit":
             names = metric_names({name: self.regime_of(name) for name in found})
             check_evaluation_monitors(trainer, names, self.every_n_iterations)
+            settle_stopping(trainer)
         # an engine has to make room for the longest response before it starts
         data.longest_response = max((self.regime_of(name).max_new_tokens or 0 for name in found), default=0)
 

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from popo_lightning.errors import SettingError
-from popo_lightning.monitors import publish, settle_stopping
+from popo_lightning.monitors import publish
 from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.token_sums import TokenSums, token_metrics
@@ -49,10 +49,6 @@ class Monitor(L.Callback):
         self._tokens = TokenSums()
         self._steps: list[dict[str, float]] = []
         self._saved: list[dict[str, Any]] = []  # what a checkpoint brought of each rank, until training starts
-
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """EarlyStopping is told by this callback, and by the evaluation."""
-        settle_stopping(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
