@@ -131,7 +131,7 @@ def test_optimizers_and_schedulers_that_cannot() -> None:
         (
             lambda groups: torch.optim.SGD(groups, lr=-1.0),
             None,
-            "model.optimizer cannot be made: Invalid learning rate",
+            "model.optimizer cannot be made: Invalid",
         ),
         (torch.optim.LBFGS, None, "model.optimizer is LBFGS, which takes no step from a gradient alone"),
         (torch.optim.SparseAdam, None, "model.optimizer is SparseAdam, but gradients here are dense"),

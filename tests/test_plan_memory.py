@@ -278,7 +278,7 @@ def test_activations_of_experts(autocast: bool) -> None:
     short, long = (_KeptBytes(Qwen3MoeForCausalLM(config).train()).of_pass(n, autocast) for n in LENGTHS)
     real = Activations(*((b - a) / (LENGTHS[1] - LENGTHS[0]) for a, b in zip(short, long, strict=True)))
     assert planned.inputs == real.inputs and planned.state == real.state
-    assert planned.layers == pytest.approx(real.layers, rel=0.05)
+    assert real.layers <= planned.layers < 1.12 * real.layers  # attention without numbers keeps a little more
 
 
 # -- engine --------------------------------------------------------------------------------------------------------
