@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-ALIKE = 0.7  # of difflib's ratio: names below are other names
+ALIKE = 0.65  # of difflib's ratio: names below are other names
 SHORTEST, BEGUN = 3, 0.9  # an abbreviation of so many letters is as good as so alike
 # What people look for under another name.
 HABITS = {"model.learning_rate": "model.optimizer.init_args.lr", "model.lr": "model.optimizer.init_args.lr"}
