@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shlex
 import signal
 import sys
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -30,11 +29,16 @@ from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
+from popo_lightning.config_files import check_config_files
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import NotFiniteError, SettingError, reason
 from popo_lightning.evaluation_start import settle_evaluation
 from popo_lightning.fit_loop import end_always
 from popo_lightning.metrics_table import loggers
+from popo_lightning.monitors import check_monitors, reports_are_ours
+from popo_lightning.optimizers import check_optimizer
+from popo_lightning.parser import OneSentenceParser, refuse
+from popo_lightning.parser_sentences import OFF, constructors_refusals
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
@@ -45,27 +49,16 @@ from popo_lightning.run_wanted import RunSettings, wanted_of
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
 from popo_lightning.stopping import Stopped
 from popo_lightning.trainer_settings import (
+    at_the_end_of_an_iteration,
+    check_callbacks,
     check_cpu_devices,
     check_nodes,
+    check_root,
     check_seed,
     check_trainer,
     chosen_accelerator,
     lightnings_refusals,
 )
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Refuses bad settings in one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
-
-        Raises:
-            argparse.ArgumentError: Of a parser made with `exit_on_error=False`.
-        """
-        if not self.exit_on_error:
-            super().error(message, ex)
-        refuse(one_sentence(message))
 
 
 class PopoCLI(LightningCLI):
@@ -122,6 +115,17 @@ class PopoCLI(LightningCLI):
         parser.link_arguments("data.temperature", "model.temperature")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Looks at config files before they are parsed."""
+        if args is None or isinstance(args, list):
+            check_config_files(sys.argv[1:] if args is None else args, OFF)
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
+        with constructors_refusals():
+            super().instantiate_classes()
+
     def _set_seed(self) -> None:
         check_seed(self._get(self.config, "seed_everything"))
         super()._set_seed()
@@ -133,22 +137,23 @@ class PopoCLI(LightningCLI):
         """Refuses what would be silently wrong, and settles where the run writes."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        if config.trainer.gradient_clip_val is not None:
+        if config.checkpoint.every_n_train_steps and config.checkpoint.every_n_epochs:
             raise SettingError(
-                f"trainer.gradient_clip_val is {config.trainer.gradient_clip_val} but optimization is manual; set "
-                "model.max_grad_norm instead"
-            )
-        if config.trainer.accumulate_grad_batches != 1:
-            raise SettingError(
-                f"trainer.accumulate_grad_batches is {config.trainer.accumulate_grad_batches}; a minibatch is one "
-                "optimizer step already: set data.minibatches, and model.micro_batch_tokens for memory"
+                f"checkpoint.every_n_train_steps is {config.checkpoint.every_n_train_steps} beside "
+                f"checkpoint.every_n_epochs, {config.checkpoint.every_n_epochs}; set the second to null, or leave the "
+                "first out"
             )
         if config.checkpoint.train_time_interval is not None:
             raise SettingError(
                 f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
                 "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
             )
+        for name in ("run.root", "run.folder", "ckpt_path"):
+            if config.get(name) == "":
+                raise SettingError(f"{name} is empty, which names no place; leave it out")
         check_trainer(config.trainer)
+        if self.subcommand == "fit":
+            check_root(config.trainer.default_root_dir, config.run.folder)
         self.plan.check()
         if self.plan.asked:
             print_plan(self.plan, self._parser(self.subcommand), config)
@@ -178,9 +183,7 @@ class PopoCLI(LightningCLI):
             sys.exit(0)
         start = self.start
         config.run.folder = config.trainer.default_root_dir = str(start.folder)
-        self.asked = (
-            config.clone()
-        )  # for config.yaml, which has to make sense in another folder, and after a resumption
+        self.asked = config.clone()  # for config.yaml, which has to make sense in another folder and once resumed
         self.asked.trainer.default_root_dir = None
         self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
         config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
@@ -192,6 +195,9 @@ class PopoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
+        check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+        check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
         self._check_strategy()
         if self.trainer.is_global_zero:
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
@@ -224,26 +230,16 @@ class PopoCLI(LightningCLI):
             if config.trainer.logger is True:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
+            more: list[Any] = [CriticValues(), summary]
+            if config.trainer.max_time is not None:
+                more.append(at_the_end_of_an_iteration(config.trainer.max_time))
+                kwargs["max_time"] = None
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
         end_always(trainer)
         return trainer
-
-
-def one_sentence(message: str) -> str:
-    """A parser's nested explanation as one line that begins with the setting."""
-    text = re.sub(r"\s+", " ", message.strip())
-    text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
-    text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
-    return re.sub(r":\s+(-\s+)+", ": ", text)
-
-
-def refuse(sentence: str) -> NoReturn:
-    """One sentence, exit code 2."""
-    print(f"popo: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 def stopped_in_words(stop: Stopped, args: Any) -> str:
@@ -281,6 +277,7 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what trainer.profiler was asked for
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU is no news
     for about in (
         ".*num_workers.*",  # the dataset holds the engine

@@ -24,4 +24,6 @@ class NotFiniteError(RuntimeError):
 def reason(error: Exception) -> str:
     """Another library's explanation on one line of at most 300 characters, to stand inside a sentence."""
     text = " ".join(str(error).split())
+    if isinstance(error, KeyError) or not text:  # a key alone says nothing
+        text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= 300 else f"{text[:299]}…"

@@ -36,7 +36,7 @@ from popo_lightning.model_folder import (
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
-from popo_lightning.optimizers import check_state, fuse, group_settings, obey
+from popo_lightning.optimizers import check_state, fuse, group_settings, made, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
@@ -54,7 +54,7 @@ class PolicyModule(L.LightningModule):
 
     Optimization is manual with exactly one optimizer step a training step: a minibatch is split into micro-batches
     by a token budget, their number varies, and under automatic optimization each would be a training step of its
-    own. So ``max_steps``, checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
+    own. So checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
 
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
@@ -111,6 +111,10 @@ class PolicyModule(L.LightningModule):
         reward: str = "score",
     ) -> None:
         super().__init__()
+        if path is not None and not path.strip():
+            raise SettingError(
+                "model.path is empty; give a model folder or hub id, or null and a tiny policy by model.warm_start"
+            )
         if (path is None) == (warm_start is None):
             raise SettingError(
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
@@ -391,7 +395,8 @@ class PolicyModule(L.LightningModule):
         if self.critic is not None:  # a group of the one optimizer, so that a training step stays one optimizer step
             trained = [p for p in self.value_model.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": self.critic.lr})
-        optimizer = self.make_optimizer(groups)
+        with made("model.optimizer"):
+            optimizer = self.make_optimizer(groups)
         fuse(optimizer)
         self._optimizer_settings = group_settings(optimizer)
         if self.make_lr_scheduler is None:

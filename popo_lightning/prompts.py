@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.model_files import check_model_files
 from popo_lightning.model_folder import sees_images
 from popo_lightning.problems import IMAGE_MARK, Problem
 
@@ -62,9 +63,10 @@ class PromptEncoder:
     def __init__(self, folder: str | Path, max_tokens: int, image_pixels: tuple[int, int] | None = None) -> None:
         from transformers import AutoTokenizer
 
+        check_model_files(folder)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in every way there is
             raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason(error)}") from error
         if self.tokenizer.eos_token_id is None:
             raise SettingError(
@@ -139,7 +141,7 @@ class PromptEncoder:
         if self.tokenizer.chat_template is None:
             raise SettingError(
                 f"the tokenizer of model.path '{self.folder}' has no chat template but the task asks in messages; "
-                "use an instruct model or a task with plain prompts"
+                "use an instruct model, or set data.task.chat to false, which DatasetTask and ReasoningGymTask have"
             )
         begun = messages[-1]["role"] == "assistant"
         try:
@@ -250,7 +252,7 @@ def _image_tokens(folder: str | Path) -> list[int]:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):  # the model's own loading says what is wrong with it
+    except Exception:  # the model's own loading says what is wrong with it
         return []
     tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
     return [token for token in tokens if isinstance(token, int)] if sees_images(config) else []

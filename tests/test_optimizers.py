@@ -13,7 +13,7 @@ from tiny_models import fit, method, popo
 from torch import nn
 
 from popo_lightning.errors import SettingError
-from popo_lightning.optimizers import check_state, fuse, group_settings, obey
+from popo_lightning.optimizers import check_optimizer, check_state, fuse, group_settings, made, obey
 
 
 def parameters() -> list[nn.Parameter]:
@@ -140,3 +140,52 @@ def test_an_optimizer_that_cannot_be_tried_is_not_checked() -> None:
     before = torch.optim.Adam(parameters())
     steps(before, 0, 1)
     check_state(picky, {"optimizer_states": [before.state_dict()]})
+
+
+# -- before a model loads ------------------------------------------------------------------------------------------
+
+
+def adam(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=1e-3)
+
+
+class OnAnotherDevice(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        raise RuntimeError("this kernel is for CUDA")
+
+
+def test_optimizers_and_schedulers_that_can_be_stepped() -> None:
+    random = torch.random.get_rng_state()
+    for name in ("SGD", "Adam", "AdamW", "Adafactor", "RMSprop", "Muon"):
+        kind = getattr(torch.optim, name, torch.optim.SGD)
+        check_optimizer(lambda groups, kind=kind: kind(groups, lr=1e-3), None)
+    check_optimizer(adam, lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer))
+    check_optimizer(OnAnotherDevice, None)  # what is not here may be where the run is
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_optimizers_and_schedulers_that_cannot() -> None:
+    schedulers = torch.optim.lr_scheduler
+    for make, make_scheduler, said in (
+        (
+            lambda groups: torch.optim.SGD(groups, lr=-1.0),
+            None,
+            "model.optimizer cannot be made: Invalid",
+        ),
+        (torch.optim.LBFGS, None, "model.optimizer is LBFGS, which takes no step from a gradient alone"),
+        (torch.optim.SparseAdam, None, "model.optimizer is SparseAdam, but gradients here are dense"),
+        (adam, schedulers.ReduceLROnPlateau, "model.lr_scheduler is ReduceLROnPlateau, which needs more than"),
+        (adam, lambda optimizer: schedulers.OneCycleLR(optimizer, 1.0), "model.lr_scheduler cannot be made: You must"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            check_optimizer(make, make_scheduler)
+    with pytest.raises(SettingError, match=r"model.optimizer cannot be made: x"), made("model.optimizer"):
+        raise ValueError("x")
+
+
+def test_a_scheduler_on_the_command_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plateau = ["lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor", "reward/score"]
+    with pytest.raises(SystemExit) as stopped:
+        popo("fit", "--config", config, "--model.lr_scheduler", *plateau)
+    assert stopped.value.code == 2
+    assert "model.lr_scheduler is ReduceLROnPlateau" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import torch
 
 from popo_lightning.engine_gap import GapLimits
 from popo_lightning.errors import SettingError
+from popo_lightning.monitors import publish
 from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.token_sums import TokenSums, token_metrics
@@ -96,6 +97,7 @@ class Monitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Computes and logs."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        learned = any(step["stepped"] for step in self._steps)
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
         metrics |= self._seconds(data)
         self._tokens, self._steps = TokenSums(), []
@@ -104,6 +106,7 @@ class Monitor(L.Callback):
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
+        publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
         # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
         gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
