@@ -79,7 +79,7 @@ def test_a_tied_head_and_frozen_parts() -> None:
 
     mine = found(lambda states, head: fused_logprobs(states, head, targets.flip(0), 0.8, (), False, 7))
     plain = found(lambda states, head: logprobs.token_logprobs(states, head, targets.flip(0), 0.8))
-    torch.testing.assert_close(mine, plain, atol=2e-4, rtol=2e-5)
+    assert plain.norm() > 1 and (mine - plain).norm() < 1e-5 * plain.norm()  # sums whose large terms cancel
     head.weight.requires_grad_(False)
     states = torch.randn(STATES, WIDTH, requires_grad=True)
     fused_logprobs(states, head, targets, 1.0, (), False, 7)[0].sum().backward()
