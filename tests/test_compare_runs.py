@@ -267,7 +267,7 @@ def test_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     run = tmp_path / "root" / "runs" / "popo-seed1"
     assert [row["step"] for row in metrics(run) if "train/loss" in row] == [1, 2]
     assert json.loads((run / "summary.json").read_text())["method"] == "popo"
-    report = (tmp_path / "root" / "report.md").read_text()
+    report = (tmp_path / "root" / "report.md").read_text("utf-8")
     assert "1 finished runs" in report
     assert "broken, seed 1: ended with exit code 2" in report
     assert "12 problems, 2 samples" in report
