@@ -27,6 +27,7 @@ from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool,
 from popo_lightning.tasks.grading_process import GradingProcess  # noqa: E402
 
 LIMIT = 0.5
+PATIENCE = 20.0  # seconds that a busy machine may take for what takes none; without the limit it would take 1000
 ZEROS = {"score": 0.0, "acc": 0.0}
 
 
@@ -83,7 +84,7 @@ def test_a_hang_is_a_timeout_and_the_others_are_graded(pool: GradingPool, deed: 
     around(pool)  # a warm worker, so that its start is not measured
     begin = time.monotonic()
     assert around(pool, ("", deed)) == [Grade(ZEROS, "timeout")]
-    assert LIMIT <= time.monotonic() - begin < LIMIT + 2
+    assert LIMIT <= time.monotonic() - begin < LIMIT + PATIENCE
 
 
 def test_each_response_has_its_own_limit(pool: GradingPool) -> None:
@@ -99,10 +100,10 @@ def test_a_hang_does_not_hold_up_the_other_worker() -> None:
 
 @pytest.mark.parametrize("deed", ["os._exit", "segfault", "close everything", "run a program and die"])
 def test_a_death_is_a_crash_noticed_at_once(deed: str) -> None:
-    begin = time.monotonic()
-    with GradingPool(graders.misbehave, seconds_per_response=10.0) as pool:
+    with GradingPool(graders.misbehave, seconds_per_response=100.0) as pool:
+        begin = time.monotonic()
         assert around(pool, ("", deed)) == [Grade(ZEROS, "crash")]
-    assert time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin < 50
 
 
 @pytest.mark.parametrize("deed", ["raise", "raise unprintable", "sys.exit", "recurse"])
@@ -254,8 +255,8 @@ def test_a_child_that_holds_the_socket_is_killed_too(
     note = tmp_path / "pid"
     begin = time.monotonic()
     assert around(pool, (str(note), deed)) == [Grade(ZEROS, failure)]
-    assert time.monotonic() - begin < LIMIT + 3
-    assert within(2, lambda: not alive(int(note.read_text())))
+    assert time.monotonic() - begin < LIMIT + PATIENCE
+    assert within(PATIENCE, lambda: not alive(int(note.read_text())))
 
 
 def test_a_verifier_that_forks_and_returns_twice_replies_once(pool: GradingPool) -> None:
@@ -275,7 +276,7 @@ def test_a_killed_worker_is_replaced_before_the_next_call(pool: GradingPool) -> 
     (after,) = pool.grade([("", "a")])
     assert after.failure is None
     os.kill(int(after.parts["pid"]), signal.SIGKILL)  # idle, as when memory runs out: no response pays for it
-    assert within(2, lambda: not alive(int(after.parts["pid"])))
+    assert within(PATIENCE, lambda: not alive(int(after.parts["pid"])))
     assert [grade.failure for grade in pool.grade([("", "a")] * 2)] == [None, None]
 
 
@@ -314,7 +315,7 @@ def test_a_verifier_that_cannot_be_loaded_raises(how: str, message: str) -> None
                 pool.grade([("", "a")])
 
 
-def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool) -> None:
+def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anybody waits for them, and in the order in which they were offered."""
     pool.grade([("", "a")])
     pool.offer([("a", "a"), ("a", "b" * (MAX_RESPONSE_CHARS + 1))])
@@ -324,10 +325,10 @@ def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool) -> N
         pool.go_on()
         return len(pool._grades) == 4
 
-    assert within(5, nothing_left_to_do)
-    begin = time.monotonic()
+    assert within(PATIENCE, nothing_left_to_do)
+    monkeypatch.setattr(pool, "_advance", lambda seconds: pytest.fail("waited for a grade that was there"))
     grades = pool.collect()
-    assert time.monotonic() - begin < 0.05
+    monkeypatch.undo()
     assert [grade.failure for grade in grades[:3]] == [None, "invalid", None]
     assert pool.collect() == []
 
@@ -377,19 +378,21 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, busy: bool) -> None:
             assert parent.stdout is not None
             assert parent.stdout.readline() == "loaded once\n"
             pid = int(parent.stdout.readline())
-            assert not busy or within(10, note.exists)
+            assert not busy or within(PATIENCE, note.exists)
             assert alive(pid)
         finally:
             parent.kill()
         assert parent.stdout.read() == ""
-    assert within(5, lambda: not alive(pid))
+    assert within(PATIENCE, lambda: not alive(pid))
 
 
 def test_a_warm_worker_grades_a_batch_in_milliseconds() -> None:
     with GradingPool(graders.exact) as pool:
         pool.grade([("a", "a")])
-        begin = time.monotonic()
-        grades = pool.grade([("a", "ab"[i % 2]) for i in range(128)])
-        seconds = time.monotonic() - begin
-    assert [grade.parts["score"] for grade in grades] == [1.0, 0.0] * 64
-    assert seconds < 0.5  # 0.02 on a slow virtual machine; polling every 5 ms would take more
+        seconds = []
+        for _ in range(10):  # the quickest of several, since others may want the machine too
+            begin = time.monotonic()
+            grades = pool.grade([("a", "ab"[i % 2]) for i in range(128)])
+            seconds.append(time.monotonic() - begin)
+            assert [grade.parts["score"] for grade in grades] == [1.0, 0.0] * 64
+    assert min(seconds) < 0.5  # 0.02 on a slow virtual machine; polling every 5 ms would take more

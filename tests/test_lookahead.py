@@ -35,7 +35,7 @@ from popo_lightning.rollout.engine import NamedTensors, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.timing import PhaseClock
 
-SOON = 20.0  # seconds to wait for what must happen
+SOON = 60.0  # seconds to wait for what must happen
 
 
 def lagged(policy: Path, folder: Path, **settings: Any) -> Run:

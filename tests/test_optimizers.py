@@ -91,7 +91,7 @@ def test_a_training_is_fused_unless_told(policy: Path, tmp_path: Path) -> None:
         def make(parameters: Any, lr: float, given: dict[str, bool] = given) -> torch.optim.Optimizer:
             return torch.optim.AdamW(parameters, lr=lr, **given)  # type: ignore[arg-type]
 
-        run = fit(policy, tmp_path / name, iterations=1, optimizer=make)
+        run = fit(policy, tmp_path / name, iterations=1, minibatches=1, optimizer=make)  # one step, of one gradient
         found.append((run.trainer.optimizers[0].param_groups[0]["fused"], run.weights))
     assert [fused for fused, _ in found] == [True, False]
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
