@@ -222,10 +222,10 @@ def popo_loss(logp: Tensor, prox_logp: Tensor, behave_logp: Tensor, advantage: T
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-def rollout(model: Any, tokenizer: Any, problems: list[Problem], seed: int, version: int, generate: Callable):
-    """A graded group for each problem."""
-    groups, prompts = [], [tokenizer(problem.prompt).input_ids for problem in problems]
-    for problem, prompt, responses in zip(problems, prompts, generate(model, prompts, seed), strict=True):
+def graded_groups(model: Any, tokenizer: Any, asked: list[Problem], seed: int, version: int, generate: Callable):
+    """A list of groups, one for each problem."""
+    groups, prompts = [], [tokenizer(problem.prompt).input_ids for problem in asked]
+    for problem, prompt, responses in zip(asked, prompts, generate(model, prompts, seed), strict=True):
         texts = [tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids, _ in responses]
         rewards = torch.tensor([grade(problem, text) for text in texts])
         groups.append(Group(problem, prompt, responses, rewards, version))
@@ -233,12 +233,13 @@ def rollout(model: Any, tokenizer: Any, problems: list[Problem], seed: int, vers
 
 
 def train(model: Any, tokenizer: Any, seed: int, generate: Callable = generate) -> Iterator[dict[str, float]]:
-    """Trains the model in place; gives the numbers of each iteration at its end."""
-    asked, buffer = endless(all_problems()[0], seed), deque[Group](maxlen=CAPACITY)
+    """Trains the model in place; yields the numbers of each iteration at its end."""
+    problems, buffer = endless(all_problems()[0], seed), deque[Group](maxlen=CAPACITY)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=0.0, fused=True)
     for version in count():
-        draws = Random(f"{seed}/0/{version}/rollout/1").getrandbits(62)
-        sampled = rollout(model, tokenizer, list(islice(asked, PROBLEMS)), draws, version, generate)
+        asked = list(islice(problems, PROBLEMS))
+        draws = Random(f"{seed}/0/{version}/rollout/1").getrandbits(62)  # the seed of all that is drawn for them
+        sampled = graded_groups(model, tokenizer, asked, draws, version, generate)
         effective = [group for group in sampled if is_effective(group)]
         replayed = most_recent(buffer, len(sampled) - len(effective), version, effective)
         buffer.extend(effective)  # after the choice: an iteration's own groups do not fill its places
@@ -255,37 +256,37 @@ def train(model: Any, tokenizer: Any, seed: int, generate: Callable = generate) 
             optimizer.step()
         yield {
             "reward": torch.stack([group.rewards for group in sampled]).mean().item(),
-            "effective": len(effective),
-            "replayed": len(replayed),
+            "effective": len(effective) / len(sampled),
+            "replayed": len(replayed) / len(sampled),
             "age": sum(version - group.version for group in replayed) / max(1, len(replayed)),
         }
 
 
 def main() -> None:
-    """Trains, and prints a line an iteration and the held-out accuracy now and then."""
+    """Trains, and prints the numbers of each iteration and, every 50 iterations, the share of right responses."""
     parser = argparse.ArgumentParser(description="POPO on the embedded Countdown task, on a CPU.")
-    parser.add_argument("--model", type=Path, default=Path("runs/starting_policy"), help="folder to start from")
+    parser.add_argument("--model", type=Path, default=Path("runs/starting_policy"), help="built there if missing")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the model is so small that threads would wait for each other
     if not args.model.exists():
-        from starting_policy import build  # supervised learning, in the file beside this one
+        from starting_policy import build  # by supervised learning, in the file beside this one
 
         build(args.model)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
     loop, held_out, began = train(model, tokenizer, args.seed), all_problems()[1], time.perf_counter()
     for iteration in range(args.iterations + 1):
-        if iteration % 25 == 0 or iteration == args.iterations:
-            graded = rollout(model, tokenizer, held_out, 0, 0, generate)
-            accuracy = torch.stack([group.rewards for group in graded]).mean()
-            print(f"\nheld-out accuracy after {iteration} iterations: {accuracy:.3f}\n")
-            print("iteration  reward  effective  replayed  age  seconds")
-        if iteration < args.iterations:
-            n = next(loop)
-            print(
-                f"{iteration + 1:9}  {n['reward']:6.3f}  {n['effective']:9}  {n['replayed']:8}  {n['age']:3.1f}", end=""
-            )
-            print(f"  {time.perf_counter() - began:7.1f}", flush=True)
+        if iteration % 50 == 0 or iteration == args.iterations:
+            groups = graded_groups(model, tokenizer, held_out, 0, 0, generate)
+            right = torch.stack([group.rewards for group in groups]).mean()
+            print(f"\nafter {iteration} iterations: {right:.3f} of the responses to held-out problems are right\n")
+        if iteration == args.iterations:
+            break
+        numbers = next(loop) | {"seconds": time.perf_counter() - began}
+        if iteration % 50 == 0:
+            print(" " * 9, *(f"{name:>9}" for name in numbers))
+        print(f"{iteration + 1:9}", *(f"{number:9.3f}" for number in numbers.values()), flush=True)
 
 
 if __name__ == "__main__":
