@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 COMPARE = "compare"
 TOP_LEVEL_HELP = ("-h", "--help")
@@ -14,6 +15,8 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
+        sys.path.append(folder)  # where class_path finds classes of one's own
     if sys.argv[1:2] == [COMPARE]:
         from popo_lightning.compare.command import main as compare
 

@@ -24,7 +24,11 @@ MUTATIONS: list[tuple[str, str, str]] = [
     ("last in, first out", "buffer.extend(effective)", "buffer.extendleft(effective)"),
     ("ineffective groups stored", "buffer.extend(effective)", "buffer.extend(sampled)"),
     ("insertion before the choice", "most_recent(buffer,", "most_recent(deque([*buffer, *effective], CAPACITY),"),
-    ("replay consumes", "buffer.extend(effective)", "buffer = deque([g for g in buffer if not any(g is r for r in replayed)] + effective, CAPACITY)"),
+    (
+        "replay consumes",
+        "buffer.extend(effective)",
+        "buffer = deque([g for g in buffer if not any(g is r for r in replayed)] + effective, CAPACITY)",
+    ),
     ("too many replayed", "len(sampled) - len(effective)", "len(sampled)"),
     ("no replay", "groups = effective + replayed", "groups = effective"),
     ("on-policy", "groups = effective + replayed", "groups = sampled"),
