@@ -3,6 +3,12 @@
 MUTATIONS: list[tuple[str, str, str]] = [
     ("problems in their own order", ".sample(problems, len(problems))", ".sample(problems, len(problems))[::-1]"),
     ("one order of problems for all passes", 'Random(f"{seed}/{epoch}")', 'Random(f"{seed}/0")'),
+    ("one generator for a group", "default_rng(s + k)", "default_rng(s)"),
+    ("one generator for all prompts", 'Random(f"{seed}/{place}")', 'Random(f"{seed}/0")'),
+    ("another temperature", "[:, -1].double()", "[:, -1].double().div(1.1)"),
+    ("padding seen", '"attention_mask": mask', '"attention_mask": torch.ones_like(mask)'),
+    ("positions stand still", "position[:, -1:] + 1", "position[:, -1:]"),
+    ("most likely token", "beyond.byte().argmax(-1, keepdim=True)", "probs.argmax(-1, keepdim=True)"),
     ("biased std", "rewards.std()", "rewards.std(correction=0)"),
     ("not divided by the std", " / (rewards.std() + 1e-6)", ""),
     ("another epsilon", "rewards.std() + 1e-6", "rewards.std() + 1e-4"),
