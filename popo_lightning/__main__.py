@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from popo_lightning import __version__
 from popo_lightning.nearest import did_you_mean
@@ -38,6 +39,8 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     answer_at_once(sys.argv[1:])
+    if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
+        sys.path.append(folder)  # where class_path finds classes of one's own
     if sys.argv[1] == COMPARE:
         from popo_lightning.compare.command import main as compare
 
