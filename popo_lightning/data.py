@@ -177,7 +177,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.overlong,
         )
         self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
-        self.synced.as_loaded = self._run.ckpt_path is None and self._run.global_step == 0
+        self.synced.as_loaded = lambda: self._run.ckpt_path is None and self._run.global_step == 0  # known later
         if not self._fitting:
             return
         check_share(self, world_size)
