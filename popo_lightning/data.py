@@ -25,7 +25,14 @@ from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rank_states import PlaceState, RankKeeper, for_ranks, rules_of, without_other_rules
+from popo_lightning.rank_states import (
+    PlaceState,
+    RankKeeper,
+    containers_copied,
+    for_ranks,
+    rules_of,
+    without_other_rules,
+)
 from popo_lightning.ranks import from_all
 from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
 from popo_lightning.replay.samplers import EpochSampler, PromptSampler
@@ -150,6 +157,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.kept_by_ranks = RankKeeper()  # what callbacks keep of each rank
         self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
         self.stopping = StopRequests()
+        self._stores: dict[str, Any] | None = None  # of sampler and composer, since the iteration began
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
         self.check: EngineCheck | None = None
         self.synced = SyncedEngine(engine, sync_every, self.clock, self._engine_context, weights, self.ahead.join)
@@ -271,6 +279,7 @@ class RolloutDataModule(L.LightningDataModule):
         return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
+        self._stores = None
         with self.clock.measure("wait"):
             self.ahead.join()
         if self.composer.samples_next():
@@ -365,14 +374,18 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    def place_state(self) -> PlaceState:
+    def place_state(self, anew: bool = True) -> PlaceState:
         """What a checkpoint taken now would have of this rank, for one taken later. No collective; waits for nothing.
 
         All but the groups generated ahead, which no place changes.
+
+        Args:
+            anew: Whether to ask sampler and composer, whose stores may be large; otherwise once an iteration.
         """
-        mine = {
-            "sampler": self.sampler.state_dict(),
-            "composer": self.composer.state_dict(),
+        if anew or self._stores is None:
+            stores = {"sampler": self.sampler.state_dict(), "composer": self.composer.state_dict()}
+            self._stores = containers_copied(stores)
+        rest = {
             "pending": [minibatch.to_plain() for minibatch in self.pending],
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
@@ -386,7 +399,7 @@ class RolloutDataModule(L.LightningDataModule):
             "rollout_weights": self.synced.state_dict(),
             "gap_floor": self.gap_floor,
         }
-        return PlaceState.copied(common, mine)
+        return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""

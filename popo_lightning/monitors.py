@@ -56,6 +56,7 @@ NAMES = (
     *(f"throughput/{name}" for name in ("train_tokens_per_second", "generated_tokens_per_second", "mfu")),
     "memory/peak_gib",
 )
+KINDS = {name.partition("/")[0] for name in NAMES} | {"reward", "region", "eval"}
 REWARDS = ("reward/score", "reward/acc", "reward/format", "reward/overlong")
 OPEN = re.compile(r"weight/ess_age_\d+|region/\w+|reward/\w+")  # of these, which there are depends
 # What an iteration has only where something was replayed, sampled or waited for.
@@ -81,8 +82,11 @@ def check_monitors(trainer: L.Trainer, ours: bool) -> None:
 
     Args:
         trainer: With its callbacks.
-        ours: Whether composer and trust region are this project's; others may report under names of their own.
+        ours: Whether composer and trust region are this project's; others, and callbacks, may report under names of
+            their own.
     """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    ours = ours and all(type(each).__module__.startswith(("popo_lightning.", "lightning.")) for each in callbacks)
     for _, setting, name in watchers(trainer):
         known = name in NAMES or name.startswith(EVALUATION) or OPEN.fullmatch(name)
         if ours and not known:
@@ -148,8 +152,9 @@ def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learn
         for callback, setting, name in watchers(trainer)
         if not name.startswith(EVALUATION) and getattr(callback, "strict", True)
     ]
-    # what was measured earlier is not of this iteration
-    missing = {name: math.nan for _, name in names if name not in told}
+    # what was measured earlier is not of this iteration, but for what a callback of somebody's own has logged
+    logged = {name for name in trainer.callback_metrics if name.partition("/")[0] not in KINDS}
+    missing = {name: math.nan for _, name in names if name not in told and name not in logged}
     values = {name: torch.tensor(value) for name, value in (told | missing).items()}
     trainer.callback_metrics.update(values)
     for setting, name in names:

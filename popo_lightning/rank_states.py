@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PlaceState:
-    """The rollouts' part of a checkpoint as it was at a place that a run can go on from.
+    """The rollouts' part of a checkpoint as it was at a place that a run can go on from, in containers of its own.
 
     Args:
         common: The same on all ranks.
@@ -27,11 +27,6 @@ class PlaceState:
 
     common: dict[str, Any]
     mine: RankState
-
-    @classmethod
-    def copied(cls, common: dict[str, Any], mine: RankState) -> PlaceState:
-        """With containers of its own: what comes after the place changes nothing in it."""
-        return cls(containers_copied(common), containers_copied(mine))
 
 
 def containers_copied(state: Any) -> Any:

@@ -18,7 +18,7 @@ from test_token_sums import added, drawn
 from tiny_models import method, metrics
 
 from popo_lightning.callbacks.monitor import UNMEASURED, WORK, Monitor, _of_all_ranks
-from popo_lightning.rank_states import RankKeeper
+from popo_lightning.rank_states import RankKeeper, containers_copied
 from popo_lightning.token_sums import TokenSums, token_metrics
 
 
@@ -75,6 +75,18 @@ def test_the_state_is_no_collective(tmp_path: Path) -> None:
     """A rank that asks for it alone, on its own exception, would wait for the others for ever."""
     found, _ = on_two_ranks(state_of_one_rank, tmp_path, seconds=60)
     assert found[0] == {"steps": []} and found[1]["monitor"]["steps"] == []
+
+
+def test_a_place_is_what_it_was() -> None:
+    """What comes after it appends and replaces; tensors are not copied."""
+    weights = torch.ones(2)
+    state: dict[str, Any] = {"steps": [{"loss": 1.0}], "pair": ([1], 2)}
+    kept = containers_copied(state | {"weights": weights})
+    state["steps"][0]["loss"] = 2.0
+    state["steps"].append({})
+    state["pair"][0].append(3)
+    assert {name: kept[name] for name in state} == {"steps": [{"loss": 1.0}], "pair": ([1], 2)}
+    assert kept["weights"] is weights
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -49,7 +49,7 @@ class ResumePlace:
             finished,
             _words(trainer, data),
             containers_copied(entries),
-            data.place_state() if hasattr(data, "place_state") else None,
+            data.place_state(anew=False) if hasattr(data, "place_state") else None,
         )
 
     def __eq__(self, other: object) -> bool:
