@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from processes_for_tests import on_two_ranks, trainer_of
 from test_command_line import digests
 from test_evaluation import written
@@ -62,6 +63,13 @@ def assert_whole(folder: Path, whole: Path) -> None:
     assert summary(folder) == summary(whole)
 
 
+def saved_settings(folder: Path) -> tuple[Any, Any, Any, Any]:
+    """Of config.yaml, those that would lead a later command astray if they named what this one has settled."""
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    folders = (saved["checkpoint"]["dirpath"], saved["trainer"]["default_root_dir"], saved["run"]["folder"])
+    return saved["ckpt_path"], *folders
+
+
 def without_last_row(path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
@@ -81,6 +89,7 @@ def test_killed_during_the_last_evaluation(
     popo(*command, "--run.folder", folder, "--run.resume", "true")
     assert_whole(folder, whole)
     assert "what is left is the last evaluation and summary.json" in caplog.text
+    assert saved_settings(folder) == (None, None, None, str(folder))
 
 
 @pytest.mark.slow
@@ -119,6 +128,7 @@ def test_a_fork_with_another_rule_starts_with_what_there_is(
     assert summary(fork)["method"] == "popo" and summary(fork)["iterations"] == ITERATIONS + 1
     record = read_record(fork)
     assert record is not None and record.origin == {"checkpoint": str(newest), "iterations": ITERATIONS}
+    assert saved_settings(fork) == (str(newest), None, None, str(fork))
     assert "method grpo there, popo here" in caplog.text
     assert "data.composer is popo_lightning.replay.composers.PrioritizedGroupReplay; the checkpoint's is" in caplog.text
 

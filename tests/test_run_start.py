@@ -14,6 +14,7 @@ from test_run_folder import write_checkpoint
 
 from popo_lightning.errors import SettingError
 from popo_lightning.evaluation_start import settle_evaluation
+from popo_lightning.run_claim import claim
 from popo_lightning.run_going_on import RunFinished
 from popo_lightning.run_record import RunRecord, checkpoint_every, decisive_settings, new_record, read_record
 from popo_lightning.run_start import Start, settle
@@ -99,6 +100,26 @@ def test_runs_that_begin_together_get_folders_of_their_own(root: Path) -> None:
         with pytest.raises(SettingError, match=r"run\.folder is .*, which process \d+ on .* is writing to"):
             settle(wanted(root, folder=root / "countdown" / "popo-seed3"), claims)
     assert settled(wanted(root)).folder.name == "popo-seed3"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_that_ends_between_the_look_and_the_claim(
+    root: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = settled(wanted(root))
+
+    def claim_late(folder: Path, setting: str) -> Any:
+        if folder == first.folder:
+            made(first, 4)
+        return claim(folder, setting)
+
+    monkeypatch.setattr("popo_lightning.run_start.claim", claim_late)
+    monkeypatch.setattr("popo_lightning.run_going_on.claim", claim_late)
+    if asked:
+        with pytest.raises(SettingError, match="holds an earlier run"):
+            settled(wanted(root, folder=first.folder))
+    else:
+        assert settled(wanted(root)).folder.name == "popo-seed3-2"
 
 
 def test_two_resumptions_at_once(root: Path) -> None:
@@ -296,8 +317,9 @@ def test_a_finished_run_says_so(root: Path, caplog: pytest.LogCaptureFixture) ->
             settled(command)
     assert settled(wanted(root, resume=True, max_epochs=11)).checkpoint == own
     assert settled(wanted(root, resume=True, max_epochs=-1)).checkpoint == own
-    (run.folder / "summary.json").write_text("{")
-    assert settled(wanted(root, resume=True)).checkpoint == own
+    for other in ("{", '{"iterations": 4}'):  # damaged, or of a shorter run that was gone on with
+        (run.folder / "summary.json").write_text(other)
+        assert settled(wanted(root, resume=True)).checkpoint == own
     made(run, 10, summary=10)
     own.unlink()
     with pytest.raises(RunFinished):
