@@ -195,7 +195,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def prompts(folder: Path) -> list[Problem]:
-    """What is asked: short and long, up to more than a block of vLLM's cache on a CPU; images where they are seen."""
+    """What is asked: short and long, the longest beyond a block of vLLM's cache on a CPU; images for those that see."""
     draw = Random(3)
     texts = ["".join(draw.choice("0123456789+-*") for _ in range(length)) for length in (1, 5, 11, 150)]
     found = [Problem(str(place), text, None) for place, text in enumerate(texts)]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import REPOSITORY, attached
+from tiny_models import REPOSITORY, attached, fit
 from torch import Tensor
+from vllm_for_tests import Recorder, llm, started
 
 from popo_lightning.policy import PolicyModule
+from popo_lightning.rollout.engine import EngineContext
+from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.saved_weights import as_saved
 from popo_lightning.sharded_loading import Outline, named
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from tiny_families import make
+
+__all__ = ["llm"]
 
 # Experts packed in several ways, names changed, routers with a bias in a buffer, fused projections, and none of it.
 KINDS = ("qwen3_moe", "mixtral", "phimoe", "granitemoe", "deepseek_v3", "jamba", "gpt_oss", "minimax_m2", "llama")
@@ -83,3 +89,23 @@ def test_ranks_that_have_loaded_nothing_send_the_same(tmp_path: Path) -> None:
     built = pickle.loads(pickle.dumps(Outline.of(policy.model))).build()
     assert dict(as_saved(built, named(policy.model).items())).keys() == saved(tmp_path).keys()
     assert built.logit_form == policy.model.logit_form
+
+
+def test_a_run_tells_its_engine(policy: Path, tmp_path: Path) -> None:
+    told: list[EngineContext] = []
+
+    class Told(TransformersEngine):
+        def start(self, context: EngineContext) -> None:
+            told.append(context)
+            super().start(context)
+
+    run = fit(policy, tmp_path, engine=Told(), iterations=1)
+    assert told[0].as_saved == run.module.as_saved
+
+
+def test_vllm_is_given_what_a_checkpoint_has(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder, tokenizer: [1])
+    engine = started("cpu")
+    engine._context = replace(engine._context, as_saved=lambda weights: ((n, 10 * w) for n, w in weights))
+    engine.update_weights([("a", torch.tensor(1.0)), ("b", torch.tensor(2.0))], 0)
+    assert "reload 10 20" in llm.calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,9 @@ def test_weights_arrive_and_leave_nothing_behind(servers: list[FakeServer], star
     before = servers[0].version
     engine.update_weights(WEIGHTS.items(), 5)
     assert servers[0].version != before, "every sync has a label of its own, whatever the policy's version"
+    engine._context = replace(engine._context, as_saved=lambda weights: ((f"saved.{n}", w) for n, w in weights))
+    engine.update_weights(WEIGHTS.items(), 6)
+    assert servers[1].weights.keys() == {f"saved.{name}" for name in WEIGHTS}
 
 
 def test_weights_are_asked_for_on_all_ranks_and_files_are_small(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Monitor(L.Callback):
     Args:
         gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 3 times what
             engine and policy differ by as both are loaded, but at least 1e-3 where float32 is computed in, whose
-            rounding gives 1e-6, and 0.05 for bfloat16, whose rounding gives 0.002 to 0.04.
+            rounding gives 1e-6, and 0.05 for bfloat16, whose rounding gives about 0.01, and 0.033 for some models.
         gap_error: The same, but the run stops, before it trains where the gap is there from the beginning. auto takes
             10 times the difference as loaded, but at least 0.01 for float32 and 0.25 for bfloat16, and after the first
             sync of unchanged weights what gap_warning is by null; null never stops a run, it only warns.

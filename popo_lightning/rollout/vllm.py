@@ -113,9 +113,13 @@ class VLLMEngine(RolloutEngine):
             on_gpu = self._context.device.type == "cuda"
             name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
             return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+        return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
+
+    def _unfit(self, why: str) -> SettingError:
+        """Of a model that vLLM cannot sample for a trainer."""
+        folder = self._context.folder
         return SettingError(
-            f"model.path is '{self._context.folder}', a {family(self._context.folder)}, with which vLLM does not start "
-            f"({type(error).__name__}: {reason(error)}); choose another model, or set data.engine to "
+            f"model.path is '{folder}', a {family(folder)}, {why}; choose another model, or set data.engine to "
             "popo_lightning.rollout.transformers.TransformersEngine"
         )
 
@@ -244,10 +248,8 @@ class VLLMEngine(RolloutEngine):
                 lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
             )
             if stale:
-                raise SettingError(
-                    f"model.path is '{self._context.folder}', a {family(self._context.folder)}, of which vLLM reloads "
-                    f"no weights into {', '.join(stale)}, so that it would sample from the first policy for ever; "
-                    "choose another model, or set data.engine to popo_lightning.rollout.transformers.TransformersEngine"
+                raise self._unfit(
+                    f"of which vLLM reloads no weights into {', '.join(stale)}, which would stay the first policy's"
                 )
             if self._context.device.type == "cpu":
                 self._llm.apply_model(repack)
