@@ -235,7 +235,7 @@ def _remedy(messages: Sequence[dict[str, Any]]) -> str:
     there = [setting for setting, is_there in settings.items() if is_there]
     if not there:
         return "use another model, or ask in plain text (data.task.chat false)"
-    return f"set {' or '.join(there)} to null, which not all templates take"
+    return f"leave out {' or '.join(there)}, or what the rows have of it, which not all templates take"
 
 
 def _opened(problem: Problem, text: str) -> str:
