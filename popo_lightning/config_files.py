@@ -14,6 +14,7 @@ from popo_lightning.nearest import nearest
 from popo_lightning.parser_sentences import no_group
 
 OPTIONS = ("--config", "-c")
+SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder of files that are each a whole method
 CHECKOUT = Path(__file__).parent.parent
 
@@ -26,6 +27,7 @@ def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> Non
         groups: Settings of the first level that null does not switch off.
     """
     methods: dict[str, str] = {}
+    _check_place(args)
     for name in named_files(args):
         content = _read(name, groups)
         run = content.get("run")
@@ -47,6 +49,16 @@ def named_files(args: Sequence[str]) -> Iterator[str]:
             found = value if equals else args[place + 1]
             if "\n" not in found and "{" not in found and ": " not in found:
                 yield found
+
+
+def _check_place(args: Sequence[str]) -> None:
+    """Raises SettingError for a subcommand's file before the subcommand, where it would be read as all of theirs."""
+    before = next(named_files(args[: 1 + (args[:1] != [] and "=" not in args[0])]), None)
+    subcommand = next((arg for arg in args if arg in SUBCOMMANDS), None)
+    if before is not None and subcommand is not None and not SUBCOMMANDS & _read(before, ()).keys():
+        raise SettingError(
+            f"--config {before} comes before {subcommand}; write it after: popo {subcommand} --config {before}"
+        )
 
 
 def _read(name: str, groups: Collection[str]) -> dict[str, Any]:

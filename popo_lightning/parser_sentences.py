@@ -192,6 +192,15 @@ def _needs(package: str, versions: str) -> str:
     )
 
 
+def _required_setting(text: str, command: Command) -> str | None:
+    found = re.match(r"the following arguments are required: ([\w., ]+)$", text)
+    if found is None:
+        return None
+    prefix = f"{command.name.rpartition(' ')[2]}."
+    names = ", ".join(name.removeprefix(prefix) for name in found.group(1).split(", "))
+    return f"{command.name} needs {names}; name a file that has it by --config, such as one of configs/"
+
+
 def _unknown_class(text: str, command: Command) -> str | None:
     for pattern in (
         r"class_path '([^']+)': (?:module '[^']+' has no attribute|No module named)",
@@ -254,6 +263,7 @@ RULES: tuple[Callable[[str, Command], str | None], ...] = (
     _missing_package,
     _unknown_argument,
     _required_argument,
+    _required_setting,
     _no_class,
     _unknown_class,
 )

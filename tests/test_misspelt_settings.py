@@ -224,6 +224,21 @@ def test_two_methods_are_refused_on_the_command_line(capsys: pytest.CaptureFixtu
     assert "names the methods" in capsys.readouterr().err
 
 
+def test_a_file_before_the_subcommand(tmp_path: Path) -> None:
+    for before in (["-c", TASK], [f"--config={TASK}"]):
+        with pytest.raises(SettingError, match=r"comes before fit; write it after: popo fit --config"):
+            check_config_files([*before, "fit", *method("popo")])
+    everything = tmp_path / "all.yaml"
+    everything.write_text("fit: {data: {sweeps: 1}}\n")
+    check_config_files(["-c", str(everything), "fit"])
+    check_config_files([])
+
+
+def test_a_setting_that_is_missing(parser: ParsedOnly) -> None:
+    with pytest.raises(SettingError, match=r"popo fit needs data.task; name a file that has it by --config"):
+        parser.parse_arguments(parser.parser, ["fit"])
+
+
 def test_every_config_of_the_project_is_read() -> None:
     for file in (REPOSITORY / "configs").rglob("*.yaml"):
         check_config_files(["--config", str(file)])
