@@ -194,7 +194,7 @@ def test_log_probs_are_the_policys(folder: Path) -> None:
     ]
     minibatch = Minibatch(groups, 0, 0)
     for mine, response in zip(policy.logprobs(minibatch), minibatch.responses, strict=True):
-        torch.testing.assert_close(mine, response.behave_logp, atol=1e-4, rtol=0)  # float32 logits of up to some tens
+        torch.testing.assert_close(mine, response.behave_logp, atol=1e-4, rtol=0)  # two ways through the layers in float32
 
 
 def test_responses_can_be_trained_on(folder: Path) -> None:
