@@ -213,7 +213,7 @@ class Run:
 
 
 class InFloat64(PolicyModule):
-    """Whose rounding is too small to be taken for a fault, on any processor. It still gives float32 to the engine."""
+    """Whose matrix products round too little to be taken for a fault, on any processor."""
 
     def _take(self, model: Any) -> None:
         super()._take(model.double())
@@ -258,16 +258,12 @@ def fit(
     micro_batch_tokens: int = 16384,
     max_prompt_tokens: int = 16,
     precision: str = "32-true",
-    exact: bool = False,
     model: dict[str, Any] | None = None,
     **data: Any,
 ) -> Run:
-    """A real training, in this process, with the transformers engine and POPO unless told otherwise.
-
-    Exact ones have their policy in float64: two ways to the same numbers then agree to 1e-9, and a fault stands out.
-    """
+    """A real training, in this process, with the transformers engine and POPO unless told otherwise."""
     L.seed_everything(1, verbose=False)
-    module = (InFloat64 if exact else PolicyModule)(
+    module = PolicyModule(
         path=str(policy),
         objective=objective or Objective(),
         optimizer=lambda parameters: optimizer(parameters, lr=lr),
