@@ -35,9 +35,6 @@ Settings come from YAML files, each over the ones before, and from the command l
 
 def main() -> None:
     """Runs the command line. What must be set before torch and vLLM are imported is set here."""
-    if sys.argv[1:] == [VERSION]:  # answered without the seconds that torch takes to import
-        print(f"popo {__version__}")
-        return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
