@@ -167,10 +167,11 @@ def consult(trainer: L.Trainer, module: Any, names: Iterable[str]) -> None:
     """Tells EarlyStopping that metrics have been measured, and says once if it stops the run."""
     measured = set(names)
     for callback, _, name in watchers(trainer):
-        if not isinstance(callback, EarlyStopping) or name not in measured or trainer.should_stop:
+        if not isinstance(callback, EarlyStopping) or name not in measured:
             continue
-        callback.on_validation_end(trainer, module)
-        if trainer.should_stop and trainer.is_global_zero:
+        stopping = trainer.should_stop
+        callback.on_validation_end(trainer, module)  # of all ranks together
+        if trainer.should_stop and not stopping and trainer.is_global_zero:
             message = str(callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
             log.warning("this iteration is the last: %s", message)
 

@@ -27,7 +27,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
         (None, 1.0),
         "would leave out minibatches of every iteration; set data.minibatches or data.problems_per_iteration",
     ),
-    "overfit_batches": ((0.0,), "would leave out minibatches of every iteration; give data.task fewer problems"),
+    "overfit_batches": ((0.0, 0), "would leave out minibatches of every iteration; give data.task fewer problems"),
     "fast_dev_run": (
         (False, 0),
         "would train on a part of an iteration; for a short trial set trainer.max_epochs to 1 and evaluation.limit",

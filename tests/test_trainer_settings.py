@@ -102,6 +102,7 @@ def test_lightnings_own_defaults_are_fine(settings: Any) -> None:
     for name in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
         check_trainer(changed(settings, **{name: 1.0}))
     check_trainer(changed(settings, max_epochs=-1, min_epochs=5))
+    check_trainer(changed(settings, overfit_batches=0, fast_dev_run=0, num_sanity_val_steps=None))
 
 
 def test_callbacks_and_plugins_that_put_a_run_out_of_step() -> None:

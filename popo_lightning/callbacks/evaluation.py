@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from popo_lightning.callbacks.evaluation_results import BenchmarkResult, Evaluat
 from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
-from popo_lightning.monitors import EVALUATION, check_evaluation_monitors, consult, settle_stopping
+from popo_lightning.monitors import check_evaluation_monitors, consult, settle_stopping
 from popo_lightning.problems import Problem
 from popo_lightning.rollout.engine import Sampling
 from popo_lightning.run_folder import EVALUATIONS
@@ -124,8 +124,6 @@ class Evaluation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Before training, unless resumed; then only where the checkpoint came between an iteration and its end."""
         data = self._data(trainer)
-        if self.history:  # whoever watches an evaluation's numbers still has the last one's
-            self._show(trainer, self.history[-1])
         if data.iteration == 0:
             if self.at_start and not self.history:
                 self._evaluate_all(trainer)
@@ -244,7 +242,7 @@ class Evaluation(L.Callback):
         iteration = self._data(trainer).iteration
         self.latest = EvaluationResult(iteration, results)
         metrics = self.latest.metrics()
-        self._show(trainer, metrics)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=iteration)
             if isinstance(logger, TensorBoardLogger) and results and trainer.is_global_zero:
@@ -255,11 +253,6 @@ class Evaluation(L.Callback):
         if folder is not None and results and trainer.is_global_zero:
             write_json(folder / "results.json", self._origin(trainer) | self.latest.to_plain())
             self.written = folder
-
-    @staticmethod
-    def _show(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
-        shown = {name: torch.tensor(value) for name, value in metrics.items() if name.startswith(EVALUATION)}
-        trainer.callback_metrics.update(shown)
 
     def _origin(self, trainer: L.Trainer) -> dict[str, Any]:
         """What the numbers follow from, apart from the settings that stand beside them."""
