@@ -171,9 +171,7 @@ class PopoCLI(LightningCLI):
             sys.exit(0)
         start = self.start
         config.run.folder = config.trainer.default_root_dir = str(start.folder)
-        self.asked = (
-            config.clone()
-        )  # for config.yaml, which has to make sense in another folder, and after a resumption
+        self.asked = config.clone()  # for config.yaml, which has to make sense in another folder, and when resumed
         self.asked.trainer.default_root_dir = None
         self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
         config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
