@@ -102,6 +102,7 @@ WRONG = {  # what a page says: words of the complaint
     "```bash\ntorchrun --nnodes 2 -m popo_lightning fit ... --nope 1\n```": "1: .*nope",
     "Try `popo fit ...\n--nope 1`.": "1: .*nope",
     "Try `popo fit --nope 1` or ``popo fit --other 1``.": "1: .*nope",
+    "```bash\n.venv/bin/popo fit ... --nope 1\n```": "1: .*nope",
     "```bash\npopo learn --config configs/task/countdown_tiny.yaml\n```": "1: .*learn",
     "```bash\npopo compare --config configs/compare/quick.yaml --seeds [1] --nope 2\n```": "1: .*nope",
     "```bash\nbash scripts/nope.sh\n```": "1: scripts/nope.sh is not there",
@@ -131,7 +132,7 @@ def test_what_is_wrong_is_found(text: str, checker: Checker) -> None:
 RIGHT = [
     f"<!-- not run: as it is -->\n\n```bash\nnope\n```\n\n```bash\n{TASK} --config configs/method/NAME.yaml\n```",
     "```bash\nfor seed in 1 2; do popo fit ... --seed_everything $seed > log 2>&1; done\n```",
-    "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\npopo fit --help\n```",
+    "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\n.venv/bin/popo fit --help\npopo --version\n```",
     f"`{TASK} --config configs/method/{{popo,grpo}}.yaml --seed_everything 2 ...`",
     "`popo fit --plan` and `popo compare --config configs/compare/quick.yaml --seeds [1] --at_once N`, and `popo nope`",
     "```yaml\n- a list\n```\n```yaml\nsomething: else\n```\n```text\nnope --nope\n```",
