@@ -48,7 +48,7 @@ class SyncedEngine:
         self.idle = idle
         self.start_seconds = 0.0  # of the engine, and of its check, once a process
         self.check: EngineCheck | None = None  # made once, after the first sync of the policy's present weights
-        self.as_loaded = False  # whether the policy has the weights of its folder
+        self.as_loaded: Callable[[], bool] = lambda: False  # whether the policy has the weights of its folder
         self._started = False
         self._held: tuple[str, int] | None = None  # what the engine has: ("step", global step) or ("version", version)
         self._kept: dict[str, Tensor] = {}
@@ -90,7 +90,7 @@ class SyncedEngine:
         if not self._started:
             with self._start_clock():
                 self.engine.start(self.context())
-                if self.check is not None and self.as_loaded and self.engine.loads_model:
+                if self.check is not None and self.as_loaded() and self.engine.loads_model:
                     self.check.loaded()
             self._started = True
         self.engine.wake()
