@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -27,27 +28,35 @@ def check_gradient_sync(gradient_sync: str) -> None:
 def add_up_gradients(policy: Any, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:
     """One forward and one backward pass a micro-batch, and the gradients of all ranks after the last.
 
+    Micro-batches without a gradient come first, and have no backward pass.
+
     Args:
         policy: The PolicyModule.
         losses: Of the minibatch.
         parts: This rank's micro-batches.
     """
+    silent = [part for part in parts if losses.is_silent(part)]
+    teaching = [part for part in parts if not losses.is_silent(part)]
+    if silent and not teaching:
+        teaching.append(silent.pop())  # gradients of 0 are not none: an optimizer moves on by its momentum
+    with torch.no_grad():
+        for number in range(_most(policy, len(silent))):
+            losses.add(silent[number]) if number < len(silent) else _nothing(policy)
     models = [policy.model] if policy.critic is None else [policy.model, policy.value_model]
-    passes = _passes_over_ranks(policy, len(parts))
+    waits = policy.trainer.world_size > 1 and not policy.sharded  # the last adds up the gradients of all ranks
+    passes = _most(policy, max(len(teaching), waits))
     for number in range(passes):
         exchange = number == passes - 1 or policy.gradient_sync == "micro_batch"
         with gradients_exchanged(policy.trainer.strategy.model, models, exchange):
-            loss = losses.add(parts[number]) if number < len(parts) else _nothing(policy)
+            loss = losses.add(teaching[number]) if number < len(teaching) else _nothing(policy)
             policy.manual_backward(loss)
 
 
-def _passes_over_ranks(policy: Any, own: int) -> int:
-    """Passes of this rank, whose own rows fill so many; those beyond go through the model with nothing."""
-    if policy.sharded:
-        # Each gathers weights from all ranks. Asked before the first of them, or a rank that is through would wait here
-        # for one that waits there.
-        return int(over_ranks(policy.trainer, own, "max"))
-    return max(own, 1) if policy.trainer.world_size > 1 else own  # the last adds up the gradients of all ranks
+def _most(policy: Any, own: int) -> int:
+    """Passes of this rank, which has so many of its own; those beyond go through the model with nothing."""
+    # Sharded, each gathers weights from all ranks. Asked before the first of them, or a rank that is through would wait
+    # here for one that waits there.
+    return int(over_ranks(policy.trainer, own, "max")) if policy.sharded else own
 
 
 def _nothing(policy: Any) -> Tensor:

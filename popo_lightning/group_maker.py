@@ -14,6 +14,7 @@ from popo_lightning.groups import Group, Response
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import Prompt, PromptEncoder
 from popo_lightning.rollout.engine import RolloutEngine, Sampling
+from popo_lightning.rollout.stop_strings import StopStrings
 from popo_lightning.tasks.grading import Grade, GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
@@ -137,7 +138,7 @@ class GroupMaker:
                 sampled[place] = responses
                 problem, prefix = problems[place], begun[place]
                 begin = problem.response_prefix or prompts[place].opened
-                texts = [begin + self._whole_text(prefix, response) for response in responses]
+                texts = [begin + self._whole_text(prefix, response, sampling.stop) for response in responses]
                 self.pool.offer([(problem.answer, text) for text in texts])
             self.pool.go_on()
         return sampled
@@ -152,13 +153,14 @@ class GroupMaker:
             graded[place] = [_graded(r, next(remaining), p) for r, p in zip(responses, penalties, strict=True)]
         return [graded[place] for place in range(len(begun))]
 
-    def _whole_text(self, prefix: Tensor, response: Response) -> str:
+    def _whole_text(self, prefix: Tensor, response: Response, stop: Sequence[str]) -> str:
         if not len(prefix):
             return response.text
         # together, since a prefix may end inside a character
         ids = torch.cat((prefix, response.token_ids))
         text: str = self.prompts.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        before = len(self.prompts.tokenizer.decode(prefix, skip_special_tokens=True))
+        return text[: StopStrings(self.prompts.tokenizer, stop).found(text, before)]
 
     def _penalties(self, responses: Sequence[Response], limit: int) -> Sequence[float | None]:
         if self.overlong is None:

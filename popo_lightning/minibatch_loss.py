@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.objectives import Objective, ObjectiveInputs
+from popo_lightning.objectives.without_advantage import moves_by_advantage_alone
 from popo_lightning.padded_rows import PaddedRows, proximal_logprobs
 from popo_lightning.token_sums import TokenSums
 
@@ -35,6 +37,18 @@ class MinibatchLoss:
     loss: float | Tensor = 0.0
     value_loss: float | Tensor = 0.0
     sums: TokenSums = field(default_factory=TokenSums)
+
+    def is_silent(self, part: PaddedRows) -> bool:
+        """Whether the loss of some rows has no gradient: they have no advantage, and nothing else moves the policy.
+
+        Args:
+            part: On the CPU.
+        """
+        return not bool(part.advantages.any()) and self._needs_advantage
+
+    @cached_property
+    def _needs_advantage(self) -> bool:
+        return self.policy.critic is None and moves_by_advantage_alone(self.objective, self.minibatch.version)
 
     def add(self, part: PaddedRows) -> Tensor:
         """The loss of some rows, with gradient; their sum over the minibatch is its mean.

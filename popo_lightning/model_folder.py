@@ -206,7 +206,7 @@ def image_marks(config: Any, input_ids: Tensor) -> Tensor:
 
 
 def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zero, through the vision tower: ranks without an image must not leave the others waiting in it."""
+    """Zero, through the vision tower: ranks without an image must not leave the others, nor DDP, waiting for it."""
     blank = blank_image(model.config, device, dtype)
     # the pooler's output has been through all of the tower, the hidden states stop before its merger
     seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]

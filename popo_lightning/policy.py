@@ -20,6 +20,7 @@ from popo_lightning import policy_checkpoint
 from popo_lightning.attention import check_attention
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
+from popo_lightning.finite_steps import FiniteSteps
 from popo_lightning.flat_sharding import flatly_sharded
 from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
@@ -35,7 +36,7 @@ from popo_lightning.model_folder import (
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
-from popo_lightning.optimizers import fuse, group_settings, obey
+from popo_lightning.optimizers import check_state, fuse, group_settings, made, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
@@ -53,7 +54,7 @@ class PolicyModule(L.LightningModule):
 
     Optimization is manual with exactly one optimizer step a training step: a minibatch is split into micro-batches
     by a token budget, their number varies, and under automatic optimization each would be a training step of its
-    own. So ``max_steps``, checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
+    own. So checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
 
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
@@ -64,6 +65,8 @@ class PolicyModule(L.LightningModule):
         optimizer: Optimizer over the policy's parameters.
         lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
         max_grad_norm: Gradients are scaled down to this norm; null leaves them.
+        max_skipped_steps: A step whose loss or gradient norm is not finite is skipped on all ranks; so many in a row
+            end the run.
         micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
         shared_prompts: Compute a prompt once for several responses to it, where that costs less: the log-probs are the
             same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
@@ -95,6 +98,7 @@ class PolicyModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
+        max_skipped_steps: int = 3,
         micro_batch_tokens: int = 16384,
         shared_prompts: bool = True,
         attention: str | None = None,
@@ -107,6 +111,10 @@ class PolicyModule(L.LightningModule):
         reward: str = "score",
     ) -> None:
         super().__init__()
+        if path is not None and not path.strip():
+            raise SettingError(
+                "model.path is empty; give a model folder or hub id, or null and a tiny policy by model.warm_start"
+            )
         if (path is None) == (warm_start is None):
             raise SettingError(
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
@@ -130,6 +138,7 @@ class PolicyModule(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.max_grad_norm = max_grad_norm
+        self.finite_steps = FiniteSteps(max_skipped_steps)
         self.micro_batch_tokens = micro_batch_tokens
         self.shared_prompts = shared_prompts
         self.attention = attention
@@ -253,15 +262,20 @@ class PolicyModule(L.LightningModule):
         return self._row_by_row(minibatch, self.value_model)
 
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
-        passes = self._passes(minibatch.rows())
+        passes = self._passes(minibatch, minibatch.rows())
         # sharded, every pass gathers weights from all ranks
         most = int(over_ranks(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
             return scores_by_row(passes, score, self.device, most)
 
-    def _passes(self, rows: Sequence[Row]) -> list[PaddedRows]:
-        """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them."""
-        split = micro_batches(rows, self.micro_batch_tokens, self._layer_costs)
+    def _passes(self, minibatch: Minibatch, rows: Sequence[Row]) -> list[PaddedRows]:
+        """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them.
+
+        Groups whose rewards are equal come apart, because most often their rows have no gradient.
+        """
+        effective = [group.is_effective(self.reward) for group in minibatch.groups for _ in group.responses]
+        kinds = [[row for row in rows if effective[row.index] is kind] for kind in (True, False)]
+        split = [part for kind in kinds for part in micro_batches(kind, self.micro_batch_tokens, self._layer_costs)]
         return [pad_sequences(sequences) for sequences in split]
 
     @cached_property
@@ -314,8 +328,11 @@ class PolicyModule(L.LightningModule):
 
         Returns:
             "tokens": TokenSums of its response tokens on this rank, still on the device; "mean_loss", "grad_norm",
-            "stepped" (False where no rank had a token to learn from), "region" (what the trust region reports); with a
-            critic also "value_loss".
+            "stepped" (False where no rank had a token to learn from, or the step was skipped), "skipped" (True where it
+            was not finite), "region" (what the trust region reports); with a critic also "value_loss".
+
+        Raises:
+            NotFiniteError: Too many steps in a row were not finite, or the weights are not any more.
         """
         optimizer: Any = self.optimizers()
         rows = self._rows(minibatch)
@@ -325,19 +342,26 @@ class PolicyModule(L.LightningModule):
         size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
-        add_up_gradients(self, losses, self._passes(rows))
-        grad_norm = self._take_step(optimizer) if size else float("nan")
+        add_up_gradients(self, losses, self._passes(minibatch, rows))
+        norms = self._clip_gradients() if size else {"grad_norm": float("nan")}
+        found = losses.outputs()
+        stepped = bool(size) and self._step(optimizer, minibatch, found, norms)
         free_gradients(optimizer, self.trainer.strategy.model)  # none lives through a generation
-        return losses.outputs() | {"grad_norm": grad_norm, "stepped": bool(size)}
+        step = {"grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
+        return found | step
 
-    def _take_step(self, optimizer: Any) -> float:
-        """Clips, steps, and returns the norm of the policy's gradient before clipping."""
-        grad_norm = self._clip_gradients()
+    def _step(self, optimizer: Any, minibatch: Minibatch, found: dict[str, Any], norms: dict[str, float]) -> bool:
+        """Takes the optimizer's step, and the scheduler's, if all numbers are finite; whether it did."""
+        losses = {name: found[name] for name in ("mean_loss", "value_loss") if name in found}
+        if not self.finite_steps.allows(self.trainer, minibatch, losses | norms):
+            return False
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
-        return grad_norm
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        self.finite_steps.check_weights(self.trainer, minibatch, trained, self.sharded)
+        return True
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
         """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
@@ -354,14 +378,17 @@ class PolicyModule(L.LightningModule):
         logp, _ = self(part, self._reference[0].to(self.device))
         return cast(Tensor, logp)
 
-    def _clip_gradients(self) -> float:
-        """Norm of the policy's gradient before clipping; a critic's is clipped by itself."""
+    def _clip_gradients(self) -> dict[str, float]:
+        """Norms of the gradients before clipping: the policy's, and a critic's, which is clipped by itself."""
+        critics = {}
         if self.critic is not None:
-            self.critic.clip_gradients(self.value_model)
+            critics = {"critic_grad_norm": self.critic.clip_gradients(self.value_model)}
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         if isinstance(self.model, FullyShardedDataParallel):  # each rank has pieces of which it alone knows the norm
-            return float(self.model.clip_grad_norm_(limit).detach())
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+            norm = float(self.model.clip_grad_norm_(limit).detach())
+        else:
+            norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        return {"grad_norm": norm} | critics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""
@@ -369,7 +396,8 @@ class PolicyModule(L.LightningModule):
         if self.critic is not None:  # a group of the one optimizer, so that a training step stays one optimizer step
             trained = [p for p in self.value_model.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": self.critic.lr})
-        optimizer = self.make_optimizer(groups)
+        with made("model.optimizer"):
+            optimizer = self.make_optimizer(groups)
         fuse(optimizer)
         self._optimizer_settings = group_settings(optimizer)
         if self.make_lr_scheduler is None:
@@ -384,14 +412,17 @@ class PolicyModule(L.LightningModule):
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes the shapes, so that a checkpoint of another model is recognised."""
-        checkpoint |= self.described
+        """Notes the shapes, so that a checkpoint of another model is recognised, and the steps skipped in a row."""
+        checkpoint |= self.described | {"skipped_in_a_row": self.finite_steps.in_a_row}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
         self.restored = True
         fitting = self.trainer.state.fn == "fit"
+        self.finite_steps.in_a_row = checkpoint.get("skipped_in_a_row", 0)
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
+        if fitting:
+            check_state(self.make_optimizer, checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""

@@ -84,7 +84,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "task": (["--data.task", "tiny_models.NoProblems"], ["data.task", "no problem"]),
     "prompts": (["--data.max_prompt_tokens", "2"], ["data.max_prompt_tokens"]),
     "other model": (
-        ["--model.warm_start", "null", "--model.path", "{other}", "--ckpt_path", "{ckpt}"],
+        ["--model.warm_start", "null", "--model.path", "{other}", "--ckpt_path", "{ckpt}", "--trainer.max_epochs", "3"],
         ["checkpoint", "another model", "model.path"],
     ),
     "no checkpoint": (["--ckpt_path", "/nowhere/a.ckpt"], ["/nowhere/a.ckpt"]),
@@ -170,8 +170,6 @@ def test_bad_input(
         assert word in sentence
     assert len(sentence) < 600
     after = digests(finished)
-    if case == "other model":  # noticed after the run's settings are written down and its numbers cut
-        before, after = ({k: v for k, v in d.items() if k.startswith("checkpoints")} for d in (before, after))
     assert before and before == after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from itertools import combinations
@@ -227,3 +228,22 @@ def test_samples_are_written_when_due(tmp_path: Path) -> None:
         batch = Minibatch([group(0, version)], version, index)
         SampleTable(every_n_iterations=2).on_train_batch_end(trainer, module, {}, batch, 0)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4  # of versions 0 and 2, two responses each
+
+
+def test_samples_are_written_when_no_group_is_trained_on(tmp_path: Path) -> None:
+    dull = [group(i, 2, scores=(0.0, 0.0)) for i in range(6)]
+    data = SimpleNamespace(report=SimpleNamespace(fresh=dull))
+    trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path), loggers=[], datamodule=data)
+    table = SampleTable(every_n_iterations=1, groups=2)
+    table.on_train_batch_end(trainer, SimpleNamespace(advantages=None), {}, Minibatch([], 2, 0), 0)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(row["problem"], row["score"], row["advantage"], row["age"]) for row in rows] == [
+        ("problem 0", 0.0, None, 0),
+        ("problem 0", 0.0, None, 0),
+        ("problem 5", 0.0, None, 0),
+        ("problem 5", 0.0, None, 0),
+    ]
+    for report in (None, SimpleNamespace(fresh=[])):  # resumed inside an iteration; one that samples nothing
+        trainer.datamodule.report = report
+        table.on_train_batch_end(trainer, SimpleNamespace(advantages=None), {}, Minibatch([], 2, 0), 0)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4

@@ -59,13 +59,13 @@ def policy(folder: Path, shared: bool, **settings: Any) -> PolicyModule:
 
 def packed(module: PolicyModule, minibatch: Minibatch) -> list[bool]:
     """Of each pass, whether it shares prompts."""
-    return [part.segments is not None for part in module._passes(minibatch.rows())]
+    return [part.segments is not None for part in module._passes(minibatch, minibatch.rows())]
 
 
 def by_row(module: PolicyModule, minibatch: Minibatch) -> list[tuple[Tensor, Tensor]]:
     """(log-probs, entropies) of each row, with gradient."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for part in module._passes(minibatch.rows()):
+    for part in module._passes(minibatch, minibatch.rows()):
         for index, logp, entropy, mask in zip(part.index.tolist(), *module(part), part.mask, strict=True):
             found[index] = logp[mask], entropy[mask]
     return [found[index] for index in range(len(found))]
@@ -100,7 +100,8 @@ def test_log_probs_entropies_and_gradients_are_the_plain_ones(
     plain.model.set_attn_implementation("eager" if attention == "eager" else "sdpa")
     assert any(packed(shared, minibatch)) and not any(packed(plain, minibatch))
     tokens = [
-        sum(int(part.attention_mask.sum()) for part in each._passes(minibatch.rows())) for each in (shared, plain)
+        sum(int(part.attention_mask.sum()) for part in each._passes(minibatch, minibatch.rows()))
+        for each in (shared, plain)
     ]
     assert tokens[0] < 0.8 * tokens[1]
     for (logp, entropy), (expected_logp, expected_entropy) in zip(

@@ -13,12 +13,15 @@ import torch
 
 from popo_lightning.engine_gap import GapLimits
 from popo_lightning.errors import SettingError
+from popo_lightning.monitors import publish
 from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.token_sums import TokenSums, token_metrics
 
 WORK = ("row_tokens", "flops")  # of a training step on one rank
 BEFORE_STEPS = ("prox", "values")  # phases of a training step that come before its passes
+# nan or infinite where there is nothing to measure: no replayed group, no step, no effective group so far
+UNMEASURED = ("replay/age_mean", "replay/age_max", "train/loss", "train/grad_norm", "total/dynamic_sampling_responses")
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Monitor(L.Callback):
         self.peak_tflops = check_peak(peak_tflops)
         self._tokens = TokenSums()
         self._steps: list[dict[str, float]] = []
-        self._saved: list[dict[str, Any]] = []  # what a checkpoint brought of each rank, until training starts
+        self._named = False  # whether the log has names of metrics that were not finite
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Has engine and policy compared before they train or evaluate."""
@@ -63,7 +66,9 @@ class Monitor(L.Callback):
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
         self._worker = Worker.of_policy(pl_module, self.peak_tflops)
         self.on_train_epoch_start(trainer, pl_module)
-        self._resume(trainer.global_rank, trainer.world_size)
+        kept = trainer.datamodule.kept_by_ranks  # type: ignore[attr-defined]
+        self._resume(kept.take("monitor"), trainer.global_rank, trainer.world_size)
+        kept.keep("monitor", self._own)
         self._began -= sum(step["seconds"] for step in self._steps)
         if len(self._steps) == trainer.datamodule.steps:  # type: ignore[attr-defined]
             self.on_train_epoch_end(trainer, pl_module)
@@ -82,7 +87,8 @@ class Monitor(L.Callback):
         """Collects the step's numbers."""
         seconds = time.perf_counter() - self._step_began
         before = trainer.datamodule.clock.seconds(*BEFORE_STEPS) - self._before_began  # type: ignore[attr-defined]
-        self._tokens.merge(outputs["tokens"])
+        if not outputs.get("skipped"):  # its numbers are no longer those of anything
+            self._tokens.merge(outputs["tokens"])
         step = {name: float(value) for name, value in outputs.items() if name not in ("tokens", "region")}
         step |= {f"region/{name}": value for name, value in outputs.get("region", {}).items()}
         step |= {"seconds": seconds, "train_seconds": seconds - before, "first": float(batch.index == 0)}
@@ -91,23 +97,39 @@ class Monitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Computes and logs."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        learned = any(step["stepped"] for step in self._steps)
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
         metrics |= self._seconds(data)
         self._tokens, self._steps = TokenSums(), []
+        metrics["train/not_finite_metrics"] = float(len(self._not_finite(metrics, data.iteration)))
         pl_module.iteration_metrics = metrics
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
+        publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
         # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
         gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
         self._check_gap(gap, exact, data.gap_floor)
+
+    def _not_finite(self, metrics: dict[str, float], iteration: int) -> list[str]:
+        """Names of what was measured and is not finite: loggers leave it out, so it is counted, and named once."""
+        found = [name for name, value in metrics.items() if not math.isfinite(value) and name not in UNMEASURED]
+        if found and not self._named:
+            log.warning(
+                "not finite in iteration %d, and so left out of the metrics: %s; train/not_finite_metrics counts them",
+                iteration,
+                ", ".join(f"{name} {metrics[name]}" for name in found),
+            )
+        self._named = self._named or bool(found)
+        return found
 
     def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:
         steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*from_all(self._steps), strict=True)]
         stepped = [step for step in steps if step["stepped"]]
         metrics = {
             "train/optimizer_steps": float(trainer.global_step),
+            "train/skipped_steps": float(sum(bool(step.get("skipped")) for step in steps)),
             "train/loss": _mean([step["mean_loss"] for step in stepped]),
             "train/grad_norm": _mean([step["grad_norm"] for step in stepped]),
             "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
@@ -130,13 +152,13 @@ class Monitor(L.Callback):
 
     def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
         warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)
-        if gap > error:
+        if error < math.inf and not gap <= error:  # nan is no small gap
             raise RuntimeError(
                 f"engine and policy disagree by {gap:.3g} nats a token on average (monitor.gap_error is "
                 f"{self.limits.error}, here {error:.3g}): the engine does not have the policy's weights, or samples "
                 "from another distribution"
             )
-        if gap > warning:
+        if not gap <= warning:
             log.warning(
                 "engine and policy disagree by %.3g nats a token on average; above %.3g the behaviour log-probs are "
                 "not to be trusted: compare dtypes, and check that the weight sync covers every tensor",
@@ -145,20 +167,22 @@ class Monitor(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What all ranks collected of an iteration that a checkpoint interrupts: Lightning keeps rank 0's alone."""
-        return {"steps": self._steps, "ranks": from_all({"steps": self._steps, "tokens": self._tokens.to_plain()})}
+        """The steps of an iteration that a checkpoint interrupts, on this rank; `data.kept_by_ranks` has all ranks'."""
+        return {"steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._saved = state_dict.get("ranks", [])
+        """Nothing: what all ranks kept comes with the rollouts."""
 
-    def _resume(self, rank: int, ranks: int) -> None:
-        """Takes up what a checkpoint brought, each rank its own where their number is the same."""
-        if self._saved:
-            self._steps = self._saved[rank]["steps"] if len(self._saved) == ranks else _dealt_out(self._saved, ranks)
-        for saved in self._saved[rank::ranks]:
-            self._tokens.merge(TokenSums.from_plain(saved["tokens"]))
-        self._saved = []
+    def _own(self) -> dict[str, Any]:
+        """What this rank collected of the iteration."""
+        return {"steps": self._steps, "tokens": self._tokens.to_plain()}
+
+    def _resume(self, saved: Sequence[dict[str, Any]], rank: int, ranks: int) -> None:
+        """Takes up what each rank had collected, each rank its own where their number is the same."""
+        if saved:
+            self._steps = saved[rank]["steps"] if len(saved) == ranks else _dealt_out(saved, ranks)
+        for of_rank in saved[rank::ranks]:
+            self._tokens.merge(TokenSums.from_plain(of_rank["tokens"]))
 
 
 def _dealt_out(saved: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
+from popo_lightning.rollout.stop_strings import StopStrings
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -31,12 +32,14 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: Nucleus mass kept.
         top_k: Number of tokens kept; 0 keeps all.
+        stop: Strings that end a response, see :class:`StopStrings`.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ class RolloutEngine(ABC):
             seed: Decides every draw of this call; the process's own random state is left as it was.
 
         Returns:
-            For each prompt in order, n responses with token ids (end token included, nothing after it) and
-            the log-probs of the distribution sampled from, temperature applied.
+            For each prompt in order, n responses with token ids (end token included, or those that complete a stop
+            string, and nothing after it) and the log-probs of the distribution sampled from, temperature applied.
         """
 
     def stream(
@@ -182,14 +185,27 @@ def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
     return sorted({*named, *([] if own is None else [own])})
 
 
-def responses_of(tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]]) -> list[Response]:
-    """Responses from (token ids, their log-probs, finish reason).
+def responses_of(
+    tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]], stop: Sequence[str] = ()
+) -> list[Response]:
+    """Responses from (token ids, their log-probs, finish reason), which end with the first stop string, if any.
 
-    Their text is without special tokens, and without an end token that the tokenizer takes for an ordinary one.
+    Their text is without special tokens, without an end token that the tokenizer takes for an ordinary one, and without
+    the stop string.
     """
+    strings = StopStrings(tokenizer, stop)
     spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
     return [
-        Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)
+        _response(ids, logp, reason, text, strings.cut(ids))
         for (ids, logp, reason), text in zip(sampled, texts, strict=True)
     ]
+
+
+def _response(
+    ids: Sequence[int], logp: Sequence[float], reason: str, text: str, cut: tuple[int, str] | None
+) -> Response:
+    if cut is not None:
+        kept, text = cut
+        ids, logp, reason = ids[:kept], logp[:kept], "stop"
+    return Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)

@@ -30,6 +30,7 @@ from popo_lightning.rollout.server import Server, ServerFailedError
 from popo_lightning.rollout.server_answers import Asked, Sampled, sampled
 from popo_lightning.rollout.server_checks import call, check, check_version, described
 from popo_lightning.rollout.server_pool import ServerPool
+from popo_lightning.rollout.stop_strings import StopStrings
 from popo_lightning.rollout.weight_files import write_weights
 
 LOADING = "loading"  # a server's version while its weights are half the old ones
@@ -177,9 +178,11 @@ class ServerEngine(RolloutEngine):
                 forbidden=self._context.forbidden_token_ids,
                 vocabulary=self._vocabulary,
                 label=self._label,
+                stop=StopStrings(self._tokenizer, sampling.stop),
             )
             jobs.append((asked, sampling, own_seed))
-        return [responses_of(self._tokenizer, found) * copies for found in self.pool.map(self._ask, jobs)]
+        found = self.pool.map(self._ask, jobs)
+        return [responses_of(self._tokenizer, each, sampling.stop) * copies for each in found]
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
         asked, sampling, seed = job
@@ -195,7 +198,8 @@ class ServerEngine(RolloutEngine):
             "logprobs": 0,  # the sampled token's own
             # minus infinity as JSON of Python's, which vLLM reads by Python
             "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
-            "detokenize": False,
+            "stop": list(sampling.stop),
+            "detokenize": bool(sampling.stop),  # without which it finds no string
         }
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
         seconds = self._longest_wait(asked)

@@ -186,7 +186,7 @@ class VLLMEngine(RolloutEngine):
                 with self._apart():
                     done = [output for output in engine.step() if output.finished]
                 found = [(places.pop(_number(output.request_id)), output) for output in done]
-                yield [(place, self._responses(prompts[place], output) * copies) for place, output in found]
+                yield [(place, self._responses(prompts[place], output, sampling) * copies) for place, output in found]
         finally:
             if places:  # interrupted: nobody waits for the others any more
                 engine.abort_request(list(places))
@@ -208,8 +208,10 @@ class VLLMEngine(RolloutEngine):
                 stop_token_ids=self._stop_token_ids,
                 logprobs=0,  # the sampled token's own
                 logit_bias=forbidden or None,
-                # what vLLM would write for every token, one by one, is done here for whole responses
-                detokenize=False,
+                stop=list(sampling.stop),
+                # what vLLM would write for every token, one by one, is done here for whole responses; but it finds no
+                # stop string in what it has not written
+                detokenize=bool(sampling.stop),
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -226,7 +228,7 @@ class VLLMEngine(RolloutEngine):
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
         return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
 
-    def _responses(self, prompt: Prompt, output: Any) -> list[Response]:
+    def _responses(self, prompt: Prompt, output: Any, sampling: Sampling) -> list[Response]:
         """Those of one finished request."""
         if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
             raise RuntimeError(
@@ -234,7 +236,7 @@ class VLLMEngine(RolloutEngine):
                 f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
             )
         sampled = [(one.token_ids, one.logprobs.logprobs, one.finish_reason) for one in output.outputs]
-        return responses_of(self._tokenizer, sampled)
+        return responses_of(self._tokenizer, sampled, sampling.stop)
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""

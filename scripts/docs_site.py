@@ -1,0 +1,98 @@
+"""Hooks of mkdocs: which files are pages, formulas, and one page of API reference for each folder of the package.
+
+A page keeps the path that it has in the repository, so that its links are valid in both places. Files that pages link
+to, such as pictures and scripts, are copied beside them. See mkdocs.yml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "popo_lightning"
+SINGLE_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGE_FOLDERS = ("docs", "benchmarks", "examples")
+LINK = re.compile(r"\]\(([^)#\s:]+)(?:#[^)\s]*)?\)")  # neither another host nor an anchor of the same page
+REFERENCE = "reference"
+FORMULA = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
+
+
+def pages() -> list[str]:
+    """Paths of all pages in the repository."""
+    inside = [path for folder in PAGE_FOLDERS for path in sorted((ROOT / folder).rglob("*.md"))]
+    single = [ROOT / name for name in SINGLE_PAGES]
+    return [path.relative_to(ROOT).as_posix() for path in (*single, *inside) if path.is_file()]
+
+
+def linked(page: str) -> Iterator[str]:
+    """Paths of the repository's files that a page links to."""
+    for target in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        path = (ROOT / page).parent.joinpath(target).resolve()
+        if path.is_file() and path.is_relative_to(ROOT):
+            yield path.relative_to(ROOT).as_posix()
+
+
+def rooms() -> dict[str, list[str]]:
+    """Modules to document, by page: one for each folder of the package, and one for the files beside the folders."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        if not path.stem.startswith("_"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.setdefault(parts[1] if len(parts) > 2 else PACKAGE, []).append(".".join(parts))
+    return found
+
+
+def reference(room: str, modules: list[str]) -> str:
+    """Markdown of one page of the reference."""
+    head = ROOT / PACKAGE / ("" if room == PACKAGE else room) / "__init__.py"
+    about = f"::: {PACKAGE if room == PACKAGE else f'{PACKAGE}.{room}'}\n    options: {{members: false}}\n"
+    body = "\n".join(f"::: {module}\n" for module in modules)
+    return f"# {room}\n\n{about if head.is_file() else ''}\n{body}"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Puts pages in the place of the folders that the navigation names."""
+    hidden = config.not_in_nav
+    shown = [page for page in pages() if not (hidden and hidden.match_file(page))]
+    config.nav = _expanded(config.nav, shown)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The repository's pages, what they link to, and the reference, in the place of what lies in docs/."""
+    theirs = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(ROOT / "docs")]
+    found = pages()
+    paths = dict.fromkeys([*found, *(target for page in found for target in linked(page))])
+    ours = [File.generated(config, path, abs_src_path=str(ROOT / path)) for path in paths]
+    made = [File.generated(config, f"{REFERENCE}/{name}.md", content=reference(name, m)) for name, m in rooms().items()]
+    return Files([*theirs, *ours, *made])
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Formulas as MathML, which browsers draw without any script."""
+    return FORMULA.sub(_formula, html)
+
+
+def _formula(found: re.Match[str]) -> str:
+    return convert(unescape(found[2]), display="block" if found[1] == "div" else "inline")
+
+
+def _expanded(nav: Any, shown: list[str]) -> Any:
+    if isinstance(nav, list):
+        return [_expanded(one, shown) for one in nav]
+    if isinstance(nav, dict):
+        return {title: _expanded(one, shown) for title, one in nav.items()}
+    if not nav.endswith("/"):
+        return nav
+    if nav == f"{REFERENCE}/":
+        return [f"{nav}{room}.md" for room in rooms()]
+    inside = [page for page in shown if page.startswith(nav)]
+    return sorted(inside, key=lambda page: (Path(page).stem != "README", page))
