@@ -185,7 +185,6 @@ class RolloutDataModule(L.LightningDataModule):
             self.overlong,
         )
         self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
-        self.synced.as_loaded = lambda: self._run.ckpt_path is None and self._run.global_step == 0  # known later
         if not self._fitting:
             return
         check_share(self, world_size)
@@ -241,6 +240,7 @@ class RolloutDataModule(L.LightningDataModule):
         if self.engine.checked and problems and not self.synced.start_seconds:
             measure = partial(measured_gap, self.maker, self._module, problems, self.sampling)
             self.check = self.synced.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
+            self.synced.as_loaded = lambda: not self._module.restored and self._run.global_step == 0
 
     @property
     def gap_floor(self) -> float | None:

@@ -161,13 +161,13 @@ def remove_dropout(model: nn.Module) -> None:
 
 
 def settle_modes(model: nn.Module, checkpointing: bool) -> None:
-    """Leaves a model in eval mode, but for modules that recompute activations.
+    """Leaves a model in eval mode, but for itself and modules that recompute activations.
 
     transformers recomputes in training mode only, in which routers of experts draw noise.
     """
     model.eval()
     for module in model.modules() if checkpointing else ():
-        module.training = hasattr(module, "gradient_checkpointing")
+        module.training = module is model or hasattr(module, "gradient_checkpointing")
 
 
 def sees_images(config: Any) -> bool:

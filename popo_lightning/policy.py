@@ -150,6 +150,7 @@ class PolicyModule(L.LightningModule):
         self.temperature = temperature
         self.reward = reward
         self.forbidden_token_ids: list[int] = []
+        self.restored = False  # whether a checkpoint has brought other weights than the folder's
         self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
         self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
 
@@ -416,6 +417,7 @@ class PolicyModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
+        self.restored = True
         fitting = self.trainer.state.fn == "fit"
         self.finite_steps.in_a_row = checkpoint.get("skipped_in_a_row", 0)
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)

@@ -159,7 +159,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": (EXPERTS, {}),
     "granitemoe": (EXPERTS, {"logits_scaling": 4.0}),
     "gpt_oss": (EXPERTS, {}),
-    "glm4_moe": (EXPERTS, {}),
+    "glm4_moe": (EXPERTS, {"head_dim": WIDTH // HEADS}),
     "ernie4_5_moe": (EXPERTS, {}),
     "deepseek_v2": (EXPERTS, MLA),
     "deepseek_v3": (EXPERTS, {**MLA, "topk_method": "noaux_tc"}),

@@ -114,7 +114,7 @@ class Layer(nn.Module):
 def test_only_what_recomputes_activations_is_in_training_mode() -> None:
     model: Any = nn.Sequential(Layer(), nn.Linear(2, 2))
     settle_modes(model, checkpointing=True)
-    assert [module.training for module in model.modules()] == [False, True, False, False]
+    assert [module.training for module in model.modules()] == [True, True, False, False]
     settle_modes(model, checkpointing=False)
     assert not any(module.training for module in model.modules())
     remove_dropout(model)
