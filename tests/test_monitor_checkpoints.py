@@ -124,7 +124,7 @@ def _alarm(gaps: tuple[float, float]) -> str:
     monitor._training_metrics = lambda trainer: {"engine/logp_gap_mean": gaps[dist.get_rank()]}
     monitor._seconds = lambda data: {}
     data = SimpleNamespace(rollout_metrics={}, totals=SimpleNamespace(metrics=lambda: {}), iteration=1, gap_floor=None)
-    trainer: Any = SimpleNamespace(datamodule=data, loggers=[])
+    trainer: Any = SimpleNamespace(datamodule=data, loggers=[], callbacks=[], callback_metrics={})
     try:
         monitor.on_train_epoch_end(trainer, SimpleNamespace(compute_dtype=torch.float32))
     except RuntimeError as error:
