@@ -148,7 +148,7 @@ def _step(policy: Any, minibatch: Any) -> None:
 
     trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.02)
-    for part in policy._passes(minibatch.rows()):
+    for part in policy._passes(minibatch, minibatch.rows()):
         logp, _ = policy(part)
         logp.sum().backward()
     without = [name for name, parameter in policy.model.named_parameters() if parameter.grad is None]
