@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.minibatch import Minibatch
 from popo_lightning.problems import Problem
-from popo_lightning.ranks import from_all
+from popo_lightning.ranks import from_all, lost_rank
 from popo_lightning.rollout.engine import Sampling
 
 # Nats a token on average. Rounding gives up to 1e-5 in float32, and in bfloat16 about 0.01, for some models 0.033.
@@ -87,9 +87,20 @@ class EngineCheck:
         """Finds the floor, with the weights that both have loaded.
 
         Raises:
-            SettingError: It is above the limit: one of the two computes another model.
+            SettingError: It is above the limit: one of the two computes another model; or one of them cannot.
         """
-        gap = self.measure()
+        try:
+            gap = self.measure()
+        except SettingError:
+            raise
+        except Exception as error:  # whatever a model's code leads to, such as a kernel that this device lacks
+            if isinstance(error, RuntimeError) and lost_rank(error):
+                raise
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise SettingError(
+                f"{self._named}, on which {self.engine} or the trainer fails ({why}); choose another model or "
+                "data.engine"
+            ) from error
         self._judge(
             gap,
             self._warning(),
@@ -130,14 +141,18 @@ class EngineCheck:
     def _exact(self) -> bool:
         return bool(self.policy.compute_dtype == torch.float32)
 
+    @property
+    def _named(self) -> str:
+        name = type(getattr(self.policy.model, "module", self.policy.model)).__name__
+        return f"model.path is '{self.policy.folder}', a {name}"
+
     def _judge(self, gap: float, warning: float, error: float, finding: str) -> None:
         """Says a finding if a gap is above a limit, or is no number."""
         if gap <= warning and gap <= error:
             return
-        name = type(getattr(self.policy.model, "module", self.policy.model)).__name__
         sentence = (
-            f"model.path is '{self.policy.folder}', a {name}, {finding}; choose another model or data.engine, or set "
-            "monitor.gap_error to null to train all the same"
+            f"{self._named}, {finding}; choose another model or data.engine, or set monitor.gap_error to null to train "
+            "all the same"
         )
         if not gap <= error and self.limits.error is not None:
             raise SettingError(sentence)

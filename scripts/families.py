@@ -148,7 +148,7 @@ def _step(policy: Any, minibatch: Any) -> None:
 
     trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.02)
-    for part in policy._passes(minibatch.rows()):
+    for part in policy._passes(minibatch, minibatch.rows()):
         logp, _ = policy(part)
         logp.sum().backward()
     without = [name for name, parameter in policy.model.named_parameters() if parameter.grad is None]
@@ -233,7 +233,10 @@ def page(every: Sequence[Found]) -> str:
     counts = {verdict: sum(found.verdict == verdict for found in every) for verdict in ("works", "refused", "broken")}
     installed = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
     import vllm
+    from tiny_families import FAMILIES
 
+    left = [family for family in FAMILIES if family not in {found.family for found in every}]
+    missing = f"\nNot examined yet: {', '.join(left)}.\n" if left else ""
     return f"""# Model families
 
 `python scripts/families.py` writes this page. {installed}, vLLM {vllm.__version__}, on a CPU, in float32.
@@ -247,7 +250,7 @@ with. {counts["works"]} work, {counts["refused"]} are refused, {counts["broken"]
 
 A family that is refused on a CPU may work on a GPU, where vLLM has other kernels: the same comparison is made at the
 start of every run. `data.engine` TransformersEngine samples those whose layers keep keys and values.
-
+{missing}
 {table(every)}"""
 
 

@@ -132,6 +132,15 @@ def test_what_a_sync_may_change() -> None:
     check(math.nan, error=None).loaded()
 
 
+def test_a_kernel_that_is_not_there_is_named() -> None:
+    def fails() -> float:
+        raise AttributeError("no attribute 'selective_scan_fwd'")
+
+    broken = EngineCheck(fails, GapLimits(), Policy(), "Engine")
+    with pytest.raises(SettingError, match=r"a Linear, on which Engine or the trainer fails .*selective_scan_fwd"):
+        broken.loaded()
+
+
 def uneven(folder: str) -> tuple[float, float]:
     """The gap that both of two ranks find whose own differ."""
     import torch.distributed as dist
