@@ -132,7 +132,8 @@ def test_what_is_wrong_is_found(text: str, checker: Checker) -> None:
 RIGHT = [
     f"<!-- not run: as it is -->\n\n```bash\nnope\n```\n\n```bash\n{TASK} --config configs/method/NAME.yaml\n```",
     "```bash\nfor seed in 1 2; do popo fit ... --seed_everything $seed > log 2>&1; done\n```",
-    "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\n.venv/bin/popo fit --help\npopo --version\n```",
+    "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\n```",
+    "```bash\n.venv/bin/popo fit --help\npopo --version\n```",
     f"`{TASK} --config configs/method/{{popo,grpo}}.yaml --seed_everything 2 ...`",
     "`popo fit --plan` and `popo compare --config configs/compare/quick.yaml --seeds [1] --at_once N`, and `popo nope`",
     "```yaml\n- a list\n```\n```yaml\nsomething: else\n```\n```text\nnope --nope\n```",
