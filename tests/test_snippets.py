@@ -103,6 +103,7 @@ WRONG = {  # what a page says: words of the complaint
     "Try `popo fit ...\n--nope 1`.": "1: .*nope",
     "Try `popo fit --nope 1` or ``popo fit --other 1``.": "1: .*nope",
     "```bash\n.venv/bin/popo fit ... --nope 1\n```": "1: .*nope",
+    "```bash\npopo\n```": "1: popo needs a subcommand",
     "```bash\npopo learn --config configs/task/countdown_tiny.yaml\n```": "1: .*learn",
     "```bash\npopo compare --config configs/compare/quick.yaml --seeds [1] --nope 2\n```": "1: .*nope",
     "```bash\nbash scripts/nope.sh\n```": "1: scripts/nope.sh is not there",
