@@ -1,37 +1,71 @@
-"""``popo`` and ``python -m popo_lightning``."""
+"""``popo`` and ``python -m popo_lightning``. What needs neither torch nor vLLM is answered without them."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from popo_lightning import __version__
+from popo_lightning.nearest import did_you_mean
 
 COMPARE = "compare"
-TOP_LEVEL_HELP = ("-h", "--help")
-VERSION = "--version"
+SUBCOMMANDS = {
+    "fit": "Train a policy.",
+    "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
+    "test": "The same, into a folder of its own.",
+    "predict": "Sample responses to the benchmarks' problems and write them to responses.jsonl.",
+    COMPARE: "Run methods x seeds on a task, one or several at a time, and report.",
+}
+HELP = """usage: popo SUBCOMMAND [options]
+
+Off-policy reinforcement learning with verifiable rewards on Lightning, with group replay (POPO).
+
+subcommands:
+{subcommands}
+
+options:
+  -h, --help      Show this and exit. popo SUBCOMMAND --help lists a subcommand's settings.
+  --version       Show the version and exit.
+
+Settings come from YAML files, each over the ones before, and from the command line over all of them:
+  popo fit --config configs/task/countdown_tiny.yaml --config configs/method/popo.yaml --run.root runs"""
 
 
 def main() -> None:
     """Runs the command line. What must be set before torch and vLLM are imported is set here."""
-    if sys.argv[1:] == [VERSION]:  # answered without the seconds that torch takes to import
-        print(f"popo {__version__}")
-        return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if sys.argv[1:2] == [COMPARE]:
+    answer_at_once(sys.argv[1:])
+    if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
+        sys.path.append(folder)  # where class_path finds classes of one's own
+    if sys.argv[1] == COMPARE:
         from popo_lightning.compare.command import main as compare
 
         sys.exit(compare(sys.argv[2:]))
     from popo_lightning.cli import run
 
-    try:
-        run()
-    finally:
-        if len(sys.argv) > 1 and sys.argv[1] in TOP_LEVEL_HELP:  # the other subcommands are the Trainer's
-            print(f"    {COMPARE:<20}Run methods x seeds on a task, one or several at a\n{'':24}time, and report.")
-            print(f"\n  {VERSION:<22}Print the version and exit.")
+    run()
+
+
+def answer_at_once(args: Sequence[str]) -> None:
+    """Help, the version, and a subcommand that is missing or misspelt: exits with what there is to say."""
+    first = args[0] if args else ""
+    if first in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<16}{about}" for name, about in SUBCOMMANDS.items())
+        print(HELP.format(subcommands=listed))
+        sys.exit(0)
+    if first == "--version":
+        print(f"popo {__version__}")
+        sys.exit(0)
+    if first.startswith("-") or first in SUBCOMMANDS:  # options of all subcommands may come first
+        return
+    there = f"name one of {', '.join(SUBCOMMANDS)}"
+    said = f"'{first}' is no subcommand; {did_you_mean(first, SUBCOMMANDS, there)}" if first else there
+    print(f"popo: {said} (popo --help describes them)", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

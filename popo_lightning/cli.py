@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import re
+import shlex
+import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from popo_lightning import run_folder
+from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.critic_values import CriticValues
 from popo_lightning.callbacks.evaluation import Evaluation
+from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.parameter_hooks import ParameterHook
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.proximal import ProximalPolicy
+from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.combinations import check_combination
+from popo_lightning.config_files import check_config_files
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.errors import NotFiniteError, SettingError, reason
+from popo_lightning.evaluation_start import settle_evaluation
+from popo_lightning.fit_loop import end_always
+from popo_lightning.metrics_table import loggers
+from popo_lightning.monitors import check_monitors, reports_are_ours
+from popo_lightning.optimizers import check_optimizer
+from popo_lightning.parser import OneSentenceParser, refuse
+from popo_lightning.parser_sentences import OFF, constructors_refusals
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
 from popo_lightning.ranks import lost_rank
+from popo_lightning.run_folder import is_first_rank
+from popo_lightning.run_going_on import RunFinished
+from popo_lightning.run_start import settle
+from popo_lightning.run_wanted import RunSettings, wanted_of
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.stopping import Stopped
 from popo_lightning.trainer_settings import (
+    at_the_end_of_an_iteration,
+    check_callbacks,
     check_cpu_devices,
     check_nodes,
+    check_root,
     check_seed,
     check_trainer,
     chosen_accelerator,
@@ -40,41 +61,16 @@ from popo_lightning.trainer_settings import (
 )
 
 
-@dataclass
-class RunSettings:
-    """Names of a run and where it writes.
+class PopoCLI(LightningCLI):
+    """Fixed classes at the top, class_path wherever users extend.
 
     Args:
-        task: Name of the task, for folders and tables.
-        method: Name of the method, for folders and tables.
-        root: Folder of all runs.
-        folder: Folder of this run; null makes root/task/method-seedN.
-        resume: Go on from the newest checkpoint in the run's folder, or start if there is none.
+        claims: Holds the folders that the run writes to, while it lives.
     """
 
-    task: str = "task"
-    method: str = "method"
-    root: str = "runs"
-    folder: str | None = None
-    resume: bool = False
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Refuses bad settings in one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
-
-        Raises:
-            argparse.ArgumentError: Of a parser made with `exit_on_error=False`.
-        """
-        if not self.exit_on_error:
-            super().error(message, ex)
-        refuse(one_sentence(message))
-
-
-class PopoCLI(LightningCLI):
-    """Fixed classes at the top, class_path wherever users extend."""
+    def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
+        self.claims = ExitStack() if claims is None else claims
+        super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The usual parser, with errors in one sentence."""
@@ -93,12 +89,13 @@ class PopoCLI(LightningCLI):
         parser.add_class_arguments(RunSettings, "run")
         # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
         parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(ParameterHook, "parameter_hook", subclass_mode=True, required=False)
         parser.add_lightning_class_args(ProximalPolicy, "proximal", subclass_mode=True, required=False)
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_lightning_class_args(Progress, "progress")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults(
             {
                 "parameter_hook": {"class_path": "popo_lightning.callbacks.parameter_hooks.ParameterHook"},
@@ -118,6 +115,17 @@ class PopoCLI(LightningCLI):
         parser.link_arguments("data.temperature", "model.temperature")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Looks at config files before they are parsed."""
+        if args is None or isinstance(args, list):
+            check_config_files(sys.argv[1:] if args is None else args, OFF)
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
+        with constructors_refusals():
+            super().instantiate_classes()
+
     def _set_seed(self) -> None:
         check_seed(self._get(self.config, "seed_everything"))
         super()._set_seed()
@@ -129,22 +137,23 @@ class PopoCLI(LightningCLI):
         """Refuses what would be silently wrong, and settles where the run writes."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        if config.trainer.gradient_clip_val is not None:
+        if config.checkpoint.every_n_train_steps and config.checkpoint.every_n_epochs:
             raise SettingError(
-                f"trainer.gradient_clip_val is {config.trainer.gradient_clip_val} but optimization is manual; set "
-                "model.max_grad_norm instead"
-            )
-        if config.trainer.accumulate_grad_batches != 1:
-            raise SettingError(
-                f"trainer.accumulate_grad_batches is {config.trainer.accumulate_grad_batches}; a minibatch is one "
-                "optimizer step already: set data.minibatches, and model.micro_batch_tokens for memory"
+                f"checkpoint.every_n_train_steps is {config.checkpoint.every_n_train_steps} beside "
+                f"checkpoint.every_n_epochs, {config.checkpoint.every_n_epochs}; set the second to null, or leave the "
+                "first out"
             )
         if config.checkpoint.train_time_interval is not None:
             raise SettingError(
                 f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
                 "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
             )
+        for name in ("run.root", "run.folder", "ckpt_path"):
+            if config.get(name) == "":
+                raise SettingError(f"{name} is empty, which names no place; leave it out")
         check_trainer(config.trainer)
+        if self.subcommand == "fit":
+            check_root(config.trainer.default_root_dir, config.run.folder)
         self.plan.check()
         if self.plan.asked:
             print_plan(self.plan, self._parser(self.subcommand), config)
@@ -152,33 +161,43 @@ class PopoCLI(LightningCLI):
         if self.subcommand == "fit":
             self._settle_folder(config)
         else:
-            if config.ckpt_path is not None:
-                run_folder.read_checkpoint(Path(config.ckpt_path))
-            config.trainer.logger = False
-            self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
-            run = config.run
-            folder = run_folder.evaluation_folder(run.folder, run.root, run.task, config.ckpt_path)
-            config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
+            self._settle_evaluation(config)
+
+    def _settle_evaluation(self, config: Any) -> None:
+        run = config.run
+        folder, checkpoint = settle_evaluation(
+            run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
+        )
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
+        config.trainer.logger = False
+        self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
+        config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
 
     def _settle_folder(self, config: Any) -> None:
-        run = config.run
-        if run.resume and config.ckpt_path is None:
-            folder = Path(run.folder or Path(run.root) / run.task / f"{run.method}-seed{config.seed_everything}")
-            newest = run_folder.newest_checkpoint(folder)
-            config.ckpt_path = str(newest) if newest else None  # none: it was stopped before its first checkpoint
-        else:
-            folder = run_folder.choose_folder(
-                run.folder, run.root, run.task, run.method, config.seed_everything, config.ckpt_path
-            )
-        resumed_at = run_folder.iterations_done(Path(config.ckpt_path)) if config.ckpt_path else None
-        run.folder = str(folder)
-        config.trainer.default_root_dir = str(folder)
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / run_folder.CHECKPOINTS)
-        self.resumed_at = resumed_at
+        plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
+        try:
+            self.start = settle(wanted_of(config, plain), self.claims)
+        except RunFinished as finished:
+            if is_first_rank():
+                print(f"popo: {finished}", file=sys.stderr)
+            sys.exit(0)
+        start = self.start
+        config.run.folder = config.trainer.default_root_dir = str(start.folder)
+        self.asked = config.clone()  # for config.yaml, which has to make sense in another folder and once resumed
+        self.asked.trainer.default_root_dir = None
+        self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
+        config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
+        config.checkpoint.dirpath = str(start.checkpoints)
+
+    def _save_config(self, path: Path) -> None:
+        self._parser("fit").save(self.asked, path, skip_none=False, overwrite=True, multifile=False)
 
     def before_fit(self) -> None:
         """Refuses choices that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
+        check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+        check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
         self._check_strategy()
         if self.trainer.is_global_zero:
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
@@ -205,26 +224,50 @@ class PopoCLI(LightningCLI):
         if kwargs["accelerator"] == "cpu":
             check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
+            self.save_config_callback = None  # the run's keeper does it, later
+            keeper = RunKeeper(self.start.record, self._save_config)
+            kwargs["callbacks"] = [keeper, *(config.trainer.callbacks or [])]  # first, before an evaluation takes hours
             if config.trainer.logger is True:
-                kwargs["logger"] = run_folder.loggers(Path(config.run.folder), self.resumed_at)
+                kwargs["logger"] = loggers(self.start.folder, self.start.behind)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [CriticValues(), summary]}
+            more: list[Any] = [CriticValues(), summary]
+            if config.trainer.max_time is not None:
+                more.append(at_the_end_of_an_iteration(config.trainer.max_time))
+                kwargs["max_time"] = None
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
-            return super().instantiate_trainer(**kwargs)
+            trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
+        end_always(trainer)
+        return trainer
 
 
-def one_sentence(message: str) -> str:
-    """A parser's nested explanation as one line that begins with the setting."""
-    text = re.sub(r"\s+", " ", message.strip())
-    text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
-    text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
-    return re.sub(r":\s+(-\s+)+", ": ", text)
+def stopped_in_words(stop: Stopped, args: Any) -> str:
+    """Where a run was stopped, and the command that continues it.
+
+    Args:
+        stop: With the checkpoint, if there is one.
+        args: Of the command that was stopped.
+    """
+    if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
+        return f"stopped by {stop.name}"
+    kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
+    command = shlex.join(["popo", *map(str, kept), "--run.folder", stop.folder, "--run.resume", "true"])
+    if stop.checkpoint is None:
+        return f"stopped by {stop.name} before anything was saved; start again by: {command}"
+    saved = f"after {stop.where}, which {stop.checkpoint} holds" if stop.where else f"{stop.checkpoint} is the newest"
+    return f"stopped by {stop.name} {saved}; continue by: {command}"
 
 
-def refuse(sentence: str) -> NoReturn:
-    """One sentence, exit code 2."""
-    print(f"popo: {sentence}", file=sys.stderr)
-    sys.exit(2)
+def without_options(args: Sequence[str], *names: str) -> list[str]:
+    """A command's arguments without some options and their values."""
+    found: list[str] = []
+    dropped = False  # whether the next argument is a dropped option's value
+    for arg in map(str, args):
+        if not dropped and arg.partition("=")[0] not in names:
+            found.append(arg)
+        dropped = not dropped and arg in names
+    return found
 
 
 def quieten() -> None:
@@ -234,6 +277,7 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what trainer.profiler was asked for
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU is no news
     for about in (
         ".*num_workers.*",  # the dataset holds the engine
@@ -241,7 +285,7 @@ def quieten() -> None:
         ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
         ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
         "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
-        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see run_folder.loggers
+        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see metrics_table.py
         "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         "The dirpath has changed from .*",  # a run's folder may be moved
         "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
@@ -255,13 +299,14 @@ def quieten() -> None:
 def run(args: ArgsType = None) -> PopoCLI:
     """Runs one command; a user's mistake is one sentence and exit code 2."""
     quieten()
+    claims = ExitStack()
     try:
         return PopoCLI(
             PolicyModule,
             RolloutDataModule,
             args=args,
+            claims=claims,
             seed_everything_default=1,
-            save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             # A checkpoint's settings must not override the command line's.
             load_from_checkpoint_support=False,
@@ -273,6 +318,9 @@ def run(args: ArgsType = None) -> PopoCLI:
         if not isinstance(cause, SettingError):
             raise
         refuse(str(cause))
+    except NotFiniteError as error:
+        print(f"popo: {error}", file=sys.stderr)
+        sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):
             raise
@@ -282,3 +330,16 @@ def run(args: ArgsType = None) -> PopoCLI:
             file=sys.stderr,
         )
         sys.exit(1)
+    except Stopped as stop:
+        if stop.speaks:
+            print(f"popo: {stopped_in_words(stop, sys.argv[1:] if args is None else args)}", file=sys.stderr)
+        # a rank that another one started ends well: that one gives the exit code, and would be killed for another's
+        sys.exit(0 if stop.launched else stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
+            sys.exit(128 + signal.SIGINT)
+        raise
+    finally:
+        claims.close()

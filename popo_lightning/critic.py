@@ -69,7 +69,7 @@ class ValueModel(nn.Module):
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.train(model.training)
+        self.training = model.training
 
     def forward(self, rows: PaddedRows) -> Tensor:
         """Value of the state before each response token.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from popo_lightning.engine_gap import EngineCheck, GapLimits, measured_gap
 from popo_lightning.errors import SettingError
 from popo_lightning.group_maker import GroupMaker
 from popo_lightning.groups import Group
@@ -22,7 +25,14 @@ from popo_lightning.minibatch import Minibatch, deal
 from popo_lightning.problem_sets import Benchmark, ProblemSets
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rank_states import for_ranks
+from popo_lightning.rank_states import (
+    PlaceState,
+    RankKeeper,
+    containers_copied,
+    for_ranks,
+    rules_of,
+    without_other_rules,
+)
 from popo_lightning.ranks import from_all
 from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
 from popo_lightning.replay.samplers import EpochSampler, PromptSampler
@@ -30,9 +40,11 @@ from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_m
 from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
 from popo_lightning.rollout.vllm import VLLMEngine
 from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
+from popo_lightning.run_folder import EVALUATIONS
+from popo_lightning.stopping import StopRequests
 from popo_lightning.synced_engine import SyncedEngine
 from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.tasks.grading import GradingPool, check_grades
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
 
@@ -55,7 +67,7 @@ class RolloutStream(IterableDataset[Minibatch]):
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Everything between a task and the policy's minibatches. Nothing else generates.
+    r"""Everything between a task and the policy's minibatches. Nothing else generates.
 
     One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
     ``minibatches`` minibatches ``sweeps`` times, each of them one optimizer step. ``trainer.max_epochs`` is the number
@@ -79,6 +91,9 @@ class RolloutDataModule(L.LightningDataModule):
         max_prompt_tokens: Problems with longer prompts are left out and counted, never cut.
         image_pixels: Least and most pixels of an image, which is resized to fit, in engine and policy alike; null
             keeps the limits of the model's processor.
+        stop: Strings that end a response, such as ["\nQuestion:"], for policies that do not end by themselves. The
+            tokens that make up the string are kept and trained on; verifiers read what is before it. null takes the
+            task's own: none in chat messages, and those of data.task.chat false.
         effective_by: Reward part that decides whether a group is effective: score, which is trained on, or another,
             such as acc, where partial rewards alone should not count.
         overlong: Penalty for responses that come near max_new_tokens; null gives none.
@@ -103,6 +118,7 @@ class RolloutDataModule(L.LightningDataModule):
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
         image_pixels: tuple[int, int] | None = None,
+        stop: list[str] | None = None,
         effective_by: str = "score",
         overlong: SoftOverlong | None = None,
         graders: int = 1,
@@ -120,7 +136,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.sweeps = sweeps
         self.sync_every = sync_every
         self.lag = lag
-        self.sampling = Sampling(max_new_tokens, temperature)
+        self.sampling = Sampling(max_new_tokens, temperature, stop=tuple(task.stop if stop is None else stop))
         self.max_prompt_tokens = max_prompt_tokens
         self.image_pixels = image_pixels
         self.effective_by = effective_by
@@ -138,7 +154,12 @@ class RolloutDataModule(L.LightningDataModule):
         self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
         self.iteration = 0  # iterations begun
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
+        self.kept_by_ranks = RankKeeper()  # what callbacks keep of each rank
+        self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
+        self.stopping = StopRequests()
+        self._stores: dict[str, Any] | None = None  # of sampler and composer, since the iteration began
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
+        self.check: EngineCheck | None = None
         self.synced = SyncedEngine(engine, sync_every, self.clock, self._engine_context, weights, self.ahead.join)
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -148,8 +169,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.engine.check(self._run.strategy.root_device)
         world_size, rank = self._run.world_size, self._run.global_rank
         prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
-        folder = Path(self._run.default_root_dir) if self._run.is_global_zero else None
-        self.problems = ProblemSets(self.task, prompts, world_size, folder)
+        folder = Path(self._run.default_root_dir)
+        if not self._fitting:  # which may be a run's, that has a list of its own
+            folder = folder / EVALUATIONS / stage
+        self.problems = ProblemSets(self.task, prompts, world_size, folder if self._run.is_global_zero else None)
         self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
         self.maker = GroupMaker(
             prompts,
@@ -208,7 +231,21 @@ class RolloutDataModule(L.LightningDataModule):
             image_pixels=self.image_pixels,
             images_per_prompt=self.problems.images_per_prompt(self._fitting),
             local_rank=self._run.local_rank,
+            as_saved=self._module.as_saved,
         )
+
+    def compare_engine(self, limits: GapLimits) -> None:
+        """Has the engine's log-probs compared with the policy's once it starts, and after the first sync."""
+        problems = self.problems.train if self._fitting else [p for _, of in self.problems.benchmarks for p in of]
+        if self.engine.checked and problems and not self.synced.start_seconds:
+            measure = partial(measured_gap, self.maker, self._module, problems, self.sampling)
+            self.check = self.synced.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
+            self.synced.as_loaded = lambda: not self._module.restored and self._run.global_step == 0
+
+    @property
+    def gap_floor(self) -> float | None:
+        """Nats a token between engine and policy as both were loaded; None where it is not known."""
+        return self.check.floor if self.check is not None else None
 
     def sync(self) -> None:
         """Gives the engine the policy's newest weights, unless it has them already."""
@@ -224,9 +261,17 @@ class RolloutDataModule(L.LightningDataModule):
     def iterate(self) -> Iterator[Minibatch]:
         """The minibatches of an iteration: a new one, or the rest of the one a checkpoint interrupted."""
         if not self.pending:
-            self._begin_iteration()
+            self.stopping.check(self._run)
+            with self.leaves_at_once(self.lag == 0):
+                self._begin_iteration()
+            if not self.lag:  # what was generated ahead is taken now, and a checkpoint from before would need it
+                self.stopping.check(self._run)
         while self.pending:
             yield self.pending.pop(0)
+
+    def leaves_at_once(self, changes_nothing_for_good: bool = True) -> AbstractContextManager[None]:
+        """Where a signal need not wait: a single rank generates, and the last place can still be saved as it was."""
+        return self.stopping.interruptible(changes_nothing_for_good and self._run.world_size == 1)
 
     @property
     def steps(self) -> int:
@@ -234,6 +279,7 @@ class RolloutDataModule(L.LightningDataModule):
         return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
+        self._stores = None
         with self.clock.measure("wait"):
             self.ahead.join()
         if self.composer.samples_next():
@@ -248,6 +294,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
         counts = of_all_ranks(from_all(self.report.counts() | seconds))
+        if not self.iteration:
+            check_grades(counts, from_all(self._pool.first_failure))
         self.totals.add(counts)
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1
@@ -326,23 +374,41 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's."""
-        mine = {
-            "sampler": self.sampler.state_dict(),
-            "composer": self.composer.state_dict(),
+    def place_state(self, anew: bool = True) -> PlaceState:
+        """What a checkpoint taken now would have of this rank, for one taken later. No collective; waits for nothing.
+
+        All but the groups generated ahead, which no place changes.
+
+        Args:
+            anew: Whether to ask sampler and composer, whose stores may be large; otherwise once an iteration.
+        """
+        if anew or self._stores is None:
+            stores = {"sampler": self.sampler.state_dict(), "composer": self.composer.state_dict()}
+            self._stores = containers_copied(stores)
+        rest = {
             "pending": [minibatch.to_plain() for minibatch in self.pending],
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
-            "ahead": self.ahead.state_dict(),
+            "callbacks": self.kept_by_ranks.state(),
         }
-        return {
+        common = {
             "iteration": self.iteration,
             "steps": self.steps,
+            "rules": self._rules(),
             "totals": self.totals.state_dict(),
             "rollout_weights": self.synced.state_dict(),
-            "ranks": from_all(mine),
+            "gap_floor": self.gap_floor,
         }
+        return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""
+        place = self.as_of or self.place_state()
+        return place.common | {"ranks": from_all(place.mine | {"ahead": self.ahead.state_dict()})}
+
+    def _rules(self) -> dict[str, str]:
+        """What the states of sampler and composer belong to."""
+        return rules_of(self.sampler, self.composer, self.problems.fingerprint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
@@ -351,10 +417,14 @@ class RolloutDataModule(L.LightningDataModule):
         self.totals.load_state_dict(state["totals"])
         if not self._fitting:
             return
-        mine = for_ranks(state["ranks"], world_size, self.sampler, self.composer)[rank]
+        self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
+        states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
+        mine = for_ranks(states, world_size, self.sampler, self.composer)[rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])
+        if self.check is not None:
+            self.check.floor = state.get("gap_floor")
         self.maker.made = mine["groups_made"]
         self.ahead.load_state_dict(mine.get("ahead", {}), self.lag)
         self.rollout_metrics = mine["rollout_metrics"]

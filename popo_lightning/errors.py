@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises: caught by the command line, printed as one sentence, exit code 2."""
+"""Errors that the command line prints as one sentence: a user's mistake, exit code 2, and a run that diverged, 1."""
 
 
 class SettingError(ValueError):
@@ -8,7 +8,22 @@ class SettingError(ValueError):
     """
 
 
+DIVERGED_REMEDY = (
+    "lower the learning rate of model.optimizer, set model.max_grad_norm, or warm up by model.lr_scheduler; "
+    "--run.resume true takes up the newest checkpoint, --ckpt_path an earlier one"
+)
+
+
+class NotFiniteError(RuntimeError):
+    """Training cannot go on, since its numbers are not finite.
+
+    The message is one sentence with the reason and the remedy.
+    """
+
+
 def reason(error: Exception) -> str:
     """Another library's explanation on one line of at most 300 characters, to stand inside a sentence."""
     text = " ".join(str(error).split())
+    if isinstance(error, KeyError) or not text:  # a key alone says nothing
+        text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= 300 else f"{text[:299]}…"

@@ -14,6 +14,7 @@ from popo_lightning.groups import Group, Response
 from popo_lightning.problems import Problem
 from popo_lightning.prompts import Prompt, PromptEncoder
 from popo_lightning.rollout.engine import RolloutEngine, Sampling
+from popo_lightning.rollout.stop_strings import StopStrings
 from popo_lightning.tasks.grading import Grade, GradingPool
 from popo_lightning.tasks.overlong import SoftOverlong
 from popo_lightning.timing import PhaseClock
@@ -86,6 +87,15 @@ class GroupMaker:
         graded = self._graded(sampled, grades, begun, sampling.max_new_tokens)
         return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
 
+    def ungraded(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+        """Groups of responses that nobody grades or trains on: they take no numbers and no seconds."""
+        prompts = [self.prompts.encode(problem) for problem in problems]
+        sampled = self.engine.generate(prompts, n, sampling, seed)
+        return [
+            Group(place, problem, prompt.ids, responses, self.engine.version, self._images(prompt))
+            for place, (problem, prompt, responses) in enumerate(zip(problems, prompts, sampled, strict=True))
+        ]
+
     def apart(self, clock: PhaseClock) -> GroupMaker:
         """The same with a clock of its own, for another thread; its groups get their numbers by :meth:`numbered`."""
         other = copy.copy(self)
@@ -102,8 +112,11 @@ class GroupMaker:
 
     def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
         number = self._next_number()
-        images = {name: self._stored(tensor) for name, tensor in prompt.images.items()}
+        images = self._images(prompt)
         return Group(number, problem, prompt.ids, responses, self.engine.version, images, len(prefix))
+
+    def _images(self, prompt: Prompt) -> dict[str, Tensor]:
+        return {name: self._stored(tensor) for name, tensor in prompt.images.items()}
 
     def _stored(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
@@ -125,7 +138,7 @@ class GroupMaker:
                 sampled[place] = responses
                 problem, prefix = problems[place], begun[place]
                 begin = problem.response_prefix or prompts[place].opened
-                texts = [begin + self._whole_text(prefix, response) for response in responses]
+                texts = [begin + self._whole_text(prefix, response, sampling.stop) for response in responses]
                 self.pool.offer([(problem.answer, text) for text in texts])
             self.pool.go_on()
         return sampled
@@ -140,13 +153,14 @@ class GroupMaker:
             graded[place] = [_graded(r, next(remaining), p) for r, p in zip(responses, penalties, strict=True)]
         return [graded[place] for place in range(len(begun))]
 
-    def _whole_text(self, prefix: Tensor, response: Response) -> str:
+    def _whole_text(self, prefix: Tensor, response: Response, stop: Sequence[str]) -> str:
         if not len(prefix):
             return response.text
         # together, since a prefix may end inside a character
         ids = torch.cat((prefix, response.token_ids))
         text: str = self.prompts.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        before = len(self.prompts.tokenizer.decode(prefix, skip_special_tokens=True))
+        return text[: StopStrings(self.prompts.tokenizer, stop).found(text, before)]
 
     def _penalties(self, responses: Sequence[Response], limit: int) -> Sequence[float | None]:
         if self.overlong is None:

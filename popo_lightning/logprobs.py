@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from popo_lightning.fused_logprobs import fused_logprobs, fuses
+from popo_lightning.logit_form import PLAIN, LogitForm
 
 CHUNK_ELEMENTS = 2**25  # float32 logits of one chunk: 128 MiB
 # On CUDA 512 MiB, held twice at most by `fused_logprobs`: 883 rows of a vocabulary of 152k. Each chunk adds to the
@@ -27,6 +28,7 @@ def token_logprobs(
     temperature: float,
     forbidden_token_ids: Sequence[int] = (),
     entropy_gradient: bool = False,
+    form: LogitForm = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of each distribution, in chunks that are recomputed in the backward pass.
 
@@ -37,6 +39,7 @@ def token_logprobs(
         temperature: The sampling temperature; log-probs are those of the distribution sampled from.
         forbidden_token_ids: Tokens the engine cannot sample; they take no probability here either.
         entropy_gradient: Whether the entropy must carry a gradient.
+        form: What the model does to the head's outputs.
 
     Returns:
         ((N,), (N,)) float32 log-probs and entropies in nats.
@@ -44,11 +47,12 @@ def token_logprobs(
     weight = head.weight
     assert isinstance(weight, Tensor)
     rows = chunk_rows(weight.shape[0], hidden.device)
-    if hidden.is_cuda and fuses(head):
-        return fused_logprobs(hidden, head, targets, temperature, forbidden_token_ids, entropy_gradient, rows)
+    if hidden.is_cuda and fuses(head) and form.cap is None:
+        scaled = temperature / form.scale  # a factor before a division
+        return fused_logprobs(hidden, head, targets, scaled, forbidden_token_ids, entropy_gradient, rows)
 
     def logits_of(hidden: Tensor) -> Tensor:
-        logits = head(hidden).float()
+        logits = form.of(head(hidden).float())
         if temperature != 1:
             logits = logits / temperature
         if forbidden_token_ids:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError  # a name: nothing is unpickled here
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from popo_lightning.attention import use_packed_attention
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.logit_form import logit_form
 from popo_lightning.packing import takes_packed_tokens
 
-# Heads that change the logits after the linear layer: log-probs from hidden states would be silently wrong.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# What transformers and safetensors raise for files that are not there, unreadable or damaged.
+LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError)
+# Settings of layers that pass a state on.
+STATES = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_conv_kernel_dim", "block_types")
 # What a vision tower is called inside transformers' models.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -32,16 +37,72 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
     Raises:
         SettingError: No model loads from there.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    check_adapter(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if sees_images(config):
+            check_vision(config, folder)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            if attention == "sdpa":
+                raise SettingError(
+                    f"model.attention is sdpa, which leaves out the cap on attention scores that model.path '{folder}' "
+                    "has; set it to eager, or to null"
+                )
+            attention = attention or "eager"  # the default is sdpa
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
-            return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+            model, found = kind.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention, output_loading_info=True
+            )
+    except SettingError:
+        raise
+    except LOADING_ERRORS as error:
         raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise SettingError(
+            f"model.path is '{folder}', whose weights lack {missing[0]} and {len(missing) - 1} more parameters of a "
+            f"{type(model).__name__}, which would stay random; give a folder with all of its weights"
+        )
+    return model
+
+
+def check_adapter(folder: str | Path) -> None:
+    """Raises SettingError for the folder of a LoRA adapter, which is no whole model."""
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise SettingError(
+            f"model.path is '{folder}', an adapter (it has an adapter_config.json), but all weights are trained here; "
+            "merge it into its base model (peft: merge_and_unload, then save_pretrained, with the tokenizer) and give "
+            "that folder"
+        )
+
+
+def family(folder: str | Path) -> str:
+    """The architecture that a model folder's configuration names, such as Qwen3ForCausalLM; "model" without one."""
+    config = _config(folder)
+    return str((getattr(config, "architectures", None) or ["model"])[0])
+
+
+def passes_states(folder: str | Path) -> bool:
+    """Whether some of a model's layers pass a state on from token to token, instead of attending or beside it."""
+    config = _config(folder)
+    if config is None:
+        return False
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    others = [kind for kind in kinds if "attention" not in kind or "linear" in kind]
+    return bool(others) or any(getattr(text, name, None) for name in STATES)
+
+
+def _config(folder: str | Path) -> Any:
+    """A model folder's configuration, or None: whoever loads the model says why there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
 
 
 def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
@@ -59,14 +120,13 @@ def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, 
     model = load_model(folder, dtype, attention)
     if attention is None and takes_packed_tokens(model):
         use_packed_attention(model)
-    changes = [name for name in LOGIT_CHANGES if getattr(model.config.get_text_config(), name, None)]
-    if changes:
+    if (form := logit_form(model)) is None:
         raise SettingError(
-            f"model.path is '{folder}', a model with {changes[0]}; log-probs are computed from hidden states and "
-            "would be wrong, so choose a model with plain logits"
+            f"model.path is '{folder}', a {type(model).__name__}, whose logits are no scaled or capped outputs of a "
+            "linear head; log-probs are computed from hidden states and would be wrong, so choose a model of another "
+            "family"
         )
-    if sees_images(model.config):
-        check_vision(model.config, folder)
+    model.logit_form = form
     remove_dropout(model)
     if freeze_vision:
         tower = vision_tower(model)
@@ -95,8 +155,19 @@ def remove_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # nn.Module types its attributes as tensors
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):  # functions are given it
+                setattr(module, name, 0.0)
+
+
+def settle_modes(model: nn.Module, checkpointing: bool) -> None:
+    """Leaves a model in eval mode, but for itself and modules that recompute activations.
+
+    transformers recomputes in training mode only, in which routers of experts draw noise.
+    """
+    model.eval()
+    for module in model.modules() if checkpointing else ():
+        module.training = module is model or hasattr(module, "gradient_checkpointing")
 
 
 def sees_images(config: Any) -> bool:
@@ -135,7 +206,7 @@ def image_marks(config: Any, input_ids: Tensor) -> Tensor:
 
 
 def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zero, through the vision tower: ranks without an image must not leave the others waiting in it."""
+    """Zero, through the vision tower: ranks without an image must not leave the others, nor DDP, waiting for it."""
     blank = blank_image(model.config, device, dtype)
     # the pooler's output has been through all of the tower, the hidden states stop before its merger
     seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,18 +20,27 @@ from popo_lightning import policy_checkpoint
 from popo_lightning.attention import check_attention
 from popo_lightning.critic import Critic, check_critic
 from popo_lightning.errors import SettingError
+from popo_lightning.finite_steps import FiniteSteps
 from popo_lightning.flat_sharding import flatly_sharded
 from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.minibatch import Minibatch, Row, token_columns
 from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.model_folder import compile_layers, image_tokens, load_trainable, sees_images
+from popo_lightning.model_folder import (
+    check_adapter,
+    compile_layers,
+    image_tokens,
+    load_trainable,
+    sees_images,
+    settle_modes,
+)
 from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
 from popo_lightning.objectives.advantages import check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
-from popo_lightning.optimizers import fuse, group_settings, obey
+from popo_lightning.optimizers import check_state, fuse, group_settings, made, obey
 from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.ranks import gathered, over_ranks, whole
+from popo_lightning.saved_weights import as_saved, saved_buffers
 from popo_lightning.scoring import response_logprobs, scores_by_row
 from popo_lightning.sharded_loading import FirstRanksModel, split_models
 from popo_lightning.sharding import whole_weights
@@ -45,7 +54,7 @@ class PolicyModule(L.LightningModule):
 
     Optimization is manual with exactly one optimizer step a training step: a minibatch is split into micro-batches
     by a token budget, their number varies, and under automatic optimization each would be a training step of its
-    own. So ``max_steps``, checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
+    own. So checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
 
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
@@ -56,6 +65,8 @@ class PolicyModule(L.LightningModule):
         optimizer: Optimizer over the policy's parameters.
         lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
         max_grad_norm: Gradients are scaled down to this norm; null leaves them.
+        max_skipped_steps: A step whose loss or gradient norm is not finite is skipped on all ranks; so many in a row
+            end the run.
         micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
         shared_prompts: Compute a prompt once for several responses to it, where that costs less: the log-probs are the
             same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
@@ -87,6 +98,7 @@ class PolicyModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
+        max_skipped_steps: int = 3,
         micro_batch_tokens: int = 16384,
         shared_prompts: bool = True,
         attention: str | None = None,
@@ -99,6 +111,10 @@ class PolicyModule(L.LightningModule):
         reward: str = "score",
     ) -> None:
         super().__init__()
+        if path is not None and not path.strip():
+            raise SettingError(
+                "model.path is empty; give a model folder or hub id, or null and a tiny policy by model.warm_start"
+            )
         if (path is None) == (warm_start is None):
             raise SettingError(
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
@@ -122,6 +138,7 @@ class PolicyModule(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.max_grad_norm = max_grad_norm
+        self.finite_steps = FiniteSteps(max_skipped_steps)
         self.micro_batch_tokens = micro_batch_tokens
         self.shared_prompts = shared_prompts
         self.attention = attention
@@ -133,6 +150,7 @@ class PolicyModule(L.LightningModule):
         self.temperature = temperature
         self.reward = reward
         self.forbidden_token_ids: list[int] = []
+        self.restored = False  # whether a checkpoint has brought other weights than the folder's
         self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
         self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
 
@@ -146,6 +164,7 @@ class PolicyModule(L.LightningModule):
         assert self.path is not None
         if not Path(self.path).exists() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
             raise SettingError(f"model.path is '{self.path}', which is no folder here; give a model folder or a hub id")
+        check_adapter(self.path)
         return self.path
 
     @property
@@ -183,8 +202,8 @@ class PolicyModule(L.LightningModule):
             model.gradient_checkpointing_enable()
         if self.compile_layers:
             compile_layers(model)
-        # transformers checkpoints activations in training mode only
-        self.model = model.train(self.gradient_checkpointing)
+        settle_modes(model, self.gradient_checkpointing)
+        self.model = model
         if self.critic is not None:
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
@@ -197,11 +216,20 @@ class PolicyModule(L.LightningModule):
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by checkpoint name, in the engine's type; sharded ones are gathered one at a time."""
+        """The weights by parameter name, in the engine's type; sharded ones are gathered one at a time.
+
+        Buffers that a checkpoint has come last, as they are: an engine may keep the bias of a router among its weights.
+        """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         for name, weight in whole_weights(self.model):
             if name not in tied:
                 yield name, weight.to(self.compute_dtype)
+        yield from saved_buffers(self.model)
+
+    def as_saved(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Weights of :meth:`named_weights` as a checkpoint of this model has them."""
+        flat = isinstance(self.model, FullyShardedDataParallel)
+        return as_saved(self.model.module if flat else self.model, weights)
 
     # -- log-probs ---------------------------------------------------------------------------------------------
 
@@ -300,8 +328,11 @@ class PolicyModule(L.LightningModule):
 
         Returns:
             "tokens": TokenSums of its response tokens on this rank, still on the device; "mean_loss", "grad_norm",
-            "stepped" (False where no rank had a token to learn from), "region" (what the trust region reports); with a
-            critic also "value_loss".
+            "stepped" (False where no rank had a token to learn from, or the step was skipped), "skipped" (True where it
+            was not finite), "region" (what the trust region reports); with a critic also "value_loss".
+
+        Raises:
+            NotFiniteError: Too many steps in a row were not finite, or the weights are not any more.
         """
         optimizer: Any = self.optimizers()
         rows = self._rows(minibatch)
@@ -312,18 +343,25 @@ class PolicyModule(L.LightningModule):
         tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
         add_up_gradients(self, losses, self._passes(minibatch, rows))
-        grad_norm = self._take_step(optimizer) if size else float("nan")
+        norms = self._clip_gradients() if size else {"grad_norm": float("nan")}
+        found = losses.outputs()
+        stepped = bool(size) and self._step(optimizer, minibatch, found, norms)
         free_gradients(optimizer, self.trainer.strategy.model)  # none lives through a generation
-        return losses.outputs() | {"grad_norm": grad_norm, "stepped": bool(size)}
+        step = {"grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
+        return found | step
 
-    def _take_step(self, optimizer: Any) -> float:
-        """Clips, steps, and returns the norm of the policy's gradient before clipping."""
-        grad_norm = self._clip_gradients()
+    def _step(self, optimizer: Any, minibatch: Minibatch, found: dict[str, Any], norms: dict[str, float]) -> bool:
+        """Takes the optimizer's step, and the scheduler's, if all numbers are finite; whether it did."""
+        losses = {name: found[name] for name in ("mean_loss", "value_loss") if name in found}
+        if not self.finite_steps.allows(self.trainer, minibatch, losses | norms):
+            return False
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
-        return grad_norm
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        self.finite_steps.check_weights(self.trainer, minibatch, trained, self.sharded)
+        return True
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
         """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
@@ -340,14 +378,17 @@ class PolicyModule(L.LightningModule):
         logp, _ = self(part, self._reference[0].to(self.device))
         return cast(Tensor, logp)
 
-    def _clip_gradients(self) -> float:
-        """Norm of the policy's gradient before clipping; a critic's is clipped by itself."""
+    def _clip_gradients(self) -> dict[str, float]:
+        """Norms of the gradients before clipping: the policy's, and a critic's, which is clipped by itself."""
+        critics = {}
         if self.critic is not None:
-            self.critic.clip_gradients(self.value_model)
+            critics = {"critic_grad_norm": self.critic.clip_gradients(self.value_model)}
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         if isinstance(self.model, FullyShardedDataParallel):  # each rank has pieces of which it alone knows the norm
-            return float(self.model.clip_grad_norm_(limit).detach())
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+            norm = float(self.model.clip_grad_norm_(limit).detach())
+        else:
+            norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        return {"grad_norm": norm} | critics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""
@@ -355,7 +396,8 @@ class PolicyModule(L.LightningModule):
         if self.critic is not None:  # a group of the one optimizer, so that a training step stays one optimizer step
             trained = [p for p in self.value_model.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": self.critic.lr})
-        optimizer = self.make_optimizer(groups)
+        with made("model.optimizer"):
+            optimizer = self.make_optimizer(groups)
         fuse(optimizer)
         self._optimizer_settings = group_settings(optimizer)
         if self.make_lr_scheduler is None:
@@ -370,13 +412,17 @@ class PolicyModule(L.LightningModule):
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes the shapes, so that a checkpoint of another model is recognised."""
-        checkpoint |= self.described
+        """Notes the shapes, so that a checkpoint of another model is recognised, and the steps skipped in a row."""
+        checkpoint |= self.described | {"skipped_in_a_row": self.finite_steps.in_a_row}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
+        self.restored = True
         fitting = self.trainer.state.fn == "fit"
+        self.finite_steps.in_a_row = checkpoint.get("skipped_in_a_row", 0)
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
+        if fitting:
+            check_state(self.make_optimizer, checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""

@@ -9,6 +9,7 @@ from torch import nn
 from popo_lightning.errors import SettingError
 
 SHAPES, FROZEN = "policy_shapes", "policy_frozen"
+CRITIC = "value_model."
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def check(own: dict[str, Any], checkpoint: dict[str, Any], path: str, training: 
     """
     saved, shapes = checkpoint.get(SHAPES), own[SHAPES]
     if saved is not None and saved != shapes:
+        _check_critic(saved, shapes)
         different = sorted(name for name in {*saved, *shapes} if saved.get(name) != shapes.get(name))
         raise SettingError(
             f"the checkpoint holds another model than model.path ({path}): {different[0]} is "
@@ -43,4 +45,13 @@ def check(own: dict[str, Any], checkpoint: dict[str, Any], path: str, training: 
         raise SettingError(
             f"model.freeze_vision is {str(freeze_vision).lower()}, but the checkpoint's optimizer has "
             f"{'fewer' if frozen else 'more'} parameters; resume with the setting it was trained with"
+        )
+
+
+def _check_critic(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    there, here = (any(name.startswith(CRITIC) for name in shapes) for shapes in (saved, own))
+    if there != here:
+        raise SettingError(
+            f"model.critic is {'set' if here else 'null'}, but the checkpoint {'has' if there else 'lacks'} a value "
+            "model; go on with a method that has what it was trained with"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -43,6 +44,14 @@ class ProblemSets:
                 "check its data file and data.max_prompt_tokens"
             )
         return problems
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same problems to sample from in the same order, and for no others."""
+        found = hashlib.sha256()
+        for problem in self.train:
+            found.update(f"{problem.id}\0{problem.prompt}\0".encode("utf-8", "surrogatepass"))
+        return found.hexdigest()
 
     @cached_property
     def benchmarks(self) -> list[Benchmark]:

@@ -15,12 +15,14 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.model_files import check_model_files
 from popo_lightning.model_folder import sees_images
 from popo_lightning.problems import IMAGE_MARK, Problem
 
 THINK_TAG = "<think>"
 
 SHOWN = 5  # sentences about unreadable problems
+SHOWN_CHARACTERS = 80
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +57,30 @@ class PromptEncoder:
         image_pixels: Least and most pixels of an image, which is resized to fit; null keeps the processor's own.
 
     Raises:
-        SettingError: No tokenizer there, or one without padding or end token.
+        SettingError: No tokenizer there, or one without an end token.
     """
 
     def __init__(self, folder: str | Path, max_tokens: int, image_pixels: tuple[int, int] | None = None) -> None:
         from transformers import AutoTokenizer
 
+        check_model_files(folder)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in every way there is
             raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason(error)}") from error
-        for token, use in (("eos", "a response could never end"), ("pad", "it cannot be told from text")):
-            if getattr(self.tokenizer, f"{token}_token_id") is None:
-                raise SettingError(
-                    f"the tokenizer of model.path '{folder}' has no {token} token, so {use}; set {token}_token in its "
-                    "tokenizer_config.json"
-                )
+        if self.tokenizer.eos_token_id is None:
+            raise SettingError(
+                f"the tokenizer of model.path '{folder}' has no eos token, so a response could never end; set "
+                "eos_token in its tokenizer_config.json"
+            )
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # nothing reads what padding holds
         self.folder = folder
         self.max_tokens = max_tokens
         self.image_pixels = image_pixels
         self._image_tokens = _image_tokens(folder)
         self._encoded: dict[str, Prompt] = {}
+        self._system_checked = False
 
     @cached_property
     def processor(self) -> Any:
@@ -136,7 +141,7 @@ class PromptEncoder:
         if self.tokenizer.chat_template is None:
             raise SettingError(
                 f"the tokenizer of model.path '{self.folder}' has no chat template but the task asks in messages; "
-                "use an instruct model or a task with plain prompts"
+                "use an instruct model, or set data.task.chat to false, which DatasetTask and ReasoningGymTask have"
             )
         begun = messages[-1]["role"] == "assistant"
         try:
@@ -145,8 +150,8 @@ class PromptEncoder:
             )
         except (ValueError, TemplateError) as error:
             raise SettingError(
-                f"the chat template of model.path '{self.folder}' refuses what the task asks ({reason(error)}); change "
-                "data.task.system or data.task.response_prefix, which not all templates take"
+                f"the chat template of model.path '{self.folder}' refuses what the task asks ({reason(error)}); "
+                f"{_remedy(messages)}"
             ) from error
         return text
 
@@ -176,7 +181,23 @@ class PromptEncoder:
                 len(problems),
                 self.max_tokens,
             )
+        self._warn_of_a_lost_system_message(kept)
         return kept
+
+    def _warn_of_a_lost_system_message(self, problems: Sequence[Problem]) -> None:
+        """Once: some chat templates leave it out without a word."""
+        asked = next((problem for problem in problems if _system(problem).strip()), None)
+        if asked is None or self._system_checked:
+            return
+        self._system_checked = True
+        text = self._image_text(asked) if asked.images else self._chat(list(asked.prompt))  # type: ignore[arg-type]
+        if _system(asked).strip() not in text:
+            log.warning(
+                "the chat template of model.path '%s' leaves out the system message ('%s'), so the policy never reads "
+                "it; write it into the question (data.task.template), or set data.task.system to null",
+                self.folder,
+                _system(asked)[:SHOWN_CHARACTERS],
+            )
 
     def length(self, problem: Problem) -> int:
         """Prompt tokens. Images are decoded, so that none fails in the middle of a run, but not processed."""
@@ -199,6 +220,24 @@ class PromptEncoder:
             raise ValueError("its text contains the model's own image tokens")
 
 
+def _system(problem: Problem) -> str:
+    """The system message of a problem that is asked in messages, or nothing."""
+    if isinstance(problem.prompt, str) or problem.prompt[0]["role"] != "system":
+        return ""
+    content = problem.prompt[0]["content"]
+    return content if isinstance(content, str) else ""
+
+
+def _remedy(messages: Sequence[dict[str, Any]]) -> str:
+    """What of a problem's messages not all templates take, and the settings that have it."""
+    settings = {"data.task.system": messages[0]["role"] == "system"}
+    settings |= {"data.task.response_prefix": messages[-1]["role"] == "assistant"}
+    there = [setting for setting, is_there in settings.items() if is_there]
+    if not there:
+        return "use another model, or ask in plain text (data.task.chat false)"
+    return f"leave out {' or '.join(there)}, or what the rows have of it, which not all templates take"
+
+
 def _opened(problem: Problem, text: str) -> str:
     """The tag, with the space after it, that a chat template or plain prompt opens for the policy at its end."""
     if problem.response_prefix:
@@ -213,7 +252,7 @@ def _image_tokens(folder: str | Path) -> list[int]:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):  # the model's own loading says what is wrong with it
+    except Exception:  # the model's own loading says what is wrong with it
         return []
     tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
     return [token for token in tokens if isinstance(token, int)] if sees_images(config) else []

@@ -26,6 +26,11 @@ def several_ranks() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
+def joined() -> bool:
+    """Whether there is a process group, be it of this process alone, as that of DDP on one device."""
+    return dist.is_initialized()
+
+
 def lost_rank(error: RuntimeError) -> bool:
     """Whether the error is that of a collective whose other end is gone: NCCL's have a class, gloo's only words."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

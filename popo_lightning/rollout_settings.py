@@ -36,6 +36,11 @@ def check_settings(data: RolloutDataModule) -> None:
         raise SettingError(
             f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, such as 1.0"
         )
+    if "" in data.sampling.stop:
+        raise SettingError(
+            f"data.stop is {list(data.sampling.stop)}, and every text has the empty one; give strings of a "
+            "character or more, or [] for none"
+        )
     if data.lag not in (0, 1):
         raise SettingError(f"data.lag is {data.lag}; use 0, or 1 to generate one iteration ahead")
     if data.lag and not data.engine.generates_while_training:

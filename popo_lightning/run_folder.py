@@ -1,100 +1,107 @@
-"""Where a run writes, and how a resumed run goes on writing there."""
+"""What a run's folder holds: whose run, and which checkpoints."""
 
 from __future__ import annotations
 
-import csv
-import shutil
+import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 
+from popo_lightning.checkpoint_files import newest_whole
 from popo_lightning.errors import SettingError
+from popo_lightning.metrics_table import METRICS, Behind
+from popo_lightning.run_record import RECORD, read_record, record_in
 
 CHECKPOINTS = "checkpoints"
-METRICS = "metrics.csv"
+EVALUATIONS = "evaluations"
+SUMMARY = "summary.json"
 
 
-def choose_folder(folder: str | None, root: str, task: str, method: str, seed: int, checkpoint: str | None) -> Path:
-    """The run's folder.
-
-    Args:
-        folder: Asked for by name, or None.
-        root: Folder of all runs.
-        task: Name of the task.
-        method: Name of the method.
-        seed: The run's seed.
-        checkpoint: Checkpoint to resume from, or None.
-
-    Returns:
-        The folder asked for; else the one the checkpoint lies in; else root/task/method-seedN, with -2, -3 and so on
-        behind it where an earlier run has it.
-
-    Raises:
-        SettingError: The folder asked for holds another run.
-    """
-    if folder is not None:
-        # rank 0 may have begun to write by the time the others look
-        if _is_first_rank() and checkpoint is None and _holds_run(Path(folder)):
-            raise SettingError(
-                f"run.folder is '{folder}', which holds an earlier run; name another folder, or go on with that run by "
-                "--run.resume true"
-            )
-        return Path(folder)
-    if checkpoint is not None and Path(checkpoint).parent.name == CHECKPOINTS:
-        return Path(checkpoint).parent.parent
-    base = Path(root) / task / f"{method}-seed{seed}"
-    candidate, number = base, 1
-    while _holds_run(candidate):
-        number += 1
-        candidate = base.with_name(f"{base.name}-{number}")
-    return candidate
-
-
-def evaluation_folder(folder: str | None, root: str, task: str, checkpoint: str | None) -> Path:
-    """Where validate, test and predict write: the folder asked for, the checkpoint's run, or root/task."""
-    if folder is not None:
-        return Path(folder)
-    if checkpoint is not None and Path(checkpoint).parent.name == CHECKPOINTS:
-        return Path(checkpoint).parent.parent
-    return Path(root) / task
-
-
-def _is_first_rank() -> bool:
+def is_first_rank() -> bool:
     """Before the strategy exists: Lightning reads the rank from the launcher's environment."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def _holds_run(folder: Path) -> bool:
-    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written its numbers, or a checkpoint, there."""
+    if any((folder / name).exists() for name in (METRICS, SUMMARY, CHECKPOINTS)):
+        return True
+    try:
+        return (folder / RECORD).exists() and newest_of(checkpoint_folders(folder)) is not None
+    except SettingError:  # a damaged record is somebody's
+        return True
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Where the checkpoints of the run in a folder may be: those that its record names, and the usual one."""
+    record = read_record(folder)
+    return list(dict.fromkeys([*(record.checkpoint_folders(folder) if record else []), folder / CHECKPOINTS]))
+
+
+def newest_of(folders: Sequence[Path]) -> Path | None:
+    """The newest checkpoint of several folders, or None."""
+    found = [path for folder in folders if (path := newest_checkpoint(folder)) is not None]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def home_of(checkpoint: Path) -> Path | None:
+    """Folder of the run that wrote a checkpoint, wherever both now lie; None where it is not to be found.
+
+    Raises:
+        SettingError: Not a checkpoint.
+    """
+    if checkpoint.parent.name == CHECKPOINTS:
+        return checkpoint.parent.parent
+    found = record_in(read_checkpoint(checkpoint))
+    if found is None:
+        return None
+    record, folder = found
+    there = read_record(folder) if folder.is_dir() else None
+    return folder if there is not None and there.id == record.id else None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint written last, or None. A folder of shards counts once its last file is there."""
-    found = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if _last_written(path).exists()]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    """The newest whole checkpoint of a folder, or None; says which newer ones are passed over, and why."""
+    found = newest_whole(folder)
+    if is_first_rank():
+        for path, why in found.passed_over:
+            _say_passed_over(path, why)
+    return found.checkpoint
+
+
+@cache  # once a process
+def _say_passed_over(checkpoint: Path, why: str) -> None:
+    print(f"popo: passed over {checkpoint}, which {why}", file=sys.stderr)
 
 
 def _last_written(checkpoint: Path) -> Path:
     return checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
 
 
-def iterations_done(checkpoint: Path) -> int:
-    """How many iterations a checkpoint has behind it, with their row in metrics.csv.
+def behind(checkpoint: Path) -> Behind:
+    """What a checkpoint has behind it.
 
     Raises:
         SettingError: Not a checkpoint that training can go on from.
     """
     state = read_checkpoint(checkpoint)
+    if "RolloutDataModule" in state and "callbacks" not in state:
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', which holds weights alone (checkpoint.save_weights_only), so that training "
+            "cannot go on from it; name another file"
+        )
     try:
-        # the monitor keeps an iteration's steps until it has logged them
-        under_way = bool(state["callbacks"].get("Monitor", {}).get("steps"))
-        return int(state["RolloutDataModule"]["iteration"]) - under_way
+        callbacks, begun = state["callbacks"], int(state["RolloutDataModule"]["iteration"])
     except KeyError as error:
         raise _no_checkpoint(checkpoint) from error
+    # the monitor keeps an iteration's steps until it has logged them
+    under_way = bool(callbacks.get("Monitor", {}).get("steps"))
+    history = callbacks.get("Evaluation", {}).get("history", [])
+    return Behind(begun - under_way, begun, frozenset(int(entry["iteration"]) for entry in history))
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -122,27 +129,3 @@ def _no_checkpoint(checkpoint: Path) -> SettingError:
         f"ckpt_path is '{checkpoint}', which is not a checkpoint that popo fit wrote; name a file of a run's "
         "checkpoints folder"
     )
-
-
-def loggers(folder: Path, resumed_at: int | None) -> list[Logger]:
-    """metrics.csv and TensorBoard events, in the folder itself.
-
-    Args:
-        folder: The run's folder.
-        resumed_at: Iterations done by the checkpoint that is resumed: earlier rows stay, later ones, which will be
-            written again, go (to metrics.csv.before-resume). None for a new run.
-    """
-    path = folder / METRICS
-    kept: list[dict[str, str]] = []
-    if resumed_at is not None and path.exists() and _is_first_rank():
-        shutil.copyfile(path, path.with_suffix(".csv.before-resume"))
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
-        path.unlink()  # the logger would delete it anyway, with a warning
-    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    for row in kept:
-        values: dict[str, Tensor | float] = {k: float(v) for k, v in row.items() if v and k != "step"}
-        table.log_metrics(values, step=int(row["step"]))
-    purge_step = None if resumed_at is None else resumed_at + 1
-    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
-    return [table, board]

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from popo_lightning.attention import PACKED, flat_mask
+from popo_lightning.logit_form import PLAIN
 from popo_lightning.logprobs import token_logprobs
 from popo_lightning.model_folder import image_marks, sees_images, unseen_image
 from popo_lightning.packing import ignores_right_padding
 from popo_lightning.padded_rows import PaddedRows, one_token
-from popo_lightning.ranks import several_ranks
+from popo_lightning.ranks import joined
 
 
 def response_states(base: Any, rows: PaddedRows) -> Tensor:
@@ -38,7 +39,7 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     if rows.images:
         inputs |= rows.images | {"mm_token_type_ids": image_marks(base.config, rows.input_ids)}
     hidden = base(**inputs).last_hidden_state
-    if not rows.images and sees_images(base.config) and several_ranks():
+    if not rows.images and sees_images(base.config) and joined():
         hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
     flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
@@ -122,6 +123,7 @@ def response_logprobs(
         temperature,
         forbidden_token_ids,
         entropy_gradient=entropy_gradient,
+        form=getattr(model, "logit_form", PLAIN),
     )
     return placed(logp, rows.mask), placed(entropy, rows.mask)
 

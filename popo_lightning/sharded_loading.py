@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from popo_lightning.attention import register_packed_attention
 from popo_lightning.critic import first_weights
 from popo_lightning.errors import SettingError, reason
+from popo_lightning.logit_form import PLAIN, LogitForm
 from popo_lightning.model_folder import remove_dropout
 from popo_lightning.ranks import from_first
 from popo_lightning.sharding import shard_policy, shard_value_model
@@ -37,6 +38,8 @@ class Outline:
     generation_config: Any
     parameters: dict[str, tuple[torch.dtype, bool]]  # type, and whether it is trained
     buffers: dict[str, Tensor]
+    conversions: Any = None  # between checkpoint and parameters, which the model is saved by
+    logit_form: LogitForm = PLAIN
 
     @classmethod
     def of(cls, model: Any) -> Outline:
@@ -47,6 +50,8 @@ class Outline:
             getattr(model, "generation_config", None),
             {name: (parameter.dtype, parameter.requires_grad) for name, parameter in model.named_parameters()},
             dict(model.named_buffers(remove_duplicate=False)),
+            getattr(model, "_weight_conversions", None),
+            getattr(model, "logit_form", PLAIN),
         )
 
     def build(self) -> Any:
@@ -56,6 +61,8 @@ class Outline:
             model = self.kind._from_config(self.config)
         if self.generation_config is not None:
             model.generation_config = self.generation_config
+        model._weight_conversions = self.conversions
+        model.logit_form = self.logit_form
         parameters = dict(model.named_parameters())
         if parameters.keys() != self.parameters.keys():
             raise RuntimeError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from popo_lightning.engine_gap import EngineCheck
 from popo_lightning.rollout.engine import EngineContext, NamedTensors, RolloutEngine
 from popo_lightning.timing import PhaseClock
 
@@ -44,7 +46,9 @@ class SyncedEngine:
         self.context = context
         self.weights = weights
         self.idle = idle
-        self.start_seconds = 0.0  # of the engine, once a process
+        self.start_seconds = 0.0  # of the engine, and of its check, once a process
+        self.check: EngineCheck | None = None  # made once, after the first sync of the policy's present weights
+        self.as_loaded: Callable[[], bool] = lambda: False  # whether the policy has the weights of its folder
         self._started = False
         self._held: tuple[str, int] | None = None  # what the engine has: ("step", global step) or ("version", version)
         self._kept: dict[str, Tensor] = {}
@@ -64,6 +68,7 @@ class SyncedEngine:
         self._wake()
         self._give(("step", step), version, self.weights)
         self.engine.version = version
+        self._check()
 
     def for_rollouts(self, step: int, version: int) -> None:
         """As :meth:`newest`, or, between two syncs, the weights of the last one."""
@@ -71,21 +76,40 @@ class SyncedEngine:
             self.newest(step, version)
             return
         self._wake()
+        present = False
         if self._kept_version is None or version - self._kept_version >= self.every:
             self._kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights()}
-            self._kept_version = version
+            self._kept_version, present = version, True
         self._give(("version", self._kept_version), self._kept_version, self._kept.items)
         self.engine.version = self._kept_version
+        if present:
+            self._check()
 
     def _wake(self) -> None:
         self.idle()
         if not self._started:
-            began = time.perf_counter()
-            with self.clock.measure("start"):
+            with self._start_clock():
                 self.engine.start(self.context())
-            self.start_seconds = time.perf_counter() - began
+                if self.check is not None and self.as_loaded() and self.engine.loads_model:
+                    self.check.loaded()
             self._started = True
         self.engine.wake()
+
+    def _check(self) -> None:
+        """Once a process; what it samples leaves nothing behind."""
+        if self.check is None:
+            return
+        with self._start_clock():
+            check, self.check = self.check, None
+            check.synced()
+            self.engine.forget_prompts()
+
+    @contextmanager
+    def _start_clock(self) -> Iterator[None]:
+        began = time.perf_counter()
+        with self.clock.measure("start"):
+            yield
+        self.start_seconds += time.perf_counter() - began
 
     def _give(self, held: tuple[str, int], version: int, weights: Callable[[], NamedTensors]) -> None:
         if self._held == held and self.engine.holds_weights:

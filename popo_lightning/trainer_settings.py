@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.plan.run_settings import check_precision, count_devices
+
+INSTEAD = "evaluation.every_n_iterations and evaluation.limit"
+# Settings that an iteration could not obey, or would obey by half: what they may be, and what a user may want instead.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_steps": ((-1,), "would end the run inside an iteration; set trainer.max_epochs, which counts iterations"),
+    "min_steps": ((None,), "counts optimizer steps; set trainer.min_epochs, which counts iterations"),
+    "limit_train_batches": (
+        (None, 1.0),
+        "would leave out minibatches of every iteration; set data.minibatches or data.problems_per_iteration",
+    ),
+    "overfit_batches": ((0.0, 0), "would leave out minibatches of every iteration; give data.task fewer problems"),
+    "fast_dev_run": (
+        (False, 0),
+        "would train on a part of an iteration; for a short trial set trainer.max_epochs to 1 and evaluation.limit",
+    ),
+    "limit_val_batches": ((None, 1.0), f"would do nothing or leave out benchmarks; set {INSTEAD}"),
+    "limit_test_batches": ((None, 1.0), "would leave out benchmarks; set evaluation.limit"),
+    "limit_predict_batches": ((None, 1.0), "would leave out benchmarks; set evaluation.limit"),
+    "val_check_interval": ((None, 1.0), f"would do nothing; set {INSTEAD}"),
+    "check_val_every_n_epoch": ((1,), f"would do nothing; set {INSTEAD}"),
+    "num_sanity_val_steps": ((None, 0), "would do nothing; evaluation.at_start evaluates before training"),
+    "reload_dataloaders_every_n_epochs": ((0,), "would do nothing: every iteration samples; leave it out"),
+    "use_distributed_sampler": ((False,), "would give ranks different benchmarks to wait in; leave it out"),
+    "sync_batchnorm": ((False,), "would do nothing: no policy here has batch norms; leave it out"),
+    "gradient_clip_val": ((None,), "would do nothing, since optimization is manual; set model.max_grad_norm"),
+    "gradient_clip_algorithm": ((None,), "would do nothing, since optimization is manual; set model.max_grad_norm"),
+    "accumulate_grad_batches": (
+        (1,),
+        "would do nothing: a minibatch is one optimizer step already; set data.minibatches, and "
+        "model.micro_batch_tokens for memory",
+    ),
+    "enable_checkpointing": ((None, True), "is not how a run goes without; set checkpoint.save_top_k to 0"),
+    "barebones": ((False,), "leaves out loggers, callbacks and checkpoints, which a run is made of; leave it out"),
+}
+# Callbacks that a run cannot be right with, by class name, and why.
+REFUSED = {
+    "GradientAccumulationScheduler": "a minibatch is one optimizer step; set data.minibatches",
+    "StochasticWeightAveraging": "its last epoch trains nothing and would be an iteration; set parameter_hook instead",
+    "BatchSizeFinder": "there is no batch size to find; set model.micro_batch_tokens",
+    "LearningRateFinder": "its trial steps would be iterations; set model.optimizer's lr",
+}
 
 SEEDS = 2**32  # numpy takes those below
 
@@ -35,11 +78,78 @@ def check_trainer(trainer: Any) -> None:
     Args:
         trainer: Settings as they were parsed.
     """
+    for name, (fine, consequence) in FIXED.items():
+        value = getattr(trainer, name, fine[0])
+        if not any(value == one and type(value) is type(one) for one in fine):
+            raise SettingError(f"trainer.{name} is {value}, which {consequence}")
+    _check_iterations(trainer)
     check_precision(trainer.precision)
     _check_strategy(trainer.strategy)
     _check_devices(trainer)
     if trainer.num_nodes < 1:
         raise SettingError(f"trainer.num_nodes is {trainer.num_nodes}; use at least 1")
+
+
+def _check_iterations(trainer: Any) -> None:
+    most, least = trainer.max_epochs, getattr(trainer, "min_epochs", None)
+    if most is None or (most < 1 and most != -1):
+        raise SettingError(f"trainer.max_epochs is {most}; it counts iterations: use at least 1, or -1 for no end")
+    if least is not None and most != -1 and least > most:
+        raise SettingError(f"trainer.min_epochs is {least}, more than trainer.max_epochs, {most}; lower the first")
+
+
+def check_root(root: str | None, folder: str | None) -> None:
+    """Raises SettingError for a folder that a run would not write into.
+
+    Args:
+        root: trainer.default_root_dir.
+        folder: run.folder, which a config.yaml of an earlier version repeats there.
+    """
+    if root is not None and root != folder:
+        raise SettingError(
+            f"trainer.default_root_dir is '{root}', which would do nothing; set run.folder, or run.root for the folder "
+            "of all runs"
+        )
+
+
+def at_the_end_of_an_iteration(limit: Any) -> Timer:
+    """trainer.max_time as a callback: Lightning's own would end a run in the middle of an iteration.
+
+    Args:
+        limit: trainer.max_time.
+
+    Raises:
+        SettingError: No time.
+    """
+    try:
+        return Timer(limit, interval="epoch")
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise SettingError(
+            f"trainer.max_time is {limit}, which is no time ({reason(error)}); write DD:HH:MM:SS, such as 00:12:00:00"
+        ) from error
+
+
+def check_callbacks(callbacks: Iterable[Any], checkpoint_io: Any) -> None:
+    """Raises SettingError for callbacks and plugins that put a run out of step.
+
+    Args:
+        callbacks: The trainer's.
+        checkpoint_io: What its strategy writes checkpoints by.
+    """
+    for callback in callbacks:
+        for kind in type(callback).__mro__:
+            if kind.__name__ in REFUSED and kind.__module__.startswith("lightning."):
+                raise SettingError(f"trainer.callbacks has {kind.__name__}, but {REFUSED[kind.__name__]}")
+        if isinstance(callback, Timer) and callback._interval != "epoch":
+            raise SettingError(
+                "trainer.callbacks has a Timer with interval step, which would end the run in the middle of an "
+                "iteration; set its interval to epoch"
+            )
+    if isinstance(checkpoint_io, AsyncCheckpointIO):
+        raise SettingError(
+            "trainer.plugins has AsyncCheckpointIO, which would write a checkpoint while the run changes what belongs "
+            "in it; leave it out"
+        )
 
 
 def _check_strategy(strategy: Any) -> None:

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from filelock import FileLock
 from rich.progress import track
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from popo_lightning.cache import cache_folder
-from popo_lightning.errors import SettingError
+from popo_lightning.errors import SettingError, reason
 from popo_lightning.problems import Problem
 from popo_lightning.tasks.countdown import CountdownSteps, Step, apply, counts_of, solutions, write_steps
 
@@ -66,8 +67,17 @@ class WarmStart(ABC):
         """
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
         target = cache_folder() / f"{self.name}-{digest}"
-        if target.exists():
-            return target
+        if not target.exists():
+            try:
+                self._build_at(target)
+            except (OSError, SafetensorError) as error:
+                raise SettingError(
+                    f"model.warm_start cannot write the policy that it builds to '{target.parent}' ({reason(error)}); "
+                    "name a folder with room that can be written to in the environment variable POPO_CACHE"
+                ) from error
+        return target
+
+    def _build_at(self, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
@@ -77,7 +87,6 @@ class WarmStart(ABC):
                 with torch.device("cpu"):
                     self.build(draft)
                 draft.rename(target)
-        return target
 
 
 def save_model(model: Any, folder: Path) -> None:

@@ -19,6 +19,11 @@ from rich.table import Table
 
 PHASES = ("generate", "verify", "prox", "train", "sync", "evaluation")
 
+ONE_SEED = (
+    "One seed decides nothing between two methods: the same seed gives other figures on another processor or number of "
+    "threads, and other seeds differ as much. popo compare runs several."
+)
+
 
 def main(root: Path) -> None:
     """Prints the table and writes curves.png."""
@@ -28,6 +33,8 @@ def main(root: Path) -> None:
     runs = dict(sorted(found.items(), key=lambda item: (item[1]["method"], -item[1]["seed"]), reverse=True))
     console = Console(width=max(110, 40 + 18 * len(runs)), highlight=False)
     console.print(table(list(runs.values())))
+    if len({summary["seed"] for summary in runs.values()}) == 1:
+        console.print(ONE_SEED)
     plot(list(runs.values()), root / "curves.png")
     console.print(f"curves       {root / 'curves.png'}")
     for folder in runs:

@@ -38,16 +38,16 @@ def quiet_process() -> None:
     torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """POPO_CACHE for this session, so that no test leans on what an earlier recipe left behind."""
+    """Caches of this session: no test leans on what an earlier one left, or leaves anything in the user's."""
     folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("POPO_CACHE")
-    os.environ["POPO_CACHE"] = str(folder)
-    yield folder
-    os.environ.pop("POPO_CACHE")
-    if before is not None:
-        os.environ["POPO_CACHE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POPO_CACHE", str(folder))
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
+        if "datasets" in sys.modules:  # which has read it already
+            patch.setattr(sys.modules["datasets"].config, "HF_DATASETS_CACHE", folder / "datasets")
+        yield folder
 
 
 @pytest.fixture(scope="session")

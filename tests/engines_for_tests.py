@@ -14,6 +14,7 @@ class Apart(TransformersEngine):
     """Notices weights that change while it samples."""
 
     generates_while_training = True
+    checked = False
     stream = RolloutEngine.stream  # all at once, so that tests need to override generate alone
 
     def __init__(self) -> None:
@@ -31,3 +32,18 @@ class Apart(TransformersEngine):
             return super().generate(prompts, n, sampling, seed)
         finally:
             self.busy = False
+
+
+class Recording(TransformersEngine):
+    """Keeps what it has sampled, by the seed of the call."""
+
+    stream = RolloutEngine.stream  # calls generate
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, tuple[list[list[int]], list[list[Response]]]] = {}
+
+    def generate(self, prompts: Sequence[Any], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        responses = super().generate(prompts, n, sampling, seed)
+        self.calls[seed] = [prompt.ids.tolist() for prompt in prompts], responses
+        return responses

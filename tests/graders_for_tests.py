@@ -183,6 +183,18 @@ class RefusesToLoad:
         raise ImportError("no such library")
 
 
+class FailsOn:
+    """Raises on some ranks, whose environment a grader inherits; else grades by the number of characters."""
+
+    def __init__(self, *ranks: int) -> None:
+        self.ranks = ranks
+
+    def __call__(self, gold: Any, text: str) -> dict[str, float]:
+        if int(os.environ.get("RANK", "0")) in self.ranks:
+            raise KeyError("solution")
+        return {"score": float(len(text) % 2)}
+
+
 class LoadsSlowly:
     """Takes longer to load than a response may take."""
 

@@ -83,9 +83,9 @@ def trainer_of(
     strategy: str, ranks: int, steps: int, callbacks: Sequence[L.Callback] = (), **settings: Any
 ) -> L.Trainer:
     """Which trains on a CPU and writes nothing."""
-    settings |= {"accelerator": "cpu", "devices": ranks, "max_epochs": 1, "limit_train_batches": steps}
-    settings |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    settings |= {"enable_model_summary": False, "use_distributed_sampler": False}
+    usual = {"accelerator": "cpu", "devices": ranks, "max_epochs": 1, "limit_train_batches": steps}
+    usual |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings = usual | {"enable_model_summary": False, "use_distributed_sampler": False} | settings
     trainer = L.Trainer(strategy=STRATEGIES[strategy](), callbacks=list(callbacks), **settings)
     settle_strategy(trainer.strategy, ranks)
     return trainer

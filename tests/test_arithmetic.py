@@ -64,10 +64,17 @@ def test_answers_are_those_of_an_independent_reckoning(kind: str) -> None:
 def test_the_example_is_right_and_the_question_last() -> None:
     for problem in Arithmetic(**SMALL).train_problems():
         assert isinstance(problem.prompt, list)
-        _, question, example, asked = problem.prompt
-        assert [m["role"] for m in problem.prompt] == ["system", "user", "assistant", "user"]
+        question, example, asked = problem.prompt
+        assert [m["role"] for m in problem.prompt] == ["user", "assistant", "user"]
         assert verify_result(eval(question["content"]), example["content"])["acc"] == 1
         assert example["content"].startswith(question["content"]) and asked["content"] == problem.id
+
+
+def test_the_system_message_is_a_setting() -> None:
+    """Some templates put in their own where there is none, and some refuse any."""
+    for system in ("", "Be brief."):
+        (first, *rest), plain = (Arithmetic(system=s, **SMALL).train_problems()[0].prompt for s in (system, None))
+        assert first == {"role": "system", "content": system} and rest == plain
 
 
 def turned(id: str) -> str:

@@ -43,12 +43,12 @@ def finished(command: Args, root: Path) -> Path:
 @pytest.fixture(scope="module")
 def folders(policy: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Broken things, by the names that the cases below use."""
-    found = {name: tmp_path_factory.mktemp(name) for name in ("no_pad", "no_eos", "bare", "other", "cut", "noise")}
-    for name in ("no_pad", "no_eos", "bare"):
+    found = {name: tmp_path_factory.mktemp(name) for name in ("adapter", "no_eos", "bare", "other", "cut", "noise")}
+    for name in ("no_eos", "bare"):
         shutil.copytree(policy, found[name], dirs_exist_ok=True)
-    for name, key in (("no_pad", "pad_token"), ("no_eos", "eos_token")):
-        path = found[name] / "tokenizer_config.json"
-        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    path = found["no_eos"] / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    (found["adapter"] / "adapter_config.json").write_text("{}")
     for path in found["bare"].glob("token*"):
         path.unlink()
     random_model("llama-untied", found["other"])
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "no model": (["--model.warm_start", "null"], ["model.path", "model.warm_start"]),
     "two models": (["--model.path", "{bare}"], ["model.path", "model.warm_start", "both"]),
     "tokenizer": (["--model.warm_start", "null", "--model.path", "{bare}"], ["{bare}", "tokenizer"]),
-    "pad": (["--model.warm_start", "null", "--model.path", "{no_pad}"], ["{no_pad}", "pad"]),
+    "adapter": (["--model.warm_start", "null", "--model.path", "{adapter}"], ["{adapter}", "merge_and_unload"]),
     "eos": (["--model.warm_start", "null", "--model.path", "{no_eos}"], ["{no_eos}", "eos"]),
     "group size": (["--data.group_size", "0"], ["data.group_size", "0"]),
     "temperature": (["--data.temperature", "0"], ["data.temperature", "0"]),
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "task": (["--data.task", "tiny_models.NoProblems"], ["data.task", "no problem"]),
     "prompts": (["--data.max_prompt_tokens", "2"], ["data.max_prompt_tokens"]),
     "other model": (
-        ["--model.warm_start", "null", "--model.path", "{other}", "--ckpt_path", "{ckpt}"],
+        ["--model.warm_start", "null", "--model.path", "{other}", "--ckpt_path", "{ckpt}", "--trainer.max_epochs", "3"],
         ["checkpoint", "another model", "model.path"],
     ),
     "no checkpoint": (["--ckpt_path", "/nowhere/a.ckpt"], ["/nowhere/a.ckpt"]),
@@ -170,8 +170,6 @@ def test_bad_input(
         assert word in sentence
     assert len(sentence) < 600
     after = digests(finished)
-    if case == "other model":  # noticed after the run's settings are written down and its numbers cut
-        before, after = ({k: v for k, v in d.items() if k.startswith("checkpoints")} for d in (before, after))
     assert before and before == after
 
 

@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(root: Path) -> str:
-    return (root / "report.md").read_text()
+    return (root / "report.md").read_text("utf-8")
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -152,7 +152,7 @@ def test_sweep(tmp_path: Path) -> None:
     ):
         write_run(planned(comparison, method, 1, label), [0.1, final])
     assert main(["--config", str(path), "--report_only", "true"]) == 0
-    report = (tmp_path / "root" / "report.md").read_text()
+    report = (tmp_path / "root" / "report.md").read_text("utf-8")
     title = "Sweep: final avg@4"
     assert cells(report, title, "grpo") == {"method": "grpo", "low": "0.200", "high": "0.400", "best": "high"}
     apart = cells(report, title, "popo - grpo")
@@ -168,7 +168,7 @@ def test_given_target_needs_no_baseline(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, {"popo": {}}, baseline=None, target=0.25, seeds=[1])
     write_run(planned(read_comparison(path), "popo", 1), POPO[1])
     assert main(["--config", str(path), "--report_only", "true", "--plots", "false"]) == 0
-    report = (tmp_path / "root" / "report.md").read_text()
+    report = (tmp_path / "root" / "report.md").read_text("utf-8")
     assert cells(report, "To reach avg@4 0.25", "popo")["iterations"] == "5"
     assert "Difference to" not in report
 
@@ -177,7 +177,7 @@ def test_the_evaluation_before_training_is_never_final(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, {"popo": {}}, baseline=None, seeds=[1], final_evaluations=9)
     write_run(planned(read_comparison(path), "popo", 1), POPO[1])
     assert main(["--config", str(path), "--report_only", "true", "--plots", "false"]) == 0
-    report = (tmp_path / "root" / "report.md").read_text()
+    report = (tmp_path / "root" / "report.md").read_text("utf-8")
     assert cells(report, "Final accuracy", "popo")["avg@4"] == "0.400"
     assert "1 of 1 runs have fewer" in report
 
@@ -186,7 +186,7 @@ def test_estimate_where_no_method_samples_dynamically(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, {"popo": {}}, baseline=None, seeds=[1])
     write_run(planned(read_comparison(path), "popo", 1), POPO[1], effective=0.4)
     assert main(["--config", str(path), "--report_only", "true", "--plots", "false"]) == 0
-    report = (tmp_path / "root" / "report.md").read_text()
+    report = (tmp_path / "root" / "report.md").read_text("utf-8")
     assert cells(report, "What a run costs", "popo")["of dynamic sampling's (estimate)"] == "0.40"
 
 
@@ -198,7 +198,7 @@ def test_other_runs_below_the_root(tmp_path: Path) -> None:
     other = read_comparison(path, "--seeds", "[3]", "--arguments", '{"trainer.max_epochs": 999}')
     write_run(planned(other, "popo", 3), POPO[3])
     assert main(["--config", str(path), "--report_only", "true", "--plots", "false"]) == 0
-    report = (tmp_path / "root" / "report.md").read_text()
+    report = (tmp_path / "root" / "report.md").read_text("utf-8")
     assert cells(report, "Final accuracy", "popo")["seeds"] == "2"
     assert "popo-seed3: made with other settings (trainer.max_epochs 999" in report
 
@@ -206,7 +206,7 @@ def test_other_runs_below_the_root(tmp_path: Path) -> None:
 def test_nothing_has_finished(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, seeds=[1])
     assert main(["--config", str(path), "--report_only", "true"]) == 0
-    assert "0 finished runs" in (tmp_path / "root" / "report.md").read_text()
+    assert "0 finished runs" in (tmp_path / "root" / "report.md").read_text("utf-8")
 
 
 def damage(folder: Path, how: str) -> None:

@@ -99,10 +99,10 @@ def test_at_most_400_characters_are_read() -> None:
     right = "7-2=5;5*5=25"
     assert grade(right.ljust(400)) == (1, 1)
     assert grade(right.ljust(401)) == (0, 0)
-    began = time.perf_counter()
+    began = time.process_time()  # what else runs here does not count
     for text in ("1+" * 500_000, " " * 1_000_000, "7-2=5;" * 170_000, "9" * 1_000_000, right + "\0" * 1_000_000):
         assert grade(text) == (0, 0)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def _by_the_rules(answer: dict[str, list[int]], text: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from tiny_models import fit, tiny_task
 from verifiers_for_tests import Steps
 
 from popo_lightning.errors import SettingError
-from popo_lightning.tasks.template import Template
+from popo_lightning.tasks.template import NEXT_QUESTION, Template
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,8 @@ def test_frame(tmp_path: Path) -> None:
     assert problem.response_prefix == "<think>"
     (plain,) = task(path, chat=False, template="Q: {prompt}\nA:").train_problems()
     assert plain.prompt == "Q: What is 1+1?\nA:"
+    assert task(path).stop == () and task(path, chat=False).stop == NEXT_QUESTION
+    assert task(path, chat=False, template="Sum: {prompt}").stop == (*NEXT_QUESTION, "\nSum:")
 
 
 def test_chat_messages_as_prompt(tmp_path: Path) -> None:
@@ -65,6 +67,24 @@ def test_chat_messages_as_prompt(tmp_path: Path) -> None:
     (problem,) = task(source, template="{prompt}!", system="ours", response_prefix="Well").train_problems()
     contents = [message["content"] for message in problem.prompt]  # type: ignore[index]
     assert contents == ["ours", "first {prompt}", "yes", "last!", "Well"]
+
+
+def test_rows_that_end_with_the_solution_are_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    solved = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 2, since " + "x" * 200}]
+    path = write(tmp_path / "rows.jsonl", {"prompt": solved, "answer": "2"}, {"prompt": "2+2?", "answer": "4"})
+    assert task(path).train_problems()[0].response_prefix
+    (record,) = [record for record in caplog.records if "turn of the assistant" in record.getMessage()]
+    assert "1 of 2 problems of data.task.train end with" in record.getMessage()
+    assert "('It is 2, since xx" in record.getMessage() and len(record.getMessage()) < 300
+    caplog.clear()
+    for prefix, expected in (("", ""), ("<think>", "<think>")):
+        first, second = task(path, response_prefix=prefix).train_problems()
+        assert first.response_prefix == second.response_prefix == expected
+        assert isinstance(first.prompt, list) and first.prompt[0] == solved[0]
+        assert len(first.prompt) == len(second.prompt) == 1 + bool(prefix)
+    plain = write(tmp_path / "plain.jsonl", {"prompt": "2+2?", "answer": "4"})
+    task(plain).train_problems()
+    assert not caplog.records
 
 
 def test_columns(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_every_real_file(room: str) -> None:
     assert {name: len(them) for name, them in problems.items()} == FILES[room]
     assert not found.bad_rows()
     for name, them in problems.items():
-        rows = [json.loads(line) for line in (REAL / room / f"{name}.jsonl").open()]
+        rows = [json.loads(line) for line in (REAL / room / f"{name}.jsonl").open(encoding="utf-8")]
         for row, problem in zip(rows, them, strict=True):
             assert problem.prompt == [{"role": "user", "content": "Q: " + row["prompt"]}]
             assert problem.id == f"{name}/{row['id']}"

@@ -181,17 +181,14 @@ def test_drawings_are_the_same_in_every_process_and_release() -> None:
 
 def glyph_at(image: Image.Image, left: int, top: int) -> str | None:
     """The symbol whose black dots, and no others, are in a glyph's box at this corner."""
+    seen = {
+        (c, r)
+        for r in range(5)
+        for c in range(3)
+        if all(image.getpixel((left + c * DOT + i, top + r * DOT + j)) == INK for i in range(DOT) for j in range(DOT))
+    }
     for symbol, rows in GLYPHS.items():
-        dots = {(c, r) for r, row in enumerate(rows) for c, dot in enumerate(row) if dot == "#"}
-        seen = {
-            (c, r)
-            for r in range(5)
-            for c in range(3)
-            if all(
-                image.getpixel((left + c * DOT + i, top + r * DOT + j)) == INK for i in range(DOT) for j in range(DOT)
-            )
-        }
-        if seen == dots:
+        if seen == {(c, r) for r, row in enumerate(rows) for c, dot in enumerate(row) if dot == "#"}:
             return symbol
     return None
 

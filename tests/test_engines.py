@@ -6,12 +6,14 @@ import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stops_for_tests import common, first_by_hand
 from tiny_models import RANDOM, attached, random_model
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -238,6 +240,29 @@ def test_ends(pair: Pair) -> None:
             assert ids.count(END) == 1 and ids[-1] == END
         else:
             assert END not in ids and len(ids) == 40
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_engines_stop_alike(pair: Pair, length: int) -> None:
+    """What a response would have been, up to the string: tokens, log-probs, seeds; and the trainer agrees."""
+    tokenizer = pair.engine._tokenizer  # type: ignore[attr-defined]
+    for temperature in (1.0, 0.0):
+        free = pair.generate(Sampling(LIMIT, temperature), n=8)
+        stop = (common(free, length), "no such text")
+        stopped = pair.generate(Sampling(LIMIT, temperature, stop=stop), n=8)
+        reasons = set()
+        for before, after in zip(chain(*free), chain(*stopped), strict=True):
+            expected = first_by_hand(tokenizer, before.token_ids.tolist(), stop)
+            count, text = expected or (len(before.token_ids), before.text)
+            assert after.token_ids.tolist() == before.token_ids[:count].tolist()
+            assert torch.allclose(after.behave_logp, before.behave_logp[:count], atol=TOLERANCE)
+            assert after.text == text
+            assert after.finish_reason == ("stop" if expected else before.finish_reason)
+            reasons.add((expected is not None, after.finish_reason))
+        assert (True, "stop") in reasons
+        if temperature:
+            assert len(reasons) > 1
+            assert pair.gap(stopped) < TOLERANCE
 
 
 def test_forbidden_tokens(pair: Pair) -> None:

@@ -290,7 +290,7 @@ def test_responses_need_not_be_written(policy: Path, tmp_path: Path) -> None:
     ("task", "arguments", "words"),
     [
         ("TwoBenchmarks", ["--evaluation.benchmarks", "{smal: {samples: 4}}"], ["'smal'", "small, large/"]),
-        ("TwoBenchmarks", ["--evaluation.benchmarks", "{small: {sample: 4}}"], ["Option 'sample'"]),
+        ("TwoBenchmarks", ["--evaluation.benchmarks", "{small: {sample: 4}}"], ["'sample'; did you mean samples?"]),
         ("TwoBenchmarks", ["--evaluation.benchmarks.small", "{samples: 1}"], ["evaluation.benchmarks.small.avg_k"]),
         ("TwoBenchmarks", ["--evaluation.breakdown", "[levle]"], ["'levle'", "kind, level, subject"]),
         ("CalledMean", ["--evaluation.benchmarks", "null"], ["'mean'", "rename"]),

@@ -127,6 +127,13 @@ def test_files_of_another_number_of_ranks_go(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "k": ({"pass_k": [1, 9]}, ["evaluation.pass_k is 1, 9", "evaluation.samples is 8"]),
+    "both k at once": (
+        {"samples": 2},
+        [
+            "evaluation.avg_k is 4 and evaluation.pass_k is 8, but evaluation.samples is 2",
+            "such as --evaluation.avg_k 2 --evaluation.pass_k 2",
+        ],
+    ),
     "no k": ({"pass_k": []}, ["evaluation.pass_k is empty"]),
     "avg_k": ({"avg_k": 0}, ["evaluation.avg_k is 0"]),
     "nothing": ({"samples": 0, "greedy": False}, ["evaluation.samples", "evaluation.greedy"]),

@@ -280,4 +280,5 @@ def test_the_whole_script_on_the_cpu_and_again_with_its_state(tmp_path: Path) ->
     assert subprocess.run(again, env=environment, capture_output=True).returncode == 0
     resumed = json.loads((tmp_path / "two" / "gpu_check.json").read_text())["parts"]["claims"]
     assert resumed["numbers"]["runs_taken_over"] == 2
-    assert resumed["numbers"]["policy"]["build_seconds"] < 1.0, "the policy came with the state"
+    first, second = (found["numbers"]["policy"]["build_seconds"] for found in (parts["claims"], resumed))
+    assert second < first / 4, "the policy came with the state"

@@ -31,9 +31,10 @@ def trained(folder: Path, strategy: str, gradient_sync: str = "step") -> dict[st
     steps = Steps()
     critic: dict[str, Any] = {"critic": Critic(lr=1e-3), "advantage": GAE(whiten=False)}
     critic["objective"] = Objective(regularizers=[ConvexKL(0.5)])
+    # by its usual eps Adam makes a step of the learning rate out of a gradient that is nothing but rounding
     module = PolicyModule(
         path=str(folder),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, eps=1e-3),
         micro_batch_tokens=20,
         gradient_sync=gradient_sync,
         **critic,

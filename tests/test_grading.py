@@ -13,17 +13,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the pool passes its path on to the workers
 
 import graders_for_tests as graders  # noqa: E402
 
-from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool  # noqa: E402
+from popo_lightning.errors import SettingError  # noqa: E402
+from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool, check_grades  # noqa: E402
 from popo_lightning.tasks.grading_process import GradingProcess  # noqa: E402
 
 LIMIT = 0.5
+PATIENCE = 20.0  # seconds that a busy machine may take for what takes none; without the limit it would take 1000
 ZEROS = {"score": 0.0, "acc": 0.0}
 
 
@@ -80,7 +84,7 @@ def test_a_hang_is_a_timeout_and_the_others_are_graded(pool: GradingPool, deed: 
     around(pool)  # a warm worker, so that its start is not measured
     begin = time.monotonic()
     assert around(pool, ("", deed)) == [Grade(ZEROS, "timeout")]
-    assert LIMIT <= time.monotonic() - begin < LIMIT + 2
+    assert LIMIT <= time.monotonic() - begin < LIMIT + PATIENCE
 
 
 def test_each_response_has_its_own_limit(pool: GradingPool) -> None:
@@ -96,10 +100,10 @@ def test_a_hang_does_not_hold_up_the_other_worker() -> None:
 
 @pytest.mark.parametrize("deed", ["os._exit", "segfault", "close everything", "run a program and die"])
 def test_a_death_is_a_crash_noticed_at_once(deed: str) -> None:
-    begin = time.monotonic()
-    with GradingPool(graders.misbehave, seconds_per_response=10.0) as pool:
+    with GradingPool(graders.misbehave, seconds_per_response=100.0) as pool:
+        begin = time.monotonic()
         assert around(pool, ("", deed)) == [Grade(ZEROS, "crash")]
-    assert time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin < 50
 
 
 @pytest.mark.parametrize("deed", ["raise", "raise unprintable", "sys.exit", "recurse"])
@@ -136,6 +140,57 @@ NONSENSE = [
 @pytest.mark.parametrize("number", [0.5, 1, True, Fraction(1, 2)])
 def test_a_bare_number_is_the_score(pool: GradingPool, number: Any) -> None:
     assert around(pool, (number, "return")) == [Grade({"score": float(number), "acc": float(number)})]
+
+
+def test_a_scalar_of_numpy_or_torch_is_a_number() -> None:
+    numbers = [np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5), torch.tensor(0.5)]
+    with GradingPool(graders.misbehave, seconds_per_response=60.0) as patient:  # torch has to be imported there
+        bare = patient.grade([(number, "return") for number in numbers])
+        parts = patient.grade([({"score": number}, "return") for number in numbers])
+        (vector,) = patient.grade([(np.array([1.0, 2.0]), "return")])
+    assert bare == parts == [Grade({"score": float(number), "acc": float(number)}) for number in numbers]
+    assert vector.failure == "invalid"
+    assert patient.first_failure == "the verifier returned array([1., 2.]) for the response 'return'"
+
+
+FAILURES = [
+    ("", "loop", "took over 0.5 s (data.seconds_per_response) for the response 'loop'"),
+    ("", "os._exit", "ended its process (status 0) over the response 'os._exit'"),
+    ("", "segfault", "ended its process (status -11) over the response 'segfault'"),
+    (b"\xff\xff\xff\xff", "forge", "sent a reply that is no grade for the response 'forge'"),
+    (
+        "",
+        "x" * (MAX_RESPONSE_CHARS + 1),
+        "reads at most 1,000,000 characters, fewer than has the response that ends",
+    ),
+    (math.nan, "return", "returned nan for the response 'return'"),
+    ({"acc": 1.0}, "return", "returned {'acc': 1.0} for the response 'return'"),
+    ({"score": "1.0"}, "return", "returned {'score': '1.0'} for the response 'return'"),
+    ([1.0], "return", "returned [1.0] for the response 'return'"),
+    (None, "return", "returned None for the response 'return'"),
+    ("", "raise", "raised ZeroDivisionError: division by zero for the response 'raise'"),
+]
+
+
+@pytest.mark.parametrize(("gold", "deed", "reason"), FAILURES)
+def test_the_first_failure_of_any_kind_is_named_once(
+    pool: GradingPool, caplog: pytest.LogCaptureFixture, gold: Any, deed: str, reason: str
+) -> None:
+    around(pool)
+    assert pool.first_failure is None
+    around(pool, (gold, deed), (gold, deed), ("", "sys.exit"))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"the verifier {reason}" in record.getMessage() and "that response gets 0" in record.getMessage()
+    assert pool.first_failure is not None and record.getMessage().startswith(pool.first_failure)
+    assert len(record.getMessage()) < 1200
+
+
+def test_nothing_graded_is_refused_and_something_is_not() -> None:
+    none = {"responses": 8.0, "failures": 8.0}
+    with pytest.raises(SettingError, match=r"none of the 8 responses .* be graded: the verifier broke; .*data\.task"):
+        check_grades(none, [None, "the verifier broke"])
+    check_grades(none | {"failures": 7.0}, ["the verifier broke"])
+    check_grades({"responses": 0.0, "failures": 0.0}, [None])  # a rule that samples nothing at first
 
 
 def test_nonsense_is_named_with_the_text_that_caused_it(pool: GradingPool, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,8 +255,8 @@ def test_a_child_that_holds_the_socket_is_killed_too(
     note = tmp_path / "pid"
     begin = time.monotonic()
     assert around(pool, (str(note), deed)) == [Grade(ZEROS, failure)]
-    assert time.monotonic() - begin < LIMIT + 3
-    assert within(2, lambda: not alive(int(note.read_text())))
+    assert time.monotonic() - begin < LIMIT + PATIENCE
+    assert within(PATIENCE, lambda: not alive(int(note.read_text())))
 
 
 def test_a_verifier_that_forks_and_returns_twice_replies_once(pool: GradingPool) -> None:
@@ -221,7 +276,7 @@ def test_a_killed_worker_is_replaced_before_the_next_call(pool: GradingPool) -> 
     (after,) = pool.grade([("", "a")])
     assert after.failure is None
     os.kill(int(after.parts["pid"]), signal.SIGKILL)  # idle, as when memory runs out: no response pays for it
-    assert within(2, lambda: not alive(int(after.parts["pid"])))
+    assert within(PATIENCE, lambda: not alive(int(after.parts["pid"])))
     assert [grade.failure for grade in pool.grade([("", "a")] * 2)] == [None, None]
 
 
@@ -260,7 +315,7 @@ def test_a_verifier_that_cannot_be_loaded_raises(how: str, message: str) -> None
                 pool.grade([("", "a")])
 
 
-def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool) -> None:
+def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anybody waits for them, and in the order in which they were offered."""
     pool.grade([("", "a")])
     pool.offer([("a", "a"), ("a", "b" * (MAX_RESPONSE_CHARS + 1))])
@@ -270,10 +325,10 @@ def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool) -> N
         pool.go_on()
         return len(pool._grades) == 4
 
-    assert within(5, nothing_left_to_do)
-    begin = time.monotonic()
+    assert within(PATIENCE, nothing_left_to_do)
+    monkeypatch.setattr(pool, "_advance", lambda seconds: pytest.fail("waited for a grade that was there"))
     grades = pool.collect()
-    assert time.monotonic() - begin < 0.05
+    monkeypatch.undo()
     assert [grade.failure for grade in grades[:3]] == [None, "invalid", None]
     assert pool.collect() == []
 
@@ -323,19 +378,21 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, busy: bool) -> None:
             assert parent.stdout is not None
             assert parent.stdout.readline() == "loaded once\n"
             pid = int(parent.stdout.readline())
-            assert not busy or within(10, note.exists)
+            assert not busy or within(PATIENCE, note.exists)
             assert alive(pid)
         finally:
             parent.kill()
         assert parent.stdout.read() == ""
-    assert within(5, lambda: not alive(pid))
+    assert within(PATIENCE, lambda: not alive(pid))
 
 
 def test_a_warm_worker_grades_a_batch_in_milliseconds() -> None:
     with GradingPool(graders.exact) as pool:
         pool.grade([("a", "a")])
-        begin = time.monotonic()
-        grades = pool.grade([("a", "ab"[i % 2]) for i in range(128)])
-        seconds = time.monotonic() - begin
-    assert [grade.parts["score"] for grade in grades] == [1.0, 0.0] * 64
-    assert seconds < 0.5  # 0.02 on a slow virtual machine; polling every 5 ms would take more
+        seconds = []
+        for _ in range(10):  # the quickest of several, since others may want the machine too
+            begin = time.monotonic()
+            grades = pool.grade([("a", "ab"[i % 2]) for i in range(128)])
+            seconds.append(time.monotonic() - begin)
+            assert [grade.parts["score"] for grade in grades] == [1.0, 0.0] * 64
+    assert min(seconds) < 0.5  # 0.02 on a slow virtual machine; polling every 5 ms would take more

@@ -124,10 +124,33 @@ def test_text_with_image_tokens_of_its_own_is_left_out(folder: Path, caplog: pyt
     assert "'own text'" in caplog.text and "'own image'" in caplog.text
 
 
+def with_system(text: str) -> Problem:
+    return Problem("told", [{"role": "system", "content": text}, {"role": "user", "content": "1+1"}], None)
+
+
+def test_a_system_message_that_the_template_leaves_out_is_spoken_of_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    user_only = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    for template, texts, said in (
+        (user_only, ["Be brief."], 1),
+        (user_only, ["  "], 0),
+        ("{% for m in messages %}{{ m.content | trim }}{% endfor %}", [" Be brief. "], 0),
+    ):
+        encoder = PromptEncoder(folder, 100)
+        encoder.tokenizer.chat_template = template
+        for text in [*texts, *texts]:
+            encoder.fitting([PROBLEMS[1], with_system(text)])
+        assert caplog.text.count("leaves out the system message ('Be brief.')") == said
+        caplog.clear()
+
+
 def test_a_template_that_refuses_is_one_sentence(folder: Path) -> None:
     encoder = PromptEncoder(folder, 100)
     encoder.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(SettingError, match=r"chat template .*System role not supported.* data\.task\.system"):
+        encoder.fitting([with_system("Be brief.")])
+    with pytest.raises(SettingError, match=r"chat template .*use another model, or ask in plain text"):
         encoder.fitting(PROBLEMS[:2])
     encoder.tokenizer.chat_template = "{{ messages[0].content }}"  # drops the beginning of the response
     begun = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "<think>"}]

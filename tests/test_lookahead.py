@@ -35,7 +35,7 @@ from popo_lightning.rollout.engine import NamedTensors, Sampling
 from popo_lightning.rollout.transformers import TransformersEngine
 from popo_lightning.timing import PhaseClock
 
-SOON = 20.0  # seconds to wait for what must happen
+SOON = 60.0  # seconds to wait for what must happen
 
 
 def lagged(policy: Path, folder: Path, **settings: Any) -> Run:
@@ -370,3 +370,19 @@ def test_stopped_inside_an_iteration(command: list[str | Path], every_step: Path
     cli = popo(*command, *EVERY_STEP, "--run.folder", folder, "--run.resume", "true")
     assert_same_run(folder, every_step)
     assert cli.trainer.global_step == ITERATIONS * MINIBATCHES and weights_of(cli.model)
+
+
+@pytest.mark.parametrize(("hook", "minibatch", "step"), [("on_train_batch_start", 1, 5), ("on_train_epoch_end", 0, 6)])
+def test_stopped_by_a_signal(
+    command: list[str | Path], every_step: Path, tmp_path: Path, hook: str, minibatch: int, step: int
+) -> None:
+    """The groups generated ahead are in the checkpoint of the place that the run stops at."""
+    signalled = ["--trainer.callbacks+", "tiny_models.SignalAt", "--trainer.callbacks.hook", hook]
+    signalled += ["--trainer.callbacks.iteration", "2", "--trainer.callbacks.minibatch", str(minibatch)]
+    with pytest.raises(SystemExit) as ended:
+        popo(*command, *signalled, "--run.folder", tmp_path)
+    assert ended.value.code == 130
+    state = torch.load(checkpoint(tmp_path, step), weights_only=True)["RolloutDataModule"]
+    assert len(state["ranks"][0]["ahead"]["groups"]) == 9
+    popo(*command, "--run.folder", tmp_path, "--run.resume", "true")
+    assert_same_run(tmp_path, every_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from itertools import combinations
@@ -80,12 +81,12 @@ def test_effective_sample_size_by_hand() -> None:
 
 def test_drift_between_engine_and_policy_raises_the_alarm(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Monitor()._check_gap(0.01, warning=0.01)
+        Monitor(gap_warning=0.01)._check_gap(0.01, exact=True)
         assert not caplog.records
-        Monitor()._check_gap(0.011, warning=0.01)
+        Monitor(gap_warning=0.01, gap_error=None)._check_gap(0.011, exact=True)
         assert "0.011 nats" in caplog.text
     with pytest.raises(RuntimeError, match=r"0\.3 nats"):
-        Monitor(gap_error=0.2)._check_gap(0.3, warning=0.01)
+        Monitor(gap_error=0.2)._check_gap(0.3, exact=True)
     for settings in ({"gap_warning": 0.0}, {"gap_error": -1.0}):
         with pytest.raises(SettingError, match=next(iter(settings))):
             Monitor(**settings)
@@ -227,3 +228,22 @@ def test_samples_are_written_when_due(tmp_path: Path) -> None:
         batch = Minibatch([group(0, version)], version, index)
         SampleTable(every_n_iterations=2).on_train_batch_end(trainer, module, {}, batch, 0)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4  # of versions 0 and 2, two responses each
+
+
+def test_samples_are_written_when_no_group_is_trained_on(tmp_path: Path) -> None:
+    dull = [group(i, 2, scores=(0.0, 0.0)) for i in range(6)]
+    data = SimpleNamespace(report=SimpleNamespace(fresh=dull))
+    trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path), loggers=[], datamodule=data)
+    table = SampleTable(every_n_iterations=1, groups=2)
+    table.on_train_batch_end(trainer, SimpleNamespace(advantages=None), {}, Minibatch([], 2, 0), 0)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(row["problem"], row["score"], row["advantage"], row["age"]) for row in rows] == [
+        ("problem 0", 0.0, None, 0),
+        ("problem 0", 0.0, None, 0),
+        ("problem 5", 0.0, None, 0),
+        ("problem 5", 0.0, None, 0),
+    ]
+    for report in (None, SimpleNamespace(fresh=[])):  # resumed inside an iteration; one that samples nothing
+        trainer.datamodule.report = report
+        table.on_train_batch_end(trainer, SimpleNamespace(advantages=None), {}, Minibatch([], 2, 0), 0)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4

@@ -35,6 +35,7 @@ def digest(model: torch.nn.Module) -> str:
 class WatchedEngine(TransformersEngine):
     """Notes the weights that really generate, and keeps copies of what it returned."""
 
+    checked = False
     stream = RolloutEngine.stream  # calls generate
 
     def __init__(self, events: list[Event]) -> None:
@@ -182,7 +183,7 @@ def test_command_line_order(config: Path, tmp_path: Path) -> None:
     cli = popo("fit", "--config", config, "--trainer.max_epochs", "1", "--run.folder", tmp_path)
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert names.index("Monitor") < names.index("ProximalSnapshot") < names.index("Evaluation")
-    assert names[-1] == "ModelCheckpoint"
+    assert names[0] == "StopSignals" and names[-1] == "Checkpoints"
     assert len(cli.datamodule.train_dataloader()) == 3
 
 

@@ -21,6 +21,7 @@ from plan_for_tests import (
 )
 
 from popo_lightning.logprobs import chunk_rows
+from popo_lightning.plan.activations import LENGTHS, Activations, _KeptBytes, activations
 from popo_lightning.plan.architecture import Vision
 from popo_lightning.plan.memory import ASLEEP, GIB, activation_bytes, estimate, image_tokens
 from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
@@ -263,6 +264,21 @@ def test_activations_of_a_llama(tmp_path: Path) -> None:
     mixed = measured.activations(torch.float32, True)
     assert half.layers < mixed.layers < whole.layers
     assert mixed.inputs == whole.inputs
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_activations_of_experts(autocast: bool) -> None:
+    """Of float32 weights too, for which torch's operator has no shapes: as a pass with real numbers keeps them."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"vocab_size": 23, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_key_value_heads": 1}
+    config = Qwen3MoeConfig(**sizes, **experts)
+    planned = activations(config, "tiny", torch.float32, autocast)
+    short, long = (_KeptBytes(Qwen3MoeForCausalLM(config).train()).of_pass(n, autocast) for n in LENGTHS)
+    real = Activations(*((b - a) / (LENGTHS[1] - LENGTHS[0]) for a, b in zip(short, long, strict=True)))
+    assert planned.inputs == real.inputs and planned.state == real.state
+    assert real.layers <= planned.layers < 1.12 * real.layers  # attention without numbers keeps a little more
 
 
 # -- engine --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ TABLE = re.compile(r"^## Difference to (\S+)\n.*?\n\n((?:\|[^\n]*\n)+)", re.MULT
 def accuracies(folder: Path, arm: str, column: str) -> dict[int, float]:
     """Of an arm, as "method" or "method, label", by seed."""
     method, _, label = arm.partition(", ")
-    with (folder / "runs.csv").open(newline="") as file:
+    with (folder / "runs.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["method"], row["sweep"]) == (method, label)]
     return {int(row["seed"]): float(row[column]) for row in rows}
 
@@ -38,7 +38,7 @@ def shown(found: Interval) -> str:
 @pytest.mark.parametrize("report", REPORTS, ids=[path.parent.name for path in REPORTS])
 def test_differences_of_a_report_have_t_intervals(report: Path) -> None:
     checked = 0
-    for table in TABLE.finditer(report.read_text()):
+    for table in TABLE.finditer(report.read_text("utf-8")):
         header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table[2].splitlines())
         for arm, _, *cells in rows:
             for name, cell in zip(header[2:], cells, strict=True):
@@ -59,6 +59,7 @@ def test_differences_of_a_report_have_t_intervals(report: Path) -> None:
     ],
 )
 def test_differences_of_the_evidence_have_t_intervals(row: str, comparison: str, arm: str) -> None:
-    (line,) = [line for line in (REPOSITORY / "docs" / "evidence.md").read_text().splitlines() if line.startswith(row)]
+    lines = (REPOSITORY / "docs" / "evidence.md").read_text("utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith(row)]
     found = difference(REPOSITORY / "benchmarks" / "compare" / comparison, arm, "grpo", "final_avg_at_k")
     assert line.split("|")[3].strip() == shown(found).replace("0.", ".")

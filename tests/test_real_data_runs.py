@@ -44,6 +44,6 @@ def test_popo_on_real_data(name: str, tmp_path: Path) -> None:
     written = [
         json.loads(line)
         for file in (tmp_path / "run" / "evaluations").rglob("*.jsonl")
-        for line in file.read_text().splitlines()
+        for line in file.read_text("utf-8").splitlines()
     ]
     assert {row["benchmark"] for row in written} and all(row["parts"]["acc"] == 0 for row in written)

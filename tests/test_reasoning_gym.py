@@ -11,6 +11,7 @@ import pytest
 from popo_lightning.errors import SettingError
 from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.tasks.reasoning_gym import ReasoningGymTask
+from popo_lightning.tasks.template import NEXT_QUESTION
 from popo_lightning.verifiers.reasoning_gym import ReasoningGymVerifier, entry_of, scorer_only_reads
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
@@ -81,6 +82,7 @@ def test_held_out_is_held_out_and_everything_is_repeatable() -> None:
     pickle.loads(pickle.dumps(task.verify))
     plain = small("coin_flip", chat=False, system=None).train_problems()[0].prompt
     assert plain in asked
+    assert task.stop == () and small("coin_flip", chat=False).stop == NEXT_QUESTION
 
 
 def test_bad_settings_are_one_sentence() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,8 @@ from popo_lightning.groups import Group
 from popo_lightning.problems import Problem
 from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
 from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
+from popo_lightning.replay.gated_replay import GatedReplay
+from popo_lightning.replay.popo_ablations import KLRanked
 from popo_lightning.replay.samplers import EpochSampler
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
@@ -126,6 +129,46 @@ def test_replay_does_not_consume() -> None:
     assert len(buffer) == 2
 
 
+def test_a_group_is_replayed_no_more_often_than_it_may_be(tmp_path: Path) -> None:
+    def as_they_were(groups: Sequence[Group]) -> list[list[torch.Tensor]]:
+        return [[response.behave_logp for response in group.responses] for group in groups]
+
+    def replayed(composer: PrioritizedGroupReplay, versions: range) -> list[list[int]]:
+        found = []
+        for version in versions:
+            dull = [group(10 * version + i, version, scores=DULL) for i in (0, 1)]
+            found.append(ids(composer.compose(iteration(version, dull, present_logprobs=as_they_were))))
+        return found
+
+    def stored(max_uses: int | None, composer: type[PrioritizedGroupReplay] = PrioritizedGroupReplay) -> Any:
+        made = composer(GroupReplayBuffer(10, None, max_uses))
+        made.buffer.insert([group(0, 0, "a"), group(1, 0, "b"), group(2, 0, "c")], 5)
+        return made
+
+    assert replayed(stored(None), range(1, 5)) == [[0, 1]] * 4  # as in the paper
+    assert replayed(stored(1), range(1, 5)) == [[0, 1], [2], [], []]
+    assert replayed(stored(2), range(1, 6)) == [[0, 1], [0, 1], [2], [2], []]
+    for kind in (GatedReplay, KLRanked):  # these choose among all that is usable
+        made = stored(1, kind)
+        assert sorted(id for found in replayed(made, range(1, 5)) for id in found) == [0, 1, 2]
+    first, rest, fewer_ranks = stored(2), stored(2), stored(2)
+    assert replayed(first, range(1, 3)) == [[0, 1]] * 2
+    state = saved_and_read(first.state_dict(), tmp_path)
+    rest.load_state_dict(state)
+    fewer_ranks.load_state_dict(fewer_ranks.for_ranks([state, {"buffer": {"groups": []}}], 1)[0])
+    assert replayed(rest, range(3, 6)) == replayed(fewer_ranks, range(3, 6)) == [[2], [2], []]
+    assert not first.buffer._uses.keys() - {0, 1}
+    first.buffer.insert([group(100 + i, 3) for i in range(10)], 5)
+    assert not first.buffer._uses  # nothing is kept of groups that have left
+
+
+def test_uses_are_none_in_a_checkpoint_that_does_not_know_them() -> None:
+    old = {"groups": [group(0, 0).to_plain()]}
+    buffer = GroupReplayBuffer(10, None, 1)
+    buffer.load_state_dict(old)
+    assert ids(buffer.newest(9, 1)) == [0]
+
+
 def test_no_problem_twice_while_avoidable() -> None:
     buffer = buffer_of(group(0, 1, "a"), group(1, 2, "b"), group(2, 3, "a"), group(3, 3, "c"), group(4, 3, "c"))
     assert ids(buffer.newest(2, version=4)) == [2, 3]
@@ -153,6 +196,7 @@ def test_bad_buffer_settings_are_named() -> None:
     for settings, named in (
         ((0, None), "data.composer.buffer.capacity is 0"),
         ((1, 0), "data.composer.buffer.max_age is 0"),
+        ((1, 1, 0), "data.composer.buffer.max_uses is 0"),
     ):
         with pytest.raises(SettingError, match=named):
             GroupReplayBuffer(*settings)

@@ -1,148 +1,118 @@
-"""Where a run writes, and which rows of metrics.csv a resumed run keeps."""
+"""What a run's folder holds: whose run, and which checkpoints."""
 
 from __future__ import annotations
 
-import csv
-import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from popo_lightning.errors import SettingError
-from popo_lightning.run_folder import choose_folder, iterations_done, loggers, newest_checkpoint
+from popo_lightning.run_folder import behind, holds_run, home_of, newest_checkpoint, newest_of
+from popo_lightning.run_record import RECORD, new_record, read_record
 
 
-def chosen(root: Path, folder: str | None = None, checkpoint: str | None = None) -> Path:
-    return choose_folder(folder, str(root), "countdown", "popo", 3, checkpoint)
-
-
-def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    base = tmp_path / "countdown"
-    assert chosen(tmp_path) == base / "popo-seed3"
-    (base / "popo-seed3").mkdir(parents=True)
-    assert chosen(tmp_path) == base / "popo-seed3"  # empty, so no run's
-    (base / "popo-seed3" / "metrics.csv").touch()
-    assert chosen(tmp_path) == base / "popo-seed3-2"
-    (base / "popo-seed3-2" / "checkpoints").mkdir(parents=True)
-    assert chosen(tmp_path) == base / "popo-seed3-3"
-
-
-def test_folder_asked_for_must_be_free_unless_resumed(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    assert chosen(tmp_path, str(mine)) == mine
-    (mine / "checkpoints").mkdir(parents=True)
-    with pytest.raises(SettingError, match=r"run\.folder is '.*mine', which holds an earlier run"):
-        chosen(tmp_path, str(mine))
-    checkpoint = str(mine / "checkpoints" / "a.ckpt")
-    assert chosen(tmp_path, str(mine), checkpoint) == mine
-    assert chosen(tmp_path, str(tmp_path / "other"), checkpoint) == tmp_path / "other"
-    assert chosen(tmp_path, None, checkpoint) == mine
-    assert chosen(tmp_path, None, str(tmp_path / "a.ckpt")) == tmp_path / "countdown" / "popo-seed3"
+def write_checkpoint(path: Path, iteration: int = 4, **callbacks: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"pytorch-lightning_version": "2", "RolloutDataModule": {"iteration": iteration}, "callbacks": callbacks}
+    torch.save(state, path)
+    return path
 
 
 def test_a_folder_whose_writing_was_interrupted_is_no_checkpoint(tmp_path: Path) -> None:
     for name in ("whole", "begun"):
-        (tmp_path / "checkpoints" / f"{name}.ckpt").mkdir(parents=True)
-        (tmp_path / "checkpoints" / f"{name}.ckpt" / "__0_0.distcp").touch()
-    (tmp_path / "checkpoints" / "whole.ckpt" / "meta.pt").touch()
-    os.utime(tmp_path / "checkpoints" / "whole.ckpt", (1, 1))
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "whole.ckpt"
+        (tmp_path / f"{name}.ckpt").mkdir(parents=True)
+        (tmp_path / f"{name}.ckpt" / "__0_0.distcp").touch()
+    (tmp_path / "whole.ckpt" / ".metadata").touch()
+    write_checkpoint(tmp_path / "whole.ckpt" / "meta.pt")
+    os.utime(tmp_path / "whole.ckpt", (1, 1))
+    assert newest_checkpoint(tmp_path) == tmp_path / "whole.ckpt"
 
 
 def test_newest_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
-    (tmp_path / "checkpoints").mkdir()
-    for place, name in enumerate(("epoch=9-step=9.ckpt", "epoch=10-step=10.ckpt", "last.txt")):
-        (tmp_path / "checkpoints" / name).touch()
-        os.utime(tmp_path / "checkpoints" / name, (100 + place, 100 + place))
-    newest = newest_checkpoint(tmp_path)
-    assert newest is not None and newest.name == "epoch=10-step=10.ckpt"
+    for place, name in enumerate(("a/epoch=9-step=9.ckpt", "a/epoch=10-step=10.ckpt", "b/epoch=3-step=3.ckpt", "b/c")):
+        write_checkpoint(tmp_path / name)
+        os.utime(tmp_path / name, (100 + place, 100 + place))
+    assert newest_checkpoint(tmp_path / "a") == tmp_path / "a" / "epoch=10-step=10.ckpt"
+    assert newest_of([tmp_path / "b", tmp_path / "a", tmp_path / "none"]) == tmp_path / "b" / "epoch=3-step=3.ckpt"
 
 
-def test_iterations_behind_a_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    state = {"pytorch-lightning_version": "2", "RolloutDataModule": {"iteration": 4}, "callbacks": {}}
-    torch.save(state, path)
-    assert iterations_done(path) == 4
-    torch.save(state | {"callbacks": {"Monitor": {"steps": [{"seconds": 1.0}]}}}, path)
-    assert iterations_done(path) == 3  # the fourth has no row yet
-    torch.save(state | {"callbacks": {"Monitor": {"steps": []}}}, path)
-    assert iterations_done(path) == 4
+def test_what_a_checkpoint_has_behind_it(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.ckpt")
+    assert (behind(path).iterations, behind(path).begun, behind(path).evaluated) == (4, 4, frozenset())
+    history = [{"iteration": 0, "eval/x/greedy": 0.5}, {"iteration": 2}]
+    write_checkpoint(path, Monitor={"steps": [{"seconds": 1.0}]}, Evaluation={"history": history})
+    found = behind(path)
+    assert (found.iterations, found.begun, found.evaluated) == (3, 4, {0, 2})  # the fourth has no row yet
+    write_checkpoint(path, Monitor={"steps": []})
+    assert behind(path).iterations == 4
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.ckpt")
     for damage in (b"", b"no checkpoint", path.read_bytes()[:-100]):
         (tmp_path / "damaged.ckpt").write_bytes(damage)
         with pytest.raises(SettingError, match="not a checkpoint that popo fit wrote"):
-            iterations_done(tmp_path / "damaged.ckpt")
+            behind(tmp_path / "damaged.ckpt")
     torch.save({"weights": torch.ones(1)}, path)
     with pytest.raises(SettingError, match="not a checkpoint that popo fit wrote"):
-        iterations_done(path)
+        behind(path)
+    torch.save({"pytorch-lightning_version": "2", "RolloutDataModule": {"iteration": 4}}, path)
+    with pytest.raises(SettingError, match=r"holds weights alone .*checkpoint\.save_weights_only"):
+        behind(path)
     with pytest.raises(SettingError, match="does not exist"):
-        iterations_done(tmp_path / "missing.ckpt")
+        behind(tmp_path / "missing.ckpt")
 
 
-# Numbers whose decimals say whether they were rounded on the way.
-ROWS: list[tuple[int, dict[str, float]]] = [
-    (0, {"eval/x/greedy": 1 / 3}),
-    (1, {"train/loss": 0.1 + 0.2, "reward/score": 1e-12}),
-    (2, {"train/loss": -math.pi * 1e15, "reward/score": 2 / 3}),
-    (2, {"eval/x/greedy": 5e-324}),
-    (3, {"train/loss": 3.0, "policy/entropy": 0.7}),
-    (4, {"train/loss": 4.0}),
-]
+def test_what_makes_a_folder_a_runs(tmp_path: Path) -> None:
+    assert not holds_run(tmp_path / "none") and not holds_run(tmp_path)
+    for name in ("run.lock", "config.yaml", "log.txt", "events.out.tfevents.1"):
+        (tmp_path / name).touch()  # of a start that failed
+    assert not holds_run(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    record = new_record("t", "m", 1, {}, 20).writing_to(tmp_path, elsewhere)
+    record.write(tmp_path)
+    assert not holds_run(tmp_path)
+    write_checkpoint(elsewhere / "a.ckpt")
+    assert holds_run(tmp_path)
+    (elsewhere / "a.ckpt").unlink()
+    (tmp_path / RECORD).write_text("{")
+    assert holds_run(tmp_path), "a damaged record is somebody's"
+    (tmp_path / RECORD).unlink()
+    for name in ("metrics.csv", "summary.json", "checkpoints"):
+        (tmp_path / name).touch()
+        assert holds_run(tmp_path)
+        (tmp_path / name).unlink()
 
 
-def write(folder: Path, resumed_at: int | None, rows: list[tuple[int, dict[str, float]]]) -> None:
-    table, board = loggers(folder, resumed_at)
-    for step, values in rows:
-        table.log_metrics(dict(values), step=step)
-        board.log_metrics(values, step=step)
-    table.finalize("success")
-    board.finalize("success")
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_record(tmp_path) is None
+    record = new_record("t", "m", 1, {"data.lag": "0"}, None)
+    record = record.writing_to(tmp_path, tmp_path / "checkpoints").writing_to(tmp_path, Path("/elsewhere"))
+    record.write(tmp_path)
+    assert read_record(tmp_path) == record
+    assert record.checkpoints == ("checkpoints", "/elsewhere")
+    moved = tmp_path.with_name("moved")
+    assert record.checkpoint_folders(moved) == [moved / "checkpoints", Path("/elsewhere")]
+    for damage in ("", "[]", '{"id": 3}'):
+        (tmp_path / RECORD).write_text(damage)
+        with pytest.raises(SettingError, match=r"damaged run\.json"):
+            read_record(tmp_path)
 
 
-def read(path: Path) -> list[tuple[int, dict[str, float]]]:
-    with path.open(newline="") as file:
-        return [
-            (int(row["step"]), {name: float(v) for name, v in row.items() if v and name != "step"})
-            for row in csv.DictReader(file)
-        ]
-
-
-def test_resumed_run_keeps_earlier_rows_and_drops_later_ones(tmp_path: Path) -> None:
-    write(tmp_path, None, ROWS)
-    assert read(tmp_path / "metrics.csv") == ROWS
-    whole = (tmp_path / "metrics.csv").read_bytes()
-    assert list(tmp_path.glob("events.out.tfevents.*"))  # both in the folder itself
-    write(tmp_path, 2, [(3, {"train/loss": 33.0})])
-    assert read(tmp_path / "metrics.csv") == [*ROWS[:4], (3, {"train/loss": 33.0})]
-    assert (tmp_path / "metrics.csv.before-resume").read_bytes() == whole
-
-
-def test_resumed_run_keeps_earlier_tensorboard_points(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    write(tmp_path, None, ROWS)
-    for file in tmp_path.glob("events.out.tfevents.*"):  # event files are read in the order of their names
-        file.rename(tmp_path / "events.out.tfevents.0000000001.earlier")
-    write(tmp_path, 2, [(3, {"train/loss": 33.0})])
-    events = EventAccumulator(str(tmp_path)).Reload()
-    points = {point.step: point.value for point in events.Scalars("train/loss")}
-    assert sorted(points) == [1, 2, 3] and points[3] == 33.0
-
-
-def test_kept_rows_are_on_the_disk_before_the_first_new_one(tmp_path: Path) -> None:
-    write(tmp_path, None, ROWS)
-    loggers(tmp_path, 2)
-    assert read(tmp_path / "metrics.csv") == ROWS[:4]
-
-
-def test_resuming_at_the_start_or_without_a_table(tmp_path: Path) -> None:
-    write(tmp_path, None, ROWS[:3])
-    write(tmp_path, 0, ROWS[1:2])
-    assert read(tmp_path / "metrics.csv") == ROWS[:2]
-    write(tmp_path / "new", 5, [(6, {"train/loss": 6.0})])
-    assert read(tmp_path / "new" / "metrics.csv") == [(6, {"train/loss": 6.0})]
-    assert not (tmp_path / "new" / "metrics.csv.before-resume").exists()
-    assert isinstance(loggers(tmp_path / "new", 6)[0], CSVLogger)
+def test_the_run_that_wrote_a_checkpoint_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = new_record("t", "m", 1, {}, 20)
+    kept = {"run": record.to_plain(), "folder": str(folder)}
+    path = write_checkpoint(tmp_path / "elsewhere" / "a.ckpt", RunKeeper=kept)
+    assert home_of(path) is None
+    record.write(folder)
+    assert home_of(path) == folder
+    new_record("t", "m", 1, {}, 20).write(folder)  # another run has the folder now
+    assert home_of(path) is None
+    assert home_of(write_checkpoint(tmp_path / "b" / "checkpoints" / "a.ckpt", RunKeeper=kept)) == tmp_path / "b"
+    assert home_of(write_checkpoint(tmp_path / "old.ckpt")) is None

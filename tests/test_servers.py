@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,7 @@ def test_what_is_asked_and_what_comes_back(servers: list[FakeServer], start: Any
         "stop_token_ids": [END],
         "logprobs": 0,
         "logit_bias": {"17": -float("inf")},
+        "stop": [],
         "detokenize": False,
     }
     assert asked[0]["sampling_params"]["seed"] != asked[1]["sampling_params"]["seed"]
@@ -311,6 +314,31 @@ def test_malformed_answers(servers: list[FakeServer], start: Any, mangle: Callab
     assert len(engine.generate(PROMPTS[:2], 2, Sampling(LIMIT), 0)) == 2
 
 
+def test_stop_strings(servers: list[FakeServer], start: Any, folder: Path) -> None:
+    """Asked for, and where a server goes on behind one its response is cut; one that stops without any is refused."""
+    engine = start(servers)
+    free = generate(engine)
+    texts = [r.text for responses in free for r in responses]
+    stop = max("".join(texts), key="".join(texts).count)
+    found = generate(engine, stop=(stop,))
+    asked = servers[0].requests[-1]["sampling_params"]
+    assert asked["stop"] == [stop] and asked["detokenize"] is True
+    cut = 0
+    for before, after in zip(chain(*free), chain(*found), strict=True):
+        assert after.token_ids.tolist() == before.token_ids[: len(after.token_ids)].tolist()
+        assert after.text == before.text.partition(stop)[0]
+        assert after.finish_reason == ("stop" if stop in before.text else before.finish_reason)
+        cut += stop in before.text
+    assert cut > 3
+    ids = engine._tokenizer(stop, add_special_tokens=False)["input_ids"]
+    for server in servers:
+        server.mangle = response([3, *ids], "stop")
+    one, two = engine.generate(PROMPTS[:1], 1, Sampling(LIMIT, stop=(stop,)), 0)[0] * 2
+    assert one.token_ids.tolist() == two.token_ids.tolist() == [3, *ids]
+    with pytest.raises(RuntimeError, match="ends without one"):
+        engine.generate(PROMPTS[:1], 1, Sampling(LIMIT, stop=("no such text",)), 0)
+
+
 # -- weights ---------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +361,9 @@ def test_weights_arrive_and_leave_nothing_behind(servers: list[FakeServer], star
     before = servers[0].version
     engine.update_weights(WEIGHTS.items(), 5)
     assert servers[0].version != before, "every sync has a label of its own, whatever the policy's version"
+    engine._context = replace(engine._context, as_saved=lambda weights: ((f"saved.{n}", w) for n, w in weights))
+    engine.update_weights(WEIGHTS.items(), 6)
+    assert servers[1].weights.keys() == {f"saved.{name}" for name in WEIGHTS}
 
 
 def test_weights_are_asked_for_on_all_ranks_and_files_are_small(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -127,21 +128,6 @@ def refusal(folder: Path) -> str:
     return "nothing"
 
 
-def test_what_rank_0_cannot_load_is_one_sentence_on_all(tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for said in on_two_ranks(refusal, tmp_path / "ranks", broken):
-        assert "model.path is" in said and "no model loads" in said
-
-
-def test_damaged_weights_are_one_sentence_on_all(tmp_path: Path) -> None:
-    folder = random_model("qwen2", tmp_path)
-    for file in folder.glob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:100])
-    for said in on_two_ranks(refusal, tmp_path / "ranks", folder):
-        assert f"model.path is '{folder}'" in said and "no model loads" in said
-
-
 def unforeseen(folder: Path) -> str:
     with mock.patch("popo_lightning.policy.load_trainable", side_effect=RuntimeError("out of luck")):
         try:
@@ -151,8 +137,34 @@ def unforeseen(folder: Path) -> str:
     return "nothing"
 
 
-def test_nobody_waits_for_a_rank_that_cannot_load(tmp_path: Path) -> None:
-    first, other = on_two_ranks(unforeseen, tmp_path / "ranks", random_model("qwen2", tmp_path))
+def all_refusals(broken: Path, damaged: Path, whole: Path) -> list[str]:
+    return [refusal(broken), refusal(damaged), unforeseen(whole)]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    """What both ranks said to a folder without a model, to damaged weights, and where rank 0 alone failed."""
+    broken, damaged, whole = (tmp_path_factory.mktemp(name) for name in ("broken", "damaged", "whole"))
+    for file in random_model("qwen2", damaged).glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    first, second = on_two_ranks(
+        all_refusals, tmp_path_factory.mktemp("ranks"), broken, damaged, random_model("qwen2", whole)
+    )
+    return list(zip(first, second, strict=True))
+
+
+def test_what_rank_0_cannot_load_is_one_sentence_on_all(refused: list[tuple[str, str]]) -> None:
+    for said in refused[0]:
+        assert "model.path is" in said and "no model loads" in said
+
+
+def test_damaged_weights_are_one_sentence_on_all(refused: list[tuple[str, str]]) -> None:
+    for said in refused[1]:
+        assert re.search(r"model.path is '.*damaged\d*'", said) and "no model loads" in said
+
+
+def test_nobody_waits_for_a_rank_that_cannot_load(refused: list[tuple[str, str]]) -> None:
+    first, other = refused[2]
     assert first == "RuntimeError: out of luck"
     assert other == "SettingError: no model loads on rank 0: out of luck"
 

@@ -21,6 +21,8 @@ from popo_lightning.sharding import check_checkpoint, check_sharding, settle_str
 
 LIMIT_SECONDS = 200
 SAME = ["--data.engine", "tiny_models.EngineByProblem", "--data.minibatches", "1", "--data.problems_per_iteration", "8"]
+# By its usual eps of 1e-8 Adam makes a step of the learning rate out of a gradient that is nothing but rounding.
+SAME += ["--model.optimizer.init_args.eps", "0.01", "--model.optimizer.init_args.lr", "0.02"]
 EVERY = ["--checkpoint.every_n_epochs", "1", "--checkpoint.save_top_k", "-1"]
 # whose last bits depend on the order of a sum, or on how rows are padded
 CLOSE = (
@@ -45,9 +47,9 @@ def flatly_sharded(ranks: int, *arguments: str | Path) -> None:
     one_node(ranks, *arguments, *strategy, seconds=LIMIT_SECONDS)
 
 
-def near(value: float, step: float) -> Any:
-    """Rounding; after a step of Adam more: where a gradient is rounding alone it moves a weight by a whole step."""
-    return pytest.approx(value, abs=1e-5, rel=1e-6 if step == 1 else 1e-4)
+def near(value: float) -> Any:
+    """But for rounding."""
+    return pytest.approx(value, abs=1e-5, rel=1e-5)
 
 
 def trained(folder: Path) -> list[dict[str, float]]:
@@ -72,7 +74,7 @@ def test_one_process_two_ranks_and_a_change_between_them_train_alike(
     assert any(row["train/grad_norm"] > 0 for row in one)
     for alone, together in zip(one, changed, strict=True):
         for metric in [*CLOSE, *(["train/value_loss"] if name == "popo_ppo" else [])]:
-            assert together[metric] == near(alone[metric], alone["step"]), (metric, alone["step"])
+            assert together[metric] == near(alone[metric]), (metric, alone["step"])
         for metric in SAME_COUNTS:
             assert together[metric] == alone[metric], (metric, alone["step"])
 
@@ -102,7 +104,7 @@ def test_flat_pieces_train_as_one_process_does(config: Path, tmp_path: Path) -> 
     assert all(row["train/grad_norm"] > 0.05 for row in one[:2]), "nothing was clipped"
     for alone, together in zip(one, changed, strict=True):
         for metric in CLOSE:
-            assert together[metric] == near(alone[metric], alone["step"]), (metric, alone["step"])
+            assert together[metric] == near(alone[metric]), (metric, alone["step"])
 
 
 @pytest.mark.slow

@@ -193,8 +193,9 @@ def test_log_probs_are_the_policys(folder: Path) -> None:
         for i, (prompt, responses) in enumerate(zip(prompts, sampled, strict=True))
     ]
     minibatch = Minibatch(groups, 0, 0)
+    # two ways through the layers in float32
     for mine, response in zip(policy.logprobs(minibatch), minibatch.responses, strict=True):
-        torch.testing.assert_close(mine, response.behave_logp, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine, response.behave_logp, atol=1e-4, rtol=0)
 
 
 def test_responses_can_be_trained_on(folder: Path) -> None:

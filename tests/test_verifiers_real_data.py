@@ -45,7 +45,7 @@ STILL_RIGHT: dict[str, str] = {
 
 @cache
 def rows(path: str) -> list[dict[str, Any]]:
-    with (DATA / path).open() as file:
+    with (DATA / path).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 

@@ -27,7 +27,7 @@ SLURM = {"SLURM_NTASKS": "16", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLUR
 
 @pytest.fixture(autouse=True)
 def end_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder: [1])
+    monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder, tokenizer: [1])
 
 
 def test_vllm_samples_on_the_trainers_gpu_with_one_rank(llm: Recorder) -> None:

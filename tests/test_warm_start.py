@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import shutil
 from collections import Counter
 from itertools import islice, permutations
 from pathlib import Path
@@ -263,10 +264,12 @@ def test_unfit_tokenizers_are_refused(built: Path, tmp_path: Path) -> None:
         "{% for m in messages %}{{ m.content }}:{% endfor %}{% if add_generation_prompt %}>{% endif %}"
     )
     assert encoder.encode(chat).ids.tolist() == [SYMBOLS.index(c) for c in "1:>"]
-    with pytest.raises(SettingError, match="no tokenizer loads"):
+    with pytest.raises(SettingError, match=r"a folder without config.json"):
         PromptEncoder(tmp_path, 9)
     for token in ("eos", "pad"):
         folder = tmp_path / token
+        folder.mkdir()
+        shutil.copy(built / "config.json", folder)
         encoder = PromptEncoder(built, 9)
         setattr(encoder.tokenizer, f"{token}_token", None)
         encoder.tokenizer.save_pretrained(folder)

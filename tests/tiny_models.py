@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -211,6 +212,13 @@ class Run:
         return weights_of(self.module)
 
 
+class InFloat64(PolicyModule):
+    """Whose matrix products round too little to be taken for a fault, on any processor."""
+
+    def _take(self, model: Any) -> None:
+        super()._take(model.double())
+
+
 def attached(module: PolicyModule, precision: str = "32-true") -> PolicyModule:
     """A module with its model loaded, in a trainer that trains nothing."""
     module.trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
@@ -242,6 +250,7 @@ def fit(
     engine: RolloutEngine | None = None,
     proximal: ProximalPolicy | None = None,
     callbacks: Sequence[L.Callback] = (),
+    monitor: Monitor | None = None,
     iterations: int = 3,
     lr: float = 1e-3,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
@@ -277,8 +286,8 @@ def fit(
         max_epochs=iterations,
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=1,
-        callbacks=[Monitor(), proximal or ProximalSnapshot(), *callbacks],
-        enable_checkpointing=False,
+        callbacks=[monitor or Monitor(), proximal or ProximalSnapshot(), *callbacks],
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -353,6 +362,24 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillInEvaluation(L.Callback):
+    """The process dies, without a chance to clean up, in the evaluation at the end, before any of its results."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        sample = data.sample
+
+        def dies(*arguments: Any) -> Any:
+            if data.iteration == self.iteration:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return sample(*arguments)
+
+        data.sample = dies
+
+
 class KillRankAt(KillAt):
     """One of the ranks dies at the start of the third iteration."""
 
@@ -363,6 +390,54 @@ class KillRankAt(KillAt):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank == self.rank:
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+
+class SignalAt(L.Callback):
+    """The process gets a signal at one of its own hooks, and the run goes on as far as it goes.
+
+    Args:
+        hook: Name of it.
+        iteration: Counted from 1.
+        minibatch: Of hooks that have one.
+        number: Of the signal; 0 raises an error instead.
+        rank: That gets it; None for all of them.
+    """
+
+    def __init__(self, hook: str, iteration: int, minibatch: int = 0, number: int = 2, rank: int | None = None) -> None:
+        self.iteration, self.minibatch, self.number, self.rank = iteration, minibatch, number, rank
+        setattr(self, hook, self._hook)
+
+    def _hook(self, trainer: L.Trainer, pl_module: Any, *more: Any) -> None:
+        batches = [each for each in more if hasattr(each, "version")]
+        place = (batches[0].version + 1, batches[0].index) if batches else (trainer.datamodule.iteration, 0)  # type: ignore[attr-defined]
+        if place == (self.iteration, self.minibatch) and self.rank in (None, trainer.global_rank):
+            signalled(self.number)
+
+
+class SignalWhileSampling(TransformersEngine):
+    """The process gets a signal in the middle of one call of the engine.
+
+    Args:
+        call: Of this process, counted from 1.
+        number: Of the signal; 0 raises an error instead.
+    """
+
+    def __init__(self, call: int, number: int = 2) -> None:
+        super().__init__()
+        self.left, self.number = call, number
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        for ready in super().stream(*args, **kwargs):
+            if self.left == 0:
+                signalled(self.number)
+            yield ready
+
+
+def signalled(number: int) -> None:
+    if not number:
+        raise RuntimeError("out of luck")
+    os.kill(os.getpid(), number)
 
 
 class FlatOnCPU(FSDPStrategy):

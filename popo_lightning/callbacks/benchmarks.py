@@ -72,14 +72,17 @@ class Regime:
             raise SettingError(f"{place}.samples is {self.samples}; use 0 (greedy only) or more")
         if not self.samples and not self.greedy:
             raise SettingError(f"{place}.samples is 0 and {place}.greedy false, which evaluates nothing; set either")
-        ks = {"avg_k": [self.avg_k], "pass_k": self.pass_k}
-        for name, values in ks.items() if self.samples else ():
-            if not values or not all(1 <= k <= self.samples for k in values):
-                given = ", ".join(map(str, values)) or "empty"
-                raise SettingError(
-                    f"{place}.{name} is {given}, but {place}.samples is {self.samples}; use k from 1 to samples, or "
-                    "more samples"
-                )
+        ks = {"avg_k": (self.avg_k,), "pass_k": self.pass_k}
+        wrong = {
+            name: k for name, k in ks.items() if self.samples and not (k and all(1 <= one <= self.samples for one in k))
+        }
+        if wrong:
+            given = " and ".join(f"{place}.{name} is {', '.join(map(str, k)) or 'empty'}" for name, k in wrong.items())
+            fitting = " ".join(f"--{place}.{name} {self.samples}" for name in wrong)
+            raise SettingError(
+                f"{given}, but {place}.samples is {self.samples}; use k from 1 to samples, such as {fitting}, or more "
+                "samples"
+            )
         allowed = {
             "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             "top_p": (0 < self.top_p <= 1, "a share above 0 and at most 1"),
@@ -106,6 +109,25 @@ class Regime:
 def several(k: int | Sequence[int]) -> tuple[int, ...]:
     """One k or several, each once, ascending."""
     return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
+
+
+def metric_names(regimes: Mapping[str, Regime]) -> list[str]:
+    """Names of the metrics of an evaluation, by the regime of each benchmark."""
+    labels = {name: _labels(regime) for name, regime in regimes.items()}
+    always = ("response_tokens", "truncated_share", "grading_failures", "seconds")
+    found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
+    if len(regimes) < 2:
+        return found
+    first, *others = labels.values()
+    found += [f"eval/{MEAN}/{label}" for label in first if all(label in its for its in others)]
+    if len({regime.avg_k for regime in regimes.values()}) > 1 and all(regime.samples for regime in regimes.values()):
+        found.append(f"eval/{MEAN}/avg")
+    return found
+
+
+def _labels(regime: Regime) -> list[str]:
+    sampled = [f"avg_at_{regime.avg_k}", *(f"pass_at_{k}" for k in regime.pass_k)] if regime.samples else []
+    return ["greedy"] * regime.greedy + sampled
 
 
 def check_names(

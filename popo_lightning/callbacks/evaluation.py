@@ -12,16 +12,23 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from popo_lightning.callbacks.benchmarks import DEFAULT_BREAKDOWN, BenchmarkSettings, Regime, check_names, several
+from popo_lightning.callbacks.benchmarks import (
+    DEFAULT_BREAKDOWN,
+    BenchmarkSettings,
+    Regime,
+    check_names,
+    metric_names,
+    several,
+)
 from popo_lightning.callbacks.evaluation_files import ReplacedFile, rank_file, sample_rows, write_json
 from popo_lightning.callbacks.evaluation_results import BenchmarkResult, EvaluationResult, measured
 from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group
+from popo_lightning.monitors import check_evaluation_monitors, consult, settle_stopping
 from popo_lightning.problems import Problem
 from popo_lightning.rollout.engine import Sampling
-
-FOLDER = "evaluations"
+from popo_lightning.run_folder import EVALUATIONS
 
 
 class Evaluation(L.Callback):
@@ -105,6 +112,10 @@ class Evaluation(L.Callback):
                     f"evaluation.limit of benchmark '{name}' is {regime.limit}, fewer problems than there are ranks "
                     f"({trainer.world_size}); raise it"
                 )
+        if stage == "fit":
+            names = metric_names({name: self.regime_of(name) for name in found})
+            check_evaluation_monitors(trainer, names, self.every_n_iterations)
+            settle_stopping(trainer)
         # an engine has to make room for the longest response before it starts
         data.longest_response = max((self.regime_of(name).max_new_tokens or 0 for name in found), default=0)
 
@@ -186,6 +197,8 @@ class Evaluation(L.Callback):
         self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
         assert self.latest is not None
         self.history.append({"iteration": data.iteration} | self.latest.metrics())
+        if data.iteration:  # the first policy's numbers are no progress, nor a lack of it
+            consult(trainer, trainer.lightning_module, self.latest.metrics())
 
     def _evaluate(
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
@@ -193,13 +206,15 @@ class Evaluation(L.Callback):
         data = self._data(trainer)
         regime = self.regime_of(name)
         regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
+        data.stopping.check(trainer)
         data.ahead.join()
         spent = data.clock.take()  # this generation is not training's
-        data.sync()
         problems = regime.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
-        greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
-        sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
+        with data.leaves_at_once():
+            data.sync()
+            greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
+            sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
         if folder is not None and self.write_samples:
@@ -216,7 +231,7 @@ class Evaluation(L.Callback):
     ) -> list[Group]:
         assert regime.max_new_tokens is not None
         cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
-        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut)
+        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=self._data(trainer).sampling.stop)
         # by benchmark: with one seed for all, the first problems of any two would be answered with the same noise
         seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}/{name}").getrandbits(62)
         groups: list[Group] = self._data(trainer).sample(problems, n, sampling, seed)
@@ -254,7 +269,7 @@ class Evaluation(L.Callback):
         assert trainer.state.fn is not None
         fitting = trainer.state.fn == "fit"
         name = f"iteration-{self._data(trainer).iteration:06d}" if fitting else trainer.state.fn.value
-        return Path(trainer.default_root_dir) / FOLDER / name
+        return Path(trainer.default_root_dir) / EVALUATIONS / name
 
     @staticmethod
     def _data(trainer: L.Trainer) -> Any:

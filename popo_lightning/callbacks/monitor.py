@@ -6,18 +6,22 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 
+from popo_lightning.engine_gap import GapLimits
 from popo_lightning.errors import SettingError
+from popo_lightning.monitors import publish
 from popo_lightning.ranks import from_all, from_first, to_first
 from popo_lightning.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.token_sums import TokenSums, token_metrics
 
 WORK = ("row_tokens", "flops")  # of a training step on one rank
 BEFORE_STEPS = ("prox", "values")  # phases of a training step that come before its passes
+# nan or infinite where there is nothing to measure: no replayed group, no step, no effective group so far
+UNMEASURED = ("replay/age_mean", "replay/age_max", "train/loss", "train/grad_norm", "total/dynamic_sampling_responses")
 
 log = logging.getLogger(__name__)
 
@@ -29,31 +33,42 @@ class Monitor(L.Callback):
     the same tokens should agree but for rounding.
 
     Args:
-        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 1e-3 where
-            float32 is computed in, where rounding gives 1e-6, and 0.05 for others, where it gives about 1e-2.
-        gap_error: The same, but the run stops; null never stops it.
+        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 3 times what
+            engine and policy differ by as both are loaded, but at least 1e-3 where float32 is computed in, whose
+            rounding gives 1e-6, and 0.05 for bfloat16, whose rounding gives about 0.01, and 0.033 for some models.
+        gap_error: The same, but the run stops, before it trains where the gap is there from the beginning. auto takes
+            10 times the difference as loaded, but at least 0.01 for float32 and 0.25 for bfloat16, and after the first
+            sync of unchanged weights what gap_warning is by null; null never stops a run, it only warns.
         peak_tflops: What a card can do at best, in TFLOP/s of dense bfloat16 matrices, for throughput/mfu. null looks
             the card up by its name; throughput/mfu is left out for one that is not known, and on a CPU.
     """
 
     def __init__(
-        self, gap_warning: float | None = None, gap_error: float | None = None, peak_tflops: float | None = None
+        self,
+        gap_warning: float | None = None,
+        gap_error: float | Literal["auto"] | None = "auto",
+        peak_tflops: float | None = None,
     ) -> None:
         for name, value in (("gap_warning", gap_warning), ("gap_error", gap_error)):
-            if value is not None and value <= 0:
+            if value is not None and value != "auto" and not value > 0:
                 raise SettingError(f"monitor.{name} is {value}; use a positive number of nats, or null")
-        self.gap_warning = gap_warning
-        self.gap_error = gap_error
+        self.limits = GapLimits(gap_warning, gap_error)
         self.peak_tflops = check_peak(peak_tflops)
         self._tokens = TokenSums()
         self._steps: list[dict[str, float]] = []
-        self._saved: list[dict[str, Any]] = []  # what a checkpoint brought of each rank, until training starts
+        self._named = False  # whether the log has names of metrics that were not finite
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Has engine and policy compared before they train or evaluate."""
+        trainer.datamodule.compare_engine(self.limits)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
         self._worker = Worker.of_policy(pl_module, self.peak_tflops)
         self.on_train_epoch_start(trainer, pl_module)
-        self._resume(trainer.global_rank, trainer.world_size)
+        kept = trainer.datamodule.kept_by_ranks  # type: ignore[attr-defined]
+        self._resume(kept.take("monitor"), trainer.global_rank, trainer.world_size)
+        kept.keep("monitor", self._own)
         self._began -= sum(step["seconds"] for step in self._steps)
         if len(self._steps) == trainer.datamodule.steps:  # type: ignore[attr-defined]
             self.on_train_epoch_end(trainer, pl_module)
@@ -72,7 +87,8 @@ class Monitor(L.Callback):
         """Collects the step's numbers."""
         seconds = time.perf_counter() - self._step_began
         before = trainer.datamodule.clock.seconds(*BEFORE_STEPS) - self._before_began  # type: ignore[attr-defined]
-        self._tokens.merge(outputs["tokens"])
+        if not outputs.get("skipped"):  # its numbers are no longer those of anything
+            self._tokens.merge(outputs["tokens"])
         step = {name: float(value) for name, value in outputs.items() if name not in ("tokens", "region")}
         step |= {f"region/{name}": value for name, value in outputs.get("region", {}).items()}
         step |= {"seconds": seconds, "train_seconds": seconds - before, "first": float(batch.index == 0)}
@@ -81,23 +97,39 @@ class Monitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Computes and logs."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        learned = any(step["stepped"] for step in self._steps)
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
         metrics |= self._seconds(data)
         self._tokens, self._steps = TokenSums(), []
+        metrics["train/not_finite_metrics"] = float(len(self._not_finite(metrics, data.iteration)))
         pl_module.iteration_metrics = metrics
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
+        publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
         # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
         gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
-        self._check_gap(gap, self.gap_warning or (1e-3 if exact else 0.05))
+        self._check_gap(gap, exact, data.gap_floor)
+
+    def _not_finite(self, metrics: dict[str, float], iteration: int) -> list[str]:
+        """Names of what was measured and is not finite: loggers leave it out, so it is counted, and named once."""
+        found = [name for name, value in metrics.items() if not math.isfinite(value) and name not in UNMEASURED]
+        if found and not self._named:
+            log.warning(
+                "not finite in iteration %d, and so left out of the metrics: %s; train/not_finite_metrics counts them",
+                iteration,
+                ", ".join(f"{name} {metrics[name]}" for name in found),
+            )
+        self._named = self._named or bool(found)
+        return found
 
     def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:
         steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*from_all(self._steps), strict=True)]
         stepped = [step for step in steps if step["stepped"]]
         metrics = {
             "train/optimizer_steps": float(trainer.global_step),
+            "train/skipped_steps": float(sum(bool(step.get("skipped")) for step in steps)),
             "train/loss": _mean([step["mean_loss"] for step in stepped]),
             "train/grad_norm": _mean([step["grad_norm"] for step in stepped]),
             "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
@@ -118,13 +150,15 @@ class Monitor(L.Callback):
         seconds["other"] = whole - inside
         return {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": whole}
 
-    def _check_gap(self, gap: float, warning: float) -> None:
-        if self.gap_error is not None and gap > self.gap_error:
+    def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
+        warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)
+        if error < math.inf and not gap <= error:  # nan is no small gap
             raise RuntimeError(
-                f"engine and policy disagree by {gap:.3g} nats a token on average (gap_error {self.gap_error}): the "
-                "engine does not have the policy's weights, or samples from another distribution"
+                f"engine and policy disagree by {gap:.3g} nats a token on average (monitor.gap_error is "
+                f"{self.limits.error}, here {error:.3g}): the engine does not have the policy's weights, or samples "
+                "from another distribution"
             )
-        if gap > warning:
+        if not gap <= warning:
             log.warning(
                 "engine and policy disagree by %.3g nats a token on average; above %.3g the behaviour log-probs are "
                 "not to be trusted: compare dtypes, and check that the weight sync covers every tensor",
@@ -133,20 +167,22 @@ class Monitor(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What all ranks collected of an iteration that a checkpoint interrupts: Lightning keeps rank 0's alone."""
-        return {"steps": self._steps, "ranks": from_all({"steps": self._steps, "tokens": self._tokens.to_plain()})}
+        """The steps of an iteration that a checkpoint interrupts, on this rank; `data.kept_by_ranks` has all ranks'."""
+        return {"steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._saved = state_dict.get("ranks", [])
+        """Nothing: what all ranks kept comes with the rollouts."""
 
-    def _resume(self, rank: int, ranks: int) -> None:
-        """Takes up what a checkpoint brought, each rank its own where their number is the same."""
-        if self._saved:
-            self._steps = self._saved[rank]["steps"] if len(self._saved) == ranks else _dealt_out(self._saved, ranks)
-        for saved in self._saved[rank::ranks]:
-            self._tokens.merge(TokenSums.from_plain(saved["tokens"]))
-        self._saved = []
+    def _own(self) -> dict[str, Any]:
+        """What this rank collected of the iteration."""
+        return {"steps": self._steps, "tokens": self._tokens.to_plain()}
+
+    def _resume(self, saved: Sequence[dict[str, Any]], rank: int, ranks: int) -> None:
+        """Takes up what each rank had collected, each rank its own where their number is the same."""
+        if saved:
+            self._steps = saved[rank]["steps"] if len(saved) == ranks else _dealt_out(saved, ranks)
+        for of_rank in saved[rank::ranks]:
+            self._tokens.merge(TokenSums.from_plain(of_rank["tokens"]))
 
 
 def _dealt_out(saved: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, float]]:

@@ -80,9 +80,10 @@ class SlowFastPolicy(ParameterHook):
         """Adds up entropies, and looks at them after the last step of an iteration."""
         if self.stopped or self.z_threshold is None:
             return
-        # over all ranks: they have to stop together, and a checkpoint keeps rank 0's numbers
-        self._entropy_sum += over_ranks(trainer, outputs["tokens"].entropy, "sum")
-        self._tokens += over_ranks(trainer, outputs["tokens"].count, "sum")
+        if not outputs.get("skipped"):  # a step that was not finite has no entropy
+            # over all ranks: they have to stop together, and a checkpoint keeps rank 0's numbers
+            self._entropy_sum += over_ranks(trainer, outputs["tokens"].entropy, "sum")
+            self._tokens += over_ranks(trainer, outputs["tokens"].count, "sum")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if batch.index == data.steps - 1:
             if self._tokens:

@@ -29,6 +29,8 @@ SAMPLES = "samples.jsonl"
 class SampleTable(L.Callback):
     """Keeps a few whole groups of the first minibatch, as lines of samples.jsonl and as a TensorBoard text.
 
+    Where the iteration trains on none, because none is effective, the sampled groups are shown, without an advantage.
+
     Args:
         every_n_iterations: Iterations between tables; 0 keeps none.
         groups: Groups shown, replayed ones first among them if there are any.
@@ -55,10 +57,16 @@ class SampleTable(L.Callback):
         """Writes the table of the first minibatch, whose proximal log-probs and critic's values are now recorded."""
         assert isinstance(batch, Minibatch)
         due = self.every_n_iterations and batch.version % self.every_n_iterations == 0
-        if not due or batch.index != 0 or not trainer.is_global_zero or not batch.groups:
+        if not due or batch.index != 0 or not trainer.is_global_zero:
             return
+        advantages = pl_module.advantages(batch) if batch.groups else None
+        if advantages is None:
+            report = trainer.datamodule.report  # type: ignore[attr-defined]
+            batch = Minibatch(report.fresh if report else [], batch.version, batch.index)
         chosen = self._chosen(batch)
-        rows = self._rows(batch, chosen, pl_module.advantages(batch))
+        rows = self._rows(batch, chosen, advantages)
+        if not rows:
+            return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / SAMPLES).open("a") as file:
@@ -74,9 +82,10 @@ class SampleTable(L.Callback):
         half = max(1, self.groups // 2)
         return list(dict.fromkeys(order[:half] + order[::-1][: self.groups - half]))
 
-    def _rows(self, batch: Minibatch, chosen: list[int], advantages: list[Tensor]) -> list[dict[str, Any]]:
-        remaining = iter(advantages)
-        per_group = [[next(remaining) for _ in group.responses] for group in batch.groups]
+    def _rows(self, batch: Minibatch, chosen: list[int], advantages: list[Tensor] | None) -> list[dict[str, Any]]:
+        """Lines of the table; advantages are one a response of the batch, or None where nothing is trained on."""
+        remaining = iter([] if advantages is None else advantages)
+        per_group = [[next(remaining, None) for _ in group.responses] for group in batch.groups]
         rows = []
         for place in chosen:
             group = batch.groups[place]
@@ -87,7 +96,7 @@ class SampleTable(L.Callback):
                     str(group.problem.prompt)[:SHOWN_CHARACTERS],
                     response.text[:SHOWN_CHARACTERS],
                     response.parts["score"],
-                    round(float(advantage.float().mean()), 3),
+                    None if advantage is None else round(float(advantage.float().mean()), 3),
                     batch.version - group.version_of(response),
                     response.finish_reason,
                 )

@@ -69,7 +69,7 @@ class Summary(L.Callback):
             "seconds": {k: round(v, 3) for k, v in self._phases.items()} | {"evaluation": round(evaluation_seconds, 3)},
             "effective_share": totals.effective_groups / max(1, totals.groups),
             "replay_share": totals.replayed_groups / max(1, totals.trained_groups),
-            "first_evaluation": flat(history[0]) if history else None,
+            "first_evaluation": flat(first) if (first := first_of(history)) else None,
             "last_evaluation": flat(history[-1]) if history else None,
             "evaluations": history,
         }
@@ -85,6 +85,11 @@ class Summary(L.Callback):
         """Goes on counting."""
         self._earlier_seconds = state_dict["seconds"]
         self._phases = state_dict["phases"]
+
+
+def first_of(history: list[dict[str, float]]) -> dict[str, float] | None:
+    """The evaluation before training, or else the earliest of several: one alone, at the end, is no first one."""
+    return history[0] if history and (len(history) > 1 or history[0]["iteration"] == 0) else None
 
 
 def flat(entry: dict[str, float]) -> dict[str, float | None]:

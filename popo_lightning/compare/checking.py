@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from popo_lightning.cli import OneSentenceParser, PopoCLI, one_sentence
+from popo_lightning.cli import OneSentenceParser, PopoCLI
 from popo_lightning.compare.plan import Arm, PlannedRun
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
@@ -18,9 +18,9 @@ from popo_lightning.policy import PolicyModule
 class RaisingParser(OneSentenceParser):
     """Raises, so that the sentence can say whose settings are meant."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    def refuse(self, sentence: str) -> NoReturn:
         """The sentence as an error."""
-        raise SettingError(one_sentence(message))
+        raise SettingError(sentence)
 
 
 class ParsedOnly(PopoCLI):

@@ -19,6 +19,7 @@ from popo_lightning.compare.plots import check_plots, draw
 from popo_lightning.compare.report import facts, main_parts, write_report
 from popo_lightning.compare.runs import Outcome, run_all
 from popo_lightning.compare.settings import Comparison, Method
+from popo_lightning.config_files import check_config_files
 from popo_lightning.errors import SettingError
 
 DESCRIPTION = "Runs methods x seeds on a task, one or several at a time, and reports; an interrupted one goes on."
@@ -56,6 +57,7 @@ def parser() -> OneSentenceParser:
 
 def parsed(args: Sequence[str]) -> Comparison:
     """Settings from the command line and the files it names."""
+    check_config_files(args)
     found = parser().parse_args(list(args))
     values = {name: value for name, value in vars(found).items() if name != "config"}
     methods = {name: Method(**vars(m)) if isinstance(m, Namespace) else m for name, m in values.pop("methods").items()}

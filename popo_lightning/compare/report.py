@@ -60,7 +60,7 @@ def write_report(found: Collection, failures: Sequence[Outcome], figures: Mappin
     }
     for name, content in contents.items():
         draft = folder / f"{name}.draft"
-        draft.write_text(content)
+        draft.write_text(content, encoding="utf-8")
         draft.replace(folder / name)
     return [folder / name for name in contents]
 

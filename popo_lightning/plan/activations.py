@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +54,7 @@ def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> A
     """
     # torch logs a traceback of an operator that takes no such tensors; the sentence below says what happened
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _experts_of_any_type():
         model = empty_model(config, name, torch.device("cpu"), dtype)
         try:
             short, long = (_KeptBytes(model).of_pass(length, autocast) for length in LENGTHS)
@@ -63,6 +65,22 @@ def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> A
             ) from error
     tokens = LENGTHS[1] - LENGTHS[0]
     return Activations(*((b - a) / tokens for a, b in zip(short, long, strict=True)))
+
+
+@contextmanager
+def _experts_of_any_type() -> Iterator[None]:
+    """Experts by the operator of transformers that keeps what torch's does: torch's has shapes for bfloat16 alone."""
+    from transformers.integrations import moe
+
+    usual = getattr(moe, "_can_use_grouped_mm", None)
+    if usual is None:  # another version's
+        yield
+        return
+    moe._can_use_grouped_mm = lambda *of_call: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = usual
 
 
 class _KeptBytes:

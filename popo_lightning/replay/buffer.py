@@ -24,9 +24,11 @@ class GroupReplayBuffer:
         capacity: Groups kept; null keeps as many as an iteration samples, which is enough, since the newest are taken
             first and no more than that can be missing.
         max_age: Oldest replay in policy versions; null sets no limit.
+        max_uses: Times a group is replayed; null sets no limit, as in the paper. Where few groups are effective, the
+            same one is else trained on in every iteration until it is too old.
     """
 
-    def __init__(self, capacity: int | None = None, max_age: int | None = 8) -> None:
+    def __init__(self, capacity: int | None = None, max_age: int | None = 8, max_uses: int | None = None) -> None:
         if capacity is not None and capacity < 1:
             raise SettingError(
                 f"data.composer.buffer.capacity is {capacity}; the buffer must hold at least 1 group, or null for as "
@@ -37,9 +39,16 @@ class GroupReplayBuffer:
                 f"data.composer.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at "
                 "least 1, or null for no limit"
             )
+        if max_uses is not None and max_uses < 1:
+            raise SettingError(
+                f"data.composer.buffer.max_uses is {max_uses}; a group that waits must be replayed at least 1 time, or "
+                "give null for no limit"
+            )
         self.capacity = capacity
         self.max_age = max_age
+        self.max_uses = max_uses
         self._groups: deque[Group] = deque()
+        self._uses: dict[int, int] = {}  # by the number of a stored group
         self._by_version: dict[int, deque[Group]] = {}  # the same, in order of insertion within a version
 
     def __len__(self) -> int:
@@ -54,7 +63,9 @@ class GroupReplayBuffer:
         """
         self._add(groups)
         while len(self._groups) > (self.capacity or sampled):
-            version = self._groups.popleft().version
+            gone = self._groups.popleft()
+            version = gone.version
+            self._uses.pop(gone.id, None)
             self._by_version[version].popleft()  # the same group: of all the first inserted, so of its version too
             if not self._by_version[version]:
                 del self._by_version[version]
@@ -78,8 +89,13 @@ class GroupReplayBuffer:
         """
         return one_of_each_problem(self._newest_first(version, min_age), count, exclude_problems)
 
+    def used(self, groups: Iterable[Group]) -> None:
+        """Counts a use of each of these stored groups, which is what ``max_uses`` limits."""
+        for group in groups:
+            self._uses[group.id] = self._uses.get(group.id, 0) + 1
+
     def usable(self, version: int, min_age: int = 1) -> list[Group]:
-        """All groups of an allowed age, newest version first and in order of insertion within a version."""
+        """All groups of an allowed age with uses left, newest version first and in order of insertion within one."""
         return list(self._newest_first(version, min_age))
 
     def _newest_first(self, version: int, min_age: int) -> Iterator[Group]:
@@ -87,17 +103,21 @@ class GroupReplayBuffer:
             if self.max_age is not None and stored < version - self.max_age:
                 return
             if stored <= version - min_age:
-                yield from self._by_version[stored]
+                yield from filter(self._has_uses_left, self._by_version[stored])
+
+    def _has_uses_left(self, group: Group) -> bool:
+        return self.max_uses is None or self._uses.get(group.id, 0) < self.max_uses
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors."""
-        return {"groups": [group.to_plain() for group in self._groups]}
+        return {"groups": [group.to_plain() | {"uses": self._uses.get(group.id, 0)} for group in self._groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the saved groups, of which the present capacity keeps the newest."""
-        groups = [Group.from_plain(group) for group in state["groups"]]
+        saved = state["groups"] if self.capacity is None else state["groups"][-self.capacity :]
         self._groups, self._by_version = deque(), {}
-        self._add(groups if self.capacity is None else groups[-self.capacity :])
+        self._add(Group.from_plain(group) for group in saved)
+        self._uses = {group["id"]: group.get("uses", 0) for group in saved}
 
 
 def dealt_out(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:

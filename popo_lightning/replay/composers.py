@@ -169,6 +169,7 @@ class PrioritizedGroupReplay(Composer):
         effective, ineffective = iteration.split(fresh)
         problems = {group.problem.id for group in effective}
         replayed = self.buffer.newest(len(ineffective), iteration.version, exclude_problems=problems)
+        self.buffer.used(replayed)
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
 

@@ -42,6 +42,7 @@ class GatedReplay(PrioritizedGroupReplay):
         admitted = still_worth(candidates, self.least_ess, iteration)
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(admitted, len(ineffective), problems)
+        self.buffer.used(replayed)
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
 

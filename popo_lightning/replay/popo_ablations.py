@@ -53,6 +53,7 @@ class KLRanked(PrioritizedGroupReplay):
         candidates = ranked if choice else candidates
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(candidates, len(ineffective), problems)
+        self.buffer.used(replayed)
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
 
@@ -116,6 +117,7 @@ class AnyGroup(PrioritizedGroupReplay):
         kept = {group.problem.id for place, group in enumerate(fresh) if place not in given_up}
         stored = self.buffer.newest(count, iteration.version, exclude_problems=kept)
         gone = set(given_up[: len(stored)])
+        self.buffer.used(stored)
         self.buffer.insert(fresh, len(fresh))
         return [group for place, group in enumerate(fresh) if place not in gone] + stored
 
@@ -164,6 +166,7 @@ class Stale(PrioritizedGroupReplay):
         effective, ineffective = iteration.split(fresh)
         problems = {group.problem.id for group in effective}
         replayed = self.buffer.newest(len(ineffective), iteration.version, self.min_age, problems)
+        self.buffer.used(replayed)
         self.buffer.insert(effective, (self.min_age + 1) * len(fresh))
         return effective + replayed
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from popo_lightning.errors import DIVERGED_REMEDY, NotFiniteError
 from popo_lightning.model_folder import image_marks
 from popo_lightning.prompts import Prompt
 from popo_lightning.rollout.engine import Sampling
 from popo_lightning.rollout.row_cache import RowCache
 from popo_lightning.rollout.sampling import draw, uniforms
+from popo_lightning.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 2**16  # of prompts in one forward pass, padding included
 FINISHED_SHARE = 0.0625  # of the rows, from which on it pays to take them out
@@ -99,6 +101,7 @@ class Decoder:
         ends: (E,) tokens that end a response.
         forbidden: (F,) tokens that are never drawn.
         batch_size: Most rows side by side.
+        stop: Strings that end a row; whoever takes it cuts off what is behind them.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Decoder:
         ends: Tensor,
         forbidden: Tensor,
         batch_size: int,
+        stop: StopStrings | None = None,
     ) -> None:
         self.model = model
         self.prompts = prompts
@@ -116,6 +120,7 @@ class Decoder:
         self.ends = ends
         self.forbidden = forbidden
         self.batch_size = batch_size
+        self.stop = stop
         self.device = ends.device
         self.steps_unread = STEPS_UNREAD if self.device.type == "cuda" else 1
 
@@ -144,7 +149,17 @@ class Decoder:
         while len(finished := flight.done.nonzero()[:, 0]) < enough:
             for _ in range(self.steps_unread):
                 self._step(flight, padding)
+            if self.stop:
+                self._end_at_strings(flight, self.stop)
         return finished
+
+    def _end_at_strings(self, flight: Flight, stop: StopStrings) -> None:
+        """Rows whose text has reached a stop string are done; a few more tokens of them may be there."""
+        last = flight.count[:, None] - stop.tail + torch.arange(stop.tail, device=self.device)
+        tails = flight.token_ids.gather(1, last.clamp(min=0))  # of short rows the first token over and over
+        for place in stop.among(tails.tolist()):
+            ids = flight.token_ids[place, : flight.count[place]].tolist()
+            flight.done[place] |= stop.cut(ids) is not None
 
     def _without_finished(self, flight: Flight) -> Flight:
         """The other rows, in the first places: the last ones go where finished ones were."""
@@ -270,7 +285,9 @@ class Decoder:
         found = []
         for row, (number, count) in enumerate(zip(flight.number.tolist(), counts, strict=True)):
             if not bool(logps[row, :count].isfinite().all()):
-                raise RuntimeError("the engine's model gives logits that are no numbers; its weights have diverged")
+                raise NotFiniteError(
+                    f"the engine's model gives logits that are no numbers: its weights diverged; {DIVERGED_REMEDY}"
+                )
             reason = "stop" if ended[row, count - 1] else "length"
             ids, logp = token_ids[row, :count].tolist(), logps[row, :count].tolist()
             found.append(Finished(self.rows[number], ids, logp, reason))

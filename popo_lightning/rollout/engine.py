@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popo_lightning.errors import SettingError
 from popo_lightning.groups import Response
 from popo_lightning.prompts import Prompt
+from popo_lightning.rollout.stop_strings import StopStrings
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -30,12 +32,14 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: Nucleus mass kept.
         top_k: Number of tokens kept; 0 keeps all.
+        stop: Strings that end a response, see :class:`StopStrings`.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class EngineContext:
         image_pixels: Least and most pixels of an image, as the prompts were made with; None keeps the processor's own.
         images_per_prompt: Most images a prompt has.
         local_rank: Rank among those of this machine.
+        as_saved: Gives the policy's weights the names and shapes of the checkpoint that it was loaded from, for engines
+            that load it by other code than transformers'.
     """
 
     folder: str | Path
@@ -65,6 +71,7 @@ class EngineContext:
     image_pixels: tuple[int, int] | None = None
     images_per_prompt: int = 0
     local_rank: int = 0
+    as_saved: Callable[[NamedTensors], NamedTensors] = iter
 
 
 class RolloutEngine(ABC):
@@ -75,11 +82,15 @@ class RolloutEngine(ABC):
         holds_weights: Whether it still has them; a deep sleep may have dropped them.
         generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works: it needs
             memory, cores and weights of its own, and must leave the process's random state alone all the time.
+        checked: Whether its log-probs are compared with the trainer's before a run trains.
+        loads_model: Whether it can sample with the model's own weights before it is given any.
     """
 
     version: int = -1
     holds_weights: bool = True
     generates_while_training: bool = False
+    checked: bool = True
+    loads_model: bool = True
 
     def check(self, device: torch.device) -> None:  # noqa: B027  # most engines compute wherever the trainer does
         """Called before any model loads; raises SettingError where the engine cannot sample beside such a trainer.
@@ -103,8 +114,8 @@ class RolloutEngine(ABC):
             seed: Decides every draw of this call; the process's own random state is left as it was.
 
         Returns:
-            For each prompt in order, n responses with token ids (end token included, nothing after it) and
-            the log-probs of the distribution sampled from, temperature applied.
+            For each prompt in order, n responses with token ids (end token included, or those that complete a stop
+            string, and nothing after it) and the log-probs of the distribution sampled from, temperature applied.
         """
 
     def stream(
@@ -121,6 +132,9 @@ class RolloutEngine(ABC):
     @abstractmethod
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
+
+    def forget_prompts(self) -> None:  # noqa: B027
+        """Drops whatever it keeps of prompts, so that what is sampled next does not depend on what was before."""
 
     def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
         """Frees what generation needs while the trainer works."""
@@ -142,25 +156,56 @@ def prompt_seeds(seed: int, count: int) -> list[int]:
     return [random.Random(f"{seed}/{place}").getrandbits(62) for place in range(count)]
 
 
-def end_token_ids(folder: str | Path) -> list[int]:
-    """Tokens that end a response, as the model's generation config lists them."""
-    from transformers import GenerationConfig
+def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
+    """Tokens that end a response: those of the model's generation config, and the tokenizer's end token.
+
+    Without a generation config they are those of the model's configuration, as transformers and vLLM have it. The two
+    may name different tokens; vLLM always ends at the tokenizer's, so every engine does.
+
+    Args:
+        folder: Model folder or hub id.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        SettingError: The generation config names an end that is no token.
+    """
+    from transformers import AutoConfig, GenerationConfig
 
     try:
         ends = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:  # a model without a generation config ends by its tokenizer's end token, which vLLM knows
-        return []
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    except OSError:
+        ends = AutoConfig.from_pretrained(folder).get_text_config().eos_token_id
+    named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if wrong := [end for end in named if not isinstance(end, int) or end < 0]:
+        raise SettingError(
+            f"model.path is '{folder}', whose eos_token_id has {wrong[0]!r}, which is no token; write the tokens that "
+            "end a response there"
+        )
+    own = tokenizer.eos_token_id
+    return sorted({*named, *([] if own is None else [own])})
 
 
-def responses_of(tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]]) -> list[Response]:
-    """Responses from (token ids, their log-probs, finish reason).
+def responses_of(
+    tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]], stop: Sequence[str] = ()
+) -> list[Response]:
+    """Responses from (token ids, their log-probs, finish reason), which end with the first stop string, if any.
 
-    Their text is without special tokens, and without an end token that the tokenizer takes for an ordinary one.
+    Their text is without special tokens, without an end token that the tokenizer takes for an ordinary one, and without
+    the stop string.
     """
+    strings = StopStrings(tokenizer, stop)
     spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
     return [
-        Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)
+        _response(ids, logp, reason, text, strings.cut(ids))
         for (ids, logp, reason), text in zip(sampled, texts, strict=True)
     ]
+
+
+def _response(
+    ids: Sequence[int], logp: Sequence[float], reason: str, text: str, cut: tuple[int, str] | None
+) -> Response:
+    if cut is not None:
+        kept, text = cut
+        ids, logp, reason = ids[:kept], logp[:kept], "stop"
+    return Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from popo_lightning.rollout.stop_strings import StopStrings
+
 
 class MalformedAnswerError(Exception):
     """An answer of another shape than asked for."""
@@ -28,6 +30,7 @@ class Asked:
         forbidden: Tokens never to be sampled.
         vocabulary: Number of tokens of the model.
         label: Version of the weights, as the server names it.
+        stop: Strings that end one, too.
     """
 
     prompt_ids: Sequence[int]
@@ -37,6 +40,7 @@ class Asked:
     forbidden: Collection[int]
     vocabulary: int
     label: str
+    stop: StopStrings | None = None
 
 
 class Sampled(NamedTuple):
@@ -86,7 +90,8 @@ def _response(choice: Any, asked: Asked) -> Sampled:
     if reason not in ("stop", "length"):
         raise MalformedAnswerError(f"a response ended by {_short(reason)}")
     ended = [token in asked.ends for token in ids]
-    if any(ended[:-1]) or (asked.ends and ended[-1] != (reason == "stop")):
+    cut = reason == "stop" and not ended[-1] and asked.stop is not None and asked.stop.cut(ids) is not None
+    if any(ended[:-1]) or (asked.ends and ended[-1] != (reason == "stop") and not cut):
         raise MalformedAnswerError("a response goes on behind its end, or ends without one")
     if reason == "length" and len(ids) != asked.limit:
         raise MalformedAnswerError(f"a response of {len(ids)} tokens is said to have met the limit of {asked.limit}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.rollout.vllm import repack_tied_heads
+from popo_lightning.rollout.vllm_reload import repack, stale_layers
 
 
 class PolicyWorker:
@@ -42,8 +42,12 @@ class PolicyWorker:
         if not files:
             return {"error": f"no *.safetensors in {folder} as this server sees it"}
         try:
-            self.reload_weights(weights_path=folder)
-            repack_tied_heads(self.model_runner.get_model())
+            model = self.model_runner.get_model()
+            if stale := stale_layers(lambda: self.reload_weights(weights_path=folder), model.modules):
+                return {
+                    "error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"
+                }
+            repack(model)
         except Exception as error:  # whatever a wrong model's weights lead to
             return {"error": f"{type(error).__name__}: {error}"[:500]}
         return {"files": len(files)}

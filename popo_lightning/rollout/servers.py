@@ -30,6 +30,7 @@ from popo_lightning.rollout.server import Server, ServerFailedError
 from popo_lightning.rollout.server_answers import Asked, Sampled, sampled
 from popo_lightning.rollout.server_checks import call, check, check_version, described
 from popo_lightning.rollout.server_pool import ServerPool
+from popo_lightning.rollout.stop_strings import StopStrings
 from popo_lightning.rollout.weight_files import write_weights
 
 LOADING = "loading"  # a server's version while its weights are half the old ones
@@ -68,6 +69,7 @@ class ServerEngine(RolloutEngine):
     """
 
     generates_while_training = True
+    loads_model = False  # whatever a server has may be another run's
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class ServerEngine(RolloutEngine):
         self._context = context
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         self._vocabulary = int(AutoConfig.from_pretrained(context.folder).get_text_config().vocab_size)
-        self._stop_token_ids = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
         self._run = from_all(uuid.uuid4().hex[:12])[0]
         if context.rank == 0:
             self._warn_of_open_servers()
@@ -176,9 +178,11 @@ class ServerEngine(RolloutEngine):
                 forbidden=self._context.forbidden_token_ids,
                 vocabulary=self._vocabulary,
                 label=self._label,
+                stop=StopStrings(self._tokenizer, sampling.stop),
             )
             jobs.append((asked, sampling, own_seed))
-        return [responses_of(self._tokenizer, found) * copies for found in self.pool.map(self._ask, jobs)]
+        found = self.pool.map(self._ask, jobs)
+        return [responses_of(self._tokenizer, each, sampling.stop) * copies for each in found]
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
         asked, sampling, seed = job
@@ -194,7 +198,8 @@ class ServerEngine(RolloutEngine):
             "logprobs": 0,  # the sampled token's own
             # minus infinity as JSON of Python's, which vLLM reads by Python
             "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
-            "detokenize": False,
+            "stop": list(sampling.stop),
+            "detokenize": bool(sampling.stop),  # without which it finds no string
         }
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
         seconds = self._longest_wait(asked)
@@ -220,7 +225,7 @@ class ServerEngine(RolloutEngine):
         failure: str | None = None
         folder = self._root / str(self._syncs) if self._context.rank == 0 else None
         try:
-            write_weights(weights, folder)
+            write_weights(self._context.as_saved(weights), folder)
             if folder is not None:
                 reached = self._send(folder, label)
         except (OSError, RuntimeError) as error:  # told to all ranks, which would wait for this one
@@ -234,6 +239,14 @@ class ServerEngine(RolloutEngine):
         for server in self.pool.servers:
             server.alive = server.url in reached
         self._label, self.version = label, version
+
+    def forget_prompts(self) -> None:
+        """Drops the servers' cached prefixes. A collective: no rank may be sampling any more."""
+        from_all(None)
+        if self._context.rank == 0:
+            for server in self.pool.alive:
+                _reset_caches(server)
+        from_all(None)
 
     def _send(self, folder: Path, label: str) -> list[str]:
         """Urls of the servers that have the weights; those that do not answer are left out."""

@@ -21,6 +21,7 @@ from popo_lightning.rollout.engine import (
     prompt_seeds,
     responses_of,
 )
+from popo_lightning.rollout.stop_strings import StopStrings
 
 KEY_VALUE_LAYERS = {"full_attention", "sliding_attention"}  # of transformers' layer types; a mask makes a window
 
@@ -61,7 +62,7 @@ class TransformersEngine(RolloutEngine):
                 "popo_lightning.rollout.vllm.VLLMEngine"
             )
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
-        ends = end_token_ids(context.folder) or [self._tokenizer.eos_token_id]
+        ends = end_token_ids(context.folder, self._tokenizer)
         self._ends = torch.tensor(ends, device=context.device)
         self._forbidden = torch.tensor(list(context.forbidden_token_ids), dtype=torch.long, device=context.device)
 
@@ -85,19 +86,21 @@ class TransformersEngine(RolloutEngine):
             for place, (prompt, first) in enumerate(zip(prompts, prompt_seeds(seed, len(prompts)), strict=True))
             for i in range(n // copies)
         ]
-        decoder = Decoder(self._model, prompts, sampling, self._ends, self._forbidden, self.batch_size)
+        stop = StopStrings(self._tokenizer, sampling.stop)
+        decoder = Decoder(self._model, prompts, sampling, self._ends, self._forbidden, self.batch_size, stop)
         finished: dict[int, list[Finished]] = {place: [] for place in range(len(prompts))}
         for found in decoder.run(rows):
             for each in found:
                 finished[each.row.place].append(each)
             places = dict.fromkeys(each.row.place for each in found)
             ready = [place for place in places if len(finished[place]) * copies == n]
-            yield [(place, self._responses(finished.pop(place) * copies)) for place in ready]
+            yield [(place, self._responses(finished.pop(place) * copies, sampling)) for place in ready]
 
-    def _responses(self, finished: list[Finished]) -> list[Response]:
+    def _responses(self, finished: list[Finished], sampling: Sampling) -> list[Response]:
         """Those of one prompt, in the order of their seeds."""
         ordered = sorted(finished, key=lambda each: each.row.seed)
-        return responses_of(self._tokenizer, [(each.token_ids, each.logps, each.reason) for each in ordered])
+        sampled = [(each.token_ids, each.logps, each.reason) for each in ordered]
+        return responses_of(self._tokenizer, sampled, sampling.stop)
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Copies every named tensor over the model's own."""

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.groups import Response
+from popo_lightning.model_folder import family, passes_states
 from popo_lightning.prompts import Prompt
+from popo_lightning.ranks import lost_rank
 from popo_lightning.rollout.engine import (
     EngineContext,
     NamedTensors,
@@ -23,6 +25,7 @@ from popo_lightning.rollout.engine import (
     prompt_seeds,
     responses_of,
 )
+from popo_lightning.rollout.vllm_classes import ClassesBefore
 from popo_lightning.rollout.vllm_process import (
     check_platform,
     external_launcher,
@@ -30,6 +33,9 @@ from popo_lightning.rollout.vllm_process import (
     ranks_in_environment,
     state_put_back,
 )
+from popo_lightning.rollout.vllm_reload import repack, stale_layers
+
+MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
 
 Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
 
@@ -85,19 +91,37 @@ class VLLMEngine(RolloutEngine):
         on_gpu = context.device.type == "cuda"
         self._eager = not on_gpu if self.enforce_eager is None else self.enforce_eager
         self._level = 0 if not on_gpu else 2 if self.sleep_level is None else self.sleep_level
+        classes = ClassesBefore()
         with ranks_in_environment(context), state_put_back(context.device):
             try:
                 self._llm = LLM(**self._arguments(context))
-            except ValueError as error:
+            except Exception as error:  # whatever a model's code leads to
+                classes.put_back()
                 raise self._refused(error) from error
-        self._stop_token_ids = end_token_ids(context.folder)
+        self._llm.apply_model(lambda model: classes.put_back(model.modules()))
         self._tokenizer: Any = self._llm.get_tokenizer()
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
 
-    def _refused(self, error: ValueError) -> SettingError:
-        """A start that vLLM refuses: most often the device has too little memory free, or the cache too little room."""
-        on_gpu = self._context.device.type == "cuda"
-        name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
-        return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+    def _refused(self, error: Exception) -> Exception:
+        """A start that fails: the device has too little memory free, the cache too little room, or no such model works.
+
+        A rank that lost the others says so as it is.
+        """
+        if isinstance(error, RuntimeError) and lost_rank(error):
+            return error
+        if any(word in str(error).lower() for word in MEMORY_WORDS):
+            on_gpu = self._context.device.type == "cuda"
+            name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
+            return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+        return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
+
+    def _unfit(self, why: str) -> SettingError:
+        """Of a model that vLLM cannot sample for a trainer."""
+        folder = self._context.folder
+        return SettingError(
+            f"model.path is '{folder}', a {family(folder)}, {why}; choose another model, or set data.engine to "
+            "popo_lightning.rollout.transformers.TransformersEngine"
+        )
 
     def _arguments(self, context: EngineContext) -> dict[str, Any]:
         """Of vllm.LLM."""
@@ -128,6 +152,8 @@ class VLLMEngine(RolloutEngine):
             # A prompt cut in two gives a token that nobody wants, whose draw vLLM takes back from the prompt's
             # generator. A CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
             arguments["enable_chunked_prefill"] = False
+            # without which it keeps no prefixes of layers that pass a state on
+            arguments["enable_prefix_caching"] &= not passes_states(context.folder)
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
@@ -160,7 +186,7 @@ class VLLMEngine(RolloutEngine):
                 with self._apart():
                     done = [output for output in engine.step() if output.finished]
                 found = [(places.pop(_number(output.request_id)), output) for output in done]
-                yield [(place, self._responses(prompts[place], output) * copies) for place, output in found]
+                yield [(place, self._responses(prompts[place], output, sampling) * copies) for place, output in found]
         finally:
             if places:  # interrupted: nobody waits for the others any more
                 engine.abort_request(list(places))
@@ -182,8 +208,10 @@ class VLLMEngine(RolloutEngine):
                 stop_token_ids=self._stop_token_ids,
                 logprobs=0,  # the sampled token's own
                 logit_bias=forbidden or None,
-                # what vLLM would write for every token, one by one, is done here for whole responses
-                detokenize=False,
+                stop=list(sampling.stop),
+                # what vLLM would write for every token, one by one, is done here for whole responses; but it finds no
+                # stop string in what it has not written
+                detokenize=bool(sampling.stop),
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -200,7 +228,7 @@ class VLLMEngine(RolloutEngine):
         """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
         return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
 
-    def _responses(self, prompt: Prompt, output: Any) -> list[Response]:
+    def _responses(self, prompt: Prompt, output: Any, sampling: Sampling) -> list[Response]:
         """Those of one finished request."""
         if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
             raise RuntimeError(
@@ -208,21 +236,32 @@ class VLLMEngine(RolloutEngine):
                 f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
             )
         sampled = [(one.token_ids, one.logprobs.logprobs, one.finish_reason) for one in output.outputs]
-        return responses_of(self._tokenizer, sampled)
+        return responses_of(self._tokenizer, sampled, sampling.stop)
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Reloads in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
+        saved = {"weights_iterator": iter(self._context.as_saved(weights))}
         with self._apart():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            stale = stale_layers(
+                lambda: self._llm.collective_rpc("reload_weights", kwargs=saved),
+                lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
+            )
+            if stale:
+                raise self._unfit(
+                    f"of which vLLM reloads no weights into {', '.join(stale)}, which would stay the first policy's"
+                )
             if self._context.device.type == "cpu":
-                self._llm.apply_model(repack_tied_heads)
+                self._llm.apply_model(repack)
+        self.forget_prompts()
+        self.version, self.holds_weights = version, True
+
+    def forget_prompts(self) -> None:
+        """Resets the caches of prefixes and of image features: vLLM's worker drops its own, its scheduler does not."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
         if self._context.images_per_prompt:
-            # image features of the old weights; the worker drops its own, the scheduler would go on counting on them
             self._llm.llm_engine.reset_encoder_cache()
-        self.version, self.holds_weights = version, True
 
     def sleep(self) -> None:
         """Frees GPU memory as sleep_level says; nothing on a CPU."""
@@ -249,18 +288,6 @@ class VLLMEngine(RolloutEngine):
         if hasattr(self, "_llm"):
             del self._llm
             gc.collect()
-
-
-def repack_tied_heads(model: torch.nn.Module) -> None:
-    """Packs output heads again that share their weight with the embedding.
-
-    On a CPU vLLM 0.32 computes the logits from a packed copy, and reload_weights renews it only for layers that
-    receive a weight of their own; a tied head would keep the old policy's.
-    """
-    for module in model.modules():
-        if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
-            method: Any = module.quant_method
-            method.process_weights_after_loading(module)
 
 
 def _input(prompt: Prompt) -> dict[str, Any]:

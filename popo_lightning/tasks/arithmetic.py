@@ -46,6 +46,8 @@ class Arithmetic(Task):
         problems_per_kind: Train problems of each kind at most, chosen by hash.
         held_out_per_kind: Held-out problems of each kind.
         held_out_share: Share of all problems kept out of training.
+        system: System message; null for none. Without one, chat templates may put in a longer one of their own, which
+            an empty one keeps out; some templates refuse any.
     """
 
     verify = staticmethod(verify_result)
@@ -58,6 +60,7 @@ class Arithmetic(Task):
         problems_per_kind: int = 1000,
         held_out_per_kind: int = 50,
         held_out_share: float = 0.33,
+        system: str | None = None,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds or len(set(kinds)) < len(kinds):
@@ -78,6 +81,7 @@ class Arithmetic(Task):
         self.problems_per_kind = problems_per_kind
         self.held_out_per_kind = held_out_per_kind
         self.held_out_share = held_out_share
+        self.system = system
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
@@ -88,7 +92,8 @@ class Arithmetic(Task):
             for numbers, result in enumerated(kind, range(self.smallest_number, self.largest_number + 1)):
                 is_held_out = place_of(mirrored(kind, numbers)) < self.held_out_share
                 text = written(kind, numbers)
-                mine[is_held_out].append((place_of(text), Problem(text, messages(text), result, {"level": kind})))
+                problem = Problem(text, messages(text, self.system), result, {"level": kind})
+                mine[is_held_out].append((place_of(text), problem))
             self._check_enough(kind, len(mine[0]), len(mine[1]))
             train += sorted(mine[0], key=lambda placed: placed[0])[: self.problems_per_kind]
             held_out += sorted(mine[1], key=lambda placed: placed[0])[: self.held_out_per_kind]
@@ -112,10 +117,11 @@ class Arithmetic(Task):
         return {"arithmetic": self._split[1]}
 
 
-def messages(question: str) -> list[dict[str, Any]]:
+def messages(question: str, system: str | None = None) -> list[dict[str, Any]]:
     """One worked problem, then the question."""
+    begin = [] if system is None else [{"role": "system", "content": system}]
     return [
-        {"role": "system", "content": ""},  # without one, chat templates may put in a longer one of their own
+        *begin,
         {"role": "user", "content": "2 + 3"},
         {"role": "assistant", "content": "2 + 3 = 5"},
         {"role": "user", "content": question},

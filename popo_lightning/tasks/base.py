@@ -39,6 +39,9 @@ class Task(ABC):
     verify: Verify
     """A top-level function or picklable object, importable without torch: it runs in the grading processes."""
 
+    stop: Sequence[str] = ()
+    """Strings that end a response, where data.stop is null: what would begin the next question of a plain prompt."""
+
     @abstractmethod
     def train_problems(self) -> Sequence[Problem]:
         """Problems to sample from, in a fixed order."""

@@ -16,6 +16,7 @@ from popo_lightning.tasks.template import Template
 from popo_lightning.verifiers.base import Verifier
 
 SHOWN = 5  # bad rows of a set in the log
+SHOWN_CHARACTERS = 80
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,11 @@ class DatasetTask(Task):
             relative to the file that names them.
         system: System message; null for none.
         template: What is asked: {prompt} or any other column of the row in braces. LaTeX is left alone.
-        response_prefix: Beginning of every response, such as "<think>"; null for none.
-        chat: Ask in chat messages; false asks in plain text, for base models without a chat template.
+        response_prefix: Beginning of every response, such as "<think>"; null for none, but for a row whose own messages
+            end with a turn of the assistant, which begins its responses; "" leaves that turn out.
+        chat: Ask in chat messages; false asks in plain text, for base models without a chat template. A response then
+            ends where the next question would begin, unless data.stop says otherwise: at "Question:", "Problem:", "Q:"
+            or the template's own label before its first place, in a line of its own.
         strict: A bad row ends the run.
         check_answers: Ask the verifier whether a response could match each gold answer, and leave out those that none
             could. Done once for the same answers.
@@ -75,6 +79,7 @@ class DatasetTask(Task):
         self.template = Template(template)
         self.response_prefix = response_prefix
         self.chat = chat
+        self.stop = () if chat else self.template.next_question()
         self.strict = strict
         self.check_answers = check_answers
         self._bad_rows: list[BadRow] = []
@@ -146,6 +151,7 @@ class DatasetTask(Task):
                     made.append((row, problem))
         problems = self._answerable(made, bad)
         self._report(bad, what, rows_read)
+        self._warn_of_begun(problems, what)
         if not problems:
             raise SettingError(f"{what} gives no problem out of {rows_read} rows: {bad[0]}")
         return problems
@@ -196,6 +202,19 @@ class DatasetTask(Task):
                 reason = f"has a gold answer that {type(self.verifier).__name__} refuses: {why}; correct or remove it"
                 bad.append(BadRow(row.source, row.number, reason))
         return problems
+
+    def _warn_of_begun(self, problems: Sequence[Problem], what: str) -> None:
+        """Rows of conversations often end with the solution, which would begin every response to them."""
+        begun = [problem for problem in problems if problem.response_prefix]
+        if self.response_prefix is None and begun:
+            log.warning(
+                "%d of %d problems of %s end with a turn of the assistant ('%s'), with which every response to them "
+                'begins; where that is the solution, set data.task.response_prefix to ""',
+                len(begun),
+                len(problems),
+                what,
+                begun[0].response_prefix[:SHOWN_CHARACTERS],
+            )
 
     def _report(self, bad: Sequence[BadRow], what: str, rows: int) -> None:
         if not bad:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from popo_lightning.errors import SettingError
 from popo_lightning.tasks.base import Verify
 from popo_lightning.tasks.grading_process import (
     Grade,
@@ -30,11 +31,19 @@ from popo_lightning.tasks.grading_process import (
     failed,
     ready_processes,
 )
+from popo_lightning.tasks.grading_worker import shown
 
 logger = logging.getLogger(__name__)
 
 MAX_RESPONSE_CHARS = 1_000_000
 START_ATTEMPTS = 3
+
+FAILURES = {
+    "timeout": "took over {seconds:g} s (data.seconds_per_response) for",
+    "crash": "ended its process (status {status}) over",
+    "invalid": "sent a reply that is no grade for",
+}
+"""What a verifier did that never came to say it, before the response."""
 
 
 class GradingPool:
@@ -42,7 +51,8 @@ class GradingPool:
 
     A response that hangs, crashes or confuses its grader gets a failed `Grade`; its process group is killed and
     replaced, and every other response keeps its grade. For one caller at a time, in the process that made the pool.
-    On Linux a worker also dies with the *thread* that started it, so call `grade` from one that lives on.
+    On Linux a worker also dies with the *thread* that started it, so call `grade` from one that lives on. The first
+    failure is named in the log, with the response and what became of it.
 
     Args:
         verify: A picklable function or object that a fresh interpreter can import: not from a script's `__main__`,
@@ -50,9 +60,14 @@ class GradingPool:
         workers: Number of processes.
         seconds_per_response: Wall-clock limit in seconds, counted from when that response is handed to a worker.
 
+    Attributes:
+        first_failure: What went wrong first, as a sentence without its end, or None.
+
     Raises:
         ValueError: `workers` below 1, or `seconds_per_response` not positive and finite.
     """
+
+    first_failure: str | None = None
 
     def __init__(self, verify: Verify, workers: int = 1, seconds_per_response: float = 5.0) -> None:
         if workers < 1:
@@ -65,9 +80,8 @@ class GradingPool:
         self._workers: list[GradingProcess] = []
         self._queue: deque[tuple[int, bytes]] = deque()
         self._grades: dict[int, Grade] = {}
-        self._offered = 0
+        self._texts: list[str] = []  # of what is offered, for the log
         self._failed_starts = 0
-        self._warned = False
         self._close = weakref.finalize(self, _kill_all, self._workers, os.getpid())
 
     def grade(self, items: Sequence[tuple[Any, str]]) -> list[Grade]:
@@ -86,31 +100,33 @@ class GradingPool:
         """Hands over items to be graded meanwhile, as :meth:`grade` would, for :meth:`collect`. Never waits."""
         if not self._close.alive:
             raise RuntimeError("this grading pool is closed")
-        too_long, queued = {}, []
-        for index, (gold, text) in enumerate(items, self._offered):
-            if len(text) > MAX_RESPONSE_CHARS:
-                too_long[index] = failed("invalid")
-            else:
-                queued.append((index, pickle.dumps((index, pickle.dumps((gold, text))))))
-        self._offered += len(items)
-        self._grades |= too_long
+        first = len(self._texts)
+        queued = [
+            (index, pickle.dumps((index, pickle.dumps((gold, text)))))
+            for index, (gold, text) in enumerate(items, first)
+            if len(text) <= MAX_RESPONSE_CHARS
+        ]
+        self._texts += [text for _, text in items]
+        for index in range(first, len(self._texts)):
+            if len(self._texts[index]) > MAX_RESPONSE_CHARS:
+                self._fail(index, "invalid", f"reads at most {MAX_RESPONSE_CHARS:,} characters, fewer than has")
         self._queue.extend(queued)
         self.go_on()
 
     def go_on(self) -> None:
         """Takes the grades that are there and hands out further items. Never waits; call it now and then."""
-        if len(self._grades) < self._offered:
+        if len(self._grades) < len(self._texts):
             self._advance(0.0)
 
     def collect(self) -> list[Grade]:
         """Waits for the grades of all items offered since the last call; they come in the order of the items."""
         try:
-            while len(self._grades) < self._offered:
+            while len(self._grades) < len(self._texts):
                 soonest = min((worker.deadline for worker in self._workers), default=0.0)
                 self._advance(soonest - time.monotonic())
-            if self._offered:
+            if self._texts:
                 self._refill()  # whoever is missing loads until the next call
-            return [self._grades[index] for index in range(self._offered)]
+            return [self._grades[index] for index in range(len(self._texts))]
         finally:
             self.forget()
 
@@ -119,7 +135,7 @@ class GradingPool:
         for worker in [worker for worker in self._workers if worker.item is not None]:
             self._discard(worker)
         self._queue.clear()
-        self._grades, self._offered = {}, 0
+        self._grades, self._texts = {}, []
 
     def close(self) -> None:
         """End the workers. Safe to call twice."""
@@ -160,7 +176,7 @@ class GradingPool:
                     index, grade = worker.finish_item(reply)
                     self._grades[index] = grade
                     if grade.failure is not None:
-                        self._warn(reply)
+                        self._note(str(reply.get("reason")))
             except (EOFError, ProtocolError) as error:
                 self._lose(worker, "crash" if isinstance(error, EOFError) else "invalid")
 
@@ -176,7 +192,8 @@ class GradingPool:
         status = self._discard(worker)
         if worker.item is not None:
             # At a deadline the process may be long dead with the socket kept open by its child: that is a crash.
-            self._grades[worker.item] = failed(failure or ("timeout" if status == -signal.SIGKILL else "crash"))
+            failure = failure or ("timeout" if status == -signal.SIGKILL else "crash")
+            self._fail(worker.item, failure, FAILURES[failure].format(seconds=self._seconds, status=status))
         elif not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:
@@ -190,13 +207,34 @@ class GradingPool:
         self._workers.remove(worker)
         return worker.kill()
 
-    def _warn(self, reply: dict[str, Any]) -> None:
-        level = logging.DEBUG if self._warned else logging.WARNING  # once, for a bug in the verifier itself
-        logger.log(level, "the verifier %s; that response gets 0", ascii(str(reply.get("reason")))[1:-1][:1000])
-        self._warned = True
+    def _fail(self, index: int, failure: str, what: str) -> None:
+        """The grade of an item whose verifier could not say itself what went wrong."""
+        self._grades[index] = failed(failure)
+        self._note(f"{what} {shown(self._texts[index])}")
+
+    def _note(self, reason: str) -> None:
+        """Logs a failure: the first as a warning, while later ones, which most often repeat it, are counted alone."""
+        sentence = f"the verifier {ascii(reason)[1:-1][:1000]}"
+        logger.log(logging.DEBUG if self.first_failure else logging.WARNING, "%s; that response gets 0", sentence)
+        self.first_failure = self.first_failure or sentence
 
 
 def _kill_all(workers: list[GradingProcess], owner: int) -> None:
     if os.getpid() == owner:  # a forked copy of the parent (a data loader's worker) must not end them
         while workers:
             workers.pop().kill()
+
+
+def check_grades(counts: dict[str, float], reasons: Sequence[str | None]) -> None:
+    """Raises SettingError where no response of the first iteration could be graded: nothing would ever be learned.
+
+    Args:
+        counts: "responses" and "failures" of all ranks, so that all of them stop.
+        reasons: The first failure of each rank's pool.
+    """
+    if counts["responses"] and counts["failures"] == counts["responses"]:
+        raise SettingError(
+            f"none of the {counts['responses']:.0f} responses of the first iteration could be graded: "
+            f"{next(filter(None, reasons))}; correct the verifier of data.task, which returns a number or a dict with "
+            "a number as its score, or raise data.seconds_per_response where it takes longer"
+        )

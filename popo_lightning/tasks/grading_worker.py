@@ -86,17 +86,30 @@ def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
     try:
         answer, text = pickle.loads(body)
         given = verify(answer, text)
-        parts = checked_parts({"score": given} if isinstance(given, Real) else given)
+        parts = checked_parts(_plain(given))
         if parts is not None and len(json.dumps(parts)) < MAX_REPLY_BYTES - 100:  # room for the item's number
             return {"parts": parts}
-        return {"failure": "invalid", "reason": f"returned {reprlib.repr(given)[:300]} for {_shown(text)}"}
+        return {"failure": "invalid", "reason": f"returned {reprlib.repr(given)[:300]} for {shown(text)}"}
     except BaseException as error:  # SystemExit and KeyboardInterrupt too
-        return {"failure": "error", "reason": f"raised {_describe(error)} for {_shown(text)}"}
+        return {"failure": "error", "reason": f"raised {_describe(error)} for {shown(text)}"}
     finally:
         signal.alarm(0)  # an alarm left behind would strike a later response
 
 
-def _shown(text: object) -> str:
+def _plain(given: Any) -> Any:
+    """What a verifier returned, a bare number as the score, and scalars of numpy and torch as Python's numbers."""
+    if not isinstance(given, dict):
+        number = _number(given)
+        return {"score": number} if isinstance(number, Real) else given
+    return {name: _number(value) for name, value in given.items()}
+
+
+def _number(value: Any) -> Any:
+    """The number in a scalar array or tensor; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def shown(text: object) -> str:
     """The end of a response, where its answer stands."""
     if not isinstance(text, str):
         return "a response that is no text"

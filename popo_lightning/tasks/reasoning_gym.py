@@ -10,6 +10,7 @@ from typing import Any
 from popo_lightning.errors import SettingError, reason
 from popo_lightning.problems import Problem
 from popo_lightning.tasks.base import Task
+from popo_lightning.tasks.template import NEXT_QUESTION
 from popo_lightning.verifiers.reasoning_gym import ReasoningGymVerifier, library, scorer_only_reads
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class ReasoningGymTask(Task):
         seed: Of the train problems; held-out ones have the next.
         format_reward: Least score of a response with an answer, from 0 to below 1.
         system: System message; null for none.
-        chat: Ask in chat messages; false asks in plain text.
+        chat: Ask in chat messages; false asks in plain text, and ends responses at a next question, see data.stop.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ReasoningGymTask(Task):
         self.seed = seed
         self.system = system
         self.chat = chat
+        self.stop = () if chat else NEXT_QUESTION
         self.verify = ReasoningGymVerifier(format_reward)
         self._check()
 

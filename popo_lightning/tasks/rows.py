@@ -34,7 +34,7 @@ class RowReader:
         source: Says which column has what.
         template: The question.
         system: System message.
-        response_prefix: Beginning of every response.
+        response_prefix: Beginning of every response; "" for none, also where a row has one.
         chat: Ask in messages, and else in plain text.
     """
 
@@ -122,7 +122,7 @@ class RowReader:
     def _framed(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        if self.response_prefix is not None:
+        if self.response_prefix:
             messages.append({"role": "assistant", "content": self.response_prefix})
         return messages
 

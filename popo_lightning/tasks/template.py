@@ -9,6 +9,9 @@ from collections.abc import Callable
 PLACE = re.compile(r"(?:\\[A-Za-z]+(?:\{[^{}]*\})+|[_^]\{[^{}]*\})|\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 
 
+NEXT_QUESTION = ("\nQuestion:", "\nProblem:", "\nQ:")
+
+
 class Template:
     r"""Text in which ``{name}`` stands for a column of the row.
 
@@ -23,3 +26,13 @@ class Template:
     def fill(self, value: Callable[[str], str]) -> str:
         """The text with each place's value, which is never searched for places itself."""
         return PLACE.sub(lambda match: value(match[1]) if match[1] else match[0], self.text)
+
+    def next_question(self) -> tuple[str, ...]:
+        """What a base model writes when it goes on to another question: by custom, and by this text's own label.
+
+        The label is what stands before the first place on its line, if it ends in a colon.
+        """
+        first = next((place for place in PLACE.finditer(self.text) if place[1]), None)
+        label = self.text[: first.start()].rpartition("\n")[2].strip() if first else ""
+        own = f"\n{label}"
+        return NEXT_QUESTION if own in NEXT_QUESTION or not label.endswith(":") else (*NEXT_QUESTION, own)

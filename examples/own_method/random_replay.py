@@ -1,0 +1,35 @@
+"""A method of one's own: replay of random stored groups in the place of the most recent ones."""
+
+from typing import Any
+
+from popo_lightning.groups import Group
+from popo_lightning.replay.buffer import GroupReplayBuffer
+from popo_lightning.replay.composers import Composer, Iteration
+
+
+class RandomReplay(Composer):
+    """The place of each ineffective group goes to a random stored effective one.
+
+    Args:
+        buffer: Where effective groups wait.
+    """
+
+    def __init__(self, buffer: GroupReplayBuffer) -> None:
+        self.buffer = buffer
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Effective fresh groups, then replayed ones. A generator of this iteration decides, so that seeds repeat."""
+        fresh = iteration.rollout()
+        effective, ineffective = iteration.split(fresh)
+        stored = self.buffer.usable(iteration.version)
+        replayed = iteration.random("replay").sample(stored, min(len(ineffective), len(stored)))
+        self.buffer.insert(effective, len(fresh))
+        return effective + replayed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer: what decides later compositions must be in the checkpoint, or a resumed run would be another."""
+        return {"buffer": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.buffer.load_state_dict(state["buffer"])

@@ -1,0 +1,288 @@
+"""When a run saves a checkpoint, and what becomes of the run if it cannot."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+
+from popo_lightning.callbacks.resume_place import ResumePlace
+from popo_lightning.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
+from popo_lightning.errors import SettingError, reason
+from popo_lightning.finite_steps import all_finite, optimizer_state
+from popo_lightning.ranks import from_all, from_first, lost_rank, over_ranks
+from popo_lightning.stopping import Stopped
+
+# what Lightning notes before it saves
+NOTED = (
+    "best_model_path",
+    "best_model_score",
+    "best_k_models",
+    "kth_best_model_path",
+    "kth_value",
+    "current_score",
+    "last_model_path",
+)
+
+log = logging.getLogger(__name__)
+
+
+class NotSavedError(Exception):
+    """A checkpoint that was not written, with the reason; the run goes on."""
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose files are whole or not there; also at the end, and where no step is taken.
+
+    Iterations count, and minibatches: Lightning's own saves nothing while no optimizer step is taken. Every run ends
+    with a checkpoint unless save_top_k is 0 and save_last unset. What cannot be written, or has a weight that is not
+    finite, is named in the log; the run continues, and the checkpoint before stays. A run that is stopped by a signal
+    saves the last place that it can go on from, bit for bit, and so does save_on_exception.
+
+    Arguments are ModelCheckpoint's; every_n_epochs counts iterations, every_n_train_steps minibatches.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Whole files from whatever saves; removes what a writer that died has left.
+
+        Raises:
+            SettingError: save_on_exception where a rank alone cannot save.
+        """
+        super().setup(trainer, pl_module, stage)
+        self._place: ResumePlace | None = None  # the last that the run can go on from
+        self._saved: ResumePlace | None = None
+        self._tried: ResumePlace | None = None  # the last that was to be saved
+        self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
+        self._newest: str | None = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        if stage != "fit":
+            return
+        lag = getattr(trainer.datamodule, "lag", 0)  # type: ignore[attr-defined]
+        if self.save_on_exception and (trainer.world_size > 1 or lag):
+            raise SettingError(
+                "checkpoint.save_on_exception is true, but a checkpoint is of all ranks and of what was generated "
+                f"ahead, and this run has {trainer.world_size} ranks and data.lag {lag}; leave it out"
+            )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFileIO()
+        if trainer.is_global_zero and self._is_local and Path(str(self.dirpath)).is_dir():
+            tidy(Path(str(self.dirpath)))
+
+    @property
+    def _is_local(self) -> bool:
+        return bool(self.dirpath) and bool(_is_local_file_protocol(self.dirpath or ""))
+
+    @property
+    def _switched_off(self) -> bool:
+        return self.save_top_k == 0 and not self.save_last
+
+    # -- when --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        """Every n minibatches."""
+        self._place = ResumePlace.here(trainer)
+        due = self._every_n_train_steps >= 1 and self._place.batches % self._every_n_train_steps == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_scheduled(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Every n iterations, and after the last: before its evaluation, which may take long."""
+        self._place = ResumePlace.here(trainer, finished=True)
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if due and self._should_save_on_train_epoch_end(trainer):
+            self._save_scheduled(trainer)
+        elif _is_last(trainer):
+            self._save_end(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """After whatever ended the run."""
+        self._save_end(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """The last place: if the run was asked to stop, all ranks are here; else only with save_on_exception."""
+        if isinstance(exception, Stopped):
+            if trainer.state.fn == "fit":
+                self._save_behind(trainer)
+                exception.checkpoint = self._newest
+                exception.where = "" if self._saved is None else self._saved.words
+            trainer.datamodule.stopping.disarm()  # type: ignore[attr-defined]
+        elif self.save_on_exception and self._place is not None:
+            if self._place.weights_moved(trainer):
+                log.warning("no checkpoint on this exception: it came inside a minibatch, which no run can go on from")
+            else:
+                self._save_behind(trainer)
+
+    def _should_skip_saving_checkpoint(self, trainer: L.Trainer) -> bool:
+        """Also while steps are skipped, since the weights may be on their way out: the one before stays."""
+        skipped = getattr(trainer.lightning_module, "finite_steps", None)
+        return bool(
+            _only_tries(trainer)
+            or trainer.state.fn != "fit"
+            or trainer.sanity_checking
+            or (self._saved is not None and self._saved.batches == trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+            or (skipped is not None and skipped.in_a_row)
+        )
+
+    def _save_scheduled(self, trainer: L.Trainer) -> None:
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+    def _save_end(self, trainer: L.Trainer) -> None:
+        """Unless the last place is saved, or could not be."""
+        done = [place.batches for place in (self._saved, self._tried) if place is not None]
+        if self._place is not None and self._place.batches not in done:
+            self._save_behind(trainer)
+
+    def _save_behind(self, trainer: L.Trainer) -> None:
+        """Saves the last place, whatever the metric, unless it is saved or checkpoints are switched off."""
+        if self._place is None or self._switched_off or _only_tries(trainer) or self._saved == self._place:
+            return
+        self._behind = self._place
+        try:
+            candidates = self._monitor_candidates(trainer) | self._place.counters
+            if self.monitor is not None or (self.save_last and self.save_last != "link"):
+                self._save_as_last(trainer, candidates)
+            else:
+                self._save_topk_checkpoint(trainer, candidates)
+                self._save_last_checkpoint(trainer, candidates)
+        finally:
+            self._behind = None
+
+    def _save_as_last(self, trainer: L.Trainer, candidates: dict[str, Tensor]) -> None:
+        """Beside the best ones by a metric, which this one need not be one of."""
+        setting, self.save_last = self.save_last, True
+        try:
+            self._save_last_checkpoint(trainer, candidates)
+        finally:
+            self.save_last = setting
+
+    # -- how ---------------------------------------------------------------------------------------------------
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        with self._as_before_if_not_saved(trainer):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        with self._as_before_if_not_saved(trainer):
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    @contextmanager
+    def _as_before_if_not_saved(self, trainer: L.Trainer) -> Iterator[None]:
+        """Nothing is noted, and no older checkpoint removed, where the new one was not written."""
+        before = {name: copy.copy(getattr(self, name)) for name in NOTED if hasattr(self, name)}
+        try:
+            yield
+        except NotSavedError as error:
+            vars(self).update(before)
+            kept = f"{self._newest} stays as it is" if self._newest else "there is no earlier one"
+            log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else ", and the run continues")
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        """Of all ranks.
+
+        Raises:
+            NotSavedError: On all of them; nothing has changed on the disk.
+        """
+        self._tried = self._behind or self._place
+        why = self._broken(trainer)
+        if why is None:
+            why = next((each for each in from_all(self._write(trainer, filepath)) if each), None)
+        if why is not None:
+            raise NotSavedError(f"checkpoint {filepath} is not written: {why}")
+        self._saved = self._behind or self._place
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = self._newest = filepath
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)
+
+    def _broken(self, trainer: L.Trainer) -> str | None:
+        weights = [*trainer.lightning_module.parameters(), *optimizer_state(trainer.optimizers)]
+        if over_ranks(trainer, not all_finite(weights), "max"):
+            return "weights or optimizer state hold a number that is not finite"
+        return None
+
+    def _write(self, trainer: L.Trainer, filepath: str) -> str | None:
+        """Why this rank could not, or None. A rank that cannot write leaves no other waiting."""
+        if self._behind is None:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        else:
+            checkpoint = self._behind.dump(trainer, self.save_weights_only, self.state_key)
+        strategy = trainer.strategy
+        in_shards = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
+        try:
+            if in_shards and self._is_local:
+                return _write_folder(trainer, checkpoint, Path(filepath))
+            strategy.save_checkpoint(checkpoint, filepath)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            if isinstance(error, RuntimeError) and lost_rank(error):
+                raise
+            return _words(error)
+        return None
+
+    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if not _is_local_file_protocol(filepath):
+            super()._remove_checkpoint(trainer, filepath)
+        elif trainer.is_global_zero:
+            take_away(Path(filepath))
+
+    def _should_remove_checkpoint(self, trainer: L.Trainer, previous: str, current: str) -> bool:
+        """Not while steps are skipped: the last good one stays."""
+        skipped = getattr(trainer.lightning_module, "finite_steps", None)
+        kept = skipped is not None and skipped.in_a_row > 0
+        return not kept and super()._should_remove_checkpoint(trainer, previous, current)
+
+
+def _only_tries(trainer: L.Trainer) -> bool:
+    """Whether it is a fast_dev_run, which leaves nothing behind."""
+    return bool(vars(trainer).get("fast_dev_run"))
+
+
+def _is_last(trainer: L.Trainer) -> bool:
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    done, most = progress.processed, trainer.max_epochs
+    by_steps = 0 <= trainer.max_steps <= trainer.global_step
+    return bool(trainer.should_stop or by_steps or (most is not None and 0 <= most <= done))
+
+
+def _write_folder(trainer: L.Trainer, checkpoint: dict[str, Any], target: Path) -> str | None:
+    """Shards of all ranks, in a folder that comes to its place when all are written. Why it cannot be made, or None."""
+    first = trainer.is_global_zero
+    with draft_for(target) if first else nullcontext(target) as draft:
+        if (why := from_first(_made(draft) if first else None)) is not None:
+            return why
+        trainer.strategy.save_checkpoint(checkpoint, draft)  # rank 0 says where
+        if first:
+            finish_folder(draft, target)
+    return None
+
+
+def _made(folder: Path) -> str | None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        return _words(error)
+    return None
+
+
+def _words(error: BaseException) -> str:
+    """A reason on one line: of a full disk "No space left on device"."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}" + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
+    return f"{type(error).__name__} ({reason(error)})" if isinstance(error, Exception) else type(error).__name__

@@ -1,0 +1,282 @@
+"""Says in the log, once, that a metric has left the range in which training is healthy, and what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.errors import SettingError
+
+WINDOW = 10  # iterations over which the effective share is averaged: that of a few groups is often 0 by chance
+RECOVERED = 10  # iterations in range, after which a metric may be spoken of again
+MOST_SAID = 3  # times that a kind is spoken of in a run
+
+LOWER_RATE = "lower the learning rate (model.optimizer)"
+LESS_REPLAY = (
+    f"{LOWER_RATE} or data.composer's buffer.max_age, set its buffer.max_uses, or replay what still holds alone "
+    "(configs/method/popo_gated.yaml, popo_rested.yaml)"
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Watched:
+    """What is remembered of one kind of statement.
+
+    Args:
+        outside: Iterations in a row out of range.
+        inside: Iterations in a row in range.
+        told: Whether the present excursion has been spoken of.
+        said: Times it has been spoken of.
+    """
+
+    outside: int = 0
+    inside: int = 0
+    told: bool = False
+    said: int = 0
+
+    def sees(self, is_outside: bool, patience: int) -> bool:
+        """Takes note of an iteration, and says whether it is time to speak."""
+        self.outside = self.outside + 1 if is_outside else 0
+        self.inside = 0 if is_outside else self.inside + 1
+        if self.inside >= RECOVERED:
+            self.told = False
+        if self.outside < patience or self.told or self.said >= MOST_SAID:
+            return False
+        self.told, self.said = True, self.said + 1
+        return True
+
+
+@dataclass
+class Course:
+    """What a metric was at the start of the run and is now.
+
+    Args:
+        first: Values of the first iterations that have it.
+        recent: Those of the last.
+    """
+
+    first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        """The next iteration's."""
+        if len(self.first) < WINDOW:
+            self.first.append(value)
+        self.recent = [*self.recent, value][-WINDOW:]
+
+    @property
+    def start(self) -> float:
+        """Mean at the start."""
+        return sum(self.first) / max(1, len(self.first))
+
+    @property
+    def now(self) -> float:
+        """Mean of late."""
+        return sum(self.recent) / max(1, len(self.recent))
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are enough values for a mean."""
+        return len(self.recent) == WINDOW
+
+
+class Health(L.Callback):
+    """Watches the metrics of each iteration, and warns of each kind once: with its value, its limit and the remedy.
+
+    A kind is spoken of when it has been out of range for ``patience`` iterations in a row, and again, three times in a
+    run at most, after ten iterations in range. Null switches a limit off.
+
+    Args:
+        least_replayed_ess: Of weight/replayed_ess, the share of the replayed tokens that the weighted ones are worth.
+            Below 0.5 most of what is replayed only adds noise.
+        largest_weight: Of weight/replayed_max: how many times likelier a replayed token may have become. It is below 10
+            while a policy learns; a collapse has been seen to take it to 25,000.
+        least_entropy: Of policy/entropy, as a share of its mean over the first ten iterations. It falls slowly as a
+            policy learns; one that has lost nine tenths of it samples the same responses over and over.
+        most_replayed: Of replay/share, as a mean over ten iterations. Above 0.8 a group is trained on five times or
+            more, while the policy moves on: docs/evidence.md has runs that this spoils.
+        least_effective_share: Of rollout/effective_share, as a mean over ten iterations. Below 0.05 less than one group
+            in 20 carries a gradient.
+        most_truncated: Of rollout/truncated_share. Above 0.5 most responses are graded without their end.
+        patience: Iterations in a row after which it is said, those without any optimizer step among them.
+    """
+
+    def __init__(
+        self,
+        least_replayed_ess: float | None = 0.5,
+        largest_weight: float | None = 100.0,
+        least_entropy: float | None = 0.1,
+        most_replayed: float | None = 0.8,
+        least_effective_share: float | None = 0.05,
+        most_truncated: float | None = 0.5,
+        patience: int = 3,
+    ) -> None:
+        shares = {
+            "least_replayed_ess": least_replayed_ess,
+            "least_entropy": least_entropy,
+            "most_replayed": most_replayed,
+            "least_effective_share": least_effective_share,
+            "most_truncated": most_truncated,
+        }
+        for name, share in shares.items():
+            if share is not None and not 0 < share < 1:
+                raise SettingError(f"health.{name} is {share}; use a share between 0 and 1, or null")
+        if largest_weight is not None and largest_weight <= 1:
+            raise SettingError(f"health.largest_weight is {largest_weight}; use a number above 1, such as 100, or null")
+        if patience < 1:
+            raise SettingError(f"health.patience is {patience}; use at least 1 iteration, such as 3")
+        self.least_replayed_ess = least_replayed_ess
+        self.largest_weight = largest_weight
+        self.least_entropy = least_entropy
+        self.most_replayed = most_replayed
+        self.least_effective_share = least_effective_share
+        self.most_truncated = most_truncated
+        self.patience = patience
+        self._watched: dict[str, Watched] = {}
+        self._courses: dict[str, Course] = {}
+        self._steps = 0.0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Speaks on rank 0, which alone has the metrics of all."""
+        if trainer.is_global_zero:
+            for sentence in self.statements(pl_module.iteration_metrics):
+                log.warning("iteration %d: %s", trainer.datamodule.iteration, sentence)  # type: ignore[attr-defined]
+
+    def statements(self, metrics: dict[str, float]) -> list[str]:
+        """What is to be said of an iteration's metrics; to be called once for each."""
+        kinds = (self._ess, self._weight, self._entropy, self._replayed, self._share, self._cut, self._still)
+        return [sentence for kind in kinds if (sentence := kind(metrics))]
+
+    def _course(self, name: str, metrics: dict[str, float]) -> Course:
+        """Of a metric, with its present value if there is one."""
+        course = self._courses.setdefault(name, Course())
+        if name in metrics:
+            course.add(metrics[name])
+        return course
+
+    # -- one kind each -------------------------------------------------------------------------------------------
+
+    def _ess(self, metrics: dict[str, float]) -> str:
+        limit, value = self.least_replayed_ess, metrics.get("weight/replayed_ess")
+        return self._judged(
+            "least_replayed_ess",
+            None if limit is None or value is None else value < limit,
+            lambda: (
+                f"weight/replayed_ess is {value:.2g}, below {limit:g}: what is replayed teaches noise; {LESS_REPLAY}"
+            ),
+        )
+
+    def _weight(self, metrics: dict[str, float]) -> str:
+        limit, value = self.largest_weight, metrics.get("weight/replayed_max")
+        return self._judged(
+            "largest_weight",
+            None if limit is None or value is None else value > limit,
+            lambda: (
+                f"weight/replayed_max is {value:.3g}, above {limit:g}: the policy has moved far from what it "
+                f"replays; {LESS_REPLAY}"
+            ),
+        )
+
+    def _entropy(self, metrics: dict[str, float]) -> str:
+        limit, value = self.least_entropy, metrics.get("policy/entropy")
+        start = self._course("policy/entropy", metrics).start
+        return self._judged(
+            "least_entropy",
+            None if limit is None or value is None else value < limit * start,
+            lambda: (
+                f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
+                f"collapses to a few responses; {LOWER_RATE}, add popo_lightning.objectives.EntropyBonus to "
+                "model.objective.regularizers, or replay less (data.composer's buffer.max_uses)"
+            ),
+        )
+
+    def _replayed(self, metrics: dict[str, float]) -> str:
+        limit, course = self.most_replayed, self._course("replay/share", metrics)
+        return self._judged(
+            "most_replayed",
+            None if limit is None or not course.whole else course.now > limit,
+            lambda: (
+                f"replay/share is {course.now:.2g} over {WINDOW} iterations, above {limit:g}: the policy trains on the "
+                "same few groups over and over; set data.composer's buffer.max_uses to 2, raise "
+                f"data.problems_per_iteration, take problems of which more groups are effective, or {LOWER_RATE}"
+            ),
+        )
+
+    def _share(self, metrics: dict[str, float]) -> str:
+        limit, course = self.least_effective_share, self._course("rollout/effective_share", metrics)
+        known = limit is not None and course.whole and "rollout/effective_share" in metrics
+        return self._judged(
+            "least_effective_share",
+            course.now < limit if known and limit is not None else None,
+            lambda: (
+                f"rollout/effective_share is {course.now:.2g} over {WINDOW} iterations, below {limit:g}: hardly any "
+                f"group has different rewards; {_why(course, metrics)}"
+            ),
+        )
+
+    def _cut(self, metrics: dict[str, float]) -> str:
+        limit, value = self.most_truncated, metrics.get("rollout/truncated_share")
+        return self._judged(
+            "most_truncated",
+            None if limit is None or value is None else value > limit,
+            lambda: (
+                f"rollout/truncated_share is {value:.2g}, above {limit:g}: most responses are cut at "
+                "data.max_new_tokens; raise it, or set data.stop where a base model does not end by itself"
+            ),
+        )
+
+    def _still(self, metrics: dict[str, float]) -> str:
+        taken = metrics.get("train/optimizer_steps")
+        stood_still, self._steps = taken == self._steps, taken if taken is not None else self._steps
+        return self._judged(
+            "patience",
+            None if taken is None else stood_still,
+            lambda: (
+                f"no optimizer step in {self.patience} iterations: no group was effective and none was there to "
+                "replay; look at samples.jsonl, take problems nearer to what the policy can do, or raise "
+                "data.group_size"
+            ),
+        )
+
+    def _judged(self, kind: str, is_outside: bool | None, sentence: Callable[[], str]) -> str:
+        """The sentence and its setting, where it is time to say it; None stands for a metric that is not there."""
+        if is_outside is None or not self._watched.setdefault(kind, Watched()).sees(is_outside, self.patience):
+            return ""
+        return f"{sentence()} (health.{kind}; README has the healthy ranges)"
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """So that a resumed run does not repeat itself."""
+        return {
+            "watched": {kind: asdict(watched) for kind, watched in self._watched.items()},
+            "courses": {name: asdict(course) for name, course in self._courses.items()},
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._watched = {kind: Watched(**watched) for kind, watched in state_dict["watched"].items()}
+        self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
+        self._steps = state_dict["steps"]
+
+
+def _why(course: Course, metrics: dict[str, float]) -> str:
+    """What hardly any effective group means, and what to do."""
+    if metrics.get("rollout/all_wrong_share", 0.0) <= 0.5:
+        return "the problems are too easy: take harder ones, or raise data.group_size"
+    if course.start >= 2 * course.now and course.start > 0:
+        return (
+            f"it was {course.start:.2g} at the start, and most are all wrong now: the policy is breaking; {LOWER_RATE}"
+            ", or replay less (data.composer's buffer.max_uses)"
+        )
+    return (
+        "the problems are too hard for the policy, or its format is missed: look at samples.jsonl, take easier ones, "
+        "or raise data.group_size"
+    )

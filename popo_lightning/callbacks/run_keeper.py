@@ -1,0 +1,46 @@
+"""Keeps what a run is beside its numbers and in its checkpoints, and one folder for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.run_record import RunRecord
+
+CONFIG = "config.yaml"
+
+
+class RunKeeper(L.Callback):
+    """Writes config.yaml and run.json once everything is loaded, so that a run that is refused replaces neither.
+
+    Args:
+        record: Of the run.
+        save_config: Writes the settings to a path.
+    """
+
+    def __init__(self, record: RunRecord, save_config: Callable[[Path], None]) -> None:
+        self.record = record
+        self._save_config = save_config
+        self._folder = Path()
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """All ranks take rank 0's folder: it alone has claimed one, which may be another than they found free."""
+        # no public way to set it
+        trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
+        self._folder = Path(trainer.default_root_dir).absolute()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Writes the files."""
+        if trainer.is_global_zero:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = self._folder / f"draft.{CONFIG}"
+            self._save_config(draft)
+            draft.replace(self._folder / CONFIG)
+            self.record.write(self._folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run and its folder, for whoever goes on from the checkpoint."""
+        return {"run": self.record.to_plain(), "folder": str(self._folder)}

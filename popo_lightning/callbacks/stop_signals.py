@@ -1,0 +1,67 @@
+"""Signals that ask a run to stop, between Lightning's loop and whatever generates."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+from popo_lightning.stopping import SIGNALS, Stopped, StopRequests
+
+
+class StopSignals(L.Callback):
+    """Ctrl-C, SIGTERM, SIGHUP and SLURM's requeue signal stop a run where it can go on from; a second one at once.
+
+    It takes the place of Lightning's own handlers, which exchange tensors with other ranks while a collective may be
+    under way, and which save in the middle of a minibatch. It has to be the first callback.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Takes the signals over, after Lightning has."""
+        self._requests(trainer).arm(_signals(trainer), trainer.is_global_zero, lambda: _kill_ranks(trainer))
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Between two minibatches of an iteration; before the first, the rollouts look themselves."""
+        if getattr(batch, "index", 0):
+            self._requests(trainer).check(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """What changes no weights stops at once."""
+        if trainer.state.fn != "fit":
+            self._requests(trainer).arm(_signals(trainer), say=False)
+            self._requests(trainer).leave_at_once()
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Tells the command line what it has to say."""
+        if isinstance(exception, Stopped):
+            exception.folder = trainer.default_root_dir
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            exception.launched = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+            exception.speaks = trainer.is_global_zero
+        else:
+            self._requests(trainer).disarm()
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Gives the signals back."""
+        self._requests(trainer).disarm()
+
+    @staticmethod
+    def _requests(trainer: L.Trainer) -> StopRequests:
+        requests: StopRequests = trainer.datamodule.stopping  # type: ignore[attr-defined]
+        return requests
+
+
+def _signals(trainer: L.Trainer) -> tuple[int, ...]:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    requeue = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
+    return SIGNALS if requeue is None else (*SIGNALS, requeue)
+
+
+def _kill_ranks(trainer: L.Trainer) -> None:
+    """Those that this process started."""
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)

@@ -1,0 +1,142 @@
+"""metrics.csv and TensorBoard events, and what of them a resumed run keeps."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+METRICS = "metrics.csv"
+BEFORE = "metrics.csv.before-resume"
+EVALUATED = "eval/"
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What a checkpoint has behind it.
+
+    Args:
+        iterations: With their row in metrics.csv.
+        begun: Iterations begun, the one under way among them.
+        evaluated: Iterations after which there was an evaluation that it knows of.
+    """
+
+    iterations: int
+    begun: int
+    evaluated: frozenset[int]
+
+    def knows(self, row: Row) -> bool:
+        """Whether it was written after a row of metrics.csv."""
+        step = step_of(row)
+        if step is None or step > self.iterations:
+            return False
+        return step in self.evaluated or not any(value for name, value in row.items() if name.startswith(EVALUATED))
+
+
+class MetricsTable(CSVLogger):
+    """metrics.csv in the folder itself.
+
+    An earlier file stays as it is until the first row is logged, so that a run that is refused has changed nothing.
+
+    Args:
+        folder: The run's.
+        behind: Of the checkpoint that is gone on from: rows that it knows stay. None keeps no row.
+    """
+
+    def __init__(self, folder: Path, behind: Behind | None) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+        self._behind = behind
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> RowWriter:
+        """Who writes the rows."""
+        if self._experiment is None:
+            self._experiment = RowWriter(self.log_dir, self._behind)
+        return self._experiment  # type: ignore[return-value]
+
+
+class RowWriter(ExperimentWriter):
+    """Lightning's, but it deletes no earlier file, and a process that dies leaves none half rewritten."""
+
+    def __init__(self, log_dir: str, behind: Behind | None) -> None:
+        super().__init__(log_dir)
+        self._behind = behind
+        self._began = False
+
+    def save(self) -> None:
+        """Writes the rows logged since the last time; before the first ones, drops those of an earlier process."""
+        if self.metrics and not self._began:
+            self._begin()
+            self._began = True
+        super().save()
+
+    def _begin(self) -> None:
+        path = Path(self.metrics_file_path)
+        if not path.exists():
+            return
+        shutil.copyfile(path, path.with_name(BEFORE))
+        kept = [] if self._behind is None else [row for row in read_rows(path) if self._behind.knows(row)]
+        if not kept:
+            path.unlink()
+            return
+        self.metrics_keys = list(kept[0])
+        _write_rows(path, self.metrics_keys, kept)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        _write_rows(path, fieldnames, read_rows(path))
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's deletes the file."""
+
+
+def loggers(folder: Path, behind: Behind | None) -> list[Logger]:
+    """metrics.csv and TensorBoard events, in the folder itself.
+
+    Args:
+        folder: The run's folder.
+        behind: Of the checkpoint that is gone on from: what it knows stays, later rows, which will be written again, go
+            (to metrics.csv.before-resume). None for a run that begins.
+    """
+    first = 0 if behind is None else behind.iterations + 1
+    purged = first if behind is not None or any(folder.glob("events.out.tfevents.*")) else None
+    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purged)
+    return [MetricsTable(folder, behind), board]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Of metrics.csv; a line that a dying process left half-written is no row."""
+    with path.open(newline="") as file:
+        whole = [line for line in file if line.endswith("\n")]
+    rows = list(csv.DictReader(whole))
+    return [row for row in rows if step_of(row) is not None and None not in row and None not in row.values()]
+
+
+def step_of(row: Row) -> int | None:
+    """The iteration of a row; None where it has none."""
+    try:
+        return int(row["step"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def iterations_logged(folder: Path) -> int:
+    """How many iterations the rows of a run's metrics.csv go up to; 0 where there is none."""
+    path = folder / METRICS
+    return max((step_of(row) or 0 for row in read_rows(path)), default=0) if path.exists() else 0
+
+
+def _write_rows(path: Path, names: list[str], rows: list[Row]) -> None:
+    draft = path.with_name(f"{path.name}.draft")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=names)
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)

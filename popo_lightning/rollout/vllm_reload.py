@@ -1,0 +1,74 @@
+"""What vLLM's reload_weights leaves undone, and hardly says."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+RELOAD = "vllm.model_executor.model_loader.reload.layerwise"  # the logger of vLLM's module
+UNDONE = "Failed to load weights"
+
+
+class _Heard(logging.Handler):
+    """Keeps the classes of layers that vLLM warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kinds: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Of "CLASS: Failed to load weights"."""
+        kind, _, said = record.getMessage().partition(": ")
+        if said.startswith(UNDONE):
+            self.kinds.add(kind)
+
+
+def stale_layers(reload: Callable[[], Any], modules: Callable[[], Iterable[nn.Module]]) -> list[str]:
+    """Reloads a model's weights, and names the classes of layers that keep their old ones.
+
+    vLLM gives a layer back what it had before if its loader passes the new weights by, as gpt-oss's does with experts,
+    and tells its log alone. Layers without parameters, or with those of others, have nothing to receive.
+
+    Args:
+        reload: Calls reload_weights.
+        modules: The model's, after that.
+    """
+    log, heard = logging.getLogger(RELOAD), _Heard()
+    level, propagate = log.level, log.propagate
+    log.addHandler(heard)
+    log.setLevel(logging.WARNING)
+    log.propagate = False
+    try:
+        reload()
+    finally:
+        log.removeHandler(heard)
+        log.setLevel(level)
+        log.propagate = propagate
+    if not heard.kinds:
+        return []
+    every = list(modules())
+    owners = Counter(id(parameter) for module in every for parameter in module._parameters.values())
+    own = {type(m).__name__ for m in every if any(p is not None and owners[id(p)] == 1 for p in m._parameters.values())}
+    return sorted(heard.kinds & own)
+
+
+def repack(model: torch.nn.Module) -> None:
+    """Packs again, on a CPU, what vLLM 0.32's reload_weights leaves unpacked or packed from old weights.
+
+    Logits come from a packed copy of the head, which is renewed only where the head receives a weight of its own: one
+    that shares the embedding's would keep the old policy's. Experts are packed at the start alone: their kernel would
+    read new weights, which are not, as if they were.
+    """
+    for module in list(model.modules()):
+        method: Any = getattr(module, "quant_method", None)
+        if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
+            method.process_weights_after_loading(module)
+        kernel: Any = getattr(method, "moe_kernel", None)
+        packed = kernel is not None and type(method).__name__ == "UnquantizedFusedMoEMethod"
+        if packed and next(module.parameters()).device.type == "cpu":
+            kernel.fused_experts.process_weights_after_loading(module)
