@@ -53,9 +53,9 @@ def named_files(args: Sequence[str]) -> Iterator[str]:
 
 def _check_place(args: Sequence[str]) -> None:
     """Raises SettingError for a subcommand's file before the subcommand, where it would be read as all of theirs."""
-    before = next(named_files(args[: 1 + (args[:1] != [] and "=" not in args[0])]), None)
-    subcommand = next((arg for arg in args if arg in SUBCOMMANDS), None)
-    if before is not None and subcommand is not None and not SUBCOMMANDS & _read(before, ()).keys():
+    place, subcommand = next(((place, arg) for place, arg in enumerate(args) if arg in SUBCOMMANDS), (0, ""))
+    before = next(named_files(args[:place]), None)
+    if before is not None and not SUBCOMMANDS & _read(before, ()).keys():
         raise SettingError(
             f"--config {before} comes before {subcommand}; write it after: popo {subcommand} --config {before}"
         )

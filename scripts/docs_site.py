@@ -62,7 +62,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts pages in the place of the folders that the navigation names."""
     hidden = config.not_in_nav
     shown = [page for page in pages() if not (hidden and hidden.match_file(page))]
-    config.nav = _expanded(config.nav, shown)
+    shown += [f"{REFERENCE}/{room}.md" for room in rooms()]
+    config.nav = expanded(config.nav, by_entry(shown, set(entries(config.nav))))
+    beside = [ROOT / name for name in (*SINGLE_PAGES, *PAGE_FOLDERS, PACKAGE)]
+    config.watch += [str(path) for path in beside if path.exists()]  # mkdocs serve shows their changes
     return config
 
 
@@ -85,14 +88,36 @@ def _formula(found: re.Match[str]) -> str:
     return convert(unescape(found[2]), display="block" if found[1] == "div" else "inline")
 
 
-def _expanded(nav: Any, shown: list[str]) -> Any:
-    if isinstance(nav, list):
-        return [_expanded(one, shown) for one in nav]
+def entries(nav: Any) -> Iterator[str]:
+    """Pages and folders that a navigation names."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for one in nav.values() if isinstance(nav, dict) else nav:
+            yield from entries(one)
+
+
+def by_entry(shown: list[str], named: set[str]) -> dict[str, list[str]]:
+    """The pages that each entry stands for: those that no narrower entry has, a README first."""
+    found: dict[str, list[str]] = {}
+    for page in sorted(shown, key=lambda page: (Path(page).stem != "README", page)):
+        holders = [entry for entry in named if page == entry or (entry.endswith("/") and page.startswith(entry))]
+        if holders:
+            found.setdefault(max(holders, key=len), []).append(page)
+    return found
+
+
+def expanded(nav: Any, pages_of: dict[str, list[str]]) -> Any:
+    """A navigation whose folders are lists of pages, without those that are empty."""
     if isinstance(nav, dict):
-        return {title: _expanded(one, shown) for title, one in nav.items()}
-    if not nav.endswith("/"):
-        return nav
-    if nav == f"{REFERENCE}/":
-        return [f"{nav}{room}.md" for room in rooms()]
-    inside = [page for page in shown if page.startswith(nav)]
-    return sorted(inside, key=lambda page: (Path(page).stem != "README", page))
+        return {title: expanded(one, pages_of) for title, one in nav.items()}
+    if isinstance(nav, str):
+        return pages_of.get(nav, []) if nav.endswith("/") else nav
+    found: list[Any] = []
+    for one in nav:
+        new = expanded(one, pages_of)
+        if isinstance(one, str) and one.endswith("/"):
+            found.extend(new)
+        elif not isinstance(new, dict) or all(new.values()):
+            found.append(new)
+    return found

@@ -113,7 +113,7 @@ class Checker:
 
     def page(self, text: str) -> list[str]:
         """LINE: SENTENCE for all that would be refused. Settings are tried behind the page's first fit command."""
-        self._fit = ["fit", *BASE]
+        self._fit, self._where = ["fit", *BASE], REPOSITORY
         found = [block for block in blocks(text) if block.not_run is None]
         complaints = [f"{one.line}: say why it is not run" for one in blocks(text) if one.not_run == ""]
         first = True
@@ -157,6 +157,8 @@ class Checker:
         """One popo command: "..." is what stands above it, CAPITALS in a path are any of its files, N is 1."""
         if arguments == ["--version"]:
             return  # answered before there is a parser
+        if not arguments:
+            raise SettingError("popo needs a subcommand")
         if arguments[1:2] == ["..."]:
             arguments = [arguments[0], *(BASE if arguments[0] != "compare" else []), *arguments[2:]]
         self._popo([_path(word) for word in arguments if word != "..."], built)
@@ -178,7 +180,7 @@ class Checker:
         if found.keys() & {"methods", "seeds", "sweep"}:
             self.command(["compare", "--config", str(REPOSITORY / "configs/compare/quick.yaml"), "--config", str(file)])
         elif found.keys() & self._popo(["fit", *BASE], False).keys():
-            self._enter(self._where if hasattr(self, "_where") else REPOSITORY)
+            self._enter(self._where)
             self.command([*self._fit, "--config", str(file)], built=True)
 
 

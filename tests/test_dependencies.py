@@ -65,7 +65,7 @@ def test_the_package() -> None:
 
 def test_scripts_and_tests() -> None:
     known = declared("cpu", "gpu", "dev", "torchao")
-    found = [file for folder in ("scripts", "tests", "benchmarks") for file in files(folder)]
+    found = [file for folder in ("scripts", "tests", "benchmarks", "examples") for file in files(folder)]
     own = OWN | {file.stem for file in found} | BY_HAND
     assert [line for file in found for line in undeclared(file, known, known, own)] == []
 

@@ -61,11 +61,27 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["page.md: j.md", "page.md: #l", "page.md: page.md#h", "page.md: folder"]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def needs_the_tools() -> None:
     missing = [name for module, name in TOOLS.items() if find_spec(module) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed; pip install -e '.[docs]'")
+
+
+def test_a_folder_of_the_navigation_is_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_the_tools()
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    from docs_site import by_entry, entries, expanded
+
+    nav = ["README.md", {"A": ["a/one.md", "a/"]}, {"B": "a/b/"}, {"C": "c/"}]
+    assert list(entries(nav)) == ["README.md", "a/one.md", "a/", "a/b/", "c/"]
+    shown = ["README.md", "a/two.md", "a/one.md", "a/README.md", "a/b/three.md", "d/four.md"]
+    found = expanded(nav, by_entry(shown, set(entries(nav))))
+    assert found == ["README.md", {"A": ["a/one.md", "a/README.md", "a/two.md"]}, {"B": ["a/b/three.md"]}]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs_the_tools()
     folder = tmp_path_factory.mktemp("site")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # ruff formats signatures
     built = subprocess.run(

@@ -228,6 +228,7 @@ def test_a_file_before_the_subcommand(tmp_path: Path) -> None:
     for before in (["-c", TASK], [f"--config={TASK}"]):
         with pytest.raises(SettingError, match=r"comes before fit; write it after: popo fit --config"):
             check_config_files([*before, "fit", *method("popo")])
+    check_config_files(["fit", f"--config={TASK}", *method("popo")])
     everything = tmp_path / "all.yaml"
     everything.write_text("fit: {data: {sweeps: 1}}\n")
     check_config_files(["-c", str(everything), "fit"])

@@ -17,6 +17,7 @@ from tiny_models import REPOSITORY
 
 from popo_lightning.compare.checking import ParsedOnly
 from popo_lightning.compare.command import parsed
+from popo_lightning.config_files import check_config_files
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
@@ -44,6 +45,7 @@ def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
         if arguments[0] == "compare":
             parsed(arguments[1:]).check()
             return {}
+        check_config_files(arguments)
         config = parser.parse_args(arguments)
         if built:
             parser.instantiate_classes(config)
@@ -103,6 +105,8 @@ WRONG = {  # what a page says: words of the complaint
     "Try `popo fit ...\n--nope 1`.": "1: .*nope",
     "Try `popo fit --nope 1` or ``popo fit --other 1``.": "1: .*nope",
     "```bash\n.venv/bin/popo fit ... --nope 1\n```": "1: .*nope",
+    "`popo fit ... --config configs/method/grpo.yaml`": "1: .*names the methods",
+    "```bash\npopo\n```": "1: popo needs a subcommand",
     "```bash\npopo learn --config configs/task/countdown_tiny.yaml\n```": "1: .*learn",
     "```bash\npopo compare --config configs/compare/quick.yaml --seeds [1] --nope 2\n```": "1: .*nope",
     "```bash\nbash scripts/nope.sh\n```": "1: scripts/nope.sh is not there",
@@ -132,7 +136,8 @@ def test_what_is_wrong_is_found(text: str, checker: Checker) -> None:
 RIGHT = [
     f"<!-- not run: as it is -->\n\n```bash\nnope\n```\n\n```bash\n{TASK} --config configs/method/NAME.yaml\n```",
     "```bash\nfor seed in 1 2; do popo fit ... --seed_everything $seed > log 2>&1; done\n```",
-    "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\n.venv/bin/popo fit --help\npopo --version\n```",  # noqa: E501
+    "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\n```",
+    "```bash\n.venv/bin/popo fit --help\npopo --version\n```",
     f"`{TASK} --config configs/method/{{popo,grpo}}.yaml --seed_everything 2 ...`",
     "`popo fit --plan` and `popo compare --config configs/compare/quick.yaml --seeds [1] --at_once N`, and `popo nope`",
     "```yaml\n- a list\n```\n```yaml\nsomething: else\n```\n```text\nnope --nope\n```",
