@@ -252,6 +252,6 @@ def test_the_nearest_name() -> None:
     assert nearest("data.weather", known) is None
     assert nearest("x", []) is None
     assert nearest_class("Decopled") == "popo_lightning.objectives.Decoupled"
-    assert nearest_class("Weather") is None
+    assert nearest_class("Umbrella") is None
     assert class_paths()["Decoupled"] == "popo_lightning.objectives.Decoupled"
     assert "PopoCLI" not in class_paths() and "ParsedOnly" not in class_paths()
