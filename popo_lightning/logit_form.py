@@ -62,13 +62,14 @@ def logit_form(model: Any) -> LogitForm | None:
     head = model.get_output_embeddings()
     if head is None:
         return None
-    states, own = _probe(model, head)
-    outputs = head(states).float()
-    close = 1e-4 if states.dtype == torch.float32 else 3e-2
-    for form in _forms(model.config.get_text_config()):
-        found = form.of(outputs)
-        if found.shape == own.shape and float((found - own).abs().max()) <= close * float(own.abs().max()):
-            return form
+    with torch.device("cpu"):  # where the model is, whatever device context is around
+        states, own = _probe(model, head)
+        outputs = head(states).float()
+        close = 1e-4 if states.dtype == torch.float32 else 3e-2
+        for form in _forms(model.config.get_text_config()):
+            found = form.of(outputs)
+            if found.shape == own.shape and float((found - own).abs().max()) <= close * float(own.abs().max()):
+                return form
     return None
 
 

@@ -218,8 +218,9 @@ def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
         seeds.append(seed)
         return []
 
+    data = SimpleNamespace(sample=sample, sampling=Sampling(4))
     evaluation = Evaluation(max_new_tokens=4)
     for rank, name in ((0, "aime"), (0, "amc"), (0, "aime"), (1, "aime")):
-        trainer: Any = SimpleNamespace(global_rank=rank, datamodule=SimpleNamespace(sample=sample))
+        trainer: Any = SimpleNamespace(global_rank=rank, datamodule=data)
         evaluation._sample(trainer, name, [], 1, evaluation.regime)
     assert seeds[0] == seeds[2] and len(set(seeds)) == 3

@@ -63,7 +63,7 @@ def trained(folder: Path, strategy: Any, minibatches: Sequence[Minibatch]) -> tu
     )
     settle_strategy(trainer.strategy, 1)
     trainer.fit(module, torch.utils.data.DataLoader(list(minibatches), batch_size=None, num_workers=0))
-    return module, [bool(part.images) for part in module._passes(minibatches[0].rows())]
+    return module, [bool(part.images) for part in module._passes(minibatches[0], minibatches[0].rows())]
 
 
 def test_ddp_on_one_device_trains_as_no_strategy_does(tmp_path: Path, alone: None) -> None:

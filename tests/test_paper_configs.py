@@ -43,7 +43,11 @@ def test_paper_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = tuple(data[key] for key in ("problems_per_iteration", "minibatches", "max_prompt_tokens", "max_new_tokens"))
     assert (*found, config["trainer"]["max_epochs"]) == BATCH[name]
     assert (data["group_size"], data["temperature"], data["overlong"], data["effective_by"]) == (8, 1.0, None, "score")
-    assert data["composer"]["init_args"]["buffer"]["init_args"] == {"capacity": None, "max_age": 8}
+    assert data["composer"]["init_args"]["buffer"]["init_args"] == {
+        "capacity": None,
+        "max_age": 8,
+        "max_uses": None,
+    }
     objective = model["objective"]["init_args"]
     assert objective["behave_weight"]["init_args"]["cap"] == 2.0
     assert objective["trust_region"]["init_args"] == {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
