@@ -22,6 +22,7 @@ from popo_lightning.callbacks.summary import flat
 from popo_lightning.errors import SettingError
 from popo_lightning.groups import Group, Response
 from popo_lightning.problems import Problem
+from popo_lightning.rollout.engine import Sampling
 
 NASTY = [
     "plain",
