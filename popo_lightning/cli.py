@@ -151,6 +151,9 @@ class PopoCLI(LightningCLI):
         for name in ("run.root", "run.folder", "ckpt_path"):
             if config.get(name) == "":
                 raise SettingError(f"{name} is empty, which names no place; leave it out")
+        for name in ("run.task", "run.method"):
+            if not config[name].strip(".") or "/" in config[name]:
+                raise SettingError(f"{name} is '{config[name]}', which names no folder; use a plain name such as mine")
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)

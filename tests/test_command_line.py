@@ -260,3 +260,11 @@ def test_written_config_is_what_the_tests_say(tmp_path: Path, policy: Path) -> N
     config = write_config(tmp_path / "four.yaml", minibatches=4)
     cli = popo("fit", "--config", config, "--run.folder", tmp_path / "run", "--trainer.max_epochs", "1")
     assert cli.trainer.global_step == 4
+
+
+@pytest.mark.parametrize(("setting", "value"), [("run.method", ""), ("run.task", "../else"), ("run.method", "..")])
+def test_names_of_runs_are_plain(config: Path, setting: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        popo("fit", "--config", config, f"--{setting}={value}")
+    assert stopped.value.code == 2
+    assert f"{setting} is '{value}', which names no folder" in capsys.readouterr().err

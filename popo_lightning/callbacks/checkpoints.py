@@ -188,8 +188,10 @@ class Checkpoints(ModelCheckpoint):
             yield
         except NotSavedError as error:
             vars(self).update(before)
-            kept = f"{self._newest} stays as it is" if self._newest else "there is no earlier one"
-            log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else ", and the run continues")
+            newest = self._newest or trainer.ckpt_path  # that the run goes on from
+            kept = f"{newest} stays as it is" if newest else "there is no earlier one"
+            then = ", and the run ends without one of its end" if _is_last(trainer) else ", and the run continues"
+            log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else then)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Of all ranks.
