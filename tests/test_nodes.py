@@ -36,7 +36,7 @@ def test_two_nodes_train_as_one_process_does(config: Path, tmp_path: Path, nodes
     assert [row["step"] for row in changed] == [1, 2, 3]
     for alone, together in zip(one, changed, strict=True):
         for name in CLOSE:
-            assert together[name] == near(alone[name]), (name, alone["step"])
+            assert together[name] == near(alone[name], alone["step"]), (name, alone["step"])
         for name in SAME_COUNTS:
             assert together[name] == alone[name], (name, alone["step"])
 

@@ -79,7 +79,7 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
         engine = ["--data.engine", "popo_lightning.rollout.servers.ServerEngine", "--data.engine.urls", urls]
         ranks = [*strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
         command = ["fit", "--config", config, *method("grpo"), *engine, *ranks, "--run.folder", tmp_path]
-        two_ranks(*command, "--data.lag", "1", "--trainer.max_epochs", "2")
+        two_ranks(*command, "--monitor.gap_error", "null", "--data.lag", "1", "--trainer.max_epochs", "2")
     finally:
         for server in servers:
             server.close()
@@ -90,4 +90,5 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
         assert len(server.weights) > 10 and server.version.endswith("-3-2")
     asked = [request["sampling_params"] for server in servers for request in server.requests]
     seeds = [request["seed"] for request in asked if request["n"] == 4]  # evaluations ask for fewer
-    assert len(seeds) == len(set(seeds)) == 3 * 8
+    compared = 2 * 2  # prompts of each rank, asked as loaded and again after the first sync
+    assert len(seeds) == 3 * 8 + 2 * compared and len(set(seeds)) == 3 * 8 + compared
