@@ -90,7 +90,7 @@ def test_query_and_key_rows_go_back_to_where_llama_cpp_took_them_from(script: An
 def test_tokenizer_ends_and_template() -> None:
     tokenizer = PromptEncoder(FOLDER, 64).tokenizer
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (END, END)
-    assert end_token_ids(FOLDER) == [END]
+    assert end_token_ids(FOLDER, tokenizer) == [END]
     problem = Arithmetic(system="").train_problems()[0]  # as configs/task/arithmetic.yaml has it
     text = tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
     turns = "<|im_start|>user\n2 + 3<|im_end|>\n<|im_start|>assistant\n2 + 3 = 5<|im_end|>\n"
