@@ -71,12 +71,15 @@ def _flaw_of_file(file: Path) -> str | None:
     if not file.exists():
         return "is a link to nothing"
     try:
-        state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+        return None if state_in(file) is not None else "is not one that popo fit wrote"
     except Exception as error:  # damaged bytes fail in every way there is
         return f"cannot be read ({reason(error)[:120]})"
-    return (
-        None if isinstance(state, dict) and "pytorch-lightning_version" in state else "is not one that popo fit wrote"
-    )
+
+
+def state_in(file: Path) -> dict[str, Any] | None:
+    """What a file holds, without its weights being read; None where popo fit did not write it. Raises anything."""
+    state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    return state if isinstance(state, dict) and "pytorch-lightning_version" in state else None
 
 
 def _written_at(path: Path) -> int:

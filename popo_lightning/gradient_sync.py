@@ -35,8 +35,10 @@ def add_up_gradients(policy: Any, losses: MinibatchLoss, parts: Sequence[PaddedR
         losses: Of the minibatch.
         parts: This rank's micro-batches.
     """
-    silent = [part for part in parts if losses.is_silent(part)]
-    teaching = [part for part in parts if not losses.is_silent(part)]
+    silent: list[PaddedRows] = []
+    teaching: list[PaddedRows] = []
+    for part in parts:
+        (silent if losses.is_silent(part) else teaching).append(part)
     if silent and not teaching:
         teaching.append(silent.pop())  # gradients of 0 are not none: an optimizer moves on by its momentum
     with torch.no_grad():

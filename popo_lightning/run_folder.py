@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from popo_lightning.checkpoint_files import newest_whole
+from popo_lightning.checkpoint_files import META, newest_whole, state_in
 from popo_lightning.errors import SettingError
 from popo_lightning.metrics_table import METRICS, Behind
 from popo_lightning.run_record import RECORD, read_record, record_in
@@ -79,7 +78,7 @@ def _say_passed_over(checkpoint: Path, why: str) -> None:
 
 
 def _last_written(checkpoint: Path) -> Path:
-    return checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
+    return checkpoint / META if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
 
 
 def behind(checkpoint: Path) -> Behind:
@@ -116,10 +115,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
             f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder"
         )
     try:
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+        state = state_in(file)
     except Exception as error:  # damaged bytes fail in every way there is
         raise _no_checkpoint(checkpoint) from error
-    if not isinstance(state, dict) or "pytorch-lightning_version" not in state:
+    if state is None:
         raise _no_checkpoint(checkpoint)
     return state
 

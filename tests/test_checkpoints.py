@@ -237,6 +237,18 @@ def test_resuming_says_what_it_passes_over(config: Path, tmp_path: Path, capsys:
     assert len(said) == 1 and str(cut) in said[0] and "cannot be read" in said[0]
 
 
+def test_a_resumed_run_names_what_it_went_on_from(
+    config: Path, tmp_path: Path, full_disk: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["fit", "--config", config, *method("popo"), "--evaluation.every_n_iterations", "0"]
+    command += ["--evaluation.at_start", "false", "--evaluation.samples", "0", "--run.folder", tmp_path]
+    popo(*command, "--trainer.max_epochs", "1")
+    (first,) = (tmp_path / "checkpoints").iterdir()
+    full_disk.room = 0
+    popo(*command, "--trainer.max_epochs", "2", "--run.resume", "true")
+    assert f"{first} stays as it is, and the run ends without one of its end" in caplog.text
+
+
 # -- when ------------------------------------------------------------------------------------------------------
 
 

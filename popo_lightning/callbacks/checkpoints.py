@@ -65,7 +65,7 @@ class Checkpoints(ModelCheckpoint):
         self._saved: ResumePlace | None = None
         self._tried: ResumePlace | None = None  # the last that was to be saved
         self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
-        self._newest: str | None = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        self._written: str | None = None  # the newest checkpoint of this process
         if stage != "fit":
             return
         lag = getattr(trainer.datamodule, "lag", 0)  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ class Checkpoints(ModelCheckpoint):
         if isinstance(exception, Stopped):
             if trainer.state.fn == "fit":
                 self._save_behind(trainer)
-                exception.checkpoint = self._newest
+                exception.checkpoint = self._newest(trainer)
                 exception.where = "" if self._saved is None else self._saved.words
             trainer.datamodule.stopping.disarm()  # type: ignore[attr-defined]
         elif self.save_on_exception and self._place is not None:
@@ -172,6 +172,10 @@ class Checkpoints(ModelCheckpoint):
 
     # -- how ---------------------------------------------------------------------------------------------------
 
+    def _newest(self, trainer: L.Trainer) -> str | None:
+        """The newest checkpoint: written by this process, or the one that it goes on from, unknown until it does."""
+        return self._written or (None if trainer.ckpt_path is None else str(trainer.ckpt_path))
+
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         with self._as_before_if_not_saved(trainer):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
@@ -188,7 +192,7 @@ class Checkpoints(ModelCheckpoint):
             yield
         except NotSavedError as error:
             vars(self).update(before)
-            newest = self._newest or trainer.ckpt_path  # that the run goes on from
+            newest = self._newest(trainer)
             kept = f"{newest} stays as it is" if newest else "there is no earlier one"
             then = ", and the run ends without one of its end" if _is_last(trainer) else ", and the run continues"
             log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else then)
@@ -207,7 +211,7 @@ class Checkpoints(ModelCheckpoint):
             raise NotSavedError(f"checkpoint {filepath} is not written: {why}")
         self._saved = self._behind or self._place
         self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = self._newest = filepath
+        self._last_checkpoint_saved = self._written = filepath
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)

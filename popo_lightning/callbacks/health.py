@@ -166,7 +166,7 @@ class Health(L.Callback):
         limit, value = self.least_replayed_ess, metrics.get("weight/replayed_ess")
         return self._judged(
             "least_replayed_ess",
-            None if limit is None or value is None else value < limit,
+            _below(value, limit),
             lambda: (
                 f"weight/replayed_ess is {value:.2g}, below {limit:g}: what is replayed teaches noise; {LESS_REPLAY}"
             ),
@@ -176,7 +176,7 @@ class Health(L.Callback):
         limit, value = self.largest_weight, metrics.get("weight/replayed_max")
         return self._judged(
             "largest_weight",
-            None if limit is None or value is None else value > limit,
+            _above(value, limit),
             lambda: (
                 f"weight/replayed_max is {value:.3g}, above {limit:g}: the policy has moved far from what it "
                 f"replays; {LESS_REPLAY}"
@@ -188,7 +188,7 @@ class Health(L.Callback):
         start = self._course("policy/entropy", metrics).start
         return self._judged(
             "least_entropy",
-            None if limit is None or value is None else value < limit * start,
+            _below(value, None if limit is None else limit * start),
             lambda: (
                 f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
                 f"collapses to a few responses; {LOWER_RATE}, add popo_lightning.objectives.EntropyBonus to "
@@ -224,7 +224,7 @@ class Health(L.Callback):
         limit, value = self.most_truncated, metrics.get("rollout/truncated_share")
         return self._judged(
             "most_truncated",
-            None if limit is None or value is None else value > limit,
+            _above(value, limit),
             lambda: (
                 f"rollout/truncated_share is {value:.2g}, above {limit:g}: most responses are cut at "
                 "data.max_new_tokens; raise it, or set data.stop where a base model does not end by itself"
@@ -265,6 +265,16 @@ class Health(L.Callback):
         self._watched = {kind: Watched(**watched) for kind, watched in state_dict["watched"].items()}
         self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
         self._steps = state_dict["steps"]
+
+
+def _below(value: float | None, limit: float | None) -> bool | None:
+    """None where the metric is not there, or nothing is asked of it."""
+    return None if value is None or limit is None else value < limit
+
+
+def _above(value: float | None, limit: float | None) -> bool | None:
+    """As :func:`_below`."""
+    return None if value is None or limit is None else value > limit
 
 
 def _why(course: Course, metrics: dict[str, float]) -> str:
