@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import shlex
 import signal
 import sys
-import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -41,13 +37,14 @@ from popo_lightning.parser import OneSentenceParser, refuse
 from popo_lightning.parser_sentences import OFF, constructors_refusals
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.policy import PolicyModule
+from popo_lightning.quiet_libraries import quieten
 from popo_lightning.ranks import lost_rank
 from popo_lightning.run_folder import is_first_rank
 from popo_lightning.run_going_on import RunFinished
 from popo_lightning.run_start import settle
 from popo_lightning.run_wanted import RunSettings, wanted_of
 from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
-from popo_lightning.stopping import Stopped
+from popo_lightning.stopping import Stopped, stopped_in_words
 from popo_lightning.trainer_settings import (
     at_the_end_of_an_iteration,
     check_callbacks,
@@ -243,60 +240,6 @@ class PopoCLI(LightningCLI):
         trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
         end_always(trainer)
         return trainer
-
-
-def stopped_in_words(stop: Stopped, args: Any) -> str:
-    """Where a run was stopped, and the command that continues it.
-
-    Args:
-        stop: With the checkpoint, if there is one.
-        args: Of the command that was stopped.
-    """
-    if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
-        return f"stopped by {stop.name}"
-    kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
-    command = shlex.join(["popo", *map(str, kept), "--run.folder", stop.folder, "--run.resume", "true"])
-    if stop.checkpoint is None:
-        return f"stopped by {stop.name} before anything was saved; start again by: {command}"
-    saved = f"after {stop.where}, which {stop.checkpoint} holds" if stop.where else f"{stop.checkpoint} is the newest"
-    return f"stopped by {stop.name} {saved}; continue by: {command}"
-
-
-def without_options(args: Sequence[str], *names: str) -> list[str]:
-    """A command's arguments without some options and their values."""
-    found: list[str] = []
-    dropped = False  # whether the next argument is a dropped option's value
-    for arg in map(str, args):
-        if not dropped and arg.partition("=")[0] not in names:
-            found.append(arg)
-        dropped = not dropped and arg in names
-    return found
-
-
-def quieten() -> None:
-    """Silences advice that does not apply to rollouts, so that what is left is worth reading."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what trainer.profiler was asked for
-    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU is no news
-    for about in (
-        ".*num_workers.*",  # the dataset holds the engine
-        ".*`__len__`.*",  # see RolloutStream
-        ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
-        ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
-        "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
-        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see metrics_table.py
-        "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
-        "The dirpath has changed from .*",  # a run's folder may be moved
-        "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
-        "Be aware that when using `ckpt_path`.*",  # validate makes no use of them
-        ".*reduce_op.*",  # vLLM's own use of torch
-        ".*LeafSpec.*",  # Lightning's own use of torch
-    ):
-        warnings.filterwarnings("ignore", about)
 
 
 def run(args: ArgsType = None) -> PopoCLI:

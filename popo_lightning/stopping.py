@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -177,3 +178,31 @@ class _Watch:
 
 def _print(text: str) -> None:
     os.write(2, f"{text}\n".encode())  # a print may be waiting for a lock that the main thread holds
+
+
+def stopped_in_words(stop: Stopped, args: Any) -> str:
+    """Where a run was stopped, and the command that continues it.
+
+    Args:
+        stop: With the checkpoint, if there is one.
+        args: Of the command that was stopped.
+    """
+    if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
+        return f"stopped by {stop.name}"
+    kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
+    command = shlex.join(["popo", *map(str, kept), "--run.folder", stop.folder, "--run.resume", "true"])
+    if stop.checkpoint is None:
+        return f"stopped by {stop.name} before anything was saved; start again by: {command}"
+    saved = f"after {stop.where}, which {stop.checkpoint} holds" if stop.where else f"{stop.checkpoint} is the newest"
+    return f"stopped by {stop.name} {saved}; continue by: {command}"
+
+
+def without_options(args: Sequence[str], *names: str) -> list[str]:
+    """A command's arguments without some options and their values."""
+    found: list[str] = []
+    dropped = False  # whether the next argument is a dropped option's value
+    for arg in map(str, args):
+        if not dropped and arg.partition("=")[0] not in names:
+            found.append(arg)
+        dropped = not dropped and arg in names
+    return found

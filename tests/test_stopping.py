@@ -23,8 +23,7 @@ from test_resume import checkpoint, weights_in
 from tiny_models import environment, method, metrics, popo, popo_process
 
 from popo_lightning.checkpoint_files import newest_whole
-from popo_lightning.cli import stopped_in_words, without_options
-from popo_lightning.stopping import SIGNALS, Stopped, StopRequests
+from popo_lightning.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words, without_options
 
 ITERATIONS, MINIBATCHES = 4, 3
 ENGINE = ["--data.engine", "tiny_models.SignalWhileSampling", "--data.engine.call"]
