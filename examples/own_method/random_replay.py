@@ -23,6 +23,7 @@ class RandomReplay(Composer):
         effective, ineffective = iteration.split(fresh)
         stored = self.buffer.usable(iteration.version)
         replayed = iteration.random("replay").sample(stored, min(len(ineffective), len(stored)))
+        self.buffer.used(replayed)  # counts towards the buffer's max_uses
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
 
