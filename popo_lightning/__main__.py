@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popo_lightning import __version__
-from popo_lightning.nearest import did_you_mean
+from popo_lightning.core.nearest import did_you_mean
 
 COMPARE = "compare"
 SUBCOMMANDS = {
@@ -45,7 +45,7 @@ def main() -> None:
         from popo_lightning.compare.command import main as compare
 
         sys.exit(compare(sys.argv[2:]))
-    from popo_lightning.cli import run
+    from popo_lightning.cli.main import run
 
     run()
 

@@ -15,17 +15,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from popo_lightning.engine_gap import EngineCheck, GapLimits, measured_gap
-from popo_lightning.errors import SettingError
-from popo_lightning.group_maker import GroupMaker
-from popo_lightning.groups import Group
-from popo_lightning.iteration_rollouts import IterationRollouts
-from popo_lightning.lookahead import LookAhead
-from popo_lightning.minibatch import Minibatch, deal
-from popo_lightning.problem_sets import Benchmark, ProblemSets
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rank_states import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch, deal
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.ranks import from_all
+from popo_lightning.core.task import Task
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.grading.overlong import SoftOverlong
+from popo_lightning.grading.pool import GradingPool, check_grades
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.replay.composer import Composer, Iteration, OnPolicy
+from popo_lightning.rollout.ahead import LookAhead
+from popo_lightning.rollout.checks import check_settings, check_share, warn_of_problems_that_never_return
+from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, measured_gap
+from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.iteration import IterationRollouts
+from popo_lightning.rollout.problem_sets import Benchmark, ProblemSets
+from popo_lightning.rollout.rank_states import (
     PlaceState,
     RankKeeper,
     containers_copied,
@@ -33,20 +42,11 @@ from popo_lightning.rank_states import (
     rules_of,
     without_other_rules,
 )
-from popo_lightning.ranks import from_all
-from popo_lightning.replay.composers import Composer, Iteration, OnPolicy
-from popo_lightning.replay.samplers import EpochSampler, PromptSampler
-from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.vllm import VLLMEngine
-from popo_lightning.rollout_settings import check_settings, check_share, warn_of_problems_that_never_return
-from popo_lightning.run_folder import EVALUATIONS
-from popo_lightning.stopping import StopRequests
-from popo_lightning.synced_engine import SyncedEngine
-from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.grading import GradingPool, check_grades
-from popo_lightning.tasks.overlong import SoftOverlong
-from popo_lightning.timing import PhaseClock
+from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
+from popo_lightning.rollout.weight_sync import SyncedEngine
+from popo_lightning.runs.folder import EVALUATIONS
+from popo_lightning.runs.stopping import StopRequests
+from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
 
 
 class RolloutStream(IterableDataset[Minibatch]):

@@ -16,16 +16,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from popo_lightning import policy_checkpoint
-from popo_lightning.attention import check_attention
-from popo_lightning.critic import Critic, check_critic
-from popo_lightning.errors import SettingError
-from popo_lightning.finite_steps import FiniteSteps
-from popo_lightning.flat_sharding import flatly_sharded
-from popo_lightning.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
-from popo_lightning.minibatch import Minibatch, Row, token_columns
-from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.model_folder import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch, Row, token_columns
+from popo_lightning.core.ranks import gathered, over_ranks, whole
+from popo_lightning.core.warm_start import WarmStart
+from popo_lightning.model import policy_checkpoint
+from popo_lightning.model.attention import check_attention
+from popo_lightning.model.critic import Critic, check_critic
+from popo_lightning.model.flat_sharding import flatly_sharded
+from popo_lightning.model.loading import (
     check_adapter,
     compile_layers,
     image_tokens,
@@ -33,18 +32,20 @@ from popo_lightning.model_folder import (
     sees_images,
     settle_modes,
 )
-from popo_lightning.objectives import Advantage, GroupNormalised, MinibatchTokens, Objective
-from popo_lightning.objectives.advantages import check_weight
+from popo_lightning.model.packing import LayerCosts, micro_batches, shares_prompts
+from popo_lightning.model.padded_rows import PaddedRows, pad_sequences
+from popo_lightning.model.saved_weights import as_saved, saved_buffers
+from popo_lightning.model.scoring import response_logprobs, scores_by_row
+from popo_lightning.model.sharded_loading import FirstRanksModel, split_models
+from popo_lightning.model.sharding import whole_weights
+from popo_lightning.objectives.advantages import Advantage, GroupNormalised, check_weight
 from popo_lightning.objectives.generalised_advantage import moments, whiten
-from popo_lightning.optimizers import check_state, fuse, group_settings, made, obey
-from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
-from popo_lightning.padded_rows import PaddedRows, pad_sequences
-from popo_lightning.ranks import gathered, over_ranks, whole
-from popo_lightning.saved_weights import as_saved, saved_buffers
-from popo_lightning.scoring import response_logprobs, scores_by_row
-from popo_lightning.sharded_loading import FirstRanksModel, split_models
-from popo_lightning.sharding import whole_weights
-from popo_lightning.warm_start import WarmStart
+from popo_lightning.objectives.inputs import MinibatchTokens
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.training.finite_steps import FiniteSteps
+from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
+from popo_lightning.training.minibatch_loss import MinibatchLoss
+from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -1,4 +1,4 @@
-"""What attention costs beside a layer's matrices: the constants of popo_lightning.packing, for this device.
+"""What attention costs beside a layer's matrices: the constants of popo_lightning.model.packing, for this device.
 
 Usage: python scripts/bench_attention.py [--device cpu|cuda] [--dtype bfloat16|float32] [--groups 4] [--repeats 5]
 
@@ -22,8 +22,8 @@ from machine import machine
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from popo_lightning.attention import flat_mask, packed_attention
-from popo_lightning.scoring import packed_mask
+from popo_lightning.model.attention import flat_mask, packed_attention
+from popo_lightning.model.scoring import packed_mask
 
 RESPONSES = 8
 

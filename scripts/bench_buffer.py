@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from machine import machine
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.problems import Problem
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.problems import Problem
 from popo_lightning.replay.buffer import GroupReplayBuffer
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "benchmarks" / "buffer.json"

@@ -3,7 +3,7 @@
 Usage: python scripts/bench_generation.py [--case countdown|smollm2|qwen3-0.6b ...] [--device cpu|cuda] [--repeats 2]
        [--out FILE.json]
 
-"ours" is popo_lightning.rollout.decoding.Decoder; "lock_step" is model.generate, in which a batch runs until its
+"ours" is popo_lightning.engines.decoding.Decoder; "lock_step" is model.generate, in which a batch runs until its
 longest response ends; "continuous" is model.generate_batch, transformers' continuous batching, its manager kept between
 calls. All sample the same prompts from the same untrained model in this process, one after the other in each repeat. A
 fixed share of the vocabulary ends a response, so that lengths are geometric as far as the limit lets them: some long
@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from machine import machine
 
-from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.decoding import Decoder, Row
-from popo_lightning.rollout.engine import Sampling, prompt_seeds
+from popo_lightning.engines.base import Sampling, prompt_seeds
+from popo_lightning.engines.decoding import Decoder, Row
+from popo_lightning.model.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import Any
 
 from machine import machine
 
-from popo_lightning.warm_start import CountdownWarmStart
+from popo_lightning.toys.countdown_policy import CountdownWarmStart
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WARM_UP, START_SECONDS, MAX_TOKENS = 5, 300, 64

@@ -4,8 +4,8 @@ Usage: python scripts/bench_memory.py [--out benchmarks/memory.json] [--device c
        [--tokens 1024 2048 ...] [--plot-only]
 
 Each point is a process of its own, except on CUDA: (N, H) hidden states, an output head, forward and backward. "ours"
-is popo_lightning.logprobs.token_logprobs, which computes the entropy as well; "naive" takes the log_softmax of all
-(N, V) logits and no entropy. The peak is counted from when states and head are there, so it holds the gradients of
+is popo_lightning.model.logprobs.token_logprobs, which computes the entropy as well; "naive" takes the log_softmax of
+all (N, V) logits and no entropy. The peak is counted from when states and head are there, so it holds the gradients of
 both: on a CPU resident memory, on CUDA what torch has allocated. A naive point that would not leave --leave-gib of the
 memory that is free at that moment is skipped and listed as such. Points of other numbers of tokens in --out stay.
 """
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def ours(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """The pass that trains."""
-    from popo_lightning.logprobs import token_logprobs
+    from popo_lightning.model.logprobs import token_logprobs
 
     return token_logprobs(hidden, head, targets, temperature=1.0)[0]
 

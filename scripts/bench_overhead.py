@@ -27,11 +27,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from popo_lightning import cli
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.padded_rows import pad_rows
-from popo_lightning.rollout.engine import Sampling
-from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.cli import main as cli
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.engines.base import Sampling
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.padded_rows import pad_rows
 
 WARM_UP = 5
 

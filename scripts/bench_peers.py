@@ -35,14 +35,14 @@ from typing import Any
 
 from machine import machine
 
-from popo_lightning.cache import cache_folder
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.replay.samplers import EpochSampler
-from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.countdown import CountdownSteps
+from popo_lightning.core.cache import cache_folder
+from popo_lightning.core.task import Task
+from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.tasks.dataset import DatasetTask
+from popo_lightning.tasks.samplers import EpochSampler
+from popo_lightning.toys.countdown import CountdownSteps
+from popo_lightning.toys.countdown_policy import CountdownWarmStart
 from popo_lightning.verifiers.countdown import CountdownVerifier
-from popo_lightning.warm_start import CountdownWarmStart
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"  # what popo_lightning runs on a CPU: both on the same build

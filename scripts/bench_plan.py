@@ -4,8 +4,8 @@ Usage: python scripts/bench_plan.py [--out benchmarks/plan.json] [--device cpu|c
        [--tokens 1024 2048]
 
 Each point is a process of its own: a random Llama in float32 takes two steps of AdamW on one micro-batch of responses,
-the second with the optimizer's state in place, by popo_lightning.scoring. What is counted begins before the model is
-there: on a CPU resident memory, on CUDA what torch has allocated. The estimate is `popo fit --plan`'s, for one process
+the second with the optimizer's state in place, by popo_lightning.model.scoring. What is counted begins before the model
+is there: on a CPU resident memory, on CUDA what torch has allocated. The estimate is `popo fit --plan`'s, for one process
 whose engine is elsewhere, without CUDA's context.
 """
 
@@ -23,13 +23,13 @@ import torch
 from bench_memory import peak, reset_peak
 from machine import machine
 
-from popo_lightning.groups import Response
-from popo_lightning.minibatch import Row
-from popo_lightning.padded_rows import PaddedRows, pad_rows
+from popo_lightning.core.groups import Response
+from popo_lightning.core.minibatch import Row
+from popo_lightning.model.padded_rows import PaddedRows, pad_rows
+from popo_lightning.model.scoring import response_logprobs
 from popo_lightning.plan.memory import Model, estimate
 from popo_lightning.plan.optimizer_state import OptimizerState
 from popo_lightning.plan.run_settings import RunSettings
-from popo_lightning.scoring import response_logprobs
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "benchmarks" / "plan.json"
 PROMPT, SEQUENCE = 64, 512

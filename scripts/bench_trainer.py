@@ -33,10 +33,10 @@ import torch
 from machine import machine
 from torch.utils.data import DataLoader
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "benchmarks" / "trainer.json"
 # Qwen3-0.6B; positions as many as the longest sequence needs.

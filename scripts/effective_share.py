@@ -21,12 +21,12 @@ from typing import Any
 import torch
 import yaml
 
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rollout.engine import EngineContext, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.tasks.countdown import CountdownSteps
-from popo_lightning.warm_start import CountdownWarmStart, random_steps
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines.base import EngineContext, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.toys.countdown import CountdownSteps
+from popo_lightning.toys.countdown_policy import CountdownWarmStart, random_steps
 
 
 def main() -> None:

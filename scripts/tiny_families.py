@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from tiny_vision import picture, vision_model
 
-from popo_lightning.problems import IMAGE_MARK, Problem
-from popo_lightning.warm_start import SYMBOLS, symbol_tokenizer
+from popo_lightning.core.problems import IMAGE_MARK, Problem
+from popo_lightning.toys.countdown_policy import SYMBOLS, symbol_tokenizer
 
 WIDTH, HEADS, LAYERS = 64, 2, 2
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from popo_lightning.problems import Problem
-from popo_lightning.tasks.countdown import CountdownSteps, verify_steps
+from popo_lightning.core.problems import Problem
+from popo_lightning.toys.countdown import CountdownSteps, verify_steps
 
 HOSTILE = "[red]a | b[/red] `x`\n\x1b[31m\ud800 é"
 SMALL, LARGE = "small", "large/[bold]|`x`"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from popo_lightning.groups import Response
-from popo_lightning.rollout.engine import NamedTensors, RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.core.groups import Response
+from popo_lightning.engines.base import NamedTensors, RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
 
 
 class Apart(TransformersEngine):

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.problems import Problem
-from popo_lightning.replay.composers import Iteration
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.problems import Problem
+from popo_lightning.replay.composer import Iteration
 
 
 def response(

@@ -8,8 +8,8 @@ from collections.abc import MutableMapping
 import pytest
 import torch
 
-from popo_lightning.errors import SettingError
-from popo_lightning.rollout.vllm_process import check_platform
+from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.vllm.process import check_platform
 
 
 def hide_gpus(markers: str, environment: MutableMapping[str, str]) -> None:

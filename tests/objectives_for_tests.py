@@ -7,16 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from popo_lightning.objectives import (
-    KL,
-    Decoupled,
-    EntropyBonus,
-    MinibatchTokens,
-    Objective,
-    ObjectiveInputs,
-    PPOClip,
-    TrustRegion,
-)
+from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL, EntropyBonus
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
+from popo_lightning.objectives.weights import Decoupled
 
 LOG2 = math.log(2.0)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from popo_lightning.problems import Problem
-from popo_lightning.tasks.base import Task
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import Task
 
 
 def picture(width: int, height: int, seed: int = 0) -> bytes:

@@ -15,11 +15,11 @@ from groups_for_tests import group
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.ranks import whole
+from popo_lightning.model.sharding import settle_strategy
 from popo_lightning.policy import PolicyModule
-from popo_lightning.ranks import whole
-from popo_lightning.sharding import settle_strategy
 
 
 def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 120) -> list[Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from tiny_models import REPOSITORY
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`((?:popo|python|bash|SEED=\d+ bash) [^`]*)`(?!`)")

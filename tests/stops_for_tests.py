@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from popo_lightning.groups import Response
+from popo_lightning.core.groups import Response
 
 
 def first_by_hand(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> tuple[int, str] | None:

@@ -9,22 +9,14 @@ import pytest
 import torch
 from objectives_for_tests import close, loss_and_gradient, outcome, part_of, random_rows, token_rows, tokens_of
 
-from popo_lightning.objectives import (
-    M2PO,
-    BalancedClip,
-    BehaveAligned,
-    Decoupled,
-    MinibatchTokens,
-    Objective,
-    One,
-    PPOClip,
-    ScaledWidth,
-    Unbounded,
-    decoupled_weight,
-    log_ratio,
-)
-from popo_lightning.objectives.adaptive_regions import positive_share, steps
-from popo_lightning.objectives.behave_regions import harmful, second_moment_cut
+from popo_lightning.methods.bapo_balanced import BalancedClip, positive_share, steps
+from popo_lightning.methods.m2po import M2PO, harmful, second_moment_cut
+from popo_lightning.methods.remix import ScaledWidth
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import MinibatchTokens, log_ratio
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.trust_regions import PPOClip, Unbounded
+from popo_lightning.objectives.weights import Decoupled, One, decoupled_weight
 
 # -- M2PO
 

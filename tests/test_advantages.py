@@ -10,19 +10,13 @@ import torch
 from groups_for_tests import group
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import (
-    Advantage,
-    BestMinusSecond,
-    DropSurplusNegatives,
-    ExponentialWeight,
-    GroupNormalised,
-    LeaveOneOut,
-    MaxAtK,
-    ShiftedBaseline,
-    SoftBaseline,
-    TreeBaseline,
-)
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.asymre import ShiftedBaseline
+from popo_lightning.methods.max_at_k import BestMinusSecond, MaxAtK
+from popo_lightning.methods.opmd import SoftBaseline
+from popo_lightning.methods.red import DropSurplusNegatives, ExponentialWeight
+from popo_lightning.methods.tree_opo import TreeBaseline
+from popo_lightning.objectives.advantages import Advantage, GroupNormalised, LeaveOneOut
 
 
 def close(actual: Tensor, expected: object) -> None:

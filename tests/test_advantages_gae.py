@@ -7,9 +7,9 @@ import torch
 from groups_for_tests import group, response
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.objectives import GAE, gae, moments, whiten
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.objectives.generalised_advantage import GAE, gae, moments, whiten
 
 
 def two_rows() -> tuple[Tensor, Tensor, Tensor]:

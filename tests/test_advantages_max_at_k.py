@@ -13,11 +13,12 @@ from groups_for_tests import group
 from tiny_models import fit
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.objectives import Decoupled, LeaveOneOut, MaxAtK, Objective, One
-from popo_lightning.objectives.advantages import check_weight
-from popo_lightning.objectives.max_at_k import Baseline, max_at_k, max_at_k_advantages
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.max_at_k import Baseline, MaxAtK, max_at_k, max_at_k_advantages
+from popo_lightning.objectives.advantages import LeaveOneOut, check_weight
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import Decoupled, One
 
 
 def rewards_and_deviations(size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from objectives_for_tests import (
     close,
 )
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import GroupNormalised, group_normalised
+from popo_lightning.core.errors import SettingError
+from popo_lightning.objectives.advantages import GroupNormalised, group_normalised
 
 
 def test_group_normalised_by_hand() -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from objectives_for_tests import close, full_objective, loss_and_gradient, part_of, random_rows, token_rows
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import Aggregation, Objective, SequenceMean, SequenceSum, TokenMean, Unbounded
+from popo_lightning.core.errors import SettingError
+from popo_lightning.objectives.aggregations import Aggregation, SequenceMean, SequenceSum, TokenMean
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.trust_regions import Unbounded
 
 AGGREGATIONS = (TokenMean(), SequenceMean(), SequenceSum(100.0))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from popo_lightning.errors import SettingError
-from popo_lightning.tasks.arithmetic import KINDS, Arithmetic, verify_result
+from popo_lightning.core.errors import SettingError
+from popo_lightning.toys.arithmetic import KINDS, Arithmetic, verify_result
 
 SMALL = {"largest_number": 9, "held_out_per_kind": 5}
 
@@ -118,7 +118,7 @@ def test_kinds_are_balanced_and_mixed() -> None:
 
 def test_a_process_of_its_own_makes_the_same_problems_without_torch() -> None:
     code = (
-        "import sys; from popo_lightning.tasks.arithmetic import Arithmetic; t = Arithmetic();"
+        "import sys; from popo_lightning.toys.arithmetic import Arithmetic; t = Arithmetic();"
         "assert 'torch' not in sys.modules;"
         "print([p.id for p in [*t.train_problems(), *t.benchmarks()['arithmetic']]])"
     )

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser
 from objectives_for_tests import loss_and_gradient
 from tiny_models import REPOSITORY
 
-from popo_lightning.objectives import Objective, ObjectiveInputs
+from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.objective import Objective
 
 
 def objective(method: str) -> Objective:

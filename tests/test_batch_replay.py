@@ -17,12 +17,13 @@ import torch.multiprocessing as multiprocessing
 from groups_for_tests import group, ids, iteration
 from tiny_models import fit
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.replay.batch_replay import Rapid, ReMixReplay
-from popo_lightning.replay.composers import Composer
-from popo_lightning.rollout.engine import NamedTensors
-from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.engines.base import NamedTensors
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.methods.rapid import Rapid
+from popo_lightning.methods.remix import ReMixReplay
+from popo_lightning.replay.composer import Composer
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
 

@@ -12,13 +12,13 @@ from graders_for_tests import FailsOn
 from processes_for_tests import on_two_ranks, trainer_of
 from tiny_models import fit, tiny_task
 
-from popo_lightning.callbacks.proximal import ProximalSnapshot
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import Task
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
+from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.tasks.base import Task
+from popo_lightning.proximal.snapshot import ProximalSnapshot
 
 
 class Graded(Task):

@@ -13,11 +13,11 @@ import torch
 from groups_for_tests import group, ids, iteration
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.problems import Problem
-from popo_lightning.replay.buffer_matters import BufferMatters
-from popo_lightning.replay.composers import Iteration
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
+from popo_lightning.methods.bapo_buffer import BufferMatters
+from popo_lightning.replay.composer import Iteration
 
 K = 8
 

@@ -20,9 +20,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from processes_for_tests import on_two_ranks, rows_of, trainer_of
 from tiny_models import fit, method, popo
 
-from popo_lightning import checkpoint_files
 from popo_lightning.callbacks.checkpoints import Checkpoints
-from popo_lightning.checkpoint_files import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.policy import PolicyModule
+from popo_lightning.runs import checkpoint_files
+from popo_lightning.runs.checkpoint_files import (
     WholeFileIO,
     draft_for,
     finish_folder,
@@ -32,8 +34,6 @@ from popo_lightning.checkpoint_files import (
     tidy,
     write,
 )
-from popo_lightning.errors import SettingError
-from popo_lightning.policy import PolicyModule
 
 ONE = {"pytorch-lightning_version": "2", "weights": torch.arange(1000.0)}
 

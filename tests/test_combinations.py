@@ -9,9 +9,9 @@ from tiny_models import method, popo
 
 OBJECTIVE = "--model.objective.init_args"
 RULES = "popo_lightning.objectives"
-CRITIC = ["--model.critic", "popo_lightning.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
+CRITIC = ["--model.critic", "popo_lightning.model.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
 LAG = ["--data.engine", "engines_for_tests.Apart", "--data.lag", "1"]
-HOOK = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
+HOOK = "popo_lightning.methods.remix.Reincarnation"
 
 
 @pytest.mark.parametrize(

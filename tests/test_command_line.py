@@ -16,7 +16,7 @@ FILES = (REPOSITORY / "configs" / "task").glob("*.yaml")
 TASKS = sorted(file for file in FILES if not file.stem.endswith("_local"))  # those only change another
 METHODS = sorted((REPOSITORY / "configs" / "method").glob("*.yaml"))
 Args = list[str | Path]
-STRATEGIES, ENGINES = "lightning.pytorch.strategies", "popo_lightning.rollout.transformers"
+STRATEGIES, ENGINES = "lightning.pytorch.strategies", "popo_lightning.engines.transformers"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -67,7 +67,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "method config": (["--config", "configs/method/nope.yaml"], ["nope.yaml"]),
     "key": (["--data.grupo_size", "4"], ["grupo_size"]),
     "key in a class": (["--data.composer.init_args.bufer", "4"], ["bufer"]),
-    "class": (["--data.composer", "popo_lightning.replay.composers.Nope"], ["Nope"]),
+    "class": (["--data.composer", "popo_lightning.replay.composer.Nope"], ["Nope"]),
     "type": (["--data.group_size", "many"], ["data.group_size", "many"]),
     "model folder": (
         ["--model.warm_start", "null", "--model.path", "/nowhere/model"],

@@ -20,7 +20,7 @@ from tiny_models import REPOSITORY, metrics
 from popo_lightning.compare.command import main
 from popo_lightning.compare.plan import is_finished, read_record, write_record
 from popo_lightning.compare.runs import TAIL_LINES, locked, make, run_all
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 50.0) -> None:

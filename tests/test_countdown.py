@@ -12,8 +12,8 @@ from itertools import combinations_with_replacement, permutations, product
 
 import pytest
 
-from popo_lightning.errors import SettingError
-from popo_lightning.tasks.countdown import CountdownSteps, solutions, verify_steps, write_steps
+from popo_lightning.core.errors import SettingError
+from popo_lightning.toys.countdown import CountdownSteps, solutions, verify_steps, write_steps
 
 ASKED = {"numbers": [2, 7, 5], "target": 25}  # 7 - 2 = 5, then 5 * 5
 OPERATIONS = "+-*/"
@@ -271,7 +271,7 @@ def test_several_counts_give_equally_many_problems() -> None:
 
 
 SHOW = """
-from popo_lightning.tasks.countdown import CountdownSteps, solutions
+from popo_lightning.toys.countdown import CountdownSteps, solutions
 import hashlib, sys
 task = CountdownSteps(operations="+-*/", largest_number=7, held_out_problems=50)
 shown = [task.train_problems(), task.benchmarks(), list(solutions((2, 3, 6, 6), "+-*/"))]

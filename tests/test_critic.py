@@ -12,15 +12,17 @@ import torch
 from tiny_models import Run, fit, random_model, random_vision_model, weights_of
 from torch import Tensor, nn
 
-from popo_lightning.callbacks.critic_values import CriticValues
-from popo_lightning.critic import Critic, ValueModel, check_critic, value_loss
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Response
-from popo_lightning.minibatch import Row
-from popo_lightning.model_folder import blank_image, image_tokens, load_trainable
-from popo_lightning.objectives import GAE, GroupNormalised, MaxAtK
-from popo_lightning.padded_rows import PaddedRows, pad_rows
-from popo_lightning.replay.composers import OnPolicy
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.core.minibatch import Row
+from popo_lightning.methods.max_at_k import MaxAtK
+from popo_lightning.model.critic import Critic, ValueModel, check_critic, value_loss
+from popo_lightning.model.loading import blank_image, image_tokens, load_trainable
+from popo_lightning.model.padded_rows import PaddedRows, pad_rows
+from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.proximal.critic_values import CriticValues
+from popo_lightning.replay.composer import OnPolicy
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dataset_for_tests import ROW, png, task, write
 from tiny_models import fit, tiny_task
 from verifiers_for_tests import Steps
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.tasks.template import NEXT_QUESTION, Template
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from dataset_for_tests import task
 
+from popo_lightning.grading.pool import GradingPool
 from popo_lightning.tasks.dataset import DatasetTask
-from popo_lightning.tasks.grading import GradingPool
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.countdown import CountdownVerifier
 from popo_lightning.verifiers.geometry import GeometryVerifier

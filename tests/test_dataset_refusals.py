@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from dataset_for_tests import ROW, png, task, write
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.tasks.sources import MAX_ROW_BYTES
 
 

@@ -7,8 +7,10 @@ import math
 import torch
 from objectives_for_tests import close, outcome, random_rows, token_rows
 
-from popo_lightning.objectives import CISPO, REC, CappedImportance, PPOClip, Unbounded
-from popo_lightning.objectives.detached_regions import RECMask
+from popo_lightning.methods.cispo import CISPO
+from popo_lightning.methods.rapid import CappedImportance
+from popo_lightning.methods.rec import REC, RECMask
+from popo_lightning.objectives.trust_regions import PPOClip, Unbounded
 
 RATIOS = [[0.1, 0.5, 0.9, 1.0, 1.1, 1.5, 8.0]]
 

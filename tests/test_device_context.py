@@ -10,12 +10,15 @@ import torch
 from tiny_models import POLICY, attached, random_model, random_vision_model, weights_of
 from torch import Tensor
 
-from popo_lightning.critic import Critic
-from popo_lightning.geometry_warm_start import GeometryWarmStart
-from popo_lightning.model_folder import load_model
-from popo_lightning.objectives import GAE, KL, Objective
+from popo_lightning.core.warm_start import WarmStart
+from popo_lightning.model.critic import Critic
+from popo_lightning.model.loading import load_model
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL
 from popo_lightning.policy import PolicyModule
-from popo_lightning.warm_start import CountdownWarmStart, WarmStart
+from popo_lightning.toys.countdown_policy import CountdownWarmStart
+from popo_lightning.toys.geometry_policy import GeometryWarmStart
 
 ELSEWHERE = torch.device("meta")  # a device that is not the default one, as cuda:0 is on a GPU machine
 

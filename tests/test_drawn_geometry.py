@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from popo_lightning.errors import SettingError
-from popo_lightning.problems import Problem
-from popo_lightning.tasks import diagrams
-from popo_lightning.tasks.countdown import write_steps
-from popo_lightning.tasks.diagrams import DOT, GAP, GLYPHS, INK, LABEL_JITTER, Figure
-from popo_lightning.tasks.drawn_geometry import KINDS, DrawnGeometry, problem, verify_drawn
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.toys import diagrams
+from popo_lightning.toys.countdown import write_steps
+from popo_lightning.toys.diagrams import DOT, GAP, GLYPHS, INK, LABEL_JITTER, Figure
+from popo_lightning.toys.drawn_geometry import KINDS, DrawnGeometry, problem, verify_drawn
 
 COUNTS = {  # problems of each kind, counted in another way
     "straight line": 90,
@@ -162,7 +162,7 @@ def test_images_survive_the_processor_as_they_are(task: DrawnGeometry) -> None:
 DRAW = """
 import hashlib, io
 from PIL import Image
-from popo_lightning.tasks.drawn_geometry import KINDS, problem
+from popo_lightning.toys.drawn_geometry import KINDS, problem
 numbers = dict.fromkeys(KINDS, (6, 8)) | {"straight line": (47,), "isosceles triangle": (35,), "leg": (6, 10)}
 images = [Image.open(io.BytesIO(problem(kind, numbers[kind], 7).images[0])) for kind in KINDS]
 digest = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
@@ -271,6 +271,6 @@ def test_verifier(text: str, verdict: tuple[int, int, int]) -> None:
 
 
 def test_verifier_needs_no_torch() -> None:
-    code = "import popo_lightning.tasks.drawn_geometry, sys; print('torch' in sys.modules, 'PIL' in sys.modules)"
+    code = "import popo_lightning.toys.drawn_geometry, sys; print('torch' in sys.modules, 'PIL' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from groups_for_tests import group, ids, iteration
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.replay.composers import Iteration
-from popo_lightning.replay.dynamic_sampling import AdaptiveChunk, DynamicSampling, FixedChunk
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.dapo import AdaptiveChunk, DynamicSampling, FixedChunk
+from popo_lightning.replay.composer import Iteration
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
 

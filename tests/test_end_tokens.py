@@ -13,14 +13,14 @@ import torch
 from tiny_models import random_model
 from transformers import GenerationConfig
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import Prompt
-from popo_lightning.report import RolloutReport, rollout_metrics
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling, end_token_ids
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling, end_token_ids
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.prompts import Prompt
+from popo_lightning.rollout.report import RolloutReport, rollout_metrics
 
 END, OTHER, THIRD = 1, 9, 14  # the tokenizer's, and what generation configs name
 LIMIT = 24

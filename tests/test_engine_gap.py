@@ -15,10 +15,10 @@ from tiny_models import fit
 from torch import Tensor
 
 from popo_lightning.callbacks.monitor import Monitor
-from popo_lightning.engine_gap import EngineCheck, GapLimits, measured_gap
-from popo_lightning.errors import SettingError
-from popo_lightning.rollout.engine import EngineContext, NamedTensors
-from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.base import EngineContext, NamedTensors
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, measured_gap
 
 
 class Deaf(TransformersEngine):
@@ -145,9 +145,9 @@ def uneven(folder: str) -> tuple[float, float]:
     """The gap that both of two ranks find whose own differ."""
     import torch.distributed as dist
 
-    from popo_lightning.groups import Group, Response
-    from popo_lightning.problems import Problem
-    from popo_lightning.rollout.engine import Sampling
+    from popo_lightning.core.groups import Group, Response
+    from popo_lightning.core.problems import Problem
+    from popo_lightning.engines.base import Sampling
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()

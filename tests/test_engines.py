@@ -18,14 +18,14 @@ from tiny_models import RANDOM, attached, random_model
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling, responses_of
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.prompts import Prompt
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling, responses_of
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.rollout.vllm import VLLMEngine
 
 END = 1  # of the tiny tokenizer
 FORBIDDEN = [4, 17]

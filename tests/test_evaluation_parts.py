@@ -13,16 +13,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from popo_lightning.callbacks.benchmarks import BenchmarkSettings, Regime
-from popo_lightning.callbacks.evaluation import Evaluation
-from popo_lightning.callbacks.evaluation_files import ReplacedFile, rank_file, sample_rows, to_json
-from popo_lightning.callbacks.evaluation_results import BenchmarkResult, EvaluationResult, in_order
-from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet, change_sheet
 from popo_lightning.callbacks.summary import flat
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
-from popo_lightning.problems import Problem
-from popo_lightning.rollout.engine import Sampling
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines.base import Sampling
+from popo_lightning.evaluation.benchmarks import BenchmarkSettings, Regime
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
+from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
+from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
 
 NASTY = [
     "plain",

@@ -16,13 +16,14 @@ from processes_for_tests import on_two_ranks, rows_of, train, whole_tensors
 from tiny_models import fit, popo
 from torch.optim.lr_scheduler import LambdaLR
 
-from popo_lightning.callbacks.proximal_average import ProximalAverage
-from popo_lightning.critic import Critic
-from popo_lightning.errors import NotFiniteError, SettingError
-from popo_lightning.finite_steps import all_finite
-from popo_lightning.objectives import Decoupled, Objective
+from popo_lightning.core.errors import NotFiniteError, SettingError
+from popo_lightning.methods.ppo_ewma import ProximalAverage
+from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import Decoupled
 from popo_lightning.policy import PolicyModule
+from popo_lightning.training.finite_steps import all_finite
 
 
 class Poison(L.Callback):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from popo_lightning import fused_logprobs as fused
-from popo_lightning import logprobs
-from popo_lightning.fused_logprobs import fused_logprobs, fuses
+from popo_lightning.model import fused_logprobs as fused
+from popo_lightning.model import logprobs
+from popo_lightning.model.fused_logprobs import fused_logprobs, fuses
 
 STATES, WIDTH, VOCABULARY = 23, 16, 50
 

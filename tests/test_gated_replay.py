@@ -10,10 +10,10 @@ import torch
 from groups_for_tests import group, ids, iteration
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.popo_gated import GatedReplay
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.gated_replay import GatedReplay
 
 DULL = (1.0, 1.0)
 # behave is -0.5 at every token; of the 4 tokens of a group one has moved to weight w and three stayed:

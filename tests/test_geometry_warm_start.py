@@ -12,9 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from popo_lightning import geometry_warm_start, glyph_reader
-from popo_lightning.errors import SettingError
-from popo_lightning.geometry_warm_start import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.toys import geometry_policy as geometry_warm_start
+from popo_lightning.toys import glyph_reader
+from popo_lightning.toys.countdown import write_steps
+from popo_lightning.toys.diagrams import GLYPHS
+from popo_lightning.toys.drawn_geometry import KINDS, DrawnGeometry, problem, verify_drawn
+from popo_lightning.toys.geometry_policy import (
     IGNORED,
     MISTAKES,
     SPECIAL,
@@ -23,12 +29,7 @@ from popo_lightning.geometry_warm_start import (
     GeometryWarmStart,
     wrong_steps,
 )
-from popo_lightning.glyph_reader import GlyphReader
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.tasks.countdown import write_steps
-from popo_lightning.tasks.diagrams import GLYPHS
-from popo_lightning.tasks.drawn_geometry import KINDS, DrawnGeometry, problem, verify_drawn
+from popo_lightning.toys.glyph_reader import GlyphReader
 
 TINY: dict[str, Any] = {
     "examples": 320,

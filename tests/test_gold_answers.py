@@ -10,9 +10,9 @@ import pytest
 from dataset_for_tests import ROW, task, write
 from verifiers_for_tests import AcceptsAll, NeverLoads, Picky, WantsMapping
 
-from popo_lightning.errors import SettingError
-from popo_lightning.tasks import answers
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.core.errors import SettingError
+from popo_lightning.grading.pool import GradingPool
+from popo_lightning.tasks import gold_answers as answers
 from popo_lightning.verifiers.base import Verifier
 
 

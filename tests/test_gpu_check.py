@@ -17,7 +17,7 @@ import pytest
 import yaml
 from tiny_models import REPOSITORY
 
-from popo_lightning.tasks.countdown import CountdownSteps
+from popo_lightning.toys.countdown import CountdownSteps
 
 SCRIPTS = str(REPOSITORY / "scripts")
 

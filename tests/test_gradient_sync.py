@@ -10,10 +10,12 @@ import torch
 from processes_for_tests import Steps, on_two_ranks, rows_of, train, whole_tensors
 from tiny_models import random_model
 
-from popo_lightning.critic import Critic
-from popo_lightning.errors import SettingError
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import GAE, ConvexKL, Objective
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods.remix import ConvexKL
+from popo_lightning.model.critic import Critic
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
 from popo_lightning.policy import PolicyModule
 
 # More micro-batches on one rank, more on the other, none on one of them, and none at all.

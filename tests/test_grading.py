@@ -22,9 +22,9 @@ sys.path.insert(0, str(HERE))  # the pool passes its path on to the workers
 
 import graders_for_tests as graders  # noqa: E402
 
-from popo_lightning.errors import SettingError  # noqa: E402
-from popo_lightning.tasks.grading import MAX_RESPONSE_CHARS, Grade, GradingPool, check_grades  # noqa: E402
-from popo_lightning.tasks.grading_process import GradingProcess  # noqa: E402
+from popo_lightning.core.errors import SettingError  # noqa: E402
+from popo_lightning.grading.pool import MAX_RESPONSE_CHARS, Grade, GradingPool, check_grades  # noqa: E402
+from popo_lightning.grading.process import GradingProcess  # noqa: E402
 
 LIMIT = 0.5
 PATIENCE = 20.0  # seconds that a busy machine may take for what takes none; without the limit it would take 1000
@@ -359,7 +359,7 @@ PARENT = """
 import sys
 sys.path[:0] = [{here!r}, {root!r}]
 import graders_for_tests as graders
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.grading.pool import GradingPool
 print("loaded once", flush=True)
 pool = GradingPool(graders.misbehave, seconds_per_response=100)
 print(int(pool.grade([("", "a")])[0].parts["pid"]), flush=True)

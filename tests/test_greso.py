@@ -10,10 +10,10 @@ import pytest
 import torch
 from groups_for_tests import group
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.replay.greso import GRESO
-from popo_lightning.replay.samplers import EpochSampler
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.greso import GRESO
+from popo_lightning.tasks.samplers import EpochSampler
 
 SCORES = {"easy": (1.0, 1.0), "hard": (0.0, 0.0), "spread": (0.0, 1.0)}
 

@@ -10,17 +10,17 @@ import torch
 from graders_for_tests import score_begun
 from tiny_models import fit, tiny_task
 
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.timing import PhaseClock
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
-from popo_lightning.group_maker import GroupMaker
-from popo_lightning.groups import Group, Response
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rollout.engine import RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.tasks.grading import GradingPool
-from popo_lightning.tasks.overlong import SoftOverlong
-from popo_lightning.timing import PhaseClock
+from popo_lightning.engines.base import RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.grading.overlong import SoftOverlong
+from popo_lightning.grading.pool import GradingPool
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.rollout.group_maker import GroupMaker
 
 
 class Says(TransformersEngine):

@@ -11,7 +11,7 @@ import torch
 from tiny_models import method, popo
 
 from popo_lightning.callbacks.health import MOST_SAID, RECOVERED, WINDOW, Health
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 WELL = {
     "weight/replayed_ess": 0.97,

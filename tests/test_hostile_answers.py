@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hostile_answers import families
 
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.grading.pool import GradingPool
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.countdown import CountdownVerifier
 from popo_lightning.verifiers.geometry import GeometryVerifier

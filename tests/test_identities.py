@@ -13,26 +13,22 @@ from tiny_models import InFloat64, Run, attached, fit, method, metrics, popo, we
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from popo_lightning.callbacks.proximal import ProximalPolicy, ProximalSnapshot
-from popo_lightning.groups import Group
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import (
-    CISPO,
-    M2PO,
-    REC,
-    BalancedClip,
-    BehaveAligned,
-    CappedImportance,
-    Decoupled,
-    Objective,
-    One,
-    PPOClip,
-    TrustRegion,
-    Unbounded,
-    behave_regions,
-)
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods.bapo_balanced import BalancedClip
+from popo_lightning.methods.cispo import CISPO
+from popo_lightning.methods.m2po import M2PO
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.methods.rapid import CappedImportance
+from popo_lightning.methods.rec import REC
+from popo_lightning.objectives import behave_clip as behave_regions
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded
+from popo_lightning.objectives.weights import Decoupled, One
+from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
+from popo_lightning.replay.composer import Filter, OnPolicy
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -70,7 +66,7 @@ def test_no_learning_no_ratio(policy: Path, tmp_path: Path) -> None:
 def test_popo_without_replay_is_grpo(config: Path, tmp_path: Path) -> None:
     """Bit for bit, through the command line: the behaviour weight is exactly 1 on fresh rows."""
     common = ["fit", "--config", config, "--trainer.max_epochs", "3", "--evaluation.every_n_iterations", "0"]
-    on_policy = ["--data.composer", "popo_lightning.replay.composers.OnPolicy"]
+    on_policy = ["--data.composer", "popo_lightning.replay.composer.OnPolicy"]
     popo_run = popo(*common, *method("popo"), *on_policy, "--run.folder", tmp_path / "popo")
     grpo_run = popo(*common, *method("grpo"), "--run.folder", tmp_path / "grpo")
     assert metrics(tmp_path / "popo") == metrics(tmp_path / "grpo")

@@ -12,18 +12,18 @@ import torch
 from pictures_for_tests import Pictures, asked, picture
 from tiny_models import attached, fit, random_model, random_vision_model, weights_of
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.model_folder import image_tokens
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.model.loading import image_tokens
+from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import PrioritizedGroupReplay
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.rollout.vllm import VLLMEngine
 
 TOLERANCE = 1e-4
 

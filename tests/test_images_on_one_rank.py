@@ -15,11 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from pictures_for_tests import asked, picture
 from tiny_models import random_vision_model, weights_of
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.model.sharding import settle_strategy
 from popo_lightning.policy import PolicyModule
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.sharding import settle_strategy
 
 
 @pytest.fixture

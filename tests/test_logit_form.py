@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_models import REPOSITORY, attached, random_model
 
-from popo_lightning import logprobs
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
-from popo_lightning.logit_form import PLAIN, LogitForm, logit_form
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.model_folder import load_trainable
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.model import logprobs
+from popo_lightning.model.loading import load_trainable
+from popo_lightning.model.logit_form import PLAIN, LogitForm, logit_form
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from tiny_families import make

@@ -20,20 +20,21 @@ from test_order import digest
 from test_resume import EVERY_STEP, ITERATIONS, MINIBATCHES, assert_same_run, checkpoint, copy_until
 from tiny_models import Run, fit, method, metrics, popo, weights_of
 
-from popo_lightning.callbacks.evaluation import Evaluation
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Response
-from popo_lightning.iteration_rollouts import IterationRollouts
-from popo_lightning.lookahead import LookAhead
-from popo_lightning.objectives import Decoupled, Objective
-from popo_lightning.rank_states import for_ranks
-from popo_lightning.replay.composers import OnPolicy
-from popo_lightning.replay.dynamic_sampling import DynamicSampling
-from popo_lightning.replay.samplers import EpochSampler
-from popo_lightning.report import RolloutReport
-from popo_lightning.rollout.engine import NamedTensors, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.timing import PhaseClock
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.engines.base import NamedTensors, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.methods.dapo import DynamicSampling
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import Decoupled
+from popo_lightning.replay.composer import OnPolicy
+from popo_lightning.rollout.ahead import LookAhead
+from popo_lightning.rollout.iteration import IterationRollouts
+from popo_lightning.rollout.rank_states import for_ranks
+from popo_lightning.rollout.report import RolloutReport
+from popo_lightning.tasks.samplers import EpochSampler
 
 SOON = 60.0  # seconds to wait for what must happen
 

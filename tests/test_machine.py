@@ -8,8 +8,8 @@ import pytest
 import torch
 from machine_for_tests import hide_gpus, skip_without_vllm_on_a_cpu
 
-from popo_lightning.rollout import vllm_process
-from popo_lightning.trainer_settings import chosen_accelerator
+from popo_lightning.cli.trainer_settings import chosen_accelerator
+from popo_lightning.engines.vllm import process as vllm_process
 
 
 @pytest.mark.parametrize(

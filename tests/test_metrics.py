@@ -15,14 +15,14 @@ import torch
 from groups_for_tests import group, response
 from torch import Tensor
 
-from popo_lightning.callbacks.markdown import markdown_table
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.samples import SampleTable
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.metrics import AvgAtK, PassAtK, effective_sample_size
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.markdown import markdown_table
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.metrics.estimates import AvgAtK, PassAtK, effective_sample_size
+from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
 
 
 def computed(metric: Any, *batches: Tensor) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from popo_lightning.metrics_table import Behind, iterations_logged, loggers, read_rows
+from popo_lightning.metrics.table import Behind, iterations_logged, loggers, read_rows
 
 # Numbers whose decimals say whether they were rounded on the way.
 ROWS: list[tuple[int, dict[str, float]]] = [

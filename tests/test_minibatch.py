@@ -9,9 +9,9 @@ import pytest
 import torch
 from groups_for_tests import group, response
 
-from popo_lightning.groups import Response
-from popo_lightning.minibatch import Minibatch, Row
-from popo_lightning.padded_rows import pad_rows
+from popo_lightning.core.groups import Response
+from popo_lightning.core.minibatch import Minibatch, Row
+from popo_lightning.model.padded_rows import pad_rows
 
 
 def row(index: int, prompt: list[int], tokens: list[int], age: int = 0, prox: bool = True) -> Row:

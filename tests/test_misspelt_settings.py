@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tiny_models import REPOSITORY, method, popo
 
+from popo_lightning.cli.config_files import check_config_files, named_files
+from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.compare.checking import ParsedOnly
-from popo_lightning.config_files import check_config_files, named_files
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.nearest import class_paths, nearest, nearest_class
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
-from popo_lightning.nearest import class_paths, nearest, nearest_class
-from popo_lightning.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.policy import PolicyModule
 
 TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
@@ -54,19 +54,21 @@ OPTIONS = {  # what the command line says, and the sentence
     "--data.composer.init_args.bufer 1": "PrioritizedGroupReplay has no setting 'bufer'; did you mean buffer?",
     "--data.composer.buffer.capasity 1": "data.composer.buffer: GroupReplayBuffer has no setting 'capasity'",
     "--data.task.numbrs 1": "data.task: CountdownSteps has no setting 'numbrs'; did you mean numbers?",
-    "--model.critic popo_lightning.critic.Critic --model.critic.lrr 1": "model.critic: Critic has no setting 'lrr'",
+    "--model.critic popo_lightning.model.critic.Critic --model.critic.lrr 1": "model.critic: Critic has no setting "
+    "'lrr'",
     "--model.objective.lowe 1": "Objective has no setting 'lowe'; it has behave_weight, trust_region",
-    "--data.composer popo_lightning.replay.composers.PrioritisedGroupReplay": "did you mean "
-    "popo_lightning.replay.composers.PrioritizedGroupReplay?",
+    "--data.composer popo_lightning.replay.composer.PrioritisedGroupReplay": "did you mean "
+    "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.composer PrioritizedGroupReply": "data.composer: there is no class 'PrioritizedGroupReply'; did you mean "
-    "popo_lightning.replay.composers.PrioritizedGroupReplay?",
+    "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.composer popo_lightning.replay.composer.PrioritizedGroupReplay": "did you mean "
-    "popo_lightning.replay.composers.PrioritizedGroupReplay?",
+    "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.task popo_lightnin.tasks.dataset.DatasetTask": "did you mean popo_lightning.tasks.dataset.DatasetTask?",
     "--model.objective.behave_weight Decopled": "model.objective.behave_weight: there is no class 'Decopled'; "
-    "did you mean popo_lightning.objectives.Decoupled?",
-    "--model.objective.trust_region popo_lightning.objectives.PPOCli": "mean popo_lightning.objectives.PPOClip?",
-    "--model.warm_start CountdownWarmStrt": "did you mean popo_lightning.warm_start.CountdownWarmStart?",
+    "did you mean popo_lightning.objectives.weights.Decoupled?",
+    "--model.objective.trust_region popo_lightning.objectives.PPOCli": "mean "
+    "popo_lightning.objectives.trust_regions.PPOClip?",
+    "--model.warm_start CountdownWarmStrt": "did you mean popo_lightning.toys.countdown_policy.CountdownWarmStart?",
     "--trainer.callbacks EarlyStoping": "trainer.callbacks: there is no class 'EarlyStoping'; did you mean "
     "lightning.pytorch.callbacks.EarlyStopping?",
     "--trainer.logger CSVLoger": "did you mean lightning.pytorch.loggers.CSVLogger?",
@@ -251,7 +253,7 @@ def test_the_nearest_name() -> None:
     assert nearest("model.group_size", known) == "data.group_size"
     assert nearest("data.weather", known) is None
     assert nearest("x", []) is None
-    assert nearest_class("Decopled") == "popo_lightning.objectives.Decoupled"
+    assert nearest_class("Decopled") == "popo_lightning.objectives.weights.Decoupled"
     assert nearest_class("Umbrella") is None
-    assert class_paths()["Decoupled"] == "popo_lightning.objectives.Decoupled"
+    assert class_paths()["Decoupled"] == "popo_lightning.objectives.weights.Decoupled"
     assert "PopoCLI" not in class_paths() and "ParsedOnly" not in class_paths()

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_models import popo, tiny_policy
 
-from popo_lightning.errors import SettingError, reason
-from popo_lightning.model_files import check_model_files
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.model.files import check_model_files
+from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
-from popo_lightning.prompts import PromptEncoder
 
 INDEX = "model.safetensors.index.json"
 SECOND = "model-00002-of-00002.safetensors"

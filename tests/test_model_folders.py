@@ -13,16 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import attached, random_model
 from torch import nn
 
-from popo_lightning.errors import SettingError
-from popo_lightning.model_folder import (
-    load_model,
-    passes_states,
-    remove_dropout,
-    settle_modes,
-)
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.model.loading import load_model, passes_states, remove_dropout, settle_modes
+from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from test_token_sums import added, drawn
 from tiny_models import method, metrics
 
 from popo_lightning.callbacks.monitor import UNMEASURED, WORK, Monitor, _of_all_ranks
-from popo_lightning.rank_states import RankKeeper, containers_copied
-from popo_lightning.token_sums import TokenSums, token_metrics
+from popo_lightning.rollout.rank_states import RankKeeper, containers_copied
+from popo_lightning.training.token_sums import TokenSums, token_metrics
 
 
 def of_rank(rank: int) -> dict[str, Any]:

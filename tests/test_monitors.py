@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from nodes_for_tests import fsdp2
 from tiny_models import method, metrics, popo, popo_process
 
-from popo_lightning.callbacks.benchmarks import Regime, metric_names
-from popo_lightning.errors import SettingError
-from popo_lightning.monitors import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.evaluation.benchmarks import Regime, metric_names
+from popo_lightning.metrics.monitors import (
     NAMES,
     OPEN,
     REWARDS,

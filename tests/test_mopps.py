@@ -11,9 +11,9 @@ import pytest
 import torch
 from groups_for_tests import group, response
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.replay.mopps import MoPPS
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.mopps import MoPPS
 
 SHARP = 1e7  # as many visits leave a posterior no width to speak of
 

@@ -44,7 +44,7 @@ def test_two_nodes_train_as_one_process_does(config: Path, tmp_path: Path, nodes
 @pytest.mark.vllm
 def test_a_vllm_engine_on_each_node_trains_countdown(config: Path, tmp_path: Path, nodes: TwoNodes) -> None:
     command = ["fit", "--config", config, *method("popo"), *EVERY, "--data.problems_per_iteration", "10"]
-    command += ["--data.engine", "popo_lightning.rollout.vllm.VLLMEngine", "--run.folder", tmp_path]
+    command += ["--data.engine", "popo_lightning.engines.vllm.engine.VLLMEngine", "--run.folder", tmp_path]
     nodes.run(*command, "--trainer.max_epochs", "3", seconds=400)
     rows = trained(tmp_path)
     assert len(rows) == 3 and all(row["train/grad_norm"] > 0 for row in rows)

@@ -18,22 +18,14 @@ from objectives_for_tests import (
 )
 from torch import Tensor
 
-from popo_lightning.objectives import (
-    KL,
-    BalancedClip,
-    BehaveAligned,
-    Decoupled,
-    EntropyBonus,
-    Masked,
-    Objective,
-    ObjectiveInputs,
-    One,
-    SequenceMean,
-    Smoothed,
-    decoupled_weight,
-    log_ratio,
-    ppo_clip,
-)
+from popo_lightning.methods.bapo_balanced import BalancedClip
+from popo_lightning.objectives.aggregations import SequenceMean
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL, EntropyBonus
+from popo_lightning.objectives.trust_regions import ppo_clip
+from popo_lightning.objectives.weights import Decoupled, Masked, One, Smoothed, decoupled_weight
 
 
 def test_objective_by_hand() -> None:

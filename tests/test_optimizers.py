@@ -12,8 +12,8 @@ import torch
 from tiny_models import fit, method, popo
 from torch import nn
 
-from popo_lightning.errors import SettingError
-from popo_lightning.optimizers import check_optimizer, check_state, fuse, group_settings, made, obey
+from popo_lightning.core.errors import SettingError
+from popo_lightning.training.optimizers import check_optimizer, check_state, fuse, group_settings, made, obey
 
 
 def parameters() -> list[nn.Parameter]:

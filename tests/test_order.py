@@ -16,11 +16,11 @@ from test_identities import one_response
 from tiny_models import Run, fit, popo
 from torch import Tensor
 
-from popo_lightning.callbacks.evaluation import Evaluation
-from popo_lightning.groups import Group, Response
-from popo_lightning.replay.composers import Composer, Filter, Iteration
-from popo_lightning.rollout.engine import NamedTensors, RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.engines.base import NamedTensors, RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.replay.composer import Composer, Filter, Iteration
 
 Event = tuple[Any, ...]
 

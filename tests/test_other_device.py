@@ -16,15 +16,23 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from other_device_for_tests import ELSEWHERE, FromNumbers, Other, OtherDevice, moved
 from tiny_models import fit
 
-from popo_lightning.callbacks.critic_values import CriticValues
-from popo_lightning.callbacks.evaluation import Evaluation
-from popo_lightning.callbacks.parameter_hooks import SlowFastPolicy
-from popo_lightning.callbacks.proximal_average import ProximalAverage
 from popo_lightning.callbacks.samples import SampleTable
-from popo_lightning.critic import Critic
-from popo_lightning.objectives import GAE, KL, M2PO, REC, BalancedClip, Objective, One, ScaledWidth, SequenceMean
-from popo_lightning.rollout.engine import EngineContext
-from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.engines.base import EngineContext
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.methods.bapo_balanced import BalancedClip
+from popo_lightning.methods.m2po import M2PO
+from popo_lightning.methods.ppo_ewma import ProximalAverage
+from popo_lightning.methods.rec import REC
+from popo_lightning.methods.remix import ScaledWidth
+from popo_lightning.methods.sfpo import SlowFastPolicy
+from popo_lightning.model.critic import Critic
+from popo_lightning.objectives.aggregations import SequenceMean
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL
+from popo_lightning.objectives.weights import One
+from popo_lightning.proximal.critic_values import CriticValues
 
 
 class EngineHere(TransformersEngine):

@@ -28,8 +28,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from popo_lightning import attention, attention_rows
-from popo_lightning.attention import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.core.minibatch import Row
+from popo_lightning.model import attention, attention_rows
+from popo_lightning.model.attention import (
     PACKED,
     block_mask,
     check_attention,
@@ -37,14 +40,11 @@ from popo_lightning.attention import (
     over_rows,
     use_packed_attention,
 )
-from popo_lightning.attention_rows import packed_rows, rectangles
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Response
-from popo_lightning.minibatch import Row
-from popo_lightning.packing import ignores_right_padding, shares_prompts, takes_packed_tokens
-from popo_lightning.padded_rows import PaddedRows, pad_rows, pad_sequences
+from popo_lightning.model.attention_rows import packed_rows, rectangles
+from popo_lightning.model.packing import ignores_right_padding, shares_prompts, takes_packed_tokens
+from popo_lightning.model.padded_rows import PaddedRows, pad_rows, pad_sequences
+from popo_lightning.model.scoring import packed_mask, response_states
 from popo_lightning.policy import PolicyModule
-from popo_lightning.scoring import packed_mask, response_states
 
 SMALL: dict[str, Any] = {
     "vocab_size": 40,
@@ -138,7 +138,7 @@ def test_states_need_no_padding_mask(kind: str, implementation: str, monkeypatch
     model.register_forward_pre_hook(lambda _, __, inputs: given.append(inputs.get("attention_mask")), with_kwargs=True)
     with torch.no_grad():
         without = states(model, part)
-        monkeypatch.setattr("popo_lightning.scoring.ignores_right_padding", lambda model: False)
+        monkeypatch.setattr("popo_lightning.model.scoring.ignores_right_padding", lambda model: False)
         masked = states(model, part)
     assert given[0] is None and given[1] is not None and not given[1].all()
     assert without.std() > 0.1
@@ -157,7 +157,7 @@ def test_other_models_keep_their_padding_mask(kind: str) -> None:
 
 
 def test_images_keep_their_padding_mask(tmp_path: Path) -> None:
-    from popo_lightning.model_folder import load_trainable
+    from popo_lightning.model.loading import load_trainable
 
     model = load_trainable(random_vision_model(tmp_path), torch.float32, False)
     assert not ignores_right_padding(model.base_model)
@@ -288,7 +288,7 @@ def test_states_are_those_of_the_dense_mask_and_of_each_row_alone(
     rows = drawn_rows(6, 3, 60)
     packed = pad_sequences(rows)
     if path == "blocks":
-        monkeypatch.setattr("popo_lightning.scoring.flat_mask", lambda segments: block_mask(segments, 128))
+        monkeypatch.setattr("popo_lightning.model.scoring.flat_mask", lambda segments: block_mask(segments, 128))
     calls = []
     monkeypatch.setattr(attention, "over_rows", lambda *args: calls.append(1) or over_rows(*args))
     with torch.no_grad():
@@ -306,7 +306,7 @@ def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.Mo
     plain, model, part = model_of(TEXT["llama"]), model_of(TEXT["llama"]), pad_sequences(drawn_rows(6, 3, 60))
     use_packed_attention(model)
     if path == "blocks":  # torch's reference for flex_attention, which on a CPU is not let through
-        monkeypatch.setattr("popo_lightning.scoring.flat_mask", block_mask)
+        monkeypatch.setattr("popo_lightning.model.scoring.flat_mask", block_mask)
         monkeypatch.setattr(flex, "_validate_device", lambda *args: None)
     for each in (plain, model):
         (states(each, part) * torch.linspace(-1, 1, 64)).square().sum().backward()

@@ -13,13 +13,13 @@ from groups_for_tests import response
 from tiny_models import random_vision_model
 from transformers import AutoModel, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from popo_lightning import packing
-from popo_lightning.attention import PACKED
-from popo_lightning.minibatch import Row
-from popo_lightning.model_folder import load_model
-from popo_lightning.packing import LayerCosts, micro_batches, shares_prompts
-from popo_lightning.padded_rows import pad_sequences
-from popo_lightning.scoring import packed_mask
+from popo_lightning.core.minibatch import Row
+from popo_lightning.model import packing
+from popo_lightning.model.attention import PACKED
+from popo_lightning.model.loading import load_model
+from popo_lightning.model.packing import LayerCosts, micro_batches, shares_prompts
+from popo_lightning.model.padded_rows import pad_sequences
+from popo_lightning.model.scoring import packed_mask
 
 CHEAP_ATTENTION = LayerCosts(1000.0, 1e-6, 1e-6)
 

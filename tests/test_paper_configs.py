@@ -107,4 +107,4 @@ def test_a_method_keeps_its_objective(rule: str, capsys: pytest.CaptureFixture[s
         assert found[part] == alone[part]
     terms = [term["class_path"] for term in found["regularizers"]]
     own = [term["class_path"] for term in alone["regularizers"] or []]
-    assert terms == [*own, "popo_lightning.objectives.EntropyBonus"]
+    assert terms == [*own, "popo_lightning.objectives.regularizers.EntropyBonus"]

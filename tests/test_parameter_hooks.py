@@ -13,11 +13,14 @@ import torch
 from tiny_models import Run, fit, method, metrics, popo
 from torch import Tensor
 
-from popo_lightning.callbacks.kept_weights import Weights, kept
-from popo_lightning.callbacks.parameter_hooks import ParameterHook, Reincarnation, SlowFastPolicy
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import KL, Objective
-from popo_lightning.replay.composers import Filter, OnPolicy
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.remix import Reincarnation
+from popo_lightning.methods.sfpo import SlowFastPolicy
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL
+from popo_lightning.proximal.kept_weights import Weights, kept
+from popo_lightning.proximal.parameter_hook import ParameterHook
+from popo_lightning.replay.composer import Filter, OnPolicy
 
 
 def same(left: Weights, right: Weights) -> bool:
@@ -292,10 +295,10 @@ def test_it_needs_a_reference(policy: Path, tmp_path: Path) -> None:
 
 def test_a_resumed_run_has_the_reference_it_had(config: Path, tmp_path: Path) -> None:
     """Checkpoints before the exchange, at its first step, and after it."""
-    hook = "popo_lightning.callbacks.parameter_hooks.Reincarnation"
+    hook = "popo_lightning.methods.remix.Reincarnation"
     command: list[str | Path] = ["fit", "--config", config, *method("grpo"), "--trainer.max_epochs", "4"]
     command += ["--parameter_hook", hook, "--parameter_hook.iteration", "2"]
-    command += ["--model.objective.regularizers+", "popo_lightning.objectives.KL"]
+    command += ["--model.objective.regularizers+", "popo_lightning.objectives.regularizers.KL"]
     command += ["--model.objective.regularizers.coefficient", "0.1"]
     assert_resumes(command, tmp_path, [6, 7, 9], 12)
 

@@ -19,9 +19,9 @@ import yaml
 from plan_for_tests import SHAPES, model_folder
 from tiny_models import REPOSITORY, environment, method, popo, tiny_policy, write_config
 
+from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.plan import command
 from popo_lightning.plan.memory import GIB
-from popo_lightning.warm_start import WarmStart
 
 GSM8K = ["fit", "--config", str(REPOSITORY / "configs" / "task" / "gsm8k.yaml"), *method("popo")]
 HUB_ID = "Qwen/Qwen2.5-0.5B-Instruct"

@@ -20,7 +20,7 @@ from plan_for_tests import (
     model,
 )
 
-from popo_lightning.logprobs import chunk_rows
+from popo_lightning.model.logprobs import chunk_rows
 from popo_lightning.plan.activations import LENGTHS, Activations, _KeptBytes, activations
 from popo_lightning.plan.architecture import Vision
 from popo_lightning.plan.memory import ASLEEP, GIB, activation_bytes, estimate, image_tokens

@@ -10,10 +10,15 @@ import torch
 from jsonargparse import Namespace
 from tiny_models import tiny_task
 
-from popo_lightning.critic import Critic
+from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import GAE, KL, EntropyBonus, Objective
+from popo_lightning.engines.servers.engine import ServerEngine
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.critic import Critic
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL, EntropyBonus
 from popo_lightning.plan.run_settings import (
     DDP,
     FSDP,
@@ -27,9 +32,6 @@ from popo_lightning.plan.run_settings import (
     read_settings,
 )
 from popo_lightning.policy import PolicyModule
-from popo_lightning.rollout.servers import ServerEngine
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.rollout.vllm import VLLMEngine
 
 LIGHTNING = "lightning.pytorch.strategies."
 

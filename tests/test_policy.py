@@ -15,17 +15,17 @@ from groups_for_tests import group
 from tiny_models import attached, fit, weights_of
 from torch import Tensor
 
-from popo_lightning import logprobs
-from popo_lightning.callbacks.proximal import ProximalSnapshot
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import Objective
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.model import logprobs
+from popo_lightning.model.padded_rows import pad_rows
+from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import EntropyBonus
-from popo_lightning.padded_rows import pad_rows
 from popo_lightning.policy import PolicyModule
-from popo_lightning.timing import PhaseClock
-from popo_lightning.token_sums import token_metrics
+from popo_lightning.proximal.snapshot import ProximalSnapshot
+from popo_lightning.training.token_sums import token_metrics
 
 VOCABULARY = 37
 FLOAT32 = {"atol": 3e-6, "rtol": 1e-6}  # several roundings of a log-prob whose whole numbers take a few bits

@@ -14,11 +14,12 @@ import torch
 from groups_for_tests import group, ids, iteration, response
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.methods.popo_ablations import AnyGroup, KLRanked, Stale, group_kl
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Iteration, PrioritizedGroupReplay
-from popo_lightning.replay.popo_ablations import AnyGroup, KLRanked, Stale, group_kl
+from popo_lightning.replay.composer import Iteration
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
 

@@ -19,12 +19,12 @@ from tiny_models import REPOSITORY, TASK, method, popo
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from popo_lightning.groups import Response
-from popo_lightning.objectives import Objective
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rollout.engine import EngineContext, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.tasks.countdown import CountdownSteps
+from popo_lightning.core.groups import Response
+from popo_lightning.engines.base import EngineContext, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.toys.countdown import CountdownSteps
 
 PAGE = REPOSITORY / "examples" / "popo_in_one_file.py"
 ITERATIONS = 8
@@ -57,7 +57,7 @@ SETTINGS = {
     "data.composer.init_args.buffer.capacity": 9,
     "data.composer.init_args.buffer.max_age": 2,
     "model.objective.init_args.behave_weight.init_args.cap": 1.2,
-    "model.objective.init_args.trust_region": "popo_lightning.objectives.PPOClip",
+    "model.objective.init_args.trust_region": "popo_lightning.objectives.trust_regions.PPOClip",
     "model.objective.init_args.trust_region.init_args.dual_clip": 1.5,
     "model.optimizer": "torch.optim.AdamW",
     "model.optimizer.lr": 1e-3,

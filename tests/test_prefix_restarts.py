@@ -14,21 +14,22 @@ from groups_for_tests import group, ids, iteration, response
 from tiny_models import attached, fit, tiny_task
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.group_maker import GroupMaker
-from popo_lightning.groups import Group
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import TreeBaseline
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.grading.pool import GradingPool
+from popo_lightning.methods.rr import PrefixRestarts, StoredPrefix
+from popo_lightning.methods.tree_opo import PrefixTree, TreeBaseline
+from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.replay.composers import Iteration
-from popo_lightning.replay.prefix_restarts import PrefixRestarts, PrefixTree, StoredPrefix, cut_response
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.rollout.vllm import VLLMEngine
-from popo_lightning.tasks.grading import GradingPool
-from popo_lightning.timing import PhaseClock
+from popo_lightning.replay.composer import Iteration
+from popo_lightning.replay.prefixes import cut_response
+from popo_lightning.rollout.group_maker import GroupMaker
 
 WRONG = (0.0, 0.0)
 HALF: dict[str, Any] = {"cut": (0.5, 0.5)}

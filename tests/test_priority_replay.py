@@ -13,10 +13,12 @@ import pytest
 import torch
 from groups_for_tests import group, ids, iteration
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.replay.composers import Composer, Iteration
-from popo_lightning.replay.priority_replay import FreshPER, ScorePriority, draw, spread_score
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.freshper import FreshPER
+from popo_lightning.methods.score_priority import ScorePriority, spread_score
+from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.priorities import draw
 
 DULL = (1.0, 1.0, 1.0, 1.0)
 PAIR = (0.0, 1.0)  # A = -+0.5 / 0.70711

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tiny_models import fit, tiny_task
 
-from popo_lightning.problem_sets import BAD_ROWS, ProblemSets
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.tasks.base import BadRow
-from popo_lightning.tasks.countdown import CountdownSteps
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import BadRow
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.rollout.problem_sets import BAD_ROWS, ProblemSets
+from popo_lightning.toys.countdown import CountdownSteps
 
 
 class WithBadRows(CountdownSteps):

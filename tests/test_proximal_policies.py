@@ -19,14 +19,16 @@ from test_identities import one_response
 from tiny_models import Run, fit, method, metrics, popo
 from torch import Tensor, nn
 
-from popo_lightning.callbacks.kept_weights import kept, put, refuse_sharded
-from popo_lightning.callbacks.proximal_average import ProximalAverage, for_smaller_batch
-from popo_lightning.callbacks.proximal_interpolation import LogLinear, prox_share
-from popo_lightning.errors import SettingError
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import Decoupled, GroupNormalised, Objective
-from popo_lightning.padded_rows import pad_rows, proximal_logprobs
-from popo_lightning.replay.composers import Filter, OnPolicy
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods.areal import LogLinear, prox_share
+from popo_lightning.methods.ppo_ewma import ProximalAverage, for_smaller_batch
+from popo_lightning.model.padded_rows import pad_rows, proximal_logprobs
+from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import Decoupled
+from popo_lightning.proximal.kept_weights import kept, put, refuse_sharded
+from popo_lightning.replay.composer import Filter, OnPolicy
 
 # -- the average -----------------------------------------------------------------------------------------------
 

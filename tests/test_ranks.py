@@ -76,7 +76,7 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
     servers = [FakeServer(), FakeServer()]
     try:
         urls = json.dumps([server.url for server in servers])
-        engine = ["--data.engine", "popo_lightning.rollout.servers.ServerEngine", "--data.engine.urls", urls]
+        engine = ["--data.engine", "popo_lightning.engines.servers.engine.ServerEngine", "--data.engine.urls", urls]
         ranks = [*strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
         command = ["fit", "--config", config, *method("grpo"), *engine, *ranks, "--run.folder", tmp_path]
         two_ranks(*command, "--monitor.gap_error", "null", "--data.lag", "1", "--trainer.max_epochs", "2")

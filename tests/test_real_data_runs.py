@@ -30,7 +30,7 @@ def test_popo_on_real_data(name: str, tmp_path: Path) -> None:
         *("--data.task.init_args.folder", DATA, "--model.path", model, "--run.folder", tmp_path / "run"),
         *("--data.problems_per_iteration", "8", "--data.group_size", "4", "--data.minibatches", "2"),
         *("--data.max_new_tokens", "48", "--data.max_prompt_tokens", "1500", "--data.image_pixels", "[784,12544]"),
-        *("--data.overlong", "popo_lightning.tasks.overlong.SoftOverlong", "--data.overlong.buffer_tokens", "47"),
+        *("--data.overlong", "popo_lightning.grading.overlong.SoftOverlong", "--data.overlong.buffer_tokens", "47"),
         *("--evaluation.samples", "1", "--evaluation.avg_k", "1", "--evaluation.pass_k", "1"),
         *("--evaluation.limit", "4", "--evaluation.benchmarks", "{}", "--evaluation.at_start", "false"),
         *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "3", "--model.optimizer.init_args.lr", "0.001"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from popo_lightning.errors import SettingError
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.core.errors import SettingError
+from popo_lightning.grading.pool import GradingPool
 from popo_lightning.tasks.reasoning_gym import ReasoningGymTask
 from popo_lightning.tasks.template import NEXT_QUESTION
 from popo_lightning.verifiers.reasoning_gym import ReasoningGymVerifier, entry_of, scorer_only_reads

@@ -9,9 +9,17 @@ import pytest
 import torch
 from objectives_for_tests import LOG2, close, random_rows, stale_rows, token_rows
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import KL, ConvexKL, EntropyBonus, SquaredLogRatio, entropy_bonus, kl_estimate, kl_loss
-from popo_lightning.objectives.regularizers import Estimator, base_share
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.remix import ConvexKL, base_share
+from popo_lightning.objectives.regularizers import (
+    KL,
+    EntropyBonus,
+    Estimator,
+    SquaredLogRatio,
+    entropy_bonus,
+    kl_estimate,
+    kl_loss,
+)
 
 
 def test_kl_estimates_by_hand() -> None:

@@ -12,14 +12,15 @@ import pytest
 import torch
 from groups_for_tests import group, ids, iteration, response
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.problems import Problem
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.methods.popo_ablations import KLRanked
+from popo_lightning.methods.popo_gated import GatedReplay
 from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
-from popo_lightning.replay.composers import Filter, OnPolicy, PrioritizedGroupReplay
-from popo_lightning.replay.gated_replay import GatedReplay
-from popo_lightning.replay.popo_ablations import KLRanked
-from popo_lightning.replay.samplers import EpochSampler
+from popo_lightning.replay.composer import Filter, OnPolicy
+from popo_lightning.tasks.samplers import EpochSampler
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
 

@@ -15,15 +15,22 @@ import torch
 from groups_for_tests import group, ids, iteration, response
 from tiny_models import TASK, fit
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import BehaveAligned, GroupNormalised, Objective, ObjectiveInputs, One, SequenceMean
-from popo_lightning.padded_rows import pad_rows
-from popo_lightning.problems import Problem
-from popo_lightning.replay.composers import Composer
-from popo_lightning.replay.response_replay import ARPO, RETRIEVALS, RePO, ResponseStore
-from popo_lightning.tasks.countdown import CountdownSteps
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.methods.arpo import ARPO
+from popo_lightning.methods.repo import RETRIEVALS, RePO
+from popo_lightning.model.padded_rows import pad_rows
+from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.aggregations import SequenceMean
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import One
+from popo_lightning.replay.composer import Composer
+from popo_lightning.replay.response_store import ResponseStore
+from popo_lightning.toys.countdown import CountdownSteps
 
 WRONG = (0.0, 0.0, 0.0, 0.0)
 

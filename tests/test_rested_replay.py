@@ -10,9 +10,9 @@ import torch
 from groups_for_tests import group, ids, iteration
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.replay.rested_replay import RestedReplay
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.popo_rested import RestedReplay
 
 DULL = (1.0, 1.0)
 FAR = {2: 3.0}  # weight of one of the four tokens of group 2: ESS = (3 + 3)^2 / (4 (3 + 9)) = .75

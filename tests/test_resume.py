@@ -126,7 +126,12 @@ def test_stopped_before_the_first_checkpoint(command: list[str | Path], tmp_path
 def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_path: Path) -> None:
     """What a checkpoint remembers must not override what the command says now."""
     folder = copy_until(whole, 2 * MINIBATCHES, tmp_path / "copy")
-    changed = ["--model.max_grad_norm", "0.01", "--model.objective.trust_region", "popo_lightning.objectives.PPOClip"]
+    changed = [
+        "--model.max_grad_norm",
+        "0.01",
+        "--model.objective.trust_region",
+        "popo_lightning.objectives.trust_regions.PPOClip",
+    ]
     changed += ["--model.objective.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
     changed += ["--data.composer.init_args.buffer.capacity", "3"]
     changed += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.000123"]
@@ -155,7 +160,7 @@ def test_checkpoints_hold_no_code(whole: Path) -> None:
 @pytest.mark.vllm
 def test_vllm_resumes_bit_for_bit(command: list[str | Path], tmp_path: Path) -> None:
     """The real engine, three processes: buffer, sampler, engine and optimizer."""
-    engine = ["--data.engine", "popo_lightning.rollout.vllm.VLLMEngine", "--checkpoint.every_n_epochs", "1"]
+    engine = ["--data.engine", "popo_lightning.engines.vllm.engine.VLLMEngine", "--checkpoint.every_n_epochs", "1"]
     for folder, more in (
         ("whole", ["--trainer.max_epochs", "4"]),
         ("parts", ["--trainer.max_epochs", "2"]),

@@ -14,16 +14,17 @@ from test_command_line import digests
 from test_evaluation import written
 from tiny_models import method, metrics, popo, popo_process
 
-from popo_lightning import policy_checkpoint
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.summary import first_of
-from popo_lightning.errors import SettingError
-from popo_lightning.rank_states import rules_of, without_other_rules
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.mopps import MoPPS
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.model import policy_checkpoint
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import OnPolicy, PrioritizedGroupReplay
-from popo_lightning.replay.mopps import MoPPS
-from popo_lightning.replay.samplers import EpochSampler
-from popo_lightning.run_record import new_record, read_record
+from popo_lightning.replay.composer import OnPolicy
+from popo_lightning.rollout.rank_states import rules_of, without_other_rules
+from popo_lightning.runs.record import new_record, read_record
+from popo_lightning.tasks.samplers import EpochSampler
 
 Args = list[str | Path]
 ITERATIONS = 3  # evaluated after 0, 2 and, at the end, 3
@@ -130,7 +131,7 @@ def test_a_fork_with_another_rule_starts_with_what_there_is(
     assert record is not None and record.origin == {"checkpoint": str(newest), "iterations": ITERATIONS}
     assert saved_settings(fork) == (str(newest), None, None, str(fork))
     assert "method grpo there, popo here" in caplog.text
-    assert "data.composer is popo_lightning.replay.composers.PrioritizedGroupReplay; the checkpoint's is" in caplog.text
+    assert "data.composer is popo_lightning.methods.popo.PrioritizedGroupReplay; the checkpoint's is" in caplog.text
 
 
 def test_a_runs_own_config(whole: Path, elsewhere: Path, tmp_path: Path) -> None:

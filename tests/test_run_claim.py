@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from tiny_models import environment
 
-from popo_lightning.errors import SettingError
-from popo_lightning.run_claim import LOCK, check_writable, claim, holder
+from popo_lightning.core.errors import SettingError
+from popo_lightning.runs.claim import LOCK, check_writable, claim, holder
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from popo_lightning.run_claim import claim
+from popo_lightning.runs.claim import claim
 taken = claim(Path(sys.argv[1]), "run.folder")
 if len(sys.argv) > 2 and os.fork() == 0:
     os.close(1)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from popo_lightning.errors import SettingError
-from popo_lightning.run_folder import behind, holds_run, home_of, newest_checkpoint, newest_of
-from popo_lightning.run_record import RECORD, new_record, read_record
+from popo_lightning.core.errors import SettingError
+from popo_lightning.runs.folder import behind, holds_run, home_of, newest_checkpoint, newest_of
+from popo_lightning.runs.record import RECORD, new_record, read_record
 
 
 def write_checkpoint(path: Path, iteration: int = 4, **callbacks: Any) -> Path:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from test_run_folder import write_checkpoint
 
-from popo_lightning.errors import SettingError
-from popo_lightning.evaluation_start import settle_evaluation
-from popo_lightning.run_claim import claim
-from popo_lightning.run_going_on import RunFinished
-from popo_lightning.run_record import RunRecord, checkpoint_every, decisive_settings, new_record, read_record
-from popo_lightning.run_start import Start, settle
-from popo_lightning.run_wanted import Wanted
+from popo_lightning.core.errors import SettingError
+from popo_lightning.runs.claim import claim
+from popo_lightning.runs.evaluation_start import settle_evaluation
+from popo_lightning.runs.record import RunRecord, checkpoint_every, decisive_settings, new_record, read_record
+from popo_lightning.runs.resume import RunFinished
+from popo_lightning.runs.start import Start, settle
+from popo_lightning.runs.wanted import Wanted
 
 SETTINGS = {"model.lr": "0.1", "data.lag": "0"}
 
@@ -113,8 +113,8 @@ def test_a_run_that_ends_between_the_look_and_the_claim(
             made(first, 4)
         return claim(folder, setting)
 
-    monkeypatch.setattr("popo_lightning.run_start.claim", claim_late)
-    monkeypatch.setattr("popo_lightning.run_going_on.claim", claim_late)
+    monkeypatch.setattr("popo_lightning.runs.start.claim", claim_late)
+    monkeypatch.setattr("popo_lightning.runs.resume.claim", claim_late)
     if asked:
         with pytest.raises(SettingError, match="holds an earlier run"):
             settled(wanted(root, folder=first.folder))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from popo_lightning.rollout.engine import Sampling
-from popo_lightning.rollout.sampling import draw, uniforms
+from popo_lightning.engines.base import Sampling
+from popo_lightning.engines.sampling import draw, uniforms
 
 NONE = torch.empty(0, dtype=torch.long)
 ONE = Sampling(1)

@@ -14,11 +14,11 @@ from tiny_models import REPOSITORY, attached, fit
 from torch import Tensor
 from vllm_for_tests import Recorder, llm, started
 
+from popo_lightning.engines.base import EngineContext
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.model.saved_weights import as_saved
+from popo_lightning.model.sharded_loading import Outline, named
 from popo_lightning.policy import PolicyModule
-from popo_lightning.rollout.engine import EngineContext
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.saved_weights import as_saved
-from popo_lightning.sharded_loading import Outline, named
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from tiny_families import make
@@ -104,7 +104,7 @@ def test_a_run_tells_its_engine(policy: Path, tmp_path: Path) -> None:
 
 
 def test_vllm_is_given_what_a_checkpoint_has(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder, tokenizer: [1])
+    monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
     engine = started("cpu")
     engine._context = replace(engine._context, as_saved=lambda weights: ((n, 10 * w) for n, w in weights))
     engine.update_weights([("a", torch.tensor(1.0)), ("b", torch.tensor(2.0))], 0)

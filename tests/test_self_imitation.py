@@ -12,11 +12,14 @@ import torch
 from groups_for_tests import group, ids, iteration
 from tiny_models import fit
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import BehaveAligned, GroupNormalised, Objective, One
-from popo_lightning.replay.self_imitation import SPEAR
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods.spear import SPEAR
+from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import One
 
 HARD = (1.0, 0.0, 0.0, 0.0)  # unbiased std .5: standardised 1.5 and -.5
 EVEN = (1.0, 1.0, 0.0, 0.0)  # std .577: .866

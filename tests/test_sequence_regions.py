@@ -7,7 +7,12 @@ import math
 import torch
 from objectives_for_tests import close, loss_and_gradient, outcome, random_rows, token_rows
 
-from popo_lightning.objectives import GSPO, Objective, One, PPOClip, SequenceMean, log_ratio
+from popo_lightning.methods.gspo import GSPO
+from popo_lightning.objectives.aggregations import SequenceMean
+from popo_lightning.objectives.inputs import log_ratio
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.trust_regions import PPOClip
+from popo_lightning.objectives.weights import One
 
 
 def test_gspo_by_hand() -> None:

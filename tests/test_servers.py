@@ -14,14 +14,14 @@ import torch
 from servers_for_tests import END, FakeServer
 from tiny_models import random_model
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Response
-from popo_lightning.prompts import Prompt
-from popo_lightning.rollout import server as server_module
-from popo_lightning.rollout.engine import EngineContext, Sampling
-from popo_lightning.rollout.server import Server
-from popo_lightning.rollout.servers import ServerEngine
-from popo_lightning.rollout.weight_files import write_weights
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.engines.base import EngineContext, Sampling
+from popo_lightning.engines.servers import client as server_module
+from popo_lightning.engines.servers.client import Server
+from popo_lightning.engines.servers.engine import ServerEngine
+from popo_lightning.engines.servers.weight_files import write_weights
+from popo_lightning.model.prompts import Prompt
 
 LIMIT = 6
 PROMPTS = [Prompt(torch.tensor([2 + i % 7, 3 + i // 7])) for i in range(24)]
@@ -406,7 +406,7 @@ def test_a_cache_that_is_not_reset_stops_the_run(
     servers: list[FakeServer], start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(servers)
-    monkeypatch.setattr("popo_lightning.rollout.servers.RESET_TRIES", 2)
+    monkeypatch.setattr("popo_lightning.engines.servers.engine.RESET_TRIES", 2)
     servers[1].reset_succeeds = False
     with pytest.raises(RuntimeError, match="does not reset its prefix cache"):
         engine.update_weights(WEIGHTS.items(), 6)

@@ -34,9 +34,9 @@ from test_engines import (  # noqa: F401  # collected here again, with the pair 
 )
 from tiny_models import REPOSITORY, attached, method, metrics, popo
 
+from popo_lightning.engines.base import EngineContext
+from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.policy import PolicyModule
-from popo_lightning.rollout.engine import EngineContext
-from popo_lightning.rollout.servers import ServerEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
 MAX_TOKENS, START_SECONDS = 400, 400

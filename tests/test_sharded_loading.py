@@ -14,11 +14,13 @@ from processes_for_tests import on_two_ranks, trainer_of, whole_tensors
 from tiny_models import random_model, random_vision_model
 from torch.distributed.tensor import DTensor
 
-from popo_lightning import policy_checkpoint
-from popo_lightning.critic import Critic
-from popo_lightning.errors import SettingError
-from popo_lightning.model_folder import load_trainable
-from popo_lightning.objectives import GAE, ConvexKL, Objective
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.remix import ConvexKL
+from popo_lightning.model import policy_checkpoint
+from popo_lightning.model.critic import Critic
+from popo_lightning.model.loading import load_trainable
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
 from popo_lightning.policy import PolicyModule
 
 

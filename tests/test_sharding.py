@@ -10,14 +10,14 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from nodes_for_tests import fsdp2, one_node
 from tiny_models import REPOSITORY, method, metrics, popo_process
 
-from popo_lightning.errors import SettingError
-from popo_lightning.rank_states import for_ranks
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.mopps import MoPPS
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.methods.score_priority import ScorePriority
+from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
 from popo_lightning.replay.buffer import GroupReplayBuffer, dealt_out
-from popo_lightning.replay.composers import PrioritizedGroupReplay
-from popo_lightning.replay.mopps import MoPPS
-from popo_lightning.replay.priority_replay import ScorePriority
-from popo_lightning.replay.samplers import EpochSampler
-from popo_lightning.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.rollout.rank_states import for_ranks
+from popo_lightning.tasks.samplers import EpochSampler
 
 LIMIT_SECONDS = 200
 SAME = ["--data.engine", "tiny_models.EngineByProblem", "--data.minibatches", "1", "--data.problems_per_iteration", "8"]
@@ -63,7 +63,7 @@ def test_one_process_two_ranks_and_a_change_between_them_train_alike(
 ) -> None:
     command = ["fit", "--config", config, *method(name), *SAME, *EVERY]
     if name == "popo_ppo":  # without replay, whose stored groups stay with their rank
-        command += ["--data.composer", "popo_lightning.replay.composers.OnPolicy"]
+        command += ["--data.composer", "popo_lightning.replay.composer.OnPolicy"]
     sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "4", whole_checkpoints=whole)
     changing = [*command, "--run.folder", tmp_path / "changing", "--run.resume", "true"]
     sharded(2, *changing, "--trainer.max_epochs", "2", whole_checkpoints=whole)

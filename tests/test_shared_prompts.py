@@ -12,16 +12,17 @@ from groups_for_tests import group
 from tiny_models import Run, attached, fit, random_model, random_vision_model, weights_of
 from torch import Tensor
 
-from popo_lightning import packing
-from popo_lightning.attention import PACKED
-from popo_lightning.critic import Critic
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import GAE, Objective
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.model import packing
+from popo_lightning.model.attention import PACKED
+from popo_lightning.model.critic import Critic
+from popo_lightning.model.padded_rows import PaddedRows, pad_sequences
+from popo_lightning.model.scoring import response_states
+from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import EntropyBonus
-from popo_lightning.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.policy import PolicyModule
-from popo_lightning.scoring import response_states
 
 TOKENS = 15  # the tiny models' vocabulary has more
 # prompt tokens, response tokens: of one token, of none, alone, several of one length

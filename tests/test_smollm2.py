@@ -16,13 +16,13 @@ import yaml
 from tiny_models import REPOSITORY, attached, method, metrics, popo
 from torch import Tensor
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.engines.base import EngineContext, Sampling, end_token_ids
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.rollout.engine import EngineContext, Sampling, end_token_ids
-from popo_lightning.rollout.vllm import VLLMEngine
-from popo_lightning.tasks.arithmetic import Arithmetic
+from popo_lightning.toys.arithmetic import Arithmetic
 
 SCRIPT = REPOSITORY / "scripts" / "get_smollm2.py"
 FOLDER = REPOSITORY / "models" / "SmolLM2-135M-Instruct"

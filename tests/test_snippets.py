@@ -15,11 +15,11 @@ import pytest
 from snippets_for_tests import Checker, blocks, commands, expanded
 from tiny_models import REPOSITORY
 
+from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.compare.checking import ParsedOnly
 from popo_lightning.compare.command import parsed
-from popo_lightning.config_files import check_config_files
+from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
 
 FOUND = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/README.md", "benchmarks/gpu/README.md")
@@ -118,7 +118,7 @@ WRONG = {  # what a page says: words of the complaint
     "```bash\ncd nowhere\n```": "1: .*nowhere is no folder",
     "```yaml\ndata: {grupo_size: 4}\n```": "1: .*grupo_size",
     "```yaml\ndata: {group_size: 4}\nmodle: {path: x}\n```": "1: .*modle",
-    "```yaml\ndata: {composer: {class_path: popo_lightning.replay.composers.Nope}}\n```": "1: .*Nope",
+    "```yaml\ndata: {composer: {class_path: popo_lightning.replay.composer.Nope}}\n```": "1: .*Nope",
     "```yaml\ndata: {group_size: 1}\n```": "1: .*data.group_size is 1",  # refused by the constructor
     "```yaml\na: [1\n```": "1: .*",
     "```yaml\nseeds: [1]\nnope: 2\n```": "1: .*nope",

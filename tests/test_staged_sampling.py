@@ -12,13 +12,13 @@ import torch
 from groups_for_tests import group, iteration, response
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.objectives import GroupNormalised
-from popo_lightning.problems import Problem
-from popo_lightning.replay.composers import Iteration
-from popo_lightning.replay.staged_sampling import StagedSampling, merged
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.methods.ar3po import StagedSampling, merged
+from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.replay.composer import Iteration
 
 
 class Answers:

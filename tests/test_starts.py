@@ -15,7 +15,7 @@ STRATEGIES = {"ddp": ["--trainer.strategy", "ddp"], "fsdp2": fsdp2(2, whole_chec
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_without_torchrun(strategy: str, config: Path, tmp_path: Path) -> None:
     command = ["fit", "--config", config, *method("popo"), *STRATEGIES[strategy], "--trainer.devices", "2"]
-    command += ["--data.engine", "popo_lightning.rollout.vllm.VLLMEngine", "--data.problems_per_iteration", "10"]
+    command += ["--data.engine", "popo_lightning.engines.vllm.engine.VLLMEngine", "--data.problems_per_iteration", "10"]
     finished = popo_process(*command, "--run.folder", tmp_path, "--trainer.max_epochs", "3")
     assert finished.returncode == 0, finished.stderr[-5000:]
     rows = [row for row in metrics(tmp_path) if "train/loss" in row]

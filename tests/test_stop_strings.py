@@ -16,18 +16,18 @@ from tiny_models import fit, random_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from popo_lightning.errors import SettingError
-from popo_lightning.group_maker import GroupMaker
-from popo_lightning.groups import Response
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import Prompt, PromptEncoder
-from popo_lightning.rollout import decoding
-from popo_lightning.rollout.engine import EngineContext, Sampling, responses_of
-from popo_lightning.rollout.stop_strings import StopStrings
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.tasks.grading import GradingPool
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.engines import decoding
+from popo_lightning.engines.base import EngineContext, Sampling, responses_of
+from popo_lightning.engines.stop_strings import StopStrings
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.grading.pool import GradingPool
+from popo_lightning.model.prompts import Prompt, PromptEncoder
+from popo_lightning.rollout.group_maker import GroupMaker
 from popo_lightning.tasks.template import NEXT_QUESTION, Template
-from popo_lightning.timing import PhaseClock
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from processes_for_tests import on_two_ranks
 from test_resume import checkpoint, weights_in
 from tiny_models import environment, method, metrics, popo, popo_process
 
-from popo_lightning.checkpoint_files import newest_whole
-from popo_lightning.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words, without_options
+from popo_lightning.runs.checkpoint_files import newest_whole
+from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words, without_options
 
 ITERATIONS, MINIBATCHES = 4, 3
 ENGINE = ["--data.engine", "tiny_models.SignalWhileSampling", "--data.engine.call"]
@@ -259,7 +259,7 @@ def test_what_is_ignored_stays_so(requests: StopRequests) -> None:
 
 DEAF = """
 import ctypes, sys
-from popo_lightning.stopping import StopRequests
+from popo_lightning.runs.stopping import StopRequests
 StopRequests().arm(at_once=lambda: print("ranks", file=sys.stderr, flush=True))
 print("ready", flush=True)
 library = ctypes.CDLL(None)

@@ -16,15 +16,15 @@ from groups_for_tests import group, response
 from nodes_for_tests import one_node
 from tiny_models import fit, method
 
-from popo_lightning import hardware
 from popo_lightning.callbacks.monitor import Monitor
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.hardware import peak_tflops, take_peak_memory
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.model_flops import ModelFlops
-from popo_lightning.report import RolloutReport, of_all_ranks, rollout_metrics
-from popo_lightning.throughput import Worker, throughput_metrics
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.rollout.report import RolloutReport, of_all_ranks, rollout_metrics
+from popo_lightning.training import hardware
+from popo_lightning.training.hardware import peak_tflops, take_peak_memory
+from popo_lightning.training.model_flops import ModelFlops
+from popo_lightning.training.throughput import Worker, throughput_metrics
 
 GIB = 2**30
 

@@ -12,15 +12,15 @@ import torch
 from groups_for_tests import group
 from torch import Tensor
 
-from popo_lightning import weight_sample
-from popo_lightning.groups import Response
-from popo_lightning.metrics import effective_sample_size
-from popo_lightning.minibatch import Minibatch, Row
-from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.objectives import Objective, TokenStatistics
-from popo_lightning.padded_rows import PaddedRows, pad_rows
-from popo_lightning.token_sums import TokenSums, token_metrics
-from popo_lightning.weight_sample import WeightSample, quantiles
+from popo_lightning.core.groups import Response
+from popo_lightning.core.minibatch import Minibatch, Row
+from popo_lightning.metrics import weight_sample
+from popo_lightning.metrics.estimates import effective_sample_size
+from popo_lightning.metrics.weight_sample import WeightSample, quantiles
+from popo_lightning.model.padded_rows import PaddedRows, pad_rows
+from popo_lightning.objectives.objective import Objective, TokenStatistics
+from popo_lightning.training.minibatch_loss import MinibatchLoss
+from popo_lightning.training.token_sums import TokenSums, token_metrics
 
 NAMES = ("ratio", "clipped", "weight_raw", "weight", "entropy", "gap")
 

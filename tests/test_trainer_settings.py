@@ -21,17 +21,17 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import AsyncCheckpointIO
 from tiny_models import REPOSITORY, method, metrics, popo
 
-from popo_lightning.compare.checking import ParsedOnly
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
-from popo_lightning.policy import PolicyModule
-from popo_lightning.trainer_settings import (
+from popo_lightning.cli.trainer_settings import (
     FIXED,
     at_the_end_of_an_iteration,
     check_callbacks,
     check_root,
     check_trainer,
 )
+from popo_lightning.compare.checking import ParsedOnly
+from popo_lightning.core.errors import SettingError
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.policy import PolicyModule
 
 TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
 

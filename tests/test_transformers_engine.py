@@ -14,16 +14,16 @@ import torch
 from tiny_models import attached, random_model
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines import decoding
+from popo_lightning.engines.base import EngineContext, Sampling, prompt_seeds
+from popo_lightning.engines.sampling import uniforms
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.model.prompts import Prompt
 from popo_lightning.policy import PolicyModule
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import Prompt
-from popo_lightning.rollout import decoding
-from popo_lightning.rollout.engine import EngineContext, Sampling, prompt_seeds
-from popo_lightning.rollout.sampling import uniforms
-from popo_lightning.rollout.transformers import TransformersEngine
 
 ENDS = [1, 9]
 FORBIDDEN = [4, 17]

@@ -9,25 +9,19 @@ import pytest
 import torch
 from objectives_for_tests import close, outcome, random_rows, token_rows, tokens_of
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import (
-    CISPO,
-    GSPO,
-    M2PO,
-    REC,
-    BalancedClip,
-    BehaveAligned,
-    CappedImportance,
-    Decoupled,
-    FilteredBehaveAligned,
-    Objective,
-    One,
-    PPOClip,
-    ScaledWidth,
-    TrustRegion,
-    Unbounded,
-    ppo_clip,
-)
+from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.bapo_balanced import BalancedClip
+from popo_lightning.methods.cispo import CISPO
+from popo_lightning.methods.freshper import FilteredBehaveAligned
+from popo_lightning.methods.gspo import GSPO
+from popo_lightning.methods.m2po import M2PO
+from popo_lightning.methods.rapid import CappedImportance
+from popo_lightning.methods.rec import REC
+from popo_lightning.methods.remix import ScaledWidth
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded, ppo_clip
+from popo_lightning.objectives.weights import Decoupled, One
 
 # (ratio, advantage, dual clip, loss, gradient of the loss by logp, clipped), with bounds 0.8 and 1.28.
 # The gradient of -r A by logp is -r A itself, as d r / d logp = r.

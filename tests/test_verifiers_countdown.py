@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.countdown import CountdownVerifier, value_of
 
 RIGHT = [

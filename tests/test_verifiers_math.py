@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.boxed import MAX_ANSWER_CHARACTERS, after_thinking, last_answer_tag, last_boxed
+from popo_lightning.verifiers.equality.latex import UnreadableLatexError, canonical
+from popo_lightning.verifiers.equality.numbers import read_number
 from popo_lightning.verifiers.geometry import GeometryVerifier
-from popo_lightning.verifiers.latex import UnreadableLatexError, canonical
 from popo_lightning.verifiers.math import MathVerifier
-from popo_lightning.verifiers.numbers import read_number
 
 RIGHT = [
     # whole numbers, fractions, decimals

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from verifiers_for_tests import accuracy
 
-from popo_lightning.verifiers.latex import canonical
-from popo_lightning.verifiers.numbers import read_number
+from popo_lightning.verifiers.equality.latex import canonical
+from popo_lightning.verifiers.equality.numbers import read_number
 
 RIGHT = [
     # roots

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from verifiers_for_tests import accuracy
 
+from popo_lightning.verifiers.equality.latex import canonical
+from popo_lightning.verifiers.equality.units import split_unit
 from popo_lightning.verifiers.geometry import GeometryVerifier
-from popo_lightning.verifiers.latex import canonical
 from popo_lightning.verifiers.math import MathVerifier
-from popo_lightning.verifiers.units import split_unit
 
 RIGHT = [
     # currency, written before or after, or left out

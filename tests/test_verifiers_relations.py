@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from verifiers_for_tests import accuracy
 
+from popo_lightning.verifiers.equality.latex import canonical
+from popo_lightning.verifiers.equality.regions import region_of
 from popo_lightning.verifiers.geometry import GeometryVerifier
-from popo_lightning.verifiers.latex import canonical
 from popo_lightning.verifiers.math import MathVerifier
-from popo_lightning.verifiers.regions import region_of
 
 RIGHT = [
     # scaled by any constant

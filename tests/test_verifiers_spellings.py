@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from verifiers_for_tests import accuracy
 
-from popo_lightning.verifiers.latex import canonical
-from popo_lightning.verifiers.regions import interval_of
+from popo_lightning.verifiers.equality.latex import canonical
+from popo_lightning.verifiers.equality.regions import interval_of
 
 RIGHT = [
     *(("A", text) for text in ("(A)", "\\text{(A)}", "\\mathrm{(A)}", "\\text{A.}", "\\text{A}", "A)", "\\text{(A).}")),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from popo_lightning.verifiers.latex import canonical
+from popo_lightning.verifiers.equality.latex import canonical
+from popo_lightning.verifiers.equality.units import split_unit
 from popo_lightning.verifiers.math import MathVerifier
-from popo_lightning.verifiers.units import split_unit
 
 RIGHT = [
     ("12", "12\\text{ apples}"),

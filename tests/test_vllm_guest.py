@@ -13,12 +13,12 @@ from tiny_models import attached, random_model
 from torch import nn
 from vllm_for_tests import Recorder, llm, started
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.servers.worker import PolicyWorker
+from popo_lightning.engines.vllm import engine as vllm_module
+from popo_lightning.engines.vllm.classes import ClassesBefore
+from popo_lightning.engines.vllm.reload import RELOAD, repack, stale_layers
 from popo_lightning.policy import PolicyModule
-from popo_lightning.rollout import vllm as vllm_module
-from popo_lightning.rollout.server_worker import PolicyWorker
-from popo_lightning.rollout.vllm_classes import ClassesBefore
-from popo_lightning.rollout.vllm_reload import RELOAD, repack, stale_layers
 
 __all__ = ["llm"]
 

@@ -10,11 +10,11 @@ import vllm_for_tests
 from torch import Tensor
 from vllm_for_tests import Recorder
 
-from popo_lightning.prompts import Prompt
-from popo_lightning.rollout.engine import EngineContext, Sampling
-from popo_lightning.rollout.vllm import VLLMEngine
-from popo_lightning.synced_engine import SyncedEngine
-from popo_lightning.timing import PhaseClock
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.engines.base import EngineContext, Sampling
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.prompts import Prompt
+from popo_lightning.rollout.weight_sync import SyncedEngine
 
 llm = vllm_for_tests.llm
 
@@ -23,7 +23,7 @@ class Policy:
     """One weight, whose value is the version."""
 
     def __init__(self, llm: Recorder, monkeypatch: pytest.MonkeyPatch, every: int = 1, **settings: Any) -> None:
-        monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder, tokenizer: [1])
+        monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
         self.llm = llm
         self.weight = 0.0
         self.engine = VLLMEngine(**settings)
@@ -105,7 +105,7 @@ def test_a_sync_without_generation_leaves_the_cache_asleep(llm: Recorder, monkey
 
 
 def test_nothing_sleeps_on_a_cpu(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder, tokenizer: [1])
+    monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
     engine = vllm_for_tests.started("cpu", sleep_level=2)
     engine.sleep()
     engine.wake()

@@ -16,9 +16,9 @@ import vllm_for_tests
 from tiny_models import method, popo
 from vllm_for_tests import RANKS, Recorder, started
 
-from popo_lightning.errors import SettingError
-from popo_lightning.rollout import vllm_process
-from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.vllm import process as vllm_process
+from popo_lightning.engines.vllm.engine import VLLMEngine
 
 llm = vllm_for_tests.llm
 
@@ -27,7 +27,7 @@ SLURM = {"SLURM_NTASKS": "16", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLUR
 
 @pytest.fixture(autouse=True)
 def end_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("popo_lightning.rollout.vllm.end_token_ids", lambda folder, tokenizer: [1])
+    monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
 
 
 def test_vllm_samples_on_the_trainers_gpu_with_one_rank(llm: Recorder) -> None:
@@ -131,7 +131,7 @@ def test_a_run_is_refused_before_a_model_loads(
     monkeypatch.setattr(platforms.current_platform, "device_type", "cuda")
     loaded: list[str] = []
     monkeypatch.setattr("popo_lightning.policy.load_trainable", lambda *args: loaded.append("policy"))
-    engine = ["--data.engine", "popo_lightning.rollout.vllm.VLLMEngine", "--run.folder", tmp_path / "run"]
+    engine = ["--data.engine", "popo_lightning.engines.vllm.engine.VLLMEngine", "--run.folder", tmp_path / "run"]
     for command in (["fit", *method("popo")], ["validate"]):
         with pytest.raises(SystemExit) as stopped:
             popo(*command, "--config", config, *engine)

@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from popo_lightning import warm_start
-from popo_lightning.errors import SettingError
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import PromptEncoder
-from popo_lightning.tasks.countdown import CountdownSteps, verify_steps
-from popo_lightning.warm_start import IGNORED, SYMBOLS, CountdownWarmStart, WarmStart, random_steps
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.warm_start import WarmStart
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.toys import countdown_policy as warm_start
+from popo_lightning.toys.countdown import CountdownSteps, verify_steps
+from popo_lightning.toys.countdown_policy import IGNORED, SYMBOLS, CountdownWarmStart, random_steps
 
 TINY: dict[str, Any] = {
     "examples": 640,

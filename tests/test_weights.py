@@ -9,18 +9,17 @@ import pytest
 import torch
 from objectives_for_tests import LOG2, close, loss_and_gradient, random_rows, stale_rows, token_rows
 
-from popo_lightning.errors import SettingError
-from popo_lightning.objectives import (
+from popo_lightning.core.errors import SettingError
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.weights import (
     BehaveWeight,
     Decoupled,
     Masked,
-    Objective,
-    ObjectiveInputs,
     One,
     SequenceWeight,
     Smoothed,
     decoupled_weight,
-    log_ratio,
 )
 
 

@@ -14,27 +14,25 @@ from processes_for_tests import Steps, on_two_ranks, rows_of, train, whole_tenso
 from tiny_models import attached, random_model
 from torch import Tensor
 
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.minibatch_loss import MinibatchLoss
-from popo_lightning.objectives import (
-    KL,
-    ConvexKL,
-    EntropyBonus,
-    Objective,
-    ObjectiveInputs,
-    One,
-    PPOClip,
-    SquaredLogRatio,
-    TrustRegionOutput,
-)
-from popo_lightning.objectives.adaptive_regions import BalancedClip, ScaledWidth
-from popo_lightning.objectives.behave_regions import M2PO, BehaveAligned, FilteredBehaveAligned
-from popo_lightning.objectives.detached_regions import CISPO, REC, CappedImportance
-from popo_lightning.objectives.sequence_regions import GSPO
-from popo_lightning.objectives.trust_regions import TrustRegion, Unbounded
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods.bapo_balanced import BalancedClip
+from popo_lightning.methods.cispo import CISPO
+from popo_lightning.methods.freshper import FilteredBehaveAligned
+from popo_lightning.methods.gspo import GSPO
+from popo_lightning.methods.m2po import M2PO
+from popo_lightning.methods.rapid import CappedImportance
+from popo_lightning.methods.rec import REC
+from popo_lightning.methods.remix import ConvexKL, ScaledWidth
+from popo_lightning.model.padded_rows import pad_rows
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import KL, EntropyBonus, SquaredLogRatio
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, TrustRegionOutput, Unbounded
+from popo_lightning.objectives.weights import One
 from popo_lightning.objectives.without_advantage import moves_by_advantage_alone
-from popo_lightning.padded_rows import pad_rows
 from popo_lightning.policy import PolicyModule
+from popo_lightning.training.minibatch_loss import MinibatchLoss
 
 # -- which objectives ----------------------------------------------------------------------------------------------
 
@@ -147,7 +145,7 @@ def trained(folder: Path, strategy: str, silent: bool = True, **settings: Any) -
     steps = Steps()
     with pytest.MonkeyPatch.context() as patch:
         if not silent:
-            patch.setattr("popo_lightning.minibatch_loss.moves_by_advantage_alone", lambda *_: False)
+            patch.setattr("popo_lightning.training.minibatch_loss.moves_by_advantage_alone", lambda *_: False)
         module, _ = train(module, strategy, TOGETHER if strategy == "one" else STEPS, [steps])
     return {
         "gradients": steps.gradients,

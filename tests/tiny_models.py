@@ -29,18 +29,19 @@ from torch.distributed.fsdp import (
 )
 
 from popo_lightning.callbacks.monitor import Monitor
-from popo_lightning.callbacks.proximal import ProximalPolicy, ProximalSnapshot
+from popo_lightning.core.task import Task
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.objectives import Objective
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.objectives.objective import Objective
 from popo_lightning.policy import PolicyModule
-from popo_lightning.prompts import PromptEncoder
+from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Composer, PrioritizedGroupReplay
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.countdown import CountdownSteps
-from popo_lightning.warm_start import SYMBOLS, CountdownWarmStart, symbol_tokenizer
+from popo_lightning.replay.composer import Composer
+from popo_lightning.toys.countdown import CountdownSteps
+from popo_lightning.toys.countdown_policy import SYMBOLS, CountdownWarmStart, symbol_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -329,7 +330,7 @@ def method(name: str) -> list[str]:
 
 def popo(*args: str | Path) -> Any:
     """The popo command in this process."""
-    from popo_lightning.cli import run
+    from popo_lightning.cli.main import run
 
     return run([str(arg) for arg in args])
 

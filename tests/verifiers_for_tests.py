@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from popo_lightning.tasks.countdown import verify_steps
+from popo_lightning.toys.countdown import verify_steps
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.math import MathVerifier
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from popo_lightning.rollout.engine import EngineContext
-from popo_lightning.rollout.vllm import VLLMEngine
+from popo_lightning.engines.base import EngineContext
+from popo_lightning.engines.vllm.engine import VLLMEngine
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from popo_lightning.groups import Group
+from popo_lightning.core.groups import Group
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.replay.composers import Composer, Iteration
+from popo_lightning.replay.composer import Composer, Iteration
 
 
 class RandomReplay(Composer):

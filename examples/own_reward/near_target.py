@@ -5,7 +5,7 @@ It runs in grading processes, so the module must not import torch.
 
 from typing import Any
 
-from popo_lightning.tasks.countdown import verify_steps
+from popo_lightning.toys.countdown import verify_steps
 from popo_lightning.verifiers.base import Verifier
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
-from popo_lightning.problems import Problem
-from popo_lightning.tasks.base import Task
-from popo_lightning.tasks.countdown import solutions, verify_steps
-from popo_lightning.tasks.held_out import place_of
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import Task
+from popo_lightning.toys.countdown import solutions, verify_steps
+from popo_lightning.toys.held_out import place_of
 
 
 def verify_largest(answer: Any, text: str) -> dict[str, float]:

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from popo_lightning.callbacks.resume_place import ResumePlace
-from popo_lightning.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
-from popo_lightning.errors import SettingError, reason
-from popo_lightning.finite_steps import all_finite, optimizer_state
-from popo_lightning.ranks import from_all, from_first, lost_rank, over_ranks
-from popo_lightning.stopping import Stopped
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.ranks import from_all, from_first, lost_rank, over_ranks
+from popo_lightning.runs.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
+from popo_lightning.runs.stopping import Stopped
+from popo_lightning.training.finite_steps import all_finite, optimizer_state
 
 # what Lightning notes before it saves
 NOTED = (

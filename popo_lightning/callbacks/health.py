@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 WINDOW = 10  # iterations over which the effective share is averaged: that of a few groups is often 0 by chance
 RECOVERED = 10  # iterations in range, after which a metric may be spoken of again
@@ -191,7 +191,7 @@ class Health(L.Callback):
             _below(value, None if limit is None else limit * start),
             lambda: (
                 f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
-                f"collapses to a few responses; {LOWER_RATE}, add popo_lightning.objectives.EntropyBonus to "
+                f"collapses to a few responses; {LOWER_RATE}, add EntropyBonus to "
                 "model.objective.regularizers, or replay less (data.composer's buffer.max_uses)"
             ),
         )

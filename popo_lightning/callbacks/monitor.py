@@ -11,12 +11,12 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from popo_lightning.engine_gap import GapLimits
-from popo_lightning.errors import SettingError
-from popo_lightning.monitors import publish
-from popo_lightning.ranks import from_all, from_first, to_first
-from popo_lightning.throughput import Worker, check_peak, throughput_metrics
-from popo_lightning.token_sums import TokenSums, token_metrics
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.ranks import from_all, from_first, to_first
+from popo_lightning.metrics.monitors import publish
+from popo_lightning.rollout.engine_gap import GapLimits
+from popo_lightning.training.throughput import Worker, check_peak, throughput_metrics
+from popo_lightning.training.token_sums import TokenSums, token_metrics
 
 WORK = ("row_tokens", "flops")  # of a training step on one rank
 BEFORE_STEPS = ("prox", "values")  # phases of a training step that come before its passes

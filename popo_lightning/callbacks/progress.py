@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from popo_lightning.callbacks.evaluation import Evaluation
-from popo_lightning.callbacks.evaluation_results import EvaluationResult
-from popo_lightning.callbacks.evaluation_tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.evaluation.results import EvaluationResult
+from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
 
 SHOWN = {
     "reward": ("reward/score", "{:.3f}"),

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
-from popo_lightning.rank_states import PlaceState, containers_copied
+from popo_lightning.rollout.rank_states import PlaceState, containers_copied
 
 
 @dataclass(eq=False)

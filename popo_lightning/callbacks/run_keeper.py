@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from popo_lightning.run_record import RunRecord
+from popo_lightning.runs.record import RunRecord
 
 CONFIG = "config.yaml"
 

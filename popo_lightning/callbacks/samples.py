@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from popo_lightning.callbacks.markdown import markdown_table
-from popo_lightning.errors import SettingError
-from popo_lightning.minibatch import Minibatch
-from popo_lightning.problems import Problem
-from popo_lightning.prompts import open_image
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.markdown import markdown_table
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.problems import Problem
+from popo_lightning.model.prompts import open_image
 
 COLUMNS = ("iteration", "problem", "prompt", "response", "score", "advantage", "age", "finish_reason")
 SHOWN_CHARACTERS = 2000

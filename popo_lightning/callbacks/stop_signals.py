@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from popo_lightning.stopping import SIGNALS, Stopped, StopRequests
+from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests
 
 
 class StopSignals(L.Callback):

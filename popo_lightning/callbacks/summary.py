@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning as L
 
-from popo_lightning.callbacks.benchmarks import MEAN
-from popo_lightning.callbacks.evaluation import Evaluation
-from popo_lightning.callbacks.evaluation_results import by_benchmark
+from popo_lightning.evaluation.benchmarks import MEAN
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.evaluation.results import by_benchmark
 
 
 class Summary(L.Callback):

@@ -8,10 +8,11 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from popo_lightning.cli import OneSentenceParser, PopoCLI
+from popo_lightning.cli.main import PopoCLI
+from popo_lightning.cli.parser import OneSentenceParser
 from popo_lightning.compare.plan import Arm, PlannedRun
+from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
 from popo_lightning.policy import PolicyModule
 
 

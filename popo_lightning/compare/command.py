@@ -10,7 +10,9 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace
 from rich.console import Console
 
-from popo_lightning.cli import OneSentenceParser, quieten, refuse
+from popo_lightning.cli.config_files import check_config_files
+from popo_lightning.cli.parser import OneSentenceParser, refuse
+from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.compare.checking import check_commands
 from popo_lightning.compare.collection import collect, metric_name
 from popo_lightning.compare.curves import read_run
@@ -19,8 +21,7 @@ from popo_lightning.compare.plots import check_plots, draw
 from popo_lightning.compare.report import facts, main_parts, write_report
 from popo_lightning.compare.runs import Outcome, run_all
 from popo_lightning.compare.settings import Comparison, Method
-from popo_lightning.config_files import check_config_files
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 DESCRIPTION = "Runs methods x seeds on a task, one or several at a time, and reports; an interrupted one goes on."
 INTERRUPTED = 130

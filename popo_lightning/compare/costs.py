@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from popo_lightning.callbacks.evaluation_tables import Sheet
 from popo_lightning.compare.collection import Collection, Number, total
 from popo_lightning.compare.curves import AT_THE_END
 from popo_lightning.compare.statistics import interval, paired_ratio
 from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part, extent_cell, extent_note, spread
+from popo_lightning.evaluation.tables import Sheet
 
 PHASES = ("generate", "verify", "compose", "prox", "train", "sync", "other", "evaluation")
 SHOWN_AGES = 10

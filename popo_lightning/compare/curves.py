@@ -14,7 +14,7 @@ from typing import Any
 from popo_lightning.callbacks.summary import flat
 from popo_lightning.compare.plan import SUMMARY, Arm
 from popo_lightning.compare.statistics import mean
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.core.errors import SettingError, reason
 
 AXES = ("iteration", "responses", "seconds", "tokens")
 FIXED = ("greedy", "avg_at_k", "pass_at_k")

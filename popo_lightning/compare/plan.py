@@ -15,7 +15,7 @@ from typing import Any
 
 from popo_lightning import __version__
 from popo_lightning.compare.settings import Comparison, flattened
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 RUNS = "runs"
 RECORD = "compare.json"

@@ -11,7 +11,7 @@ from popo_lightning.compare.curves import AXES, RunResult
 from popo_lightning.compare.plan import Arm
 from popo_lightning.compare.settings import METRICS
 from popo_lightning.compare.statistics import Interval, extent, interval
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; black last, yellow, too light for a line, not at all
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Literal
 
 from popo_lightning.compare.plan import SUMMARY, PlannedRun, is_finished, write_record
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 LOCK = "lock"
 LOG = "log.txt"

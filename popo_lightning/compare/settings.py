@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 Metric = Literal["avg_at_k", "greedy", "pass_at_k"]
 METRICS: tuple[Metric, ...] = ("greedy", "avg_at_k", "pass_at_k")

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from popo_lightning.callbacks.evaluation_tables import Sheet
 from popo_lightning.compare.collection import Collection, Number
 from popo_lightning.compare.plan import Arm
 from popo_lightning.compare.settings import METRICS
 from popo_lightning.compare.statistics import Interval, extent, interval
+from popo_lightning.evaluation.tables import Sheet
 
 NONE = "–"
 SECONDS_NOTE = (

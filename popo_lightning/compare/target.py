@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from popo_lightning.callbacks.evaluation_tables import Sheet
 from popo_lightning.compare.collection import Collection, total
 from popo_lightning.compare.curves import RunResult
 from popo_lightning.compare.statistics import at, median, reached_at
 from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part
+from popo_lightning.evaluation.tables import Sheet
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
-from popo_lightning.objectives.settings import above, at_least
+from popo_lightning.core.bounds import at_least
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
 from popo_lightning.objectives.weights import BehaveWeight, One
 
 # Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
@@ -117,6 +116,14 @@ class Advantage(ABC):
         """
         return list(self(group.rewards(reward)[None])[0].unbind())
 
+    def objection(self, group_size: int) -> str | None:
+        """Says why groups of this size cannot be used, naming data.group_size; None where they can.
+
+        Args:
+            group_size: K.
+        """
+        return None
+
 
 def check_weight(advantage: Advantage, behave_weight: BehaveWeight) -> None:
     """Raises SettingError where the behaviour policy would be corrected for twice."""
@@ -158,90 +165,3 @@ class LeaveOneOut(Advantage):
         check_group_size(rewards)
         others = (rewards.sum(dim=-1, keepdim=True) - rewards) / (rewards.shape[-1] - 1)
         return zero_if_ineffective(rewards - others, rewards)
-
-
-class ShiftedBaseline(Advantage):
-    """AsymRE's advantage: R - (mean + shift), a baseline below the mean (arXiv 2506.20520; 2509.24203, REP family).
-
-    On-policy a baseline changes only the variance. Off-policy it changes the fixed point: failures of another policy
-    teach little, and a lower baseline gives successes more weight. With the source's importance weight of none and no
-    clip it is A * log pi: behave weight `One`, trust region without a bound. Nothing is stored and no pass added.
-
-    An ineffective group gets -shift on every response, by intent: that pulls the policy towards its samples, as a
-    forward KL would. A positive shift pushes away from all samples, which the source finds to collapse off-policy.
-
-    Args:
-        shift: Added to the mean; negative puts the baseline below it.
-    """
-
-    def __init__(self, shift: float = -0.1) -> None:
-        if not math.isfinite(shift):
-            raise SettingError(f"ShiftedBaseline.shift is {shift}; it must be a finite number, such as -0.1.")
-        self.shift = shift
-
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
-        return rewards - (rewards.mean(dim=-1, keepdim=True) + self.shift)
-
-
-class SoftBaseline(Advantage):
-    """OPMD's other baseline: R - tau * log mean exp(R / tau) (arXiv 2509.24203, REP family; Trinity-RFT).
-
-    It is the value of the group under a policy that may move from the sampling one at the price of tau * KL: the mean
-    for large tau, the best reward for small. Nothing is stored and no pass added. Ineffective groups get exactly 0.
-
-    Args:
-        tau: Temperature of the mean, in units of the reward.
-    """
-
-    def __init__(self, tau: float = 1.0) -> None:
-        self.tau = above("SoftBaseline.tau", tau, 0, "1.0")
-
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
-        check_group_size(rewards)
-        total = torch.logsumexp(rewards / self.tau, dim=-1, keepdim=True)
-        baseline = self.tau * (total - math.log(rewards.shape[-1]))
-        return zero_if_ineffective(rewards - baseline, rewards)
-
-
-class DropSurplusNegatives(Advantage):
-    """RED-Drop: of a group with more losers than winners, as many losers are kept (arXiv 2509.24203; Trinity-RFT).
-
-    Winners are the responses with R >= mean. If the losers outnumber them, the surplus gets advantage 0, and the others
-    R minus the mean of what is kept. Nothing is stored and no pass added. Ineffective groups get exactly 0.
-
-    Deviations: the last losers of the group are dropped where Trinity-RFT draws them; responses are independent draws
-    of one policy, so their place says nothing, and a replayed group drops the same ones again. Dropped tokens still
-    count in the loss denominator.
-    """
-
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
-        check_group_size(rewards)
-        wins = rewards >= rewards.mean(dim=-1, keepdim=True)
-        losers_so_far = (~wins).cumsum(dim=-1)
-        kept = wins | (losers_so_far <= wins.sum(dim=-1, keepdim=True))
-        mean = (rewards * kept).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True)
-        return zero_if_ineffective(torch.where(kept, rewards - mean, 0.0), rewards)
-
-
-class ExponentialWeight(Advantage):
-    """RED-Weight: A * exp(A / temperature) with A = R - mean (arXiv 2509.24203; Trinity-RFT).
-
-    Winners count more and losers less, the more so the lower the temperature. The weights are not normalised, as in
-    Trinity-RFT. Nothing is stored and no pass added. Ineffective groups get exactly 0.
-
-    Deviation: the exponent is bounded by +-20, so that the weight stays finite in float32.
-
-    Args:
-        temperature: In units of the reward.
-    """
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = above("ExponentialWeight.temperature", temperature, 0, "1.0")
-
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
-        advantages = group_normalised(rewards, normalise_by_std=False)
-        return advantages * (advantages / self.temperature).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).exp()

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from popo_lightning.objectives.settings import above
+from popo_lightning.core.bounds import above
 
 
 class Aggregation(ABC):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
+from popo_lightning.core.bounds import within
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
 from popo_lightning.objectives.advantages import Advantage
-from popo_lightning.objectives.settings import within
 
 VARIANCE_FLOOR = 1e-8
 

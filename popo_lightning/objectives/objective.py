@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.objectives.aggregations import Aggregation, TokenMean
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.regularizers import Regularizer

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from popo_lightning.core.bounds import at_least, one_of
 from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
-from popo_lightning.objectives.settings import above, at_least, one_of, within
 
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS = ("k1", "k2", "k3")
@@ -165,61 +164,3 @@ class SquaredLogRatio(Regularizer):
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Give the penalty; `weight` is not used."""
         return self.coefficient * log_ratio(rows.logp, rows.prox_logp.detach(), rows.mask).square()
-
-
-def base_share(version: int, start: int = 50, every: int = 10, step: float = 0.1, least: float = 0.5) -> float:
-    """lambda(t) of ReMix: 1 up to `start`, then `step` less at once and again after `every` iterations, to `least`.
-
-    max(1 - step * ceil(max(t - start, 0) / every), least), arXiv 2507.06892.
-    """
-    return max(1 - step * math.ceil(max(version - start, 0) / every), least)
-
-
-class ConvexKL(Regularizer):
-    """ReMix's KL-convex constraint: the policy stays near the base model at first, and more and more near prox.
-
-    Adds coefficient * weight * (lambda KL(policy || reference) + (1 - lambda) KL(policy || prox)) to the loss of a
-    token, lambda = `base_share` of the policy version (arXiv 2507.06892). Costs a pass of the reference.
-
-    Deviations: coefficient and estimator are not known. Replayed tokens are weighted as by KL. The paper's second
-    policy is that of the previous iteration, which is prox where prox is the iteration's start.
-
-    Args:
-        coefficient: Size of the penalty.
-        estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
-        start: Iterations that lambda stays 1.
-        every: Iterations between its steps.
-        step: How much it falls at a step.
-        least: What it falls to.
-    """
-
-    def __init__(
-        self,
-        coefficient: float,
-        estimator: Estimator = "k3",
-        start: int = 50,
-        every: int = 10,
-        step: float = 0.1,
-        least: float = 0.5,
-    ) -> None:
-        self.coefficient = at_least("ConvexKL.coefficient", coefficient, 0)
-        one_of("ConvexKL.estimator", estimator, ESTIMATORS)
-        self.estimator: Estimator = estimator
-        self.start = int(at_least("ConvexKL.start", start, 0))
-        self.every = int(at_least("ConvexKL.every", every, 1))
-        self.step = above("ConvexKL.step", step, 0, "0.1")
-        self.least = within("ConvexKL.least", least, 0, 1, "0.5")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Always."""
-        return True
-
-    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Give coefficient * the mixture of two `kl_loss`."""
-        if rows.ref_logp is None:
-            raise ValueError("ConvexKL needs the reference log-prob of every token; the caller gave none.")
-        share = base_share(rows.version, self.start, self.every, self.step, self.least)
-        to_base = kl_loss(rows.logp, rows.ref_logp, self.estimator, rows.mask, weight)
-        to_prox = kl_loss(rows.logp, rows.prox_logp, self.estimator, rows.mask, weight)
-        return self.coefficient * (share * to_base + (1 - share) * to_prox)

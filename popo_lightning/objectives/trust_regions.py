@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.bounds import above
+from popo_lightning.core.errors import SettingError
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
-from popo_lightning.objectives.settings import above
 
 
 class TrustRegionOutput(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.bounds import one_of, within
+from popo_lightning.core.errors import SettingError
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, ObjectiveInputs, log_ratio
-from popo_lightning.objectives.settings import one_of, within
 
 SequenceRatio = Literal["product", "geometric_mean"]
 

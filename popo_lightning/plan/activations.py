@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from popo_lightning.errors import SettingError, reason
-from popo_lightning.model_folder import layers
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.model.loading import layers
 from popo_lightning.plan.architecture import empty_model
 
 LENGTHS = (32, 96)  # of two passes: what both keep alike, such as autocast's copies of weights, is no token's

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from popo_lightning.errors import SettingError, reason
-from popo_lightning.model_folder import layers, sees_images, vision_tower
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.model.loading import layers, sees_images, vision_tower
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast keeps a bfloat16 copy of
 

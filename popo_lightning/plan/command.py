@@ -11,8 +11,8 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError
 from popo_lightning.plan.memory import GIB, Model, estimate
 from popo_lightning.plan.model_config import model_config
 from popo_lightning.plan.run_settings import RunSettings, read_settings

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from popo_lightning.logprobs import chunk_rows
+from popo_lightning.model.logprobs import chunk_rows
 from popo_lightning.plan.activations import Activations, activations
 from popo_lightning.plan.architecture import Architecture, architecture
 from popo_lightning.plan.run_settings import DDP, FSDP, TRANSFORMERS, VLLM, RunSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.policy import PolicyModule
 
 NAME = "config.json"

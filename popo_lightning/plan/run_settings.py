@@ -15,15 +15,15 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
+from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.engines.servers.engine import ServerEngine
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.sharding import check_sharding, settle_strategy
 from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
 from popo_lightning.policy import PRECISIONS, PolicyModule
-from popo_lightning.rollout.servers import ServerEngine
-from popo_lightning.rollout.transformers import TransformersEngine
-from popo_lightning.rollout.vllm import VLLMEngine
-from popo_lightning.rollout_settings import check_share
-from popo_lightning.sharding import check_sharding, settle_strategy
+from popo_lightning.rollout.checks import check_share
 
 WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights lie on the ranks
 VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from popo_lightning.errors import SettingError
-from popo_lightning.groups import Group
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 
-from popo_lightning.errors import SettingError
-from popo_lightning.problems import Problem
-from popo_lightning.tasks.answers import key, refused_answers
-from popo_lightning.tasks.base import BadRow, Task
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import BadRow, Task
+from popo_lightning.tasks.gold_answers import key, refused_answers
 from popo_lightning.tasks.rows import BadValue, RowReader, absent_columns
 from popo_lightning.tasks.sources import Row, Source, read_rows
 from popo_lightning.tasks.template import Template

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.problems import IMAGE_MARK, Problem
+from popo_lightning.core.problems import IMAGE_MARK, Problem
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
 from popo_lightning.verifiers.boxed import last_boxed

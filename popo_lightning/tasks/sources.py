@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Required, TypedDict
 
-from popo_lightning.errors import SettingError, reason
+from popo_lightning.core.errors import SettingError, reason
 
 MAX_ROW_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 2**30

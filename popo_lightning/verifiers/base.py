@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 
 
 class Verifier(ABC):

@@ -8,12 +8,7 @@ from typing import Any
 
 from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import after_thinking, last_boxed
-from popo_lightning.verifiers.math import (
-    check_gold,
-    gold_strings,
-    is_right,
-    require_computer_algebra,
-)
+from popo_lightning.verifiers.math import check_gold, gold_strings, is_right, require_computer_algebra
 
 _UNIT = re.compile(
     r"(?<=[\d)}a-z])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:sq(?:uare|\.)?\s*)?"
@@ -45,7 +40,7 @@ class GeometryVerifier(Verifier):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Loads computer algebra where a grading process unpickles the verifier, before its first response."""
         self.__dict__.update(state)
-        import_module("popo_lightning.verifiers.symbolic")
+        import_module("popo_lightning.verifiers.equality.symbolic")
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
         """Reward parts of one response."""

@@ -7,11 +7,11 @@ from functools import lru_cache
 from importlib import import_module, util
 from typing import Any
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import MAX_ANSWER_CHARACTERS, after_thinking, last_boxed
-from popo_lightning.verifiers.equality import same_answer
-from popo_lightning.verifiers.latex import UnreadableLatexError, canonical
+from popo_lightning.verifiers.equality.latex import UnreadableLatexError, canonical
+from popo_lightning.verifiers.equality.rules import same_answer
 
 MAX_GOLDS = 64
 
@@ -39,7 +39,7 @@ class MathVerifier(Verifier):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Loads computer algebra where a grading process unpickles the verifier, before its first response."""
         self.__dict__.update(state)
-        import_module("popo_lightning.verifiers.symbolic")
+        import_module("popo_lightning.verifiers.equality.symbolic")
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
         """Reward parts of one response."""

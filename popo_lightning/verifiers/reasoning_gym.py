@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import import_module, util
 from typing import Any
 
-from popo_lightning.errors import SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import last_answer_tag
 

@@ -12,8 +12,8 @@ from groups_for_tests import group
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from popo_lightning.groups import Group, Response
-from popo_lightning.minibatch import Minibatch
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.policy import PolicyModule
 
 TOKENS = 15  # the tiny models' vocabulary has more

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from popo_lightning import logprobs
-from popo_lightning.attention import use_packed_attention
-from popo_lightning.fused_logprobs import fuses
-from popo_lightning.groups import Response
-from popo_lightning.minibatch import Row
-from popo_lightning.padded_rows import PaddedRows, pad_rows, pad_sequences
-from popo_lightning.scoring import response_logprobs
+from popo_lightning.core.groups import Response
+from popo_lightning.core.minibatch import Row
+from popo_lightning.model import logprobs
+from popo_lightning.model.attention import use_packed_attention
+from popo_lightning.model.fused_logprobs import fuses
+from popo_lightning.model.padded_rows import PaddedRows, pad_rows, pad_sequences
+from popo_lightning.model.scoring import response_logprobs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
 

@@ -9,7 +9,7 @@ import torch
 from steps_for_tests import Step, one_step, relative, some_groups
 from tiny_models import random_model
 
-from popo_lightning.model_folder import load_model
+from popo_lightning.model.loading import load_model
 
 pytestmark = pytest.mark.gpu
 

@@ -9,10 +9,10 @@ import torch
 from tiny_models import tiny_task
 from torch import Tensor
 
-from popo_lightning.model_folder import load_model
-from popo_lightning.prompts import Prompt, PromptEncoder
-from popo_lightning.rollout.engine import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.transformers import TransformersEngine
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.engines.transformers import TransformersEngine
+from popo_lightning.model.loading import load_model
+from popo_lightning.model.prompts import Prompt, PromptEncoder
 
 pytestmark = pytest.mark.gpu
 
@@ -83,7 +83,7 @@ def test_vllm_wakes_as_it_was(policy: Path, device: torch.device) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     if device.type != "cuda":
         pytest.skip("vLLM sleeps on a GPU alone")
-    from popo_lightning.rollout.vllm import VLLMEngine
+    from popo_lightning.engines.vllm.engine import VLLMEngine
 
     engine = started(VLLMEngine(memory_share=0.2, sleep_level=2), policy, device, torch.bfloat16)
     kept = {name: weight.bfloat16() for name, weight in load_model(policy, torch.float32).named_parameters()}

@@ -1,0 +1,1 @@
+"""The `popo` command: parser, sentences about wrong settings, and the order of a run's parts."""

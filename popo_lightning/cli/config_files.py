@@ -1,0 +1,151 @@
+"""Config files, looked at before they are parsed: what is wrong with one is named by file, line and remedy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from popo_lightning.cli.parser_sentences import no_group
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.nearest import nearest
+
+OPTIONS = ("--config", "-c")
+SUBCOMMANDS = {"fit", "validate", "test", "predict"}
+METHODS = "method"  # folder of files that are each a whole method
+CHECKOUT = Path(__file__).parent.parent.parent
+
+
+def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> None:
+    """Raises SettingError for a config file that does not say what it should, or two that cannot both hold.
+
+    Args:
+        args: The command line.
+        groups: Settings of the first level that null does not switch off.
+    """
+    methods: dict[str, str] = {}
+    _check_place(args)
+    for name in named_files(args):
+        content = _read(name, groups)
+        run = content.get("run")
+        if Path(name).absolute().parent.name == METHODS and isinstance(run, dict) and run.get("method"):
+            methods[str(run["method"])] = name
+    if len(methods) > 1:
+        first, second, *_ = methods.values()
+        raise SettingError(
+            f"--config names the methods '{first}' and '{second}', and settings of the first would stay where the "
+            "second has none; leave one out, or put what you want of both into a file of your own"
+        )
+
+
+def named_files(args: Sequence[str]) -> Iterator[str]:
+    """What follows --config or -c, in order; not what is written inline."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option in OPTIONS and (equals or place + 1 < len(args)):
+            found = value if equals else args[place + 1]
+            if "\n" not in found and "{" not in found and ": " not in found:
+                yield found
+
+
+def _check_place(args: Sequence[str]) -> None:
+    """Raises SettingError for a subcommand's file before the subcommand, where it would be read as all of theirs."""
+    place, subcommand = next(((place, arg) for place, arg in enumerate(args) if arg in SUBCOMMANDS), (0, ""))
+    before = next(named_files(args[:place]), None)
+    if before is not None and not SUBCOMMANDS & _read(before, ()).keys():
+        raise SettingError(
+            f"--config {before} comes before {subcommand}; write it after: popo {subcommand} --config {before}"
+        )
+
+
+def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
+    file = Path(name)
+    if file.is_dir():
+        raise SettingError(f"--config is '{name}', which is a folder; name one of its files")
+    if not file.exists():
+        near = nearest(_without_suffix(name), known := _known_files())
+        remedy = f"did you mean {known[near]}?" if near else "name a YAML file, such as those in configs/"
+        raise SettingError(f"--config is '{name}', which does not exist; {remedy}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _no_yaml(name, text, error) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(
+            f"--config is '{name}', which cannot be read as a YAML file ({reason(error)}); write one in UTF-8"
+        ) from error
+    if root is None:
+        raise SettingError(f"--config is '{name}', which is empty; leave it out")
+    if not isinstance(root, yaml.MappingNode):
+        raise SettingError(
+            f"--config is '{name}', whose line {root.start_mark.line + 1} is no setting; write each as 'name: value', "
+            "with a space after the colon"
+        )
+    _check_keys(name, root, "")
+    for key, value in root.value:
+        if key.value in groups and value.tag.endswith(":null"):
+            raise SettingError(f"--config is '{name}', where {no_group(key.value)}")
+    found: dict[str, Any] = yaml.load(text, Loader=_Plain)
+    return found
+
+
+class _Plain(yaml.SafeLoader):
+    """Takes tags of others, such as jsonargparse's, for text."""
+
+
+_Plain.add_constructor(None, lambda loader, node: None)
+
+
+def _no_yaml(name: str, text: str, error: yaml.MarkedYAMLError) -> SettingError:
+    mark = error.problem_mark or error.context_mark
+    place = mark.line if mark else 0
+    line = (text.splitlines() or [""])[min(place, text.count("\n") - 1 if place else 0)]
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        remedy = "indent with spaces, not with a tab"
+    elif error.context and "flow" in error.context:
+        remedy = f"close the bracket of line {(error.context_mark or mark).line + 1}"
+    else:
+        remedy = "write each setting as 'name: value', and indent those of a group alike"
+    return SettingError(
+        f"--config is '{name}', whose line {place + 1} is no YAML ({error.problem}): {line.strip()!r}; {remedy}"
+    )
+
+
+def _check_keys(name: str, node: yaml.Node, above: str) -> None:
+    """Raises SettingError for a key that is there twice: a YAML reader forgets the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _check_keys(name, part, above)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            raise SettingError(
+                f"--config is '{name}', whose line {line} sets {above}{key.value} although line {seen[key.value]} has; "
+                "keep one of them"
+            )
+        seen[str(key.value)] = line
+        _check_keys(name, value, f"{above}{key.value}.")
+
+
+def _known_files() -> dict[str, str]:
+    """Config files here and of this package's checkout, by path without suffix, and by name alone."""
+    found: dict[str, str] = {}
+    for folder in (CHECKOUT / "configs", Path("configs"), Path()):
+        for file in sorted(folder.glob("**/*.yaml" if folder.name == "configs" else "*.yaml")):
+            inside = os.path.relpath(file)
+            shown = inside if not inside.startswith("..") else str(file)
+            found[_without_suffix(shown)] = shown
+            if folder.name == "configs":
+                found.setdefault(_without_suffix(str(Path("configs") / file.relative_to(folder))), shown)
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    return str(Path(name).with_suffix("")) if Path(name).suffix in (".yaml", ".yml", ".json") else name

@@ -1,0 +1,291 @@
+"""The ``popo`` command: LightningCLI over the policy, the rollouts and the callbacks. No logic of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from popo_lightning.callbacks.checkpoints import Checkpoints
+from popo_lightning.callbacks.health import Health
+from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.progress import Progress
+from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.callbacks.stop_signals import StopSignals
+from popo_lightning.callbacks.summary import Summary
+from popo_lightning.cli.combinations import check_combination
+from popo_lightning.cli.config_files import check_config_files
+from popo_lightning.cli.fit_loop import end_always
+from popo_lightning.cli.parser import OneSentenceParser, refuse
+from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
+from popo_lightning.cli.quiet_libraries import quieten
+from popo_lightning.cli.trainer_settings import (
+    at_the_end_of_an_iteration,
+    check_callbacks,
+    check_cpu_devices,
+    check_nodes,
+    check_root,
+    check_seed,
+    check_trainer,
+    chosen_accelerator,
+    lightnings_refusals,
+)
+from popo_lightning.core.errors import NotFiniteError, SettingError, reason
+from popo_lightning.core.ranks import lost_rank
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
+from popo_lightning.metrics.table import loggers
+from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
+from popo_lightning.policy import PolicyModule
+from popo_lightning.proximal.critic_values import CriticValues
+from popo_lightning.proximal.parameter_hook import ParameterHook
+from popo_lightning.proximal.snapshot import ProximalPolicy
+from popo_lightning.runs.evaluation_start import settle_evaluation
+from popo_lightning.runs.folder import is_first_rank
+from popo_lightning.runs.resume import RunFinished
+from popo_lightning.runs.start import settle
+from popo_lightning.runs.stopping import Stopped, stopped_in_words
+from popo_lightning.runs.wanted import RunSettings, wanted_of
+from popo_lightning.training.optimizers import check_optimizer
+
+
+class PopoCLI(LightningCLI):
+    """Fixed classes at the top, class_path wherever users extend.
+
+    Args:
+        claims: Holds the folders that the run writes to, while it lives.
+    """
+
+    def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
+        self.claims = ExitStack() if claims is None else claims
+        super().__init__(*args, **kwargs)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The usual parser, with errors in one sentence."""
+        self.parser_class = OneSentenceParser
+        return super().init_parser(**kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            self.plan = PlanOptions()
+            self.plan.add_to(parser)
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks every run has, and the values that two classes share."""
+        parser.add_class_arguments(RunSettings, "run")
+        # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
+        parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(Health, "health")
+        parser.add_lightning_class_args(ParameterHook, "parameter_hook", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(ProximalPolicy, "proximal", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(SampleTable, "samples")
+        parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.set_defaults(
+            {
+                "parameter_hook": {"class_path": "popo_lightning.proximal.parameter_hook.ParameterHook"},
+                "proximal": {"class_path": "popo_lightning.proximal.snapshot.ProximalSnapshot"},
+                "checkpoint.every_n_epochs": 20,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.filename": "{epoch}-{step}",
+                "trainer.max_epochs": 100,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_progress_bar": False,
+                "trainer.enable_model_summary": False,
+                "trainer.use_distributed_sampler": False,
+                "trainer.logger": True,
+                "trainer.log_every_n_steps": 1,
+            }
+        )
+        parser.link_arguments("data.temperature", "model.temperature")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Looks at config files before they are parsed."""
+        if args is None or isinstance(args, list):
+            check_config_files(sys.argv[1:] if args is None else args, OFF)
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
+        with constructors_refusals():
+            super().instantiate_classes()
+
+    def _set_seed(self) -> None:
+        check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the settings in a checkpoint override the command line's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would be silently wrong, and settles where the run writes."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        if config.checkpoint.every_n_train_steps and config.checkpoint.every_n_epochs:
+            raise SettingError(
+                f"checkpoint.every_n_train_steps is {config.checkpoint.every_n_train_steps} beside "
+                f"checkpoint.every_n_epochs, {config.checkpoint.every_n_epochs}; set the second to null, or leave the "
+                "first out"
+            )
+        if config.checkpoint.train_time_interval is not None:
+            raise SettingError(
+                f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
+                "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
+            )
+        for name in ("run.root", "run.folder", "ckpt_path"):
+            if config.get(name) == "":
+                raise SettingError(f"{name} is empty, which names no place; leave it out")
+        for name in ("run.task", "run.method"):
+            if not config[name].strip(".") or "/" in config[name]:
+                raise SettingError(f"{name} is '{config[name]}', which names no folder; use a plain name such as mine")
+        check_trainer(config.trainer)
+        if self.subcommand == "fit":
+            check_root(config.trainer.default_root_dir, config.run.folder)
+        self.plan.check()
+        if self.plan.asked:
+            print_plan(self.plan, self._parser(self.subcommand), config)
+            sys.exit(0)
+        if self.subcommand == "fit":
+            self._settle_folder(config)
+        else:
+            self._settle_evaluation(config)
+
+    def _settle_evaluation(self, config: Any) -> None:
+        run = config.run
+        folder, checkpoint = settle_evaluation(
+            run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
+        )
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
+        config.trainer.logger = False
+        self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
+        config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
+
+    def _settle_folder(self, config: Any) -> None:
+        plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
+        try:
+            self.start = settle(wanted_of(config, plain), self.claims)
+        except RunFinished as finished:
+            if is_first_rank():
+                print(f"popo: {finished}", file=sys.stderr)
+            sys.exit(0)
+        start = self.start
+        config.run.folder = config.trainer.default_root_dir = str(start.folder)
+        self.asked = config.clone()  # for config.yaml, which has to make sense in another folder and once resumed
+        self.asked.trainer.default_root_dir = None
+        self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
+        config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
+        config.checkpoint.dirpath = str(start.checkpoints)
+
+    def _save_config(self, path: Path) -> None:
+        self._parser("fit").save(self.asked, path, skip_none=False, overwrite=True, multifile=False)
+
+    def before_fit(self) -> None:
+        """Refuses choices that make no sense together, before a model loads."""
+        check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
+        check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+        check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
+        self._check_strategy()
+        if self.trainer.is_global_zero:
+            warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
+
+    def before_validate(self) -> None:
+        """Settles the strategy, and refuses what it cannot do."""
+        self._check_strategy()
+
+    before_test = before_predict = before_validate
+
+    def _check_strategy(self) -> None:
+        assert self.subcommand is not None
+        strategy = self.trainer.strategy
+        check_nodes(self.trainer)
+        settle_strategy(strategy, self.trainer.world_size)
+        check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
+        check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the run's loggers and its summary."""
+        assert self.subcommand is not None
+        config = self.config_init[self.subcommand]
+        kwargs["accelerator"] = chosen_accelerator(config.trainer.accelerator)
+        if kwargs["accelerator"] == "cpu":
+            check_cpu_devices(config.trainer.devices)
+        if self.subcommand == "fit":
+            self.save_config_callback = None  # the run's keeper does it, later
+            keeper = RunKeeper(self.start.record, self._save_config)
+            kwargs["callbacks"] = [keeper, *(config.trainer.callbacks or [])]  # first, before an evaluation takes hours
+            if config.trainer.logger is True:
+                kwargs["logger"] = loggers(self.start.folder, self.start.behind)
+            summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
+            more: list[Any] = [CriticValues(), summary]
+            if config.trainer.max_time is not None:
+                more.append(at_the_end_of_an_iteration(config.trainer.max_time))
+                kwargs["max_time"] = None
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
+        with lightnings_refusals():
+            trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
+        end_always(trainer)
+        return trainer
+
+
+def run(args: ArgsType = None) -> PopoCLI:
+    """Runs one command; a user's mistake is one sentence and exit code 2."""
+    quieten()
+    claims = ExitStack()
+    try:
+        return PopoCLI(
+            PolicyModule,
+            RolloutDataModule,
+            args=args,
+            claims=claims,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            # A checkpoint's settings must not override the command line's.
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "popo"},
+        )
+    except (SettingError, ValueError) as error:
+        # jsonargparse wraps what the constructor of an optional class raises
+        cause = error if isinstance(error, SettingError) else error.__cause__
+        if not isinstance(cause, SettingError):
+            raise
+        refuse(str(cause))
+    except NotFiniteError as error:
+        print(f"popo: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        print(
+            "popo: this rank stops because another rank is gone, whose own output says why; the newest checkpoint is "
+            f"whole, and --run.resume true goes on from it ({reason(error)})",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except Stopped as stop:
+        if stop.speaks:
+            print(f"popo: {stopped_in_words(stop, sys.argv[1:] if args is None else args)}", file=sys.stderr)
+        # a rank that another one started ends well: that one gives the exit code, and would be killed for another's
+        sys.exit(0 if stop.launched else stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
+            sys.exit(128 + signal.SIGINT)
+        raise
+    finally:
+        claims.close()

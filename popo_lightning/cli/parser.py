@@ -1,0 +1,57 @@
+"""The parser of the command line: what a user got wrong is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from popo_lightning.cli.parser_sentences import Command, explained
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Refuses bad settings in one sentence. An abbreviation is a bad setting: it may come to mean another one."""
+
+    def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
+        self.given: list[str] = []  # the command line
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        """As usual; notes what it is given, for sentences about it."""
+        self.given = [str(arg) for arg in (sys.argv[1:] if args is None else args)]
+        return super().parse_args(args, *others, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
+
+        Raises:
+            argparse.ArgumentError: Of a parser made with `exit_on_error=False`.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.refuse(explained(message, command_of(self)))
+
+    def refuse(self, sentence: str) -> NoReturn:
+        """What happens to the user's mistake."""
+        refuse(sentence)
+
+
+def command_of(parser: Any) -> Command:
+    """What the user called, and what there is to call, for sentences about what is not."""
+    top = getattr(parser, "parent_parser", parser)
+    subcommands = getattr(top, "_subcommands_action", None)
+    parsers = dict(subcommands.choices) if subcommands else {}
+    parts = {f"{top.prog} {name}": part for name, part in parsers.items()} or {top.prog: top}
+    options = {
+        name: [option.lstrip("-") for action in part._actions for option in action.option_strings]
+        for name, part in parts.items()
+    }
+    called = getattr(parser, "subcommand", None) or next((arg for arg in top.given if arg in parsers), None)
+    return Command(f"{top.prog} {called}" if called else top.prog, options)
+
+
+def refuse(sentence: str) -> NoReturn:
+    """One sentence, exit code 2."""
+    print(f"popo: {sentence}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,269 @@
+"""What jsonargparse says of wrong settings, as one sentence with the nearest right one."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import walk_tb
+
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.nearest import arguments_of, did_you_mean, nearest, nearest_class, nearest_setting
+
+UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: (.*?) Given value type: .*?"
+    r" Given value: (.*)$"
+)
+KNOWN = re.compile(r"class_path '|dot import path|Option '|Multiple subclasses|No module named|has no attribute")
+DULL = ("Expected a <class", "Expected a typing", "Not a valid subclass", "Expected a path")
+OURS = ("popo_lightning", "lightning", "torch", "transformers")
+CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints"
+# Groups that are not switched off by null, and what switches them off.
+OFF = {
+    "checkpoint": "to write no checkpoints, set checkpoint.save_top_k to 0",
+    "evaluation": "to evaluate before and after training only, set evaluation.every_n_iterations to 0",
+    "samples": "to write no samples, set samples.every_n_iterations to 0",
+    "monitor": "leave it out",
+    "progress": "leave it out",
+    "trainer": "leave it out",
+    "model": "leave it out",
+    "data": "leave it out",
+    "run": "leave it out",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line that was misunderstood.
+
+    Args:
+        name: As the user called it, such as "popo fit".
+        options: By command, settings and options with neither dashes nor values.
+    """
+
+    name: str
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def explained(message: str, command: Command) -> str:
+    """One sentence that begins with the setting, and has the nearest right name where a name was wrong.
+
+    Args:
+        message: Of jsonargparse, over several lines.
+        command: What the user called.
+    """
+    text = one_line(message)
+    for rule in RULES:
+        found = rule(text, command)
+        if found is not None:
+            return found
+    nested = re.match(r"(?:[\w.]+: )+", text)
+    return text if nested is None else _about(text) + text[nested.end() :]
+
+
+@contextmanager
+def constructors_refusals() -> Iterator[None]:
+    """What jsonargparse says of a constructor that refuses its settings, and Lightning of its own, as one sentence."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except MisconfigurationException as error:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else "Lightning"
+        raise SettingError(f"{owner} refuses its settings: {reason(error)}") from error
+    except ValueError as error:
+        nested = str(error).startswith(("Does not validate", "Problem with given"))
+        if isinstance(error, SettingError) or isinstance(error.__cause__, SettingError) or not nested:
+            raise
+        raise SettingError(explained(str(error), Command("popo"))) from error
+
+
+def one_line(message: str) -> str:
+    """A nested explanation without what its nesting repeats."""
+    text = re.sub(r"\s+", " ", message.strip())
+    text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
+    text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
+    text = re.sub(r"Type typing\.Callable\[.*?\] expects a function or a callable class: ", "", text)
+    text = UNION.sub(_of_union, text)
+    text = re.sub(r"(Expected) an? (?:<class '([^']*)'>|typing\.)", r"\1 \2", text)
+    text = re.sub(r"(Got value: .*?)\. Got value: .*$", r"\1", text)
+    return re.sub(r":\s+(-\s+)+", ": ", text)
+
+
+def _of_union(found: re.Match[str]) -> str:
+    kinds, errors, value = found.groups()
+    dull = (*DULL, "Expected a dot import") if "torch.Tensor" in kinds else DULL  # a number, as far as users care
+    if kinds.startswith("dict[") and value.startswith("NestedArg"):
+        return "Expected a mapping, as '{NAME: {SETTING: VALUE}}', or a file's"
+    telling = [error for error in re.split(r"(?:^| )- ", errors) if error and not error.startswith(dull)]
+    if telling:
+        owner = re.search(r"class_path='[\w.]*?(\w+)'", value)
+        return telling[0] if owner is None or KNOWN.search(telling[0]) else f"{owner.group(1)} refuses {telling[0]}"
+    names = re.sub(r"<class '([^']*)'>", r"\1", kinds).replace("NoneType", "null").replace("typing.", "")
+    names = " or ".join(name for name in re.split(r", (?![^\[]*\])", names))
+    return f"Expected {names}. Got value: {value}"
+
+
+def _setting(text: str) -> str:
+    """The setting that a message is about, with those it is nested in, as "data.composer.buffer"."""
+    bare = re.sub(r"Problem with given class_path '[^']*': ", "", text)
+    found = re.match(r"(?:[\w.]+: )+", bare)
+    return ".".join(found.group().rstrip(": ").split(": ")) if found else ""
+
+
+def _about(text: str) -> str:
+    return f"{setting}: " if (setting := _setting(text)) else ""
+
+
+# -- rules: each gives a sentence, or None for a message that it knows nothing of ------------------------------------
+
+
+def _unknown_option(text: str, command: Command) -> str | None:
+    found = re.match(r"unrecognized arguments: (\S+)", text)
+    if found is None:
+        return None
+    given = found.group(1).partition("=")[0]
+    name = given.lstrip("-")
+    if not given.startswith("-"):
+        return f"'{given}' is no option of {command.name}; a setting is given as --name value"
+    elsewhere = [other for other, options in command.options.items() if name in options]
+    if elsewhere:
+        return f"{given} is an option of {' and '.join(elsewhere)}, not of {command.name}; leave it out"
+    return f"{given} is no option of {command.name}; {_instead(name, command, '--')}"
+
+
+def _unknown_key(text: str, command: Command) -> str | None:
+    found = re.search(r"does not accept option '([^']+)'", text)
+    if found is None:
+        return None
+    return f"{found.group(1)} is no setting of {command.name}; {_instead(found.group(1), command, '')}"
+
+
+def _instead(name: str, command: Command, dashes: str) -> str:
+    near = nearest_setting(name, command.options.get(command.name, ()))
+    return f"did you mean {dashes}{near}?" if near else f"{command.name} --help lists them all"
+
+
+def _group(text: str, command: Command) -> str | None:
+    found = re.match(r"(\w+): Unable to load config '([^']*)'", text)
+    if found is None:
+        return None
+    name, value = found.groups()
+    if value in ("null", "None", "~"):
+        return no_group(name)
+    return f"{name} is '{value}', but it is a group of settings; give them one by one, as --{name}.NAME VALUE"
+
+
+def no_group(name: str) -> str:
+    """That null does not switch a group of settings off."""
+    return f"{name} is null, but it is a group of settings; {OFF.get(name, 'leave it out')}"
+
+
+def _missing_package(text: str, command: Command) -> str | None:
+    found = re.search(r"class_path '([^']+)': Requirement '([\w.-]+)([^']*)' not met", text)
+    if found is not None:
+        return f"{_about(text)}{found.group(1).rpartition('.')[2]} {_needs(found.group(2), found.group(3))}"
+    found = re.search(r"No module named '(\w+)(?:\.[\w.]+)?'", text)
+    if found is None or importlib.util.find_spec(found.group(1)) is not None:
+        return None
+    package = found.group(1)
+    near = nearest(package, OURS)
+    if near is not None and abs(len(near) - len(package)) < 2:  # a name misspelt
+        return None
+    wanted = re.search(rf"({package}\.[\w.]+)", text)
+    return f"{_about(text)}{wanted.group(1) if wanted else package} {_needs(package, '')}"
+
+
+def _needs(package: str, versions: str) -> str:
+    """That a package is missing, with a command for those that are known: a name misspelt may be a stranger's."""
+    known = [file.name for file in sorted(CONSTRAINTS.glob("*.txt")) if f"\n{package.lower()}==" in file.read_text()]
+    if not versions and not known:
+        return (
+            f"is in no module that is here; install the package that has {package}, or name the folder of {package}.py "
+            "in PYTHONPATH"
+        )
+    where = f" -c constraints/{known[0]}" if known else ""
+    return f"needs the package {package}, which is not installed: pip install{where} " + (
+        f"'{package}{versions}'" if versions else package
+    )
+
+
+def _required_setting(text: str, command: Command) -> str | None:
+    found = re.match(r"the following arguments are required: ([\w., ]+)$", text)
+    if found is None:
+        return None
+    prefix = f"{command.name.rpartition(' ')[2]}."
+    names = ", ".join(name.removeprefix(prefix) for name in found.group(1).split(", "))
+    return f"{command.name} needs {names}; name a file that has it by --config, such as one of configs/"
+
+
+def _unknown_class(text: str, command: Command) -> str | None:
+    for pattern in (
+        r"class_path '([^']+)': (?:module '[^']+' has no attribute|No module named)",
+        r"module '([^']+)' has no attribute '(\w+)'",
+        r"Expected a dot import path string:\s*(.*?)(?:\. Got value.*)?$",
+    ):
+        found = re.search(pattern, text)
+        if found is not None:
+            given = ".".join(found.groups()).strip()
+            break
+    else:
+        return None
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", given):
+        return f"{_setting(text)} is '{given}', but a class belongs there: class_path and init_args, or its import path"
+    near = nearest_class(given)
+    end = f"did you mean {near}?" if near else "give its import path, as package.module.Class"
+    return f"{_about(text)}there is no class '{given}'; {end}"
+
+
+def _unknown_argument(text: str, command: Command) -> str | None:
+    found = re.search(r"Option '([^']+)' is not accepted", text)
+    if found is None:
+        return None
+    given = found.group(1)
+    owner = re.findall(r"class_path[=' ]+([\w.]+)'", text)
+    name = owner[-1].rpartition(".")[2] if owner else "its class"
+    known = arguments_of(owner[-1]) if owner else []
+    first = given.partition(".")[0]
+    written = nearest(first, ("class_path", "init_args", "dict_kwargs"))
+    if first not in known and written is not None:
+        return f"{_about(text)}a class is given by class_path and init_args, not {first}; did you mean {written}?"
+    return f"{_about(text)}{name} has no setting '{given}'; " + did_you_mean(
+        given, known, f"it has {', '.join(known) or 'none'}"
+    )
+
+
+def _no_class(text: str, command: Command) -> str | None:
+    found = re.search(r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types", text)
+    if found is None:
+        return None
+    kind, value = found.groups()
+    value = "null" if value == "None" else f"'{value}'"
+    return (
+        f"{_setting(text)} is {value}, but a {kind} belongs there: give its class_path and init_args, or leave it out"
+    )
+
+
+def _required_argument(text: str, command: Command) -> str | None:
+    found = re.search(r"class_path '([^']+)': the following arguments are required: ([\w, ]+)", text)
+    if found is None:
+        return None
+    owner, names = found.group(1).rpartition(".")[2], found.group(2).strip()
+    return f"{_about(text)}{owner} needs {names}; set {_setting(text)}.{names.partition(',')[0]}"
+
+
+RULES: tuple[Callable[[str, Command], str | None], ...] = (
+    _unknown_option,
+    _unknown_key,
+    _group,
+    _missing_package,
+    _unknown_argument,
+    _required_argument,
+    _required_setting,
+    _no_class,
+    _unknown_class,
+)

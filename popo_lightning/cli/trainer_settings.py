@@ -1,0 +1,247 @@
+"""Settings of Lightning's trainer, refused in one sentence before a trainer is made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.plugins import AsyncCheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import StrategyRegistry
+
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.plan.run_settings import check_precision, count_devices
+
+INSTEAD = "evaluation.every_n_iterations and evaluation.limit"
+# Settings that an iteration could not obey, or would obey by half: what they may be, and what a user may want instead.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_steps": ((-1,), "would end the run inside an iteration; set trainer.max_epochs, which counts iterations"),
+    "min_steps": ((None,), "counts optimizer steps; set trainer.min_epochs, which counts iterations"),
+    "limit_train_batches": (
+        (None, 1.0),
+        "would leave out minibatches of every iteration; set data.minibatches or data.problems_per_iteration",
+    ),
+    "overfit_batches": ((0.0, 0), "would leave out minibatches of every iteration; give data.task fewer problems"),
+    "fast_dev_run": (
+        (False, 0),
+        "would train on a part of an iteration; for a short trial set trainer.max_epochs to 1 and evaluation.limit",
+    ),
+    "limit_val_batches": ((None, 1.0), f"would do nothing or leave out benchmarks; set {INSTEAD}"),
+    "limit_test_batches": ((None, 1.0), "would leave out benchmarks; set evaluation.limit"),
+    "limit_predict_batches": ((None, 1.0), "would leave out benchmarks; set evaluation.limit"),
+    "val_check_interval": ((None, 1.0), f"would do nothing; set {INSTEAD}"),
+    "check_val_every_n_epoch": ((1,), f"would do nothing; set {INSTEAD}"),
+    "num_sanity_val_steps": ((None, 0), "would do nothing; evaluation.at_start evaluates before training"),
+    "reload_dataloaders_every_n_epochs": ((0,), "would do nothing: every iteration samples; leave it out"),
+    "use_distributed_sampler": ((False,), "would give ranks different benchmarks to wait in; leave it out"),
+    "sync_batchnorm": ((False,), "would do nothing: no policy here has batch norms; leave it out"),
+    "gradient_clip_val": ((None,), "would do nothing, since optimization is manual; set model.max_grad_norm"),
+    "gradient_clip_algorithm": ((None,), "would do nothing, since optimization is manual; set model.max_grad_norm"),
+    "accumulate_grad_batches": (
+        (1,),
+        "would do nothing: a minibatch is one optimizer step already; set data.minibatches, and "
+        "model.micro_batch_tokens for memory",
+    ),
+    "enable_checkpointing": ((None, True), "is not how a run goes without; set checkpoint.save_top_k to 0"),
+    "barebones": ((False,), "leaves out loggers, callbacks and checkpoints, which a run is made of; leave it out"),
+}
+# Callbacks that a run cannot be right with, by class name, and why.
+REFUSED = {
+    "GradientAccumulationScheduler": "a minibatch is one optimizer step; set data.minibatches",
+    "StochasticWeightAveraging": "its last epoch trains nothing and would be an iteration; set parameter_hook instead",
+    "BatchSizeFinder": "there is no batch size to find; set model.micro_batch_tokens",
+    "LearningRateFinder": "its trial steps would be iterations; set model.optimizer's lr",
+}
+
+SEEDS = 2**32  # numpy takes those below
+
+
+def check_seed(seed: Any) -> None:
+    """Raises SettingError for a seed that draws nothing, or another one each time.
+
+    Args:
+        seed: seed_everything.
+    """
+    if isinstance(seed, bool) or not 0 <= seed < SEEDS:
+        raise SettingError(f"seed_everything is {seed}; use a whole number from 0 to {SEEDS - 1}")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Raises SettingError for settings that Lightning would refuse later, or obey in part.
+
+    Args:
+        trainer: Settings as they were parsed.
+    """
+    for name, (fine, consequence) in FIXED.items():
+        value = getattr(trainer, name, fine[0])
+        if not any(value == one and type(value) is type(one) for one in fine):
+            raise SettingError(f"trainer.{name} is {value}, which {consequence}")
+    _check_iterations(trainer)
+    check_precision(trainer.precision)
+    _check_strategy(trainer.strategy)
+    _check_devices(trainer)
+    if trainer.num_nodes < 1:
+        raise SettingError(f"trainer.num_nodes is {trainer.num_nodes}; use at least 1")
+
+
+def _check_iterations(trainer: Any) -> None:
+    most, least = trainer.max_epochs, getattr(trainer, "min_epochs", None)
+    if most is None or (most < 1 and most != -1):
+        raise SettingError(f"trainer.max_epochs is {most}; it counts iterations: use at least 1, or -1 for no end")
+    if least is not None and most != -1 and least > most:
+        raise SettingError(f"trainer.min_epochs is {least}, more than trainer.max_epochs, {most}; lower the first")
+
+
+def check_root(root: str | None, folder: str | None) -> None:
+    """Raises SettingError for a folder that a run would not write into.
+
+    Args:
+        root: trainer.default_root_dir.
+        folder: run.folder, which a config.yaml of an earlier version repeats there.
+    """
+    if root is not None and root != folder:
+        raise SettingError(
+            f"trainer.default_root_dir is '{root}', which would do nothing; set run.folder, or run.root for the folder "
+            "of all runs"
+        )
+
+
+def at_the_end_of_an_iteration(limit: Any) -> Timer:
+    """trainer.max_time as a callback: Lightning's own would end a run in the middle of an iteration.
+
+    Args:
+        limit: trainer.max_time.
+
+    Raises:
+        SettingError: No time.
+    """
+    try:
+        return Timer(limit, interval="epoch")
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise SettingError(
+            f"trainer.max_time is {limit}, which is no time ({reason(error)}); write DD:HH:MM:SS, such as 00:12:00:00"
+        ) from error
+
+
+def check_callbacks(callbacks: Iterable[Any], checkpoint_io: Any) -> None:
+    """Raises SettingError for callbacks and plugins that put a run out of step.
+
+    Args:
+        callbacks: The trainer's.
+        checkpoint_io: What its strategy writes checkpoints by.
+    """
+    for callback in callbacks:
+        for kind in type(callback).__mro__:
+            if kind.__name__ in REFUSED and kind.__module__.startswith("lightning."):
+                raise SettingError(f"trainer.callbacks has {kind.__name__}, but {REFUSED[kind.__name__]}")
+        if isinstance(callback, Timer) and callback._interval != "epoch":
+            raise SettingError(
+                "trainer.callbacks has a Timer with interval step, which would end the run in the middle of an "
+                "iteration; set its interval to epoch"
+            )
+    if isinstance(checkpoint_io, AsyncCheckpointIO):
+        raise SettingError(
+            "trainer.plugins has AsyncCheckpointIO, which would write a checkpoint while the run changes what belongs "
+            "in it; leave it out"
+        )
+
+
+def _check_strategy(strategy: Any) -> None:
+    if not isinstance(strategy, str) or strategy == "auto" or strategy.lower() in StrategyRegistry:
+        return
+    if strategy.isidentifier() and not strategy.endswith("Strategy"):
+        raise SettingError(
+            f"trainer.strategy is '{strategy}', which Lightning has none of; use auto, ddp, or a class by "
+            "trainer.strategy.class_path, as configs/scale does"
+        )
+    if all(part.isidentifier() for part in strategy.split(".")):
+        raise SettingError(
+            f"trainer.strategy is '{strategy}', but a class is named by its class_path: --trainer.strategy.class_path "
+            f"{strategy}, or the same in a file"
+        )
+    raise SettingError(
+        f"trainer.strategy is '{strategy}', neither a name such as ddp nor a strategy's class with settings that it "
+        "has; configs/scale has examples"
+    )
+
+
+def _check_devices(trainer: Any) -> None:
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    devices = count_devices(trainer.devices, on_gpu, [])
+    alone = trainer.strategy == "single_device" and devices * trainer.num_nodes > 1
+    if alone:
+        raise SettingError(
+            f"trainer.strategy is single_device, which leaves all but one of {devices * trainer.num_nodes} devices "
+            "alone; set trainer.devices and trainer.num_nodes to 1, or trainer.strategy to ddp"
+        )
+
+
+def check_cpu_devices(devices: Any) -> None:
+    """Raises SettingError for what asks for GPUs.
+
+    Args:
+        devices: trainer.devices of a run on CPUs.
+    """
+    if devices != "auto" and not str(devices).strip().isdecimal():
+        raise SettingError(
+            f"trainer.devices is {devices}, but this run is on a CPU, where it is the number of processes; set it to 1"
+        )
+
+
+def chosen_accelerator(setting: Any) -> Any:
+    """The device of trainer and engine: auto is CUDA where torch sees a GPU, and else the CPU.
+
+    Lightning's own auto would be MPS on a Mac, which lacks the float64 that numbers over ranks are summed in.
+
+    Args:
+        setting: trainer.accelerator.
+
+    Raises:
+        SettingError: A device that is not here, or that nothing here is made for.
+    """
+    found = torch.cuda.is_available()
+    if setting == "auto":
+        return "cuda" if found else "cpu"
+    if setting in ("gpu", "cuda"):
+        if not found:
+            raise SettingError(
+                f"trainer.accelerator is {setting}, but torch {torch.__version__} sees no CUDA device here; set it to "
+                "auto or cpu, or install torch's CUDA build and NVIDIA's driver"
+            )
+        return "cuda"
+    if setting == "mps":
+        raise SettingError("trainer.accelerator is mps, which has no float64 to sum in; set it to cpu")
+    if isinstance(setting, str) and setting != "cpu":
+        raise SettingError(f"trainer.accelerator is '{setting}'; use auto, gpu or cpu")
+    return setting
+
+
+def check_nodes(trainer: L.Trainer) -> None:
+    """Raises SettingError where other nodes are waited for that nobody has told of this one.
+
+    Args:
+        trainer: As it is made, before its processes are joined.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise SettingError(
+            f"trainer.num_nodes is {trainer.num_nodes}, but neither torchrun nor SLURM has started this process, which "
+            "would wait for the other nodes in vain; start it as docs/multi_node.md says, or set trainer.num_nodes to 1"
+        )
+
+
+@contextmanager
+def lightnings_refusals() -> Iterator[None]:
+    """What Lightning's trainer refuses, as one sentence."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+        raise SettingError(f"trainer's settings do not go together: {reason(error)}") from error

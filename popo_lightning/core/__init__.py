@@ -1,0 +1,1 @@
+"""What every other room speaks of: problems, groups, minibatches, ranks, errors, clocks."""

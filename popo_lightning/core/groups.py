@@ -1,0 +1,141 @@
+"""Responses and groups: what the engine returns, the verifier grades, the buffer keeps and the policy trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.problems import Problem
+
+# Rewards closer than this count as equal. A test by std > 0 fails: several equal 0.1's have a std of 1e-17.
+REWARD_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled completion.
+
+    Args:
+        token_ids: (T,) int64, the end-of-sequence token included where the policy sampled it.
+        behave_logp: (T,) float32 log-probabilities under the policy that sampled, as the engine recorded them.
+        finish_reason: "stop" (the policy ended it) or "length" (cut at the token limit).
+        text: Decoded without special tokens; what the verifier reads.
+        parts: Reward parts by name, "score" and "acc" always among them once graded.
+        failure: Why grading failed, or None.
+        version: Policy version that sampled it, where a rule has put it into a group of another version; else None.
+    """
+
+    token_ids: Tensor
+    behave_logp: Tensor
+    finish_reason: str
+    text: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+    version: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.token_ids.shape != self.behave_logp.shape or self.token_ids.dim() != 1:
+            raise ValueError(
+                f"a response needs one behaviour log-prob per token, got shapes {tuple(self.token_ids.shape)} "
+                f"and {tuple(self.behave_logp.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The K responses of one prompt, sampled by one policy version.
+
+    Args:
+        id: Unique in the run.
+        problem: What was asked.
+        prompt_ids: (P,) int64, exactly the tokens the engine was given.
+        responses: K graded responses.
+        version: Policy version that sampled all of them.
+        images: What the vision tower reads of the prompt's images; empty for text. Kept, so that a replayed group
+            needs neither its files nor a processor.
+        prefix_tokens: Last tokens of the prompt that are the beginning of an earlier response, from which these
+            responses restart.
+        advantages: (K,) fixed by a composer; None leaves them to the advantage slot.
+        loss_weight: Multiplies the loss of the group's responses.
+        subtree_rewards: (N,) rewards of other responses that restart inside this group's, for tree baselines.
+    """
+
+    id: int
+    problem: Problem
+    prompt_ids: Tensor
+    responses: list[Response]
+    version: int
+    images: dict[str, Tensor] = field(default_factory=dict)
+    prefix_tokens: int = 0
+    advantages: Tensor | None = None
+    loss_weight: float = 1.0
+    subtree_rewards: Tensor | None = None
+
+    def version_of(self, response: Response) -> int:
+        """Policy version that sampled one of the responses."""
+        return self.version if response.version is None else response.version
+
+    def rewards(self, part: str = "score") -> Tensor:
+        """(K,) float32 rewards of one part; 0 for a response whose grading failed."""
+        return torch.tensor([response.parts.get(part, 0.0) for response in self.responses], dtype=torch.float32)
+
+    def is_effective(self, part: str = "score") -> bool:
+        """Whether the rewards differ at all, so that the group carries a gradient (2606.01281, section 1)."""
+        rewards = self.rewards(part)
+        return bool(rewards.max() - rewards.min() > REWARD_TOLERANCE)
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens of the group."""
+        return sum(len(response.token_ids) for response in self.responses)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain containers and tensors only: what a checkpoint read with ``weights_only=True`` accepts."""
+        return {
+            "id": self.id,
+            "version": self.version,
+            "prompt_ids": self.prompt_ids,
+            "images": self.images,
+            "prefix_tokens": self.prefix_tokens,
+            "advantages": self.advantages,
+            "loss_weight": self.loss_weight,
+            "subtree_rewards": self.subtree_rewards,
+            "problem": {
+                "id": self.problem.id,
+                "prompt": self.problem.prompt,
+                "answer": self.problem.answer,
+                "info": self.problem.info,
+                "images": list(self.problem.images),
+            },
+            "responses": [
+                {
+                    "token_ids": response.token_ids,
+                    "behave_logp": response.behave_logp,
+                    "finish_reason": response.finish_reason,
+                    "text": response.text,
+                    "parts": dict(response.parts),
+                    "failure": response.failure,
+                    "version": response.version,
+                }
+                for response in self.responses
+            ],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Group:
+        """Inverse of :meth:`to_plain`."""
+        return cls(
+            id=plain["id"],
+            problem=Problem(**plain["problem"] | {"images": tuple(plain["problem"].get("images", ()))}),
+            prompt_ids=plain["prompt_ids"],
+            responses=[Response(**response) for response in plain["responses"]],
+            version=plain["version"],
+            images=plain.get("images", {}),
+            prefix_tokens=plain.get("prefix_tokens", 0),
+            advantages=plain.get("advantages"),
+            loss_weight=plain.get("loss_weight", 1.0),
+            subtree_rewards=plain.get("subtree_rewards"),
+        )

@@ -1,0 +1,110 @@
+"""Did you mean: the known name that a misspelt one is nearest to."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+ALIKE = 0.65  # of difflib's ratio: names below are other names
+SHORTEST, BEGUN = 3, 0.9  # an abbreviation of so many letters is as good as so alike
+# What people look for under another name.
+HABITS = {"model.learning_rate": "model.optimizer.init_args.lr", "model.lr": "model.optimizer.init_args.lr"}
+PACKAGE = Path(__file__).parent.parent
+SLOTS = (
+    *("callbacks", "engines", "evaluation", "grading", "methods", "model", "objectives", "proximal", "replay", "tasks"),
+    *("toys", "verifiers"),
+)
+OTHERS = (
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+)
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a given one, or None where none is.
+
+    Names have parts between dots or slashes. The last part decides; a forgotten or misspelt beginning is found too.
+    """
+    found = max(known, key=lambda name: _likeness(given, name), default=None)
+    return found if found is not None and _likeness(given, found) > 0 else None
+
+
+def _likeness(given: str, name: str) -> float:
+    (stem, leaf), (known_stem, known_leaf) = _parts(given), _parts(name)
+    by_leaf, by_stem = _ratio(leaf, known_leaf), _ratio(stem, known_stem)
+    if len(leaf) >= SHORTEST and known_leaf.startswith(leaf):
+        by_leaf = max(by_leaf, BEGUN)
+    if by_leaf < ALIKE or (by_stem < ALIKE and stem and by_leaf < 1):
+        return 0.0
+    return by_leaf + by_stem
+
+
+def _parts(name: str) -> tuple[str, str]:
+    stem, _, leaf = name.replace("/", ".").rpartition(".")
+    return stem, leaf
+
+
+def _ratio(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio()
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of a sentence about an unknown name.
+
+    Args:
+        given: The name.
+        known: Those there are.
+        otherwise: What to say where none is near.
+    """
+    found = nearest(given, known)
+    return f"did you mean {found}?" if found is not None else otherwise
+
+
+def nearest_setting(given: str, settings: Iterable[str]) -> str | None:
+    """As :func:`nearest`, for settings of the command line, by their habitual names too."""
+    found = nearest(given, [*settings, *HABITS])
+    return HABITS.get(found, found) if found is not None else None
+
+
+def nearest_class(path: str) -> str | None:
+    """The import path of the class that a class_path most likely means, or None."""
+    name = path.rpartition(".")[2]
+    found = nearest(name, class_paths())
+    return class_paths()[found] if found is not None else None
+
+
+def arguments_of(path: str) -> list[str]:
+    """Names of the settings of a class or function, none where it cannot be imported."""
+    module, _, name = path.rpartition(".")
+    try:
+        return [p for p in inspect.signature(getattr(import_module(module), name)).parameters if p != "self"]
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return []
+
+
+@cache
+def class_paths() -> dict[str, str]:
+    """Import paths of the classes that settings may name: this package's, Lightning's and torch's, by class name."""
+    found: dict[str, str] = {}
+    for module in OTHERS:
+        here = import_module(module)
+        found |= {name: f"{module}.{name}" for name in vars(here) if inspect.isclass(getattr(here, name))}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in SLOTS:
+            continue
+        module = ".".join(("popo_lightning", *parts))
+        for name in re.findall(r"^class ([A-Z]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            parent = module.rpartition(".")[0]
+            short = parent != "popo_lightning" and hasattr(sys.modules.get(parent), name)
+            found[name] = f"{parent if short else module}.{name}"
+    return found

@@ -1,0 +1,55 @@
+"""The slot a task fills."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from popo_lightning.core.problems import Problem
+
+Verify = Callable[[Any, str], dict[str, float]]
+"""(gold answer, response text) -> reward parts: "score" trains, "acc" evaluates, "format" and others are logged.
+
+A bare number is the score."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a data file that gives no problem.
+
+    Args:
+        source: File or hub data set.
+        row: Its number there, from 1.
+        reason: What is wrong with it and what to do, to be read after "row 7 of FILE".
+    """
+
+    source: str
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row} of {self.source} {self.reason}"
+
+
+class Task(ABC):
+    """Problems to train on, problems to evaluate on, and the function that grades a response."""
+
+    verify: Verify
+    """A top-level function or picklable object, importable without torch: it runs in the grading processes."""
+
+    stop: Sequence[str] = ()
+    """Strings that end a response, where data.stop is null: what would begin the next question of a plain prompt."""
+
+    @abstractmethod
+    def train_problems(self) -> Sequence[Problem]:
+        """Problems to sample from, in a fixed order."""
+
+    @abstractmethod
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """Held-out problems by benchmark name."""
+
+    def bad_rows(self) -> Sequence[BadRow]:
+        """Rows of the data read so far that were left out."""
+        return ()

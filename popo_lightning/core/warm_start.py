@@ -1,0 +1,69 @@
+"""The slot of a policy that is built on first use and found again by its recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from popo_lightning.core.cache import cache_folder
+from popo_lightning.core.errors import SettingError, reason
+
+
+class WarmStart(ABC):
+    """Builds a policy's model folder once and finds it again by the content of its recipe."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Readable part of the folder's name."""
+
+    @abstractmethod
+    def recipe(self) -> dict[str, object]:
+        """Everything that decides the weights, in plain JSON types."""
+
+    @abstractmethod
+    def build(self, folder: Path) -> None:
+        """Writes model and tokenizer into an empty folder."""
+
+    def config(self) -> Any:
+        """The model's configuration, as transformers has it; a recipe that knows it without building says so."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder())
+
+    def folder(self) -> Path:
+        """The built folder, after building it if need be.
+
+        An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
+        processes may ask at once; one builds. It is built on the CPU, whatever device context is around.
+        """
+        digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
+        target = cache_folder() / f"{self.name}-{digest}"
+        if not target.exists():
+            try:
+                self._build_at(target)
+            except (OSError, SafetensorError) as error:
+                raise SettingError(
+                    f"model.warm_start cannot write the policy that it builds to '{target.parent}' ({reason(error)}); "
+                    "name a folder with room that can be written to in the environment variable POPO_CACHE"
+                ) from error
+        return target
+
+    def _build_at(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                draft = target.with_name(f"{target.name}.draft")
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir()
+                with torch.device("cpu"):
+                    self.build(draft)
+                draft.rename(target)

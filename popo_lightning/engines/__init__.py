@@ -1,0 +1,1 @@
+"""Who samples responses: vLLM in the process, vLLM servers, or plain transformers."""

@@ -1,0 +1,211 @@
+"""The slot a rollout engine fills."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.engines.stop_strings import StopStrings
+from popo_lightning.model.prompts import Prompt
+
+NamedTensors = Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens.
+
+    Training always samples from the policy's own distribution at some temperature (top_p 1, top_k off): only then
+    are the recorded log-probs those of the distribution really sampled from. Evaluation may cut the tail.
+
+    Args:
+        max_new_tokens: Response limit in tokens, the end token and what a prompt has begun included.
+        temperature: 0 is greedy.
+        top_p: Nucleus mass kept.
+        top_k: Number of tokens kept; 0 keeps all.
+        stop: Strings that end a response, see :class:`StopStrings`.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine is told when it starts, once the strategy has set up the process group.
+
+    Args:
+        folder: Model folder or hub id, the same that the policy was loaded from.
+        device: Device of this rank.
+        dtype: Type that the policy multiplies matrices in; synced weights come in it.
+        rank: Global rank; each rank has an engine of its own.
+        world_size: Number of ranks.
+        max_tokens: Longest prompt plus response.
+        forbidden_token_ids: Never sampled, because the policy could not take them back (image tokens).
+        image_pixels: Least and most pixels of an image, as the prompts were made with; None keeps the processor's own.
+        images_per_prompt: Most images a prompt has.
+        local_rank: Rank among those of this machine.
+        as_saved: Gives the policy's weights the names and shapes of the checkpoint that it was loaded from, for engines
+            that load it by other code than transformers'.
+    """
+
+    folder: str | Path
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    world_size: int
+    max_tokens: int
+    forbidden_token_ids: Sequence[int] = ()
+    image_pixels: tuple[int, int] | None = None
+    images_per_prompt: int = 0
+    local_rank: int = 0
+    as_saved: Callable[[NamedTensors], NamedTensors] = iter
+
+
+class RolloutEngine(ABC):
+    """Samples responses with the weights it was last given.
+
+    Attributes:
+        version: Policy version of those weights; -1 before the first update.
+        holds_weights: Whether it still has them; a deep sleep may have dropped them.
+        generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works: it needs
+            memory, cores and weights of its own, and must leave the process's random state alone all the time.
+        checked: Whether its log-probs are compared with the trainer's before a run trains.
+        loads_model: Whether it can sample with the model's own weights before it is given any.
+    """
+
+    version: int = -1
+    holds_weights: bool = True
+    generates_while_training: bool = False
+    checked: bool = True
+    loads_model: bool = True
+
+    def check(self, device: torch.device) -> None:  # noqa: B027  # most engines compute wherever the trainer does
+        """Called before any model loads; raises SettingError where the engine cannot sample beside such a trainer.
+
+        Args:
+            device: The trainer's.
+        """
+
+    @abstractmethod
+    def start(self, context: EngineContext) -> None:
+        """Loads the model. Called once per process, after distributed set-up, before anything else."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """Samples n responses for each prompt.
+
+        Args:
+            prompts: What is asked, with its images.
+            n: Responses per prompt.
+            sampling: How to draw tokens.
+            seed: Decides every draw of this call; the process's own random state is left as it was.
+
+        Returns:
+            For each prompt in order, n responses with token ids (end token included, or those that complete a stop
+            string, and nothing after it) and the log-probs of the distribution sampled from, temperature applied.
+        """
+
+    def stream(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        """As :meth:`generate`, bit by bit, for what can be done with responses while others are still sampled.
+
+        Yields:
+            Now and then, what has become ready, maybe nothing: place of a prompt and its n responses. Once all of it
+            is taken, every prompt has come once, in any order.
+        """
+        yield list(enumerate(self.generate(prompts, n, sampling, seed)))
+
+    @abstractmethod
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
+
+    def forget_prompts(self) -> None:  # noqa: B027
+        """Drops whatever it keeps of prompts, so that what is sampled next does not depend on what was before."""
+
+    def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
+        """Frees what generation needs while the trainer works."""
+
+    def wake(self) -> None:  # noqa: B027
+        """Undoes :meth:`sleep` as far as weights need it, which may be updated next."""
+
+    def stop(self) -> None:  # noqa: B027
+        """Frees the model for good."""
+
+
+def prompt_seeds(seed: int, count: int) -> list[int]:
+    """A seed below 2^62 for each of a call's prompts: what a prompt draws does not depend on what is asked beside it.
+
+    Args:
+        seed: Of the call.
+        count: Prompts.
+    """
+    return [random.Random(f"{seed}/{place}").getrandbits(62) for place in range(count)]
+
+
+def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
+    """Tokens that end a response: those of the model's generation config, and the tokenizer's end token.
+
+    Without a generation config they are those of the model's configuration, as transformers and vLLM have it. The two
+    may name different tokens; vLLM always ends at the tokenizer's, so every engine does.
+
+    Args:
+        folder: Model folder or hub id.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        SettingError: The generation config names an end that is no token.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:
+        ends = AutoConfig.from_pretrained(folder).get_text_config().eos_token_id
+    named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if wrong := [end for end in named if not isinstance(end, int) or end < 0]:
+        raise SettingError(
+            f"model.path is '{folder}', whose eos_token_id has {wrong[0]!r}, which is no token; write the tokens that "
+            "end a response there"
+        )
+    own = tokenizer.eos_token_id
+    return sorted({*named, *([] if own is None else [own])})
+
+
+def responses_of(
+    tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]], stop: Sequence[str] = ()
+) -> list[Response]:
+    """Responses from (token ids, their log-probs, finish reason), which end with the first stop string, if any.
+
+    Their text is without special tokens, without an end token that the tokenizer takes for an ordinary one, and without
+    the stop string.
+    """
+    strings = StopStrings(tokenizer, stop)
+    spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
+    texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
+    return [
+        _response(ids, logp, reason, text, strings.cut(ids))
+        for (ids, logp, reason), text in zip(sampled, texts, strict=True)
+    ]
+
+
+def _response(
+    ids: Sequence[int], logp: Sequence[float], reason: str, text: str, cut: tuple[int, str] | None
+) -> Response:
+    if cut is not None:
+        kept, text = cut
+        ids, logp, reason = ids[:kept], logp[:kept], "stop"
+    return Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)

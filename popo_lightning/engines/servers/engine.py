@@ -1,0 +1,294 @@
+"""vLLM servers apart from the trainer, over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Response
+from popo_lightning.core.ranks import from_all
+from popo_lightning.engines.base import (
+    EngineContext,
+    NamedTensors,
+    RolloutEngine,
+    Sampling,
+    end_token_ids,
+    prompt_seeds,
+    responses_of,
+)
+from popo_lightning.engines.servers.answers import Asked, Sampled, sampled
+from popo_lightning.engines.servers.checks import call, check, check_version, described
+from popo_lightning.engines.servers.client import Server, ServerFailedError
+from popo_lightning.engines.servers.pool import ServerPool
+from popo_lightning.engines.servers.weight_files import write_weights
+from popo_lightning.engines.stop_strings import StopStrings
+from popo_lightning.model.prompts import Prompt
+
+LOADING = "loading"  # a server's version while its weights are half the old ones
+RESET_TRIES = 60
+LEAST_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # of a request's longest wait, unless it is set
+
+log = logging.getLogger(__name__)
+
+
+class ServerEngine(RolloutEngine):
+    """Samples with vLLM servers that run by themselves, and go on when the trainer stops.
+
+    Token ids go in and come out (/inference/v1/generate), with the version of the weights for every token.
+    scripts/serve.sh starts a server with all that is needed. All ranks share the servers; rank 0 sends the weights,
+    while the others take part in gathering them.
+
+    Weights go through a folder. Of the backends of vLLM 0.32's weight transfer none works on a CPU (measured: ipc ends
+    in "Torch not compiled with CUDA enabled", and takes the server with it; nccl sends over CUDA streams), so weights
+    are saved as safetensors and read by a method of the worker that also renews packed copies of tied heads. The
+    version is vLLM's own, /update_weight_version: a response is taken only if every token of it carries the last one
+    sent, so a server that has restarted, or got weights from another run, trains nothing.
+
+    Seeds are per prompt, so a call draws the same whichever server takes it; log-probs may differ in their last bits
+    with what else is computed beside it.
+
+    Args:
+        urls: Addresses of the servers, such as http://127.0.0.1:8000. Their development endpoints ask for no password.
+        weights_folder: Through which weights go: one that trainer and servers both see. null takes a temporary one, for
+            servers on this machine.
+        requests_per_server: Prompts that one server has before it at a time.
+        attempts: Times a request may fail on servers that are well.
+        start_seconds: Longest wait for servers that are still starting.
+        request_seconds: Longest wait for the responses to one prompt. null is 600 s, and 1 s more for every 1,000
+            tokens that a server may have before it: response limit x responses x requests_per_server.
+        sync_seconds: Longest wait for a server to read the weights.
+    """
+
+    generates_while_training = True
+    loads_model = False  # whatever a server has may be another run's
+
+    def __init__(
+        self,
+        urls: list[str],
+        weights_folder: str | None = None,
+        requests_per_server: int = 64,
+        attempts: int = 3,
+        start_seconds: float = 180.0,
+        request_seconds: float | None = None,
+        sync_seconds: float = 600.0,
+    ) -> None:
+        counts = {"requests_per_server": requests_per_server, "attempts": attempts}
+        waits = {"start_seconds": start_seconds, "sync_seconds": sync_seconds}
+        waits |= {} if request_seconds is None else {"request_seconds": request_seconds}
+        for name, value in (counts | waits).items():
+            if value < (1 if name in counts else 0.1):
+                raise SettingError(f"data.engine.{name} is {value}; use at least 1")
+        if not urls or len(set(urls)) != len(urls):
+            raise SettingError(f"data.engine.urls is {urls}; name at least one server, and each once")
+        self.pool = ServerPool([_server(url) for url in urls], requests_per_server, attempts)
+        elsewhere = [server.url for server in self.pool.servers if not server.is_here]
+        if elsewhere and weights_folder is None:
+            raise SettingError(
+                f"data.engine.weights_folder is null, but {elsewhere[0]} of data.engine.urls may be another machine; "
+                "give a folder that trainer and servers both see"
+            )
+        self.weights_folder = weights_folder
+        self.start_seconds = start_seconds
+        self.request_seconds = request_seconds
+        self.sync_seconds = sync_seconds
+        self._label: str | None = None
+        self._syncs = 0
+
+    # -- start and stop ----------------------------------------------------------------------------------------
+
+    def start(self, context: EngineContext) -> None:
+        """Waits for the servers and checks how they sample."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        if context.images_per_prompt:
+            raise SettingError(
+                "data.engine is ServerEngine, which sends no images, but data.task has some; use "
+                "popo_lightning.engines.vllm.engine.VLLMEngine"
+            )
+        self._context = context
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
+        self._vocabulary = int(AutoConfig.from_pretrained(context.folder).get_text_config().vocab_size)
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
+        self._run = from_all(uuid.uuid4().hex[:12])[0]
+        if context.rank == 0:
+            self._warn_of_open_servers()
+            self._temporary = tempfile.TemporaryDirectory(prefix="popo-weights-")
+            self._root = Path(self.weights_folder or self._temporary.name) / f"popo-{self._run}"
+        self._wait_for_servers()
+        for server in self.pool.alive:
+            check_version(server)
+            check(described(server), server, context)
+
+    def _warn_of_open_servers(self) -> None:
+        for server in self.pool.servers:
+            if not server.is_private:
+                log.warning(
+                    "%s is no private address, and whoever reaches the development endpoints of a vLLM server can "
+                    "change its weights, since they ask for no password",
+                    server.url,
+                )
+
+    def _wait_for_servers(self) -> None:
+        ends = time.monotonic() + self.start_seconds
+        missing = self.pool.servers
+        while missing := [server for server in missing if not server.answers()]:
+            if time.monotonic() > ends:
+                break
+            time.sleep(1.0)
+            for server in missing:
+                server.forget_probe()
+        for server in missing:
+            self.pool.drop(server, f"it has not answered within {self.start_seconds:g} s (data.engine.start_seconds)")
+        if not self.pool.alive:
+            raise SettingError(
+                f"none of data.engine.urls answers ({', '.join(server.url for server in self.pool.servers)}); start "
+                "servers with scripts/serve.sh"
+            )
+
+    def stop(self) -> None:
+        """Leaves the servers as they are."""
+        if hasattr(self, "_temporary"):
+            self._temporary.cleanup()
+
+    # -- responses ---------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """See :class:`RolloutEngine`. One request a prompt."""
+        if self._label is None:
+            raise RuntimeError("the servers have no weights of this run yet")
+        copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
+        jobs = []
+        for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True):
+            if prompt.images:
+                raise SettingError("data.engine is ServerEngine, which sends no images")
+            asked = Asked(
+                prompt_ids=prompt.ids.tolist(),
+                n=n // copies,
+                limit=sampling.max_new_tokens - prompt.begun,
+                ends=self._stop_token_ids,
+                forbidden=self._context.forbidden_token_ids,
+                vocabulary=self._vocabulary,
+                label=self._label,
+                stop=StopStrings(self._tokenizer, sampling.stop),
+            )
+            jobs.append((asked, sampling, own_seed))
+        found = self.pool.map(self._ask, jobs)
+        return [responses_of(self._tokenizer, each, sampling.stop) * copies for each in found]
+
+    def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
+        asked, sampling, seed = job
+        body = {"token_ids": asked.prompt_ids, "return_token_ids": True}
+        body["sampling_params"] = {
+            "n": asked.n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": asked.limit,
+            "seed": seed,
+            "stop_token_ids": list(asked.ends),
+            "logprobs": 0,  # the sampled token's own
+            # minus infinity as JSON of Python's, which vLLM reads by Python
+            "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
+            "stop": list(sampling.stop),
+            "detokenize": bool(sampling.stop),  # without which it finds no string
+        }
+        most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
+        seconds = self._longest_wait(asked)
+        return sampled(server.ask("POST", "/inference/v1/generate", body, seconds, most), asked)
+
+    def _longest_wait(self, asked: Asked) -> float:
+        """For one prompt's responses, which a server may work on beside those to as many prompts as it is given."""
+        if self.request_seconds is not None:
+            return self.request_seconds
+        return LEAST_SECONDS + asked.limit * asked.n * self.pool.per_server / SLOW_TOKENS_PER_SECOND
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        """Gives all servers the weights, those dropped before as well, and makes sure of the version.
+
+        A collective: no rank may be sampling any more, and all of them go on with the same servers.
+        """
+        from_all(None)
+        self._syncs += 1
+        label = f"{self._run}-{self._syncs}-{version}"
+        reached: list[str] = []
+        failure: str | None = None
+        folder = self._root / str(self._syncs) if self._context.rank == 0 else None
+        try:
+            write_weights(self._context.as_saved(weights), folder)
+            if folder is not None:
+                reached = self._send(folder, label)
+        except (OSError, RuntimeError) as error:  # told to all ranks, which would wait for this one
+            failure = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        finally:
+            if folder is not None:
+                shutil.rmtree(self._root, ignore_errors=True)
+        reached, failure = from_all((reached, failure))[0]
+        if failure is not None or not reached:
+            raise RuntimeError(f"the servers did not take the policy's weights: {failure or 'none of them answers'}")
+        for server in self.pool.servers:
+            server.alive = server.url in reached
+        self._label, self.version = label, version
+
+    def forget_prompts(self) -> None:
+        """Drops the servers' cached prefixes. A collective: no rank may be sampling any more."""
+        from_all(None)
+        if self._context.rank == 0:
+            for server in self.pool.alive:
+                _reset_caches(server)
+        from_all(None)
+
+    def _send(self, folder: Path, label: str) -> list[str]:
+        """Urls of the servers that have the weights; those that do not answer are left out."""
+        with ThreadPoolExecutor(len(self.pool.servers)) as executor:
+            sent = list(executor.map(partial(self._send_to, folder, label), self.pool.servers))
+        return [server.url for server, done in zip(self.pool.servers, sent, strict=True) if done]
+
+    def _send_to(self, folder: Path, label: str, server: Server) -> bool:
+        server.forget_probe()
+        try:
+            if not server.answers():
+                raise ServerFailedError("it does not answer")
+            server.ask("POST", "/update_weight_version", {"new_version": LOADING})
+            found = call(server, "load_policy", {"folder": str(folder.absolute())}, self.sync_seconds)
+            for worker in found:
+                if "error" in worker or not worker.get("files"):
+                    raise RuntimeError(f"{server.url}: {str(worker.get('error', worker))[:500]}")
+            _reset_caches(server)
+            server.ask("POST", "/update_weight_version", {"new_version": label})
+            said = server.ask("GET", "/weight_info")
+        except ServerFailedError as error:
+            self.pool.drop(server, error)
+            return False
+        if not isinstance(said, dict) or said.get("weight_version") != label:
+            raise RuntimeError(f"{server.url} says that it has weights {str(said)[:100]} instead of {label}")
+        return True
+
+
+def _server(url: str) -> Server:
+    try:
+        return Server(url)
+    except ValueError as error:
+        raise SettingError(
+            f"data.engine.urls has '{url}'; write addresses of servers such as http://127.0.0.1:8000"
+        ) from error
+
+
+def _reset_caches(server: Server) -> None:
+    """Drops cached prefixes of the old weights; vLLM refuses while somebody's request is under way."""
+    for _ in range(RESET_TRIES):
+        answer = server.ask("POST", "/reset_prefix_cache")
+        if isinstance(answer, dict) and answer.get("success") is True:
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"{server.url} does not reset its prefix cache; is another run using it?")

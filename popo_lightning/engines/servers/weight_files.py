@@ -1,0 +1,51 @@
+"""Weights on their way to servers: a folder of safetensors files, written parameter by parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from popo_lightning.engines.base import NamedTensors
+
+FILE_BYTES = 2**29
+
+
+def write_weights(weights: NamedTensors, folder: Path | None, file_bytes: int = FILE_BYTES) -> None:
+    """Writes all weights, of which no more than one file's are in memory at a time.
+
+    Args:
+        weights: Asked for to the last, since gathering a sharded one is a collective of all ranks.
+        folder: Where to; made here. None writes nothing, on the ranks that only take part in gathering.
+        file_bytes: About the size of a file.
+
+    Raises:
+        OSError: It cannot be written; after all weights have been asked for.
+    """
+    held: dict[str, Tensor] = {}
+    size = files = 0
+    failed: OSError | None = None
+    for name, weight in weights:
+        if folder is None or failed is not None:
+            continue
+        held[name] = weight.detach().to("cpu", copy=True).contiguous()
+        size += held[name].nbytes
+        if size >= file_bytes:
+            failed = _write(held, folder, files)
+            held, size, files = {}, 0, files + 1
+    if folder is not None and failed is None and held:
+        failed = _write(held, folder, files)
+    if failed is not None:
+        raise failed
+
+
+def _write(weights: dict[str, Tensor], folder: Path, number: int) -> OSError | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / f"weights-{number:05d}.safetensors")
+    except (OSError, SafetensorError) as error:
+        return error if isinstance(error, OSError) else OSError(str(error))
+    return None

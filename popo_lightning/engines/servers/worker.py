@@ -1,0 +1,53 @@
+"""Runs inside a vLLM server's workers: takes the policy's weights from a folder. scripts/serve.sh puts it there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.engines.vllm.reload import repack, stale_layers
+
+
+class PolicyWorker:
+    """What a server's workers can do besides, by ``--worker-extension-cls``; vLLM mixes it into its worker class.
+
+    Nothing here raises: vLLM 0.32 ends a server whose worker raises inside a call of /collective_rpc.
+    """
+
+    model_runner: Any
+    reload_weights: Any
+    vllm_config: Any
+
+    def describe_policy_server(self) -> dict[str, Any]:
+        """How this server samples, for the trainer to check."""
+        model = self.vllm_config.model_config
+        return {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "max_model_len": model.max_model_len,
+            "logprobs_mode": str(getattr(model.logprobs_mode, "value", model.logprobs_mode)),
+            "generation_config": model.generation_config,
+            "vocab_size": model.get_vocab_size(),
+        }
+
+    def load_policy(self, folder: str) -> dict[str, Any]:
+        """Replaces all weights, and renews what vLLM derives from them.
+
+        Args:
+            folder: Of safetensors files, which hold no code.
+
+        Returns:
+            "files": how many were read; or "error": why the weights are not to be used.
+        """
+        files = list(Path(folder).glob("*.safetensors"))
+        if not files:
+            return {"error": f"no *.safetensors in {folder} as this server sees it"}
+        try:
+            model = self.model_runner.get_model()
+            if stale := stale_layers(lambda: self.reload_weights(weights_path=folder), model.modules):
+                return {
+                    "error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"
+                }
+            repack(model)
+        except Exception as error:  # whatever a wrong model's weights lead to
+            return {"error": f"{type(error).__name__}: {error}"[:500]}
+        return {"files": len(files)}

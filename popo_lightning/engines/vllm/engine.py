@@ -1,0 +1,302 @@
+"""vLLM in the trainer's process, one engine per rank, on CPU and CUDA."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.groups import Response
+from popo_lightning.core.ranks import lost_rank
+from popo_lightning.engines.base import (
+    EngineContext,
+    NamedTensors,
+    RolloutEngine,
+    Sampling,
+    end_token_ids,
+    prompt_seeds,
+    responses_of,
+)
+from popo_lightning.engines.vllm.classes import ClassesBefore
+from popo_lightning.engines.vllm.process import (
+    check_platform,
+    external_launcher,
+    not_installed,
+    ranks_in_environment,
+    state_put_back,
+)
+from popo_lightning.engines.vllm.reload import repack, stale_layers
+from popo_lightning.model.loading import family, passes_states
+from popo_lightning.model.prompts import Prompt
+
+MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
+
+Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
+
+
+class VLLMEngine(RolloutEngine):
+    """Colocated vLLM, on the trainer's own device.
+
+    Args:
+        memory_share: Share of the GPU's memory that vLLM may take while it samples; ignored on a CPU.
+        cpu_cache_gib: Key-value cache on a CPU, in GiB, all of it taken from the start.
+        enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU. null is true on a
+            CPU and false on a GPU.
+        sleep_level: What sleep frees on a GPU while the trainer works: 0 nothing, 1 the key-value cache and the
+            weights (kept in host memory), 2 the weights for good, which the next sync then restores. null is 2 on a
+            GPU; on a CPU nothing sleeps.
+        prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
+    """
+
+    def __init__(
+        self,
+        memory_share: float = 0.6,
+        cpu_cache_gib: float = 1.0,
+        enforce_eager: bool | None = None,
+        sleep_level: int | None = None,
+        prefix_caching: bool = True,
+    ) -> None:
+        if not 0 < memory_share < 1:
+            raise SettingError(f"data.engine.memory_share is {memory_share}; use a share between 0 and 1")
+        if cpu_cache_gib <= 0:
+            raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
+        if sleep_level not in (None, 0, 1, 2):
+            raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
+        self.memory_share = memory_share
+        self.cpu_cache_gib = cpu_cache_gib
+        self.enforce_eager = enforce_eager
+        self.sleep_level = sleep_level
+        self.prefix_caching = prefix_caching
+        self._level = 0  # of sleep, once started
+        self._asleep: set[Memory] = set()
+
+    def check(self, device: torch.device) -> None:
+        """See :class:`RolloutEngine`: trainer and vLLM share one device."""
+        check_platform(device)
+
+    def start(self, context: EngineContext) -> None:
+        """Loads the model; raises SettingError when vLLM is not installed, or refuses to start."""
+        self._context = context
+        self._set_environment()
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise not_installed(error) from error
+        on_gpu = context.device.type == "cuda"
+        self._eager = not on_gpu if self.enforce_eager is None else self.enforce_eager
+        self._level = 0 if not on_gpu else 2 if self.sleep_level is None else self.sleep_level
+        classes = ClassesBefore()
+        with ranks_in_environment(context), state_put_back(context.device):
+            try:
+                self._llm = LLM(**self._arguments(context))
+            except Exception as error:  # whatever a model's code leads to
+                classes.put_back()
+                raise self._refused(error) from error
+        self._llm.apply_model(lambda model: classes.put_back(model.modules()))
+        self._tokenizer: Any = self._llm.get_tokenizer()
+        self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
+
+    def _refused(self, error: Exception) -> Exception:
+        """A start that fails: the device has too little memory free, the cache too little room, or no such model works.
+
+        A rank that lost the others says so as it is.
+        """
+        if isinstance(error, RuntimeError) and lost_rank(error):
+            return error
+        if any(word in str(error).lower() for word in MEMORY_WORDS):
+            on_gpu = self._context.device.type == "cuda"
+            name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
+            return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+        return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
+
+    def _unfit(self, why: str) -> SettingError:
+        """Of a model that vLLM cannot sample for a trainer."""
+        folder = self._context.folder
+        return SettingError(
+            f"model.path is '{folder}', a {family(folder)}, {why}; choose another model, or set data.engine to "
+            "popo_lightning.engines.transformers.TransformersEngine"
+        )
+
+    def _arguments(self, context: EngineContext) -> dict[str, Any]:
+        """Of vllm.LLM."""
+        arguments: dict[str, Any] = {
+            "model": str(context.folder),
+            "dtype": str(context.dtype).removeprefix("torch."),
+            "max_model_len": context.max_tokens,
+            "seed": context.rank,
+            "enforce_eager": self._eager,
+            "enable_prefix_caching": self.prefix_caching,
+            # the distribution really sampled from: after temperature and forbidden tokens
+            "logprobs_mode": "processed_logprobs",
+            # defaults of the model's own generation config (top_p, top_k, penalties) must not leak in
+            "generation_config": "vllm",
+            "trust_remote_code": False,
+            "use_tqdm_on_load": False,
+        }
+        if context.images_per_prompt:
+            arguments["limit_mm_per_prompt"] = {"image": context.images_per_prompt, "video": 0}
+        if context.image_pixels is not None:
+            least, most = context.image_pixels
+            arguments["mm_processor_kwargs"] = {"size": {"shortest_edge": least, "longest_edge": most}}
+        if context.device.type == "cuda":
+            arguments["gpu_memory_utilization"] = self.memory_share
+            arguments["enable_sleep_mode"] = self._level > 0
+        else:
+            arguments["kv_cache_memory_bytes"] = int(self.cpu_cache_gib * 2**30)
+            # A prompt cut in two gives a token that nobody wants, whose draw vLLM takes back from the prompt's
+            # generator. A CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
+            arguments["enable_chunked_prefill"] = False
+            # without which it keeps no prefixes of layers that pass a state on
+            arguments["enable_prefix_caching"] &= not passes_states(context.folder)
+        if external_launcher(context):
+            arguments["distributed_executor_backend"] = "external_launcher"
+        return arguments
+
+    def _set_environment(self) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it pins threads under the trainer
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """See :class:`RolloutEngine`."""
+        found = dict(ready for step in self.stream(prompts, n, sampling, seed) for ready in step)
+        return [found[place] for place in range(len(prompts))]
+
+    def stream(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        """See :class:`RolloutEngine`. All prompts go to vLLM at once; it batches them by itself."""
+        self._wake("weights")
+        self._wake("kv_cache")
+        copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
+        inputs: Any = [_input(prompt) for prompt in prompts]
+        engine = self._llm.llm_engine
+        with self._apart():
+            ids = self._llm.enqueue(inputs, self._parameters(prompts, n // copies, sampling, seed), use_tqdm=False)
+        places = {_number(request): place for place, request in enumerate(ids)}
+        try:
+            while engine.has_unfinished_requests():
+                with self._apart():
+                    done = [output for output in engine.step() if output.finished]
+                found = [(places.pop(_number(output.request_id)), output) for output in done]
+                yield [(place, self._responses(prompts[place], output, sampling) * copies) for place, output in found]
+        finally:
+            if places:  # interrupted: nobody waits for the others any more
+                engine.abort_request(list(places))
+
+    def _parameters(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[Any]:
+        """One for each prompt. Without a seed of their own vLLM would draw all from one global generator or another."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        forbidden = {token: -float("inf") for token in self._context.forbidden_token_ids}
+        return [
+            SamplingParams(
+                n=n,
+                seed=own_seed,  # of the first response; the others have those that follow
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_new_tokens - prompt.begun,
+                stop_token_ids=self._stop_token_ids,
+                logprobs=0,  # the sampled token's own
+                logit_bias=forbidden or None,
+                stop=list(sampling.stop),
+                # what vLLM would write for every token, one by one, is done here for whole responses; but it finds no
+                # stop string in what it has not written
+                detokenize=bool(sampling.stop),
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True)
+        ]
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Step by step, so that what the caller does in between has its own random state and compiles as it likes."""
+        with isolate_rng(include_cuda=self._context.device.type == "cuda"), self._no_compilation():
+            yield
+
+    def _no_compilation(self) -> AbstractContextManager[Any]:
+        """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
+        return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
+
+    def _responses(self, prompt: Prompt, output: Any, sampling: Sampling) -> list[Response]:
+        """Those of one finished request."""
+        if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
+            raise RuntimeError(
+                f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
+                f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
+            )
+        sampled = [(one.token_ids, one.logprobs.logprobs, one.finish_reason) for one in output.outputs]
+        return responses_of(self._tokenizer, sampled, sampling.stop)
+
+    def update_weights(self, weights: NamedTensors, version: int) -> None:
+        """Reloads in place and resets every cache."""
+        # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
+        saved = {"weights_iterator": iter(self._context.as_saved(weights))}
+        with self._apart():
+            stale = stale_layers(
+                lambda: self._llm.collective_rpc("reload_weights", kwargs=saved),
+                lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
+            )
+            if stale:
+                raise self._unfit(
+                    f"of which vLLM reloads no weights into {', '.join(stale)}, which would stay the first policy's"
+                )
+            if self._context.device.type == "cpu":
+                self._llm.apply_model(repack)
+        self.forget_prompts()
+        self.version, self.holds_weights = version, True
+
+    def forget_prompts(self) -> None:
+        """Resets the caches of prefixes and of image features: vLLM's worker drops its own, its scheduler does not."""
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache; responses would mix two policies")
+        if self._context.images_per_prompt:
+            self._llm.llm_engine.reset_encoder_cache()
+
+    def sleep(self) -> None:
+        """Frees GPU memory as sleep_level says; nothing on a CPU."""
+        if self._level and "weights" not in self._asleep:
+            self._llm.sleep(level=self._level)
+            self._asleep = {"weights", "kv_cache"}
+            self.holds_weights = self._level < 2
+
+    def wake(self) -> None:
+        """Takes back the memory of the weights; after level 2 they are only right once update_weights has run.
+
+        The key-value cache wakes when generation begins: until then a sync may need the room.
+        """
+        self._wake("weights")
+
+    def _wake(self, memory: Memory) -> None:
+        if memory in self._asleep:
+            torch.cuda.empty_cache()  # vLLM asks the driver for memory, and not what torch keeps for later
+            self._llm.wake_up(tags=[memory])
+            self._asleep.remove(memory)
+
+    def stop(self) -> None:
+        """Drops the engine and its caches."""
+        if hasattr(self, "_llm"):
+            del self._llm
+            gc.collect()
+
+
+def _input(prompt: Prompt) -> dict[str, Any]:
+    """What vLLM is given. It runs the model's own processor over images and expands their tokens by itself."""
+    if not prompt.images:
+        return {"prompt_token_ids": prompt.ids.tolist()}
+    return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pictures)}}
+
+
+def _number(request: str) -> str:
+    """Of a request: inside, vLLM puts random characters behind it."""
+    return request.partition("-")[0]

@@ -1,0 +1,1 @@
+"""Accuracy on held-out benchmarks: when, on what, how it is counted, files and tables."""

@@ -1,0 +1,160 @@
+"""How each benchmark is evaluated: the evaluation's own settings, changed for one benchmark where asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+
+MEAN = "mean"
+"""Stands for all benchmarks in metric names."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What differs for one benchmark; null takes the evaluation's own setting.
+
+    Args:
+        samples: Responses per problem; 0 evaluates greedily only.
+        avg_k: k of avg@k, at most samples.
+        pass_k: k of pass@k, one or several, each at most samples.
+        greedy: Also take the most likely response of each problem.
+        temperature: Sampling temperature.
+        top_p: Nucleus mass kept.
+        top_k: Tokens kept; 0 keeps all.
+        max_new_tokens: Response limit in tokens.
+        limit: Problems evaluated at most; 0 takes all.
+    """
+
+    samples: int | None = None
+    avg_k: int | None = None
+    pass_k: int | list[int] | None = None
+    greedy: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Everything that decides how one benchmark is evaluated, the seed apart. Fields as in BenchmarkSettings."""
+
+    samples: int
+    avg_k: int
+    pass_k: tuple[int, ...]
+    greedy: bool
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int | None
+    limit: int
+
+    def changed(self, settings: BenchmarkSettings) -> Regime:
+        """With one benchmark's own settings."""
+        own: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        if own["pass_k"] is not None:
+            own["pass_k"] = several(own["pass_k"])
+        return replace(self, **{name: value for name, value in own.items() if value is not None})
+
+    def check(self, place: str) -> None:
+        """Refuses what cannot be evaluated.
+
+        Args:
+            place: Where the settings stand, "evaluation" or "evaluation.benchmarks.NAME".
+        """
+        if self.samples < 0:
+            raise SettingError(f"{place}.samples is {self.samples}; use 0 (greedy only) or more")
+        if not self.samples and not self.greedy:
+            raise SettingError(f"{place}.samples is 0 and {place}.greedy false, which evaluates nothing; set either")
+        ks = {"avg_k": (self.avg_k,), "pass_k": self.pass_k}
+        wrong = {
+            name: k for name, k in ks.items() if self.samples and not (k and all(1 <= one <= self.samples for one in k))
+        }
+        if wrong:
+            given = " and ".join(f"{place}.{name} is {', '.join(map(str, k)) or 'empty'}" for name, k in wrong.items())
+            fitting = " ".join(f"--{place}.{name} {self.samples}" for name in wrong)
+            raise SettingError(
+                f"{given}, but {place}.samples is {self.samples}; use k from 1 to samples, such as {fitting}, or more "
+                "samples"
+            )
+        allowed = {
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "a share above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens >= 1, "1 or more"),
+            "limit": (self.limit >= 0, "0 (all problems) or more"),
+        }
+        for name, (fine, remedy) in allowed.items():
+            if not fine:
+                raise SettingError(f"{place}.{name} is {getattr(self, name)}; use {remedy}")
+
+    def chosen(self, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """At most ``limit`` problems, in their order: a fixed random choice, since files are often sorted.
+
+        A smaller limit takes a part of what a larger one takes.
+        """
+        if not self.limit or len(problems) <= self.limit:
+            return problems
+        places = list(range(len(problems)))
+        random.Random("evaluation/limit").shuffle(places)
+        return [problems[place] for place in sorted(places[: self.limit])]
+
+
+def several(k: int | Sequence[int]) -> tuple[int, ...]:
+    """One k or several, each once, ascending."""
+    return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
+
+
+def metric_names(regimes: Mapping[str, Regime]) -> list[str]:
+    """Names of the metrics of an evaluation, by the regime of each benchmark."""
+    labels = {name: _labels(regime) for name, regime in regimes.items()}
+    always = ("response_tokens", "truncated_share", "grading_failures", "seconds")
+    found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
+    if len(regimes) < 2:
+        return found
+    first, *others = labels.values()
+    found += [f"eval/{MEAN}/{label}" for label in first if all(label in its for its in others)]
+    if len({regime.avg_k for regime in regimes.values()}) > 1 and all(regime.samples for regime in regimes.values()):
+        found.append(f"eval/{MEAN}/avg")
+    return found
+
+
+def _labels(regime: Regime) -> list[str]:
+    sampled = [f"avg_at_{regime.avg_k}", *(f"pass_at_{k}" for k in regime.pass_k)] if regime.samples else []
+    return ["greedy"] * regime.greedy + sampled
+
+
+def check_names(
+    benchmarks: Mapping[str, Sequence[Problem]], named: Mapping[str, BenchmarkSettings], breakdown: Sequence[str]
+) -> None:
+    """Refuses settings for what the task does not have.
+
+    Args:
+        benchmarks: Problems by benchmark, as the task gives them.
+        named: evaluation.benchmarks.
+        breakdown: evaluation.breakdown.
+    """
+    there = ", ".join(benchmarks) or "none"
+    for name in named:
+        if name not in benchmarks:
+            raise SettingError(f"evaluation.benchmarks names '{name}', which data.task does not have; there is {there}")
+    if MEAN in benchmarks and len(benchmarks) > 1:
+        raise SettingError(
+            f"a benchmark of data.task is called '{MEAN}', the name of the mean over all of them; rename it"
+        )
+    known = {field for problems in benchmarks.values() for problem in problems for field in problem.info}
+    for field in set(breakdown) - set(DEFAULT_BREAKDOWN) - known:
+        raise SettingError(
+            f"evaluation.breakdown names '{field}', which no held-out problem of data.task has; they have "
+            + (", ".join(sorted(known)) or "nothing to break down by")
+        )
+
+
+DEFAULT_BREAKDOWN = ("level", "subject")
+"""Looked for in every task, and left out in silence where there is none."""

@@ -1,0 +1,284 @@
+"""Evaluation on held-out problems: when it happens, what is drawn for it, and where its results go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
+from popo_lightning.engines.base import Sampling
+from popo_lightning.evaluation.benchmarks import (
+    DEFAULT_BREAKDOWN,
+    BenchmarkSettings,
+    Regime,
+    check_names,
+    metric_names,
+    several,
+)
+from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
+from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, measured
+from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet
+from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
+from popo_lightning.runs.folder import EVALUATIONS
+
+
+class Evaluation(L.Callback):
+    """Evaluates before training, every few iterations and at the end; also what validate, test and predict run.
+
+    Its draws have seeds of their own, the same at every evaluation, and leave training's draws as they were.
+    Results and responses go to the folder evaluations in the run's folder.
+
+    Args:
+        every_n_iterations: Iterations between evaluations; 0 evaluates only before and after.
+        at_start: Evaluate before training.
+        samples: Responses per problem; 0 evaluates greedily only.
+        avg_k: k of avg@k, at most samples.
+        pass_k: k of pass@k, one or several, such as [1, 8], each at most samples.
+        greedy: Also take the most likely response of each problem.
+        temperature: Sampling temperature.
+        top_p: Nucleus mass kept.
+        top_k: Tokens kept; 0 keeps all.
+        max_new_tokens: Response limit in tokens; null takes that of training.
+        limit: Problems of each benchmark evaluated at most, the same random ones every time; 0 takes all.
+        benchmarks: Other settings for single benchmarks, by name: samples, avg_k, pass_k, greedy, temperature, top_p,
+            top_k, max_new_tokens, limit.
+        breakdown: Fields of a problem's info by whose values results are also given, in tables and results.json.
+        write_samples: Write every response of every evaluation, a file for each benchmark.
+        seed: Decides the draws.
+    """
+
+    def __init__(
+        self,
+        every_n_iterations: int = 10,
+        at_start: bool = True,
+        samples: int = 8,
+        avg_k: int = 4,
+        pass_k: int | list[int] = 8,
+        greedy: bool = True,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int | None = None,
+        limit: int = 0,
+        benchmarks: dict[str, BenchmarkSettings] | None = None,
+        breakdown: Sequence[str] = DEFAULT_BREAKDOWN,
+        write_samples: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if every_n_iterations < 0:
+            raise SettingError(
+                f"evaluation.every_n_iterations is {every_n_iterations}; use 0 (only before and after) or more"
+            )
+        ks = several(pass_k)
+        self.regime = Regime(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
+        self.regime.check("evaluation")
+        self.benchmarks = benchmarks or {}
+        for name in self.benchmarks:
+            self.regime_of(name).check(f"evaluation.benchmarks.{name}")
+        self.every_n_iterations = every_n_iterations
+        self.at_start = at_start
+        self.breakdown = tuple(dict.fromkeys(breakdown))
+        self.write_samples = write_samples
+        self.seed = seed
+        self.history: list[dict[str, float]] = []  # one entry an evaluation, "iteration" among its keys
+        self.latest: EvaluationResult | None = None  # of this process
+        self.written: Path | None = None  # where the latest's files are
+        self._results: list[BenchmarkResult] = []  # of the validate, test or predict under way
+        self._responses: ReplacedFile | None = None  # of predict
+
+    def regime_of(self, benchmark: str) -> Regime:
+        """How a benchmark is evaluated."""
+        settings = self.benchmarks.get(benchmark)
+        return self.regime if settings is None else self.regime.changed(settings)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses settings for benchmarks that are not there, before a model loads."""
+        data = self._data(trainer)
+        found = dict(data.benchmarks())
+        check_names(found, self.benchmarks, self.breakdown)
+        for name, problems in found.items():
+            regime = self.regime_of(name)
+            if len(regime.chosen(problems)) < trainer.world_size:
+                raise SettingError(
+                    f"evaluation.limit of benchmark '{name}' is {regime.limit}, fewer problems than there are ranks "
+                    f"({trainer.world_size}); raise it"
+                )
+        if stage == "fit":
+            names = metric_names({name: self.regime_of(name) for name in found})
+            check_evaluation_monitors(trainer, names, self.every_n_iterations)
+            settle_stopping(trainer)
+        # an engine has to make room for the longest response before it starts
+        data.longest_response = max((self.regime_of(name).max_new_tokens or 0 for name in found), default=0)
+
+    # -- when --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Before training, unless resumed; then only where the checkpoint came between an iteration and its end."""
+        data = self._data(trainer)
+        if data.iteration == 0:
+            if self.at_start and not self.history:
+                self._evaluate_all(trainer)
+        elif not data.pending and not self._evaluated(data.iteration):
+            self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Every n iterations."""
+        iteration = self._data(trainer).iteration
+        if self.every_n_iterations and iteration % self.every_n_iterations == 0:
+            self._evaluate_all(trainer)
+
+    def _evaluated(self, iteration: int) -> bool:
+        return bool(self.history) and self.history[-1]["iteration"] == iteration
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """At the end, unless that has just happened."""
+        if not self._evaluated(self._data(trainer).iteration):
+            self._evaluate_all(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Results of an earlier validate are not this one's."""
+        self._results = []
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """In validate and test, a batch is a benchmark."""
+        name, problems = batch
+        self._results.append(self._evaluate(trainer, name, problems, self._folder(trainer)))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Shows and writes what validate or test found."""
+        if self._results:
+            self._finish(trainer, self._results, self._folder(trainer))
+
+    on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Every response goes to responses.jsonl."""
+        self._results = []
+        root = Path(trainer.default_root_dir)
+        self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As validate, but only the sampled responses are kept, or the most likely ones where none is sampled."""
+        name, problems = batch
+        self._results.append(self._evaluate(trainer, name, problems, None))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Puts responses.jsonl in its place."""
+        assert self._responses is not None
+        self._responses.finish()
+        self._responses = None
+        if self._results:
+            self._finish(trainer, self._results, None)
+        self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Keeps the responses.jsonl of an earlier predict."""
+        if self._responses is not None:
+            self._responses.abandon()
+            self._responses = None
+
+    # -- what --------------------------------------------------------------------------------------------------
+
+    def _evaluate_all(self, trainer: L.Trainer) -> None:
+        data, folder = self._data(trainer), self._folder(trainer)
+        self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
+        assert self.latest is not None
+        self.history.append({"iteration": data.iteration} | self.latest.metrics())
+        if data.iteration:  # the first policy's numbers are no progress, nor a lack of it
+            consult(trainer, trainer.lightning_module, self.latest.metrics())
+
+    def _evaluate(
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
+    ) -> BenchmarkResult:
+        data = self._data(trainer)
+        regime = self.regime_of(name)
+        regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
+        data.stopping.check(trainer)
+        data.ahead.join()
+        spent = data.clock.take()  # this generation is not training's
+        problems = regime.chosen(problems)
+        mine = problems[trainer.global_rank :: trainer.world_size]
+        with data.leaves_at_once():
+            data.sync()
+            greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
+            sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
+        seconds = sum(data.clock.take().values())
+        data.clock.give_back(spent)
+        if folder is not None and self.write_samples:
+            with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
+                for row in sample_rows(name, greedy, sampled, self.breakdown):
+                    file.write(row)
+        if self._responses is not None:
+            for row in sample_rows(name, [] if sampled else greedy, sampled, self.breakdown):
+                self._responses.write(row)
+        return measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
+
+    def _sample(
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, regime: Regime
+    ) -> list[Group]:
+        assert regime.max_new_tokens is not None
+        cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
+        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=self._data(trainer).sampling.stop)
+        # by benchmark: with one seed for all, the first problems of any two would be answered with the same noise
+        seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}/{name}").getrandbits(62)
+        groups: list[Group] = self._data(trainer).sample(problems, n, sampling, seed)
+        return groups
+
+    def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
+        """Logs and writes; Progress shows ``latest``."""
+        iteration = self._data(trainer).iteration
+        self.latest = EvaluationResult(iteration, results)
+        metrics = self.latest.metrics()
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=iteration)
+            if isinstance(logger, TensorBoardLogger) and results and trainer.is_global_zero:
+                sheets = {"evaluation": benchmark_sheet(self.latest, ""), "breakdown": breakdown_sheet(self.latest)}
+                for tag, sheet in sheets.items():
+                    if sheet is not None:
+                        logger.experiment.add_text(tag, sheet.markdown(), iteration)
+        if folder is not None and results and trainer.is_global_zero:
+            write_json(folder / "results.json", self._origin(trainer) | self.latest.to_plain())
+            self.written = folder
+
+    def _origin(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What the numbers follow from, apart from the settings that stand beside them."""
+        fitting = trainer.state.fn == "fit"
+        return {
+            "model": str(trainer.lightning_module.folder),
+            "checkpoint": None if fitting or trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "seed": self.seed,
+            "ranks": trainer.world_size,
+        }
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        """Of an evaluation during training one for each iteration, of validate and test one for the command."""
+        assert trainer.state.fn is not None
+        fitting = trainer.state.fn == "fit"
+        name = f"iteration-{self._data(trainer).iteration:06d}" if fitting else trainer.state.fn.value
+        return Path(trainer.default_root_dir) / EVALUATIONS / name
+
+    @staticmethod
+    def _data(trainer: L.Trainer) -> Any:
+        return trainer.datamodule  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluations so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.history = state_dict["history"]

@@ -1,0 +1,221 @@
+"""Numbers of an evaluation: of each benchmark, of its parts by level, subject and the like, and over all of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.ranks import over_ranks
+from popo_lightning.evaluation.benchmarks import MEAN, Regime
+from popo_lightning.metrics.estimates import AvgAtK, PassAtK
+
+Numbers = dict[str, float]
+"""problems, greedy, avg_at_K, pass_at_K, response_tokens, truncated_share, grading_failures."""
+
+MAX_PARTS = 100  # a field with more values is no category
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What one benchmark came to, over all ranks.
+
+    Args:
+        name: Of the benchmark.
+        regime: How it was evaluated.
+        numbers: Of the whole benchmark.
+        breakdown: Numbers of its parts, by field of ``Problem.info`` and by value; fields with one value are left out.
+        seconds: Weight sync, generation and grading on this rank.
+    """
+
+    name: str
+    regime: Regime
+    numbers: Numbers
+    breakdown: dict[str, dict[str, Numbers]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """All benchmarks with the same weights.
+
+    Args:
+        iteration: Rollout iterations behind those weights.
+        benchmarks: In the task's order.
+    """
+
+    iteration: int
+    benchmarks: Sequence[BenchmarkResult]
+
+    @property
+    def mean(self) -> Numbers:
+        """Unweighted means over the benchmarks, where there are several, of what all of them have.
+
+        Where their k of avg@k differ, "avg" is the mean of each one's own.
+        """
+        if len(self.benchmarks) < 2:
+            return {}
+        first = self.benchmarks[0].numbers
+        shared = [label for label in first if all(label in each.numbers for each in self.benchmarks)]
+        means = {
+            label: sum(each.numbers[label] for each in self.benchmarks) / len(self.benchmarks)
+            for label in shared
+            if label == "greedy" or label.startswith(("avg_at_", "pass_at_"))
+        }
+        ks = {each.regime.avg_k for each in self.benchmarks}
+        if len(ks) > 1 and all(each.regime.samples for each in self.benchmarks):
+            means["avg"] = sum(each.numbers[f"avg_at_{each.regime.avg_k}"] for each in self.benchmarks) / len(
+                self.benchmarks
+            )
+        return means
+
+    def metrics(self) -> Numbers:
+        """Flat, under the names that loggers know; parts are not among them, they would be hundreds."""
+        metrics: Numbers = {}
+        for each in self.benchmarks:
+            metrics |= {f"eval/{each.name}/{k}": v for k, v in each.numbers.items() if k != "problems"}
+            metrics[f"eval/{each.name}/seconds"] = each.seconds
+        return metrics | {f"eval/{MEAN}/{label}": value for label, value in self.mean.items()}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything, for results.json."""
+        return {
+            "iteration": self.iteration,
+            "benchmarks": {
+                each.name: {
+                    "settings": asdict(each.regime),
+                    "numbers": each.numbers,
+                    "breakdown": each.breakdown,
+                    "seconds": each.seconds,
+                }
+                for each in self.benchmarks
+            },
+            "mean": self.mean,
+        }
+
+
+def by_benchmark(entry: Mapping[str, float]) -> dict[str, Numbers]:
+    """The numbers of each benchmark, by label, out of flat metrics; the mean over all of them counts as one."""
+    found: dict[str, Numbers] = {}
+    for key, value in entry.items():
+        if key.startswith("eval/"):
+            name, label = key.removeprefix("eval/").rsplit("/", 1)
+            found.setdefault(name, {})[label] = value
+    return found
+
+
+def measured(
+    trainer: L.Trainer,
+    name: str,
+    regime: Regime,
+    problems: Sequence[Problem],
+    greedy: Sequence[Group],
+    sampled: Sequence[Group],
+    fields: Sequence[str],
+    seconds: float,
+) -> BenchmarkResult:
+    """The numbers of a benchmark and of its parts.
+
+    Args:
+        trainer: Of this rank.
+        name: Of the benchmark.
+        regime: How it was evaluated.
+        problems: All of them, of every rank: ranks add up the same parts in the same order.
+        greedy: This rank's most likely responses, a group of one each; empty without them.
+        sampled: This rank's sampled responses; empty without them.
+        fields: Of ``Problem.info``, to break down by.
+        seconds: What it took.
+    """
+    breakdown = {}
+    for field in fields:
+        mine = [value_of(problem, field) for problem in problems[trainer.global_rank :: trainer.world_size]]
+        values = in_order(value_of(problem, field) for problem in problems)
+        if len(values) > MAX_PARTS:
+            log.warning("benchmark '%s' has %d values of '%s' and is not broken down by it", name, len(values), field)
+        elif len(values) > 1:
+            breakdown[field] = {
+                value: _numbers(trainer, regime, _part(greedy, mine, value), _part(sampled, mine, value))
+                for value in values
+            }
+    return BenchmarkResult(name, regime, _numbers(trainer, regime, greedy, sampled), breakdown, seconds)
+
+
+NO_VALUE = "(none)"
+
+
+def value_of(problem: Problem, field: str) -> str:
+    """A field of ``Problem.info`` as text, so that a breakdown's parts have names."""
+    value = problem.info.get(field)
+    if value is None:
+        return NO_VALUE
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Each value once: numbers by size, then words, then what has no value."""
+
+    def key(value: str) -> tuple[int, float, str]:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):  # every rank has to come to the same order, and nan has none
+            return 0, number, value
+        return 2 if value == NO_VALUE else 1, 0.0, value
+
+    return sorted(set(values), key=key)
+
+
+def _part(groups: Sequence[Group], values: Sequence[str], value: str) -> list[Group]:
+    return [group for group, its in zip(groups, values, strict=True) if its == value] if groups else []
+
+
+def _numbers(trainer: L.Trainer, regime: Regime, greedy: Sequence[Group], sampled: Sequence[Group]) -> Numbers:
+    """Over all ranks, some of which may have no group of this part."""
+    device = trainer.strategy.root_device
+    either = sampled if regime.samples else greedy
+    numbers = {"problems": _sum_over_ranks(trainer, torch.ones(len(either)))}
+    if regime.greedy:
+        numbers["greedy"] = _mean_over_ranks(trainer, _correct(greedy, 1)[:, 0])
+    if regime.samples:
+        correct = _correct(sampled, regime.samples).to(device)
+        metrics: list[tuple[str, AvgAtK | PassAtK]] = [(f"avg_at_{regime.avg_k}", AvgAtK(regime.avg_k))]
+        metrics += [(f"pass_at_{k}", PassAtK(k)) for k in regime.pass_k]
+        for label, metric in metrics:
+            metric.to(device).update(correct)
+            numbers[label] = float(metric.compute())
+    responses = [response for group in either for response in group.responses]
+    numbers["response_tokens"] = _mean_over_ranks(trainer, _each(len(r.token_ids) for r in responses))
+    numbers["truncated_share"] = _mean_over_ranks(trainer, _each(r.finish_reason == "length" for r in responses))
+    graded: list[Response] = [response for group in (*greedy, *sampled) for response in group.responses]
+    numbers["grading_failures"] = _sum_over_ranks(trainer, _each(r.failure is not None for r in graded))
+    return numbers
+
+
+def _correct(groups: Sequence[Group], n: int) -> Tensor:
+    """(problems, n) accuracies."""
+    return torch.stack([group.rewards("acc") for group in groups]) if groups else torch.zeros(0, n)
+
+
+def _each(values: Iterable[float]) -> Tensor:
+    return torch.tensor([float(value) for value in values])
+
+
+def _sum_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
+    return over_ranks(trainer, float(values.double().sum()), "sum")
+
+
+def _mean_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
+    """Mean over all ranks' values, however unevenly they are spread."""
+    return _sum_over_ranks(trainer, values) / _sum_over_ranks(trainer, torch.ones(len(values)))

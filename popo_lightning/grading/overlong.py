@@ -1,0 +1,45 @@
+"""A penalty that grows softly before the response limit is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from popo_lightning.core.errors import SettingError
+
+
+class SoftOverlong:
+    """Takes reward from responses that come near the token limit (DAPO, 2503.14476, equation 13).
+
+    0 up to ``limit - buffer_tokens``, then falling linearly to ``-most`` at the limit. The part "overlong" is the
+    penalty, and "score" includes it; "acc" is left alone.
+
+    Args:
+        buffer_tokens: Last tokens before the limit, in which the penalty grows.
+        most: Penalty of a response that reaches the limit.
+    """
+
+    def __init__(self, buffer_tokens: int, most: float = 1.0) -> None:
+        if buffer_tokens < 1:
+            raise SettingError(f"data.overlong.buffer_tokens is {buffer_tokens}; use at least 1, or data.overlong null")
+        if most <= 0:
+            raise SettingError(f"data.overlong.most is {most}; a penalty is a positive number, such as 1.0")
+        self.buffer_tokens = buffer_tokens
+        self.most = most
+
+    def check(self, limit: int) -> None:
+        """Raises SettingError where the penalty would strike every response."""
+        if self.buffer_tokens >= limit:
+            raise SettingError(
+                f"data.overlong.buffer_tokens is {self.buffer_tokens} but data.max_new_tokens only {limit}; every "
+                "response would be penalised, so use fewer"
+            )
+
+    def penalties(self, lengths: Sequence[int], limit: int) -> list[float]:
+        """One number from -most to 0 per response.
+
+        Args:
+            lengths: Response tokens.
+            limit: Most tokens a response may have.
+        """
+        free = limit - self.buffer_tokens
+        return [-self.most * min(1.0, max(0, length - free) / self.buffer_tokens) for length in lengths]

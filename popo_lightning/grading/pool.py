@@ -1,0 +1,234 @@
+"""Verifier calls in processes of their own, under a time limit: model output is hostile input.
+
+A process can be killed whatever it is doing, a thread cannot. It is no sandbox: a verifier that executes a response
+gives that response this user's rights, and a child that leaves its process group survives the kill.
+
+Requests go out as pickle. Replies come back as JSON and are checked again here, because a subverted grader writes them
+and unpickling is code execution. The grader is started by `python -c` and not by multiprocessing, whose spawn imports
+the parent's main module (and with it torch) into every worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import signal
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.task import Verify
+from popo_lightning.grading.process import Grade, GradingProcess, ProtocolError, failed, ready_processes
+from popo_lightning.grading.worker import shown
+
+logger = logging.getLogger(__name__)
+
+MAX_RESPONSE_CHARS = 1_000_000
+START_ATTEMPTS = 3
+
+FAILURES = {
+    "timeout": "took over {seconds:g} s (data.seconds_per_response) for",
+    "crash": "ended its process (status {status}) over",
+    "invalid": "sent a reply that is no grade for",
+}
+"""What a verifier did that never came to say it, before the response."""
+
+
+class GradingPool:
+    """Persistent grading processes, started by the first `grade`.
+
+    A response that hangs, crashes or confuses its grader gets a failed `Grade`; its process group is killed and
+    replaced, and every other response keeps its grade. For one caller at a time, in the process that made the pool.
+    On Linux a worker also dies with the *thread* that started it, so call `grade` from one that lives on. The first
+    failure is named in the log, with the response and what became of it.
+
+    Args:
+        verify: A picklable function or object that a fresh interpreter can import: not from a script's `__main__`,
+            no lambda.
+        workers: Number of processes.
+        seconds_per_response: Wall-clock limit in seconds, counted from when that response is handed to a worker.
+
+    Attributes:
+        first_failure: What went wrong first, as a sentence without its end, or None.
+
+    Raises:
+        ValueError: `workers` below 1, or `seconds_per_response` not positive and finite.
+    """
+
+    first_failure: str | None = None
+
+    def __init__(self, verify: Verify, workers: int = 1, seconds_per_response: float = 5.0) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        if not (seconds_per_response > 0 and math.isfinite(seconds_per_response)):
+            raise ValueError(f"seconds_per_response must be positive and finite, not {seconds_per_response}")
+        self._verify = pickle.dumps(verify)
+        self._count = workers
+        self._seconds = seconds_per_response
+        self._workers: list[GradingProcess] = []
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._grades: dict[int, Grade] = {}
+        self._texts: list[str] = []  # of what is offered, for the log
+        self._failed_starts = 0
+        self._close = weakref.finalize(self, _kill_all, self._workers, os.getpid())
+
+    def grade(self, items: Sequence[tuple[Any, str]]) -> list[Grade]:
+        """Grade (gold answer, response text) pairs; the grades come in the order of the items.
+
+        Raises:
+            RuntimeError: The verifier cannot be imported by a worker, workers die or stall (30 s) three times in a
+                row before they are ready, or the pool is closed.
+            Exception: Whatever pickle raises for a gold answer that it cannot pickle; nothing has been graded then.
+        """
+        self.forget()
+        self.offer(items)
+        return self.collect()
+
+    def offer(self, items: Sequence[tuple[Any, str]]) -> None:
+        """Hands over items to be graded meanwhile, as :meth:`grade` would, for :meth:`collect`. Never waits."""
+        if not self._close.alive:
+            raise RuntimeError("this grading pool is closed")
+        first = len(self._texts)
+        queued = [
+            (index, pickle.dumps((index, pickle.dumps((gold, text)))))
+            for index, (gold, text) in enumerate(items, first)
+            if len(text) <= MAX_RESPONSE_CHARS
+        ]
+        self._texts += [text for _, text in items]
+        for index in range(first, len(self._texts)):
+            if len(self._texts[index]) > MAX_RESPONSE_CHARS:
+                self._fail(index, "invalid", f"reads at most {MAX_RESPONSE_CHARS:,} characters, fewer than has")
+        self._queue.extend(queued)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Takes the grades that are there and hands out further items. Never waits; call it now and then."""
+        if len(self._grades) < len(self._texts):
+            self._advance(0.0)
+
+    def collect(self) -> list[Grade]:
+        """Waits for the grades of all items offered since the last call; they come in the order of the items."""
+        try:
+            while len(self._grades) < len(self._texts):
+                soonest = min((worker.deadline for worker in self._workers), default=0.0)
+                self._advance(soonest - time.monotonic())
+            if self._texts:
+                self._refill()  # whoever is missing loads until the next call
+            return [self._grades[index] for index in range(len(self._texts))]
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Drops what was offered, and the workers that have an item of it."""
+        for worker in [worker for worker in self._workers if worker.item is not None]:
+            self._discard(worker)
+        self._queue.clear()
+        self._grades, self._texts = {}, []
+
+    def close(self) -> None:
+        """End the workers. Safe to call twice."""
+        self._close()
+
+    def __enter__(self) -> GradingPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _advance(self, seconds: float) -> None:
+        """One round; waits at most so long for a reply."""
+        self._refill()
+        # Replies are read before deadlines are judged: a parent that was held up must not fail a grade it has. And a
+        # worker that died since the last round must not be given an item.
+        self._receive(seconds)
+        for worker in list(self._workers):
+            if time.monotonic() >= worker.deadline:
+                self._lose(worker)
+        for worker in self._workers:
+            if self._queue and worker.ready and worker.item is None:
+                worker.start_item(*self._queue.popleft(), self._seconds)
+
+    def _refill(self) -> None:
+        while len(self._workers) < self._count:
+            self._workers.append(GradingProcess(self._verify))
+
+    def _receive(self, seconds: float) -> None:
+        for worker in ready_processes(self._workers, seconds):
+            try:
+                reply = worker.exchange()
+                if reply is None:
+                    continue
+                if not worker.ready:
+                    self._welcome(worker, reply)
+                else:
+                    index, grade = worker.finish_item(reply)
+                    self._grades[index] = grade
+                    if grade.failure is not None:
+                        self._note(str(reply.get("reason")))
+            except (EOFError, ProtocolError) as error:
+                self._lose(worker, "crash" if isinstance(error, EOFError) else "invalid")
+
+    def _welcome(self, worker: GradingProcess, reply: dict[str, Any]) -> None:
+        if reply.get("ready") is not True:
+            self._discard(worker)
+            raise RuntimeError(f"a grading process cannot load the verifier: {str(reply.get('reason'))[:1000]}")
+        worker.ready, worker.deadline = True, math.inf
+        self._failed_starts = 0
+
+    def _lose(self, worker: GradingProcess, failure: str | None = None) -> None:
+        """Kill a worker and fail its item. `failure` is None at a deadline."""
+        status = self._discard(worker)
+        if worker.item is not None:
+            # At a deadline the process may be long dead with the socket kept open by its child: that is a crash.
+            failure = failure or ("timeout" if status == -signal.SIGKILL else "crash")
+            self._fail(worker.item, failure, FAILURES[failure].format(seconds=self._seconds, status=status))
+        elif not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= START_ATTEMPTS:
+                self._failed_starts = 0
+                what = (
+                    f"died (status {status}) or took over {GradingProcess.start_seconds:g} s while loading the verifier"
+                )
+                raise RuntimeError(f"{START_ATTEMPTS} grading processes in a row {what}; see their standard error")
+
+    def _discard(self, worker: GradingProcess) -> int:
+        self._workers.remove(worker)
+        return worker.kill()
+
+    def _fail(self, index: int, failure: str, what: str) -> None:
+        """The grade of an item whose verifier could not say itself what went wrong."""
+        self._grades[index] = failed(failure)
+        self._note(f"{what} {shown(self._texts[index])}")
+
+    def _note(self, reason: str) -> None:
+        """Logs a failure: the first as a warning, while later ones, which most often repeat it, are counted alone."""
+        sentence = f"the verifier {ascii(reason)[1:-1][:1000]}"
+        logger.log(logging.DEBUG if self.first_failure else logging.WARNING, "%s; that response gets 0", sentence)
+        self.first_failure = self.first_failure or sentence
+
+
+def _kill_all(workers: list[GradingProcess], owner: int) -> None:
+    if os.getpid() == owner:  # a forked copy of the parent (a data loader's worker) must not end them
+        while workers:
+            workers.pop().kill()
+
+
+def check_grades(counts: dict[str, float], reasons: Sequence[str | None]) -> None:
+    """Raises SettingError where no response of the first iteration could be graded: nothing would ever be learned.
+
+    Args:
+        counts: "responses" and "failures" of all ranks, so that all of them stop.
+        reasons: The first failure of each rank's pool.
+    """
+    if counts["responses"] and counts["failures"] == counts["responses"]:
+        raise SettingError(
+            f"none of the {counts['responses']:.0f} responses of the first iteration could be graded: "
+            f"{next(filter(None, reasons))}; correct the verifier of data.task, which returns a number or a dict with "
+            "a number as its score, or raise data.seconds_per_response where it takes longer"
+        )

@@ -1,0 +1,162 @@
+"""The child's side of `popo_lightning.grading.pool`: one process that calls the verifier and writes replies.
+
+Standard library only, so that a worker starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import pickle
+import reprlib
+import resource
+import signal
+import socket
+import struct
+import sys
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.core.task import Verify
+
+LENGTH = struct.Struct("!I")
+"""What precedes every message, in both directions: its length in bytes."""
+
+MAX_REPLY_BYTES = 64 * 1024
+
+SHOWN = 200
+"""Characters of a response that are shown in the log with what went wrong."""
+
+MAX_MEMORY_BYTES = 4 * 1024**3
+"""What one grader may allocate. A response that makes it take more is an error or a crash of its own grader."""
+
+
+def checked_parts(parts: object) -> dict[str, float] | None:
+    """The reward parts as finite floats, "acc" taken from "score" where missing; None where they are no such thing."""
+    if not isinstance(parts, dict) or "score" not in parts:
+        return None
+    checked: dict[str, float] = {}
+    for name, value in parts.items():
+        if not isinstance(name, str) or not isinstance(value, Real):
+            return None
+        try:
+            checked[name] = float(value)
+        except OverflowError:
+            return None
+        if not math.isfinite(checked[name]):
+            return None
+    checked.setdefault("acc", checked["score"])
+    return checked
+
+
+def serve(fd: int, parent: int) -> None:
+    """Load the verifier from the first message, then answer every further one, until the parent is gone.
+
+    Args:
+        fd: The socket to the parent.
+        parent: The parent's process id.
+    """
+    _die_with(parent)
+    _limit_memory()
+    channel = socket.socket(fileno=fd)
+    channel.set_inheritable(False)  # a program that the verifier starts must not keep the socket open
+    try:
+        verify = pickle.loads(_receive(channel))
+    except BaseException as error:
+        _send(channel, {"ready": False, "reason": _describe(error)})
+        return
+    # Start-up errors reach the parent's standard error; what a hostile response makes the grader print must not.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _send(channel, {"ready": True})
+    pid = os.getpid()
+    while True:
+        item, body = pickle.loads(_receive(channel))
+        reply = _graded(verify, body)
+        if os.getpid() != pid:  # the verifier forked and both copies came back
+            os._exit(0)
+        _send(channel, {"item": item, **reply})
+
+
+def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
+    text = ""
+    try:
+        answer, text = pickle.loads(body)
+        given = verify(answer, text)
+        parts = checked_parts(_plain(given))
+        if parts is not None and len(json.dumps(parts)) < MAX_REPLY_BYTES - 100:  # room for the item's number
+            return {"parts": parts}
+        return {"failure": "invalid", "reason": f"returned {reprlib.repr(given)[:300]} for {shown(text)}"}
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too
+        return {"failure": "error", "reason": f"raised {_describe(error)} for {shown(text)}"}
+    finally:
+        signal.alarm(0)  # an alarm left behind would strike a later response
+
+
+def _plain(given: Any) -> Any:
+    """What a verifier returned, a bare number as the score, and scalars of numpy and torch as Python's numbers."""
+    if not isinstance(given, dict):
+        number = _number(given)
+        return {"score": number} if isinstance(number, Real) else given
+    return {name: _number(value) for name, value in given.items()}
+
+
+def _number(value: Any) -> Any:
+    """The number in a scalar array or tensor; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def shown(text: object) -> str:
+    """The end of a response, where its answer stands."""
+    if not isinstance(text, str):
+        return "a response that is no text"
+    return f"the response {text!r}" if len(text) <= SHOWN else f"the response that ends in {text[-SHOWN:]!r}"
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:1000]
+    except BaseException:  # the exception is the grader's own class
+        return "an exception that cannot be printed"
+
+
+def _die_with(parent: int) -> None:
+    """Die when the parent does, kill -9 included and even inside a loop in C; and die first when memory runs out."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(0)
+
+
+def _limit_memory() -> None:
+    """Bound what the process allocates, not what it maps: libraries map far more than they use. No core dumps."""
+    for limit, most in ((resource.RLIMIT_DATA, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(limit)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        with contextlib.suppress(OSError, ValueError):  # a system that has no such limit
+            resource.setrlimit(limit, (most, hard))
+
+
+def _receive(channel: socket.socket) -> bytes:
+    (size,) = LENGTH.unpack(_receive_exactly(channel, LENGTH.size))
+    return _receive_exactly(channel, size)
+
+
+def _receive_exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = channel.recv(min(size - len(data), 1 << 20))
+        if not piece:  # closed: the pool is gone
+            sys.exit(0)
+        data += piece
+    return bytes(data)
+
+
+def _send(channel: socket.socket, reply: dict[str, Any]) -> None:
+    data = json.dumps(reply).encode()
+    channel.sendall(LENGTH.pack(len(data)) + data)

@@ -1,0 +1,47 @@
+"""AReaL's log-linear proximal policy: between behave and the policy, by their versions, without a forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.proximal.snapshot import ProximalPolicy
+
+
+class LogLinear(ProximalPolicy):
+    """Proximal log-probs as a point on the line from behave to the policy (AReaL's loglinear, 2505.24298).
+
+        log prox = log behave + alpha (log policy - log behave)
+        alpha = (v_prox - v_behave) / (v_policy - v_behave)
+
+    with versions v: for the policy the iteration's version, in all its steps, one less for prox, and the sampling one
+    for behave. So a row of age a = v_policy - v_behave has alpha (a - 1) / a: 0, 1/2, 2/3 at ages 1, 2, 3. A fresh row
+    has alpha 0: prox is behave. Stored: nothing. Extra forward passes: none, where ProximalSnapshot takes one of every
+    minibatch but the first.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuses an advantage that asks for what is never computed."""
+        if pl_module.advantage.needs_prox:
+            raise SettingError(
+                f"proximal is LogLinear, which computes no prox log-probs, but model.advantage is "
+                f"{type(pl_module.advantage).__name__}, which needs them; use the proximal policy ProximalSnapshot"
+            )
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Alpha of every row."""
+        assert isinstance(batch, Minibatch)
+        ages = [batch.version - group.version_of(response) for group in batch.groups for response in group.responses]
+        batch.prox_share = [prox_share(age) for age in ages]
+
+
+def prox_share(age: int) -> float:
+    """Alpha: (v_prox - v_behave) / (v_policy - v_behave), where v_prox is v_policy - 1, and 0 for fresh rows.
+
+    Args:
+        age: v_policy - v_behave, at least 0.
+    """
+    return (age - 1) / age if age else 0.0

@@ -1,0 +1,34 @@
+"""AsymRE: a baseline shifted away from the group's mean."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.objectives.advantages import Advantage
+
+
+class ShiftedBaseline(Advantage):
+    """AsymRE's advantage: R - (mean + shift), a baseline below the mean (arXiv 2506.20520; 2509.24203, REP family).
+
+    On-policy a baseline changes only the variance. Off-policy it changes the fixed point: failures of another policy
+    teach little, and a lower baseline gives successes more weight. With the source's importance weight of none and no
+    clip it is A * log pi: behave weight `One`, trust region without a bound. Nothing is stored and no pass added.
+
+    An ineffective group gets -shift on every response, by intent: that pulls the policy towards its samples, as a
+    forward KL would. A positive shift pushes away from all samples, which the source finds to collapse off-policy.
+
+    Args:
+        shift: Added to the mean; negative puts the baseline below it.
+    """
+
+    def __init__(self, shift: float = -0.1) -> None:
+        if not math.isfinite(shift):
+            raise SettingError(f"ShiftedBaseline.shift is {shift}; it must be a finite number, such as -0.1.")
+        self.shift = shift
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        return rewards - (rewards.mean(dim=-1, keepdim=True) + self.shift)

@@ -1,0 +1,164 @@
+"""Sampling on until the batch is full of effective groups, in chunks of a chosen size (DAPO 2503.14476)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+from popo_lightning.core.bounds import above, at_least, one_of
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.replay.composer import Composer, Iteration
+
+log = logging.getLogger(__name__)
+
+
+class ChunkSize(ABC):
+    """Slot of dynamic sampling: how many further problems to ask while the batch is not full."""
+
+    @abstractmethod
+    def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
+        """Problems of the next engine call.
+
+        Args:
+            missing: Effective groups still wanted.
+            asked: Problems asked in this iteration so far.
+            ineffective: Those of them whose group was ineffective.
+            problems: Problems of a usual iteration.
+        """
+
+
+class FixedChunk(ChunkSize):
+    """The same number every time.
+
+    Args:
+        share: Of a usual iteration's problems. 1.0 asks whole batches, as verl does by default.
+    """
+
+    def __init__(self, share: float = 0.25) -> None:
+        self.share = above("data.composer.chunk.share", share, 0, "0.25 of the usual problems")
+
+    def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
+        """A share of the usual number."""
+        return math.ceil(self.share * problems)
+
+
+class AdaptiveChunk(ChunkSize):
+    """As many as should give what is missing: factor x missing / (1 - observed share of ineffective groups).
+
+    GRESO's adaptive batch (2506.02177; Infini-AI-Lab/GRESO, ray_trainer) has factor 1.25 and bounds of 64 and 384
+    problems at a batch of 256: shares of 0.25 and 1.5. It observes the share in its last call, this rule in all calls
+    of the iteration, which varies less where chunks are small.
+
+    Args:
+        factor: Reserve: above 1 fewer calls and more surplus, at 1 about every second call fills the batch.
+        least: Smallest chunk, as a share of a usual iteration's problems.
+        most: Largest chunk, likewise; also the chunk while not one group has been effective.
+    """
+
+    def __init__(self, factor: float = 1.25, least: float = 0.25, most: float = 1.5) -> None:
+        self.factor = above("data.composer.chunk.factor", factor, 0, "1.25")
+        self.least = above("data.composer.chunk.least", least, 0, "0.25 of the usual problems")
+        if not least <= most < math.inf:
+            raise SettingError(
+                f"data.composer.chunk.most is {most}; use a finite share, not below chunk.least, which is {least}"
+            )
+        self.most = most
+
+    def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
+        """What is missing over the observed effective share, within bounds."""
+        least, most = math.ceil(self.least * problems), math.ceil(self.most * problems)
+        effective = asked - ineffective
+        wanted = math.ceil(self.factor * missing * asked / effective) if effective else most
+        return min(most, max(least, wanted))
+
+
+class DynamicSampling(Composer):
+    """DAPO's dynamic sampling: problems are asked until a full batch of groups is effective.
+
+    Source: DAPO (2503.14476, dynamic sampling; verl recipe/dapo), and GRESO's adaptive generation batch (2506.02177)
+    as a chunk size.
+
+    Formula: ask as many problems as groups are wanted, keep the effective groups, and while some are missing, ask a
+    chunk more. The batch is the first of them in the order asked, so that nothing depends on who was done first.
+
+    Surplus. A last chunk usually gives more than was missing. `discard` is DAPO as published: surplus groups are thrown
+    away although they have been paid for. `carry` trains on them first in the next iteration, which asks that many
+    problems fewer. Carried groups are one policy version old (older only where one chunk gave more than a batch), are
+    counted as replayed, and the behaviour weight applies to them. With small chunks and `carry` an iteration costs
+    about problems / f responses' worth at an effective share f; whole chunks (FixedChunk 1.0) and `discard` pay for
+    the last batch in full.
+
+    Stored: carried groups. Extra passes: none for fresh groups, carried ones have their prox log-probs taken like any
+    row's. All sampled responses count in total/responses.
+
+    Deviations: each rank fills its own share of the batch, where verl fills one batch for all ranks; ranks with bad
+    luck are waited for. The default carries the surplus and asks in chunks, for a comparison at equal use of responses.
+
+    Args:
+        chunk: Size of every call after the first.
+        surplus: carry or discard.
+        first: First call, as a multiple of the groups wanted. GRESO asks 1.5.
+        max_batches: Bound on the problems asked in an iteration, in usual iterations (verl's max_num_gen_batches).
+        at_cap: What happens there: "short" trains on the effective groups there are, "ineffective" adds ineffective
+            ones, which have no gradient but count in the loss denominator, "repeat" trains on effective ones more than
+            once (MoPPS' recipe), "error" stops the run (verl).
+    """
+
+    def __init__(
+        self,
+        chunk: ChunkSize = AdaptiveChunk(),  # noqa: B008  # holds settings only
+        surplus: Literal["carry", "discard"] = "carry",
+        first: float = 1.0,
+        max_batches: float = 10.0,
+        at_cap: Literal["short", "ineffective", "repeat", "error"] = "short",
+    ) -> None:
+        self.chunk = chunk
+        self.surplus = one_of("data.composer.surplus", surplus, ("carry", "discard"))
+        self.first = above("data.composer.first", first, 0, "1.0")
+        self.max_batches = at_least("data.composer.max_batches", max_batches, 1, ", the usual problems")
+        self.at_cap = one_of("data.composer.at_cap", at_cap, ("short", "ineffective", "repeat", "error"))
+        self._carried: list[Group] = []
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """As many effective groups as an iteration has problems; carried ones first."""
+        wanted, most = iteration.problems, math.floor(self.max_batches * iteration.problems)
+        effective, ineffective, asked = list(self._carried), list[Group](), 0
+        while (missing := wanted - len(effective)) > 0 and asked < most:
+            if asked:
+                count = self.chunk(missing, asked, len(ineffective), wanted)
+            else:
+                count = math.ceil(self.first * missing)
+            count = min(count, most - asked)
+            found, dull = iteration.split(iteration.rollout(count))
+            effective += found
+            ineffective += dull
+            asked += count
+        self._carried = effective[wanted:] if self.surplus == "carry" else []
+        batch = effective[:wanted]
+        return batch if len(batch) == wanted else self._at_cap(batch, ineffective, wanted, asked)
+
+    def _at_cap(self, batch: list[Group], ineffective: list[Group], wanted: int, asked: int) -> list[Group]:
+        found = f"{len(batch)} of {wanted} effective groups after {asked} problems"
+        if self.at_cap == "error":
+            raise SettingError(
+                f"data.composer.max_batches is {self.max_batches}, but there were only {found}; raise it, ask easier "
+                "or harder problems, or set data.composer.at_cap to short"
+            )
+        log.warning("dynamic sampling stops at its cap: %s (data.composer.max_batches %s)", found, self.max_batches)
+        missing = wanted - len(batch)
+        if self.at_cap == "ineffective":
+            return batch + ineffective[:missing]
+        if self.at_cap == "repeat" and batch:
+            return batch + [batch[place % len(batch)] for place in range(missing)]
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The carried groups."""
+        return {"carried": [group.to_plain() for group in self._carried]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._carried = [Group.from_plain(group) for group in state["carried"]]

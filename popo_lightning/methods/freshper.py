@@ -1,0 +1,146 @@
+"""FreshPER (arXiv 2604.16918): replay priorities that decay with age, and a clip without responses moved away from."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.bounds import above, at_least, one_of, within
+from popo_lightning.core.groups import Group
+from popo_lightning.objectives.advantages import group_normalised
+from popo_lightning.objectives.behave_clip import BehaveAligned, sampled_logp
+from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
+from popo_lightning.objectives.trust_regions import TrustRegionOutput
+from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.priorities import draw
+
+# Added to a priority's base, so that everything stored can be drawn; FreshPER's.
+LEAST_BASE = 1e-6
+
+
+class FreshPER(Composer):
+    """Prioritized replay whose priorities decay with age (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER).
+
+    The fresh batch, and K batches drawn from the store without replacement within a batch, group i with probability
+
+        P(i) = p_i^alpha / sum_j p_j^alpha,   p_i = (base_i + 1e-6) exp(-age_i / tau).
+
+    base is the mean of |R| or of |A| in the group; a priority halves every tau ln 2 versions. The loss of a drawn
+    group is multiplied by (N P(i))^-beta, divided by its greatest value over the store, which is
+    (min_j P(j) / P(i))^beta; beta goes from its start to 1 in a straight line. The source's loss, a clip around behave
+    without the responses that its ratio filter rejects, is ``FilteredBehaveAligned``.
+
+    Keeps the newest ``capacity`` groups, first in, first out, as the source does by default. Needs the group's rewards
+    only, no pass; an iteration trains on K + 1 times as many groups for the same rollouts.
+
+    Deviations: the source stores single trajectories, here the unit is the group, so ineffective groups, which teach
+    nothing, are left out by default. New entries have the priority of their rewards, where the source gives them the
+    greatest one until they have been trained on. Draws are without replacement, the source's stratified. The source
+    also offers |TD error|, which needs a critic. Its capacity is 50,000 trajectories. How long beta takes is unknown.
+
+    Args:
+        replay_batches: K, stored batches to a fresh one.
+        base: advantage or reward, of the part data.effective_by.
+        tau: Decay constant in policy versions.
+        exponent: alpha; 0 draws evenly.
+        beta: Correction for the uneven draw at the start; 0 is none, 1 is whole.
+        beta_iterations: Iterations until beta is 1.
+        capacity: Groups kept, on each rank.
+        effective_only: Leave groups without a spread of rewards out of the store. Set it to false with an advantage
+            that learns from them.
+    """
+
+    def __init__(
+        self,
+        replay_batches: int = 1,
+        base: Literal["advantage", "reward"] = "advantage",
+        tau: float = 500.0,
+        exponent: float = 0.6,
+        beta: float = 0.4,
+        beta_iterations: int = 500,
+        capacity: int = 1024,
+        effective_only: bool = True,
+    ) -> None:
+        self.replay_batches = int(at_least("FreshPER.replay_batches", replay_batches, 1, ", such as 1"))
+        self.base = one_of("FreshPER.base", base, ("advantage", "reward"))
+        self.tau = above("FreshPER.tau", tau, 0, "500")
+        self.exponent = at_least("FreshPER.exponent", exponent, 0, ", such as 0.6")
+        self.beta = within("FreshPER.beta", beta, 0, 1, "0.4")
+        self.beta_iterations = int(at_least("FreshPER.beta_iterations", beta_iterations, 1, ", such as 500"))
+        self.capacity = int(at_least("FreshPER.capacity", capacity, 1, ", such as 1024"))
+        self.effective_only = effective_only
+        self._groups: deque[Group] = deque(maxlen=self.capacity)
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """The fresh groups, then the drawn ones; the draw comes before the fresh groups are stored."""
+        fresh = iteration.rollout()
+        stored = list(self._groups)
+        log_priorities = [self._log_priority(group, iteration) for group in stored]
+        replayed: list[Group] = []
+        for batch in range(self.replay_batches):
+            drawn = draw(log_priorities, iteration.problems, iteration.random("freshper", batch))
+            replayed += [self._weighted(stored[i], log_priorities[i] - min(log_priorities), iteration) for i in drawn]
+        self._groups.extend(iteration.split(fresh)[0] if self.effective_only else fresh)
+        return fresh + replayed
+
+    def _log_priority(self, group: Group, iteration: Iteration) -> float:
+        """The logarithm of p^alpha: a priority itself would vanish after some thousand versions."""
+        rewards = group.rewards(iteration.effective_by)
+        values = rewards if self.base == "reward" else group_normalised(rewards[None])[0]
+        age = iteration.version - group.version
+        return self.exponent * (math.log(float(values.abs().mean()) + LEAST_BASE) - age / self.tau)
+
+    def _weighted(self, group: Group, above_least: float, iteration: Iteration) -> Group:
+        progress = min(1.0, iteration.version / self.beta_iterations)
+        beta = self.beta + (1 - self.beta) * progress
+        return replace(group, loss_weight=math.exp(-beta * above_least))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored groups; priorities follow from them."""
+        return {"groups": [group.to_plain() for group in self._groups]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The stored groups, of which the present capacity keeps the newest."""
+        self._groups = deque((Group.from_plain(group) for group in state["groups"]), maxlen=self.capacity)
+
+
+class FilteredBehaveAligned(BehaveAligned):
+    """PPO's clip of pi_policy / pi_behave around 1, without the responses of which the policy has moved away.
+
+    FreshPER's loss (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER). A replayed response teaches nothing, as a
+    whole, if the geometric mean of its tokens' pi_prox / pi_behave is above `greatest_ratio`; the clip is that of
+    `BehaveAligned`. `behave_weight` must be One. Needs the stored behave log-probs, and prox, no further passes.
+    `clipped` counts the tokens of rejected responses.
+
+    Deviation: the source draws other responses in the place of rejected ones, before it trains; here they leave a gap,
+    and still count in the denominator.
+
+    Args:
+        clip_low: The ratio gives no more gain below 1 - clip_low.
+        clip_high: The ratio gives no more gain above 1 + clip_high.
+        dual_clip: Bound of the ratio where the advantage is negative, null for none.
+        greatest_ratio: Geometric mean above which a replayed response is rejected.
+    """
+
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        dual_clip: float | None = 10.0,
+        greatest_ratio: float = 3.0,
+    ) -> None:
+        super().__init__(clip_low, clip_high, dual_clip)
+        self.greatest_ratio = above("FilteredBehaveAligned.greatest_ratio", greatest_ratio, 1, "3.0")
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Apply `ppo_clip` around `sampled_logp` to the responses that are kept; the others have loss 0."""
+        found = super().__call__(rows, weight)
+        log_mean = sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)
+        rejected = (log_mean > math.log(self.greatest_ratio)) & rows.mask.bool()
+        return TrustRegionOutput(torch.where(rejected, 0.0, found.loss), found.ratio, found.clipped | rejected)

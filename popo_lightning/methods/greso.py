@@ -1,0 +1,154 @@
+"""GRESO: problems whose groups keep having no reward spread are skipped, most of the time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from popo_lightning.core.bounds import above, at_least, within
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
+
+Kind = Literal["easy", "hard"]
+
+
+class GRESO(PromptSampler):
+    """Passes over the problems in a new order each time and skips one that was z times in a row too easy or too hard.
+
+    Facts after arXiv 2506.02177 and github.com/Infini-AI-Lab/GRESO. The probability to skip is
+
+        1 - max(p^z, least)
+
+    with a p for easy problems (no spread, all right) and one for hard ones, each moved after an iteration: down by
+    ``step`` where the share of such groups among the sampled ones reached its target, otherwise up. The first pass
+    moves nothing, since it skips nothing. A skipped problem is not put back, and its z stays. GRESO then asks on until
+    the batch is full: the composer DynamicSampling with an AdaptiveChunk. Stored: two numbers for each problem whose
+    last group had no spread. Extra forward passes: none.
+
+    Deviations: no spread is tested as such, where the code tests mean rewards (at most .11 for hard, at least .98 for
+    easy), which at more than 9 responses calls a group with one success hard. A group without spread that is not easy
+    is hard. The iteration's end is noticed at the next iteration's first groups, after the problems of its first draw
+    have been chosen. Every rank passes over its own share of the places (place % ranks == rank) with its own p's.
+
+    Args:
+        p_easy: Start of the p for easy problems; lower skips more.
+        p_hard: Start of the p for hard problems.
+        target: Share of groups without spread that is steered to.
+        easy_part: Which part of the target easy problems may make up; hard ones the rest.
+        step: How far a p moves in an iteration.
+        bounds: Lowest and highest p.
+        least: Probability with which even the most often useless problem is asked.
+        reward_by: Reward part whose spread is meant, as in data.effective_by.
+        easy_from: A group without spread is easy where its mean reward is at least this.
+    """
+
+    works_ahead = False
+
+    def __init__(
+        self,
+        p_easy: float = 0.5,
+        p_hard: float = 0.5,
+        target: float = 0.25,
+        easy_part: float = 1 / 3,
+        step: float = 0.01,
+        bounds: tuple[float, float] = (0.05, 0.95),
+        least: float = 0.01,
+        reward_by: str = "score",
+        easy_from: float = 0.98,
+    ) -> None:
+        if not 0 < bounds[0] <= bounds[1] <= 1:
+            raise SettingError(f"GRESO.bounds is {list(bounds)}; give two rising probabilities, such as [0.05, 0.95]")
+        self.first_p: dict[Kind, float] = {
+            "easy": within("GRESO.p_easy", p_easy, *bounds, "0.5"),
+            "hard": within("GRESO.p_hard", p_hard, *bounds, "0.5"),
+        }
+        target = within("GRESO.target", target, 0, 1, "0.25")
+        easy_part = within("GRESO.easy_part", easy_part, 0, 1, "0.33")
+        self.targets: dict[Kind, float] = {"easy": target * easy_part, "hard": target * (1 - easy_part)}
+        self.step = at_least("GRESO.step", step, 0)
+        self.bounds = bounds
+        self.least = within("GRESO.least", above("GRESO.least", least, 0, "0.01"), 0, 1, "0.01")
+        self.reward_by = reward_by
+        self.easy_from = easy_from
+        self._forget()
+
+    def _forget(self) -> None:
+        self.p = dict(self.first_p)
+        self.order = EpochSampler()
+        self.useless: dict[int, tuple[Kind, int]] = {}  # by place: what its last groups were, and how many in a row
+        self.seen = {"easy": 0, "hard": 0, "spread": 0}  # groups of the iteration under way, from the second pass on
+        self.version = -1
+
+    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+        """Begins without any knowledge."""
+        super().start(problems, seed, rank, world_size)
+        self._forget()
+        self._share = range(rank, problems, world_size)
+        if not self._share:
+            raise SettingError(f"the task has {problems} problems for {world_size} ranks; use fewer trainer.devices")
+        self.order.start(len(self._share), seed, 0, 1)
+
+    def draw(self, count: int) -> list[int]:
+        """The next places of the pass, without those that chance skips."""
+        chosen: list[int] = []
+        while len(chosen) < count:  # ends: least is above 0
+            chance = random.Random(f"{self.seed}/{self.rank}/greso/{self.order.cursor}").random()
+            (within_share,) = self.order.draw(1)
+            place = self._share[within_share]
+            if chance >= self.skip_probability(place):
+                chosen.append(place)
+        return chosen
+
+    def skip_probability(self, place: int) -> float:
+        """0 for a problem that was never asked or whose last group had a spread."""
+        if place not in self.useless:
+            return 0.0
+        kind, times = self.useless[place]
+        return 1 - max(self.p[kind] ** times, self.least)
+
+    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
+        """Counts on, or from nothing where a problem had a spread or has changed sides."""
+        for place, group in zip(places, groups, strict=True):
+            if group.version > self.version:
+                self._steer()
+                self.version = group.version
+            kind = self._kind(group)
+            if self.order.cursor > len(self._share):
+                self.seen[kind or "spread"] += 1
+            if kind is None:
+                self.useless.pop(place, None)
+                continue
+            was, times = self.useless.get(place, (kind, 0))
+            self.useless[place] = (kind, times + 1 if was == kind else 1)
+
+    def _kind(self, group: Group) -> Kind | None:
+        if group.is_effective(self.reward_by):
+            return None
+        return "easy" if float(group.rewards(self.reward_by).mean()) >= self.easy_from else "hard"
+
+    def _steer(self) -> None:
+        """Moves the p's by the iteration that is over."""
+        low, high = self.bounds
+        if groups := sum(self.seen.values()):
+            for kind, target in self.targets.items():
+                reached = self.seen[kind] / groups >= target
+                self.p[kind] = max(self.p[kind] - self.step, low) if reached else min(self.p[kind] + self.step, high)
+        self.seen = dict.fromkeys(self.seen, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the pass, what is known of the problems, and the p's."""
+        return {
+            "order": self.order.state_dict(),
+            "useless": {place: list(known) for place, known in self.useless.items()},
+            "p": dict(self.p),
+            "seen": dict(self.seen),
+            "version": self.version,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.order.load_state_dict(state["order"])
+        self.useless = {place: (kind, times) for place, (kind, times) in state["useless"].items()}
+        self.p, self.seen, self.version = dict(state["p"]), dict(state["seen"]), state["version"]

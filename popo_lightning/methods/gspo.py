@@ -1,0 +1,36 @@
+"""GSPO: PPO's clip of the sequence ratio."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from popo_lightning.core.bounds import above
+from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.sequence_ratio import LOG_SEQUENCE_RATIO_BOUND, sequence_log_ratio, straight_through
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, clipped_surrogate
+
+
+class GSPO(TrustRegion):
+    """Group Sequence Policy Optimization: PPO's clip on the ratio of the whole response (arXiv 2507.18071).
+
+    s = exp(mean over tokens of log pi_policy / pi_prox); the loss of each token is PPO's with s for the ratio. To be
+    used with SequenceMean, under which its gradient is that of the paper's objective. s is the geometric mean, so it
+    moves much less than a token's ratio, hence the narrow bounds. Nothing stored, no passes.
+
+    Deviation, as in verl: log s is cut at 10 from above. The gradient goes to each token's own log-prob with s as its
+    value (straight-through), so that advantages may differ between tokens (the paper's GSPO-token).
+
+    Args:
+        clip_low: The ratio gives no more gain below 1 - clip_low.
+        clip_high: The ratio gives no more gain above 1 + clip_high.
+    """
+
+    def __init__(self, clip_low: float = 3e-4, clip_high: float = 4e-4) -> None:
+        self.clip_low = above("GSPO.clip_low", clip_low, 0, "3e-4")
+        self.clip_high = above("GSPO.clip_high", clip_high, 0, "4e-4")
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Apply `clipped_surrogate` to s, the same for all tokens of a row."""
+        log_s = sequence_log_ratio(rows.logp, rows.prox_logp, rows.mask)
+        ratio = straight_through(log_s, rows.logp, rows.mask).clamp(max=LOG_SEQUENCE_RATIO_BOUND).exp()
+        return clipped_surrogate(ratio, rows.advantages, rows.mask, self.clip_low, self.clip_high)

@@ -1,0 +1,85 @@
+"""M2PO (arXiv 2510.01161): a clip no narrower than the second moment of stale log-ratios asks for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.bounds import above, at_least, within
+from popo_lightning.objectives.behave_clip import FoundBehaveClip, sampled_tokens
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput
+
+
+def second_moment_cut(squares: Tensor, budget: float) -> float:
+    """The greatest |log-ratio| among the tokens at which cutting all of them keeps their mean square within the budget.
+
+    Sorted ascending v_1 <= ... <= v_n: the greatest v_k with v_1 + ... + v_k + (n - k) v_k < n * budget; its root. As
+    the official code does, one of the values is taken, not the point between two of them where the budget is met.
+
+    Args:
+        squares: (N,) squared log-ratios.
+        budget: Bound of their mean.
+
+    Returns:
+        The cut; infinite if their mean is within the budget already, 0 if even the smallest is too much.
+    """
+    if not len(squares) or float(squares.double().mean()) <= budget:
+        return math.inf
+    ordered = squares.double().sort().values
+    above_each = torch.arange(len(ordered) - 1, -1, -1, device=ordered.device)
+    cut_sums = ordered.cumsum(0) + above_each * ordered
+    kept = int((cut_sums < budget * len(ordered)).sum())
+    return math.sqrt(float(ordered[kept - 1])) if kept else 0.0
+
+
+def harmful(log_ratios: Tensor, advantages: Tensor) -> Tensor:
+    """Tokens that have gone on in the direction they are pushed to: A > 0 and ratio > 1, or A < 0 and ratio < 1.
+
+    (N,) and (N,) to (N,) bool. Only these can be clipped by PPO's rule.
+    """
+    return advantages * log_ratios > 0
+
+
+class M2PO(TrustRegion):
+    """Second-moment trust policy optimization: clips no more than stale data need (arXiv 2510.01161, official code).
+
+    M2 is the mean of (log pi_policy / pi_behave)^2 over the harmful tokens of a minibatch (A > 0 and ratio > 1, or
+    A < 0 and ratio < 1). Up to the budget nothing is clipped. Above it, tau is the cut of |log ratio| that brings M2
+    back, and the minibatch is trained with PPO's clip at exp(-tau) and exp(tau), but never narrower than the floors.
+    The ratio is to behave, so `behave_weight` must be One. Needs the stored behave log-probs and one forward pass more
+    a minibatch. The log has m2, m2_cut and the bounds.
+
+    Deviations: M2 is over the whole minibatch; the official code takes each micro-batch, which makes the loss depend on
+    how rows are split. The paper's equation masks the largest tokens until M2 over all is within the budget; the code's
+    form is followed here. On fresh rows behave is prox.
+
+    Args:
+        budget: Bound of the second moment.
+        least_clip_low: The lower bound is never above 1 - least_clip_low.
+        least_clip_high: The upper bound is never below 1 + least_clip_high.
+    """
+
+    needs_minibatch_tokens = True
+    folds_weight = True
+
+    def __init__(self, budget: float = 0.04, least_clip_low: float = 0.3, least_clip_high: float = 0.5) -> None:
+        self.budget = above("M2PO.budget", budget, 0, "0.04")
+        self.least_clip_low = within("M2PO.least_clip_low", least_clip_low, 0, 1, "0.3")
+        self.least_clip_high = at_least("M2PO.least_clip_high", least_clip_high, 0, ", such as 0.5")
+
+    def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
+        """Give the clip at the cut found in these tokens."""
+        logs = (tokens.logp - sampled_tokens(tokens)).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        squares = logs[harmful(logs, tokens.advantages)].square()
+        cut = second_moment_cut(squares, self.budget)
+        m2 = float(squares.double().mean()) if len(squares) else 0.0
+        low = max(1 - math.exp(-cut), self.least_clip_low)
+        high = max(math.expm1(cut) if cut < math.inf else math.inf, self.least_clip_high)
+        return FoundBehaveClip(low, high, None, {"m2": m2, "m2_cut": cut})
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Refuse: the bounds come from the minibatch."""
+        raise RuntimeError("M2PO's bounds are those of a minibatch; call for_minibatch first.")

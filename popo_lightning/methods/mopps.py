@@ -1,0 +1,119 @@
+"""MoPPS: chooses problems by what is believed about their success rate, before anything is sampled for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.tasks.samplers import PromptSampler
+
+
+class MoPPS(PromptSampler):
+    """Problems whose success rate, drawn from a Beta posterior of each, is nearest to one half (2507.04632).
+
+    Facts after arXiv 2507.04632 and github.com/thu-rllab/MoPPS. Each draw proposes ``candidates * count`` places at
+    random, draws gamma ~ Beta(alpha, beta) for each (Thompson sampling) and keeps the ``count`` with the smallest
+    (gamma - target)^2. Once the K responses of a problem are graded, with s of them right,
+
+        alpha <- discount * alpha + (1 - discount) * prior_alpha + s
+        beta  <- discount * beta  + (1 - discount) * prior_beta  + K - s
+
+    so that what was seen long ago counts less, as the policy has moved on. Stored: two numbers for each problem that
+    was ever asked. Extra forward passes and rollouts: none.
+
+    Deviations: every rank proposes from its own share of the places (place % ranks == rank) and keeps a posterior for
+    those alone, so that ranks need no talk and none asks what another asks. Candidates that are not kept go back, where
+    a pass over the data would not meet them again before its end. There is no warm start of the posterior from offline
+    samples. Draws of one iteration (dynamic sampling asks again) may repeat a problem, those within a draw never do.
+
+    Args:
+        candidates: Problems proposed for each one asked; the paper takes 8, and 16 for math.
+        discount: Share of a posterior that stays when its problem is seen again: 1 forgets nothing (the paper's value
+            for math), 0.5 is its value elsewhere.
+        target: Success rate that is sought.
+        keep: Lowest and highest gamma; candidates inside are asked in random order, and the nearest to it after them
+            where they are too few. The paper's variant has [0.3, 0.7]; null seeks target.
+        prior: alpha and beta of a problem never seen.
+        success_by: Reward part that tells a right response.
+        success_above: A response is right where that part is more than this.
+    """
+
+    def __init__(
+        self,
+        candidates: int = 8,
+        discount: float = 0.5,
+        target: float = 0.5,
+        keep: tuple[float, float] | None = None,
+        prior: tuple[float, float] = (1.0, 1.0),
+        success_by: str = "acc",
+        success_above: float = 0.5,
+    ) -> None:
+        if candidates < 1:
+            raise SettingError(f"MoPPS.candidates is {candidates}; propose at least 1 problem for each one asked")
+        if not 0 <= discount <= 1:
+            raise SettingError(f"MoPPS.discount is {discount}; use a share from 0 (newest visit) to 1 (all visits)")
+        if not 0 <= target <= 1:
+            raise SettingError(f"MoPPS.target is {target}; use a success rate from 0 to 1, such as 0.5")
+        if keep is not None and not 0 <= keep[0] < keep[1] <= 1:
+            raise SettingError(f"MoPPS.keep is {list(keep)}; give two rising success rates, such as [0.3, 0.7]")
+        if min(prior) <= 0:
+            raise SettingError(f"MoPPS.prior is {list(prior)}; both numbers of a Beta distribution are above 0")
+        self.candidates = candidates
+        self.discount = discount
+        self.target = target
+        self.keep = keep
+        self.prior = prior
+        self.success_by = success_by
+        self.success_above = success_above
+        self.posterior: dict[int, tuple[float, float]] = {}  # by place, of the problems seen so far
+        self.draws = 0  # calls of draw, each with a generator of its own
+
+    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+        """Begins without any knowledge."""
+        super().start(problems, seed, rank, world_size)
+        self.posterior, self.draws = {}, 0
+        self._share = range(rank, problems, world_size)
+        if not self._share:
+            raise SettingError(f"the task has {problems} problems for {world_size} ranks; use fewer trainer.devices")
+
+    def draw(self, count: int) -> list[int]:
+        """The most informative places of a random choice; all of them, over and over, where there are too few."""
+        generator = random.Random(f"{self.seed}/{self.rank}/mopps/{self.draws}")
+        self.draws += 1
+        passes, count = divmod(count, len(self._share))
+        proposed = generator.sample(self._share, min(self.candidates * count, len(self._share)))
+        distance = {place: self._distance(generator.betavariate(*self.belief(place))) for place in proposed}
+        return list(self._share) * passes + sorted(proposed, key=distance.__getitem__)[:count]
+
+    def belief(self, place: int) -> tuple[float, float]:
+        """Alpha and beta of a problem's success rate."""
+        return self.posterior.get(place, self.prior)
+
+    def _distance(self, gamma: float) -> float:
+        if self.keep is None:
+            return (gamma - self.target) ** 2
+        return max(self.keep[0] - gamma, gamma - self.keep[1], 0.0)
+
+    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
+        """Updates the posteriors of the problems that were asked."""
+        for place, group in zip(places, groups, strict=True):
+            right = int((group.rewards(self.success_by) > self.success_above).sum())
+            seen = (right, len(group.responses) - right)
+            old = self.belief(place)
+            alpha, beta = (
+                self.discount * was + (1 - self.discount) * prior + new
+                for was, prior, new in zip(old, self.prior, seen, strict=True)
+            )
+            self.posterior[place] = (alpha, beta)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Posteriors, and the draws made, from which later generators follow."""
+        return {"draws": self.draws, "posterior": {place: list(belief) for place, belief in self.posterior.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Posteriors and draws."""
+        self.draws = state["draws"]
+        self.posterior = {place: (alpha, beta) for place, (alpha, beta) in state["posterior"].items()}

@@ -1,0 +1,48 @@
+"""POPO (arXiv 2606.01281): the most recent stored effective groups take the places of ineffective ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from popo_lightning.core.groups import Group
+from popo_lightning.replay.buffer import GroupReplayBuffer, dealt_out
+from popo_lightning.replay.composer import Composer, Iteration
+
+
+class PrioritizedGroupReplay(Composer):
+    """POPO (2606.01281): the place of each ineffective group goes to the most recent stored effective one.
+
+    Selection comes before insertion, so that an iteration's own groups cannot fill its own holes: they would be
+    copies with weight 1. A short buffer is a normal state: what cannot be filled stays empty, and the loss divides
+    by the tokens there are.
+
+    Args:
+        buffer: Where effective groups wait.
+    """
+
+    def __init__(self, buffer: GroupReplayBuffer) -> None:
+        self.buffer = buffer
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Effective fresh groups, then replayed ones: as many as were sampled, if the buffer has them."""
+        fresh = iteration.rollout()
+        effective, ineffective = iteration.split(fresh)
+        problems = {group.problem.id for group in effective}
+        replayed = self.buffer.newest(len(ineffective), iteration.version, exclude_problems=problems)
+        self.buffer.used(replayed)
+        self.buffer.insert(effective, len(fresh))
+        return effective + replayed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer."""
+        return {"buffer": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The buffer."""
+        self.buffer.load_state_dict(state["buffer"])
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """All stored groups, dealt out anew."""
+        dealt = dealt_out([state["buffer"]["groups"] for state in states], ranks)
+        return [{"buffer": {"groups": groups}} for groups in dealt]

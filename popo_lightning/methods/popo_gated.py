@@ -1,0 +1,62 @@
+"""POPO that asks each stored group whether it still speaks for the present policy. A rule of this project."""
+
+from __future__ import annotations
+
+import torch
+
+from popo_lightning.core.bounds import within
+from popo_lightning.core.groups import Group
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.metrics.estimates import effective_sample_size
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND
+from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
+from popo_lightning.replay.composer import Iteration
+
+
+class GatedReplay(PrioritizedGroupReplay):
+    """POPO with an admission test: a stored group is replayed only while its weights leave it worth its tokens.
+
+    Source: none; POPO (2606.01281) bounds off-policiness by age alone, and how far a policy moves in one version
+    depends on the learning rate. The test bounds it in the units in which it harms.
+
+    Formula: with w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2); groups with an ESS below
+    ``least_ess`` stay in the buffer unused. Of the others the newest are replayed, as in POPO. Places that no group may
+    fill stay empty, so that at a high learning rate the rule becomes the filter and at a low one POPO.
+
+    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rank"),
+    in iterations with a place to fill.
+
+    Args:
+        buffer: Where effective groups wait.
+        least_ess: Lowest effective sample size per token, from 0 (POPO) to 1 (nothing that differs at all).
+    """
+
+    def __init__(self, buffer: GroupReplayBuffer, least_ess: float = 0.9) -> None:
+        super().__init__(buffer)
+        self.least_ess = within("data.composer.least_ess", least_ess, 0, 1, "0.9")
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Effective fresh groups, then the newest stored ones that pass the test."""
+        fresh = iteration.rollout()
+        effective, ineffective = iteration.split(fresh)
+        candidates = self.buffer.usable(iteration.version) if ineffective else []
+        admitted = still_worth(candidates, self.least_ess, iteration)
+        problems = {group.problem.id for group in effective}
+        replayed = one_of_each_problem(admitted, len(ineffective), problems)
+        self.buffer.used(replayed)
+        self.buffer.insert(effective, len(fresh))
+        return effective + replayed
+
+
+def still_worth(groups: list[Group], least_ess: float, iteration: Iteration) -> list[Group]:
+    """Those whose weights under the present policy leave them an effective sample size of ``least_ess`` per token.
+
+    Asks for log-probs even without groups, as :meth:`Iteration.logprobs` wants it.
+    """
+    admitted = []
+    for group, present in zip(groups, iteration.logprobs(groups), strict=True):
+        behave = torch.cat([response.behave_logp for response in group.responses])
+        weights = (torch.cat(present) - behave).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+        if effective_sample_size(weights) >= least_ess:
+            admitted.append(group)
+    return admitted

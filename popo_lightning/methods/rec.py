@@ -1,0 +1,104 @@
+"""REC: REINFORCE with a mask on the ratio."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.bounds import above, one_of, within
+from popo_lightning.objectives.behave_clip import sampled_logp
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
+from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
+
+RECMask = Literal["none", "one-side", "two-side", "ring"]
+
+
+def rec_mask(
+    ratio: Tensor, advantages: Tensor, mask: RECMask, clip: tuple[float, float], ring: tuple[float, float]
+) -> Tensor:
+    """Tokens that REC keeps, (R, T) bool.
+
+    one-side: A >= 0 and ratio <= 1 + clip[1], or A <= 0 and ratio >= 1 - clip[0]: those PPO gives a gradient to.
+    two-side: ratio in [1 - clip[0], 1 + clip[1]].
+    ring: two-side, and farther out the tokens that are to come back: A >= 0 and ratio <= 1 - ring[0], or A <= 0 and
+    ratio >= 1 + ring[1].
+
+    Args:
+        ratio: (R, T).
+        advantages: (R, T).
+        mask: Which rule.
+        clip: Distances below and above 1.
+        ring: Distances below and above 1, farther out.
+    """
+    not_low, not_high = ratio >= 1 - clip[0], ratio <= 1 + clip[1]
+    good, bad = advantages >= 0, advantages <= 0
+    if mask == "none":
+        return torch.ones_like(not_low)
+    if mask == "one-side":
+        return (good & not_high) | (bad & not_low)
+    if mask == "two-side":
+        return not_low & not_high
+    return (not_low & not_high) | (good & (ratio <= 1 - ring[0])) | (bad & (ratio >= 1 + ring[1]))
+
+
+class REC(TrustRegion):
+    """REINFORCE with clipping as a mask, for any sampling policy (arXiv 2509.24203; Trinity-RFT's rec policy loss).
+
+    Loss -c A M log pi, M the mask of `rec_mask` by the ratio pi_policy / pi_behave, c = 1 or that ratio, detached. The
+    paper's finding: the mask is essential, the importance weight c is not. One-side and weighted has PPO's gradient.
+    `behave_weight` must be One, since the ratio reaches back to behave. Needs the stored behave log-probs, no passes.
+
+    Deviations: on fresh rows behave is prox, which differs by the engine's rounding. The paper's exponential advantage
+    weights (RED) and regularizers (REP) are not here: see SquaredLogRatio and the advantages.
+
+    Args:
+        mask: one-side, two-side, ring or none.
+        weighted: Multiply by the detached ratio.
+        ratio: token, or sequence for the geometric mean over the response, as in GSPO, in mask and weight alike.
+        clip_low: Inner bound below 1.
+        clip_high: Inner bound above 1.
+        ring_low: Outer bound below 1, for ring.
+        ring_high: Outer bound above 1, for ring.
+    """
+
+    folds_weight = True
+
+    def __init__(
+        self,
+        mask: RECMask = "one-side",
+        weighted: bool = False,
+        ratio: Literal["token", "sequence"] = "token",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        ring_low: float = 0.6,
+        ring_high: float = 2.0,
+    ) -> None:
+        one_of("REC.mask", mask, ("none", "one-side", "two-side", "ring"))
+        one_of("REC.ratio", ratio, ("token", "sequence"))
+        self.mask: RECMask = mask
+        self.weighted = weighted
+        self.ratio = ratio
+        self.clip = (
+            within("REC.clip_low", clip_low, 0, 1, "0.2"),
+            above("REC.clip_high", clip_high, 0, "0.2"),
+        )
+        self.ring = (
+            within("REC.ring_low", ring_low, self.clip[0], 1, "0.6, with clip_low below it"),
+            above("REC.ring_high", ring_high, self.clip[1], "2.0, with clip_high below it"),
+        )
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Give -c A M log pi, the detached ratio, and which tokens the mask drops."""
+        mask, centre = rows.mask.bool(), sampled_logp(rows)
+        if self.ratio == "token":
+            logs = log_ratio(rows.logp.detach(), centre, mask)
+        else:
+            logs = torch.where(mask, sequence_log_ratio(rows.logp.detach(), centre, mask), 0.0)
+        ratio = logs.exp()
+        advantages = torch.where(mask, rows.advantages, 0.0)
+        kept = rec_mask(ratio, advantages, self.mask, self.clip, self.ring)
+        coefficient = (ratio if self.weighted else 1.0) * advantages * kept
+        return TrustRegionOutput(score_loss(rows.logp, coefficient, mask), ratio, ~kept)

@@ -1,0 +1,57 @@
+"""RED-Drop and RED-Weight (arXiv 2509.24203): losers dropped, or winners weighted up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.bounds import above
+from popo_lightning.objectives.advantages import (
+    EXPONENT_BOUND,
+    Advantage,
+    check_group_size,
+    group_normalised,
+    zero_if_ineffective,
+)
+
+
+class DropSurplusNegatives(Advantage):
+    """RED-Drop: of a group with more losers than winners, as many losers are kept (arXiv 2509.24203; Trinity-RFT).
+
+    Winners are the responses with R >= mean. If the losers outnumber them, the surplus gets advantage 0, and the others
+    R minus the mean of what is kept. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+
+    Deviations: the last losers of the group are dropped where Trinity-RFT draws them; responses are independent draws
+    of one policy, so their place says nothing, and a replayed group drops the same ones again. Dropped tokens still
+    count in the loss denominator.
+    """
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        check_group_size(rewards)
+        wins = rewards >= rewards.mean(dim=-1, keepdim=True)
+        losers_so_far = (~wins).cumsum(dim=-1)
+        kept = wins | (losers_so_far <= wins.sum(dim=-1, keepdim=True))
+        mean = (rewards * kept).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True)
+        return zero_if_ineffective(torch.where(kept, rewards - mean, 0.0), rewards)
+
+
+class ExponentialWeight(Advantage):
+    """RED-Weight: A * exp(A / temperature) with A = R - mean (arXiv 2509.24203; Trinity-RFT).
+
+    Winners count more and losers less, the more so the lower the temperature. The weights are not normalised, as in
+    Trinity-RFT. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+
+    Deviation: the exponent is bounded by +-20, so that the weight stays finite in float32.
+
+    Args:
+        temperature: In units of the reward.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = above("ExponentialWeight.temperature", temperature, 0, "1.0")
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K)."""
+        advantages = group_normalised(rewards, normalise_by_std=False)
+        return advantages * (advantages / self.temperature).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).exp()

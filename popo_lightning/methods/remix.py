@@ -1,0 +1,257 @@
+"""ReMix (arXiv 2507.06892): recent batches replayed, a scaled clip, a convex KL, and a new base policy."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from popo_lightning.core.bounds import above, at_least, one_of, within
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.ranks import gathered
+from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.regularizers import ESTIMATORS, Estimator, Regularizer, kl_loss
+from popo_lightning.objectives.trust_regions import (
+    TrustRegion,
+    TrustRegionOutput,
+    checked_dual_clip,
+    ppo_clip,
+)
+from popo_lightning.proximal.kept_weights import Weights, kept, put, refuse_sharded
+from popo_lightning.proximal.parameter_hook import ParameterHook
+from popo_lightning.replay.composer import Composer, Iteration
+
+
+class ReMixReplay(Composer):
+    """ReMix's Mix-PPG: with probability p the data of a recent policy in place of new ones (arXiv 2507.06892).
+
+    At iteration k, with probability p, the batch is that of pi_{k-i}, i drawn from those of 1..N that sampled one;
+    otherwise it is sampled now, and kept for the next N iterations. From iteration ``until`` on, the paper's
+    reincarnation point, every batch is on-policy.
+
+    Keeps the groups of the last N iterations, ineffective ones included. No forward pass is added. An iteration that
+    replays samples nothing, which is where ReMix saves rollouts: with p = 0.4 and N = 2 a share of 1 / (1 + p + p^2)
+    = 0.64 of the iterations before ``until`` samples.
+
+    Deviations: the paper does not say whether p holds for a batch or for its parts; ``mix: batch`` is the default
+    because only then whole iterations go without rollouts. i is drawn evenly, which is inferred. An iteration that
+    replays leaves nothing for later ones, so after N replays in a row there is nothing recent, and the next samples.
+
+    The other parts of ReMix are data.sweeps (its update-to-data ratio), ScaledWidth, ConvexKL and the parameter hook
+    Reincarnation.
+
+    Args:
+        probability: p, of replaying.
+        policies: N, how many policy versions back a batch may come from.
+        until: First iteration that is on-policy, as are all after it; null for none.
+        mix: batch decides once an iteration, for all ranks alike; group decides for each group, and samples the rest.
+    """
+
+    works_ahead = False
+
+    def __init__(
+        self,
+        probability: float = 0.4,
+        policies: int = 2,
+        until: int | None = 50,
+        mix: Literal["batch", "group"] = "batch",
+    ) -> None:
+        self.probability = within("ReMixReplay.probability", probability, 0, 1, "0.4")
+        self.policies = int(at_least("ReMixReplay.policies", policies, 1, ", such as 2"))
+        self.until = None if until is None else int(at_least("ReMixReplay.until", until, 0, ", or null for none"))
+        self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
+        self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
+        self._replay: int | None = None  # iteration whose batch the next one trains on
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """A stored batch, or a new one, or a mixture by group."""
+        if self._replay is not None:
+            groups = dict(self._batches)[self._replay]
+        elif self.mix == "group":
+            groups = self._mixed(iteration)
+        else:
+            groups = self._sample(iteration, iteration.problems)
+        self._look_ahead(iteration)
+        return list(groups)
+
+    def samples_next(self) -> bool:
+        """Unless a whole batch will be replayed."""
+        return self._replay is None
+
+    def _mixed(self, iteration: Iteration) -> list[Group]:
+        random = iteration.random("remix")
+        stored = [group for _, groups in self._batches for group in groups]
+        wanted = sum(random.random() < self.probability for _ in range(iteration.problems))
+        replayed = random.sample(stored, min(wanted, len(stored)))
+        return self._sample(iteration, iteration.problems - len(replayed)) + replayed
+
+    def _sample(self, iteration: Iteration, count: int) -> list[Group]:
+        fresh = iteration.rollout(count)
+        self._batches.append((iteration.version, fresh))
+        return fresh
+
+    def _look_ahead(self, iteration: Iteration) -> None:
+        """Decides now what the next iteration does, so that the engine need not be woken for nothing."""
+        following = iteration.version + 1
+        oldest = following - self.policies if self.until is None or following < self.until else following
+        self._batches = deque((version, groups) for version, groups in self._batches if version >= oldest)
+        self._replay = None
+        if self.mix == "batch":
+            # rank 0's draws: nothing is saved unless all ranks go without rollouts
+            random = iteration.random("remix")
+            own = torch.tensor([random.random(), random.random()], dtype=torch.float64)
+            coin, place = gathered([own])[0][:2].tolist()
+            if self._batches and coin < self.probability:
+                self._replay = self._batches[int(place * len(self._batches))][0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored batches, and what comes next."""
+        batches = [
+            {"version": version, "groups": [group.to_plain() for group in groups]} for version, groups in self._batches
+        ]
+        return {"batches": batches, "replay": self._replay}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The stored batches, and what comes next."""
+        self._batches = deque(
+            (batch["version"], [Group.from_plain(group) for group in batch["groups"]]) for batch in state["batches"]
+        )
+        self._replay = state["replay"]
+
+
+class Reincarnation(ParameterHook):
+    """ReMix's reincarnation: at an iteration, the reference policy becomes the policy (2507.06892).
+
+    From then on the KL regularizers hold the policy near what it has become instead of near the base model. Stored:
+    nothing before, one copy of the weights in every checkpoint after it. Extra forward passes: none.
+
+    Deviation: ReMix also goes on without replayed data from there, which is the composer's part.
+
+    Args:
+        iteration: Iteration, counted from 0, before whose first step the reference is exchanged. The paper has 50 for
+            GRPO, 50 or 100 for PPO.
+    """
+
+    def __init__(self, iteration: int = 50) -> None:
+        if iteration < 0:
+            raise SettingError(f"Reincarnation.iteration is {iteration}; use 0 or a later iteration, such as 50")
+        self.iteration = iteration
+        self.reference: Weights | None = None  # once exchanged
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses to exchange what no rule looks at, before a model loads."""
+        if stage == "fit" and not pl_module.objective.needs_reference:
+            raise SettingError(
+                "parameter_hook is Reincarnation, but no term of model.objective.regularizers has a reference to "
+                "exchange; add popo_lightning.methods.remix.ConvexKL or KL, or drop the hook"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Gives a resumed run the reference it had."""
+        refuse_sharded(trainer, "parameter_hook Reincarnation")
+        if self.reference is not None:
+            put(self.reference, pl_module._reference[0])
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Exchanges the reference before the iteration's first step."""
+        assert isinstance(batch, Minibatch)
+        if batch.index == 0 and batch.version == self.iteration:
+            self.reference = kept(pl_module.model)
+            put(self.reference, pl_module._reference[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reference, once it has been exchanged."""
+        return {"reference": self.reference}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.reference = state_dict["reference"]
+
+
+class ScaledWidth(TrustRegion):
+    """ReMix's trust region: PPO's clip around prox with the width divided by the behaviour weight (arXiv 2507.06892).
+
+    The paper clips rho = pi_policy / pi_behave to [w - eps, w + eps], w = pi_prox / pi_behave. That is w times PPO's
+    loss of r = pi_policy / pi_prox clipped to [1 - eps / w, 1 + eps / w]: decoupled PPO with this region, and Decoupled
+    without a cap as the weight. Tokens that behave found likelier than prox may move farther. Needs the stored behave
+    log-probs, no passes.
+
+    Deviation: the weight is 1 on fresh rows; where a rule cuts or masks the weight, the cut one sets the width.
+
+    Args:
+        clip: eps, the distance of rho below and above w.
+        dual_clip: Bound of the ratio r where the advantage is negative, null for none, as in the paper.
+    """
+
+    def __init__(self, clip: float = 0.2, dual_clip: float | None = None) -> None:
+        self.clip = above("ScaledWidth.clip", clip, 0, "0.2")
+        self.dual_clip = checked_dual_clip("ScaledWidth", dual_clip)
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+        """Apply `ppo_clip` with a width for each token."""
+        width = self.clip / torch.where(rows.mask.bool(), weight, 1.0)
+        return ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, width, width, self.dual_clip)
+
+
+def base_share(version: int, start: int = 50, every: int = 10, step: float = 0.1, least: float = 0.5) -> float:
+    """lambda(t) of ReMix: 1 up to `start`, then `step` less at once and again after `every` iterations, to `least`.
+
+    max(1 - step * ceil(max(t - start, 0) / every), least), arXiv 2507.06892.
+    """
+    return max(1 - step * math.ceil(max(version - start, 0) / every), least)
+
+
+class ConvexKL(Regularizer):
+    """ReMix's KL-convex constraint: the policy stays near the base model at first, and more and more near prox.
+
+    Adds coefficient * weight * (lambda KL(policy || reference) + (1 - lambda) KL(policy || prox)) to the loss of a
+    token, lambda = `base_share` of the policy version (arXiv 2507.06892). Costs a pass of the reference.
+
+    Deviations: coefficient and estimator are not known. Replayed tokens are weighted as by KL. The paper's second
+    policy is that of the previous iteration, which is prox where prox is the iteration's start.
+
+    Args:
+        coefficient: Size of the penalty.
+        estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
+        start: Iterations that lambda stays 1.
+        every: Iterations between its steps.
+        step: How much it falls at a step.
+        least: What it falls to.
+    """
+
+    def __init__(
+        self,
+        coefficient: float,
+        estimator: Estimator = "k3",
+        start: int = 50,
+        every: int = 10,
+        step: float = 0.1,
+        least: float = 0.5,
+    ) -> None:
+        self.coefficient = at_least("ConvexKL.coefficient", coefficient, 0)
+        one_of("ConvexKL.estimator", estimator, ESTIMATORS)
+        self.estimator: Estimator = estimator
+        self.start = int(at_least("ConvexKL.start", start, 0))
+        self.every = int(at_least("ConvexKL.every", every, 1))
+        self.step = above("ConvexKL.step", step, 0, "0.1")
+        self.least = within("ConvexKL.least", least, 0, 1, "0.5")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
+        """Give coefficient * the mixture of two `kl_loss`."""
+        if rows.ref_logp is None:
+            raise ValueError("ConvexKL needs the reference log-prob of every token; the caller gave none.")
+        share = base_share(rows.version, self.start, self.every, self.step, self.least)
+        to_base = kl_loss(rows.logp, rows.ref_logp, self.estimator, rows.mask, weight)
+        to_prox = kl_loss(rows.logp, rows.prox_logp, self.estimator, rows.mask, weight)
+        return self.coefficient * (share * to_base + (1 - share) * to_prox)

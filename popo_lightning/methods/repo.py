@@ -1,0 +1,151 @@
+"""RePO (arXiv 2506.09340): stored responses of a problem replayed beside its fresh ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from random import Random
+from statistics import pvariance
+from typing import Any, Literal
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.response_store import ResponseStore
+
+Retrieval = Literal["recent", "reward", "random", "variance", "all"]
+RETRIEVALS = ("recent", "reward", "random", "variance", "all")
+
+
+class RePO(Composer):
+    """RePO: beside each fresh group, stored responses of the same problem (2506.09340; SihengLi99/RePO).
+
+    J = J_on + coefficient * J_off, both PPO's clipped surrogate of pi_policy / pi_behave around 1 (trust region
+    `BehaveAligned`, behave weight `One`). A problem's responses are replayed once `start` of them are stored. With
+    advantages "split" the replayed ones are a group of their own, so normalised among themselves, and its loss weight
+    is the coefficient; with "mixed" one group holds all of them. Chosen before the fresh ones are stored. Stored: the
+    newest `capacity` responses of each problem with their behave log-probs. Extra rollouts: none; extra rows: `replays`
+    for each problem that has enough.
+
+    The retrieval `variance` takes the subset whose rewards have the greatest variance, and of equal ones the greatest
+    sum; the source tries all subsets, and here the lowest and highest rewards alone, which is the same.
+
+    Deviations: both terms are divided by one denominator, that of fresh and replayed rows together. With
+    `SequenceMean` this is the public code's loss type grpo; the paper's formula divides each by its own count, which
+    makes a step with replays up to twice as long. "mixed" has no coefficient but 1. Ranks replay what they
+    sampled themselves, where the code shares all. Of equally rewarded responses `reward` takes the newest.
+
+    A problem must come back: with K responses a time, ceil(start / K) times before the first replay.
+
+    Args:
+        capacity: Responses kept of each problem.
+        start: Replay begins with this many of them.
+        replays: Responses replayed beside each fresh group; `all` takes every stored one instead.
+        retrieval: Which: recent, reward (the best), random, variance or all.
+        advantages: split or mixed.
+        coefficient: Weight of the replayed responses' loss.
+        reward: Reward part that `reward` and `variance` choose by.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 16,
+        start: int = 16,
+        replays: int = 8,
+        retrieval: Retrieval = "recent",
+        advantages: Literal["split", "mixed"] = "split",
+        coefficient: float = 1.0,
+        reward: str = "score",
+    ) -> None:
+        if not 2 <= start <= capacity:
+            raise SettingError(
+                f"RePO.start is {start} and RePO.capacity {capacity}; a problem never has more stored responses than "
+                "its capacity and needs 2 to compare, so use 2 <= start <= capacity"
+            )
+        if not 2 <= replays <= capacity:
+            raise SettingError(f"RePO.replays is {replays}; use 2, to compare, up to RePO.capacity ({capacity})")
+        if retrieval not in RETRIEVALS:
+            raise SettingError(f"RePO.retrieval is '{retrieval}'; use one of {', '.join(RETRIEVALS)}")
+        if advantages not in ("split", "mixed"):
+            raise SettingError(f"RePO.advantages is '{advantages}'; use split or mixed")
+        if not 0 < coefficient < math.inf:
+            raise SettingError(f"RePO.coefficient is {coefficient}; use a finite number above 0, such as 1.0")
+        if advantages == "mixed" and coefficient != 1:
+            raise SettingError(
+                f"RePO.coefficient is {coefficient}, but mixed advantages put all responses into one group with one "
+                "weight; use 1.0, or RePO.advantages split"
+            )
+        self.start = start
+        self.replays = replays
+        self.retrieval: Retrieval = retrieval
+        self.advantages = advantages
+        self.coefficient = coefficient
+        self.reward = reward
+        self.store = ResponseStore(capacity)
+        self._replayed = 0  # in the last iteration
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """The fresh groups, each followed by the replayed responses of its problem, or holding them."""
+        fresh = iteration.rollout()
+        composed: list[Group] = []
+        self._replayed = 0
+        for place, group in enumerate(fresh):
+            stored = self.store.of(group.problem.id)
+            chosen = self._chosen(stored, iteration.random("RePO", place)) if len(stored) >= self.start else []
+            composed += self._beside(group, chosen)
+            self._replayed += len(chosen)
+        for group in fresh:
+            self.store.insert(group, group.responses)
+        return composed
+
+    def _chosen(self, stored: list[Response], random: Random) -> list[Response]:
+        """Of the stored ones, oldest first."""
+        count = min(self.replays, len(stored))
+        if self.retrieval == "all":
+            return stored
+        if self.retrieval == "recent":
+            return stored[-count:]
+        if self.retrieval == "random":
+            return random.sample(stored, count)
+        rising = sorted(stored, key=self._reward)
+        if self.retrieval == "reward":
+            return rising[-count:]
+        splits = (rising[:low] + rising[len(rising) - count + low :] for low in range(count + 1))
+        return max(splits, key=self._variance_and_sum)
+
+    def _variance_and_sum(self, responses: list[Response]) -> tuple[float, float]:
+        rewards = [self._reward(response) for response in responses]
+        return pvariance(rewards), sum(rewards)  # pvariance is exact, so that equal ones are equal
+
+    def _reward(self, response: Response) -> float:
+        return response.parts.get(self.reward, 0.0)
+
+    def _beside(self, group: Group, chosen: list[Response]) -> list[Group]:
+        if not chosen:
+            return [group]
+        if self.advantages == "mixed":
+            return [replace(group, responses=[*group.responses, *chosen])]
+        replayed = replace(
+            group,
+            id=-1 - group.id,  # fresh groups' ids are unique and not negative
+            responses=chosen,
+            version=min(group.version_of(response) for response in chosen),
+            loss_weight=self.coefficient,
+        )
+        return [group, replayed]
+
+    def passes_before_replay(self, group_size: int) -> int:
+        """Times a problem must have been asked before any of its responses can be replayed."""
+        return math.ceil(self.start / group_size)
+
+    def report(self) -> dict[str, float]:
+        """Responses replayed in the last iteration, and the store's size."""
+        return {"replay/replayed_responses": float(self._replayed)} | self.store.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The store."""
+        return {"store": self.store.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The store."""
+        self.store.load_state_dict(state["store"])

@@ -1,0 +1,202 @@
+"""RR: rollouts restart from stored prefixes of problems not yet solved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from torch import Tensor
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
+from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.prefixes import checked_shares, cut_response
+
+
+@dataclass
+class StoredPrefix:
+    """The beginning of a failed response, and how rollouts from it went.
+
+    Args:
+        problem: What was asked.
+        tokens: (P,) of the response.
+        version: Policy version of the iteration that cut it.
+        tries: Responses that went on from it.
+        successes: How many of them succeeded.
+    """
+
+    problem: Problem
+    tokens: Tensor
+    version: int
+    tries: int = 0
+    successes: int = 0
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain containers and tensors."""
+        problem = vars(self.problem) | {"images": list(self.problem.images)}
+        return vars(self) | {"problem": problem}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> StoredPrefix:
+        """Inverse of :meth:`to_plain`."""
+        problem = plain["problem"] | {"images": tuple(plain["problem"]["images"])}
+        return cls(**plain | {"problem": Problem(**problem)})
+
+
+class PrefixRestarts(Composer):
+    """RR: some rollouts restart from promising intermediate states of unsolved problems (2504.14363).
+
+    A problem whose fresh group has no success is unsolved: its best response by reward (any of equal ones) is cut at a
+    random length, and the beginning is stored. In each of the first `until` iterations, a share of the problems is
+    asked again from the stored prefixes with the greatest estimated success,
+
+        value = (successes + a) / (tries + a + b),      prior Beta(a, b),
+
+    newest first among equal ones, in the place of as many problems of the sampler: the number of responses stays. The
+    prefix is part of the prompt, so no loss falls on it; the restarted responses are on-policy. Stored: the prefixes.
+    Extra passes and rollouts: none.
+
+    A prefix goes when its problem is solved from the prompt, when all of its restarts succeed (nothing left to learn
+    from here) or its value falls below `least_value`, when its problem fails again and it is no better than untried,
+    or when `capacity` is reached (least value, then oldest).
+
+    Deviations: the source chooses states by the value model of its PPO; here is no critic, and past rollouts with an
+    optimistic prior stand for it. Where to cut, how many to keep, when to end and every threshold are unknown, so they
+    are settings with defaults of ours. Ranks restart from what they sampled themselves.
+
+    Args:
+        share: Of an iteration's problems that restart, where there are as many prefixes; 1 problem at least.
+        until: Iterations with restarts; from then on sampling is as usual. Null restarts to the end.
+        cut: Least and greatest share of the response's tokens that a prefix has.
+        capacity: Prefixes kept, one for a problem.
+        prior: a and b: successes and failures that an untried prefix is credited with.
+        least_value: Prefixes below this are given up.
+        reward: Reward part by which a failed group's best response is chosen.
+        success_by: Reward part that tells a success.
+        success_above: A response is a success where that part is more than this.
+    """
+
+    def __init__(
+        self,
+        share: float = 0.25,
+        until: int | None = 100,
+        cut: tuple[float, float] = (0.25, 0.75),
+        capacity: int = 256,
+        prior: tuple[float, float] = (1.0, 1.0),
+        least_value: float = 0.1,
+        reward: str = "score",
+        success_by: str = "acc",
+        success_above: float = 0.5,
+    ) -> None:
+        if not 0 < share < 1:
+            raise SettingError(f"PrefixRestarts.share is {share}; restart a share between 0 and 1, such as 0.25")
+        if until is not None and until < 1:
+            raise SettingError(f"PrefixRestarts.until is {until}; use at least 1 iteration, or null for all of them")
+        if capacity < 1:
+            raise SettingError(f"PrefixRestarts.capacity is {capacity}; keep at least 1 prefix")
+        if not min(prior) > 0:
+            raise SettingError(f"PrefixRestarts.prior is {list(prior)}; both numbers must be above 0, such as [1, 1]")
+        untried = prior[0] / sum(prior)
+        if not 0 <= least_value <= untried:
+            raise SettingError(
+                f"PrefixRestarts.least_value is {least_value}; an untried prefix has a value of {untried:.3g} "
+                "(PrefixRestarts.prior), so use 0 up to that"
+            )
+        self.share = share
+        self.until = until
+        self.cut = checked_shares("PrefixRestarts", cut)
+        self.capacity = capacity
+        self.prior = prior
+        self.least_value = least_value
+        self.reward = reward
+        self.success_by = success_by
+        self.success_above = success_above
+        self._stored: dict[str, StoredPrefix] = {}  # by problem
+        self._restarted: list[Group] = []  # of the last iteration
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Fresh groups, then restarted ones in the place of others."""
+        if self.until is not None and iteration.version >= self.until:
+            self._stored, self._restarted = {}, []
+            return iteration.rollout()
+        chosen = self._chosen(iteration)
+        self._restarted = iteration.sample(
+            [prefix.problem for prefix in chosen], iteration.group_size, [prefix.tokens for prefix in chosen]
+        )
+        fresh = iteration.rollout(iteration.problems - len(chosen))
+        for prefix, group in zip(chosen, self._restarted, strict=True):
+            self._tried(prefix, group)
+        for place, group in enumerate(fresh):
+            self._asked(group, iteration.random("PrefixRestarts", place))
+        for problem in sorted(self._stored, key=self._rank)[self.capacity :]:
+            del self._stored[problem]
+        return fresh + self._restarted
+
+    def value(self, prefix: StoredPrefix) -> float:
+        """Estimated success of a rollout from here."""
+        a, b = self.prior
+        return (prefix.successes + a) / (prefix.tries + a + b)
+
+    def _rank(self, problem: str) -> tuple[float, int]:
+        """Best first."""
+        prefix = self._stored[problem]
+        return -self.value(prefix), -prefix.version
+
+    def _chosen(self, iteration: Iteration) -> list[StoredPrefix]:
+        if iteration.problems < 2:
+            raise SettingError(
+                "a rank samples 1 problem an iteration (data.problems_per_iteration over the ranks) and "
+                "PrefixRestarts would leave no room for new ones; use at least 2"
+            )
+        count = max(1, round(self.share * iteration.problems))
+        best = sorted(self._stored, key=self._rank)[: min(count, iteration.problems - 1)]
+        return [self._stored[problem] for problem in best]
+
+    def _tried(self, prefix: StoredPrefix, group: Group) -> None:
+        """Learns from the restarts of one prefix."""
+        successes = self._successes(group)
+        prefix.tries += len(group.responses)
+        prefix.successes += successes
+        if successes == len(group.responses) or self.value(prefix) < self.least_value:
+            del self._stored[prefix.problem.id]
+
+    def _asked(self, group: Group, random: Random) -> None:
+        """Learns from one fresh group."""
+        problem = group.problem.id
+        if self._successes(group):
+            self._stored.pop(problem, None)
+            return
+        before = self._stored.get(problem)
+        longest = max(len(response.token_ids) for response in group.responses)
+        if longest < 2 or (before is not None and self.value(before) > self.prior[0] / sum(self.prior)):
+            return
+        # of one token there is no beginning
+        rewards = [r.parts.get(self.reward, 0.0) if len(r.token_ids) > 1 else -float("inf") for r in group.responses]
+        best = [r for r, reward in zip(group.responses, rewards, strict=True) if reward == max(rewards)]
+        tokens = cut_response(random.choice(best), self.cut, random)
+        self._stored[problem] = StoredPrefix(group.problem, tokens, group.version)
+
+    def _successes(self, group: Group) -> int:
+        return int((group.rewards(self.success_by) > self.success_above).sum())
+
+    def report(self) -> dict[str, float]:
+        """Prefixes kept, and the restarts of the last iteration."""
+        restarts = [len(group.responses) for group in self._restarted]
+        found = {"replay/stored_prefixes": float(len(self._stored)), "replay/restarted_groups": float(len(restarts))}
+        if restarts:
+            successes = sum(map(self._successes, self._restarted))
+            tokens = sum(group.prefix_tokens for group in self._restarted)
+            found["replay/restart_success"] = successes / sum(restarts)
+            found["replay/prefix_tokens"] = tokens / len(restarts)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prefixes and how they fared."""
+        return {"stored": [prefix.to_plain() for prefix in self._stored.values()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The prefixes and how they fared."""
+        stored = [StoredPrefix.from_plain(plain) for plain in state["stored"]]
+        self._stored = {prefix.problem.id: prefix for prefix in stored}

@@ -1,0 +1,93 @@
+"""TRL's replay buffer: stored groups drawn by the spread of their rewards."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from torch import Tensor
+
+from popo_lightning.core.bounds import at_least
+from popo_lightning.core.groups import Group
+from popo_lightning.objectives.advantages import group_normalised
+from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.priorities import draw
+
+
+class ScorePriority(Composer):
+    """The best groups fill the place of ineffective ones: TRL's experimental GRPO with a replay buffer.
+
+    A heap of bounded size keeps the effective groups of the greatest score
+
+        score = sum over responses of |A|  *  std of the group's rewards,   A = (R - mean) / (std + 1e-6),
+
+    which is the sum of |R - mean|. Each ineffective group gives way to one drawn in proportion to score: without
+    replacement, or, if there are fewer than wanted, with it. What is drawn stays. Age does not count, so a group can
+    stay for good. TRL's loss has the ratio pi_policy / pi_behave, clipped around 1: BehaveAligned, with behaviour
+    weight One. Nothing is sampled or passed forward more.
+
+    Deviations: an iteration's own groups are stored after the draw unless ``insert_first``, as in TRL, where they may
+    come twice. TRL's scores tie by comparing dictionaries, which fails; here the older group leaves. While the store is
+    empty, ineffective groups stay.
+
+    Args:
+        capacity: Groups kept, on each rank.
+        insert_first: Store an iteration's effective groups before its draw, as TRL does.
+    """
+
+    def __init__(self, capacity: int = 64, insert_first: bool = False) -> None:
+        self.capacity = int(at_least("ScorePriority.capacity", capacity, 1, ", such as 64"))
+        self.insert_first = insert_first
+        self._heap: list[tuple[float, int, Group]] = []  # the number breaks ties: groups have no order
+        self._seen = 0
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """The effective fresh groups, then one drawn for each ineffective one."""
+        fresh = iteration.rollout()
+        effective, ineffective = iteration.split(fresh)
+        if self.insert_first:
+            self._insert(effective, iteration.effective_by)
+        replayed = self._draw(len(ineffective), iteration.random("score_priority"))
+        if not self.insert_first:
+            self._insert(effective, iteration.effective_by)
+        return effective + (replayed or ineffective)
+
+    def _insert(self, groups: Sequence[Group], part: str) -> None:
+        for group in groups:
+            entry = (spread_score(group.rewards(part)), self._seen, group)
+            self._seen += 1
+            if len(self._heap) < self.capacity:
+                heapq.heappush(self._heap, entry)
+            elif entry[0] > self._heap[0][0]:
+                heapq.heapreplace(self._heap, entry)
+
+    def _draw(self, count: int, random: Random) -> list[Group]:
+        if not self._heap:
+            return []
+        scores = [entry[0] for entry in self._heap]
+        if count > len(scores):
+            return [entry[2] for entry in random.choices(self._heap, scores, k=count)]
+        return [self._heap[i][2] for i in draw([math.log(score) for score in scores], count, random)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The heap, in the order of its array, on which draws depend."""
+        return {"heap": [[score, seen, group.to_plain()] for score, seen, group in self._heap], "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The heap, of which the present capacity keeps the best."""
+        heap = [(score, seen, Group.from_plain(group)) for score, seen, group in state["heap"]]
+        if len(heap) > self.capacity:
+            heap = sorted(heap, key=lambda entry: entry[:2])[-self.capacity :]  # a sorted list is a heap
+        self._heap, self._seen = heap, state["seen"]
+
+
+def spread_score(rewards: Tensor) -> float:
+    """TRL's score of a group: sum |A| times the std of the rewards.
+
+    Args:
+        rewards: (K,).
+    """
+    return float(group_normalised(rewards[None]).abs().sum() * rewards.std(correction=1))

@@ -1,0 +1,157 @@
+"""SPEAR: imitates the policy's own recent successes while they are above what it reaches by now."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.objectives.advantages import group_normalised
+from popo_lightning.replay.composer import Composer, Iteration
+
+
+class SPEAR(Composer):
+    """SPEAR's self-imitation (2509.22601; TencentYoutuResearch/SPEAR).
+
+    Responses whose standardised advantage in their own group is above `threshold`, so with 0 those better than their
+    group's mean, are kept, up to `capacity` of them and up to `max_age` versions. Once `start` are there, they are
+    replayed together beside the fresh groups and leave. Their advantage is taken anew, from what the policy reached
+    before this iteration:
+
+        A = reward - median of the last `baseline_groups` group-mean rewards,      only A > 0 is replayed,
+        loss weight = coefficient * (1 - cos(pi * min(version, warm_up) / warm_up)) / 2,
+
+    with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `One`). An iteration's
+    own group means join the others after its replay. The fresh groups are all trained on as they are. Stored: those
+    responses with their prompts and behave log-probs, and the group means. Extra rollouts: none; extra rows: the
+    replayed ones, which are groups of 1 to K responses with fixed advantages.
+
+    Deviations: the covariance clip of replayed tokens (0.02 of them), the tool-call bonus, and the base recipe's
+    filters of groups and of responses are left out. Read in the code, and done otherwise here: the source gives the
+    replay optimizer steps of its own, and replays a random subset of the store whose size is a power of two. Its
+    trajectory_score_threshold of 1 is a setting that nothing reads. Its store must hold 1.5 * 2048 samples before a
+    replay, where each turn of an agent is a sample; with one sample a response that many never gather within max_age,
+    hence `start`. Here replayed and fresh rows share steps and a denominator.
+
+    Args:
+        capacity: Responses kept; the groups of the oldest fall out.
+        threshold: Responses with a greater standardised advantage are kept. 0 is the source's; with 1 and rewards of 0
+            and 1 those are right responses of groups with fewer than half right.
+        max_age: Oldest replay in policy versions.
+        start: A replay needs this many kept responses.
+        baseline_groups: Group-mean rewards of which the median is the baseline.
+        coefficient: Weight of the replayed responses' loss after the warm-up.
+        warm_up: Iterations over which it rises from 0; 0 starts with the whole.
+        reward: Reward part that is imitated; the one trained on (model.reward).
+    """
+
+    fixes_advantages = True
+
+    def __init__(
+        self,
+        capacity: int = 2048,
+        threshold: float = 0.0,
+        max_age: int = 10,
+        start: int = 64,
+        baseline_groups: int = 10240,
+        coefficient: float = 1.0,
+        warm_up: int = 200,
+        reward: str = "score",
+    ) -> None:
+        if not 1 <= start <= capacity:
+            raise SettingError(
+                f"SPEAR.start is {start} and SPEAR.capacity {capacity}; never more are kept than the capacity, so use "
+                "1 <= start <= capacity"
+            )
+        if not 0 <= threshold < math.inf:
+            raise SettingError(f"SPEAR.threshold is {threshold}; use a finite number of at least 0, such as 0.0")
+        if max_age < 1:
+            raise SettingError(f"SPEAR.max_age is {max_age}; the newest replay is 1 version old, so use at least 1")
+        if baseline_groups < 1:
+            raise SettingError(f"SPEAR.baseline_groups is {baseline_groups}; a median needs at least 1 group")
+        if not 0 < coefficient < math.inf:
+            raise SettingError(f"SPEAR.coefficient is {coefficient}; use a finite number above 0, such as 1.0")
+        if warm_up < 0:
+            raise SettingError(f"SPEAR.warm_up is {warm_up}; use 0 iterations or more")
+        self.capacity = capacity
+        self.threshold = threshold
+        self.max_age = max_age
+        self.start = start
+        self.coefficient = coefficient
+        self.warm_up = warm_up
+        self.reward = reward
+        self._means: deque[float] = deque(maxlen=baseline_groups)
+        self._kept: list[Group] = []  # oldest first, each with those of its responses that are kept
+        self._replayed = 0  # responses, in the last iteration
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """All fresh groups, and at times what was kept before them."""
+        fresh = iteration.rollout()
+        replayed = self._replay(iteration.version)
+        self._replayed = _responses(replayed)
+        self._means.extend(float(group.rewards(self.reward).mean()) for group in fresh)
+        self._keep(fresh)
+        return fresh + replayed
+
+    def loss_weight(self, version: int) -> float:
+        """Coefficient at a policy version."""
+        if version >= self.warm_up:
+            return self.coefficient
+        return self.coefficient * (1 - math.cos(math.pi * version / self.warm_up)) / 2
+
+    def _replay(self, version: int) -> list[Group]:
+        self._kept = [group for group in self._kept if version - group.version <= self.max_age]
+        if _responses(self._kept) < self.start:
+            return []
+        baseline, weight = median(self._means), self.loss_weight(version)
+        found = [self._above(group, baseline, weight) for group in self._kept]
+        self._kept = []
+        return [group for group in found if group.responses]
+
+    def _above(self, group: Group, baseline: float, weight: float) -> Group:
+        """The group's responses with a reward above the baseline, and what they are above it by."""
+        advantages = group.rewards(self.reward) - baseline
+        better = (advantages > 0).tolist()
+        return replace(
+            group,
+            responses=[response for response, kept in zip(group.responses, better, strict=True) if kept],
+            advantages=advantages[advantages > 0],
+            loss_weight=weight,
+        )
+
+    def _keep(self, fresh: Sequence[Group]) -> None:
+        for group in fresh:
+            standardised = group_normalised(group.rewards(self.reward)[None])[0].tolist()
+            worth = [r for r, a in zip(group.responses, standardised, strict=True) if a > self.threshold]
+            if worth:
+                self._kept.append(replace(group, responses=worth))
+        while _responses(self._kept) > self.capacity:
+            self._kept.pop(0)
+
+    def report(self) -> dict[str, float]:
+        """Responses replayed in the last iteration and kept now, and the baseline of the next replay."""
+        return {
+            "replay/replayed_responses": float(self._replayed),
+            "replay/stored_responses": float(_responses(self._kept)),
+            "replay/baseline": median(self._means) if self._means else math.nan,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept responses and group means."""
+        return {"kept": [group.to_plain() for group in self._kept], "means": list(self._means)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Kept responses and group means, of which the present sizes keep the newest."""
+        self._means = deque(state["means"], self._means.maxlen)
+        self._kept = [Group.from_plain(plain) for plain in state["kept"]]
+        while _responses(self._kept) > self.capacity:
+            self._kept.pop(0)
+
+
+def _responses(groups: Sequence[Group]) -> int:
+    return sum(len(group.responses) for group in groups)

@@ -1,0 +1,116 @@
+"""Tree-OPO (arXiv 2509.09284): rollouts restart inside earlier responses, with baselines from the tree of prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.bounds import one_of
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.objectives.advantages import Advantage, check_group_size, zero_if_ineffective
+from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.prefixes import checked_shares, cut_response
+
+Kind = Literal["mean", "max", "min"]
+
+
+class TreeBaseline(Advantage):
+    """Tree-OPO's cheap advantages: R minus the mean, best or worst reward below the group's prefix (arXiv 2509.09284).
+
+    Below a prefix are the group's own responses and those of deeper restarts, `group.subtree_rewards`, which a
+    composer that restarts from prefixes attaches. mean expects what the subtree got, max is optimistic (only the best
+    is not punished), min pessimistic (only the worst is not rewarded). No division by the std. No extra pass.
+
+    A group whose subtree's rewards all agree gets exactly 0. One that is all wrong beside right restarts does not: it
+    is told that a right answer was in reach.
+
+    Deviations: the source's main rule, a quadratic program with order constraints over the tree, is not this class.
+    Subtree rewards are the training reward, where the source has outcomes of 0 and 1.
+
+    Args:
+        kind: mean, max or min.
+    """
+
+    def __init__(self, kind: Kind = "mean") -> None:
+        one_of("TreeBaseline.kind", kind, get_args(Kind))
+        self.kind: Kind = kind
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Map rewards (G, K) to advantages (G, K), as of groups without deeper restarts."""
+        return self._against(rewards, rewards)
+
+    def for_group(
+        self,
+        group: Group,
+        reward: str,
+        prox_logp: Sequence[Tensor] | None = None,
+        values: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Advantages (), one a response."""
+        rewards = group.rewards(reward)
+        deeper = group.subtree_rewards
+        subtree = rewards if deeper is None else torch.cat((rewards, deeper.to(rewards)))
+        return list(self._against(rewards, subtree).unbind())
+
+    def _against(self, rewards: Tensor, subtree: Tensor) -> Tensor:
+        check_group_size(subtree)
+        if self.kind == "mean":
+            baseline = subtree.mean(dim=-1, keepdim=True)
+        elif self.kind == "max":
+            baseline = subtree.amax(dim=-1, keepdim=True)
+        else:
+            baseline = subtree.amin(dim=-1, keepdim=True)
+        return zero_if_ineffective(rewards - baseline, subtree)
+
+
+class PrefixTree(Composer):
+    """Tree-OPO's data without a teacher: half of each group restarts inside the other half (2509.09284).
+
+    In one iteration each problem gets ceil(K / 2) responses from its prompt; one of them, drawn at random, is cut at a
+    random length, and floor(K / 2) responses go on from there. The restarts are a group of their own, a child, and the
+    parent knows their rewards as `subtree_rewards`: use the advantage `TreeBaseline`, which compares a parent's
+    responses with the whole subtree and a child's with the child. The prefix is part of the child's prompt, so no loss
+    falls on it twice. Nothing is stored; a second round of sampling an iteration, K responses a problem in all.
+
+    Deviations: the source's prefixes come from a teacher's tree search, made offline and several levels deep; these are
+    the policy's own, fresh, and one level deep. Its main advantage, a quadratic program, is not there (`TreeBaseline`
+    has its cheap forms).
+
+    Args:
+        cut: Least and greatest share of the response's tokens that a prefix has.
+        reward: Reward part of the subtree's rewards; the one trained on (model.reward).
+    """
+
+    works_ahead = False
+
+    def __init__(self, cut: tuple[float, float] = (0.25, 0.75), reward: str = "score") -> None:
+        self.cut = checked_shares("PrefixTree", cut)
+        self.reward = reward
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Parents, which know their children's rewards, then children."""
+        restarts = iteration.group_size // 2
+        if restarts < 2:
+            raise SettingError(
+                f"data.group_size is {iteration.group_size}; PrefixTree halves each group and a half needs two "
+                "responses to differ, so use at least 4"
+            )
+        parents = iteration.rollout(n=iteration.group_size - restarts)
+        prefixes = [self._prefix(group, iteration.random("PrefixTree", i)) for i, group in enumerate(parents)]
+        children = iteration.sample([group.problem for group in parents], restarts, prefixes)
+        return self._attached(parents, children) + children
+
+    def _prefix(self, group: Group, random: Random) -> Tensor:
+        return cut_response(random.choice(group.responses), self.cut, random)
+
+    def _attached(self, parents: Sequence[Group], children: Sequence[Group]) -> list[Group]:
+        return [
+            replace(parent, subtree_rewards=child.rewards(self.reward))
+            for parent, child in zip(parents, children, strict=True)
+        ]

@@ -1,0 +1,100 @@
+"""A model folder's files, looked at before anything loads: what is missing or damaged is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.core.errors import SettingError, reason
+
+CONFIG, ADAPTER, METRICS = "config.json", "adapter_config.json", "metrics.csv"
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+OBJECTS = (
+    *(CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("preprocessor_config.json", "processor_config.json", *INDICES),
+)
+POINTER = b"version https://git-lfs"
+
+
+def check_model_files(folder: str | Path) -> None:
+    """Raises SettingError for a folder that no model loads from. A hub id is left to the hub.
+
+    Args:
+        folder: model.path.
+    """
+    path = Path(folder)
+    if path.exists():
+        for sentence in _objections(path):
+            raise SettingError(f"model.path is '{folder}', {sentence}")
+
+
+def _objections(path: Path) -> Iterator[str]:
+    if path.is_file() or path.suffix == ".ckpt":
+        if path.suffix == ".ckpt":
+            yield "a checkpoint of a run; set model.path to the model that the run began with, and ckpt_path to this"
+        yield "a file; name the folder that it lies in"
+        return
+    if not (path / CONFIG).exists():
+        if (path / ADAPTER).exists():
+            yield (
+                "a LoRA adapter without its model; merge it into the model (merge_and_unload of peft), save that with "
+                "its tokenizer, and name that folder"
+            )
+        if (path / METRICS).exists():
+            yield (
+                "the folder of a run, which has checkpoints and no model; set model.path to the model that the run "
+                "began with, and ckpt_path to a checkpoint"
+            )
+        yield f"a folder without {CONFIG}; name one that save_pretrained of transformers has written, or a hub id"
+        return
+    objects = {}
+    for name in OBJECTS:
+        if (path / name).exists():
+            try:
+                objects[name] = _object(path / name)
+            except OSError as error:
+                yield _unreadable(name, error)
+            except ValueError as error:
+                yield f"whose {name} is damaged ({reason(error)}); copy it there again"
+    yield from _of_weights(path, objects)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
+
+
+def _of_weights(path: Path, objects: dict[str, dict[str, Any]]) -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
+
+    whole = path / "model.safetensors"
+    files = {whole.name} if whole.exists() else set()
+    for index in () if files else INDICES:
+        parts = objects.get(index, {}).get("weight_map")
+        if index in objects and not (isinstance(parts, dict) and parts):
+            yield f"whose {index} names no weights; copy it there again"
+            return
+        files |= set(map(str, (parts or {}).values()))
+    missing = sorted(name for name in files if not (path / name).exists())
+    if missing:
+        yield f"in which {missing[0]} is missing ({len(missing)} of {len(files)} weight files); copy it there too"
+    for name in sorted(files - set(missing)):
+        try:
+            with (path / name).open("rb") as file:
+                if file.read(len(POINTER)) == POINTER:
+                    yield f"whose {name} is a pointer of Git LFS, not the weights; run git lfs pull there"
+            if name.endswith(".safetensors"):
+                with safe_open(path / name, framework="pt"):
+                    pass
+        except OSError as error:
+            yield _unreadable(name, error)
+        except SafetensorError as error:
+            yield f"whose {name} is damaged ({reason(error)}); copy it there again"
+
+
+def _unreadable(name: str, error: OSError) -> str:
+    return f"whose {name} cannot be read ({reason(error)}); allow it, by chmod u+r if it is yours"

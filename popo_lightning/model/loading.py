@@ -1,0 +1,225 @@
+"""Model folders: text or vision-language, loaded in one place for policy, engine and prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError  # a name: nothing is unpickled here
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.model.attention import use_packed_attention
+from popo_lightning.model.logit_form import logit_form
+from popo_lightning.model.packing import takes_packed_tokens
+
+# What transformers and safetensors raise for files that are not there, unreadable or damaged.
+LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError)
+# Settings of layers that pass a state on.
+STATES = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_conv_kernel_dim", "block_types")
+# What a vision tower is called inside transformers' models.
+VISION_TOWERS = ("visual", "vision_tower", "vision_model")
+
+
+def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """A language model on the CPU, with its vision tower where it has one.
+
+    Lightning enters a device context around ``configure_model``. transformers would take that context for a
+    device_map, which needs accelerate, so the model loads on the CPU and the strategy moves it.
+
+    Args:
+        folder: Model folder or hub id.
+        dtype: Of its weights.
+        attention: Implementation by transformers' name; None for its default.
+
+    Raises:
+        SettingError: No model loads from there.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    check_adapter(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if sees_images(config):
+            check_vision(config, folder)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            if attention == "sdpa":
+                raise SettingError(
+                    f"model.attention is sdpa, which leaves out the cap on attention scores that model.path '{folder}' "
+                    "has; set it to eager, or to null"
+                )
+            attention = attention or "eager"  # the default is sdpa
+        kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+        with torch.device("cpu"):
+            model, found = kind.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention, output_loading_info=True
+            )
+    except SettingError:
+        raise
+    except LOADING_ERRORS as error:
+        raise SettingError(f"model.path is '{folder}', from which no model loads: {reason(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise SettingError(
+            f"model.path is '{folder}', whose weights lack {missing[0]} and {len(missing) - 1} more parameters of a "
+            f"{type(model).__name__}, which would stay random; give a folder with all of its weights"
+        )
+    return model
+
+
+def check_adapter(folder: str | Path) -> None:
+    """Raises SettingError for the folder of a LoRA adapter, which is no whole model."""
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise SettingError(
+            f"model.path is '{folder}', an adapter (it has an adapter_config.json), but all weights are trained here; "
+            "merge it into its base model (peft: merge_and_unload, then save_pretrained, with the tokenizer) and give "
+            "that folder"
+        )
+
+
+def family(folder: str | Path) -> str:
+    """The architecture that a model folder's configuration names, such as Qwen3ForCausalLM; "model" without one."""
+    config = _config(folder)
+    return str((getattr(config, "architectures", None) or ["model"])[0])
+
+
+def passes_states(folder: str | Path) -> bool:
+    """Whether some of a model's layers pass a state on from token to token, instead of attending or beside it."""
+    config = _config(folder)
+    if config is None:
+        return False
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    others = [kind for kind in kinds if "attention" not in kind or "linear" in kind]
+    return bool(others) or any(getattr(text, name, None) for name in STATES)
+
+
+def _config(folder: str | Path) -> Any:
+    """A model folder's configuration, or None: whoever loads the model says why there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+
+
+def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
+    """A model to train: without dropout, with its vision tower frozen where asked.
+
+    Args:
+        folder: Model folder or hub id.
+        dtype: Of its weights.
+        freeze_vision: Train the language model only.
+        attention: Implementation by transformers' name; None for that of packed tokens where it is exact.
+
+    Raises:
+        SettingError: No model loads from there, or one whose log-probs or images would be read wrongly.
+    """
+    model = load_model(folder, dtype, attention)
+    if attention is None and takes_packed_tokens(model):
+        use_packed_attention(model)
+    if (form := logit_form(model)) is None:
+        raise SettingError(
+            f"model.path is '{folder}', a {type(model).__name__}, whose logits are no scaled or capped outputs of a "
+            "linear head; log-probs are computed from hidden states and would be wrong, so choose a model of another "
+            "family"
+        )
+    model.logit_form = form
+    remove_dropout(model)
+    if freeze_vision:
+        tower = vision_tower(model)
+        if tower is None:
+            raise SettingError(
+                f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out"
+            )
+        tower.requires_grad_(False)
+    return model
+
+
+def compile_layers(model: Any) -> None:
+    """Compiles each of a model's layers, for passes of any shape; a C++ compiler is needed on a CPU."""
+    for layer in layers(model):
+        layer.compile(dynamic=True)
+
+
+def layers(model: Any) -> list[nn.Module]:
+    """A model's decoder layers, and a vision tower's, as transformers names them."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0: with it the ratio would differ from 1 on unchanged weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):  # functions are given it
+                setattr(module, name, 0.0)
+
+
+def settle_modes(model: nn.Module, checkpointing: bool) -> None:
+    """Leaves a model in eval mode, but for itself and modules that recompute activations.
+
+    transformers recomputes in training mode only, in which routers of experts draw noise.
+    """
+    model.eval()
+    for module in model.modules() if checkpointing else ():
+        module.training = module is model or hasattr(module, "gradient_checkpointing")
+
+
+def sees_images(config: Any) -> bool:
+    """Whether a model configuration has a vision tower."""
+    return getattr(config, "vision_config", None) is not None
+
+
+def check_vision(config: Any, folder: str | Path) -> None:
+    """Raises SettingError for a vision tower of another build than Qwen-VL's."""
+    fields = ("spatial_merge_size", "temporal_patch_size", "patch_size")
+    if not all(hasattr(config.vision_config, field) for field in fields):
+        raise SettingError(
+            f"model.path is '{folder}', a vision-language model of type {config.model_type}; those that work are "
+            "Qwen2-VL and Qwen2.5-VL"
+        )
+
+
+def image_tokens(config: Any) -> list[int]:
+    """Tokens that stand for image features. A response must not contain any: no features would belong to them."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index")
+    return sorted({token for name in names if isinstance(token := getattr(config, name, None), int)})
+
+
+def vision_tower(model: nn.Module) -> nn.Module | None:
+    """The part of a model that encodes images, or None."""
+    base = getattr(model, "base_model", model)
+    for name in VISION_TOWERS:
+        if isinstance(tower := getattr(base, name, None), nn.Module):
+            return tower
+    return None
+
+
+def image_marks(config: Any, input_ids: Tensor) -> Tensor:
+    """(R, L) 1 at image tokens and 0 elsewhere: transformers 5 places text and image positions by it."""
+    return (input_ids == config.image_token_id).int()
+
+
+def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zero, through the vision tower: ranks without an image must not leave the others, nor DDP, waiting for it."""
+    blank = blank_image(model.config, device, dtype)
+    # the pooler's output has been through all of the tower, the hidden states stop before its merger
+    seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
+    return seen.pooler_output.sum() * 0
+
+
+def blank_image(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The smallest image a Qwen-VL tower takes, in its own input format."""
+    vision = config.vision_config
+    side = vision.spatial_merge_size
+    channels = getattr(vision, "in_channels", None) or vision.in_chans
+    patch = channels * vision.temporal_patch_size * vision.patch_size**2
+    return {
+        "pixel_values": torch.zeros(side * side, patch, device=device, dtype=dtype),
+        "image_grid_thw": torch.tensor([[1, side, side]], device=device),
+    }

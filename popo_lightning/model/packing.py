@@ -1,0 +1,257 @@
+"""How rows are split into forward passes, with a group's prompt computed once where that is exact and pays.
+
+Responses to one prompt can lie behind one copy of it in one sequence: positions restart after the prompt, and a mask
+lets a response see the prompt and itself. Where attention computes only what the mask shows (`attention.py`), that
+saves the prompt's other copies and costs nothing. Where it computes all pairs of a sequence and throws masked ones
+away, prompts are shared by cost:
+
+    a sequence of L tokens costs  linear L + attention L^2,
+
+both of one layer, in multiplications and additions of the forward pass; the backward pass doubles both, and all layers
+cost the same. Behind a prompt of P tokens about sqrt(P (linear / attention + P)) response tokens are worth the least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heapreplace
+from inspect import signature
+from math import isqrt
+from typing import Any
+
+import torch
+
+from popo_lightning.core.minibatch import Row
+from popo_lightning.model.attention import PACKED
+
+# Entries of one pass's mask, 256 MiB in float32. It is made once a pass and shared by layers and heads.
+MASK_ENTRIES = 2**26
+# Attention that takes a mask of its caller's: flash attention takes none.
+MASKED_ATTENTION = ("sdpa", "eager", PACKED)
+# flex_attention's kernels take no narrower heads.
+LEAST_WIDTH = 16
+# Rotary embeddings whose angles depend on a token's position alone, and not on how long the pass's texts are.
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+# Settings by which tokens reach others in another way than by attention to all that come before.
+WINDOWS = ("sliding_window", "attention_window_size")
+OTHER_REACH = (
+    "attention_chunk_size",
+    "keep_window_size",
+    "index_topk",
+    "index_topk_blocks",
+    "alibi",
+    "block_types",
+    "layers_block_type",
+    "conv_L_cache",
+    "mamba_d_state",
+    "ssm_state_size",
+    "state_size",
+    "use_bidirectional_attention",
+)
+
+
+def shares_prompts(model: Any) -> bool:
+    """Whether packed rows give a model exactly what they give apart: all that is not known to is refused.
+
+    That is a decoder of text in which every layer attends to all earlier tokens, under a mask that it takes as it is
+    given, and knows of positions only by rotary embeddings, at position ids that it takes as they are given.
+
+    Args:
+        model: Of transformers, without its output head.
+    """
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        ignores_right_padding(model)
+        and config._attn_implementation in MASKED_ATTENTION
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not any(getattr(config, name, None) for name in WINDOWS)
+        and rope.get("rope_type") in STATIC_ROPE
+        and "position_ids" in signature(model.forward).parameters
+    )
+
+
+def takes_packed_tokens(model: Any) -> bool:
+    """Whether `attention.packed_attention` is exact for a model, with its output head or without."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or 0
+    if not width and getattr(config, "num_attention_heads", None):
+        width = config.hidden_size // config.num_attention_heads
+    return (
+        shares_prompts(model.base_model)
+        and config._attn_implementation == "sdpa"
+        and type(model)._supports_attention_backend  # calls what is registered, not code of its own
+        and not getattr(config, "attn_logit_softcapping", None)
+        and (width >= LEAST_WIDTH or not torch.cuda.is_available())
+    )
+
+
+def ignores_right_padding(model: Any) -> bool:
+    """Whether a model gives right-padded rows the same without a padding mask: all that is not known to is refused.
+
+    That is a decoder of text whose layers attend backwards only, at most within a window, and which knows of positions
+    by rotary embeddings: learned positions, or distances that are added to scores, may be counted from the mask.
+
+    Args:
+        model: Of transformers, without its output head.
+    """
+    config = model.config
+    return (
+        not config.is_encoder_decoder
+        and getattr(config, "is_causal", True)
+        and not getattr(config, "sub_configs", None)  # models of several parts, such as those that see images
+        and set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
+        and not any(getattr(config, name, None) for name in OTHER_REACH)
+        and bool(getattr(config, "rope_parameters", None))
+    )
+
+
+@dataclass(frozen=True)
+class PairWeights:
+    """How many times as long a multiplication takes in attention as in a layer's matrices, over all L^2 pairs.
+
+    Args:
+        causal: Without a mask.
+        masked: With a mask for each sequence.
+    """
+
+    causal: float
+    masked: float
+
+
+# The CPU's lie between those that scripts/bench_attention.py finds for responses of 56 and 300 tokens: causal 7.3 and
+# 3.0, masked 3.6 and 2.7. CUDA's are estimates, of a kernel that skips what lies ahead and one that reads a mask.
+PAIR_WEIGHTS = {"cpu": PairWeights(4.0, 3.0), "cuda": PairWeights(1.5, 7.0)}
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """What a layer computes of a sequence, in multiplications and additions of the forward pass.
+
+    Args:
+        linear: Of a token: 2 x the parameters that it passes through.
+        causal: Of a pair of tokens where no sequence of a pass has a mask: 4 x the width of all heads, for scores and
+            weighted sum, and weighted.
+        masked: Of a pair where one has.
+        flat: Whether passes have no padding and attention computes nothing that a mask hides.
+    """
+
+    linear: float
+    causal: float
+    masked: float
+    flat: bool = False
+
+    def of(self, length: int, masked: bool) -> float:
+        """Of a sequence that attention computes all pairs of."""
+        return length * (self.linear + (self.masked if masked else self.causal) * length)
+
+    @classmethod
+    def of_model(cls, config: Any, device: str = "cpu") -> LayerCosts:
+        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert.
+
+        Args:
+            config: Of a model of transformers.
+            device: Type of the device that computes; any that is no CPU counts as CUDA.
+        """
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or hidden // heads)
+        keys = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
+        feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
+        parameters = hidden * (2 * width + 2 * keys + 3 * feed_forward)
+        weights = PAIR_WEIGHTS["cpu" if device == "cpu" else "cuda"]
+        pair, flat = 4.0 * width, config._attn_implementation == PACKED
+        return cls(2.0 * parameters, pair * weights.causal, pair * weights.masked, flat)
+
+
+Rows = list[Row]  # of one sequence, behind one copy of their prompt
+
+
+def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | None = None) -> list[list[Rows]]:
+    """Rows in passes of at most ``token_budget`` padded tokens, each a list of sequences.
+
+    A row longer than the budget makes a pass of its own. The same lengths are always split in the same way, and the
+    loss does not depend on the split, because its denominator is the minibatch's.
+
+    Args:
+        rows: Of a minibatch.
+        token_budget: Tokens of one pass, S x L with its padding, where that is computed.
+        costs: Of a model that shares prompts; None where each row is a sequence of its own.
+    """
+    if costs is not None and costs.flat:
+        return _filled(_packed(rows, token_budget, _length), lambda sequences: _total(sequences) <= token_budget)
+    apart = _filled([[row] for row in rows], lambda sequences: _padded(sequences) <= token_budget)
+    if costs is None:
+        return apart
+    longest = min(token_budget, isqrt(MASK_ENTRIES))
+    packed = _packed(rows, longest, lambda sequence: costs.of(_length(sequence), len(sequence) > 1))
+    filled = _filled(packed, lambda sequences: _padded(sequences) <= token_budget and _mask_fits(sequences))
+    return min(apart, filled, key=lambda passes: sum(_cost(each, costs) for each in passes))
+
+
+def _filled(sequences: Sequence[Rows], fits: Callable[[Sequence[Rows]], bool]) -> list[list[Rows]]:
+    """Sequences by length, longest first, so that a pass is padded little; each pass as full as its bounds allow."""
+    passes: list[list[Rows]] = []
+    for sequence in sorted(sequences, key=_length, reverse=True):
+        if passes and fits([*passes[-1], sequence]):
+            passes[-1].append(sequence)
+        else:
+            passes.append([sequence])
+    return passes
+
+
+def _total(sequences: Sequence[Rows]) -> int:
+    return sum(map(_length, sequences))
+
+
+def _padded(sequences: Sequence[Rows]) -> int:
+    """Tokens of a pass, the first sequence of which is the longest."""
+    return len(sequences) * _length(sequences[0])
+
+
+def _masked(sequences: Sequence[Rows]) -> bool:
+    return any(len(rows) > 1 for rows in sequences)  # one packed sequence is enough for the pass to have a mask
+
+
+def _mask_fits(sequences: Sequence[Rows]) -> bool:
+    return not _masked(sequences) or _padded(sequences) * _length(sequences[0]) <= MASK_ENTRIES
+
+
+def _cost(sequences: Sequence[Rows], costs: LayerCosts) -> float:
+    """Of a pass."""
+    return len(sequences) * costs.of(_length(sequences[0]), _masked(sequences))
+
+
+def _length(rows: Rows) -> int:
+    return len(rows[0].prompt_ids) + sum(len(row.response.token_ids) for row in rows)
+
+
+def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) -> list[Rows]:
+    """Sequences of rows that have the same prompt: for each prompt as many as cost the least.
+
+    Args:
+        rows: Of a minibatch.
+        longest: Tokens of a sequence of several rows.
+        cost: Of a sequence.
+    """
+    by_prompt: dict[Any, Rows] = {}
+    for row in rows:
+        key = row.index if row.images else tuple(row.prompt_ids.tolist())
+        by_prompt.setdefault(key, []).append(row)
+    found: list[Rows] = []
+    for same in by_prompt.values():
+        counts = (_dealt(same, count) for count in range(1, len(same) + 1))
+        fitting = [dealt for dealt in counts if len(dealt) == len(same) or max(map(_length, dealt)) <= longest]
+        found += min(fitting, key=lambda dealt: sum(map(cost, dealt)))
+    return found
+
+
+def _dealt(rows: Sequence[Row], count: int) -> list[Rows]:
+    """Rows over a number of sequences that come out about equally long: the longest row first, to the shortest."""
+    dealt: list[Rows] = [[] for _ in range(count)]
+    shortest = [(0, 0, number) for number in range(count)]  # tokens, rows (of empty responses too), which
+    for row in sorted(rows, key=lambda row: len(row.response.token_ids), reverse=True):
+        tokens, behind, number = shortest[0]
+        dealt[number].append(row)
+        heapreplace(shortest, (tokens + len(row.response.token_ids), behind + 1, number))
+    return dealt

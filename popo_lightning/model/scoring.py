@@ -1,0 +1,157 @@
+"""From padded rows to the states and log-probs of their response tokens: one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from popo_lightning.core.ranks import joined
+from popo_lightning.model.attention import PACKED, flat_mask
+from popo_lightning.model.loading import image_marks, sees_images, unseen_image
+from popo_lightning.model.logit_form import PLAIN
+from popo_lightning.model.logprobs import token_logprobs
+from popo_lightning.model.packing import ignores_right_padding
+from popo_lightning.model.padded_rows import PaddedRows, one_token
+
+
+def response_states(base: Any, rows: PaddedRows) -> Tensor:
+    """Hidden states in which the response tokens are chosen.
+
+    Args:
+        base: A transformers model without its output head.
+        rows: R padded rows on its device.
+
+    Returns:
+        (N, H), the state before each of the N response tokens, row after row.
+    """
+    if base.config._attn_implementation == PACKED and not _takes_causal_kernel(base, rows):
+        return _of_flat_tokens(base, rows)
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
+    if rows.segments is not None:
+        mask = packed_mask(rows.segments, _compute_dtype(base, rows.segments.device))
+        inputs |= {"attention_mask": mask, "position_ids": rows.positions}
+    elif not ignores_right_padding(base):
+        inputs |= {"attention_mask": rows.attention_mask.long()}
+    if rows.images:
+        inputs |= rows.images | {"mm_token_type_ids": image_marks(base.config, rows.input_ids)}
+    hidden = base(**inputs).last_hidden_state
+    if not rows.images and sees_images(base.config) and joined():
+        hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
+    flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
+    return flat
+
+
+def _takes_causal_kernel(base: Any, rows: PaddedRows) -> bool:
+    """Whether a pass is one row, with nothing beside it to be hidden, for which a kernel without a mask is fastest.
+
+    On CUDA none of those takes float32 with keys that several heads share, but by a matrix of all scores.
+    """
+    alone = rows.segments is None and len(rows.input_ids) == 1
+    device = rows.input_ids.device
+    return alone and (device.type == "cpu" or _compute_dtype(base, device) != torch.float32)
+
+
+def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
+    """The same, from tokens without any padding in between."""
+    kept, device = rows.attention_mask, rows.input_ids.device
+    segments = rows.segments
+    if segments is None:
+        segments = rows.is_response.long().masked_fill(~kept, -1)
+    mask = flat_mask(segments)
+    filled = mask.shape[-1] - int(kept.sum())
+    positions = torch.arange(kept.shape[1], device=device).expand_as(kept) if rows.positions is None else rows.positions
+    ids, positions = (pad(each[kept], (0, filled))[None] for each in (rows.input_ids, positions))
+    hidden = base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+    place = kept.flatten().cumsum(0) - 1
+    states: Tensor = hidden[0, place[rows.source]]
+    return states
+
+
+def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the attention scores of packed rows: 0 where a token sees another, else -inf.
+
+    A token sees the prompt and its own response, up to itself; padding sees something too, or its states were NaN.
+    Added numbers rather than a boolean mask, which attention would turn into numbers, and keep, in every layer.
+
+    Args:
+        segments: (S, L) 0 prompt, 1, 2, ... responses, -1 padding.
+        dtype: That attention computes in.
+
+    Returns:
+        (S, 1, L, L)
+    """
+    seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~seen.tril_(), -torch.inf)[:, None]
+
+
+def _compute_dtype(base: Any, device: torch.device) -> torch.dtype:
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    dtype: torch.dtype = base.get_input_embeddings().weight.dtype
+    return dtype
+
+
+def response_logprobs(
+    model: nn.Module,
+    rows: PaddedRows,
+    temperature: float,
+    forbidden_token_ids: Sequence[int],
+    entropy_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of the response tokens.
+
+    Args:
+        model: A causal language model of transformers.
+        rows: R padded rows on its device.
+        temperature: The sampling temperature.
+        forbidden_token_ids: Tokens the engine cannot sample.
+        entropy_gradient: Whether the entropies carry a gradient.
+
+    Returns:
+        ((R, T), (R, T)) float32, zero at padding.
+    """
+    lm: Any = model
+    logp, entropy = token_logprobs(
+        response_states(lm.base_model, rows),
+        lm.get_output_embeddings(),
+        rows.input_ids[rows.is_response],
+        temperature,
+        forbidden_token_ids,
+        entropy_gradient=entropy_gradient,
+        form=getattr(model, "logit_form", PLAIN),
+    )
+    return placed(logp, rows.mask), placed(entropy, rows.mask)
+
+
+def placed(flat: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values at the N true places of a (R, T) mask, zero elsewhere.
+
+    PaddedRows.mask and .is_response list a row's response tokens in the same order.
+    """
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+@torch.no_grad()
+def scores_by_row(
+    passes: Sequence[PaddedRows], score: Callable[[PaddedRows], Tensor], device: torch.device, most: int
+) -> list[Tensor]:
+    """(T,) scores of every row, on the CPU, in the order of the minibatch.
+
+    Args:
+        passes: The rows of a minibatch.
+        score: Gives (R, T) of a pass's rows.
+        device: Where it computes.
+        most: Passes to make, of one token where there are fewer: sharded, each is a collective.
+    """
+    found: dict[int, Tensor] = {}
+    for part in passes:
+        scores = score(part.to(device)).cpu()
+        found |= {index: row[mask] for index, row, mask in zip(part.index.tolist(), scores, part.mask, strict=True)}
+    for _ in range(most - len(passes)):
+        score(one_token().to(device))
+    return [found[index] for index in sorted(found)]

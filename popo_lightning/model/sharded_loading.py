@@ -1,0 +1,181 @@
+"""Loading a model that is split over the ranks: rank 0 reads it, and gives every rank its part of each parameter.
+
+So the weights are whole in the host memory of one process, whatever the number of ranks, and only one parameter at a
+time is whole on a device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.ranks import from_first
+from popo_lightning.model.attention import register_packed_attention
+from popo_lightning.model.critic import first_weights
+from popo_lightning.model.loading import remove_dropout
+from popo_lightning.model.logit_form import PLAIN, LogitForm
+from popo_lightning.model.sharding import shard_policy, shard_value_model
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without its weights: from it every rank builds the same, on the meta device."""
+
+    kind: Any  # class of transformers
+    config: Any
+    generation_config: Any
+    parameters: dict[str, tuple[torch.dtype, bool]]  # type, and whether it is trained
+    buffers: dict[str, Tensor]
+    conversions: Any = None  # between checkpoint and parameters, which the model is saved by
+    logit_form: LogitForm = PLAIN
+
+    @classmethod
+    def of(cls, model: Any) -> Outline:
+        """The outline of a model that load_trainable gave."""
+        return cls(
+            type(model),
+            model.config,
+            getattr(model, "generation_config", None),
+            {name: (parameter.dtype, parameter.requires_grad) for name, parameter in model.named_parameters()},
+            dict(model.named_buffers(remove_duplicate=False)),
+            getattr(model, "_weight_conversions", None),
+            getattr(model, "logit_form", PLAIN),
+        )
+
+    def build(self) -> Any:
+        """The model with its buffers on the CPU and its parameters on the meta device."""
+        register_packed_attention()  # the configuration may name it, and only rank 0 has loaded a model
+        with torch.device("meta"):
+            model = self.kind._from_config(self.config)
+        if self.generation_config is not None:
+            model.generation_config = self.generation_config
+        model._weight_conversions = self.conversions
+        model.logit_form = self.logit_form
+        parameters = dict(model.named_parameters())
+        if parameters.keys() != self.parameters.keys():
+            raise RuntimeError(
+                "the model built from its configuration has other parameters than the one that rank 0 loaded: "
+                f"{sorted(parameters.keys() ^ self.parameters.keys())}"
+            )
+        for name, (dtype, trained) in self.parameters.items():
+            parameters[name].data = parameters[name].data.to(dtype)
+            parameters[name].requires_grad_(trained)
+        for name, buffer in self.buffers.items():
+            place, _, own = name.rpartition(".")
+            model.get_submodule(place)._buffers[own] = buffer.clone()
+        remove_dropout(model)
+        return model.eval()
+
+
+class FirstRanksModel:
+    """A model that rank 0 has loaded, and of which the others know the outline. A collective, like its methods.
+
+    Args:
+        load: Gives the model; called on rank 0 alone.
+
+    Raises:
+        SettingError: On all ranks, if `load` raised it, and on all but rank 0 if it raised anything else.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._whole: Any = None  # on rank 0
+        told: Outline | str | None = None
+        failure: Exception | None = None
+        if dist.get_rank() == 0:
+            try:
+                self._whole = load()
+                told = Outline.of(self._whole)
+            except Exception as error:  # whatever it is, the others must not wait for a model
+                failure = error
+                told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
+        told = from_first(told)
+        if failure is not None:
+            raise failure
+        if isinstance(told, str):
+            raise SettingError(told)
+        assert told is not None
+        self.outline = told
+
+    def weights(self, of: Callable[[Any], Weights]) -> Weights | None:
+        """What :func:`fill` is given: on rank 0 the weights by name, elsewhere nothing.
+
+        Args:
+            of: Names the whole model's weights, as :func:`named` does.
+        """
+        return None if self._whole is None else of(self._whole)
+
+
+def split_models(policy: Any, first: FirstRanksModel, mesh: DeviceMesh) -> None:
+    """Splits a policy, its reference and its critic, built on the meta device, and gives them their weights.
+
+    Args:
+        policy: The PolicyModule.
+        first: What rank 0 has loaded.
+        mesh: The ranks.
+    """
+    device = policy.trainer.strategy.root_device
+    for model in (policy.model, *policy._reference):
+        shard_policy(model, mesh, policy.compute_dtype)
+        fill(model, first.weights(named), device)
+    if policy.critic is not None:
+        shard_value_model(policy.value_model, mesh, policy.compute_dtype)
+        fill(policy.value_model, first.weights(first_weights), device)
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters by name, detached."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def fill(model: nn.Module, weights: Weights | None, device: torch.device) -> None:
+    """Gives a split model on the meta device its weights, one parameter at a time. A collective.
+
+    Tied parameters stay one object: making each anew would leave them the same numbers, and half the gradient each.
+
+    Args:
+        model: After fully_shard; its buffers have their values.
+        weights: Whole, by name, on rank 0; None elsewhere.
+        device: Of this rank.
+    """
+    places: defaultdict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places[parameter].append((module, name))
+    for name, parameter in list(model.named_parameters()):
+        split = _scattered(parameter, None if weights is None else weights[name], device)
+        own = nn.Parameter(split, requires_grad=parameter.requires_grad)
+        for module, its_name in places[parameter]:
+            setattr(module, its_name, own)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    without = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
+    for module in model.modules():  # tensors that a model keeps beside its parameters and buffers
+        held = [name for name, value in vars(module).items() if isinstance(value, Tensor) and value.is_meta]
+        without += [f"{type(module).__name__}.{name}" for name in held]
+    if without:
+        raise RuntimeError(f"no weights were loaded for {', '.join(without)}")
+
+
+def _scattered(parameter: Any, whole: Tensor | None, device: torch.device) -> Tensor:
+    """This rank's part of a whole tensor that rank 0 has."""
+    assert isinstance(parameter, DTensor), "fully_shard leaves no parameter whole"
+    if whole is None:
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)  # to receive in; never read
+    assert (whole.shape, whole.dtype) == (parameter.shape, parameter.dtype)
+    return distribute_tensor(whole.to(device).contiguous(), parameter.device_mesh, parameter.placements)

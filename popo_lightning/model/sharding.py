@@ -1,0 +1,132 @@
+"""FSDP2: a model split over the ranks, layer by layer, for Lightning's ModelParallelStrategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.ranks import whole
+from popo_lightning.model.flat_sharding import check_flat_sharding, flat_weights
+from popo_lightning.model.loading import layers
+from popo_lightning.model.scoring import response_logprobs
+
+
+def settle_strategy(strategy: Strategy, ranks: int) -> None:
+    """Decides what nobody has decided, where Lightning's own choice is another, before the processes are joined.
+
+    Args:
+        strategy: The trainer's. FSDP2's sizes become all ranks and 1, since every rank trains on responses of its own;
+            DDP's gradients become parts of the buckets it sends, not copies: 4 bytes a parameter less.
+        ranks: Processes of the run.
+    """
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+    if isinstance(strategy, ModelParallelStrategy):
+        if strategy._data_parallel_size == "auto":
+            strategy._data_parallel_size = ranks
+        if strategy._tensor_parallel_size == "auto":
+            strategy._tensor_parallel_size = 1
+
+
+def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
+    """Raises SettingError for what would be silently wrong, or wait for ever, over several ranks.
+
+    Args:
+        strategy: The trainer's, settled.
+        ranks: Processes of the run.
+        has_critic: Whether a value model is trained beside the policy.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        check_flat_sharding(strategy, has_critic)
+    if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
+        raise SettingError(
+            "trainer.strategy.static_graph is true, but the passes of a step differ in number; leave it out"
+        )
+    start = getattr(strategy, "_start_method", "popen")
+    if start != "popen":
+        raise SettingError(
+            f"trainer.strategy starts its ranks by {start}, as copies of this process, which a run cannot be made of; "
+            "set it to ddp, whose ranks are processes of their own"
+        )
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    data: Any = strategy._data_parallel_size
+    tensor: Any = strategy._tensor_parallel_size
+    if tensor != 1 or data != ranks:
+        raise SettingError(
+            f"trainer.strategy is ModelParallelStrategy with data_parallel_size {data} and tensor_parallel_size "
+            f"{tensor}; every rank trains on responses of its own, so set them to {ranks} (trainer.devices x "
+            "trainer.num_nodes) and 1, or leave both out"
+        )
+
+
+def check_checkpoint(checkpoint: str | None, strategy: Strategy) -> None:
+    """Raises SettingError for a folder of shards that the strategy cannot read.
+
+    Args:
+        checkpoint: ckpt_path.
+        strategy: The trainer's.
+    """
+    if checkpoint is not None and Path(checkpoint).is_dir() and not isinstance(strategy, ModelParallelStrategy):
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', a folder of shards, which only trainer.strategy ModelParallelStrategy reads "
+            "(on one device too); checkpoints written with its save_distributed_checkpoint false "
+            "are files for all"
+        )
+
+
+def shard_policy(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """Splits a language model in place: each of its layers is gathered for its own pass only.
+
+    Args:
+        model: With its output head; what is tied stays tied.
+        mesh: The ranks.
+        compute_dtype: Type that gathered weights come in; the split ones, gradients and their sums keep theirs.
+    """
+    precision = _precision(compute_dtype)
+    _shard_layers(model, mesh, precision)
+    # resharded after a pass without gradient too: a weight sync may follow
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    # Scoring passes the model's forward by, which would make all logits at once, so its hooks have to be told.
+    model.response_logprobs = MethodType(response_logprobs, model)
+    register_fsdp_forward_method(model, "response_logprobs")
+
+
+def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """As :func:`shard_policy`, a value model; its head stays float32."""
+    precision = _precision(compute_dtype)
+    _shard_layers(model.base, mesh, precision)
+    fully_shard(model.base, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=_precision(torch.float32), reshard_after_forward=True)
+
+
+def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights by checkpoint name; sharded ones are gathered bit by bit, which is a collective."""
+    if isinstance(model, FullyShardedDataParallel):
+        yield from flat_weights(model)
+        return
+    for name, parameter in model.named_parameters():
+        yield name, whole(parameter.detach())
+
+
+def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+
+
+def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:
+    return MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)

@@ -1,0 +1,28 @@
+"""Trust regions on the ratio of a whole response."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from popo_lightning.objectives.inputs import log_ratio
+
+LOG_SEQUENCE_RATIO_BOUND = 10.0
+
+
+def sequence_log_ratio(logp: Tensor, centre_logp: Tensor, mask: Tensor) -> Tensor:
+    """Mean over a response's tokens of log(pi_policy / pi_centre), the log of their geometric mean: (R, T) to (R, 1).
+
+    With gradient; 0 for a row without tokens.
+    """
+    logs = log_ratio(logp, centre_logp.detach(), mask)
+    return logs.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def straight_through(value: Tensor, logp: Tensor, mask: Tensor) -> Tensor:
+    """Per token the row's value (R, 1), with the gradient of that token's log-prob alone: (R, T), 0 at padding.
+
+    Summed with weights 1 / length, its gradient is that of the mean log-ratio itself.
+    """
+    logp = torch.where(mask.bool(), logp, 0.0)
+    return torch.where(mask.bool(), value.detach() + (logp - logp.detach()), 0.0)

@@ -1,0 +1,9 @@
+"""Parameter hooks: rules that set weights outside the optimizer's steps."""
+
+from __future__ import annotations
+
+import lightning as L
+
+
+class ParameterHook(L.Callback):
+    """Slot: moves the policy's or the reference's weights between optimizer steps. This one leaves them alone."""

@@ -1,0 +1,150 @@
+"""Composers: from an iteration's fresh groups to the groups it trains on. One class a rule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from torch import Tensor
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a composer may know and do. Whatever it has sampled here counts as generated, trained on or not.
+
+    Args:
+        version: Present policy version.
+        effective_by: Reward part whose spread makes a group effective.
+        problems: Problems that this rank samples in an iteration, its share of data.problems_per_iteration.
+        group_size: K, responses to a problem.
+        next_problems: Asks the prompt sampler for so many further problems, and samples so many responses to each.
+        given_problems: Samples so many responses to each of these problems; a prefix of each, if there is one, goes
+            behind the prompt.
+        present_logprobs: (T,) log-probs of every response of these groups under the present policy.
+        random: A generator for one purpose, from (seed, rank, iteration, purpose).
+    """
+
+    version: int
+    effective_by: str
+    problems: int
+    group_size: int
+    next_problems: Callable[[int, int], list[Group]]
+    given_problems: Callable[[Sequence[Problem], int, Sequence[Tensor] | None], list[Group]]
+    present_logprobs: Callable[[Sequence[Group]], list[list[Tensor]]]
+    random: Callable[..., Random]
+
+    def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
+        """Groups of the sampler's next problems, by the present policy, or with data.lag 1 by the one before it.
+
+        Args:
+            count: Problems; an iteration's number unless given.
+            n: Responses to each; the group size unless given.
+        """
+        return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
+
+    def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
+        """Groups of given problems, by the present policy.
+
+        Args:
+            problems: What to ask.
+            n: Responses to each.
+            prefixes: (P,) tokens for each problem, the beginning of an earlier response, from which to go on. They
+                become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
+        """
+        return self.given_problems(problems, n, prefixes) if problems else []
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """(T,) log-probs of each response under the present policy: one forward pass without gradient.
+
+        All ranks have to ask equally often, with no groups if need be: sharded weights are gathered from all of them.
+        """
+        return self.present_logprobs(groups)
+
+    def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+        """(effective, ineffective), each in order."""
+        effective = [group for group in groups if group.is_effective(self.effective_by)]
+        return effective, [group for group in groups if not group.is_effective(self.effective_by)]
+
+
+class Composer(ABC):
+    """Slot: decides what is sampled in an iteration and which groups it trains on.
+
+    Attributes:
+        works_ahead: Whether it makes sense with data.lag 1: it asks in every iteration for the sampler's next problems,
+            with group_size responses each, and may be given groups one version old.
+        fixes_advantages: Whether it returns groups whose advantages are fixed, which a critic cannot learn from.
+    """
+
+    works_ahead: bool = True
+    fixes_advantages: bool = False
+
+    @abstractmethod
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """Groups to train on. Those of an earlier policy version are replayed: the behaviour weight applies to them."""
+
+    def samples_next(self) -> bool:
+        """Whether the next :meth:`compose` samples anything. If not, the engine sleeps on with the weights it has.
+
+        The answer must be the same on all ranks.
+        """
+        return True
+
+    def passes_before_replay(self, group_size: int) -> int:
+        """Times a problem must have been asked before anything of it can be replayed; 0 where problems need not return.
+
+        Args:
+            group_size: K.
+        """
+        return 0
+
+    def report(self) -> dict[str, float]:
+        """Further numbers of the last iteration, by metric name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides later compositions, in plain containers and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most rules keep nothing
+        """Inverse of :meth:`state_dict`."""
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """What the ranks of a checkpoint kept, for another number of ranks.
+
+        Args:
+            states: :meth:`state_dict` of each rank that wrote it.
+            ranks: Those that go on.
+
+        Raises:
+            SettingError: What they kept cannot be dealt out anew.
+        """
+        if any(states):
+            raise SettingError(
+                f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.composer "
+                f"{type(self).__name__} keeps stays with its rank; resume with as many (trainer.devices x "
+                "trainer.num_nodes)"
+            )
+        return [{} for _ in range(ranks)]
+
+
+class OnPolicy(Composer):
+    """All fresh groups, ineffective ones included: GRPO (2402.03300)."""
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """The fresh groups as they are."""
+        return iteration.rollout()
+
+
+class Filter(Composer):
+    """Effective fresh groups only, with no refill: POPO's filter ablation (2606.01281)."""
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        """The effective fresh groups."""
+        return iteration.split(iteration.rollout())[0]

@@ -1,0 +1,52 @@
+"""Single responses kept for each problem, and the two rules that replay them when the problem comes back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from popo_lightning.core.groups import Group, Response
+
+
+class ResponseStore:
+    """The newest responses of each problem, by problem id, each with the policy version that sampled it.
+
+    Prompts are not kept: a response is replayed when its problem is asked again, behind the prompt of that day. Ranks
+    keep what they sampled themselves.
+
+    Args:
+        capacity: Responses kept of each problem; the oldest fall out.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._responses: dict[str, deque[Response]] = {}
+
+    def of(self, problem: str) -> list[Response]:
+        """What is kept of a problem, oldest first."""
+        return list(self._responses.get(problem, ()))
+
+    def insert(self, group: Group, responses: Sequence[Response]) -> None:
+        """Adds some of a group's responses, each as the newest of its problem."""
+        if responses:
+            kept = self._responses.setdefault(group.problem.id, deque(maxlen=self.capacity))
+            kept.extend(replace(response, version=group.version_of(response)) for response in responses)
+
+    def report(self) -> dict[str, float]:
+        """Problems with something kept, and responses kept."""
+        return {
+            "replay/stored_problems": float(len(self._responses)),
+            "replay/stored_responses": float(sum(map(len, self._responses.values()))),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors."""
+        return {problem: [dict(vars(each)) for each in kept] for problem, kept in self._responses.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the saved responses, of which the present capacity keeps the newest."""
+        self._responses = {
+            problem: deque((Response(**plain) for plain in kept), self.capacity) for problem, kept in state.items()
+        }

@@ -1,0 +1,156 @@
+"""One step ahead: the next iteration's groups are generated and graded while this one trains."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.timing import PhaseClock
+
+log = logging.getLogger(__name__)
+
+Made = Callable[[], list[Group]]
+
+
+class LookAhead:
+    """Groups on their way to the next iteration, in the order in which the prompt sampler drew their problems.
+
+    They are generated in a thread of their own, one batch at a time. Whoever touches the engine, the graders or what is
+    stored here waits for that thread first, so only training runs beside it. What fails there is raised by the next who
+    waits. Numbers, counts and what the sampler learns belong to the iteration that takes the groups.
+
+    A composer that asks for fewer problems than there are leaves the rest for later calls, at last of the next
+    iteration, whose batch is smaller by as many.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None  # that the last batch took
+        self._generate_seconds = 0.0  # of which nobody has asked yet
+        self._ready: list[tuple[int, Group]] = []  # (place of the problem, group)
+        self._under_way: tuple[list[int], PhaseClock, Future[list[Group]]] | None = None
+        self._thread: _Background | None = None
+
+    def __len__(self) -> int:
+        """Groups there are, once they are made."""
+        return len(self._ready) + (len(self._under_way[0]) if self._under_way else 0)
+
+    def begin(self, places: Sequence[int], clock: PhaseClock, make: Made) -> None:
+        """Starts on further groups.
+
+        Args:
+            places: Of their problems, as the sampler drew them.
+            clock: Theirs alone: one clock cannot measure two threads.
+            make: Generates and grades, in the background.
+        """
+        self.join()
+        if places:
+            self._thread = self._thread or _Background()
+            self._under_way = list(places), clock, self._thread.submit(make)
+
+    def join(self) -> None:
+        """Waits for what is under way, and raises what went wrong there."""
+        if self._under_way is None:
+            return
+        places, clock, future = self._under_way
+        try:
+            groups = future.result()
+        finally:
+            if future.done():  # and not one that was told to stop while it waited
+                self._under_way = None
+        self._generate_seconds += clock.seconds("generate")
+        self._seconds = sum(clock.take().values())
+        self._ready += zip(places, groups, strict=True)
+
+    def take(self, count: int, n: int) -> list[tuple[int, Group]]:
+        """The first groups, at most so many, and (place, group) of each.
+
+        Raises:
+            SettingError: They have another number of responses than n.
+        """
+        self.join()
+        taken, self._ready = self._ready[:count], self._ready[count:]
+        for _, group in taken:
+            if len(group.responses) != n:
+                raise SettingError(
+                    f"data.lag generated groups of {len(group.responses)} responses ahead (data.group_size), but now "
+                    f"{n} are asked for; resume with the group_size the run had, or set data.lag to 0 from the start"
+                )
+        return taken
+
+    def report(self) -> dict[str, float]:
+        """Seconds in the background, which are no seconds of the iteration."""
+        return {} if self._seconds is None else {"seconds/ahead": self._seconds}
+
+    def take_generate_seconds(self) -> float:
+        """Seconds of generation, without grading, since the last call: of the groups there are."""
+        found, self._generate_seconds = self._generate_seconds, 0.0
+        return found
+
+    def close(self) -> None:
+        """Waits for what is under way, and ends the thread."""
+        try:
+            self.join()
+        except Exception as error:  # of groups that no iteration will ask for
+            log.warning("generating ahead failed, after the last iteration: %s", error)
+        if self._thread is not None:
+            self._thread.close()
+        self._thread = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All groups, those under way included; empty without any."""
+        self.join()
+        if not self._ready:
+            return {}
+        return {
+            "places": [place for place, _ in self._ready],
+            "groups": [group.to_plain() for _, group in self._ready],
+            "generate_seconds": self._generate_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], lag: int = 1) -> None:
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            SettingError: There are groups, and a run without lag, which may correct for nothing, has no use for them.
+        """
+        if state and not lag:
+            raise SettingError(
+                "data.lag is 0, but the checkpoint holds groups that were generated ahead for the next iteration; "
+                "resume with data.lag 1"
+            )
+        groups = [Group.from_plain(group) for group in state.get("groups", [])]
+        self._generate_seconds = state.get("generate_seconds", 0.0)
+        self._ready = list(zip(state.get("places", []), groups, strict=True))
+
+
+class _Background:
+    """A thread that outlives its tasks: a grading process that a task starts ends with the thread."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[Made, Future[list[Group]]] | None] = SimpleQueue()
+        # a daemon: a process that is told to stop does not wait for a batch
+        self._thread = threading.Thread(target=self._work, name="look-ahead", daemon=True)
+        self._thread.start()
+
+    def submit(self, make: Made) -> Future[list[Group]]:
+        future: Future[list[Group]] = Future()
+        self._tasks.put((make, future))
+        return future
+
+    def close(self) -> None:
+        self._tasks.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            make, future = task
+            try:
+                future.set_result(make())
+            except BaseException as error:  # the main thread decides what it means
+                future.set_exception(error)

@@ -1,0 +1,183 @@
+"""Problems in, graded groups out: encode, generate, grade."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.timing import PhaseClock
+from popo_lightning.engines.base import RolloutEngine, Sampling
+from popo_lightning.engines.stop_strings import StopStrings
+from popo_lightning.grading.overlong import SoftOverlong
+from popo_lightning.grading.pool import Grade, GradingPool
+from popo_lightning.model.prompts import Prompt, PromptEncoder
+
+
+class GroupMaker:
+    """For training and evaluation alike.
+
+    Args:
+        prompts: Makes tokens and image tensors.
+        engine: Samples; its version is stamped on every group.
+        pool: Grades.
+        clock: Seconds of generation and grading go there.
+        rank: Of this process, and
+        world_size: number of processes: groups are numbered without asking the others.
+        image_dtype: Type of stored image tensors: that of the policy, which would cast them anyway.
+        overlong: Penalty for long responses, or None.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptEncoder,
+        engine: RolloutEngine,
+        pool: GradingPool,
+        clock: PhaseClock,
+        rank: int,
+        world_size: int,
+        image_dtype: torch.dtype,
+        overlong: SoftOverlong | None,
+    ) -> None:
+        self.prompts = prompts
+        self.engine = engine
+        self.pool = pool
+        self.clock = clock
+        self.rank = rank
+        self.world_size = world_size
+        self.image_dtype = image_dtype
+        self.overlong = overlong
+        self.made = 0  # groups so far; part of their numbers, so a checkpoint keeps it
+
+    def make(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        prefixes: Sequence[Tensor] | None = None,
+    ) -> list[Group]:
+        """One group of n graded responses for each problem.
+
+        Args:
+            problems: What to ask.
+            n: Responses each.
+            sampling: How to draw tokens.
+            seed: Decides all draws.
+            prefixes: (P,) tokens for each problem from which its responses go on. They count towards the response
+                limit, go behind the prompt's tokens, and are part of what the verifier reads.
+        """
+        begun = [torch.empty(0, dtype=torch.long)] * len(problems) if prefixes is None else list(prefixes)
+        if (longest := max(map(len, begun), default=0)) >= sampling.max_new_tokens:
+            raise SettingError(
+                f"data.max_new_tokens is {sampling.max_new_tokens}, but a stored prefix has {longest} tokens, so no "
+                "response could go on from it; resume with the limit the run had"
+            )
+        with self.clock.measure("generate"):
+            prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, begun, strict=True)]
+            sampled = self._sample(problems, prompts, begun, n, sampling, seed)
+        with self.clock.measure("verify"):
+            grades = self.pool.collect()
+        graded = self._graded(sampled, grades, begun, sampling.max_new_tokens)
+        return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
+
+    def ungraded(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+        """Groups of responses that nobody grades or trains on: they take no numbers and no seconds."""
+        prompts = [self.prompts.encode(problem) for problem in problems]
+        sampled = self.engine.generate(prompts, n, sampling, seed)
+        return [
+            Group(place, problem, prompt.ids, responses, self.engine.version, self._images(prompt))
+            for place, (problem, prompt, responses) in enumerate(zip(problems, prompts, sampled, strict=True))
+        ]
+
+    def apart(self, clock: PhaseClock) -> GroupMaker:
+        """The same with a clock of its own, for another thread; its groups get their numbers by :meth:`numbered`."""
+        other = copy.copy(self)
+        other.clock = clock
+        return other
+
+    def numbered(self, group: Group) -> Group:
+        """A group of :meth:`apart` under the next number here."""
+        return replace(group, id=self._next_number())
+
+    def _next_number(self) -> int:
+        self.made += 1
+        return (self.made - 1) * self.world_size + self.rank
+
+    def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
+        number = self._next_number()
+        images = self._images(prompt)
+        return Group(number, problem, prompt.ids, responses, self.engine.version, images, len(prefix))
+
+    def _images(self, prompt: Prompt) -> dict[str, Tensor]:
+        return {name: self._stored(tensor) for name, tensor in prompt.images.items()}
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
+
+    def _sample(
+        self,
+        problems: Sequence[Problem],
+        prompts: Sequence[Prompt],
+        begun: Sequence[Tensor],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> dict[int, list[Response]]:
+        """Responses by their problem's place, in the order in which they came and went to the graders meanwhile."""
+        self.pool.forget()
+        sampled: dict[int, list[Response]] = {}
+        for ready in self.engine.stream(prompts, n, sampling, seed):
+            for place, responses in ready:
+                sampled[place] = responses
+                problem, prefix = problems[place], begun[place]
+                begin = problem.response_prefix or prompts[place].opened
+                texts = [begin + self._whole_text(prefix, response, sampling.stop) for response in responses]
+                self.pool.offer([(problem.answer, text) for text in texts])
+            self.pool.go_on()
+        return sampled
+
+    def _graded(
+        self, sampled: dict[int, list[Response]], grades: Sequence[Grade], begun: Sequence[Tensor], limit: int
+    ) -> list[list[Response]]:
+        remaining = iter(grades)
+        graded: dict[int, list[Response]] = {}
+        for place, responses in sampled.items():
+            penalties = self._penalties(responses, limit - len(begun[place]))
+            graded[place] = [_graded(r, next(remaining), p) for r, p in zip(responses, penalties, strict=True)]
+        return [graded[place] for place in range(len(begun))]
+
+    def _whole_text(self, prefix: Tensor, response: Response, stop: Sequence[str]) -> str:
+        if not len(prefix):
+            return response.text
+        # together, since a prefix may end inside a character
+        ids = torch.cat((prefix, response.token_ids))
+        text: str = self.prompts.tokenizer.decode(ids, skip_special_tokens=True)
+        before = len(self.prompts.tokenizer.decode(prefix, skip_special_tokens=True))
+        return text[: StopStrings(self.prompts.tokenizer, stop).found(text, before)]
+
+    def _penalties(self, responses: Sequence[Response], limit: int) -> Sequence[float | None]:
+        if self.overlong is None:
+            return [None] * len(responses)
+        return self.overlong.penalties([len(response.token_ids) for response in responses], limit)
+
+
+def _graded(response: Response, grade: Grade, penalty: float | None) -> Response:
+    parts = dict(grade.parts)
+    if penalty is not None:
+        parts |= {"score": parts["score"] + penalty, "overlong": penalty}
+    return replace(response, parts=parts, failure=grade.failure)
+
+
+def _continued(prompt: Prompt, prefix: Tensor) -> Prompt:
+    """A prompt with the beginning of a response behind it."""
+    if not len(prefix):
+        return prompt
+    unexpanded = [*prompt.unexpanded_ids, *prefix.tolist()] if prompt.unexpanded_ids else ()
+    return replace(prompt, ids=torch.cat((prompt.ids, prefix)), unexpanded_ids=unexpanded, begun=len(prefix))

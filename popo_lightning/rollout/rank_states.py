@@ -1,0 +1,146 @@
+"""What the ranks of a checkpoint kept of their rollouts, for a run with another number of ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.replay.composer import Composer
+from popo_lightning.tasks.samplers import PromptSampler
+
+RankState = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PlaceState:
+    """The rollouts' part of a checkpoint as it was at a place that a run can go on from, in containers of its own.
+
+    Args:
+        common: The same on all ranks.
+        mine: This rank's.
+    """
+
+    common: dict[str, Any]
+    mine: RankState
+
+
+def containers_copied(state: Any) -> Any:
+    """Dicts and lists of a state are copied, tensors and numbers are those they were."""
+    if isinstance(state, dict):
+        return {key: containers_copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [containers_copied(value) for value in state]
+    return tuple(map(containers_copied, state)) if type(state) is tuple else state
+
+
+class RankKeeper:
+    """What callbacks keep of each rank, in the one exchange that a checkpoint makes: Lightning keeps rank 0's alone."""
+
+    def __init__(self) -> None:
+        self._give: dict[str, Callable[[], Any]] = {}
+        self._loaded: list[dict[str, Any]] = []
+
+    def keep(self, name: str, give: Callable[[], Any]) -> None:
+        """Adds what a checkpoint is to have.
+
+        Args:
+            name: Of it.
+            give: Plain containers and tensors, of this rank. No collective.
+        """
+        self._give[name] = give
+
+    def state(self) -> dict[str, Any]:
+        """Of this rank, by name."""
+        return {name: give() for name, give in self._give.items()}
+
+    def load(self, ranks: Sequence[dict[str, Any]]) -> None:
+        """What a checkpoint brought, :meth:`state` of each of its ranks."""
+        self._loaded = list(ranks)
+
+    def take(self, name: str) -> list[Any]:
+        """What a checkpoint brought of each of its ranks, once; empty without any."""
+        return [of_rank.pop(name) for of_rank in self._loaded if name in of_rank]
+
+
+def for_ranks(states: list[RankState], ranks: int, sampler: PromptSampler, composer: Composer) -> list[RankState]:
+    """The states as they are, or dealt out anew.
+
+    Args:
+        states: Of each rank that wrote the checkpoint: sampler, composer, pending, rollout_metrics, groups_made,
+            ahead.
+        ranks: Those that go on.
+        sampler: Knows how its states are dealt out.
+        composer: As well.
+
+    Raises:
+        SettingError: The number differs, and the checkpoint stopped inside an iteration or a rule's state stays with
+            its rank.
+    """
+    if len(states) == ranks:
+        return states
+    if any(state["pending"] for state in states):
+        raise SettingError(
+            f"the checkpoint was written by {len(states)} ranks inside an iteration and this run has {ranks}; resume "
+            "with as many (trainer.devices x trainer.num_nodes), or from a checkpoint between iterations"
+        )
+    if any(state.get("ahead") for state in states):
+        raise SettingError(
+            f"the checkpoint was written by {len(states)} ranks with groups generated ahead (data.lag) and this run "
+            f"has {ranks}; resume with as many (trainer.devices x trainer.num_nodes)"
+        )
+    samplers = sampler.for_ranks([state["sampler"] for state in states], ranks)
+    composers = composer.for_ranks([state["composer"] for state in states], ranks)
+    # groups are numbered made x ranks + rank: the first numbers that nobody has given
+    made = max(state["groups_made"] for state in states) * len(states) // ranks + 1
+    common = {"pending": [], "rollout_metrics": states[0]["rollout_metrics"], "groups_made": made, "ahead": {}}
+    return [{"sampler": s, "composer": c} | common for s, c in zip(samplers, composers, strict=True)]
+
+
+def rules_of(sampler: PromptSampler, composer: Composer, problems: str) -> dict[str, str]:
+    """What a rank's state can be read by: the class of each rule, and the problems that it counts or keeps.
+
+    Args:
+        sampler: The run's.
+        composer: The run's.
+        problems: Their fingerprint.
+    """
+    return {"sampler": _name(sampler), "composer": _name(composer), "problems": problems}
+
+
+def without_other_rules(
+    states: list[RankState],
+    rules: dict[str, str] | None,
+    own: dict[str, str],
+    sampler: PromptSampler,
+    composer: Composer,
+) -> list[RankState]:
+    """The states with what another rule kept, or the same rule of other problems, left out; that begins anew.
+
+    Args:
+        states: Of each rank that wrote the checkpoint.
+        rules: :func:`rules_of` then; None where an earlier version wrote it.
+        own: The same now.
+        sampler: As it begins.
+        composer: As it begins.
+    """
+    if rules is None:
+        return states
+    fresh = {"sampler": sampler.state_dict(), "composer": composer.state_dict()}
+    for kind, state in fresh.items():
+        if rules[kind] != own[kind]:
+            log.warning("data.%s is %s; the checkpoint's is %s, so it begins anew", kind, own[kind], rules[kind])
+        elif rules["problems"] != own["problems"]:
+            log.warning("data.task has other problems than the checkpoint's, so data.%s begins anew", kind)
+        else:
+            continue
+        states = [each | {kind: state} for each in states]
+    return states
+
+
+def _name(rule: object) -> str:
+    return f"{type(rule).__module__}.{type(rule).__qualname__}"

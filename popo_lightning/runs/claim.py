@@ -1,0 +1,108 @@
+"""A folder belongs to one run at a time: the process that holds its lock."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+from popo_lightning.core.errors import SettingError, reason
+
+LOCK = "run.lock"
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
+
+log = logging.getLogger(__name__)
+
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+class Claim:
+    """A folder that no other process can claim until this one ends, however it ends, or lets go.
+
+    The kernel keeps the lock with the open file, so a dead process leaves none behind. Forked children close theirs: a
+    grader or an engine that outlives its run does not keep its folder.
+
+    Args:
+        descriptor: Of the locked file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        _held.add(descriptor)
+
+    def release(self) -> None:
+        """Lets go; a second time does nothing."""
+        if self._descriptor in _held:
+            _held.remove(self._descriptor)
+            os.close(self._descriptor)
+
+
+def claim(folder: Path, setting: str) -> Claim | None:
+    """Makes the folder if need be, and takes it.
+
+    Args:
+        folder: A run's, or one that its checkpoints go to.
+        setting: Which names it, for the sentence.
+
+    Returns:
+        None where another process has it.
+
+    Raises:
+        SettingError: Nothing can be written there.
+    """
+    check_writable(folder, setting)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+        log.warning("the file system of %s has no locks, so that a second run in it would not be noticed", folder)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return Claim(descriptor)
+
+
+def holder(folder: Path) -> str:
+    """Who has a folder that could not be claimed, in words."""
+    try:
+        return (folder / LOCK).read_text().strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Makes the folder if need be.
+
+    Args:
+        folder: Where something will be written.
+        setting: Which names it, for the sentence.
+
+    Raises:
+        SettingError: Nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingError(
+            f"{setting} is '{folder}', where nothing can be written ({reason(error)}); name a folder that can be "
+            "written to"
+        ) from error
+
+
+def _let_go_in_child() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

@@ -1,0 +1,179 @@
+"""Which run a folder holds: run.json, and the same in each of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+
+RECORD = "run.json"
+KEEPER = "RunKeeper"  # under which a checkpoint holds it
+DECISIVE = ("model", "data", "proximal", "parameter_hook", "seed_everything")  # settings that decide what is trained
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run.
+
+    Args:
+        id: Drawn when it began.
+        task: Its name.
+        method: Its name.
+        seed: Of all draws.
+        settings: Those that decide what is trained, as JSON by dotted name.
+        checkpoint_every: Iterations between its checkpoints; None if it keeps none.
+        checkpoints: Folders that they go to, all that it ever had; those inside the run's folder relative to it.
+        origin: The checkpoint that it began from, with the iterations behind it; None if it began at the model.
+    """
+
+    id: str
+    task: str
+    method: str
+    seed: int
+    settings: dict[str, str]
+    checkpoint_every: int | None
+    checkpoints: tuple[str, ...] = ()
+    origin: dict[str, Any] | None = None
+
+    def checkpoint_folders(self, folder: Path) -> list[Path]:
+        """Where its checkpoints may be.
+
+        Args:
+            folder: The run's, wherever it now lies.
+        """
+        return [folder / path for path in self.checkpoints]  # an absolute path stays as it is
+
+    def must_have_checkpoint(self, iterations: int) -> bool:
+        """Whether a run that has made so many iterations has written a checkpoint, if it was to keep any."""
+        if self.checkpoint_every is None:
+            return iterations > 0
+        before = self.origin["iterations"] if self.origin else 0
+        return iterations > (before // self.checkpoint_every + 1) * self.checkpoint_every
+
+    def gone_on_with(self, now: RunRecord) -> RunRecord:
+        """The same run under the present settings, of which a record was made."""
+        return replace(now, id=self.id, origin=self.origin, checkpoints=self.checkpoints)
+
+    def writing_to(self, folder: Path, checkpoints: Path) -> RunRecord:
+        """With one more folder of checkpoints.
+
+        Args:
+            folder: The run's.
+            checkpoints: Where it will write them.
+        """
+        return replace(self, checkpoints=tuple(dict.fromkeys([*self.checkpoints, inside(folder, checkpoints)])))
+
+    def another_run(self, now: RunRecord) -> str | None:
+        """What tells the present run from this one, its settings apart; None if nothing does."""
+        for name in ("task", "method", "seed"):
+            before, after = getattr(self, name), getattr(now, name)
+            if before != after:
+                return f"{name} {before} there, {after} here"
+        return None
+
+    def difference(self, now: RunRecord) -> str | None:
+        """The first thing that tells the present run from this one, settings too; None if nothing does."""
+        found = self.another_run(now)
+        if found is not None:
+            return found
+        for name in [*self.settings, *(name for name in now.settings if name not in self.settings)]:
+            before, after = self.settings.get(name, "not there"), now.settings.get(name, "not there")
+            if before != after:
+                return f"{name} {before} there, {after} here"
+        return None
+
+    def write(self, folder: Path) -> None:
+        """Puts run.json in its place."""
+        draft = folder / f"{RECORD}.draft"
+        draft.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        draft.replace(folder / RECORD)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain containers."""
+        return asdict(self) | {"checkpoints": list(self.checkpoints)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> RunRecord:
+        """Inverse of :meth:`to_plain`; what a later version may add is left out."""
+        known = {field.name for field in fields(cls)}
+        found = {name: value for name, value in plain.items() if name in known}
+        return cls(**found | {"checkpoints": tuple(found.get("checkpoints", ()))})
+
+
+def new_record(task: str, method: str, seed: int, settings: dict[str, str], checkpoint_every: int | None) -> RunRecord:
+    """Of a run that has not begun."""
+    return RunRecord(uuid.uuid4().hex, task, method, seed, settings, checkpoint_every)
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Of the run that a folder holds; None where an earlier version wrote it, or there is none.
+
+    Raises:
+        SettingError: A damaged file.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return RunRecord.from_plain(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SettingError(
+            f"the run's folder '{folder}' has a damaged {RECORD}; delete that file, and name the checkpoint to go on "
+            "from by ckpt_path"
+        ) from error
+
+
+def record_in(checkpoint: Mapping[str, Any]) -> tuple[RunRecord, Path] | None:
+    """The run that wrote a checkpoint, and its folder then; None where an earlier version wrote it.
+
+    Args:
+        checkpoint: What it holds.
+    """
+    found = checkpoint.get("callbacks", {}).get(KEEPER)
+    return None if found is None else (RunRecord.from_plain(found["run"]), Path(found["folder"]))
+
+
+def inside(folder: Path, path: Path) -> str:
+    """A path as it is recorded: relative where it lies inside the run's folder, which may be moved."""
+    folder, path = folder.absolute(), path.absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def decisive_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Those that decide what is trained, as JSON by dotted name.
+
+    Args:
+        config: All of a command's, in plain containers.
+    """
+    return {
+        name: json.dumps(value) for kind in DECISIVE if kind in config for name, value in _leaves(kind, config[kind])
+    }
+
+
+def checkpoint_every(
+    save_top_k: int, every_n_epochs: int | None, every_n_train_steps: int | None, steps: int
+) -> int | None:
+    """Iterations between checkpoints; None if none is kept.
+
+    Args:
+        save_top_k: Of checkpoint.
+        every_n_epochs: Of checkpoint.
+        every_n_train_steps: Of checkpoint.
+        steps: Optimizer steps of an iteration.
+    """
+    if save_top_k == 0:
+        return None
+    if every_n_train_steps:
+        return -(-every_n_train_steps // steps)
+    return 1 if every_n_epochs is None else every_n_epochs or None
+
+
+def _leaves(name: str, value: Any) -> Sequence[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or not value:
+        return [(name, value)]
+    return [leaf for key, below in value.items() for leaf in _leaves(f"{name}.{key}", below)]

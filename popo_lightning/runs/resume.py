@@ -1,0 +1,179 @@
+"""A run that goes on in its folder: from which checkpoint, and whether anything is left to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.metrics.table import Behind, iterations_logged
+from popo_lightning.runs.claim import claim, holder
+from popo_lightning.runs.folder import SUMMARY, checkpoint_folders, holds_run, is_first_rank, newest_of, read_checkpoint
+from popo_lightning.runs.record import RunRecord, read_record, record_in
+from popo_lightning.runs.wanted import Wanted
+
+log = logging.getLogger(__name__)
+
+
+class RunFinished(Exception):  # noqa: N818  # nothing went wrong
+    """There is nothing left to do; the message is a sentence."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, and what of it is gone on with.
+
+    Args:
+        folder: Claimed.
+        checkpoint: To go on from.
+        there: The run that the folder holds.
+        goes_on: Whether it is that run which goes on.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    there: RunRecord | None
+    goes_on: bool
+
+
+def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
+    """The run in a folder, from a checkpoint of its own.
+
+    Args:
+        wanted: The command.
+        folder: The run's.
+        checkpoint: To go on from; None takes the newest.
+        claims: Holds the folder.
+
+    Raises:
+        SettingError: Another run is there, or its checkpoints are gone.
+        RunFinished: It is finished, and has no checkpoint.
+    """
+    hold(folder, claims)
+    there = read_record(folder)
+    if checkpoint is None:
+        also = [] if wanted.checkpoints is None else [Path(wanted.checkpoints)]
+        checkpoint = newest_of([*checkpoint_folders(folder), *also])
+    wrote = None if checkpoint is None else record_in(read_checkpoint(checkpoint))
+    if there is not None and wrote is not None and wrote[0].id != there.id:
+        raise SettingError(
+            f"'{checkpoint}' was written by another run than the one in '{folder}', which keeps its checkpoints in the "
+            "same place; name the checkpoint to go on from by ckpt_path"
+        )
+    there = there or (None if wrote is None else wrote[0])
+    difference = None if there is None else there.another_run(wanted.record)
+    if difference is not None:
+        raise SettingError(
+            f"'{folder}' holds another run ({difference}); resume it with its own settings, or begin a new one from "
+            f"its weights and state by --ckpt_path {checkpoint or 'CHECKPOINT'}, without run.resume and run.folder"
+        )
+    if checkpoint is None:
+        _check_anew(wanted, folder, there)
+    return Place(folder, checkpoint, there, goes_on=True)
+
+
+def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
+    """Raises for a run whose checkpoints are gone; one stopped before its first may begin anew."""
+    done = iterations_logged(folder)
+    finished = _finished_iterations(folder)
+    if finished is not None and finished >= wanted.limit:
+        raise RunFinished(_finished(wanted, folder, finished))
+    if finished is not None or (there or wanted.record).must_have_checkpoint(done):
+        looked = ", ".join(f"'{path}'" for path in checkpoint_folders(folder))
+        raise SettingError(
+            f"run.resume is true, but the run in '{folder}', which has made {done} iterations, has no checkpoint "
+            f"(looked for in {looked}); name one by ckpt_path, or another run.folder to begin anew"
+        )
+    if done:
+        say(
+            f"the run in '{folder}' was stopped in iteration {done + 1}, before its first checkpoint, and begins anew; "
+            "its numbers so far are kept in metrics.csv.before-resume"
+        )
+
+
+def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
+    """Compares what is done with trainer.max_epochs.
+
+    Args:
+        wanted: The command.
+        place: Where it will write.
+        past: Of the checkpoint that it goes on from.
+
+    Raises:
+        SettingError: The checkpoint has more iterations, or a new run would have none.
+        RunFinished: Nothing is left to do.
+    """
+    if past is None or past.begun < wanted.limit:
+        return
+    if past.begun > wanted.limit:
+        raise SettingError(
+            f"trainer.max_epochs is {wanted.max_epochs}, but '{place.checkpoint}' comes after {past.begun} iterations; "
+            "raise it, or name an earlier checkpoint by ckpt_path"
+        )
+    if past.iterations < past.begun:  # its last iteration has steps left, or their row
+        return
+    if not place.goes_on:
+        raise SettingError(
+            f"trainer.max_epochs is {wanted.max_epochs}, and '{place.checkpoint}' comes after as many iterations, so "
+            "that nothing is left to train; raise it"
+        )
+    finished = _finished_iterations(place.folder)
+    if finished is not None and finished == past.iterations:
+        raise RunFinished(_finished(wanted, place.folder, finished))
+    say(
+        f"the run in '{place.folder}' has made all its {past.iterations} iterations; what is left is the last "
+        f"evaluation and {SUMMARY}"
+    )
+
+
+def _finished_iterations(folder: Path) -> int | None:
+    """Of the run's summary; None where it has none."""
+    try:
+        return int(json.loads((folder / SUMMARY).read_text())["iterations"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _finished(wanted: Wanted, folder: Path, iterations: int) -> str:
+    later = folder.with_name(f"{folder.name}-2")
+    also = f"; a later run lies in '{later}', which run.folder names" if not wanted.folder and holds_run(later) else ""
+    return (
+        f"the run in '{folder}' is finished ({iterations} iterations, trainer.max_epochs {wanted.max_epochs}); raise "
+        f"trainer.max_epochs to train it further{also}"
+    )
+
+
+def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
+    """Claims a folder until the run ends; rank 0 does so for all.
+
+    Args:
+        folder: To be written to.
+        claims: Holds it.
+        setting: Which names it.
+
+    Raises:
+        SettingError: Another process is writing there, or nothing can be written.
+    """
+    if not is_first_rank():
+        return
+    taken = claim(folder, setting)
+    if taken is None:
+        raise SettingError(
+            f"{setting} is '{folder}', which {holder(folder)} is writing to; wait until it ends, or stop it, or name "
+            "another folder"
+        )
+    claims.callback(taken.release)
+
+
+def same(left: Path, right: Path) -> bool:
+    """Whether two paths are one place."""
+    return left.resolve() == right.resolve()
+
+
+def say(sentence: str) -> None:
+    """Rank 0 says it once."""
+    if is_first_rank():
+        log.warning("%s", sentence)

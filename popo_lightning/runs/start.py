@@ -1,0 +1,189 @@
+"""Where a run writes and what it goes on from: settled, and claimed, before anything is built."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.metrics.table import Behind
+from popo_lightning.runs.claim import claim
+from popo_lightning.runs.folder import (
+    CHECKPOINTS,
+    behind,
+    holds_run,
+    home_of,
+    is_first_rank,
+    newest_checkpoint,
+    read_checkpoint,
+)
+from popo_lightning.runs.record import RunRecord, read_record, record_in
+from popo_lightning.runs.resume import Place, check_length, goes_on_in, hold, same, say
+from popo_lightning.runs.wanted import Wanted
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training writes and what it goes on from.
+
+    Args:
+        folder: The run's.
+        checkpoints: Where its checkpoints go.
+        record: Of the run.
+        checkpoint: That it goes on from; None where it begins at the model.
+        behind: Of that checkpoint.
+    """
+
+    folder: Path
+    checkpoints: Path
+    record: RunRecord
+    checkpoint: Path | None
+    behind: Behind | None
+
+
+def settle(wanted: Wanted, claims: ExitStack) -> Start:
+    """Decides, and claims what will be written to.
+
+    A run gets a folder of its own: the one asked for, or root/task/method-seedN, with -2, -3 and so on behind it where
+    another run has it. run.resume goes on in the folder; so does ckpt_path where task, method, seed and all settings
+    that decide what is trained are the checkpoint's. Where one differs, a new run begins from that checkpoint.
+
+    Args:
+        wanted: The command.
+        claims: Holds them while the run lives.
+
+    Raises:
+        SettingError: What is asked for would replace another run, or start over without saying so.
+        RunFinished: The run that is asked for has all its iterations and its summary.
+    """
+    place = _resumed(wanted, claims) if wanted.resume else _begun(wanted, claims)
+    past = None if place.checkpoint is None else behind(place.checkpoint)
+    check_length(wanted, place, past)
+    record = wanted.record
+    if place.goes_on and place.there is not None:
+        record = place.there.gone_on_with(record)
+    elif not place.goes_on and place.checkpoint is not None and past is not None:
+        origin = {"checkpoint": str(place.checkpoint.absolute()), "iterations": past.iterations}
+        record = replace(record, origin=origin)
+    checkpoints = _checkpoint_folder(wanted, place, record, claims)
+    record = record.writing_to(place.folder, checkpoints)
+    return Start(place.folder, checkpoints, record, place.checkpoint, past)
+
+
+# -- a new run, or a checkpoint by name ---------------------------------------------------------------------------
+
+
+def _begun(wanted: Wanted, claims: ExitStack) -> Place:
+    if wanted.checkpoint is None:
+        folder = _free_folder(wanted, claims) if wanted.folder is None else _asked_folder(wanted, claims)
+        return Place(folder, None, None, goes_on=False)
+    checkpoint = Path(wanted.checkpoint)
+    wrote = record_in(read_checkpoint(checkpoint))
+    home = home_of(checkpoint)
+    difference = None if wrote is None else wrote[0].difference(wanted.record)
+    if wanted.folder is not None and (home is None or not same(home, Path(wanted.folder))):
+        return Place(_asked_folder(wanted, claims), checkpoint, None, goes_on=False)
+    if home is not None and difference is None:
+        return goes_on_in(wanted, home, checkpoint, claims)
+    if wanted.folder is not None:
+        raise SettingError(
+            f"run.folder is '{home}', whose run wrote ckpt_path with other settings ({difference}); add --run.folder "
+            "null for a folder of its own, or --run.resume true to change the settings of that run from here on"
+        )
+    folder = _free_folder(wanted, claims)
+    say(
+        f"a new run in '{folder}' begins from '{checkpoint}'"
+        + (f", whose run has other settings ({difference})" if difference else "")
+    )
+    return Place(folder, checkpoint, None, goes_on=False)
+
+
+def _free_folder(wanted: Wanted, claims: ExitStack) -> Path:
+    """The first of root/task/method-seedN, -2, -3 that no run has and no other process has claimed."""
+    number = 1
+    while True:
+        folder = wanted.base if number == 1 else wanted.base.with_name(f"{wanted.base.name}-{number}")
+        if not holds_run(folder) and (not is_first_rank() or _claimed_free(folder, claims)):
+            break
+        number += 1
+    if number > 1:
+        say(f"'{wanted.base}' belongs to another run, so this one writes to '{folder}'")
+    return folder
+
+
+def _claimed_free(folder: Path, claims: ExitStack) -> bool:
+    taken = claim(folder, "run.root")
+    if taken is not None and holds_run(folder):  # a run that has just ended
+        taken.release()
+        return False
+    if taken is not None:
+        claims.callback(taken.release)
+    return taken is not None
+
+
+def _asked_folder(wanted: Wanted, claims: ExitStack) -> Path:
+    folder = Path(str(wanted.folder))
+    if is_first_rank():  # it may have begun to write by the time the others look
+        _check_free(folder)
+        hold(folder, claims)
+        _check_free(folder)  # a run may just have ended
+    return folder
+
+
+def _check_free(folder: Path) -> None:
+    if holds_run(folder):
+        raise SettingError(
+            f"run.folder is '{folder}', which holds an earlier run; name another folder, or go on with that run by "
+            "--run.resume true"
+        )
+
+
+# -- a run that is resumed ----------------------------------------------------------------------------------------
+
+
+def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
+    checkpoint = None if wanted.checkpoint is None else Path(wanted.checkpoint)
+    home = None if checkpoint is None else home_of(checkpoint)
+    folder = Path(wanted.folder) if wanted.folder is not None else home or wanted.base
+    if checkpoint is not None and (home is None or not same(home, folder)):
+        return _resumed_from_another(wanted, folder, checkpoint, claims)
+    return goes_on_in(wanted, folder, checkpoint, claims)
+
+
+def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
+    """Begins from another run's checkpoint, or goes on with the run that has begun from it."""
+    there = read_record(folder)
+    if not holds_run(folder):
+        hold(folder, claims)
+        return Place(folder, checkpoint, None, goes_on=False)
+    if there is None or there.origin is None or not same(Path(there.origin["checkpoint"]), checkpoint):
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', but run.folder is '{folder}', which holds a run that did not begin from it; "
+            "name another folder, or leave ckpt_path out"
+        )
+    place = goes_on_in(wanted, folder, None, claims)
+    return place if place.checkpoint is not None else replace(place, checkpoint=checkpoint)
+
+
+# -- its checkpoints -----------------------------------------------------------------------------------------------
+
+
+def _checkpoint_folder(wanted: Wanted, place: Place, record: RunRecord, claims: ExitStack) -> Path:
+    """Where checkpoints go. Another run's in the same place would be taken for this one's, or replaced."""
+    if wanted.checkpoints is None:
+        return place.folder / CHECKPOINTS
+    folder = Path(wanted.checkpoints)
+    if folder.absolute().is_relative_to(place.folder.absolute()) or not is_first_rank():
+        return folder
+    newest = newest_checkpoint(folder)
+    own = place.checkpoint is not None and place.goes_on and same(place.checkpoint.parent, folder)
+    if newest is not None and not own:
+        wrote = record_in(read_checkpoint(newest))
+        if wrote is None or wrote[0].id != record.id:
+            raise SettingError(
+                f"checkpoint.dirpath is '{folder}', which holds another run's checkpoints ({newest.name}); name a "
+                "folder of its own, or leave it out"
+            )
+    hold(folder, claims, "checkpoint.dirpath")
+    return folder

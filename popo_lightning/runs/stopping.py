@@ -1,0 +1,208 @@
+"""Ctrl-C and SIGTERM: a run stops where it can go on from, and a second one stops it at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.core.ranks import over_ranks
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_REQUEST = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
+
+
+class Stopped(BaseException):
+    """A run that was asked to stop, raised where it can go on from. No Exception: nothing on the way may keep it.
+
+    Args:
+        number: The signal's.
+
+    Attributes:
+        checkpoint: That the run goes on from; None without any.
+        where: The last thing that is in it, in words.
+        folder: The run's.
+        launched: Whether the process is a rank that another rank started, and waits for.
+        speaks: Whether it is the rank that says so.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.checkpoint: str | None = None
+        self.where = ""
+        self.folder: str | None = None
+        self.launched = False
+        self.speaks = True
+        super().__init__(self.name)
+
+    @property
+    def name(self) -> str:
+        """Of the signal."""
+        return signal.Signals(self.number).name
+
+    @property
+    def exit_code(self) -> int:
+        """By the convention of shells."""
+        return 128 + self.number
+
+
+class StopRequests:
+    """What signals ask of this process, and of the other ranks.
+
+    A handler only notes the signal. The run looks at the note at places that it can go on from, all ranks together; on
+    a single rank generation is left at once.
+
+    Attributes:
+        asked: The signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._armed = False
+        self._open = False
+        self._before: dict[int, Any] = {}
+        self._watch: _Watch | None = None
+
+    def arm(
+        self, signals: tuple[int, ...] = SIGNALS, say: bool = True, at_once: Callable[[], None] = lambda: None
+    ) -> None:
+        """Takes the signals over, but those that are ignored (nohup). Only a main thread can.
+
+        Args:
+            signals: Their numbers.
+            say: Whether to answer the first on the error stream.
+            at_once: Called before a second one ends the process.
+        """
+        self.asked, self._armed = None, True
+        if threading.current_thread() is not threading.main_thread() or self._before:
+            return
+        heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
+        self._watch = _Watch(heeded, say, at_once)
+
+    def disarm(self) -> None:
+        """Gives the signals back."""
+        self._armed = self._open = False
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = self.asked or number
+        if self._open:
+            self._open = False
+            raise Stopped(self.asked)
+
+    def leave_at_once(self) -> None:
+        """The next signal stops whatever is under way, until :meth:`disarm`."""
+        self._open = True
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Stops all ranks if any was asked to. A collective.
+
+        Raises:
+            Stopped: On all ranks.
+        """
+        if self._armed and (asked := int(over_ranks(trainer, self.asked or 0, "max"))):
+            raise Stopped(asked)
+
+    @contextmanager
+    def interruptible(self, alone: bool = True) -> Iterator[None]:
+        """What is left at once: nothing in it may change weights, or what a checkpoint has from before it.
+
+        Args:
+            alone: Whether there is no other rank that would wait for this one; otherwise nothing is left.
+        """
+        try:
+            self._open = self._armed and alone
+            if self._open and self.asked:
+                raise Stopped(self.asked)
+            yield
+        finally:
+            self._open = False
+
+
+class _Watch:
+    """Hears signals while the main thread waits for something outside of Python, in a thread of its own."""
+
+    def __init__(self, signals: list[int], say: bool, at_once: Callable[[], None]) -> None:
+        self._signals, self._say, self._at_once = signals, say, at_once
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        self._before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def close(self) -> None:
+        """The thread ends."""
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writes)
+
+    def _listen(self) -> None:
+        first: float | None = None
+        while heard := os.read(self._reads, 64):
+            for number in heard:
+                if number not in self._signals:
+                    continue
+                if first is None:
+                    first = time.monotonic()
+                    self._answer(number)
+                elif time.monotonic() - first > SAME_REQUEST:
+                    self._end(number)
+        os.close(self._reads)
+
+    def _answer(self, number: int) -> None:
+        if self._say:
+            name = signal.Signals(number).name
+            _print(f"popo: {name}: stopping where the run can go on from; a second one stops at once")
+
+    def _end(self, number: int) -> None:
+        self._at_once()
+        for child in multiprocessing.active_children():
+            child.kill()
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        _print(f"{show_cursor}popo: stopped at once by {signal.Signals(number).name}, without a new checkpoint")
+        os._exit(128 + number)
+
+
+def _print(text: str) -> None:
+    os.write(2, f"{text}\n".encode())  # a print may be waiting for a lock that the main thread holds
+
+
+def stopped_in_words(stop: Stopped, args: Any) -> str:
+    """Where a run was stopped, and the command that continues it.
+
+    Args:
+        stop: With the checkpoint, if there is one.
+        args: Of the command that was stopped.
+    """
+    if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
+        return f"stopped by {stop.name}"
+    kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
+    command = shlex.join(["popo", *map(str, kept), "--run.folder", stop.folder, "--run.resume", "true"])
+    if stop.checkpoint is None:
+        return f"stopped by {stop.name} before anything was saved; start again by: {command}"
+    saved = f"after {stop.where}, which {stop.checkpoint} holds" if stop.where else f"{stop.checkpoint} is the newest"
+    return f"stopped by {stop.name} {saved}; continue by: {command}"
+
+
+def without_options(args: Sequence[str], *names: str) -> list[str]:
+    """A command's arguments without some options and their values."""
+    found: list[str] = []
+    dropped = False  # whether the next argument is a dropped option's value
+    for arg in map(str, args):
+        if not dropped and arg.partition("=")[0] not in names:
+            found.append(arg)
+        dropped = not dropped and arg in names
+    return found

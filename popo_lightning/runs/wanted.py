@@ -1,0 +1,77 @@
+"""A training as the command asks for it: settings of class `run`, and those of others that decide where it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.runs.record import RunRecord, checkpoint_every, decisive_settings, new_record
+
+
+@dataclass
+class RunSettings:
+    """Names of a run and where it writes.
+
+    Args:
+        task: Name of the task, for folders and tables.
+        method: Name of the method, for folders and tables.
+        root: Folder of all runs.
+        folder: Folder of this run; null makes root/task/method-seedN.
+        resume: Go on from the newest checkpoint of the run in its folder, or start if there is none yet. Without it
+            ckpt_path goes on in its run's folder only under that run's settings, and else begins a new run.
+    """
+
+    task: str = "task"
+    method: str = "method"
+    root: str = "runs"
+    folder: str | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A training as the command asks for it.
+
+    Args:
+        folder: run.folder.
+        root: run.root.
+        resume: run.resume.
+        checkpoint: ckpt_path.
+        checkpoints: checkpoint.dirpath.
+        max_epochs: trainer.max_epochs.
+        record: Of a run that begins with these settings.
+    """
+
+    folder: str | None
+    root: str
+    resume: bool
+    checkpoint: str | None
+    checkpoints: str | None
+    max_epochs: int | None
+    record: RunRecord
+
+    @property
+    def base(self) -> Path:
+        """root/task/method-seedN."""
+        return Path(self.root) / self.record.task / f"{self.record.method}-seed{self.record.seed}"
+
+    @property
+    def limit(self) -> float:
+        """Iterations at most."""
+        return float("inf") if self.max_epochs in (None, -1) else float(self.max_epochs or 0)
+
+
+def wanted_of(config: Any, plain: Mapping[str, Any]) -> Wanted:
+    """What a parsed command asks for.
+
+    Args:
+        config: Of popo fit.
+        plain: The same in plain containers.
+    """
+    run, kept = config.run, config.checkpoint
+    steps = max(1, config.data.minibatches * config.data.sweeps)
+    every = checkpoint_every(kept.save_top_k, kept.every_n_epochs, kept.every_n_train_steps, steps)
+    record = new_record(run.task, run.method, int(config.seed_everything), decisive_settings(plain), every)
+    return Wanted(run.folder, run.root, run.resume, config.ckpt_path, kept.dirpath, config.trainer.max_epochs, record)

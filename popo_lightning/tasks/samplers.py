@@ -1,0 +1,87 @@
+"""Prompt samplers: which problems an iteration asks."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+
+
+class PromptSampler(ABC):
+    """Slot: chooses problems by their place in the task's list.
+
+    ``start`` is called once before anything else; a sampler draws from its own generator, never from global state.
+
+    Attributes:
+        works_ahead: Whether it makes sense with data.lag 1: it does not read the policy version of groups it observes.
+    """
+
+    works_ahead: bool = True
+
+    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+        """Learns how many problems there are and which share of the draws is this rank's."""
+        self.problems = problems
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    @abstractmethod
+    def draw(self, count: int) -> list[int]:
+        """``count`` places for this rank."""
+
+    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:  # noqa: B027  # uniform rules learn nothing
+        """Sees the graded groups of the problems it drew, once for each draw; replayed groups never."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides later draws, in plain containers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """What the ranks of a checkpoint knew, for another number of ranks; see :meth:`Composer.for_ranks`."""
+        raise SettingError(
+            f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.sampler "
+            f"{type(self).__name__} has learned stays with its rank; resume with as many (trainer.devices x "
+            "trainer.num_nodes)"
+        )
+
+
+class EpochSampler(PromptSampler):
+    """Every problem once per pass, in a new order each pass; ranks take turns, so none asks what another asks.
+
+    The order of a pass follows from the seed and the pass alone, so two numbers are the whole state.
+    """
+
+    cursor = 0  # draws made so far by all ranks together
+
+    def draw(self, count: int) -> list[int]:
+        """The next places of this rank."""
+        first = self.cursor + self.rank
+        self.cursor += count * self.world_size
+        return [self._place(first + i * self.world_size) for i in range(count)]
+
+    def _place(self, draw: int) -> int:
+        passed, within = divmod(draw, self.problems)
+        if getattr(self, "_ordered", None) != (self.problems, self.seed, passed):
+            self._ordered = (self.problems, self.seed, passed)
+            self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.problems), self.problems)
+        return self._order[within]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The cursor."""
+        self.cursor = state["cursor"]
+
+    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """The cursor counts the draws of all ranks."""
+        return [dict(states[0]) for _ in range(ranks)]

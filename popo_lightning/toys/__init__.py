@@ -1,0 +1,1 @@
+"""Tasks made by a program, and the tiny policies that start on them."""

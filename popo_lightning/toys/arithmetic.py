@@ -1,0 +1,152 @@
+"""Small sums, asked in chat messages: a task within reach of a pretrained model of 135M parameters.
+
+The messages show one worked problem, ``2 + 3`` and ``2 + 3 = 5``, and then ask another. A model so small follows an
+example where it ignores an instruction. Problems are enumerated, not downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import Task
+from popo_lightning.toys.held_out import place_of
+
+MAX_RESPONSE_CHARACTERS = 2000
+RESULT = re.compile(r"=[ ]{0,3}(-?[0-9]{1,9})(?![0-9]|[.,][0-9]|[ ]{0,3}[-+*/×÷])")
+
+KINDS = ("a+b", "a-b", "a*b", "a+b+c", "a+b-c")
+
+
+def verify_result(answer: Any, text: str) -> dict[str, float]:
+    """Grades a written equation against the whole number that is right.
+
+    The number after the last equals sign counts. score and acc are 1 where it is right, else 0; format is 1 where
+    there is one. Bounded: 2,000 characters, nine digits.
+    """
+    found = RESULT.findall(text) if len(text) <= MAX_RESPONSE_CHARACTERS else []
+    right = float(bool(found) and int(found[-1]) == answer)
+    return {"score": right, "acc": right, "format": float(bool(found))}
+
+
+class Arithmetic(Task):
+    """Sums, differences and products of small numbers, split into train and held-out by a hash of the problem.
+
+    Held out means held out in either order: a problem whose terms swap places shares the hash of its mirror image.
+
+    Args:
+        kinds: What is asked, of a+b, a-b, a*b, a+b+c and a+b-c. The kind is the level in breakdowns.
+        smallest_number: Numbers begin here.
+        largest_number: Numbers end here. Results below zero are never asked for.
+        problems_per_kind: Train problems of each kind at most, chosen by hash.
+        held_out_per_kind: Held-out problems of each kind.
+        held_out_share: Share of all problems kept out of training.
+        system: System message; null for none. Without one, chat templates may put in a longer one of their own, which
+            an empty one keeps out; some templates refuse any.
+    """
+
+    verify = staticmethod(verify_result)
+
+    def __init__(
+        self,
+        kinds: Sequence[str] = ("a+b", "a-b"),
+        smallest_number: int = 2,
+        largest_number: int = 20,
+        problems_per_kind: int = 1000,
+        held_out_per_kind: int = 50,
+        held_out_share: float = 0.33,
+        system: str | None = None,
+    ) -> None:
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds or len(set(kinds)) < len(kinds):
+            raise SettingError(f"data.task.kinds is {list(kinds)}; name some of {', '.join(KINDS)}, each once")
+        if not 0 <= smallest_number <= largest_number <= 99:
+            raise SettingError(
+                f"data.task.smallest_number is {smallest_number} and data.task.largest_number {largest_number}; use "
+                "0 to 99, the smaller first"
+            )
+        for name, count in (("problems_per_kind", problems_per_kind), ("held_out_per_kind", held_out_per_kind)):
+            if count < 1:
+                raise SettingError(f"data.task.{name} is {count}; use at least 1")
+        if not 0 < held_out_share < 1:
+            raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
+        self.kinds = tuple(kinds)
+        self.smallest_number = smallest_number
+        self.largest_number = largest_number
+        self.problems_per_kind = problems_per_kind
+        self.held_out_per_kind = held_out_per_kind
+        self.held_out_share = held_out_share
+        self.system = system
+
+    @cached_property
+    def _split(self) -> tuple[list[Problem], list[Problem]]:
+        train: list[tuple[float, Problem]] = []
+        held_out: list[tuple[float, Problem]] = []
+        for kind in self.kinds:
+            mine: tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]] = [], []
+            for numbers, result in enumerated(kind, range(self.smallest_number, self.largest_number + 1)):
+                is_held_out = place_of(mirrored(kind, numbers)) < self.held_out_share
+                text = written(kind, numbers)
+                problem = Problem(text, messages(text, self.system), result, {"level": kind})
+                mine[is_held_out].append((place_of(text), problem))
+            self._check_enough(kind, len(mine[0]), len(mine[1]))
+            train += sorted(mine[0], key=lambda placed: placed[0])[: self.problems_per_kind]
+            held_out += sorted(mine[1], key=lambda placed: placed[0])[: self.held_out_per_kind]
+        by_hash = [[p for _, p in sorted(part, key=lambda placed: placed[0])] for part in (train, held_out)]
+        return by_hash[0], by_hash[1]
+
+    def _check_enough(self, kind: str, train: int, held_out: int) -> None:
+        if not train or held_out < self.held_out_per_kind:
+            raise SettingError(
+                f"data.task.held_out_per_kind is {self.held_out_per_kind} but '{kind}' has {held_out} held-out and "
+                f"{train} train problems with numbers from {self.smallest_number} to {self.largest_number}; lower it, "
+                "or raise data.task.largest_number"
+            )
+
+    def train_problems(self) -> list[Problem]:
+        """All problems that are not held out, at most problems_per_kind of each kind."""
+        return self._split[0]
+
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """One benchmark, "arithmetic"."""
+        return {"arithmetic": self._split[1]}
+
+
+def messages(question: str, system: str | None = None) -> list[dict[str, Any]]:
+    """One worked problem, then the question."""
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    return [
+        *begin,
+        {"role": "user", "content": "2 + 3"},
+        {"role": "assistant", "content": "2 + 3 = 5"},
+        {"role": "user", "content": question},
+    ]
+
+
+def written(kind: str, numbers: Sequence[int]) -> str:
+    """``("a+b-c", (8, 4, 5))`` as ``8 + 4 - 5``."""
+    text = str(numbers[0])
+    for operation, number in zip(kind[1::2], numbers[1:], strict=True):
+        text += f" {operation} {number}"
+    return text
+
+
+def mirrored(kind: str, numbers: Sequence[int]) -> str:
+    """One text for all orders of the terms that may swap places: all of a sum or product, the first two of a+b-c."""
+    swapping = {"a-b": 1, "a+b-c": 2}.get(kind, len(numbers))
+    return written(kind, [*sorted(numbers[:swapping]), *numbers[swapping:]])
+
+
+def enumerated(kind: str, numbers: range) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Every choice of numbers whose result is not negative, with the result."""
+    for chosen in product(numbers, repeat=len(kind[::2])):
+        result = chosen[0]
+        for operation, number in zip(kind[1::2], chosen[1:], strict=True):
+            result = result * number if operation == "*" else result + number if operation == "+" else result - number
+        if result >= 0:
+            yield chosen, result

@@ -1,0 +1,217 @@
+"""Countdown with written steps: reach a target from three to five numbers, each used exactly once.
+
+The embedded task. A prompt reads ``2,7,5>10:`` and a right answer ``7-2=5;5*2=10``: every step takes two numbers
+at hand and puts their result back, and the last result is the target. Problems are enumerated, not downloaded; an
+exact search proves each one solvable.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from itertools import combinations_with_replacement, permutations
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import Task
+from popo_lightning.toys.held_out import place_of
+
+Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
+
+MAX_RESPONSE_CHARACTERS = 400
+STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
+
+
+def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
+    """Exact result, or None for a division by zero."""
+    if operation == "+":
+        return left + right
+    if operation == "-":
+        return left - right
+    if operation == "*":
+        return left * right
+    return left / right if right else None
+
+
+def whole_result(left: int, operation: str, right: int) -> int | None:
+    """As :func:`apply`, of whole numbers that are not negative; None where the result is not such a number."""
+    if operation == "+":
+        return left + right
+    if operation == "-":
+        return left - right if left >= right else None
+    if operation == "*":
+        return left * right
+    return left // right if right and left % right == 0 else None
+
+
+def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
+    """Every way to combine all numbers, as written steps, each once.
+
+    Results must be whole and not negative, so that each can be written down and read back without ambiguity.
+    """
+    if len(numbers) == 1:
+        yield []
+        return
+    tried = set()
+    for i, j in permutations(range(len(numbers)), 2):
+        left, right = numbers[i], numbers[j]
+        if (left, right) in tried:
+            continue  # equal numbers give equal ways
+        tried.add((left, right))
+        rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
+        for operation in operations:
+            if operation in "+*" and left < right:
+                continue  # the mirror image is the same step
+            result = whole_result(left, operation, right)
+            if result is not None:
+                for steps in solutions([*rest, result], operations):
+                    yield [(left, operation, right, result), *steps]
+
+
+def write_steps(steps: Sequence[Step]) -> str:
+    """``[(7, "-", 2, 5), (5, "*", 2, 10)]`` as ``7-2=5;5*2=10``."""
+    return ";".join(f"{left}{operation}{right}={result}" for left, operation, right, result in steps)
+
+
+def verify_steps(answer: Any, text: str) -> dict[str, float]:
+    """Grades written steps against ``{"numbers": [...], "target": int}``.
+
+    score and acc are 1 for a right answer, else 0; format is 1 where every step is a true equation over numbers at
+    hand and all are used, whatever the target. Bounded: 400 characters, six digits a number, exact arithmetic.
+    """
+    at_hand = sorted(answer["numbers"])
+    wrong = {"score": 0.0, "acc": 0.0, "format": 0.0}
+    if len(text) > MAX_RESPONSE_CHARACTERS:
+        return wrong
+    for written in text.strip().split(";"):
+        match = STEP.fullmatch(written)
+        if match is None:
+            return wrong
+        left, right, result = int(match[1]), int(match[3]), int(match[4])
+        for used in (left, right):
+            if used not in at_hand:
+                return wrong
+            at_hand.remove(used)
+        if apply(Fraction(left), match[2], Fraction(right)) != result:
+            return wrong
+        at_hand.append(result)
+    if len(at_hand) != 1:
+        return wrong
+    right_answer = float(at_hand[0] == answer["target"])
+    return {"score": right_answer, "acc": right_answer, "format": 1.0}
+
+
+def counts_of(numbers: int | Sequence[int]) -> list[int]:
+    """The counts of numbers that a setting names."""
+    return [numbers] if isinstance(numbers, int) else list(numbers)
+
+
+class CountdownSteps(Task):
+    """Every solvable problem over small numbers, split into train and held-out by a hash of the problem.
+
+    Held out means held out as a problem: sorted numbers and target, whatever their order in the prompt.
+
+    Args:
+        numbers: How many numbers a problem has, 2 to 5; or several such counts, of which each gives equally many
+            problems (as many as the one that has the fewest).
+        largest_number: Numbers are drawn from 1 to this.
+        operations: Which of ``+-*/`` may be used; division must come out whole.
+        largest_target: Targets are 1 to this.
+        held_out_problems: Size of the held-out benchmark.
+        held_out_share: Share of all problems kept out of training.
+        least_ways: Problems with fewer ways to write a solution are left out: the more ways, the easier.
+        orders: In how many orders of its numbers a train problem is asked, each a prompt of its own.
+        seed: Decides the orders.
+    """
+
+    verify = staticmethod(verify_steps)
+
+    def __init__(
+        self,
+        numbers: int | list[int] = 3,
+        largest_number: int = 12,
+        operations: str = "+-*",
+        largest_target: int = 99,
+        held_out_problems: int = 500,
+        held_out_share: float = 0.33,
+        least_ways: int = 2,
+        orders: int = 6,
+        seed: int = 0,
+    ) -> None:
+        if not all(2 <= count <= 5 for count in counts_of(numbers)):
+            raise SettingError(f"data.task.numbers is {numbers}; Countdown is enumerated for 2 to 5 numbers")
+        if not counts_of(numbers) or len(set(counts_of(numbers))) < len(counts_of(numbers)):
+            raise SettingError(f"data.task.numbers is {numbers}; name one count or more, none twice")
+        if not operations or set(operations) - set("+-*/"):
+            raise SettingError(f"data.task.operations is '{operations}'; use some of + - * /")
+        counts = {
+            "largest_number": largest_number,
+            "largest_target": largest_target,
+            "held_out_problems": held_out_problems,
+            "least_ways": least_ways,
+            "orders": orders,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise SettingError(f"data.task.{name} is {count}; use at least 1")
+        if not 0 < held_out_share < 1:
+            raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
+        self.numbers = numbers
+        self.largest_number = largest_number
+        self.operations = operations
+        self.largest_target = largest_target
+        self.held_out_problems = held_out_problems
+        self.held_out_share = held_out_share
+        self.least_ways = least_ways
+        self.orders = orders
+        self.seed = seed
+
+    @cached_property
+    def _split(self) -> tuple[list[Problem], list[Problem]]:
+        """Train and held-out problems by their hash, one of each count of numbers in turn."""
+        split = [self._split_of(count) for count in counts_of(self.numbers)]
+        train, held_out = (
+            [problem for in_turn in zip(*part, strict=False) for _, problem in in_turn]  # up to the end of the shortest
+            for part in zip(*split, strict=True)
+        )
+        if len(held_out) < self.held_out_problems:
+            raise SettingError(
+                f"data.task.held_out_problems is {self.held_out_problems} but only {len(held_out)} problems are "
+                f"held out; lower it, or raise data.task.held_out_share ({self.held_out_share})"
+            )
+        return train, held_out[: self.held_out_problems]
+
+    def _split_of(self, count: int) -> tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]]:
+        """(train, held out) of as many numbers, with their place by hash, in that order."""
+        train: list[tuple[float, Problem]] = []
+        held_out: list[tuple[float, Problem]] = []
+        for numbers in combinations_with_replacement(range(1, self.largest_number + 1), count):
+            ways = Counter(steps[-1][3] for steps in solutions(numbers, self.operations))
+            for target in sorted(t for t, n in ways.items() if n >= self.least_ways and 1 <= t <= self.largest_target):
+                id = f"{','.join(map(str, numbers))}>{target}"
+                place = place_of(id)
+                if place < self.held_out_share:
+                    held_out.append((place, self._problems(id, numbers, target, 1)[0]))
+                else:
+                    train += [(place, problem) for problem in self._problems(id, numbers, target, self.orders)]
+        return sorted(train, key=lambda placed: placed[0]), sorted(held_out, key=lambda placed: placed[0])
+
+    def _problems(self, id: str, numbers: Sequence[int], target: int, orders: int) -> list[Problem]:
+        every_order = sorted(set(permutations(numbers)))
+        random.Random(f"{self.seed}/{id}").shuffle(every_order)
+        answer = {"numbers": list(numbers), "target": target}
+        written = [f"{','.join(map(str, order))}>{target}" for order in every_order[:orders]]
+        return [Problem(text, f"{text}:", answer, {"level": len(numbers)}) for text in written]
+
+    def train_problems(self) -> list[Problem]:
+        """All problems that are not held out."""
+        return self._split[0]
+
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """One benchmark, "countdown"."""
+        return {"countdown": self._split[1]}

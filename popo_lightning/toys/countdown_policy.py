@@ -1,0 +1,259 @@
+"""A tiny policy from scratch for the embedded task, built on first use and kept in a cache.
+
+The result is an ordinary transformers folder (Llama weights, config, tokenizer): everything after this file treats
+it like any other model.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.warm_start import WarmStart
+from popo_lightning.toys.countdown import CountdownSteps, Step, apply, counts_of, solutions, write_steps
+
+RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
+SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
+IGNORED = -100
+LEAST_STEPS = 40  # enough for a schedule with a warm-up
+
+log = logging.getLogger(__name__)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes a model on whichever rank builds it: transformers writes on rank 0 alone, and a node may have no other."""
+    model.should_save_on_this_rank = lambda is_main_process: True
+    model.save_pretrained(folder)
+
+
+def descend(
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], learning_rate: float, steps: int, what: str
+) -> None:
+    """AdamW with a warm-up over 5% of the steps and a cosine to zero, gradients clipped to norm 1.
+
+    Args:
+        loss: Of the next batch.
+        parameters: What is trained.
+        learning_rate: At its peak.
+        steps: Batches.
+        what: Is built, for the progress bar.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
+    for _ in track(range(steps), description=f"Building the {what} (once)"):
+        found = loss()
+        optimizer.zero_grad()
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    log.info("warm start ended at a loss of %.3f", found.item())
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token where there is a label: (R, L, vocabulary) logits, (R, L) labels."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def symbol_tokenizer(symbols: Sequence[str], **special: Any) -> Any:
+    """One symbol, one token: an ordinary fast tokenizer, with further special tokens by transformers' names."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", **special)
+
+
+class CountdownWarmStart(WarmStart):
+    """A small Llama that writes well-formed Countdown steps and is right now and then.
+
+    It is trained on random true equations over the numbers of train problems, of which a share reaches the target
+    asked for. What is left to learn, reaching the target, is what reinforcement learning is for.
+
+    Args:
+        right: Share of the training examples whose steps reach the target.
+        examples: Training examples seen, counted with repetition.
+        hidden_size: Width of the Llama.
+        layers: Depth of the Llama.
+        heads: Attention heads; hidden_size / heads must be 32, 64, 80, 96, 112, 128 or 256 for vLLM on a CPU.
+        intermediate_size: Width of its feed-forward layers.
+        learning_rate: Peak AdamW learning rate, warmed up over 5% of the steps and decayed to zero by a cosine.
+        batch_size: Examples per step.
+        seed: Decides weights and examples.
+        numbers: As data.task.numbers of CountdownSteps.
+        largest_number: As data.task.largest_number.
+        operations: As data.task.operations.
+        held_out_share: As data.task.held_out_share; held-out problems are never trained on.
+        device: Where it is built, such as cpu or cuda. Weights built on different devices differ by rounding.
+    """
+
+    name = "countdown-llama"
+
+    def __init__(
+        self,
+        right: float = 0.25,
+        examples: int = 75_000,
+        hidden_size: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        intermediate_size: int = 320,
+        learning_rate: float = 2e-3,
+        batch_size: int = 64,
+        seed: int = 0,
+        numbers: int | list[int] = 3,
+        largest_number: int = 12,
+        operations: str = "+-*",
+        held_out_share: float = 0.33,
+        device: str = "cpu",
+    ) -> None:
+        if not 0 <= right <= 1:
+            raise SettingError(f"model.warm_start.right is {right}; use a share from 0 to 1")
+        if examples < LEAST_STEPS * batch_size:
+            raise SettingError(
+                f"model.warm_start.examples is {examples}, fewer than {LEAST_STEPS} batches of "
+                f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
+            )
+        self.right = right
+        self.examples = examples
+        self.hidden_size = hidden_size
+        self.layers = layers
+        self.heads = heads
+        self.intermediate_size = intermediate_size
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.seed = seed
+        self.numbers = numbers
+        self.largest_number = largest_number
+        self.operations = operations
+        self.held_out_share = held_out_share
+        self.device = device
+
+    def recipe(self) -> dict[str, object]:
+        """The settings and the recipe's number. The device counts where it is not the CPU, which it once always was."""
+        settings = dict(vars(self))
+        if self.device == "cpu":
+            del settings["device"]
+        return {"recipe": RECIPE, **settings}
+
+    def config(self) -> Any:
+        """Of the Llama, without building it."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=len(SYMBOLS),
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=256,
+            pad_token_id=SYMBOLS.index("<pad>"),
+            eos_token_id=SYMBOLS.index("<eos>"),
+            bos_token_id=None,
+            tie_word_embeddings=True,
+        )
+
+    def build(self, folder: Path) -> None:
+        """Trains on next-token prediction over the answers and saves the folder."""
+        from transformers import LlamaForCausalLM
+
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise SettingError(f"model.warm_start.device is '{self.device}', which torch does not see; use cpu")
+        tokenizer = symbol_tokenizer(SYMBOLS)
+        with torch.random.fork_rng():  # of all devices
+            torch.manual_seed(self.seed)
+            model = LlamaForCausalLM(self.config()).float().to(self.device)
+            self._train(model, self._examples())
+        save_model(model.cpu(), folder)
+        tokenizer.save_pretrained(folder)
+
+    def _train(self, model: torch.nn.Module, examples: Iterator[tuple[str, str]]) -> None:
+        def loss() -> Tensor:
+            input_ids, labels = _encode([next(examples) for _ in range(self.batch_size)])
+            return answer_loss(model(input_ids=input_ids.to(self.device)).logits, labels.to(self.device))
+
+        descend(loss, list(model.parameters()), self.learning_rate, self.examples // self.batch_size, "tiny policy")
+
+    def _examples(self) -> Iterator[tuple[str, str]]:
+        problems = [self._problems_of(count) for count in counts_of(self.numbers)]
+        answers: dict[str, dict[int, list[str]]] = {}
+        draw = random.Random(f"warm start {self.seed}")
+        while True:
+            problem = draw.choice(problems[0] if len(problems) == 1 else draw.choice(problems))
+            numbers, target = problem.answer["numbers"], problem.answer["target"]
+            # every order of the numbers: six times the prompts, and better arithmetic on held-out problems
+            prompt = f"{','.join(map(str, draw.sample(numbers, len(numbers))))}>{target}:"
+            if draw.random() < self.right:
+                key = str(numbers)
+                if key not in answers:
+                    answers[key] = by_target(numbers, self.operations)
+                yield prompt, draw.choice(answers[key][target])
+            else:
+                yield prompt, random_steps(numbers, self.operations, draw)
+
+    def _problems_of(self, count: int) -> list[Problem]:
+        """All that are not held out."""
+        settings = (count, self.largest_number, self.operations)
+        return CountdownSteps(
+            *settings, held_out_share=self.held_out_share, held_out_problems=1, least_ways=1, orders=1
+        ).train_problems()
+
+
+def by_target(numbers: Sequence[int], operations: str) -> dict[int, list[str]]:
+    """Every way to combine all numbers, as written, by what it comes to."""
+    found: dict[int, list[str]] = {}
+    for steps in solutions(numbers, operations):
+        found.setdefault(steps[-1][3], []).append(write_steps(steps))
+    return found
+
+
+def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -> str:
+    """Well-formed true equations over all the numbers, with no target in mind.
+
+    The numbers must have some such equations; a draw that leads nowhere (two divided by three) starts again.
+    """
+    at_hand = list(numbers)
+    steps: list[Step] = []
+    failures = 0
+    while len(at_hand) > 1:
+        left, right = draw.sample(at_hand, 2)
+        operation = draw.choice(operations)
+        if operation in "+*-" and left < right:
+            left, right = right, left
+        result = apply(Fraction(left), operation, Fraction(right))
+        if result is None or result.denominator != 1:
+            failures += 1
+            if failures % 20 == 0:
+                at_hand, steps = list(numbers), []
+            continue
+        at_hand.remove(left)
+        at_hand.remove(right)
+        at_hand.append(int(result))
+        steps.append((left, operation, right, int(result)))
+    return write_steps(steps)
+
+
+def _encode(examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """(input ids, labels), both (batch, longest): labels are the answer and its end, IGNORED elsewhere."""
+    places = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+    longest = max(len(prompt) + len(answer) for prompt, answer in examples) + 1
+    input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    labels = torch.full((len(examples), longest), IGNORED)
+    for row, (prompt, answer) in enumerate(examples):
+        ids = torch.tensor([places[symbol] for symbol in prompt + answer] + [places["<eos>"]])
+        input_ids[row, : len(ids)] = ids
+        labels[row, len(prompt) : len(ids)] = ids[len(prompt) :]
+    return input_ids, labels

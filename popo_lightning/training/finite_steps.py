@@ -1,0 +1,120 @@
+"""Optimizer steps that would break the policy: skipped, counted, and after a few in a row the end of the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError, SettingError
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.ranks import over_ranks
+
+log = logging.getLogger(__name__)
+
+
+class FiniteSteps:
+    """Decides on all ranks alike whether a step is taken, and ends a run that takes none any more.
+
+    A skipped step leaves weights, optimizer, scheduler and everything that follows the weights as they were.
+
+    Args:
+        limit: Steps skipped in a row that end the run.
+
+    Attributes:
+        in_a_row: Steps skipped since the last one that was taken; in the checkpoint.
+
+    Raises:
+        SettingError: The limit is below 1.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise SettingError(f"model.max_skipped_steps is {limit}; use at least 1 step, such as 3")
+        self.limit = limit
+        self.in_a_row = 0
+        self._said = False
+
+    def allows(self, trainer: L.Trainer, minibatch: Minibatch, numbers: Mapping[str, float]) -> bool:
+        """Whether the step is taken: only if all numbers are finite on all ranks. A collective.
+
+        Args:
+            trainer: Of the ranks.
+            minibatch: That the step is made of, for the message.
+            numbers: The step's losses and gradient norms by name, as this rank has them.
+
+        Raises:
+            NotFiniteError: Too many steps in a row have been skipped.
+        """
+        bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
+        if not over_ranks(trainer, bool(bad), "max"):
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        found = ", ".join(f"{name} {value}" for name, value in bad.items()) or "a loss of another rank"
+        self._say(minibatch, found)
+        if self.in_a_row >= self.limit:
+            raise NotFiniteError(
+                f"{self.in_a_row} optimizer steps in a row were not finite (model.max_skipped_steps {self.limit}), the "
+                f"last that of {place(minibatch)} ({found}); {DIVERGED_REMEDY}"
+            )
+        return False
+
+    def _say(self, minibatch: Minibatch, found: str) -> None:
+        if not self._said:
+            log.warning(
+                "skipped the optimizer step of %s on all ranks: %s; train/skipped_steps counts further ones, and %d in "
+                "a row end the run",
+                place(minibatch),
+                found,
+                self.limit,
+            )
+        self._said = True
+
+    def check_weights(self, trainer: L.Trainer, minibatch: Minibatch, weights: Iterable[Tensor], split: bool) -> None:
+        """Ends a run whose last step broke the weights: finite gradients times too large a learning rate.
+
+        Args:
+            trainer: Of the ranks.
+            minibatch: That the step was made of.
+            weights: What was trained.
+            split: Whether a rank holds a part of them alone; then a collective.
+
+        Raises:
+            NotFiniteError: A weight is not finite.
+        """
+        broken = not all_finite(weights)
+        if over_ranks(trainer, broken, "max") if split else broken:
+            raise NotFiniteError(
+                f"the optimizer step of {place(minibatch)} made weights that are not finite; {DIVERGED_REMEDY}"
+            )
+
+
+def place(minibatch: Minibatch) -> str:
+    """Where in the run a minibatch comes, both numbers counted from 1."""
+    return f"iteration {minibatch.version + 1}, minibatch {minibatch.index + 1}"
+
+
+def optimizer_state(optimizers: Sequence[Optimizer]) -> Iterator[Tensor]:
+    """What optimizers keep of each parameter, such as Adam's moments."""
+    for optimizer in optimizers:
+        for of_parameter in optimizer.state.values():
+            yield from (value for value in of_parameter.values() if isinstance(value, Tensor))
+
+
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number is nan or infinite in this rank's part of the tensors, read once, without a copy of them."""
+    local = [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in local:
+        if tensor.numel() and tensor.is_floating_point():
+            by_device.setdefault(tensor.device, []).append(tensor)
+    largest = [torch.stack([n.float() for n in torch._foreach_norm(ts, math.inf)]) for ts in by_device.values()]
+    return all(bool(norms.isfinite().all()) for norms in largest)

@@ -1,0 +1,96 @@
+"""Floating-point operations that training on a row of tokens takes, counted as everybody counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.model.loading import VISION_TOWERS
+
+WINDOWED = ("sliding_attention", "chunked_attention")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as transformers' configurations call their number
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Of the forward and backward passes of a language model.
+
+    A token of a row of L tokens takes 6 operations for each parameter that multiplies it, and 12 x width x L for the
+    attention of each layer (2204.02311, appendix B). That is a convention: the causal half of attention is not taken
+    off, the head counts at every token, and what is computed twice (recomputation) or saved (a prompt that several
+    responses share) makes no difference. Input embeddings and a vision tower do not count; of experts those that a
+    token goes through do.
+
+    Args:
+        parameters: That multiply a token: all but the input embedding, with the head.
+        layers: That attend to all earlier tokens.
+        windowed_layers: That attend to the last `window` tokens.
+        window: In tokens; 0 without windowed layers.
+        width: Of a layer's attention: heads x head size, the mean of that of keys and that of values.
+    """
+
+    parameters: float
+    layers: int
+    windowed_layers: int
+    window: int
+    width: float
+
+    @classmethod
+    def of_model(cls, config: Any, shapes: Mapping[str, Sequence[int]]) -> ModelFlops | None:
+        """Of a model by its description; None where that does not say how wide and how many its layers are.
+
+        Args:
+            config: Of transformers.
+            shapes: Of the whole parameters by name, tied ones once.
+        """
+        text = config.get_text_config()
+        sizes: list[Any] = [
+            getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+        ]
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        hidden, heads, layers = sizes
+        keys = getattr(text, "qk_head_dim", None) or getattr(text, "head_dim", None) or hidden // heads
+        values = getattr(text, "v_head_dim", None) or keys
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+        windowed = sum(kinds.count(kind) for kind in WINDOWED)
+        window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None) or 0
+        return cls(
+            parameters=_multiplying(text, shapes),
+            layers=kinds.count("full_attention"),
+            windowed_layers=windowed,
+            window=window,
+            width=heads * (keys + values) / 2,
+        )
+
+    def of_row(self, length: int) -> float:
+        """Of a row of so many tokens, prompt and response."""
+        seen = self.layers * length + self.windowed_layers * min(length, self.window)
+        return (6 * self.parameters + 12 * self.width * seen) * length
+
+    def of_minibatch(self, minibatch: Minibatch) -> float:
+        """Of all its rows, each with a prompt of its own."""
+        return sum(self.of_row(length) for length in row_lengths(minibatch))
+
+
+def row_lengths(minibatch: Minibatch) -> list[int]:
+    """Prompt and response tokens of each row."""
+    return [
+        len(group.prompt_ids) + len(response.token_ids) for group in minibatch.groups for response in group.responses
+    ]
+
+
+def _multiplying(text: Any, shapes: Mapping[str, Sequence[int]]) -> float:
+    """Parameters that a token is multiplied with."""
+    of_text = {name: shape for name, shape in shapes.items() if not {*name.split(".")} & {*VISION_TOWERS}}
+    number = next((found for name in EXPERTS if (found := getattr(text, name, None))), 1)
+    share = getattr(text, "num_experts_per_tok", None) or number
+    total = sum(prod(shape) * (share / number if ".experts." in name else 1.0) for name, shape in of_text.items())
+    tables = [
+        shape for shape in of_text.values() if list(shape[1:]) == [text.hidden_size] and shape[0] == text.vocab_size
+    ]
+    # of two tables one is the input embedding; a single one is the head as well
+    return total - (prod(tables[0]) if len(tables) > 1 else 0)

@@ -1,0 +1,101 @@
+"""What users compare trainers by: tokens a second, model FLOPs utilisation, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.model.policy_checkpoint import SHAPES
+from popo_lightning.training.hardware import card_name, peak_tflops, take_peak_memory
+from popo_lightning.training.model_flops import ModelFlops, row_lengths
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a rank trains on.
+
+    Args:
+        device: Its own.
+        flops: Of the model; None: unknown.
+        peak: TFLOP/s that the device reaches at best; None: unknown, or without flops of no use.
+    """
+
+    device: torch.device
+    flops: ModelFlops | None
+    peak: float | None
+
+    @classmethod
+    def of_policy(cls, policy: Any, peak: float | None) -> Worker:
+        """This rank.
+
+        Args:
+            policy: PolicyModule with its model loaded.
+            peak: monitor.peak_tflops.
+        """
+        card = card_name(policy.device)
+        if peak is None and card is not None:
+            peak = peak_tflops(card)
+            if peak is None and policy.trainer.is_global_zero:
+                log.warning("no throughput/mfu: the peak of a %s is not known here; set monitor.peak_tflops", card)
+        shapes = {name: shape for name, shape in policy.described[SHAPES].items() if name.startswith("model.")}
+        flops = ModelFlops.of_model(policy.model.config, shapes)
+        if flops is None and peak is not None and policy.trainer.is_global_zero:
+            log.warning("no throughput/mfu: nothing is known of the layers of a %s", policy.model.config.model_type)
+        return cls(policy.device, flops, None if flops is None else peak)
+
+    def work(self, minibatch: Minibatch) -> dict[str, float]:
+        """What a training step on this rank's minibatch computes, of which that of several steps and ranks adds up."""
+        flops = 0.0 if self.flops is None else self.flops.of_minibatch(minibatch)
+        return {"row_tokens": float(sum(row_lengths(minibatch))), "flops": flops}
+
+    def state(self) -> dict[str, float | None]:
+        """Once an iteration, for all ranks to see."""
+        return {"peak_gib": take_peak_memory(self.device), "peak_tflops": self.peak}
+
+
+def check_peak(peak: float | None) -> float | None:
+    """Raises SettingError for a peak that is none."""
+    if peak is not None and not 0 < peak < float("inf"):
+        raise SettingError(
+            f"monitor.peak_tflops is {peak}; use the card's dense bfloat16 peak in TFLOP/s, such as 989.4, or null to "
+            "look it up by the card's name"
+        )
+    return peak
+
+
+def throughput_metrics(steps: Sequence[dict[str, float]], ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of an iteration, by the names of the README's table.
+
+    `throughput/train_tokens_per_second`: prompt and response tokens of the rows of all optimizer steps and ranks, over
+    the seconds of the training steps: forward, backward and update, without generation and without the proximal
+    log-probs. A row counts in each step it is in, and with its prompt, also where several responses share one pass over
+    it; padding does not count. (NeMo-RL's "policy training" and prime-rl's throughput are the same; verl's
+    perf/throughput divides by the seconds of the whole iteration and by the number of cards.)
+
+    `throughput/mfu`: operations of the forward and backward passes on these rows, as :class:`ModelFlops` counts them,
+    over what the cards of all ranks could at best in the same seconds, in bfloat16 whatever is computed in. Absent
+    where a card's peak is neither known nor given.
+
+    `memory/peak_gib`: most memory of any rank since the iteration before, as :func:`take_peak_memory` measures it.
+
+    Args:
+        steps: Of all ranks together: row_tokens, flops and train_seconds.
+        ranks: The :meth:`Worker.state` of each.
+    """
+    metrics = {"memory/peak_gib": max(rank["peak_gib"] for rank in ranks)}
+    tokens, flops, seconds = (sum(step[name] for step in steps) for name in ("row_tokens", "flops", "train_seconds"))
+    if not tokens or seconds <= 0:
+        return metrics
+    metrics["throughput/train_tokens_per_second"] = tokens / seconds
+    peaks = [rank["peak_tflops"] for rank in ranks]
+    if None not in peaks:
+        metrics["throughput/mfu"] = flops / (seconds * sum(peaks) * 1e12)
+    return metrics

@@ -1,0 +1,211 @@
+"""Sums over the response tokens of an iteration, made on the device, and the metrics that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popo_lightning.metrics.weight_sample import WeightSample, quantiles
+from popo_lightning.model.padded_rows import PaddedRows
+from popo_lightning.objectives.objective import TokenStatistics
+
+QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
+MAXIMA = ("ratio", "weight_raw", "gap")
+SUMS = (*MAXIMA, "clipped", "capped", "entropy", "gaps", "weight_raw_squared")
+
+
+@dataclass
+class AgeSums:
+    """Of the tokens of one age, or of several.
+
+    Args:
+        tokens: How many.
+        sums: (8,) float64, named by SUMS: gap is its absolute value, gaps are the tokens that have one.
+        maxima: (3,) float64, named by MAXIMA.
+    """
+
+    tokens: int
+    sums: Tensor
+    maxima: Tensor
+
+    def sum(self, name: str) -> float:
+        """Over all tokens."""
+        return float(self.sums[SUMS.index(name)])
+
+    def mean(self, name: str) -> float:
+        """Over all tokens."""
+        return self.sum(name) / self.tokens
+
+    def max(self, name: str) -> float:
+        """Of all tokens."""
+        return float(self.maxima[MAXIMA.index(name)])
+
+    @property
+    def effective_sample_size(self) -> float:
+        """(sum w)^2 / (N sum w^2) of the raw weights, in (0, 1]: the share of tokens that N weighted ones are worth."""
+        total, squares = (self.sums[SUMS.index(name)] for name in ("weight_raw", "weight_raw_squared"))
+        return float(total.square() / (self.tokens * squares))
+
+
+class TokenSums:
+    """What is known of some response tokens: micro-batches are added, minibatches merged.
+
+    Nothing here waits for the device before :meth:`to_plain`, and the size does not depend on the number of tokens but
+    for the two samples of raw weights, which are bounded. Rows of age 0 are the fresh ones.
+
+    Attributes:
+        ages: Sums by age in policy versions.
+        fresh_weights: Sample of the raw weights of fresh rows.
+        replayed_weights: The same of all other rows.
+    """
+
+    def __init__(self) -> None:
+        self.ages: dict[int, AgeSums] = {}
+        self.fresh_weights = WeightSample()
+        self.replayed_weights = WeightSample()
+
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return sum(of_age.tokens for of_age in self.ages.values())
+
+    @property
+    def entropy(self) -> float:
+        """Sum over the tokens, in nats. Waits for the device."""
+        return sum(of_age.sum("entropy") for of_age in self.ages.values())
+
+    def add(self, part: PaddedRows, found: TokenStatistics, entropy: Tensor, gap: Tensor | None) -> None:
+        """Adds the tokens of a micro-batch.
+
+        Args:
+            part: Its rows, on the CPU: what is counted there costs the device nothing.
+            found: By the objective, (R, T) each.
+            entropy: (R, T), detached.
+            gap: (R, T) log-prob of the policy minus that of the engine, nan where unknown. None: unknown everywhere.
+        """
+        if not part.mask.any():
+            return
+        mask = part.mask.to(entropy.device, non_blocking=True)
+        sums, maxima = _by_row(mask, found, entropy, gap)
+        ages = part.age.unique().tolist()
+        for age in ages:
+            rows = part.age == age
+            if tokens := int(part.mask[rows].sum()):
+                here = None if len(ages) == 1 else rows.to(entropy.device, non_blocking=True)
+                self._join(age, AgeSums(tokens, _sum(sums, here), _max(maxima, here)))
+        self.fresh_weights.add(found.weight_raw, _places(part.mask, part.age == 0))
+        self.replayed_weights.add(found.weight_raw, _places(part.mask, part.age != 0))
+
+    def merge(self, other: TokenSums) -> None:
+        """Adds other tokens."""
+        for age, found in other.ages.items():
+            self._join(age, found)
+        self.fresh_weights.merge(other.fresh_weights)
+        self.replayed_weights.merge(other.replayed_weights)
+
+    def _join(self, age: int, found: AgeSums) -> None:
+        if (own := self.ages.get(age)) is not None:
+            found = _together((own, found))
+        self.ages[age] = found
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain numbers and CPU tensors, for the checkpoint and for other ranks."""
+        sums = {a: {"tokens": f.tokens, "sums": f.sums.cpu(), "maxima": f.maxima.cpu()} for a, f in self.ages.items()}
+        return {
+            "ages": sums,
+            "fresh_weights": self.fresh_weights.to_plain(),
+            "replayed_weights": self.replayed_weights.to_plain(),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> TokenSums:
+        """Inverse of :meth:`to_plain`."""
+        found = cls()
+        found.ages = {age: AgeSums(**of_age) for age, of_age in plain["ages"].items()}
+        found.fresh_weights = WeightSample.from_plain(plain["fresh_weights"])
+        found.replayed_weights = WeightSample.from_plain(plain["replayed_weights"])
+        return found
+
+
+def token_metrics(ranks: Sequence[TokenSums]) -> dict[str, float]:
+    """Metrics of an iteration's response tokens, by the names of the README's table; none without tokens.
+
+    Means, maxima, shares and effective sample sizes are those of all tokens. Quantiles are too while each rank's fresh
+    or replayed weights fit into its :class:`WeightSample`; of more tokens they are estimates, which that class bounds.
+
+    Args:
+        ranks: Of each rank, on the CPU.
+    """
+    found: dict[int, AgeSums] = {}
+    for age in sorted({age for rank in ranks for age in rank.ages}):
+        found[age] = _together(rank.ages[age] for rank in ranks if age in rank.ages)
+    if not found:
+        return {}
+    of_all = _together(found.values())
+    metrics = {
+        "policy/entropy": of_all.mean("entropy"),
+        "policy/ratio_mean": of_all.mean("ratio"),
+        "policy/ratio_max": of_all.max("ratio"),
+        "policy/clip_share": of_all.mean("clipped"),
+        "train/tokens": float(of_all.tokens),
+    }
+    fresh, replayed = found.get(0), {age: sums for age, sums in found.items() if age}
+    if fresh is not None:
+        metrics |= _weight_metrics("fresh", fresh, [rank.fresh_weights for rank in ranks])
+    if replayed:
+        together = _together(replayed.values())
+        metrics |= _weight_metrics("replayed", together, [rank.replayed_weights for rank in ranks])
+        metrics["weight/replayed_capped_share"] = together.mean("capped")
+        metrics |= {f"weight/ess_age_{age}": sums.effective_sample_size for age, sums in replayed.items()}
+    if fresh is not None and (gaps := fresh.sum("gaps")):
+        metrics["engine/logp_gap_mean"] = fresh.sum("gap") / gaps
+        metrics["engine/logp_gap_max"] = fresh.max("gap")
+    return metrics
+
+
+def _weight_metrics(name: str, tokens: AgeSums, samples: Sequence[WeightSample]) -> dict[str, float]:
+    of_sample = zip(QUANTILES, quantiles(samples, list(QUANTILES.values())), strict=True)
+    return {
+        f"policy/clip_share_{name}": tokens.mean("clipped"),
+        f"weight/{name}_mean": tokens.mean("weight_raw"),
+        f"weight/{name}_max": tokens.max("weight_raw"),
+        f"weight/{name}_ess": tokens.effective_sample_size,
+    } | {f"weight/{name}_{label}": value for label, value in of_sample}
+
+
+def _together(parts: Iterable[AgeSums]) -> AgeSums:
+    first, *others = parts
+    tokens, sums, maxima = first.tokens, first.sums, first.maxima
+    for other in others:
+        tokens += other.tokens
+        sums = sums.to(other.sums.device) + other.sums
+        maxima = torch.maximum(maxima.to(other.maxima.device), other.maxima)
+    return AgeSums(tokens, sums, maxima)
+
+
+def _by_row(mask: Tensor, found: TokenStatistics, entropy: Tensor, gap: Tensor | None) -> tuple[Tensor, Tensor]:
+    """((8, R), (3, R)) sums and maxima over a row's tokens, -inf without any. Padding may hold anything."""
+    ratio, raw, capped = found.ratio, found.weight_raw, found.weight < found.weight_raw
+    known = torch.zeros_like(mask) if gap is None else ~gap.isnan()
+    distance = torch.zeros_like(raw) if gap is None else torch.where(known, gap.abs(), 0.0)
+    columns = torch.where(mask, torch.stack([ratio, raw, distance, found.clipped, capped, entropy, known]), 0.0)
+    squares = columns[1].double().square().sum(-1)
+    sums = torch.cat((columns.sum(-1, dtype=torch.float64), squares[None]))
+    return sums, torch.where(mask, columns[: len(MAXIMA)], -torch.inf).amax(-1).double()
+
+
+def _sum(values: Tensor, rows: Tensor | None) -> Tensor:
+    return (values if rows is None else torch.where(rows, values, 0.0)).sum(-1)
+
+
+def _max(values: Tensor, rows: Tensor | None) -> Tensor:
+    return (values if rows is None else torch.where(rows, values, -torch.inf)).amax(-1)
+
+
+def _places(mask: Tensor, rows: Tensor) -> Tensor:
+    """(N,) flat places in (R, T) of some rows' tokens."""
+    return (mask & rows[:, None]).flatten().nonzero().squeeze(-1)
