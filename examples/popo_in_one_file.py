@@ -11,8 +11,8 @@ An iteration of `train`, the loop at the end:
     step      the groups are dealt out to two optimizer steps
 
 POPO is Group Prioritized Off-Policy Optimization, arXiv 2606.01281. docs/methods/popo.md says what of it is documented
-and what is inferred. tests/test_popo_in_one_file.py proves that this page arrives at the weights of `popo fit` with
-configs/task/countdown_tiny.yaml, configs/method/popo.yaml and the transformers engine, from the same tokens.
+and what is inferred. tests/methods/test_popo_in_one_file.py proves that this page arrives at the weights of `popo fit`
+with configs/task/countdown_tiny.yaml, configs/method/popo.yaml and the transformers engine, from the same tokens.
 """
 
 import argparse

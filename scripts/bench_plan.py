@@ -5,8 +5,8 @@ Usage: python scripts/bench_plan.py [--out benchmarks/plan.json] [--device cpu|c
 
 Each point is a process of its own: a random Llama in float32 takes two steps of AdamW on one micro-batch of responses,
 the second with the optimizer's state in place, by popo_lightning.model.scoring. What is counted begins before the model
-is there: on a CPU resident memory, on CUDA what torch has allocated. The estimate is `popo fit --plan`'s, for one process
-whose engine is elsewhere, without CUDA's context.
+is there: on a CPU resident memory, on CUDA what torch has allocated. The estimate is `popo fit --plan`'s, for one
+process whose engine is elsewhere, without CUDA's context.
 """
 
 from __future__ import annotations

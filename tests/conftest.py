@@ -13,8 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_models, for tests and for what the command line instantiates
 
-from machine_for_tests import hide_gpus, skip_without_vllm_on_a_cpu
-from tiny_models import effective_share, tiny_policy, write_config
+from helpers.machine import hide_gpus, skip_without_vllm_on_a_cpu
+from helpers.tiny_models import effective_share, tiny_policy, write_config
 
 from popo_lightning.verifiers.math import MathVerifier
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from steps_for_tests import Step, one_step, relative, some_groups
-from tiny_models import random_model
+from helpers.gpu_steps import Step, one_step, relative, some_groups
+from helpers.tiny_models import random_model
 
 from popo_lightning.model.loading import load_model
 

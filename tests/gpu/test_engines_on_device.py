@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_task
+from helpers.tiny_models import tiny_task
 from torch import Tensor
 
 from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nodes_for_tests import fsdp2
-from tiny_models import method, metrics, popo, popo_process
+from helpers.nodes import fsdp2
+from helpers.tiny_models import method, metrics, popo, popo_process
 
 pytestmark = pytest.mark.gpu
 

@@ -1,0 +1,49 @@
+"""Choices that make no sense together are one sentence and exit code 2; every method's own choices make sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.tiny_models import method, popo
+
+OBJECTIVE = "--model.objective.init_args"
+RULES = "popo_lightning.objectives"
+CRITIC = ["--model.critic", "popo_lightning.model.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
+LAG = ["--data.engine", "helpers.engines.Apart", "--data.lag", "1"]
+HOOK = "popo_lightning.methods.remix.Reincarnation"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            [*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"],
+            "is Decoupled without correct_fresh",
+        ),
+        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight", f"{RULES}.One"], "is One without correct_fresh"),
+        ([*method("ppo_ewma"), "--proximal.centre_of_mass", "-1"], "ProximalAverage.centre_of_mass is -1"),
+        (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
+        ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
+        ([*method("pi_old"), *LAG], "data.lag is 1, so responses come from older weights"),
+        ([*method("bapo_buffer"), *LAG], "data.lag is 1 and data.sync_every 2"),
+        ([*method("rapid"), *LAG], "data.composer is Rapid"),
+        ([*method("greso"), *LAG], "data.sampler is GRESO"),
+        ([*method("popo"), *LAG, "--data.composer.init_args.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
+        (["--data.lag", "1"], "data.lag is 1, but data.engine is TransformersEngine"),
+        ([*method("max_at_k"), "--model.advantage.init_args.k", "5"], "model.advantage.k is 5, more than the 4"),
+        ([*method("ppo"), "--model.advantage", f"{RULES}.GroupNormalised"], "model.critic is set but"),
+        ([*method("tree_opo"), "--model.reward", "acc"], "data.composer.reward is 'score'"),
+        ([*method("spear"), *CRITIC], "data.composer is SPEAR"),
+        ([*method("behave_aligned"), f"{OBJECTIVE}.behave_weight", f"{RULES}.Decoupled"], "BehaveAligned"),
+    ],
+)
+def test_refused(
+    settings: list[str], sentence: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        popo("fit", "--config", config, *settings, "--run.folder", tmp_path / "run")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("popo: ") and sentence in line
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,260 @@
+"""A setting, class or config file that is misspelt is one sentence with the nearest right one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.places import REPOSITORY
+from helpers.tiny_models import method, popo
+
+from popo_lightning.cli.config_files import check_config_files, named_files
+from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
+from popo_lightning.compare.checking import ParsedOnly
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.nearest import class_paths, nearest, nearest_class
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.policy import PolicyModule
+
+TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+FIT = ["fit", "--config", TASK, *method("popo")]
+
+
+@pytest.fixture(scope="module")
+def parser() -> ParsedOnly:
+    """The parser of popo, which raises its sentences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["popo"])
+        return ParsedOnly(
+            PolicyModule,
+            RolloutDataModule,
+            args=FIT,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "popo"},
+        )
+
+
+OPTIONS = {  # what the command line says, and the sentence
+    "--model.lerning_rate 1": "is no option of popo fit; did you mean --model.optimizer.init_args.lr?",
+    "--data.grop_size 4": "did you mean --data.group_size?",
+    "--data.grop_size=4": "--data.grop_size is no option of popo fit; did you mean --data.group_size?",
+    "--group_size 4": "did you mean --data.group_size?",
+    "--modle.path x": "did you mean --model.path?",
+    "--data.group 4": "--data.group is no option of popo fit; did you mean --data.group_size?",
+    "--data.group_siz 4": "did you mean --data.group_size?",
+    "--trainer.max_e 1": "did you mean --trainer.max_epochs?",
+    "--run.res true": "did you mean --run.resume?",
+    "--pla": "did you mean --plan?",
+    "--bogus": "--bogus is no option of popo fit; popo fit --help lists them all",
+    "extra": "'extra' is no option of popo fit",
+    "--model.optimizer.init_args.lrr 1": "model.optimizer: AdamW has no setting 'lrr'; did you mean lr?",
+    "--data.composer.init_args.bufer 1": "PrioritizedGroupReplay has no setting 'bufer'; did you mean buffer?",
+    "--data.composer.buffer.capasity 1": "data.composer.buffer: GroupReplayBuffer has no setting 'capasity'",
+    "--data.task.numbrs 1": "data.task: CountdownSteps has no setting 'numbrs'; did you mean numbers?",
+    "--model.critic popo_lightning.model.critic.Critic --model.critic.lrr 1": "model.critic: Critic has no setting "
+    "'lrr'",
+    "--model.objective.lowe 1": "Objective has no setting 'lowe'; it has behave_weight, trust_region",
+    "--data.composer popo_lightning.replay.composer.PrioritisedGroupReplay": "did you mean "
+    "popo_lightning.methods.popo.PrioritizedGroupReplay?",
+    "--data.composer PrioritizedGroupReply": "data.composer: there is no class 'PrioritizedGroupReply'; did you mean "
+    "popo_lightning.methods.popo.PrioritizedGroupReplay?",
+    "--data.composer popo_lightning.replay.composer.PrioritizedGroupReplay": "did you mean "
+    "popo_lightning.methods.popo.PrioritizedGroupReplay?",
+    "--data.task popo_lightnin.tasks.dataset.DatasetTask": "did you mean popo_lightning.tasks.dataset.DatasetTask?",
+    "--model.objective.behave_weight Decopled": "model.objective.behave_weight: there is no class 'Decopled'; "
+    "did you mean popo_lightning.objectives.weights.Decoupled?",
+    "--model.objective.trust_region popo_lightning.objectives.PPOCli": "mean "
+    "popo_lightning.objectives.trust_regions.PPOClip?",
+    "--model.warm_start CountdownWarmStrt": "did you mean popo_lightning.toys.countdown_policy.CountdownWarmStart?",
+    "--trainer.callbacks EarlyStoping": "trainer.callbacks: there is no class 'EarlyStoping'; did you mean "
+    "lightning.pytorch.callbacks.EarlyStopping?",
+    "--trainer.logger CSVLoger": "did you mean lightning.pytorch.loggers.CSVLogger?",
+    "--model.optimizer AdamWW": "did you mean torch.optim.AdamW?",
+    "--model.lr_scheduler CosineAnnealing": "did you mean torch.optim.lr_scheduler.CosineAnnealingLR?",
+    "--trainer.callbacks EarlyStopping --trainer.callbacks.monitr x": "EarlyStopping has no setting 'monitr'; "
+    "did you mean monitor?",
+    "--trainer.callbacks EarlyStopping": "EarlyStopping needs monitor; set trainer.callbacks.monitor",
+    "--data.task nosuch.module.Task": "nosuch.module.Task is in no module that is here",
+    "--data.task ''": "data.task is '', but a class belongs there",
+    "--data.composer.buffer 3": "data.composer.buffer is '3', but a class belongs there",
+    "--data.engine null": "data.engine is null, but a RolloutEngine belongs there",
+    "--checkpoint null": "checkpoint is null, but it is a group of settings; to write no checkpoints, set "
+    "checkpoint.save_top_k to 0",
+    "--evaluation null": "evaluation is null, but it is a group of settings",
+    "--data x": "data is 'x', but it is a group of settings; give them one by one, as --data.NAME VALUE",
+    "--evaluation.max_new_tokens many": "evaluation.max_new_tokens: Expected int or null. Got value: many",
+    "--evaluation.benchmarks.a.sampls 3": "evaluation.benchmarks: Expected a mapping",
+    "--data.group_size many": "data.group_size: Expected int. Got value: many",
+    "--model.optimizer.lr fast": "model.optimizer.lr: Expected float or torch.Tensor. Got value: fast",
+    "--model.optimizer.betas 3": "model.optimizer.betas: Expected tuple. Got value: 3",
+}
+
+
+@pytest.mark.parametrize("line", OPTIONS)
+def test_an_option(line: str, parser: ParsedOnly) -> None:
+    args = ["" if arg == "''" else arg for arg in line.split()]
+    with pytest.raises(SettingError) as refused:
+        parser.parse_arguments(parser.parser, [*FIT, *args])
+    sentence = str(refused.value)
+    print(sentence)
+    assert OPTIONS[line] in sentence
+    assert "\n" not in sentence and len(sentence) < 300
+    assert "Union" not in sentence and "Namespace" not in sentence and "<class" not in sentence
+
+
+def test_an_option_of_another_subcommand(parser: ParsedOnly) -> None:
+    for args in (["--plan"], ["--card_gib", "80"]):
+        with pytest.raises(SettingError, match=rf"{args[0]} is an option of popo fit, not of popo validate"):
+            parser.parse_arguments(parser.parser, ["validate", "--config", TASK, *args])
+
+
+def test_packages_that_are_missing(parser: ParsedOnly, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is given for packages that this project knows; a misspelt name may be a stranger's package."""
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = explained("model.optimizer: Type x: No module named 'torchao'. Got value: torchao.optim._AdamW", Command(""))
+    assert said == (
+        "model.optimizer: torchao.optim._AdamW needs the package torchao, which is not installed: "
+        "pip install -c constraints/gpu.txt torchao"
+    )
+    assert "pip install" not in explained("data.task: No module named 'nosuch'", Command(""))
+
+
+def test_the_card_preset_without_torchao(parser: ParsedOnly) -> None:
+    if _there("torchao"):
+        pytest.skip("torchao is installed")
+    with pytest.raises(SettingError, match="needs the package torchao, which is not installed: pip install -c"):
+        card = str(REPOSITORY / "configs" / "card" / "24gb_1p5b.yaml")
+        parser.parse_arguments(parser.parser, [*FIT, "--config", card])
+
+
+def _there(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def test_what_constructors_refuse() -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    with pytest.raises(SettingError, match=r"ModelCheckpoint refuses its settings: .*mode"), constructors_refusals():
+        ModelCheckpoint(monitor="x", mode="up")
+    union = (
+        "Does not validate against any of the Union subtypes\nSubtypes: [<class 'a.Logger'>, <class 'NoneType'>]\n"
+        "Errors:\n  - {}\n  - Expected a <class 'NoneType'>\nGiven value type: <class 'x.Namespace'>\n"
+        "Given value: Namespace(class_path='b.WandbLogger', init_args=Namespace())"
+    )
+    for error, said in {
+        "Problem with given class_path 'b.WandbLogger':\n      Requirement 'wandb>=0.12.10' not met. HINT: Try": (
+            "WandbLogger needs the package wandb, which is not installed: pip install 'wandb>=0.12.10'"
+        ),
+        "`mode` can be min, max, got up": "WandbLogger refuses `mode` can be min, max, got up",
+    }.items():
+        with pytest.raises(SettingError) as refused, constructors_refusals():
+            raise ValueError(union.format(error))
+        assert str(refused.value) == said
+    with pytest.raises(ValueError, match="a fault of its own") as kept, constructors_refusals():
+        raise ValueError("a fault of its own")
+    assert not isinstance(kept.value, SettingError)
+
+
+FILES = {  # content, and what is said of it
+    "data:\n\tgroup_size: 4\n": ["line 2", "'group_size: 4'", "indent with spaces, not with a tab"],
+    "data:\n  group_size: 4\n minibatches: 2\n": ["line 3", "indent those of a group alike"],
+    "data: {group_size: 4\n": ["close the bracket of line 1"],
+    "data:\n  group_size: [4\n": ["close the bracket of line 2"],
+    "data group_size 4\n": ["line 1", "with a space after the colon"],
+    "- data\n": ["line 1 is no setting"],
+    "": ["which is empty"],
+    "# only words\n": ["which is empty"],
+    "checkpoint: null\n": ["checkpoint is null", "checkpoint.save_top_k to 0"],
+    "trainer:\n": ["trainer is null"],
+    "data:\n  group_size: 4\n  sweeps: 1\n  group_size: 8\n": ["line 4 sets data.group_size although line 2 has"],
+    "data: {sweeps: 1}\nrun: {task: x}\ndata: {group_size: 8}\n": ["line 3 sets data although line 1 has"],
+}
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_a_config_file(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(content)
+    with pytest.raises(SettingError) as refused:
+        check_config_files(["--config", str(file)], OFF)
+    sentence = str(refused.value)
+    print(sentence)
+    assert [word for word in (f"--config is '{file}'", *FILES[content]) if word not in sentence] == []
+    assert "\n" not in sentence
+
+
+def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("data: {sweeps: 1}\n")
+    (tmp_path / "noise.yaml").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.chdir(tmp_path)
+    for given, said in {
+        "configs/mien.yaml": "which does not exist; did you mean configs/mine.yaml?",
+        "mine": "did you mean configs/mine.yaml?",
+        "configs/method/pop.yaml": f"did you mean {REPOSITORY / 'configs' / 'method' / 'popo.yaml'}?",
+        "popo": f"did you mean {REPOSITORY / 'configs' / 'method' / 'popo.yaml'}?",
+        "quite_another.yaml": "name a YAML file, such as those in configs/",
+        "configs": "which is a folder",
+        "noise.yaml": "write one in UTF-8",
+    }.items():
+        with pytest.raises(SettingError) as refused:
+            check_config_files([f"--config={given}"])
+        assert said in str(refused.value)
+    check_config_files(["-c", "configs/mine.yaml", "--config", "data: {sweeps: 1}"])
+    assert list(named_files(["--config=a", "-c", "b", "--config", "{x: 1}", "--config"])) == ["a", "b"]
+
+
+def test_two_methods_in_a_row(tmp_path: Path) -> None:
+    """Of the first, what the second does not name would stay."""
+    with pytest.raises(SettingError, match=r"--config names the methods '.*popo.yaml' and '.*grpo.yaml'"):
+        check_config_files(["--config", TASK, *method("popo"), *method("grpo")])
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("run: {method: mine}\ndata: {sweeps: 2}\n")
+    check_config_files(["--config", TASK, *method("popo"), *method("popo"), "--config", str(mine)])
+
+
+def test_two_methods_are_refused_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        popo(*FIT, *method("grpo"), "--print_config")
+    assert stopped.value.code == 2
+    assert "names the methods" in capsys.readouterr().err
+
+
+def test_a_file_before_the_subcommand(tmp_path: Path) -> None:
+    for before in (["-c", TASK], [f"--config={TASK}"]):
+        with pytest.raises(SettingError, match=r"comes before fit; write it after: popo fit --config"):
+            check_config_files([*before, "fit", *method("popo")])
+    check_config_files(["fit", f"--config={TASK}", *method("popo")])
+    everything = tmp_path / "all.yaml"
+    everything.write_text("fit: {data: {sweeps: 1}}\n")
+    check_config_files(["-c", str(everything), "fit"])
+    check_config_files([])
+
+
+def test_a_setting_that_is_missing(parser: ParsedOnly) -> None:
+    with pytest.raises(SettingError, match=r"popo fit needs data.task; name a file that has it by --config"):
+        parser.parse_arguments(parser.parser, ["fit"])
+
+
+def test_every_config_of_the_project_is_read() -> None:
+    for file in (REPOSITORY / "configs").rglob("*.yaml"):
+        check_config_files(["--config", str(file)])
+
+
+def test_the_nearest_name() -> None:
+    known = ["data.group_size", "data.graders", "model.path", "run.resume"]
+    assert nearest("data.group_sise", known) == "data.group_size"
+    assert nearest("model.group_size", known) == "data.group_size"
+    assert nearest("data.weather", known) is None
+    assert nearest("x", []) is None
+    assert nearest_class("Decopled") == "popo_lightning.objectives.weights.Decoupled"
+    assert nearest_class("Umbrella") is None
+    assert class_paths()["Decoupled"] == "popo_lightning.objectives.weights.Decoupled"
+    assert "PopoCLI" not in class_paths() and "ParsedOnly" not in class_paths()

@@ -1,0 +1,141 @@
+"""What vLLM is given when it starts, and what it leaves behind: without a GPU, and without vLLM's own work."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import vllm as vllm_for_tests
+from helpers.tiny_models import method, popo
+from helpers.vllm import RANKS, Recorder, started
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.vllm import process as vllm_process
+from popo_lightning.engines.vllm.engine import VLLMEngine
+
+llm = vllm_for_tests.llm
+
+SLURM = {"SLURM_NTASKS": "16", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLURM_JOB_ID": "1", "SLURM_NODEID": "1"}
+
+
+@pytest.fixture(autouse=True)
+def end_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
+
+
+def test_vllm_samples_on_the_trainers_gpu_with_one_rank(llm: Recorder) -> None:
+    started("cuda:3")
+    assert llm.arguments["distributed_executor_backend"] == "external_launcher"
+    assert llm.environment["LOCAL_RANK"] == "3"  # what vLLM takes for the number of the GPU
+    assert (llm.environment["RANK"], llm.environment["WORLD_SIZE"]) == ("0", "1")
+    with socket.socket() as free:  # for the process group that vLLM makes for itself
+        free.bind((llm.environment["MASTER_ADDR"], int(llm.environment["MASTER_PORT"])))
+    assert llm.calls == ["device 3"]  # the current one again
+
+
+def test_under_slurm_ranks_are_the_trainers(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM sets neither RANK nor LOCAL_RANK, and Lightning's process group is there already."""
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(vllm_process.dist, "is_initialized", lambda: True)
+    monkeypatch.setenv("MASTER_PORT", "12345")
+    started("cuda:2", rank=11, world_size=16, local_rank=3)
+    assert llm.environment == {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "2", "MASTER_PORT": "12345"}
+    assert "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "WORLD_SIZE" not in os.environ
+
+
+def test_ranks_on_cpus(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "7")  # as a launcher left it
+    started("cpu", rank=5, world_size=6, local_rank=1)
+    assert llm.arguments["distributed_executor_backend"] == "external_launcher"
+    assert (llm.environment["RANK"], llm.environment["LOCAL_RANK"]) == ("5", "1")
+    assert os.environ["LOCAL_RANK"] == "7" and "RANK" not in os.environ
+
+
+def test_the_environment_is_put_back_when_the_start_fails(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("no memory")
+
+    llm.during_start = fail
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SettingError, match=r"vLLM does not start with data\.engine\.memory_share 0\.6: no memory"):
+        started()
+    assert {name: os.environ.get(name) for name in RANKS} == dict.fromkeys(RANKS) | {"RANK": "2"}
+
+
+def test_the_process_is_left_as_it_was(llm: Recorder) -> None:
+    def replace_threads() -> None:
+        setattr(torch, "set_num_threads", lambda count: None)  # noqa: B010  # as vLLM does on a CPU
+
+    llm.during_start = replace_threads
+    set_threads = torch.set_num_threads
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    assert gc.get_freeze_count() == 0 and torch.get_float32_matmul_precision() == "highest"
+    started()
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+    assert gc.get_freeze_count() == 0 and torch.get_float32_matmul_precision() == "highest"
+    assert torch.set_num_threads is set_threads
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "expected"),
+    [
+        ("cuda:3", {}, {"enforce_eager": False, "enable_sleep_mode": True, "gpu_memory_utilization": 0.6}),
+        ("cuda:3", {"enforce_eager": True, "sleep_level": 0}, {"enforce_eager": True, "enable_sleep_mode": False}),
+        ("cpu", {}, {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}),
+        ("cpu", {"enforce_eager": False}, {"enforce_eager": False}),
+    ],
+)
+def test_settings_follow_the_device(llm: Recorder, device: str, settings: dict[str, Any], expected: Any) -> None:
+    engine = started(device, **settings)
+    assert {name: llm.arguments[name] for name in expected} == expected
+    assert ("gpu_memory_utilization" in llm.arguments) == (device != "cpu")
+    compiles = type(engine._no_compilation()).__name__ == "nullcontext"
+    assert compiles is not llm.arguments["enforce_eager"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "vllm", "remedy"),
+    [
+        ("cpu", "cuda", "set trainer.accelerator to auto"),
+        ("cuda:0", "cpu", "set trainer.accelerator to cpu"),
+        ("cuda:0", "", "install the build of vLLM for cuda"),
+    ],
+)
+def test_another_kind_of_device_is_refused(
+    trainer: str, vllm: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platforms = pytest.importorskip("vllm.platforms")
+    monkeypatch.setattr(platforms.current_platform, "device_type", vllm)
+    with pytest.raises(SettingError, match=r"trainer\.accelerator") as refusal:
+        VLLMEngine().check(torch.device(trainer))
+    sentence = str(refusal.value)
+    assert remedy in sentence and (vllm or "no device") in sentence and trainer.partition(":")[0] in sentence
+    monkeypatch.setattr(platforms.current_platform, "device_type", trainer.partition(":")[0])
+    VLLMEngine().check(torch.device(trainer))
+
+
+def test_a_run_is_refused_before_a_model_loads(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platforms = pytest.importorskip("vllm.platforms")
+    monkeypatch.setattr(platforms.current_platform, "device_type", "cuda")
+    loaded: list[str] = []
+    monkeypatch.setattr("popo_lightning.policy.load_trainable", lambda *args: loaded.append("policy"))
+    engine = ["--data.engine", "popo_lightning.engines.vllm.engine.VLLMEngine", "--run.folder", tmp_path / "run"]
+    for command in (["fit", *method("popo")], ["validate"]):
+        with pytest.raises(SystemExit) as stopped:
+            popo(*command, "--config", config, *engine)
+        assert stopped.value.code == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")]
+        assert len(said) == 1 and "trainer.accelerator trains on cpu" in said[0] and "auto" in said[0]
+    assert not loaded

@@ -1,0 +1,140 @@
+"""What scripts/setup.sh asks of a machine before it installs anything; commands are faked by a PATH of their own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.places import REPOSITORY
+
+TOOLS = ("bash", "dirname", "head", "sha256sum", "cut", "cat", "env")
+
+
+class Machine:
+    """A folder of commands that stands for a machine: a GPU, a compiler, headers and room unless told otherwise."""
+
+    def __init__(self, root: Path) -> None:
+        self.bin, self.root = root / "bin", root
+        self.bin.mkdir()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            assert found
+            (self.bin / tool).symlink_to(found)
+        headers = root / "include"
+        headers.mkdir()
+        (headers / "Python.h").touch()
+        self.gpu("580.65.06")
+        self.command("gcc", "exit 0")
+        self.command("uname", "echo Linux")
+        self.free(500)
+        self.python(headers)
+
+    def command(self, name: str, body: str) -> None:
+        file = self.bin / name
+        file.write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        file.chmod(0o755)
+
+    def gpu(self, driver: str) -> None:
+        self.command("nvidia-smi", f'case "$*" in -L) echo GPU 0 ;; *driver_version*) echo {driver} ;; esac')
+
+    def free(self, gb: int) -> None:
+        self.command("df", "exit 0")
+        self.command("awk", f"echo {gb * 1000000000 // 1024 + 1}")
+
+    def python(self, headers: Path) -> None:
+        asks = f'case "$2" in *get_paths*) echo {headers} ;; *) exec {sys.executable} "$@" ;; esac'
+        self.command("python3", asks)
+
+    def without(self, name: str) -> None:
+        (self.bin / name).unlink()
+
+    def check(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(self.bin), "HOME": str(self.root), "POPO_VENV": str(self.root / "venv"), **variables}
+        script = REPOSITORY / "scripts" / "setup.sh"
+        return subprocess.run(
+            [str(self.bin / "bash"), str(script), "--check"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def refusal(machine: Machine, **variables: str) -> str:
+    checked = machine.check(**variables)
+    assert checked.returncode == 2, checked.stdout + checked.stderr
+    lines = checked.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("setup: ") and checked.stdout == ""
+    assert not (machine.root / "venv").exists()
+    return lines[0]
+
+
+def test_a_machine_with_a_gpu(machine: Machine) -> None:
+    checked = machine.check()
+    assert (checked.returncode, checked.stderr) == (0, "") and "device gpu" in checked.stdout
+
+
+def test_a_machine_without(machine: Machine) -> None:
+    for command in ("nvidia-smi", "gcc"):
+        machine.without(command)
+    machine.python(machine.root / "nowhere")
+    checked = machine.check()
+    assert (checked.returncode, checked.stderr) == (0, "") and "device cpu" in checked.stdout
+
+
+def test_the_device_is_what_is_asked_for(machine: Machine) -> None:
+    assert "device cpu" in machine.check(POPO_DEVICE="cpu").stdout
+    assert "POPO_DEVICE is 'tpu'" in refusal(machine, POPO_DEVICE="tpu")
+    machine.without("nvidia-smi")
+    checked = machine.check(POPO_DEVICE="gpu")  # an image, built where no GPU is
+    assert checked.returncode == 0 and "not checked" in checked.stderr and "device gpu" in checked.stdout
+
+
+@pytest.mark.parametrize("driver", ["535.183.01", "575.57.08", "[N/A]"])
+def test_an_old_driver(machine: Machine, driver: str) -> None:
+    machine.gpu(f"'{driver}'")
+    sentence = refusal(machine)
+    assert driver in sentence and "580" in sentence and "POPO_DEVICE=cpu" in sentence
+    assert machine.check(POPO_DEVICE="cpu").returncode == 0
+
+
+def test_no_compiler(machine: Machine) -> None:
+    machine.without("gcc")
+    assert "install gcc or clang" in refusal(machine)
+    assert "CC is 'nowhere'" in refusal(machine, CC="nowhere")
+    machine.command("tcc", "exit 0")
+    assert machine.check(CC="tcc -O1").returncode == 0
+
+
+def test_no_headers(machine: Machine) -> None:
+    machine.python(machine.root / "nowhere")
+    sentence = refusal(machine)
+    assert "nowhere/Python.h" in sentence and "python3-dev" in sentence
+
+
+@pytest.mark.parametrize(("gb", "device", "enough"), [(14, "gpu", False), (16, "gpu", True), (5, "cpu", False)])
+def test_disk(machine: Machine, gb: int, device: str, enough: bool) -> None:
+    machine.free(gb)
+    if enough:
+        assert machine.check(POPO_DEVICE=device).returncode == 0
+    else:
+        sentence = refusal(machine, POPO_DEVICE=device)
+        assert f"{gb} GB free" in sentence and "POPO_VENV" in sentence
+
+
+def test_the_real_df_is_understood(machine: Machine) -> None:
+    for tool in ("df", "awk"):
+        (machine.bin / tool).unlink()
+        (machine.bin / tool).symlink_to(str(shutil.which(tool)))
+    free = shutil.disk_usage(machine.root).free / 1e9
+    if abs(free - 6) < 0.5:
+        pytest.skip(f"{free:.1f} GB are free here, too near to the limit to tell")
+    assert machine.check(POPO_DEVICE="cpu").returncode == (0 if free > 6 else 2)
