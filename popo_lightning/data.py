@@ -6,23 +6,20 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch, deal
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import from_all
 from popo_lightning.core.task import Task
 from popo_lightning.core.timing import PhaseClock
-from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.engines.base import RolloutEngine, Sampling
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool, check_grades
@@ -30,43 +27,24 @@ from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.replay.composer import Composer, Iteration, OnPolicy
 from popo_lightning.rollout.ahead import LookAhead
 from popo_lightning.rollout.checks import check_settings, check_share, warn_of_problems_that_never_return
-from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, measured_gap
+from popo_lightning.rollout.engine_gap import EngineCheck
+from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.group_maker import GroupMaker
 from popo_lightning.rollout.iteration import IterationRollouts
 from popo_lightning.rollout.problem_sets import Benchmark, ProblemSets
 from popo_lightning.rollout.rank_states import (
     PlaceState,
     RankKeeper,
-    containers_copied,
-    for_ranks,
-    rules_of,
-    without_other_rules,
 )
 from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
+from popo_lightning.rollout.stream import RolloutStream
 from popo_lightning.rollout.weight_sync import SyncedEngine
 from popo_lightning.runs.folder import EVALUATIONS
 from popo_lightning.runs.stopping import StopRequests
 from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
 
 
-class RolloutStream(IterableDataset[Minibatch]):
-    """The minibatches of one rollout iteration; one pass over it is one Lightning epoch.
-
-    It has a length on purpose. Lightning fetches one batch ahead from a loader without one, and the next
-    iteration would then be sampled before the last update of this one.
-    """
-
-    def __init__(self, data: RolloutDataModule) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return self._data.steps
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        return self._data.iterate()
-
-
-class RolloutDataModule(L.LightningDataModule):
+class RolloutDataModule(EngineRollouts):
     r"""Everything between a task and the policy's minibatches. Nothing else generates.
 
     One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
@@ -191,70 +169,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
         warn_of_problems_that_never_return(self, self._run.max_epochs or 0, world_size)
 
-    @property
-    def _fitting(self) -> bool:
-        return self._run.state.fn == "fit"
-
     def teardown(self, stage: str) -> None:
         """Ends the grading processes. The engine stays for a following validate or test."""
         self.ahead.close()
         self._pool.close()
-
-    @property
-    def _run(self) -> L.Trainer:
-        assert self.trainer is not None, "RolloutDataModule works inside a Trainer"
-        return self.trainer
-
-    @property
-    def _module(self) -> Any:
-        return self._run.lightning_module
-
-    def _engine_context(self) -> EngineContext:
-        """Asked for once the strategy has set up the process group."""
-        strategy = self._run.strategy
-        longest = self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response)
-        positions = getattr(self._module.model.config.get_text_config(), "max_position_embeddings", None) or longest
-        if longest > positions:
-            raise SettingError(
-                f"data.max_prompt_tokens is {self.max_prompt_tokens} and the longest response "
-                f"{longest - self.max_prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than the "
-                f"{positions} positions of model.path; lower them"
-            )
-        return EngineContext(
-            folder=self._module.folder,
-            device=strategy.root_device,
-            dtype=self._module.compute_dtype,
-            rank=self._run.global_rank,
-            world_size=self._run.world_size,
-            max_tokens=longest,
-            forbidden_token_ids=self._module.forbidden_token_ids,
-            image_pixels=self.image_pixels,
-            images_per_prompt=self.problems.images_per_prompt(self._fitting),
-            local_rank=self._run.local_rank,
-            as_saved=self._module.as_saved,
-        )
-
-    def compare_engine(self, limits: GapLimits) -> None:
-        """Has the engine's log-probs compared with the policy's once it starts, and after the first sync."""
-        problems = self.problems.train if self._fitting else [p for _, of in self.problems.benchmarks for p in of]
-        if self.engine.checked and problems and not self.synced.start_seconds:
-            measure = partial(measured_gap, self.maker, self._module, problems, self.sampling)
-            self.check = self.synced.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
-            self.synced.as_loaded = lambda: not self._module.restored and self._run.global_step == 0
-
-    @property
-    def gap_floor(self) -> float | None:
-        """Nats a token between engine and policy as both were loaded; None where it is not known."""
-        return self.check.floor if self.check is not None else None
-
-    def sync(self) -> None:
-        """Gives the engine the policy's newest weights, unless it has them already."""
-        self.synced.newest(self._run.global_step, self.iteration)
-
-    @property
-    def start_seconds(self) -> float:
-        """Of the engine, once a process."""
-        return self.synced.start_seconds
 
     # -- one iteration -----------------------------------------------------------------------------------------
 
@@ -272,11 +190,6 @@ class RolloutDataModule(L.LightningDataModule):
     def leaves_at_once(self, changes_nothing_for_good: bool = True) -> AbstractContextManager[None]:
         """Where a signal need not wait: a single rank generates, and the last place can still be saved as it was."""
         return self.stopping.interruptible(changes_nothing_for_good and self._run.world_size == 1)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of an iteration."""
-        return self.minibatches * self.sweeps
 
     def _begin_iteration(self) -> None:
         self._stores = None
@@ -371,66 +284,3 @@ class RolloutDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves batches where they are: micro-batches go to the device one by one."""
         return batch
-
-    # -- checkpoints -------------------------------------------------------------------------------------------
-
-    def place_state(self, anew: bool = True) -> PlaceState:
-        """What a checkpoint taken now would have of this rank, for one taken later. No collective; waits for nothing.
-
-        All but the groups generated ahead, which no place changes.
-
-        Args:
-            anew: Whether to ask sampler and composer, whose stores may be large; otherwise once an iteration.
-        """
-        if anew or self._stores is None:
-            stores = {"sampler": self.sampler.state_dict(), "composer": self.composer.state_dict()}
-            self._stores = containers_copied(stores)
-        rest = {
-            "pending": [minibatch.to_plain() for minibatch in self.pending],
-            "rollout_metrics": self.rollout_metrics,
-            "groups_made": self.maker.made,
-            "callbacks": self.kept_by_ranks.state(),
-        }
-        common = {
-            "iteration": self.iteration,
-            "steps": self.steps,
-            "rules": self._rules(),
-            "totals": self.totals.state_dict(),
-            "rollout_weights": self.synced.state_dict(),
-            "gap_floor": self.gap_floor,
-        }
-        return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""
-        place = self.as_of or self.place_state()
-        return place.common | {"ranks": from_all(place.mine | {"ahead": self.ahead.state_dict()})}
-
-    def _rules(self) -> dict[str, str]:
-        """What the states of sampler and composer belong to."""
-        return rules_of(self.sampler, self.composer, self.problems.fingerprint)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
-        world_size, rank = self._run.world_size, self._run.global_rank
-        self.iteration = state["iteration"]
-        self.totals.load_state_dict(state["totals"])
-        if not self._fitting:
-            return
-        self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
-        states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
-        mine = for_ranks(states, world_size, self.sampler, self.composer)[rank]
-        self.sampler.load_state_dict(mine["sampler"])
-        self.composer.load_state_dict(mine["composer"])
-        self.synced.load_state_dict(state["rollout_weights"])
-        if self.check is not None:
-            self.check.floor = state.get("gap_floor")
-        self.maker.made = mine["groups_made"]
-        self.ahead.load_state_dict(mine.get("ahead", {}), self.lag)
-        self.rollout_metrics = mine["rollout_metrics"]
-        self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
-        if self.pending and state["steps"] != self.steps:
-            raise SettingError(
-                f"data.minibatches x data.sweeps is {self.steps} but the checkpoint stopped inside an iteration of "
-                f"{state['steps']} steps; resume with as many, or from a checkpoint between iterations"
-            )

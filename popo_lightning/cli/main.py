@@ -213,7 +213,7 @@ class PopoCLI(LightningCLI):
         strategy = self.trainer.strategy
         check_nodes(self.trainer)
         settle_strategy(strategy, self.trainer.world_size)
-        check_sharding(strategy, self.trainer.world_size, self.model.critic is not None)
+        check_sharding(strategy, self.trainer.world_size)
         check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

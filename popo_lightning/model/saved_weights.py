@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-FLAT_WRAPPER = "_fsdp_wrapped_module."  # of FSDP1
-
 NamedTensors = Iterable[tuple[str, Tensor]]
 
 
@@ -41,11 +39,11 @@ def as_saved(model: Any, weights: NamedTensors) -> Iterator[tuple[str, Tensor]]:
 
 
 def saved_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """A model's buffers that its checkpoint has, by name, whatever wraps its layers."""
+    """A model's buffers that its checkpoint has, by name."""
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
-                yield f"{path}.{name}".replace(FLAT_WRAPPER, "").lstrip("."), buffer
+                yield f"{path}.{name}".lstrip("."), buffer
 
 
 def _layer(name: str) -> str:

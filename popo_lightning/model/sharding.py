@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -20,7 +19,6 @@ from torch.distributed.fsdp import (
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import whole
-from popo_lightning.model.flat_sharding import check_flat_sharding, flat_weights
 from popo_lightning.model.loading import layers
 from popo_lightning.model.scoring import response_logprobs
 
@@ -42,16 +40,18 @@ def settle_strategy(strategy: Strategy, ranks: int) -> None:
             strategy._tensor_parallel_size = 1
 
 
-def check_sharding(strategy: Strategy, ranks: int, has_critic: bool) -> None:
+def check_sharding(strategy: Strategy, ranks: int) -> None:
     """Raises SettingError for what would be silently wrong, or wait for ever, over several ranks.
 
     Args:
         strategy: The trainer's, settled.
         ranks: Processes of the run.
-        has_critic: Whether a value model is trained beside the policy.
     """
     if isinstance(strategy, FSDPStrategy):
-        check_flat_sharding(strategy, has_critic)
+        raise SettingError(
+            "trainer.strategy is FSDPStrategy, Lightning's FSDP1; use lightning.pytorch.strategies."
+            "ModelParallelStrategy (FSDP2), as configs/scale/fsdp2.yaml does"
+        )
     if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
         raise SettingError(
             "trainer.strategy.static_graph is true, but the passes of a step differ in number; leave it out"
@@ -116,9 +116,6 @@ def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) 
 
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights by checkpoint name; sharded ones are gathered bit by bit, which is a collective."""
-    if isinstance(model, FullyShardedDataParallel):
-        yield from flat_weights(model)
-        return
     for name, parameter in model.named_parameters():
         yield name, whole(parameter.detach())
 

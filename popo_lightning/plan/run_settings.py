@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import (
     DDPStrategy,
-    FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
     StrategyRegistry,
@@ -20,9 +19,10 @@ from popo_lightning.data import RolloutDataModule
 from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.policy_model import PRECISIONS
 from popo_lightning.model.sharding import check_sharding, settle_strategy
 from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
-from popo_lightning.policy import PRECISIONS, PolicyModule
+from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.checks import check_share
 
 WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights lie on the ranks
@@ -131,7 +131,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     ranks = devices * _positive("trainer.num_nodes", trainer.num_nodes)
     strategy = _strategy(trainer.strategy, ranks)
     settle_strategy(strategy, ranks)
-    check_sharding(strategy, ranks, policy.critic is not None)
+    check_sharding(strategy, ranks)
     check_share(data, ranks)
     layout, shards = _layout(strategy, ranks)
     autocast = check_precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
@@ -234,15 +234,6 @@ def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
     """How the weights lie on the ranks, and how many ranks share one copy."""
     if isinstance(strategy, ModelParallelStrategy):
         return FSDP, ranks
-    if isinstance(strategy, FSDPStrategy):
-        way = strategy.sharding_strategy.name
-        if way == "FULL_SHARD" and not strategy.cpu_offload.offload_params:
-            return FSDP, ranks
-        other = "cpu_offload" if way == "FULL_SHARD" else f"sharding_strategy {way}"
-        raise SettingError(
-            f"trainer.strategy is FSDPStrategy with {other}, of which the plan knows nothing; use sharding_strategy "
-            "FULL_SHARD without cpu_offload, or ModelParallelStrategy (FSDP2)"
-        )
     if isinstance(strategy, DDPStrategy):
         return DDP, 1
     if isinstance(strategy, SingleDeviceStrategy):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError
@@ -39,7 +39,7 @@ def refuse_sharded(trainer: L.Trainer, setting: str) -> None:
         trainer: Whose strategy.
         setting: The setting that needs whole weights, and its value.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+    if isinstance(trainer.strategy, ModelParallelStrategy):
         raise SettingError(
             f"{setting} copies whole weights, but trainer.strategy {type(trainer.strategy).__name__} splits them; use "
             "trainer.strategy ddp or another rule"

@@ -18,15 +18,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.distributed.fsdp import (
-    FullOptimStateDictConfig,
-    FullStateDictConfig,
-    FullyShardedDataParallel,
-    OptimStateKeyType,
-    StateDictType,
-)
 
 from helpers.places import REPOSITORY, TESTS
 from popo_lightning.callbacks.monitor import Monitor
@@ -438,27 +430,6 @@ def signalled(number: int) -> None:
     if not number:
         raise RuntimeError("out of luck")
     os.kill(os.getpid(), number)
-
-
-class FlatOnCPU(FSDPStrategy):
-    """FSDP1 over gloo, which Lightning refuses by the name of the class alone."""
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        with self._whole():
-            assert self.model is not None
-            return self.model.state_dict()
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        with self._whole():
-            found = FullyShardedDataParallel.optim_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
-            return FullyShardedDataParallel.rekey_optim_state_dict(found, OptimStateKeyType.PARAM_ID, self.model)
-
-    def _whole(self) -> Any:
-        """Lightning's own also offloads to the CPU, which loses or overruns what is there already."""
-        model = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
-        optimizer = FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=False)
-        kind = StateDictType.FULL_STATE_DICT
-        return FullyShardedDataParallel.state_dict_type(self.model, kind, model, optimizer)
 
 
 class NoProblems(Task):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers.groups import group, response
 from helpers.tiny_models import Run, fit, method, metrics, popo
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from objectives.test_identities import one_response
 from torch import Tensor, nn
 
@@ -109,8 +109,8 @@ def test_refuses_a_centre_of_mass(centre_of_mass: float) -> None:
 
 
 def test_sharded_weights_are_refused() -> None:
-    with pytest.raises(SettingError, match="FSDPStrategy"):
-        refuse_sharded(SimpleNamespace(strategy=FSDPStrategy()), "proximal ProximalAverage")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="ModelParallelStrategy"):
+        refuse_sharded(SimpleNamespace(strategy=ModelParallelStrategy()), "proximal ProximalAverage")  # type: ignore[arg-type]
 
 
 class Averages(L.Callback):

@@ -49,12 +49,6 @@ def sharded(ranks: int, *arguments: str | Path, whole_checkpoints: bool = False)
     one_node(ranks, *arguments, *fsdp2(ranks, whole_checkpoints), seconds=LIMIT_SECONDS)
 
 
-def flatly_sharded(ranks: int, *arguments: str | Path) -> None:
-    """FSDP1."""
-    strategy = ["--trainer.strategy", '{"class_path": "helpers.tiny_models.FlatOnCPU"}']
-    one_node(ranks, *arguments, *strategy, seconds=LIMIT_SECONDS)
-
-
 def near(value: float, step: float) -> Any:
     """But for rounding, which each step at so large a learning rate makes more of: 1e-4 was seen at the fourth."""
     return pytest.approx(value, abs=1e-5, rel=1e-5 if step == 1 else 1e-3)
@@ -99,23 +93,6 @@ def test_replay_over_sharded_ranks(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_flat_pieces_train_as_one_process_does(config: Path, tmp_path: Path) -> None:
-    """FSDP1, from two ranks to FSDP2 on one and back, with clipping."""
-    command = ["fit", "--config", config, *method("grpo"), *SAME, *EVERY, "--model.max_grad_norm", "0.05"]
-    sharded(1, *command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "3", whole_checkpoints=True)
-    changing = [*command, "--run.folder", tmp_path / "changing", "--run.resume", "true"]
-    flatly_sharded(2, *changing, "--trainer.max_epochs", "1")
-    sharded(1, *changing, "--trainer.max_epochs", "2", whole_checkpoints=True)
-    flatly_sharded(2, *changing, "--trainer.max_epochs", "3")
-    one, changed = trained(tmp_path / "one"), trained(tmp_path / "changing")
-    assert [row["step"] for row in changed] == [1, 2, 3]
-    assert all(row["train/grad_norm"] > 0.05 for row in one[:2]), "nothing was clipped"
-    for alone, together in zip(one, changed, strict=True):
-        for metric in CLOSE:
-            assert together[metric] == near(alone[metric], alone["step"]), (metric, alone["step"])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["ddp", "fsdp2"])
 def test_lightning_starts_the_ranks_itself(config: Path, tmp_path: Path, scale: str) -> None:
     """Two ranks without torchrun or SLURM, from a file for eight of which one setting is changed."""
@@ -140,17 +117,14 @@ def test_what_sharding_cannot_do_is_refused() -> None:
         strategy = ModelParallelStrategy(**given)  # type: ignore[arg-type]
         settle_strategy(strategy, 4)
         with pytest.raises(SettingError, match="set them to 4"):
-            check_sharding(strategy, 4, False)
+            check_sharding(strategy, 4)
     with pytest.raises(SettingError, match="static_graph is true"):
-        check_sharding(DDPStrategy(static_graph=True), 4, False)
-    check_sharding(DDPStrategy(), 4, True)
-    check_sharding(ModelParallelStrategy(4, 1), 4, True)
-    check_sharding(SingleDeviceStrategy(), 1, True)
-    check_sharding(FSDPStrategy(), 4, False)
-    with pytest.raises(SettingError, match=r"model\.critic.*FSDP1"):
-        check_sharding(FSDPStrategy(), 4, True)
-    with pytest.raises(SettingError, match="state_dict_type is 'sharded'"):
-        check_sharding(FSDPStrategy(state_dict_type="sharded"), 4, False)
+        check_sharding(DDPStrategy(static_graph=True), 4)
+    check_sharding(DDPStrategy(), 4)
+    check_sharding(ModelParallelStrategy(4, 1), 4)
+    check_sharding(SingleDeviceStrategy(), 1)
+    with pytest.raises(SettingError, match="FSDP2"):
+        check_sharding(FSDPStrategy(), 4)
 
 
 def test_what_nobody_has_decided_is_settled() -> None:
@@ -158,7 +132,7 @@ def test_what_nobody_has_decided_is_settled() -> None:
         split = ModelParallelStrategy(**given)  # type: ignore[arg-type]
         settle_strategy(split, 4)
         assert (split._data_parallel_size, split._tensor_parallel_size) == (4, 1)
-        check_sharding(split, 4, False)
+        check_sharding(split, 4)
     plain, told = DDPStrategy(), DDPStrategy(gradient_as_bucket_view=False)
     settle_strategy(plain, 4)
     settle_strategy(told, 4)

@@ -98,7 +98,6 @@ LAYOUTS: list[tuple[Any, int, tuple[str, int, bool]]] = [
     (strategy("SingleDeviceStrategy", device="cpu"), 1, (WHOLE, 1, False)),
     (strategy("ModelParallelStrategy", data_parallel_size=8, tensor_parallel_size=1), 8, (FSDP, 8, False)),
     (strategy("ModelParallelStrategy", data_parallel_size=1, tensor_parallel_size=1), 1, (FSDP, 1, False)),
-    (strategy("FSDPStrategy", state_dict_type="full"), 8, (FSDP, 8, False)),
 ]
 
 
@@ -125,8 +124,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "strategy": ({"trainer": {"strategy": "nonsense"}}, "trainer.strategy is 'nonsense'"),
     "class": ({"trainer": {"strategy": strategy("Nonsense")}}, "Nonsense"),
     "way": (
-        {"trainer": {"strategy": strategy("FSDPStrategy", state_dict_type="full", sharding_strategy="NO_SHARD")}},
-        "NO_SHARD",
+        {"trainer": {"strategy": strategy("FSDPStrategy")}},
+        "FSDP2",
     ),
     "accelerator": ({"trainer": {"accelerator": "tpu"}}, "trainer.accelerator is 'tpu'"),
     "cpu": ({"trainer": {"accelerator": "cpu"}}, "--card_gib"),

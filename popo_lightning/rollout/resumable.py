@@ -1,0 +1,133 @@
+"""What of the rollouts a checkpoint keeps, of every rank, and how a run takes it up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.ranks import from_all
+from popo_lightning.replay.composer import Composer
+from popo_lightning.rollout.ahead import LookAhead
+from popo_lightning.rollout.engine_gap import EngineCheck
+from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.problem_sets import ProblemSets
+from popo_lightning.rollout.rank_states import (
+    PlaceState,
+    RankKeeper,
+    containers_copied,
+    for_ranks,
+    rules_of,
+    without_other_rules,
+)
+from popo_lightning.rollout.report import Totals
+from popo_lightning.rollout.weight_sync import SyncedEngine
+from popo_lightning.tasks.samplers import PromptSampler
+
+
+class ResumableRollouts(L.LightningDataModule):
+    """The part of :class:`RolloutDataModule` that saves and loads. The data module makes what is named here."""
+
+    sampler: PromptSampler
+    composer: Composer
+    problems: ProblemSets
+    maker: GroupMaker
+    ahead: LookAhead
+    synced: SyncedEngine
+    check: EngineCheck | None
+    totals: Totals
+    kept_by_ranks: RankKeeper
+    as_of: PlaceState | None
+    pending: list[Minibatch]
+    rollout_metrics: dict[str, float]
+    iteration: int
+    lag: int
+    minibatches: int
+    sweeps: int
+    _stores: dict[str, Any] | None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an iteration."""
+        return self.minibatches * self.sweeps
+
+    @property
+    def gap_floor(self) -> float | None:
+        """Nats a token between engine and policy as both were loaded; None where it is not known."""
+        return self.check.floor if self.check is not None else None
+
+    @property
+    def _fitting(self) -> bool:
+        return self._run.state.fn == "fit"
+
+    @property
+    def _run(self) -> L.Trainer:
+        assert self.trainer is not None, "RolloutDataModule works inside a Trainer"
+        return self.trainer
+
+    @property
+    def _module(self) -> Any:
+        return self._run.lightning_module
+
+    def place_state(self, anew: bool = True) -> PlaceState:
+        """What a checkpoint taken now would have of this rank, for one taken later. No collective; waits for nothing.
+
+        All but the groups generated ahead, which no place changes.
+
+        Args:
+            anew: Whether to ask sampler and composer, whose stores may be large; otherwise once an iteration.
+        """
+        if anew or self._stores is None:
+            stores = {"sampler": self.sampler.state_dict(), "composer": self.composer.state_dict()}
+            self._stores = containers_copied(stores)
+        rest = {
+            "pending": [minibatch.to_plain() for minibatch in self.pending],
+            "rollout_metrics": self.rollout_metrics,
+            "groups_made": self.maker.made,
+            "callbacks": self.kept_by_ranks.state(),
+        }
+        common = {
+            "iteration": self.iteration,
+            "steps": self.steps,
+            "rules": self._rules(),
+            "totals": self.totals.state_dict(),
+            "rollout_weights": self.synced.state_dict(),
+            "gap_floor": self.gap_floor,
+        }
+        return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""
+        place = self.as_of or self.place_state()
+        return place.common | {"ranks": from_all(place.mine | {"ahead": self.ahead.state_dict()})}
+
+    def _rules(self) -> dict[str, str]:
+        """What the states of sampler and composer belong to."""
+        return rules_of(self.sampler, self.composer, self.problems.fingerprint)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
+        world_size, rank = self._run.world_size, self._run.global_rank
+        self.iteration = state["iteration"]
+        self.totals.load_state_dict(state["totals"])
+        if not self._fitting:
+            return
+        self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
+        states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
+        mine = for_ranks(states, world_size, self.sampler, self.composer)[rank]
+        self.sampler.load_state_dict(mine["sampler"])
+        self.composer.load_state_dict(mine["composer"])
+        self.synced.load_state_dict(state["rollout_weights"])
+        if self.check is not None:
+            self.check.floor = state.get("gap_floor")
+        self.maker.made = mine["groups_made"]
+        self.ahead.load_state_dict(mine.get("ahead", {}), self.lag)
+        self.rollout_metrics = mine["rollout_metrics"]
+        self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
+        if self.pending and state["steps"] != self.steps:
+            raise SettingError(
+                f"data.minibatches x data.sweeps is {self.steps} but the checkpoint stopped inside an iteration of "
+                f"{state['steps']} steps; resume with as many, or from a checkpoint between iterations"
+            )

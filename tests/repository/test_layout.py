@@ -1,0 +1,120 @@
+"""The house plan: rooms, arrows between them, one file a paper, sizes. The bounds are what was reached."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.places import REPOSITORY
+
+PACKAGE = REPOSITORY / "popo_lightning"
+GROUND_FLOOR = {"__init__", "__main__", "data", "policy"}
+MOST_ARROWS = 96  # between rooms; data and policy count as rooms
+LONGEST_FILE, LONGEST_FUNCTION = 300, 55
+BELOW = {  # what a room may import at most: the lowest floors, on which everything else stands
+    "core": set(),
+    "verifiers": {"core"},
+    "grading": {"core"},
+    "objectives": {"core"},
+    "metrics": {"core"},
+    "replay": {"core"},
+    "toys": {"core"},
+    "tasks": {"core", "verifiers", "grading"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        found[".".join(parts)] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "popo_lightning":
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "popo_lightning"}
+    return names
+
+
+@pytest.fixture(scope="module")
+def arrows() -> dict[str, set[str]]:
+    """The rooms that each room imports from."""
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for name, tree in modules().items():
+        room = name.split(".")[1]
+        for path in imported(tree):
+            target = path.split(".")[1]
+            if target not in (room, "__version__", "__init__"):
+                rooms[room].add(target)
+    return rooms
+
+
+def test_the_ground_floor_has_four_files() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= GROUND_FLOOR
+
+
+def test_arrows_go_down_and_are_few(arrows: dict[str, set[str]]) -> None:
+    for room, below in BELOW.items():
+        assert arrows.get(room, set()) <= below, f"{room} imports upward: {arrows[room] - below}"
+    left = {room: set(targets) for room, targets in arrows.items()}
+    while lowest := [room for room in left if not left[room] & set(left)]:
+        for room in lowest:
+            del left[room]
+    assert not left, f"rooms that import each other in a circle, or stand above one: {left}"
+    assert sum(map(len, arrows.values())) <= MOST_ARROWS
+
+
+def test_a_rooms_name_is_said_in_its_first_line() -> None:
+    for room in PACKAGE.iterdir():
+        if room.is_dir() and room.name != "__pycache__":
+            assert ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))), room
+
+
+def test_a_paper_has_one_address(arrows: dict[str, set[str]]) -> None:
+    """No room below the command line knows a paper's file, and no paper's file another's but POPO's own family."""
+    assert all("methods" not in targets for room, targets in arrows.items() if room not in ("data", "cli"))
+    for name, tree in modules().items():
+        if name.startswith("popo_lightning.methods."):
+            others = {path.split(".")[2] for path in imported(tree) if path.startswith("popo_lightning.methods.")}
+            family = {other for other in others if other.startswith("popo")}
+            assert others == family and (not family or name.split(".")[2].startswith("popo")), (name, others)
+
+
+def test_files_and_functions_are_short() -> None:
+    for name, tree in modules().items():
+        path = REPOSITORY / Path(*name.split(".")).with_suffix(".py")
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE, name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+                lines = (node.end_lineno or 0) - body[0].lineno + 1
+                assert lines <= LONGEST_FUNCTION, f"{name}.{node.name} has {lines} lines"
+
+
+def test_every_method_names_classes_that_are_there() -> None:
+    classes = {
+        f"{name}.{node.name}"
+        for name, tree in modules().items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    for path in sorted((REPOSITORY / "configs").rglob("*.yaml")):
+        for class_path in named(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            if class_path.startswith("popo_lightning."):
+                assert class_path in classes, f"{path}: {class_path}"
+
+
+def named(content: object) -> list[str]:
+    """Every class_path in a YAML."""
+    if isinstance(content, dict):
+        own = [content["class_path"]] if isinstance(content.get("class_path"), str) else []
+        return own + [path for value in content.values() for path in named(value)]
+    if isinstance(content, list):
+        return [path for value in content for path in named(value)]
+    return []
