@@ -18,9 +18,13 @@ from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalised, check_weight
+from popo_lightning.objectives.aggregations import Aggregation, TokenMean
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.objectives.inputs import MinibatchTokens
 from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.regularizers import Regularizer
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
+from popo_lightning.objectives.weights import BehaveWeight, Decoupled
 from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.training.minibatch_loss import MinibatchLoss
@@ -37,8 +41,11 @@ class PolicyModule(PolicyModel):
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
         warm_start: Builds a tiny policy on first use, for the embedded tasks.
-        objective: Behaviour weight, trust region and regularizers.
         advantage: How a group's rewards become advantages.
+        behave_weight: Correction for the policy that sampled the tokens: pi_prox / pi_behave, bounded.
+        trust_region: Bound on the step away from prox.
+        regularizers: Further terms of the loss, none by default.
+        aggregation: How the losses of tokens become one.
         critic: A value model beside the policy, for advantages that need one.
         optimizer: Optimizer over the policy's parameters.
         lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
@@ -68,8 +75,12 @@ class PolicyModule(PolicyModel):
         self,
         path: str | None = None,
         warm_start: WarmStart | None = None,
-        objective: Objective = Objective(),  # noqa: B008  # holds settings only
+        # The default objects hold settings only and are never changed, so sharing them is safe.
         advantage: Advantage = GroupNormalised(),  # noqa: B008
+        behave_weight: BehaveWeight = Decoupled(),  # noqa: B008
+        trust_region: TrustRegion = PPOClip(),  # noqa: B008
+        regularizers: list[Regularizer] | None = None,
+        aggregation: Aggregation = TokenMean(),  # noqa: B008
         critic: Critic | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -104,11 +115,11 @@ class PolicyModule(PolicyModel):
             raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
         check_gradient_sync(gradient_sync)
         check_critic(critic, advantage)
-        check_weight(advantage, objective.behave_weight)
+        check_weight(advantage, behave_weight)
         self.automatic_optimization = False
         self.path = path
         self.warm_start = warm_start
-        self.objective = objective
+        self.objective = Objective(behave_weight, trust_region, regularizers, aggregation)
         self.advantage = advantage
         self.critic = critic
         self.make_optimizer = optimizer

@@ -122,7 +122,7 @@ def timed(run: Path, url: str, folder: Path, lag: int, iterations: int, settings
     configs = ["configs/task/countdown_tiny.yaml", "configs/method/popo.yaml", "configs/scale/servers.yaml"]
     command = [sys.executable, "-m", "popo_lightning", "fit", *(part for c in configs for part in ("--config", c))]
     command += [
-        f"--data.engine.init_args.urls={json.dumps([url])}",
+        f"--data.engine.urls={json.dumps([url])}",
         f"--data.lag={lag}",
         f"--model.path={folder}",
         "--model.warm_start=null",

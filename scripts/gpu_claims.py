@@ -62,7 +62,7 @@ def claims(check: Check) -> dict[str, Any]:
         return {
             "verdict": "failed",
             "reason": f"stopped before any run: the policy's effective share is {effective:.3f}, not {SHARE[0]} to "
-            f"{SHARE[1]}; change model.warm_start.init_args.right or .examples in {CONFIG} "
+            f"{SHARE[1]}; change model.warm_start.right or .examples in {CONFIG} "
             f"({'lower' if effective > SHARE[1] else 'raise'} it)",
             "numbers": numbers,
         }
@@ -103,8 +103,8 @@ def tiny(check: Check) -> dict[str, Any]:
 
 def tiny_comparison(check: Check) -> list[str]:
     """Two methods, one seed, three iterations."""
-    settings: dict[str, Any] = {f"model.warm_start.init_args.{name}": value for name, value in tiny(check).items()}
-    settings |= {f"data.task.init_args.{name}": value for name, value in TINY_TASK.items()}
+    settings: dict[str, Any] = {f"model.warm_start.{name}": value for name, value in tiny(check).items()}
+    settings |= {f"data.task.{name}": value for name, value in TINY_TASK.items()}
     settings |= {
         "data.problems_per_iteration": 8,
         "trainer.max_epochs": 3,

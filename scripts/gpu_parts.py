@@ -187,13 +187,13 @@ def countdown(check: Check) -> dict[str, Any]:
     """c: passed if held-out avg@4 rose by LEAST_GAIN."""
     folder = check.work / "countdown"
     iterations = 4 if check.small else 160
-    settings = ["--data.engine", ENGINE, "--model.warm_start.init_args.device", check.device]
+    settings = ["--data.engine", ENGINE, "--model.warm_start.device", check.device]
     settings += ["--model.optimizer.init_args.lr", "1.0e-4", "--trainer.max_epochs", str(iterations)]
     settings += ["--evaluation.every_n_iterations", str(iterations // 4), "--evaluation.samples", "4"]
     settings += ["--evaluation.pass_k", "4", "--checkpoint.every_n_epochs", "1000"]
     if check.small:
-        settings += ["--model.warm_start.init_args.examples", "2560", "--evaluation.limit", "20"]
-        settings += ["--data.problems_per_iteration", "8", "--model.warm_start.init_args.learning_rate", "6.0e-3"]
+        settings += ["--model.warm_start.examples", "2560", "--evaluation.limit", "20"]
+        settings += ["--data.problems_per_iteration", "8", "--model.warm_start.learning_rate", "6.0e-3"]
     files = ["--config", "configs/task/countdown_tiny.yaml", "--config", "configs/method/popo.yaml"]
     done = run(check, "-m", "popo_lightning", "fit", *files, *settings, *check.accelerator, "--run.folder", folder)
     if done.failure:

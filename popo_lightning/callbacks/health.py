@@ -192,7 +192,7 @@ class Health(L.Callback):
             lambda: (
                 f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
                 f"collapses to a few responses; {LOWER_RATE}, add EntropyBonus to "
-                "model.objective.regularizers, or replay less (data.composer's buffer.max_uses)"
+                "model.regularizers, or replay less (data.composer's buffer.max_uses)"
             ),
         )
 

@@ -35,13 +35,13 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
         if moved and not (isinstance(weight, ReplayedWeight) and weight.correct_fresh):
             yield (
                 f"proximal is {type(callback).__name__}, whose prox did not sample the fresh rows, but "
-                f"model.objective.behave_weight is {type(weight).__name__} without correct_fresh, which takes that for "
+                f"model.behave_weight is {type(weight).__name__} without correct_fresh, which takes that for "
                 "granted; use Decoupled with correct_fresh true"
             )
     if data.sync_every > 1 and isinstance(weight, One) and not objective.trust_region.folds_weight:
         yield (
             f"data.sync_every is {data.sync_every}, so responses come from older weights, but "
-            "model.objective.behave_weight is One, which corrects nothing; use Decoupled, or a trust region around "
+            "model.behave_weight is One, which corrects nothing; use Decoupled, or a trust region around "
             "behave"
         )
     if data.lag:
@@ -74,7 +74,7 @@ def _objections_to_lag(policy: PolicyModule, data: RolloutDataModule) -> Iterato
             )
     if isinstance(weight, One) and not (region.folds_weight or policy.advantage.folds_weight):
         yield (
-            f"data.lag is {data.lag}, so responses come from older weights, but model.objective.behave_weight is One, "
+            f"data.lag is {data.lag}, so responses come from older weights, but model.behave_weight is One, "
             "which corrects nothing; use Decoupled, or a trust region around behave"
         )
     for name, holder in (("buffer.max_age", getattr(data.composer, "buffer", None)), ("max_age", data.composer)):

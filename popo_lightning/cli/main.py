@@ -26,6 +26,7 @@ from popo_lightning.cli.fit_loop import end_always
 from popo_lightning.cli.parser import OneSentenceParser, refuse
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
 from popo_lightning.cli.quiet_libraries import quieten
+from popo_lightning.cli.slots import import_slots
 from popo_lightning.cli.trainer_settings import (
     at_the_end_of_an_iteration,
     check_callbacks,
@@ -71,6 +72,7 @@ class PopoCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The usual parser, with errors in one sentence."""
+        import_slots()
         self.parser_class = OneSentenceParser
         return super().init_parser(**kwargs)
 

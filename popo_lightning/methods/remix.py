@@ -148,7 +148,7 @@ class Reincarnation(ParameterHook):
         """Refuses to exchange what no rule looks at, before a model loads."""
         if stage == "fit" and not pl_module.objective.needs_reference:
             raise SettingError(
-                "parameter_hook is Reincarnation, but no term of model.objective.regularizers has a reference to "
+                "parameter_hook is Reincarnation, but no term of model.regularizers has a reference to "
                 "exchange; add popo_lightning.methods.remix.ConvexKL or KL, or drop the hook"
             )
 

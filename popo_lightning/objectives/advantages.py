@@ -129,7 +129,7 @@ def check_weight(advantage: Advantage, behave_weight: BehaveWeight) -> None:
     """Raises SettingError where the behaviour policy would be corrected for twice."""
     if advantage.folds_weight and not isinstance(behave_weight, One):
         raise SettingError(
-            f"model.objective's behave_weight is {type(behave_weight).__name__}, but the advantages of "
+            f"model.behave_weight is {type(behave_weight).__name__}, but the advantages of "
             f"{type(advantage).__name__} with off_policy hold pi_prox / pi_behave already; use One with it."
         )
 

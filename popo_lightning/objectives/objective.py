@@ -63,7 +63,7 @@ class Objective:
     ) -> None:
         if trust_region.folds_weight and not isinstance(behave_weight, One):
             raise SettingError(
-                f"Objective.behave_weight is {type(behave_weight).__name__}, but the ratio of "
+                f"model.behave_weight is {type(behave_weight).__name__}, but the ratio of "
                 f"{type(trust_region).__name__} reaches back to the behaviour policy already; use One with it."
             )
         self.behave_weight = behave_weight

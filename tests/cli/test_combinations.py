@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_models import method, popo
 
-OBJECTIVE = "--model.objective.init_args"
+OBJECTIVE = "--model.init_args"
 RULES = "popo_lightning.objectives"
 CRITIC = ["--model.critic", "popo_lightning.model.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
 LAG = ["--data.engine", "helpers.engines.Apart", "--data.lag", "1"]
@@ -18,7 +18,7 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
     ("settings", "sentence"),
     [
         (
-            [*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.init_args.correct_fresh", "false"],
+            [*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.correct_fresh", "false"],
             "is Decoupled without correct_fresh",
         ),
         ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight", f"{RULES}.One"], "is One without correct_fresh"),
@@ -29,9 +29,9 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
         ([*method("bapo_buffer"), *LAG], "data.lag is 1 and data.sync_every 2"),
         ([*method("rapid"), *LAG], "data.composer is Rapid"),
         ([*method("greso"), *LAG], "data.sampler is GRESO"),
-        ([*method("popo"), *LAG, "--data.composer.init_args.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
+        ([*method("popo"), *LAG, "--data.composer.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
         (["--data.lag", "1"], "data.lag is 1, but data.engine is TransformersEngine"),
-        ([*method("max_at_k"), "--model.advantage.init_args.k", "5"], "model.advantage.k is 5, more than the 4"),
+        ([*method("max_at_k"), "--model.advantage.k", "5"], "model.advantage.k is 5, more than the 4"),
         ([*method("ppo"), "--model.advantage", f"{RULES}.GroupNormalised"], "model.critic is set but"),
         ([*method("tree_opo"), "--model.reward", "acc"], "data.composer.reward is 'score'"),
         ([*method("spear"), *CRITIC], "data.composer is SPEAR"),

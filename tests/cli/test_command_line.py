@@ -67,7 +67,7 @@ def folders(policy: Path, finished: Path, tmp_path_factory: pytest.TempPathFacto
 BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, words of the sentence
     "method config": (["--config", "configs/method/nope.yaml"], ["nope.yaml"]),
     "key": (["--data.grupo_size", "4"], ["grupo_size"]),
-    "key in a class": (["--data.composer.init_args.bufer", "4"], ["bufer"]),
+    "key in a class": (["--data.composer.bufer", "4"], ["bufer"]),
     "class": (["--data.composer", "popo_lightning.replay.composer.Nope"], ["Nope"]),
     "type": (["--data.group_size", "many"], ["data.group_size", "many"]),
     "model folder": (
@@ -131,7 +131,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {  # what is wrong: arguments, wor
     "no seed": (["--seed_everything", "false"], ["seed_everything is False"]),
     "a seed by chance": (["--seed_everything", "true"], ["seed_everything is True"]),
     "batch": (
-        ["--data.engine", f"{ENGINES}.TransformersEngine", "--data.engine.init_args.batch_size", "0"],
+        ["--data.engine", f"{ENGINES}.TransformersEngine", "--data.engine.batch_size", "0"],
         ["data.engine.batch_size is 0"],
     ),
     "clipping": (["--trainer.gradient_clip_val", "1.0"], ["trainer.gradient_clip_val", "model.max_grad_norm"]),

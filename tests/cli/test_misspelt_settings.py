@@ -52,12 +52,12 @@ OPTIONS = {  # what the command line says, and the sentence
     "--bogus": "--bogus is no option of popo fit; popo fit --help lists them all",
     "extra": "'extra' is no option of popo fit",
     "--model.optimizer.init_args.lrr 1": "model.optimizer: AdamW has no setting 'lrr'; did you mean lr?",
-    "--data.composer.init_args.bufer 1": "PrioritizedGroupReplay has no setting 'bufer'; did you mean buffer?",
+    "--data.composer.bufer 1": "PrioritizedGroupReplay has no setting 'bufer'; did you mean buffer?",
     "--data.composer.buffer.capasity 1": "data.composer.buffer: GroupReplayBuffer has no setting 'capasity'",
     "--data.task.numbrs 1": "data.task: CountdownSteps has no setting 'numbrs'; did you mean numbers?",
     "--model.critic popo_lightning.model.critic.Critic --model.critic.lrr 1": "model.critic: Critic has no setting "
     "'lrr'",
-    "--model.objective.lowe 1": "Objective has no setting 'lowe'; it has behave_weight, trust_region",
+    "--model.lowe 1": "Objective has no setting 'lowe'; it has behave_weight, trust_region",
     "--data.composer popo_lightning.replay.composer.PrioritisedGroupReplay": "did you mean "
     "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.composer PrioritizedGroupReply": "data.composer: there is no class 'PrioritizedGroupReply'; did you mean "
@@ -65,10 +65,9 @@ OPTIONS = {  # what the command line says, and the sentence
     "--data.composer popo_lightning.replay.composer.PrioritizedGroupReplay": "did you mean "
     "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.task popo_lightnin.tasks.dataset.DatasetTask": "did you mean popo_lightning.tasks.dataset.DatasetTask?",
-    "--model.objective.behave_weight Decopled": "model.objective.behave_weight: there is no class 'Decopled'; "
+    "--model.behave_weight Decopled": "model.behave_weight: there is no class 'Decopled'; "
     "did you mean popo_lightning.objectives.weights.Decoupled?",
-    "--model.objective.trust_region popo_lightning.objectives.PPOCli": "mean "
-    "popo_lightning.objectives.trust_regions.PPOClip?",
+    "--model.trust_region popo_lightning.objectives.PPOCli": "mean popo_lightning.objectives.trust_regions.PPOClip?",
     "--model.warm_start CountdownWarmStrt": "did you mean popo_lightning.toys.countdown_policy.CountdownWarmStart?",
     "--trainer.callbacks EarlyStoping": "trainer.callbacks: there is no class 'EarlyStoping'; did you mean "
     "lightning.pytorch.callbacks.EarlyStopping?",

@@ -123,7 +123,7 @@ def pair(folder: Path, urls: list[str], tmp_path_factory: pytest.TempPathFactory
 
 def test_training(config: Path, folder: Path, urls: list[str], tmp_path: Path) -> None:
     scale = ["--config", str(REPOSITORY / "configs" / "scale" / "servers.yaml")]
-    engine = [*scale, "--data.engine.init_args.urls", json.dumps(urls)]
+    engine = [*scale, "--data.engine.urls", json.dumps(urls)]
     model = ["--model.warm_start", "null", "--model.path", folder]
     short = ["--trainer.max_epochs", "2", "--run.folder", tmp_path]
     popo("fit", "--config", config, *method("popo"), *engine, *model, *short)

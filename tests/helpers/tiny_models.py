@@ -233,6 +233,11 @@ def _is_measured(column: str) -> bool:
     return column.startswith(("seconds/", "throughput/", "memory/")) or bool(re.fullmatch(r"eval/.*/seconds", column))
 
 
+def slots(objective: Objective) -> dict[str, Any]:
+    """An objective's parts as PolicyModule takes them."""
+    return vars(objective) | {"regularizers": list(objective.regularizers)}
+
+
 def fit(
     policy: Path,
     folder: Path,
@@ -257,7 +262,7 @@ def fit(
     L.seed_everything(1, verbose=False)
     module = PolicyModule(
         path=str(policy),
-        objective=objective or Objective(),
+        **slots(objective or Objective()),
         optimizer=lambda parameters: optimizer(parameters, lr=lr),
         max_grad_norm=max_grad_norm,
         micro_batch_tokens=micro_batch_tokens,

@@ -49,10 +49,9 @@ def test_paper_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         "max_age": 8,
         "max_uses": None,
     }
-    objective = model["objective"]["init_args"]
-    assert objective["behave_weight"]["init_args"]["cap"] == 2.0
-    assert objective["trust_region"]["init_args"] == {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
-    coefficients = [term["init_args"]["coefficient"] for term in objective["regularizers"]]
+    assert model["behave_weight"]["init_args"]["cap"] == 2.0
+    assert model["trust_region"]["init_args"] == {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
+    coefficients = [term["init_args"]["coefficient"] for term in model["regularizers"]]
     assert coefficients == ([0.001, 0.01] if name == "geometry_vl3b" else [0.001])
     assert model["optimizer"]["init_args"]["lr"] == 1e-6 and model["optimizer"]["init_args"]["weight_decay"] == 0.1
     assert (model["dtype"], config["trainer"]["precision"], model["max_grad_norm"]) == ("float32", "bf16-mixed", 1.0)
@@ -102,8 +101,8 @@ def test_a_method_keeps_its_objective(rule: str, capsys: pytest.CaptureFixture[s
     task = REPOSITORY / "configs" / "task" / "math.yaml"
     with pytest.raises(SystemExit):
         popo("fit", "--config", task, *method(rule), "--print_config")
-    alone = yaml.safe_load(capsys.readouterr().out)["model"]["objective"]["init_args"]
-    found = composed("math_1p5b", rule, capsys)["model"]["objective"]["init_args"]
+    alone = yaml.safe_load(capsys.readouterr().out)["model"]
+    found = composed("math_1p5b", rule, capsys)["model"]
     for part in ("behave_weight", "trust_region", "aggregation"):
         assert found[part] == alone[part]
     terms = [term["class_path"] for term in found["regularizers"]]

@@ -298,8 +298,8 @@ def test_a_resumed_run_has_the_reference_it_had(config: Path, tmp_path: Path) ->
     hook = "popo_lightning.methods.remix.Reincarnation"
     command: list[str | Path] = ["fit", "--config", config, *method("grpo"), "--trainer.max_epochs", "4"]
     command += ["--parameter_hook", hook, "--parameter_hook.iteration", "2"]
-    command += ["--model.objective.regularizers+", "popo_lightning.objectives.regularizers.KL"]
-    command += ["--model.objective.regularizers.coefficient", "0.1"]
+    command += ["--model.regularizers+", "popo_lightning.objectives.regularizers.KL"]
+    command += ["--model.regularizers.coefficient", "0.1"]
     assert_resumes(command, tmp_path, [6, 7, 9], 12)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.groups import group
-from helpers.tiny_models import attached, fit, weights_of
+from helpers.tiny_models import attached, fit, slots, weights_of
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
@@ -276,7 +276,7 @@ def shown(outputs: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.parametrize("with_prox", [False, True])
 def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatch, with_prox: bool) -> None:
     objective = Objective(regularizers=[EntropyBonus(0.3)])
-    whole = policy(folder, objective=objective, micro_batch_tokens=10_000)
+    whole = policy(folder, **slots(objective), micro_batch_tokens=10_000)
     if with_prox:  # the proximal policy is another one
         minibatch.prox_logp = [logp + 0.3 * torch.sin(torch.arange(len(logp))) for logp in whole.logprobs(minibatch)]
     outputs, expected = train(whole, minibatch)
@@ -287,7 +287,7 @@ def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatc
     assert outputs["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
     for budget, shared, parts in ((1, True, 8), (20, False, 5), (20, True, 3)):
         settings: dict[str, Any] = {"micro_batch_tokens": budget, "shared_prompts": shared}
-        module = policy(folder, objective=objective, **settings)
+        module = policy(folder, **slots(objective), **settings)
         assert len(module._passes(minibatch, minibatch.rows())) == parts
         split_outputs, found = train(module, minibatch)
         assert split_outputs["mean_loss"] == pytest.approx(outputs["mean_loss"], abs=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.groups import group
-from helpers.tiny_models import Run, attached, fit, random_model, random_vision_model, weights_of
+from helpers.tiny_models import Run, attached, fit, random_model, random_vision_model, slots, weights_of
 from torch import Tensor
 
 from popo_lightning.core.groups import Group, Response
@@ -55,7 +55,7 @@ def minibatch() -> Minibatch:
 
 def policy(folder: Path, shared: bool, **settings: Any) -> PolicyModule:
     objective = Objective(regularizers=[EntropyBonus(0.3)])
-    return attached(PolicyModule(path=str(folder), objective=objective, shared_prompts=shared, **settings))
+    return attached(PolicyModule(path=str(folder), **slots(objective), shared_prompts=shared, **settings))
 
 
 def packed(module: PolicyModule, minibatch: Minibatch) -> list[bool]:

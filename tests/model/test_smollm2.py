@@ -170,7 +170,7 @@ def test_the_task_is_within_reach_and_not_solved(groups: list[Group]) -> None:
 def test_the_configured_run_trains(tmp_path: Path) -> None:
     smaller = {"trainer.max_epochs": 2, "data.problems_per_iteration": 4, "evaluation.samples": 0}
     settings = [text for name, value in smaller.items() for text in (f"--{name}", str(value))]
-    few = ["--data.task.init_args.held_out_per_kind", "4", "--run.folder", tmp_path / "run"]
+    few = ["--data.task.held_out_per_kind", "4", "--run.folder", tmp_path / "run"]
     here = Path.cwd()
     os.chdir(REPOSITORY)  # the configuration names the model's folder from there
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from helpers.tiny_models import InFloat64, Run, attached, fit, method, metrics, popo, weights_of
+from helpers.tiny_models import InFloat64, Run, attached, fit, method, metrics, popo, slots, weights_of
 from model.test_policy import train
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -229,7 +229,7 @@ def step_of(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a training step on a minibatch that was seen returns, and its gradient, in float64."""
     settings: dict[str, Any] = {"max_grad_norm": None, "micro_batch_tokens": micro_batch_tokens}
-    module = attached(InFloat64(str(policy), objective=objective, **settings))
+    module = attached(InFloat64(str(policy), **slots(objective), **settings))
     module.model.load_state_dict(seen.weights, strict=False)
     return train(module, seen.batch)
 

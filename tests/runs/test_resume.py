@@ -40,7 +40,7 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
 @pytest.fixture(scope="module")
 def command(config: Path) -> list[str | Path]:
     samples = ["--samples.every_n_iterations", "1"]
-    buffer = ["--data.composer.init_args.buffer.capacity", "12"]
+    buffer = ["--data.composer.buffer.capacity", "12"]
     keep_all = ["--checkpoint.every_n_epochs", "2", "--checkpoint.save_top_k", "-1"]
     return ["fit", "--config", config, *method("popo"), *buffer, *keep_all, *samples]
 
@@ -129,16 +129,16 @@ def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_pa
     changed = [
         "--model.max_grad_norm",
         "0.01",
-        "--model.objective.trust_region",
+        "--model.trust_region",
         "popo_lightning.objectives.trust_regions.PPOClip",
     ]
-    changed += ["--model.objective.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
-    changed += ["--data.composer.init_args.buffer.capacity", "3"]
+    changed += ["--model.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
+    changed += ["--data.composer.buffer.capacity", "3"]
     changed += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.000123"]
     cli = popo(*command, *changed, "--run.folder", folder, "--run.resume", "true", "--trainer.max_epochs", "3")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.000123
     assert cli.model.max_grad_norm == 0.01
-    assert cli.model.objective.trust_region.clip_high == 0.05
+    assert cli.model.trust_region.clip_high == 0.05
     assert cli.model.temperature == cli.datamodule.sampling.temperature == 0.9
     assert len(cli.datamodule.composer.buffer) <= 3
     assert cli.trainer.global_step == 3 * MINIBATCHES

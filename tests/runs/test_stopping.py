@@ -32,7 +32,7 @@ ENGINE = ["--data.engine", "helpers.tiny_models.SignalWhileSampling", "--data.en
 @pytest.fixture(scope="module")
 def command(config: Path) -> list[str | Path]:
     samples = ["--samples.every_n_iterations", "1", "--trainer.max_epochs", str(ITERATIONS)]
-    buffer = ["--data.composer.init_args.buffer.capacity", "12"]
+    buffer = ["--data.composer.buffer.capacity", "12"]
     return ["fit", "--config", config, *method("popo"), *buffer, *samples, "--checkpoint.every_n_epochs", "20"]
 
 

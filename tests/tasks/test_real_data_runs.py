@@ -28,7 +28,7 @@ def test_popo_on_real_data(name: str, tmp_path: Path) -> None:
     finished = popo_process(
         "fit",
         *("--config", configs / f"{name}.yaml", "--config", configs / f"{name}_local.yaml", *method("popo")),
-        *("--data.task.init_args.folder", DATA, "--model.path", model, "--run.folder", tmp_path / "run"),
+        *("--data.task.folder", DATA, "--model.path", model, "--run.folder", tmp_path / "run"),
         *("--data.problems_per_iteration", "8", "--data.group_size", "4", "--data.minibatches", "2"),
         *("--data.max_new_tokens", "48", "--data.max_prompt_tokens", "1500", "--data.image_pixels", "[784,12544]"),
         *("--data.overlong", "popo_lightning.grading.overlong.SoftOverlong", "--data.overlong.buffer_tokens", "47"),

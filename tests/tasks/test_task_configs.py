@@ -61,7 +61,7 @@ def test_composes_with_a_method(name: str, capsys: pytest.CaptureFixture[str]) -
     built(config)
 
 
-@pytest.mark.parametrize("spelling", ["--data.task.init_args.folder", "--data.task.folder"])
+@pytest.mark.parametrize("spelling", ["--data.task.folder", "--data.task.folder"])
 @pytest.mark.parametrize("name", TASKS)
 def test_local_replaces_the_sources_and_nothing_else(
     name: str, spelling: str, capsys: pytest.CaptureFixture[str]
@@ -221,10 +221,10 @@ def test_geometry_on_hub_columns(hub: Path, capsys: pytest.CaptureFixture[str]) 
 def test_another_source_on_the_command_line(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command in math.yaml's comment, word for word, and one benchmark changed alone."""
     text = (REPOSITORY / "configs" / "task" / "math.yaml").read_text().replace("\n#", "\n")
-    value = text.split("--data.task.init_args.train '")[1].split("'")[0]
+    value = text.split("--data.task.train '")[1].split("'")[0]
     config = printed(
-        capsys, *task_config("math"), *method("popo"), "--data.task.init_args.train", value,
-        "--data.task.init_args.benchmarks.aime24", "{path: other.jsonl}",
+        capsys, *task_config("math"), *method("popo"), "--data.task.train", value,
+        "--data.task.benchmarks.aime24", "{path: other.jsonl}",
     )  # fmt: skip
     settings = config["data"]["task"]["init_args"]
     assert settings["train"] == yaml.safe_load(value) and settings["train"][0]["answer_boxed"] is True
@@ -243,7 +243,7 @@ def test_another_source_on_the_command_line(hub: Path, capsys: pytest.CaptureFix
 def test_misspelled_sources(source: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        popo("fit", *task_config("math"), *method("popo"), "--data.task.init_args.train", source)
+        popo("fit", *task_config("math"), *method("popo"), "--data.task.train", source)
     assert stopped.value.code == 2
     sentence = capsys.readouterr().err
     for word in words:
