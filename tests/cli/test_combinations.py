@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_models import method, popo
 
-OBJECTIVE = "--model.init_args"
-RULES = "popo_lightning.objectives"
-CRITIC = ["--model.critic", "popo_lightning.model.critic.Critic", "--model.advantage", f"{RULES}.GAE"]
+CRITIC = ["--model.critic", "popo_lightning.model.critic.Critic", "--model.advantage", "GAE"]
 LAG = ["--data.engine", "helpers.engines.Apart", "--data.lag", "1"]
 HOOK = "popo_lightning.methods.remix.Reincarnation"
 
@@ -18,10 +16,10 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
     ("settings", "sentence"),
     [
         (
-            [*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight.correct_fresh", "false"],
+            [*method("ppo_ewma"), "--model.behave_weight.correct_fresh", "false"],
             "is Decoupled without correct_fresh",
         ),
-        ([*method("ppo_ewma"), f"{OBJECTIVE}.behave_weight", f"{RULES}.One"], "is One without correct_fresh"),
+        ([*method("ppo_ewma"), "--model.behave_weight", "One"], "is One without correct_fresh"),
         ([*method("ppo_ewma"), "--proximal.centre_of_mass", "-1"], "ProximalAverage.centre_of_mass is -1"),
         (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
         ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
@@ -32,10 +30,10 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
         ([*method("popo"), *LAG, "--data.composer.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
         (["--data.lag", "1"], "data.lag is 1, but data.engine is TransformersEngine"),
         ([*method("max_at_k"), "--model.advantage.k", "5"], "model.advantage.k is 5, more than the 4"),
-        ([*method("ppo"), "--model.advantage", f"{RULES}.GroupNormalised"], "model.critic is set but"),
+        ([*method("ppo"), "--model.advantage", "GroupNormalised"], "model.critic is set but"),
         ([*method("tree_opo"), "--model.reward", "acc"], "data.composer.reward is 'score'"),
         ([*method("spear"), *CRITIC], "data.composer is SPEAR"),
-        ([*method("behave_aligned"), f"{OBJECTIVE}.behave_weight", f"{RULES}.Decoupled"], "BehaveAligned"),
+        ([*method("behave_aligned"), "--model.behave_weight", "Decoupled"], "BehaveAligned"),
     ],
 )
 def test_refused(

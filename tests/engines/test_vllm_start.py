@@ -130,7 +130,7 @@ def test_a_run_is_refused_before_a_model_loads(
     platforms = pytest.importorskip("vllm.platforms")
     monkeypatch.setattr(platforms.current_platform, "device_type", "cuda")
     loaded: list[str] = []
-    monkeypatch.setattr("popo_lightning.policy.load_trainable", lambda *args: loaded.append("policy"))
+    monkeypatch.setattr("popo_lightning.model.policy_model.load_trainable", lambda *args: loaded.append("policy"))
     engine = ["--data.engine", "popo_lightning.engines.vllm.engine.VLLMEngine", "--run.folder", tmp_path / "run"]
     for command in (["fit", *method("popo")], ["validate"]):
         with pytest.raises(SystemExit) as stopped:

@@ -296,16 +296,15 @@ def fit(
 
 def write_config(path: Path, **data: Any) -> Path:
     """A task configuration as a user would write it; six iterations of three minibatches."""
-    prefix = "popo_lightning."
     content = {
         "run": {"task": "tiny"},
         "model": {
-            "warm_start": {"class_path": prefix + "warm_start.CountdownWarmStart", "init_args": POLICY},
+            "warm_start": {"class_path": "CountdownWarmStart", "init_args": POLICY},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3, "weight_decay": 0.0}},
         },
         "data": {
-            "task": {"class_path": prefix + "tasks.countdown.CountdownSteps", "init_args": TASK},
-            "engine": {"class_path": prefix + "rollout.transformers.TransformersEngine"},
+            "task": {"class_path": "CountdownSteps", "init_args": TASK},
+            "engine": {"class_path": "TransformersEngine"},
             "problems_per_iteration": 9,
             "group_size": 4,
             "minibatches": 3,

@@ -294,7 +294,7 @@ def test_constants_are_those_of_the_configurations(capsys: pytest.CaptureFixture
         "CLIP_LOW": region.clip_low,
         "CLIP_HIGH": region.clip_high,
         "DUAL_CLIP": region.dual_clip,
-        "WEIGHT_CAP": model["objective"]["init_args"]["behave_weight"]["init_args"]["cap"],
+        "WEIGHT_CAP": model["behave_weight"]["init_args"]["cap"],
         "CAPACITY": buffer["capacity"] or data["problems_per_iteration"],
         "MAX_AGE": buffer["max_age"],
     }

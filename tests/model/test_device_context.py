@@ -14,7 +14,6 @@ from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.loading import load_model
 from popo_lightning.objectives.generalised_advantage import GAE
-from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
 from popo_lightning.policy import PolicyModule
 from popo_lightning.toys.countdown_policy import CountdownWarmStart
@@ -63,7 +62,7 @@ def test_a_warm_start_builds_as_outside(recipe: str, tmp_path: Path, monkeypatch
 def test_policy_critic_and_reference_are_as_outside(tmp_path: Path) -> None:
     folder = random_model("llama-tied", tmp_path)
     settings: dict[str, Any] = {
-        "objective": Objective(regularizers=[KL(0.1)]),
+        "regularizers": [KL(0.1)],
         "advantage": GAE(),
         "critic": Critic(),
     }

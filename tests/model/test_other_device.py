@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 from helpers.other_device import ELSEWHERE, FromNumbers, Other, OtherDevice, moved
-from helpers.tiny_models import fit
+from helpers.tiny_models import fit, slots
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -69,13 +69,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 SETTINGS: dict[str, dict[str, Any]] = {
     "popo": {},
     "critic": {"model": {"advantage": GAE(), "critic": Critic()}, "callbacks": [CriticValues()]},
-    "reference": {"objective": Objective(regularizers=[KL(0.1)])},
+    "reference": slots(Objective(regularizers=[KL(0.1)])),
     "average": {"proximal": ProximalAverage()},
     "set back": {"callbacks": [SlowFastPolicy()], "sweeps": 2},
-    "adaptive": {"objective": Objective(One(), BalancedClip(centre="behave"), aggregation=SequenceMean())},
-    "moments": {"objective": Objective(One(), M2PO())},
-    "rec": {"objective": Objective(One(), REC())},
-    "widths": {"objective": Objective(trust_region=ScaledWidth())},
+    "adaptive": slots(Objective(One(), BalancedClip(centre="behave"), aggregation=SequenceMean())),
+    "moments": slots(Objective(One(), M2PO())),
+    "rec": slots(Objective(One(), REC())),
+    "widths": slots(Objective(trust_region=ScaledWidth())),
     "lengths": {"model": {"shared_prompts": False}},
 }
 

@@ -20,7 +20,6 @@ from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.loading import load_trainable
 from popo_lightning.objectives.generalised_advantage import GAE
-from popo_lightning.objectives.objective import Objective
 from popo_lightning.policy import PolicyModule
 
 
@@ -33,15 +32,14 @@ def loaded_on_this_rank(folder: Path, **settings: Any) -> tuple[PolicyModule, in
         return load_trainable(*arguments)
 
     module = PolicyModule(path=str(folder), **settings)
-    with mock.patch("popo_lightning.policy.load_trainable", counted):
+    with mock.patch("popo_lightning.model.policy_model.load_trainable", counted):
         trainer_of("fsdp2", 2, 0, []).validate(module, [], verbose=False)
     return module, len(read)
 
 
 def with_everything(folder: Path, **settings: Any) -> PolicyModule:
     """A critic and a reference beside the policy."""
-    objective = Objective(regularizers=[ConvexKL(0.1)])
-    settings |= {"critic": Critic(), "advantage": GAE(), "objective": objective}
+    settings |= {"critic": Critic(), "advantage": GAE(), "regularizers": [ConvexKL(0.1)]}
     module, read = loaded_on_this_rank(folder, **settings)
     assert read == (1 if module.trainer.global_rank == 0 else 0)
     return module
@@ -131,7 +129,7 @@ def refusal(folder: Path) -> str:
 
 
 def unforeseen(folder: Path) -> str:
-    with mock.patch("popo_lightning.policy.load_trainable", side_effect=RuntimeError("out of luck")):
+    with mock.patch("popo_lightning.model.policy_model.load_trainable", side_effect=RuntimeError("out of luck")):
         try:
             trainer_of("fsdp2", 2, 0, []).validate(PolicyModule(path=str(folder)), [], verbose=False)
         except Exception as error:

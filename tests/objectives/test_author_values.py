@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import yaml
@@ -9,15 +11,20 @@ from helpers.objectives import loss_and_gradient
 from helpers.places import REPOSITORY
 from jsonargparse import ArgumentParser
 
+from popo_lightning.cli.slots import import_slots
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
 
 
 def objective(method: str) -> Objective:
     settings = yaml.safe_load((REPOSITORY / "configs" / "method" / f"{method}.yaml").read_text())
+    import_slots()
     parser = ArgumentParser()
-    parser.add_argument("--objective", type=Objective)
-    found = parser.instantiate_classes(parser.parse_object({"objective": settings["model"]["objective"]})).objective
+    parser.add_class_arguments(Objective, "objective")
+    slots = {
+        name: settings["model"][name] for name in inspect.signature(Objective).parameters if name in settings["model"]
+    }
+    found = parser.instantiate_classes(parser.parse_object({"objective": slots})).objective
     assert isinstance(found, Objective)
     return found
 

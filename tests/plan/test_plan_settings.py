@@ -17,7 +17,6 @@ from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalised_advantage import GAE
-from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL, EntropyBonus
 from popo_lightning.plan.run_settings import (
     DDP,
@@ -170,7 +169,7 @@ def test_model_and_batch() -> None:
     run = read(
         {"devices": 2, "strategy": "ddp"},
         {
-            "objective": Objective(regularizers=regularizers),
+            "regularizers": regularizers,
             "advantage": GAE(),
             "critic": Critic(),
             "micro_batch_tokens": 77,

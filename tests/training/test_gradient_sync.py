@@ -15,7 +15,6 @@ from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.methods.remix import ConvexKL
 from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalised_advantage import GAE
-from popo_lightning.objectives.objective import Objective
 from popo_lightning.policy import PolicyModule
 
 # More micro-batches on one rank, more on the other, none on one of them, and none at all.
@@ -32,7 +31,7 @@ def trained(folder: Path, strategy: str, gradient_sync: str = "step") -> dict[st
     """What came of the steps, with a critic and a reference. Tied heads: the embedding's gradient has two sources."""
     steps = Steps()
     critic: dict[str, Any] = {"critic": Critic(lr=1e-3), "advantage": GAE(whiten=False)}
-    critic["objective"] = Objective(regularizers=[ConvexKL(0.5)])
+    critic["regularizers"] = [ConvexKL(0.5)]
     # by its usual eps Adam makes a step of the learning rate out of a gradient that is nothing but rounding
     module = PolicyModule(
         path=str(folder),
