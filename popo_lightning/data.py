@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from popo_lightning.core.groups import Group
-from popo_lightning.core.minibatch import Minibatch, deal
+from popo_lightning.core.minibatch import Minibatch, split_minibatches
 from popo_lightning.core.problems import Problem
-from popo_lightning.core.ranks import from_all
+from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.core.task import Task
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import RolloutEngine, Sampling
@@ -25,11 +25,11 @@ from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.replay.composer import Composer, Iteration, OnPolicy
-from popo_lightning.rollout.ahead import LookAhead
+from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.checks import check_settings, check_share, warn_of_problems_that_never_return
 from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.iteration import IterationRollouts
 from popo_lightning.rollout.problem_sets import Benchmark, ProblemSets
 from popo_lightning.rollout.rank_states import (
@@ -38,7 +38,7 @@ from popo_lightning.rollout.rank_states import (
 )
 from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
 from popo_lightning.rollout.stream import RolloutStream
-from popo_lightning.rollout.weight_sync import SyncedEngine
+from popo_lightning.rollout.weight_sync import WeightSync
 from popo_lightning.runs.folder import EVALUATIONS
 from popo_lightning.runs.stopping import StopRequests
 from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
@@ -59,10 +59,11 @@ class RolloutDataModule(EngineRollouts):
         problems_per_iteration: B, problems sampled in an iteration, over all ranks.
         group_size: K, responses sampled for each problem.
         minibatches: Parts into which an iteration's groups are dealt out evenly; each is one optimizer step.
-        sweeps: Times the minibatches of an iteration are passed over.
-        sync_every: Iterations between weight syncs; in between the engine samples with the weights of the last one.
-        lag: 1 generates and grades an iteration's problems while the one before it trains, so that its responses are
-            one version old; 0 waits for the newest weights. 1 needs an engine apart from the trainer.
+        ppo_epochs: Times the minibatches of an iteration are passed over.
+        weight_sync_interval: Iterations between weight syncs; in between the engine samples with the weights of the
+            last one.
+        async_level: 1 generates and grades an iteration's problems while the one before it trains, so that its
+            responses are one version old; 0 waits for the newest weights. 1 needs an engine apart from the trainer.
         temperature: Sampling temperature in training. Tails are never cut (no top_p, no top_k): the recorded
             log-probs must be those of the distribution sampled from.
         max_new_tokens: Response limit in tokens.
@@ -72,11 +73,11 @@ class RolloutDataModule(EngineRollouts):
         stop: Strings that end a response, such as ["\nQuestion:"], for policies that do not end by themselves. The
             tokens that make up the string are kept and trained on; verifiers read what is before it. null takes the
             task's own: none in chat messages, and those of data.task.chat false.
-        effective_by: Reward part that decides whether a group is effective: score, which is trained on, or another,
+        effective_key: Reward part that decides whether a group is effective: score, which is trained on, or another,
             such as acc, where partial rewards alone should not count.
         overlong: Penalty for responses that come near max_new_tokens; null gives none.
-        graders: Grading processes per rank.
-        seconds_per_response: A grader that takes longer is killed and the response gets reward 0.
+        num_graders: Grading processes per rank.
+        grading_timeout: A grader that takes longer is killed and the response gets reward 0.
         seed: Set from seed_everything.
     """
 
@@ -89,18 +90,18 @@ class RolloutDataModule(EngineRollouts):
         problems_per_iteration: int = 32,
         group_size: int = 8,
         minibatches: int = 2,
-        sweeps: int = 1,
-        sync_every: int = 1,
-        lag: Literal[0, 1] = 0,
+        ppo_epochs: int = 1,
+        weight_sync_interval: int = 1,
+        async_level: Literal[0, 1] = 0,
         temperature: float = 1.0,
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
         image_pixels: tuple[int, int] | None = None,
         stop: list[str] | None = None,
-        effective_by: str = "score",
+        effective_key: str = "score",
         overlong: SoftOverlong | None = None,
-        graders: int = 1,
-        seconds_per_response: float = 5.0,
+        num_graders: int = 1,
+        grading_timeout: float = 5.0,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -111,21 +112,21 @@ class RolloutDataModule(EngineRollouts):
         self.problems_per_iteration = problems_per_iteration
         self.group_size = group_size
         self.minibatches = minibatches
-        self.sweeps = sweeps
-        self.sync_every = sync_every
-        self.lag = lag
+        self.ppo_epochs = ppo_epochs
+        self.weight_sync_interval = weight_sync_interval
+        self.async_level = async_level
         self.sampling = Sampling(max_new_tokens, temperature, stop=tuple(task.stop if stop is None else stop))
         self.max_prompt_tokens = max_prompt_tokens
         self.image_pixels = image_pixels
-        self.effective_by = effective_by
+        self.effective_key = effective_key
         self.overlong = overlong
-        self.graders = graders
-        self.seconds_per_response = seconds_per_response
+        self.num_graders = num_graders
+        self.grading_timeout = grading_timeout
         self.seed = seed
         check_settings(self)
 
         self.clock = PhaseClock()
-        self.ahead = LookAhead()
+        self.ahead = AsyncRollouts()
         self.longest_response = 0  # tokens that an evaluation may ask for
         self.totals = Totals()
         self.report: RolloutReport | None = None  # of the iteration under way
@@ -138,7 +139,9 @@ class RolloutDataModule(EngineRollouts):
         self._stores: dict[str, Any] | None = None  # of sampler and composer, since the iteration began
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
         self.check: EngineCheck | None = None
-        self.synced = SyncedEngine(engine, sync_every, self.clock, self._engine_context, weights, self.ahead.join)
+        self.synced = WeightSync(
+            engine, weight_sync_interval, self.clock, self._engine_context, weights, self.ahead.join
+        )
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
@@ -151,8 +154,8 @@ class RolloutDataModule(EngineRollouts):
         if not self._fitting:  # which may be a run's, that has a list of its own
             folder = folder / EVALUATIONS / stage
         self.problems = ProblemSets(self.task, prompts, world_size, folder if self._run.is_global_zero else None)
-        self._pool = GradingPool(self.task.verify, self.graders, self.seconds_per_response)
-        self.maker = GroupMaker(
+        self._pool = GradingPool(self.task.verify, self.num_graders, self.grading_timeout)
+        self.maker = RolloutGenerator(
             prompts,
             self.engine,
             self._pool,
@@ -180,9 +183,11 @@ class RolloutDataModule(EngineRollouts):
         """The minibatches of an iteration: a new one, or the rest of the one a checkpoint interrupted."""
         if not self.pending:
             self.stopping.check(self._run)
-            with self.leaves_at_once(self.lag == 0):
+            with self.leaves_at_once(self.async_level == 0):
                 self._begin_iteration()
-            if not self.lag:  # what was generated ahead is taken now, and a checkpoint from before would need it
+            if (
+                not self.async_level
+            ):  # what was generated ahead is taken now, and a checkpoint from before would need it
                 self.stopping.check(self._run)
         while self.pending:
             yield self.pending.pop(0)
@@ -198,21 +203,23 @@ class RolloutDataModule(EngineRollouts):
         if self.composer.samples_next():
             # before the composer decides anything by rank: gathering sharded weights takes all of them
             self.synced.for_rollouts(self._run.global_step, self.iteration)
-        self.report = RolloutReport(self.iteration, self.effective_by)
+        self.report = RolloutReport(self.iteration, self.effective_key)
         with self.clock.measure("compose"):
             groups = self.composer.compose(self._composers_view(self._rollouts(self.report)))
             self.report.composed(groups)
-            self.pending = deal(groups, self.iteration, self.minibatches, self.sweeps, self._random("deal"))
-        if not self.lag:
+            self.pending = split_minibatches(
+                groups, self.iteration, self.minibatches, self.ppo_epochs, self._random("deal")
+            )
+        if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
-        counts = of_all_ranks(from_all(self.report.counts() | seconds))
+        counts = of_all_ranks(all_gather_object(self.report.counts() | seconds))
         if not self.iteration:
-            check_grades(counts, from_all(self._pool.first_failure))
+            check_grades(counts, all_gather_object(self._pool.first_failure))
         self.totals.add(counts)
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1
-        if self.lag:
+        if self.async_level:
             # after the last iteration too: a run that goes on from its checkpoint must find what it would have had
             problems = self.problems_per_iteration // self._run.world_size
             self._rollouts(self.report).generate_ahead(problems, self.group_size)
@@ -224,7 +231,7 @@ class RolloutDataModule(EngineRollouts):
             self.maker,
             self.sampling,
             self._random,
-            {"data.effective_by": self.effective_by, "model.reward": self._module.reward},
+            {"data.effective_key": self.effective_key, "model.reward_key": self._module.reward_key},
             report,
             self.ahead,
         )
@@ -232,7 +239,7 @@ class RolloutDataModule(EngineRollouts):
     def _composers_view(self, rollouts: IterationRollouts) -> Iteration:
         return Iteration(
             version=self.iteration,
-            effective_by=self.effective_by,
+            effective_key=self.effective_key,
             problems=self.problems_per_iteration // self._run.world_size,
             group_size=self.group_size,
             next_problems=rollouts.next_problems,

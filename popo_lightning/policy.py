@@ -12,19 +12,19 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, token_columns
-from popo_lightning.core.ranks import gathered, over_ranks, whole
+from popo_lightning.core.ranks import all_gather_tensors, all_reduce, full_tensor
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
 from popo_lightning.model.policy_model import PolicyModel
-from popo_lightning.objectives.advantages import Advantage, GroupNormalised, check_weight
+from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
 from popo_lightning.objectives.aggregations import Aggregation, TokenMean
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.objectives.inputs import MinibatchTokens
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
-from popo_lightning.objectives.weights import BehaveWeight, Decoupled
+from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
 from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.training.minibatch_loss import MinibatchLoss
@@ -68,7 +68,7 @@ class PolicyModule(PolicyModel):
         dtype: Type of the trained weights. Compute in bfloat16 by trainer.precision bf16-mixed, which keeps float32
             weights; bfloat16 weights take half the memory, and round updates away that are small against the weight.
         temperature: Set from data.temperature.
-        reward: Reward part that is trained on.
+        reward_key: Reward part that is trained on.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class PolicyModule(PolicyModel):
         path: str | None = None,
         warm_start: WarmStart | None = None,
         # The default objects hold settings only and are never changed, so sharing them is safe.
-        advantage: Advantage = GroupNormalised(),  # noqa: B008
-        behave_weight: BehaveWeight = Decoupled(),  # noqa: B008
+        advantage: Advantage = GroupNormalized(),  # noqa: B008
+        behave_weight: BehaveWeight = TruncatedIS(),  # noqa: B008
         trust_region: TrustRegion = PPOClip(),  # noqa: B008
         regularizers: list[Regularizer] | None = None,
         aggregation: Aggregation = TokenMean(),  # noqa: B008
@@ -95,7 +95,7 @@ class PolicyModule(PolicyModel):
         freeze_vision: bool = False,
         dtype: str = "float32",
         temperature: float = 1.0,
-        reward: str = "score",
+        reward_key: str = "score",
     ) -> None:
         super().__init__()
         if path is not None and not path.strip():
@@ -135,7 +135,7 @@ class PolicyModule(PolicyModel):
         self.freeze_vision = freeze_vision
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
         self.temperature = temperature
-        self.reward = reward
+        self.reward_key = reward_key
         self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
 
     # -- training ----------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class PolicyModule(PolicyModel):
             # none for fresh groups: prox sampled them, and what engine and trainer differ by is no distance
             old = group.version < minibatch.version and minibatch.prox_logp is not None
             prox = minibatch.prox_logp[here] if old and minibatch.prox_logp is not None else None
-            found += self.advantage.for_group(group, self.reward, prox, None if values is None else values[here])
+            found += self.advantage.for_group(group, self.reward_key, prox, None if values is None else values[here])
         return found
 
     def _rows(self, minibatch: Minibatch) -> list[Row]:
@@ -172,7 +172,7 @@ class PolicyModule(PolicyModel):
         if values is not None:
             returns = [advantage + value for advantage, value in zip(advantages, values, strict=True)]
         if self.advantage.whitens:
-            of_all = torch.tensor([over_ranks(self.trainer, float(m), "sum") for m in moments(advantages)])
+            of_all = torch.tensor([all_reduce(self.trainer, float(m), "sum") for m in moments(advantages)])
             advantages = whiten(advantages, of_all)
         return minibatch.rows(advantages, values, returns)
 
@@ -192,8 +192,8 @@ class PolicyModule(PolicyModel):
         objective = self._objective_for(minibatch, rows)
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
         world_size = self.trainer.world_size
-        size = over_ranks(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
-        tokens = over_ranks(self.trainer, minibatch.tokens, "sum")
+        size = all_reduce(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
+        tokens = all_reduce(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
         add_up_gradients(self, losses, self._passes(minibatch, rows))
         norms = self._clip_gradients() if size else {"grad_norm": float("nan")}
@@ -220,7 +220,7 @@ class PolicyModule(PolicyModel):
         """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
         if not self.objective.needs_minibatch_tokens:
             return self.objective
-        flat = gathered(token_columns(rows, self.logprobs(minibatch)))
+        flat = all_gather_tensors(token_columns(rows, self.logprobs(minibatch)))
         return self.objective.for_minibatch(MinibatchTokens(flat[0], flat[1], flat[2], flat[3], flat[4].bool()))
 
     def _clip_gradients(self) -> dict[str, float]:
@@ -229,7 +229,7 @@ class PolicyModule(PolicyModel):
         if self.critic is not None:
             critics = {"critic_grad_norm": self.critic.clip_gradients(self.value_model)}
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         return {"grad_norm": norm} | critics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -1,4 +1,5 @@
-"""What generating one step ahead saves: `popo fit` with data.lag 0 and 1 in turns, with a vLLM server on this machine.
+"""What generating one step ahead saves: `popo fit` with data.async_level 0 and 1 in turns, with a vLLM server on this
+machine.
 
 Usage: python scripts/bench_lag.py [--iterations 20] [--repeats 3] [--out FILE.json] [further settings of popo fit ...]
 
@@ -117,13 +118,15 @@ def one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'scripts'}"}
 
 
-def timed(run: Path, url: str, folder: Path, lag: int, iterations: int, settings: list[str]) -> dict[str, float]:
+def timed(
+    run: Path, url: str, folder: Path, async_level: int, iterations: int, settings: list[str]
+) -> dict[str, float]:
     """Medians of a run's seconds."""
     configs = ["configs/task/countdown_tiny.yaml", "configs/method/popo.yaml", "configs/scale/servers.yaml"]
     command = [sys.executable, "-m", "popo_lightning", "fit", *(part for c in configs for part in ("--config", c))]
     command += [
         f"--data.engine.urls={json.dumps([url])}",
-        f"--data.lag={lag}",
+        f"--data.async_level={async_level}",
         f"--model.path={folder}",
         "--model.warm_start=null",
         f"--trainer.max_epochs={iterations}",
@@ -142,7 +145,7 @@ def timed(run: Path, url: str, folder: Path, lag: int, iterations: int, settings
     with (run / "metrics.csv").open(newline="") as file:
         rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if row["train/tokens"]][WARM_UP:]
     phases = {name.removeprefix("seconds/") for name in rows[0] if name.startswith("seconds/") and rows[0][name]}
-    medians = {name: statistics.median(float(row[f"seconds/{name}"] or 0) for row in rows) for name in sorted(phases)}
+    medians = {name: statistics.median(float(row[f"time/{name}"] or 0) for row in rows) for name in sorted(phases)}
     return {"seconds": statistics.median(end - start for start, end in pairwise(times[WARM_UP:]))} | medians
 
 

@@ -1,7 +1,7 @@
 """The effective share of an embedded Countdown policy before any training: of how many groups the rewards differ.
 
 Usage: python scripts/effective_share.py --config configs/task/countdown_10m.yaml [--device cuda] [--problems 256]
-       [--warm_start '{"right": 0.1}'] [--task '{"least_ways": 2}'] [--out share.json]
+       [--warm_start '{"right": 0.1}'] [--task '{"min_ways": 2}'] [--out share.json]
 
 Reads model.warm_start, data.task, data.group_size and data.max_new_tokens of the task file, builds the policy if it is
 not in the cache, and samples train problems at temperature 1 with the transformers engine. "bounds" are the shares of

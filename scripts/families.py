@@ -95,7 +95,7 @@ def _compare(found: Found, folder: Path, engine: Any) -> None:
     from popo_lightning.model.prompts import PromptEncoder
     from popo_lightning.policy import PolicyModule
     from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, gaps_of
-    from popo_lightning.rollout.group_maker import GroupMaker
+    from popo_lightning.rollout.generation import RolloutGenerator
 
     policy: Any = PolicyModule(path=str(folder))
     policy.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -116,7 +116,7 @@ def _compare(found: Found, folder: Path, engine: Any) -> None:
         )
     )
     nobody: Any = None
-    maker = GroupMaker(encoder, engine, nobody, PhaseClock(), 0, 1, torch.float32, None)
+    maker = RolloutGenerator(encoder, engine, nobody, PhaseClock(), 0, 1, torch.float32, None)
     last: list[Minibatch] = []
 
     def sample() -> None:

@@ -213,9 +213,9 @@ def countdown(check: Check) -> dict[str, Any]:
 
 def curve(path: Path) -> dict[str, list[float]]:
     """Mean reward and effective share by iteration."""
-    names = ("reward/score", "rollout/effective_share", "seconds/iteration", "engine/logp_gap_mean")
+    names = ("reward/score", "rollout/effective_share", "time/iteration", "engine/logp_gap_mean")
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("seconds/iteration")]
+        rows = [row for row in csv.DictReader(file) if row.get("time/iteration")]
     return {name: [float(row[name]) if row.get(name) else float("nan") for row in rows] for name in ("step", *names)}
 
 

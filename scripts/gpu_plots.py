@@ -91,10 +91,10 @@ def draw_countdown(part: dict[str, Any], card: str, out: Path) -> None:
     axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(fontsize=8)
-    axes[1].plot(curve["step"], curve["seconds/iteration"], color="C2")
+    axes[1].plot(curve["step"], curve["time/iteration"], color="C2")
     axes[1].set_ylabel("seconds per iteration")
     axes[1].set_ylim(
-        bottom=0, top=2.5 * sorted(curve["seconds/iteration"])[len(curve["step"]) // 2]
+        bottom=0, top=2.5 * sorted(curve["time/iteration"])[len(curve["step"]) // 2]
     )  # the first may stand out
     for axis in axes:
         axis.set_xlabel("iteration")

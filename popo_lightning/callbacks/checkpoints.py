@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from popo_lightning.callbacks.resume_place import ResumePlace
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.core.ranks import from_all, from_first, lost_rank, over_ranks
+from popo_lightning.core.ranks import all_gather_object, all_reduce, broadcast_object, lost_rank
 from popo_lightning.runs.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
 from popo_lightning.runs.stopping import Stopped
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
@@ -68,11 +68,11 @@ class Checkpoints(ModelCheckpoint):
         self._written: str | None = None  # the newest checkpoint of this process
         if stage != "fit":
             return
-        lag = getattr(trainer.datamodule, "lag", 0)  # type: ignore[attr-defined]
+        lag = getattr(trainer.datamodule, "async_level", 0)  # type: ignore[attr-defined]
         if self.save_on_exception and (trainer.world_size > 1 or lag):
             raise SettingError(
                 "checkpoint.save_on_exception is true, but a checkpoint is of all ranks and of what was generated "
-                f"ahead, and this run has {trainer.world_size} ranks and data.lag {lag}; leave it out"
+                f"ahead, and this run has {trainer.world_size} ranks and data.async_level {lag}; leave it out"
             )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
@@ -206,7 +206,7 @@ class Checkpoints(ModelCheckpoint):
         self._tried = self._behind or self._place
         why = self._broken(trainer)
         if why is None:
-            why = next((each for each in from_all(self._write(trainer, filepath)) if each), None)
+            why = next((each for each in all_gather_object(self._write(trainer, filepath)) if each), None)
         if why is not None:
             raise NotSavedError(f"checkpoint {filepath} is not written: {why}")
         self._saved = self._behind or self._place
@@ -218,7 +218,7 @@ class Checkpoints(ModelCheckpoint):
 
     def _broken(self, trainer: L.Trainer) -> str | None:
         weights = [*trainer.lightning_module.parameters(), *optimizer_state(trainer.optimizers)]
-        if over_ranks(trainer, not all_finite(weights), "max"):
+        if all_reduce(trainer, not all_finite(weights), "max"):
             return "weights or optimizer state hold a number that is not finite"
         return None
 
@@ -269,7 +269,7 @@ def _write_folder(trainer: L.Trainer, checkpoint: dict[str, Any], target: Path) 
     """Shards of all ranks, in a folder that comes to its place when all are written. Why it cannot be made, or None."""
     first = trainer.is_global_zero
     with draft_for(target) if first else nullcontext(target) as draft:
-        if (why := from_first(_made(draft) if first else None)) is not None:
+        if (why := broadcast_object(_made(draft) if first else None)) is not None:
             return why
         trainer.strategy.save_checkpoint(checkpoint, draft)  # rank 0 says where
         if first:

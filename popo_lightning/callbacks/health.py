@@ -93,50 +93,50 @@ class Health(L.Callback):
     run at most, after ten iterations in range. Null switches a limit off.
 
     Args:
-        least_replayed_ess: Of weight/replayed_ess, the share of the replayed tokens that the weighted ones are worth.
+        min_replayed_ess: Of weight/replayed_ess, the share of the replayed tokens that the weighted ones are worth.
             Below 0.5 most of what is replayed only adds noise.
-        largest_weight: Of weight/replayed_max: how many times likelier a replayed token may have become. It is below 10
+        max_weight: Of weight/replayed_max: how many times likelier a replayed token may have become. It is below 10
             while a policy learns; a collapse has been seen to take it to 25,000.
-        least_entropy: Of policy/entropy, as a share of its mean over the first ten iterations. It falls slowly as a
+        min_entropy: Of policy/entropy, as a share of its mean over the first ten iterations. It falls slowly as a
             policy learns; one that has lost nine tenths of it samples the same responses over and over.
-        most_replayed: Of replay/share, as a mean over ten iterations. Above 0.8 a group is trained on five times or
+        max_replayed: Of replay/share, as a mean over ten iterations. Above 0.8 a group is trained on five times or
             more, while the policy moves on: docs/evidence.md has runs that this spoils.
-        least_effective_share: Of rollout/effective_share, as a mean over ten iterations. Below 0.05 less than one group
+        min_effective_share: Of rollout/effective_share, as a mean over ten iterations. Below 0.05 less than one group
             in 20 carries a gradient.
-        most_truncated: Of rollout/truncated_share. Above 0.5 most responses are graded without their end.
+        max_truncated: Of rollout/truncated_frac. Above 0.5 most responses are graded without their end.
         patience: Iterations in a row after which it is said, those without any optimizer step among them.
     """
 
     def __init__(
         self,
-        least_replayed_ess: float | None = 0.5,
-        largest_weight: float | None = 100.0,
-        least_entropy: float | None = 0.1,
-        most_replayed: float | None = 0.8,
-        least_effective_share: float | None = 0.05,
-        most_truncated: float | None = 0.5,
+        min_replayed_ess: float | None = 0.5,
+        max_weight: float | None = 100.0,
+        min_entropy: float | None = 0.1,
+        max_replayed: float | None = 0.8,
+        min_effective_share: float | None = 0.05,
+        max_truncated: float | None = 0.5,
         patience: int = 3,
     ) -> None:
         shares = {
-            "least_replayed_ess": least_replayed_ess,
-            "least_entropy": least_entropy,
-            "most_replayed": most_replayed,
-            "least_effective_share": least_effective_share,
-            "most_truncated": most_truncated,
+            "min_replayed_ess": min_replayed_ess,
+            "min_entropy": min_entropy,
+            "max_replayed": max_replayed,
+            "min_effective_share": min_effective_share,
+            "max_truncated": max_truncated,
         }
         for name, share in shares.items():
             if share is not None and not 0 < share < 1:
                 raise SettingError(f"health.{name} is {share}; use a share between 0 and 1, or null")
-        if largest_weight is not None and largest_weight <= 1:
-            raise SettingError(f"health.largest_weight is {largest_weight}; use a number above 1, such as 100, or null")
+        if max_weight is not None and max_weight <= 1:
+            raise SettingError(f"health.max_weight is {max_weight}; use a number above 1, such as 100, or null")
         if patience < 1:
             raise SettingError(f"health.patience is {patience}; use at least 1 iteration, such as 3")
-        self.least_replayed_ess = least_replayed_ess
-        self.largest_weight = largest_weight
-        self.least_entropy = least_entropy
-        self.most_replayed = most_replayed
-        self.least_effective_share = least_effective_share
-        self.most_truncated = most_truncated
+        self.min_replayed_ess = min_replayed_ess
+        self.max_weight = max_weight
+        self.min_entropy = min_entropy
+        self.max_replayed = max_replayed
+        self.min_effective_share = min_effective_share
+        self.max_truncated = max_truncated
         self.patience = patience
         self._watched: dict[str, Watched] = {}
         self._courses: dict[str, Course] = {}
@@ -163,9 +163,9 @@ class Health(L.Callback):
     # -- one kind each -------------------------------------------------------------------------------------------
 
     def _ess(self, metrics: dict[str, float]) -> str:
-        limit, value = self.least_replayed_ess, metrics.get("weight/replayed_ess")
+        limit, value = self.min_replayed_ess, metrics.get("weight/replayed_ess")
         return self._judged(
-            "least_replayed_ess",
+            "min_replayed_ess",
             _below(value, limit),
             lambda: (
                 f"weight/replayed_ess is {value:.2g}, below {limit:g}: what is replayed teaches noise; {LESS_REPLAY}"
@@ -173,9 +173,9 @@ class Health(L.Callback):
         )
 
     def _weight(self, metrics: dict[str, float]) -> str:
-        limit, value = self.largest_weight, metrics.get("weight/replayed_max")
+        limit, value = self.max_weight, metrics.get("weight/replayed_max")
         return self._judged(
-            "largest_weight",
+            "max_weight",
             _above(value, limit),
             lambda: (
                 f"weight/replayed_max is {value:.3g}, above {limit:g}: the policy has moved far from what it "
@@ -184,10 +184,10 @@ class Health(L.Callback):
         )
 
     def _entropy(self, metrics: dict[str, float]) -> str:
-        limit, value = self.least_entropy, metrics.get("policy/entropy")
+        limit, value = self.min_entropy, metrics.get("policy/entropy")
         start = self._course("policy/entropy", metrics).start
         return self._judged(
-            "least_entropy",
+            "min_entropy",
             _below(value, None if limit is None else limit * start),
             lambda: (
                 f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
@@ -197,9 +197,9 @@ class Health(L.Callback):
         )
 
     def _replayed(self, metrics: dict[str, float]) -> str:
-        limit, course = self.most_replayed, self._course("replay/share", metrics)
+        limit, course = self.max_replayed, self._course("replay/share", metrics)
         return self._judged(
-            "most_replayed",
+            "max_replayed",
             None if limit is None or not course.whole else course.now > limit,
             lambda: (
                 f"replay/share is {course.now:.2g} over {WINDOW} iterations, above {limit:g}: the policy trains on the "
@@ -209,10 +209,10 @@ class Health(L.Callback):
         )
 
     def _share(self, metrics: dict[str, float]) -> str:
-        limit, course = self.least_effective_share, self._course("rollout/effective_share", metrics)
+        limit, course = self.min_effective_share, self._course("rollout/effective_share", metrics)
         known = limit is not None and course.whole and "rollout/effective_share" in metrics
         return self._judged(
-            "least_effective_share",
+            "min_effective_share",
             course.now < limit if known and limit is not None else None,
             lambda: (
                 f"rollout/effective_share is {course.now:.2g} over {WINDOW} iterations, below {limit:g}: hardly any "
@@ -221,12 +221,12 @@ class Health(L.Callback):
         )
 
     def _cut(self, metrics: dict[str, float]) -> str:
-        limit, value = self.most_truncated, metrics.get("rollout/truncated_share")
+        limit, value = self.max_truncated, metrics.get("rollout/truncated_frac")
         return self._judged(
-            "most_truncated",
+            "max_truncated",
             _above(value, limit),
             lambda: (
-                f"rollout/truncated_share is {value:.2g}, above {limit:g}: most responses are cut at "
+                f"rollout/truncated_frac is {value:.2g}, above {limit:g}: most responses are cut at "
                 "data.max_new_tokens; raise it, or set data.stop where a base model does not end by itself"
             ),
         )

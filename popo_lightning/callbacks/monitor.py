@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import from_all, from_first, to_first
+from popo_lightning.core.ranks import all_gather_object, broadcast_object, gather_object
 from popo_lightning.metrics.monitors import publish
 from popo_lightning.rollout.engine_gap import GapLimits
 from popo_lightning.training.throughput import Worker, check_peak, throughput_metrics
@@ -109,7 +109,7 @@ class Monitor(L.Callback):
         publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
         # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
-        gap = from_first(metrics.get("engine/logp_gap_mean", 0.0))
+        gap = broadcast_object(metrics.get("engine/logp_gap_mean", 0.0))
         self._check_gap(gap, exact, data.gap_floor)
 
     def _not_finite(self, metrics: dict[str, float], iteration: int) -> list[str]:
@@ -125,7 +125,7 @@ class Monitor(L.Callback):
         return found
 
     def _training_metrics(self, trainer: L.Trainer) -> dict[str, float]:
-        steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*from_all(self._steps), strict=True)]
+        steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*all_gather_object(self._steps), strict=True)]
         stepped = [step for step in steps if step["stepped"]]
         metrics = {
             "train/optimizer_steps": float(trainer.global_step),
@@ -139,8 +139,10 @@ class Monitor(L.Callback):
         for name, shown in names.items():
             values = [step[name] for step in stepped if name in step]
             metrics |= {shown: _mean(values)} if values else {}
-        metrics |= throughput_metrics(steps, from_all(self._worker.state()))
-        return metrics | token_metrics([TokenSums.from_plain(of_rank) for of_rank in to_first(self._tokens.to_plain())])
+        metrics |= throughput_metrics(steps, all_gather_object(self._worker.state()))
+        return metrics | token_metrics(
+            [TokenSums.from_plain(of_rank) for of_rank in gather_object(self._tokens.to_plain())]
+        )
 
     def _seconds(self, data: Any) -> dict[str, float]:
         seconds = data.clock.take()
@@ -148,7 +150,7 @@ class Monitor(L.Callback):
         whole = time.perf_counter() - self._began - (data.start_seconds - self._start_before)
         inside = sum(value for name, value in seconds.items() if name != "start")
         seconds["other"] = whole - inside
-        return {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": whole}
+        return {f"time/{name}": value for name, value in seconds.items()} | {"time/iteration": whole}
 
     def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
         warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)

@@ -59,7 +59,7 @@ def health_part(found: Collection) -> Part:
         "effective share": ("effective_share", "{:.1%}"),
         "replayed share": ("replay_share", "{:.1%}"),
         "mean age": ("age_mean", "{:.2f}"),
-        "clip share": ("clip_share", "{:.2%}"),
+        "clip share": ("clip_frac", "{:.2%}"),
         "entropy at the end": ("entropy_end", "{:.3f}"),
     }
     rows = []

@@ -136,7 +136,7 @@ def points(entries: Sequence[Mapping[str, float]], rows: Mapping[int, Mapping[st
             Point(
                 iteration=iteration,
                 responses=max((row.get("total/responses", 0.0) for row in before), default=0.0),
-                seconds=sum(row.get("seconds/iteration", 0.0) for row in before),
+                seconds=sum(row.get("time/iteration", 0.0) for row in before),
                 tokens=sum(row.get("train/tokens", 0.0) for row in before),
                 numbers=fixed | {name: value for name, value in entry.items() if name.startswith("eval/")},
             )
@@ -154,7 +154,7 @@ def health(rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         "effective_share": mean(column(EFFECTIVE)),
         "replay_share": mean(column("replay/share")),
         "age_mean": mean(column("replay/age_mean")),
-        "clip_share": mean(column("policy/clip_share")),
+        "clip_frac": mean(column("policy/clip_frac")),
         "entropy_end": mean(column("policy/entropy")[-AT_THE_END:]),
         "weight_max": max(column("weight/replayed_max"), default=math.nan),
     }
@@ -178,7 +178,7 @@ def _totals(summary: Mapping[str, Any], rows: Mapping[int, Mapping[str, float]])
         "responses": float(summary["responses"]),
         "dynamic_sampling_responses": math.nan if needed is None else float(needed),
         "tokens": sum(row.get("train/tokens", 0.0) for row in rows.values()),
-        "seconds": sum(row.get("seconds/iteration", 0.0) for row in rows.values()),
+        "seconds": sum(row.get("time/iteration", 0.0) for row in rows.values()),
         "wall_seconds": float(summary["wall_seconds"]),
     }
 

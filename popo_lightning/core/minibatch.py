@@ -28,7 +28,7 @@ class Minibatch:
     Attributes:
         prox_logp: One (T,) tensor a row; None: not computed (yet).
         prox_is_start: Whether prox_logp is of the policy that the iteration began with, which sampled the fresh rows.
-        prox_share: One number a row: prox is this share of the way from behave to the policy, in log-probs. None:
+        prox_alpha: One number a row: prox is this share of the way from behave to the policy, in log-probs. None:
             prox_logp holds.
         values: One (T,) tensor a row, of a critic at the start of the iteration. None: taken before the step.
     """
@@ -40,7 +40,7 @@ class Minibatch:
         self.part = index if part is None else part
         self.prox_logp: list[Tensor] | None = None
         self.prox_is_start = False
-        self.prox_share: list[float] | None = None
+        self.prox_alpha: list[float] | None = None
         self.values: list[Tensor] | None = None
 
     @property
@@ -82,7 +82,7 @@ class Minibatch:
                         response=response,
                         advantage=torch.zeros(()) if advantages is None else advantages[index],
                         prox_logp=None if self.prox_logp is None else self.prox_logp[index],
-                        prox_share=None if self.prox_share is None else self.prox_share[index],
+                        prox_alpha=None if self.prox_alpha is None else self.prox_alpha[index],
                         age=self.version - group.version_of(response),
                         loss_weight=group.loss_weight,
                         images=group.images,
@@ -101,7 +101,7 @@ class Minibatch:
             "part": self.part,
             "prox_logp": self.prox_logp,
             "prox_is_start": self.prox_is_start,
-            "prox_share": self.prox_share,
+            "prox_alpha": self.prox_alpha,
             "values": self.values,
         }
 
@@ -110,20 +110,22 @@ class Minibatch:
         """Inverse of :meth:`to_plain`."""
         groups = [Group.from_plain(group) for group in plain["groups"]]
         minibatch = cls(groups, plain["version"], plain["index"], plain.get("part"))
-        minibatch.prox_logp, minibatch.prox_share = plain["prox_logp"], plain.get("prox_share")
+        minibatch.prox_logp, minibatch.prox_alpha = plain["prox_logp"], plain.get("prox_alpha")
         minibatch.prox_is_start = plain.get("prox_is_start", False)
         minibatch.values = plain.get("values")
         return minibatch
 
 
-def deal(groups: Sequence[Group], version: int, minibatches: int, sweeps: int, random: Random) -> list[Minibatch]:
+def split_minibatches(
+    groups: Sequence[Group], version: int, minibatches: int, ppo_epochs: int, random: Random
+) -> list[Minibatch]:
     """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed.
 
     Args:
         groups: Those of one iteration.
         version: Policy version.
         minibatches: Parts, of which some are empty where there are fewer groups.
-        sweeps: Times the parts come, in the same order and with the same groups.
+        ppo_epochs: Times the parts come, in the same order and with the same groups.
         random: Decides the order.
     """
     order = list(range(len(groups)))
@@ -131,7 +133,7 @@ def deal(groups: Sequence[Group], version: int, minibatches: int, sweeps: int, r
     dealt = [[groups[i] for i in order[part::minibatches]] for part in range(minibatches)]
     return [
         Minibatch(part, version, sweep * minibatches + place, place)
-        for sweep in range(sweeps)
+        for sweep in range(ppo_epochs)
         for place, part in enumerate(dealt)
     ]
 
@@ -145,7 +147,7 @@ class Row:
     response: Response
     advantage: Tensor
     prox_logp: Tensor | None = None
-    prox_share: float | None = None
+    prox_alpha: float | None = None
     age: int = 0
     loss_weight: float = 1.0
     images: dict[str, Tensor] = field(default_factory=dict)
@@ -174,8 +176,8 @@ def token_columns(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
     for row, present in zip(rows, logp, strict=True):
         behave = row.response.behave_logp
         prox = present if row.prox_logp is None else row.prox_logp
-        if row.prox_share is not None:
-            prox = torch.lerp(behave, present, row.prox_share)
+        if row.prox_alpha is not None:
+            prox = torch.lerp(behave, present, row.prox_alpha)
         advantage = row.advantage.float().expand(len(present))
         values = (present, prox, behave, advantage, torch.full_like(present, row.fresh))
         for column, value in zip(columns, values, strict=True):

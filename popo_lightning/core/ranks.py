@@ -14,14 +14,14 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 
 
-def over_ranks(trainer: L.Trainer, value: float, operation: str) -> float:
+def all_reduce(trainer: L.Trainer, value: float, operation: str) -> float:
     """The sum or max of a number over all ranks. A collective."""
     # on the device: NCCL reduces nothing else; in float64: token counts are exact there
     tensor = torch.tensor(float(value), dtype=torch.float64, device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(tensor, reduce_op=operation))
 
 
-def several_ranks() -> bool:
+def is_distributed() -> bool:
     """Whether there is another process."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
@@ -36,38 +36,38 @@ def lost_rank(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of which each rank has a part, gathered, which is a collective; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def from_all(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """A plain value of every rank, in their order. A collective."""
-    if not several_ranks():
+    if not is_distributed():
         return [value]
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, value)
     return ranks
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """Rank 0's plain value, on every rank. A collective."""
-    if not several_ranks():
+    if not is_distributed():
         return value
     told = [value]
     dist.broadcast_object_list(told, src=0)
     return told[0]
 
 
-def to_first(value: T) -> list[T]:
+def gather_object(value: T) -> list[T]:
     """On rank 0 a plain value of every rank, elsewhere one's own alone. A collective."""
-    if not several_ranks():
+    if not is_distributed():
         return [value]
     ranks: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, ranks)
     return [value] if ranks is None else ranks
 
 
-def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
+def all_gather_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Flat (N,) CPU tensors, N differing by rank, each joined over all ranks in their order. A collective."""
-    return [torch.cat(parts) for parts in zip(*from_all(list(tensors)), strict=True)]
+    return [torch.cat(parts) for parts in zip(*all_gather_object(list(tensors)), strict=True)]

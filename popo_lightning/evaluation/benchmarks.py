@@ -42,7 +42,7 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True)
-class Regime:
+class EvalSettings:
     """Everything that decides how one benchmark is evaluated, the seed apart. Fields as in BenchmarkSettings."""
 
     samples: int
@@ -55,7 +55,7 @@ class Regime:
     max_new_tokens: int | None
     limit: int
 
-    def changed(self, settings: BenchmarkSettings) -> Regime:
+    def changed(self, settings: BenchmarkSettings) -> EvalSettings:
         """With one benchmark's own settings."""
         own: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(settings)}
         if own["pass_k"] is not None:
@@ -111,10 +111,10 @@ def several(k: int | Sequence[int]) -> tuple[int, ...]:
     return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
 
 
-def metric_names(regimes: Mapping[str, Regime]) -> list[str]:
+def metric_names(regimes: Mapping[str, EvalSettings]) -> list[str]:
     """Names of the metrics of an evaluation, by the regime of each benchmark."""
     labels = {name: _labels(regime) for name, regime in regimes.items()}
-    always = ("response_tokens", "truncated_share", "grading_failures", "seconds")
+    always = ("response_tokens", "truncated_frac", "grading_failures", "seconds")
     found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
     if len(regimes) < 2:
         return found
@@ -125,7 +125,7 @@ def metric_names(regimes: Mapping[str, Regime]) -> list[str]:
     return found
 
 
-def _labels(regime: Regime) -> list[str]:
+def _labels(regime: EvalSettings) -> list[str]:
     sampled = [f"avg_at_{regime.avg_k}", *(f"pass_at_{k}" for k in regime.pass_k)] if regime.samples else []
     return ["greedy"] * regime.greedy + sampled
 

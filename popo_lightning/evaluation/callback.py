@@ -19,7 +19,7 @@ from popo_lightning.engines.base import Sampling
 from popo_lightning.evaluation.benchmarks import (
     DEFAULT_BREAKDOWN,
     BenchmarkSettings,
-    Regime,
+    EvalSettings,
     check_names,
     metric_names,
     several,
@@ -79,7 +79,7 @@ class Evaluation(L.Callback):
                 f"evaluation.every_n_iterations is {every_n_iterations}; use 0 (only before and after) or more"
             )
         ks = several(pass_k)
-        self.regime = Regime(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
+        self.regime = EvalSettings(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
         self.regime.check("evaluation")
         self.benchmarks = benchmarks or {}
         for name in self.benchmarks:
@@ -95,7 +95,7 @@ class Evaluation(L.Callback):
         self._results: list[BenchmarkResult] = []  # of the validate, test or predict under way
         self._responses: ReplacedFile | None = None  # of predict
 
-    def regime_of(self, benchmark: str) -> Regime:
+    def regime_of(self, benchmark: str) -> EvalSettings:
         """How a benchmark is evaluated."""
         settings = self.benchmarks.get(benchmark)
         return self.regime if settings is None else self.regime.changed(settings)
@@ -227,7 +227,7 @@ class Evaluation(L.Callback):
         return measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
 
     def _sample(
-        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, regime: Regime
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings
     ) -> list[Group]:
         assert regime.max_new_tokens is not None
         cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
-from popo_lightning.core.ranks import over_ranks
-from popo_lightning.evaluation.benchmarks import MEAN, Regime
+from popo_lightning.core.ranks import all_reduce
+from popo_lightning.evaluation.benchmarks import MEAN, EvalSettings
 from popo_lightning.metrics.estimates import AvgAtK, PassAtK
 
 Numbers = dict[str, float]
-"""problems, greedy, avg_at_K, pass_at_K, response_tokens, truncated_share, grading_failures."""
+"""problems, greedy, avg_at_K, pass_at_K, response_tokens, truncated_frac, grading_failures."""
 
 MAX_PARTS = 100  # a field with more values is no category
 
@@ -40,7 +40,7 @@ class BenchmarkResult:
     """
 
     name: str
-    regime: Regime
+    regime: EvalSettings
     numbers: Numbers
     breakdown: dict[str, dict[str, Numbers]]
     seconds: float
@@ -118,7 +118,7 @@ def by_benchmark(entry: Mapping[str, float]) -> dict[str, Numbers]:
 def measured(
     trainer: L.Trainer,
     name: str,
-    regime: Regime,
+    regime: EvalSettings,
     problems: Sequence[Problem],
     greedy: Sequence[Group],
     sampled: Sequence[Group],
@@ -181,7 +181,7 @@ def _part(groups: Sequence[Group], values: Sequence[str], value: str) -> list[Gr
     return [group for group, its in zip(groups, values, strict=True) if its == value] if groups else []
 
 
-def _numbers(trainer: L.Trainer, regime: Regime, greedy: Sequence[Group], sampled: Sequence[Group]) -> Numbers:
+def _numbers(trainer: L.Trainer, regime: EvalSettings, greedy: Sequence[Group], sampled: Sequence[Group]) -> Numbers:
     """Over all ranks, some of which may have no group of this part."""
     device = trainer.strategy.root_device
     either = sampled if regime.samples else greedy
@@ -197,7 +197,7 @@ def _numbers(trainer: L.Trainer, regime: Regime, greedy: Sequence[Group], sample
             numbers[label] = float(metric.compute())
     responses = [response for group in either for response in group.responses]
     numbers["response_tokens"] = _mean_over_ranks(trainer, _each(len(r.token_ids) for r in responses))
-    numbers["truncated_share"] = _mean_over_ranks(trainer, _each(r.finish_reason == "length" for r in responses))
+    numbers["truncated_frac"] = _mean_over_ranks(trainer, _each(r.finish_reason == "length" for r in responses))
     graded: list[Response] = [response for group in (*greedy, *sampled) for response in group.responses]
     numbers["grading_failures"] = _sum_over_ranks(trainer, _each(r.failure is not None for r in graded))
     return numbers
@@ -213,7 +213,7 @@ def _each(values: Iterable[float]) -> Tensor:
 
 
 def _sum_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
-    return over_ranks(trainer, float(values.double().sum()), "sum")
+    return all_reduce(trainer, float(values.double().sum()), "sum")
 
 
 def _mean_over_ranks(trainer: L.Trainer, values: Tensor) -> float:

@@ -97,7 +97,7 @@ def _labels(numbers: Iterable[Numbers]) -> list[str]:
     return sorted(found, key=_rank)
 
 
-FIXED = {"problems": 0, "greedy": 1, "avg": 2, "response_tokens": 5, "truncated_share": 6, "grading_failures": 7}
+FIXED = {"problems": 0, "greedy": 1, "avg": 2, "response_tokens": 5, "truncated_frac": 6, "grading_failures": 7}
 
 
 def _rank(label: str) -> tuple[int, int, str]:
@@ -106,12 +106,12 @@ def _rank(label: str) -> tuple[int, int, str]:
 
 
 def _heading(label: str) -> str:
-    short = {"response_tokens": "tokens", "truncated_share": "truncated", "grading_failures": "failures"}
+    short = {"response_tokens": "tokens", "truncated_frac": "truncated", "grading_failures": "failures"}
     return short.get(label, label.replace("_at_", "@"))
 
 
 def _form(label: str) -> str:
-    forms = {"problems": "{:,.0f}", "response_tokens": "{:,.1f}", "truncated_share": "{:.1%}"}
+    forms = {"problems": "{:,.0f}", "response_tokens": "{:,.1f}", "truncated_frac": "{:.1%}"}
     return forms.get(label, "{:,.0f}" if label == "grading_failures" else "{:.3f}")
 
 

@@ -33,7 +33,7 @@ MAX_RESPONSE_CHARS = 1_000_000
 START_ATTEMPTS = 3
 
 FAILURES = {
-    "timeout": "took over {seconds:g} s (data.seconds_per_response) for",
+    "timeout": "took over {seconds:g} s (data.grading_timeout) for",
     "crash": "ended its process (status {status}) over",
     "invalid": "sent a reply that is no grade for",
 }
@@ -52,25 +52,25 @@ class GradingPool:
         verify: A picklable function or object that a fresh interpreter can import: not from a script's `__main__`,
             no lambda.
         workers: Number of processes.
-        seconds_per_response: Wall-clock limit in seconds, counted from when that response is handed to a worker.
+        grading_timeout: Wall-clock limit in seconds, counted from when that response is handed to a worker.
 
     Attributes:
         first_failure: What went wrong first, as a sentence without its end, or None.
 
     Raises:
-        ValueError: `workers` below 1, or `seconds_per_response` not positive and finite.
+        ValueError: `workers` below 1, or `grading_timeout` not positive and finite.
     """
 
     first_failure: str | None = None
 
-    def __init__(self, verify: Verify, workers: int = 1, seconds_per_response: float = 5.0) -> None:
+    def __init__(self, verify: Verify, workers: int = 1, grading_timeout: float = 5.0) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
-        if not (seconds_per_response > 0 and math.isfinite(seconds_per_response)):
-            raise ValueError(f"seconds_per_response must be positive and finite, not {seconds_per_response}")
+        if not (grading_timeout > 0 and math.isfinite(grading_timeout)):
+            raise ValueError(f"grading_timeout must be positive and finite, not {grading_timeout}")
         self._verify = pickle.dumps(verify)
         self._count = workers
-        self._seconds = seconds_per_response
+        self._seconds = grading_timeout
         self._workers: list[GradingProcess] = []
         self._queue: deque[tuple[int, bytes]] = deque()
         self._grades: dict[int, Grade] = {}
@@ -230,5 +230,5 @@ def check_grades(counts: dict[str, float], reasons: Sequence[str | None]) -> Non
         raise SettingError(
             f"none of the {counts['responses']:.0f} responses of the first iteration could be graded: "
             f"{next(filter(None, reasons))}; correct the verifier of data.task, which returns a number or a dict with "
-            "a number as its score, or raise data.seconds_per_response where it takes longer"
+            "a number as its score, or raise data.grading_timeout where it takes longer"
         )

@@ -41,7 +41,7 @@ class StagedSampling(Composer):
         max_age: Oldest response reused, in policy versions; null sets no limit.
     """
 
-    works_ahead = False
+    supports_async = False
 
     def __init__(self, stages: int = 2, capacity: int | None = None, max_age: int | None = None) -> None:
         if stages < 1:

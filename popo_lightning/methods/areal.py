@@ -35,10 +35,10 @@ class LogLinear(ProximalPolicy):
         """Alpha of every row."""
         assert isinstance(batch, Minibatch)
         ages = [batch.version - group.version_of(response) for group in batch.groups for response in group.responses]
-        batch.prox_share = [prox_share(age) for age in ages]
+        batch.prox_alpha = [prox_alpha(age) for age in ages]
 
 
-def prox_share(age: int) -> float:
+def prox_alpha(age: int) -> float:
     """Alpha: (v_prox - v_behave) / (v_policy - v_behave), where v_prox is v_policy - 1, and 0 for fresh rows.
 
     Args:

@@ -19,7 +19,7 @@ class ARPO(Composer):
     Where the K successes of a fresh group have std < low_std and mean < low_mean, its first response gives way to one
     of the problem's stored successes, drawn at random. The group's advantages are then those of the mixed rewards. The
     source takes the success's old log-probs from the present policy, so that pi_prox / pi_behave is 1: use behave
-    weight `One` with `PPOClip`, whose prox is the present policy for every row. Stored: the newest `capacity`
+    weight `NoCorrection` with `PPOClip`, whose prox is the present policy for every row. Stored: the newest `capacity`
     successes of each problem, with their behave log-probs (for the log alone). Extra passes and rollouts: none.
 
     Successes are stored after the injection, so an iteration's own cannot fill its failures.
@@ -34,7 +34,7 @@ class ARPO(Composer):
         capacity: Successes kept of each problem.
         low_std: A group whose successes have a smaller std, and
         low_mean: a smaller mean, has failed.
-        success_by: Reward part that tells a success, and whose std and mean these are.
+        success_key: Reward part that tells a success, and whose std and mean these are.
         success_above: A response is a success where that part is more than this.
     """
 
@@ -43,7 +43,7 @@ class ARPO(Composer):
         capacity: int = 8,
         low_std: float = 0.05,
         low_mean: float = 0.2,
-        success_by: str = "acc",
+        success_key: str = "acc",
         success_above: float = 0.1,
     ) -> None:
         if capacity < 1:
@@ -54,7 +54,7 @@ class ARPO(Composer):
             raise SettingError(f"ARPO.low_mean is {low_mean}; use a finite number, such as 0.2")
         self.low_std = low_std
         self.low_mean = low_mean
-        self.success_by = success_by
+        self.success_key = success_key
         self.success_above = success_above
         self.store = ResponseStore(capacity)
         self._injected = 0  # in the last iteration
@@ -75,11 +75,11 @@ class ARPO(Composer):
         return replace(group, responses=[random.choice(successes), *group.responses[1:]])
 
     def _failed(self, group: Group) -> bool:
-        successes = group.rewards(self.success_by)
+        successes = group.rewards(self.success_key)
         return bool(successes.std(correction=0) < self.low_std and successes.mean() < self.low_mean)
 
     def _succeeded(self, response: Response) -> bool:
-        return response.failure is None and response.parts.get(self.success_by, 0.0) > self.success_above
+        return response.failure is None and response.parts.get(self.success_key, 0.0) > self.success_above
 
     def passes_before_replay(self, group_size: int) -> int:
         """Times a problem must have been asked before any of its responses can be replayed."""

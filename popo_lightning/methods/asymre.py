@@ -15,7 +15,8 @@ class ShiftedBaseline(Advantage):
 
     On-policy a baseline changes only the variance. Off-policy it changes the fixed point: failures of another policy
     teach little, and a lower baseline gives successes more weight. With the source's importance weight of none and no
-    clip it is A * log pi: behave weight `One`, trust region without a bound. Nothing is stored and no pass added.
+    clip it is A * log pi: behave weight `NoCorrection`, trust region without a bound. Nothing is stored and no pass
+    added.
 
     An ineffective group gets -shift on every response, by intent: that pulls the policy towards its samples, as a
     forward KL would. A positive shift pushes away from all samples, which the source finds to collapse off-policy.

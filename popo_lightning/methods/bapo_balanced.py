@@ -9,10 +9,10 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above, one_of, within
 from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.behave_clip import FoundBehaveClip, sampled_tokens
+from popo_lightning.objectives.behave_clip import FixedBehaveClip, sampled_tokens
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.trust_regions import (
-    FoundClip,
+    FixedClip,
     TrustRegion,
     TrustRegionOutput,
     checked_dual_clip,
@@ -61,7 +61,7 @@ class BalancedClip(TrustRegion):
         step: By how much a bound is moved at a time.
         target: Share of the contributions that is to come from A > 0.
         dual_clip: Bound of the ratio where the advantage is negative, null for none.
-        centre: behave, as in the paper, with One for a weight; or prox, with a behaviour weight, which makes BAPO's
+        center: behave, as in the paper, with One for a weight; or prox, with a behaviour weight, which makes BAPO's
             bounds the trust region of decoupled PPO.
     """
 
@@ -76,9 +76,9 @@ class BalancedClip(TrustRegion):
         step: float = 0.05,
         target: float = 0.5,
         dual_clip: float | None = 3.0,
-        centre: Literal["prox", "behave"] = "prox",
+        center: Literal["prox", "behave"] = "prox",
     ) -> None:
-        one_of("BalancedClip.centre", centre, ("prox", "behave"))
+        one_of("BalancedClip.center", center, ("prox", "behave"))
         within("BalancedClip.low_to", low_to, 0, 1, "0.9")
         within("BalancedClip.low_from", low_from, 0, low_to, "0.6, and not above low_to")
         above("BalancedClip.high_from", high_from, 1, "1.2")
@@ -89,20 +89,20 @@ class BalancedClip(TrustRegion):
         above("BalancedClip.step", step, 0, "0.05")
         self.target = within("BalancedClip.target", target, 0, 1, "0.5")
         self.dual_clip = checked_dual_clip("BalancedClip", dual_clip)
-        self.folds_weight = centre == "behave"
+        self.includes_is_weight = center == "behave"
         lower = [(low, high_from) for low in steps(low_from, low_to, step)]
         self.bounds = lower + [(low_to, high) for high in steps(high_from, high_to, step)[1:]]
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Give the clip at the first bounds that reach the target, or else at the widest."""
-        centre = sampled_tokens(tokens) if self.folds_weight else tokens.prox_logp
-        logs = (tokens.logp - centre).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        center = sampled_tokens(tokens) if self.includes_is_weight else tokens.prox_logp
+        logs = (tokens.logp - center).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         ratio = logs.exp()
         for low, high in self.bounds:
             share = positive_share(ratio, tokens.advantages, low, high)
             if share >= self.target:
                 break
-        clip = FoundBehaveClip if self.folds_weight else FoundClip
+        clip = FixedBehaveClip if self.includes_is_weight else FixedClip
         return clip(1 - low, high - 1, self.dual_clip, {"positive_share": share})
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:

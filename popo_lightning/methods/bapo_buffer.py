@@ -17,10 +17,10 @@ from popo_lightning.replay.composer import Composer, Iteration
 CODE_REWARD_RANGE = (0.2, 0.8)
 
 
-class BufferMatters(Composer):
+class BAPOBuffer(Composer):
     """A batch of three sources, without redundant sampling (arXiv 2602.20722; waunx/BAPO_ICLR).
 
-    With mu the mean of a group's ``part``, K its size and B the groups of an iteration, a batch is X1, X2 and X3:
+    With mu the mean of a group's ``reward_key``, K its size and B the groups of an iteration, a batch is X1, X2 and X3:
 
         X1: the fresh groups with 1/K <= mu <= (K-1)/K
         X2: every m iterations, stored hard problems (mu <= c1) answered again, where now c1 < mu < 1; at most B - |X1|
@@ -32,9 +32,9 @@ class BufferMatters(Composer):
     authors' code has it, the other way round, with r first stretched from [0.2, 0.8] to [0, 1].
 
     Keeps problems with their mu, and the good groups of the last versions. Every m iterations up to ``ask_again``
-    groups more are sampled; no forward pass is added. The paper's other parts: data.sync_every 2 (rollouts by weights
-    that are renewed every other iteration) and Decoupled with cap 3. Let ``every`` be a multiple of data.sync_every:
-    only then does a problem meet the present weights when it is asked again.
+    groups more are sampled; no forward pass is added. The paper's other parts: data.weight_sync_interval 2 (rollouts by
+    weights that are renewed every other iteration) and TruncatedIS with cap 3. Let ``interval`` be a multiple of
+    data.weight_sync_interval: only then does a problem meet the present weights when it is asked again.
 
     Deviations: the code keeps prox from the time of sampling for X3 and clips around the ratio it starts from; here
     prox is that of the iteration for all, and the weight does the rest. Its r is the mean over all that is stored.
@@ -42,12 +42,12 @@ class BufferMatters(Composer):
     holds beyond the thresholds is not known.
 
     Args:
-        part: Reward part whose mean is mu.
+        reward_key: Reward part whose mean is mu.
         hard: c1, greatest mu of a hard problem.
         good: c2 and c3, least and greatest mu of a replayed group: their low ends where they adapt.
         good_high: The high ends of c2 and c3.
         adaptive: off, or which way c2 and c3 follow the mean reward.
-        every: m, iterations between two times of asking hard problems again.
+        interval: m, iterations between two times of asking hard problems again.
         ask_again: Most hard problems asked at a time, on each rank.
         promote: range is the rule above; improved takes every group whose mu is above the stored one, as in the code.
         hard_capacity: Hard problems kept, on each rank; null keeps as many as an iteration samples.
@@ -57,12 +57,12 @@ class BufferMatters(Composer):
 
     def __init__(
         self,
-        part: str = "acc",
+        reward_key: str = "acc",
         hard: float = 0.125,
         good: tuple[float, float] = (0.125, 0.25),
         good_high: tuple[float, float] = (0.5, 0.625),
         adaptive: Literal["off", "prose", "code"] = "off",
-        every: int = 2,
+        interval: int = 2,
         ask_again: int = 32,
         promote: Literal["range", "improved"] = "range",
         hard_capacity: int | None = None,
@@ -72,23 +72,23 @@ class BufferMatters(Composer):
         for name, (low, high) in (("good", good), ("good_high", good_high)):
             if not 0 < low <= high < 1:
                 raise SettingError(
-                    f"BufferMatters.{name} is {[low, high]}; give the least and the greatest mean reward, between "
+                    f"BAPOBuffer.{name} is {[low, high]}; give the least and the greatest mean reward, between "
                     "0 and 1, such as [0.125, 0.25]."
                 )
-        self.part = part
-        self.hard = within("BufferMatters.hard", hard, 0, 1, "0.125")
+        self.reward_key = reward_key
+        self.hard = within("BAPOBuffer.hard", hard, 0, 1, "0.125")
         self.good = good
         self.good_high = good_high
-        self.adaptive = one_of("BufferMatters.adaptive", adaptive, ("off", "prose", "code"))
-        self.every = int(at_least("BufferMatters.every", every, 1, ", such as 2"))
-        self.ask_again = int(at_least("BufferMatters.ask_again", ask_again, 0, ", such as 32"))
-        self.promote = one_of("BufferMatters.promote", promote, ("range", "improved"))
+        self.adaptive = one_of("BAPOBuffer.adaptive", adaptive, ("off", "prose", "code"))
+        self.interval = int(at_least("BAPOBuffer.interval", interval, 1, ", such as 2"))
+        self.ask_again = int(at_least("BAPOBuffer.ask_again", ask_again, 0, ", such as 32"))
+        self.promote = one_of("BAPOBuffer.promote", promote, ("range", "improved"))
         for name, value in (("hard_capacity", hard_capacity), ("good_capacity", good_capacity)):
             if value is not None:
-                at_least(f"BufferMatters.{name}", value, 1, ", or null")
+                at_least(f"BAPOBuffer.{name}", value, 1, ", or null")
         self.hard_capacity = hard_capacity
         self.good_capacity = good_capacity
-        self.max_age = int(at_least("BufferMatters.max_age", max_age, 1, ", such as 3"))
+        self.max_age = int(at_least("BAPOBuffer.max_age", max_age, 1, ", such as 3"))
         self._hard: dict[str, tuple[Problem, float]] = {}  # by problem id, oldest first, with its mu
         self._good: deque[Group] = deque()
 
@@ -103,7 +103,7 @@ class BufferMatters(Composer):
         return batch
 
     def _mu(self, group: Group) -> float:
-        return float(group.rewards(self.part).double().mean())
+        return float(group.rewards(self.reward_key).double().mean())
 
     def _mixed(self, group: Group) -> bool:
         """Whether the group belongs to X1."""
@@ -112,16 +112,16 @@ class BufferMatters(Composer):
 
     def _check_part(self, groups: Sequence[Group]) -> None:
         graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        if graded and self.part not in graded[0]:
+        if graded and self.reward_key not in graded[0]:
             raise SettingError(
-                f"BufferMatters.part is '{self.part}', which the task does not give; use one of "
+                f"BAPOBuffer.reward_key is '{self.reward_key}', which the task does not give; use one of "
                 f"{', '.join(sorted(graded[0]))}."
             )
 
     def _asked_again(self, chosen: Sequence[Group], iteration: Iteration) -> list[Group]:
         """X2."""
         room = iteration.problems - len(chosen)
-        if iteration.version % self.every or not room:
+        if iteration.version % self.interval or not room:
             return []
         present = {group.problem.id for group in chosen}
         random = iteration.random("hard")

@@ -54,25 +54,26 @@ class AdaptiveChunk(ChunkSize):
 
     Args:
         factor: Reserve: above 1 fewer calls and more surplus, at 1 about every second call fills the batch.
-        least: Smallest chunk, as a share of a usual iteration's problems.
-        most: Largest chunk, likewise; also the chunk while not one group has been effective.
+        min_share: Smallest chunk, as a share of a usual iteration's problems.
+        max_share: Largest chunk, likewise; also the chunk while not one group has been effective.
     """
 
-    def __init__(self, factor: float = 1.25, least: float = 0.25, most: float = 1.5) -> None:
+    def __init__(self, factor: float = 1.25, min_share: float = 0.25, max_share: float = 1.5) -> None:
         self.factor = above("data.composer.chunk.factor", factor, 0, "1.25")
-        self.least = above("data.composer.chunk.least", least, 0, "0.25 of the usual problems")
-        if not least <= most < math.inf:
+        self.min_share = above("data.composer.chunk.min_share", min_share, 0, "0.25 of the usual problems")
+        if not min_share <= max_share < math.inf:
             raise SettingError(
-                f"data.composer.chunk.most is {most}; use a finite share, not below chunk.least, which is {least}"
+                f"data.composer.chunk.max_share is {max_share}; use a finite share, not below chunk.min_share, "
+                f"which is {min_share}"
             )
-        self.most = most
+        self.max_share = max_share
 
     def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
         """What is missing over the observed effective share, within bounds."""
-        least, most = math.ceil(self.least * problems), math.ceil(self.most * problems)
+        min_share, max_share = math.ceil(self.min_share * problems), math.ceil(self.max_share * problems)
         effective = asked - ineffective
-        wanted = math.ceil(self.factor * missing * asked / effective) if effective else most
-        return min(most, max(least, wanted))
+        wanted = math.ceil(self.factor * missing * asked / effective) if effective else max_share
+        return min(max_share, max(min_share, wanted))
 
 
 class DynamicSampling(Composer):
@@ -124,14 +125,14 @@ class DynamicSampling(Composer):
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """As many effective groups as an iteration has problems; carried ones first."""
-        wanted, most = iteration.problems, math.floor(self.max_batches * iteration.problems)
+        wanted, max_share = iteration.problems, math.floor(self.max_batches * iteration.problems)
         effective, ineffective, asked = list(self._carried), list[Group](), 0
-        while (missing := wanted - len(effective)) > 0 and asked < most:
+        while (missing := wanted - len(effective)) > 0 and asked < max_share:
             if asked:
                 count = self.chunk(missing, asked, len(ineffective), wanted)
             else:
                 count = math.ceil(self.first * missing)
-            count = min(count, most - asked)
+            count = min(count, max_share - asked)
             found, dull = iteration.split(iteration.rollout(count))
             effective += found
             ineffective += dull

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least, one_of, within
 from popo_lightning.core.groups import Group
-from popo_lightning.objectives.advantages import group_normalised
+from popo_lightning.objectives.advantages import group_normalized
 from popo_lightning.objectives.behave_clip import BehaveAligned, sampled_logp
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
@@ -46,7 +46,7 @@ class FreshPER(Composer):
 
     Args:
         replay_batches: K, stored batches to a fresh one.
-        base: advantage or reward, of the part data.effective_by.
+        base: advantage or reward, of the part data.effective_key.
         tau: Decay constant in policy versions.
         exponent: alpha; 0 draws evenly.
         beta: Correction for the uneven draw at the start; 0 is none, 1 is whole.
@@ -91,8 +91,8 @@ class FreshPER(Composer):
 
     def _log_priority(self, group: Group, iteration: Iteration) -> float:
         """The logarithm of p^alpha: a priority itself would vanish after some thousand versions."""
-        rewards = group.rewards(iteration.effective_by)
-        values = rewards if self.base == "reward" else group_normalised(rewards[None])[0]
+        rewards = group.rewards(iteration.effective_key)
+        values = rewards if self.base == "reward" else group_normalized(rewards[None])[0]
         age = iteration.version - group.version
         return self.exponent * (math.log(float(values.abs().mean()) + LEAST_BASE) - age / self.tau)
 
@@ -114,9 +114,9 @@ class FilteredBehaveAligned(BehaveAligned):
     """PPO's clip of pi_policy / pi_behave around 1, without the responses of which the policy has moved away.
 
     FreshPER's loss (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER). A replayed response teaches nothing, as a
-    whole, if the geometric mean of its tokens' pi_prox / pi_behave is above `greatest_ratio`; the clip is that of
-    `BehaveAligned`. `behave_weight` must be One. Needs the stored behave log-probs, and prox, no further passes.
-    `clipped` counts the tokens of rejected responses.
+    whole, if the geometric mean of its tokens' pi_prox / pi_behave is above `max_ratio`; the clip is that of
+    `BehaveAligned`. `behave_weight` must be NoCorrection. Needs the stored behave log-probs, and prox, no further
+    passes. `clipped` counts the tokens of rejected responses.
 
     Deviation: the source draws other responses in the place of rejected ones, before it trains; here they leave a gap,
     and still count in the denominator.
@@ -125,7 +125,7 @@ class FilteredBehaveAligned(BehaveAligned):
         clip_low: The ratio gives no more gain below 1 - clip_low.
         clip_high: The ratio gives no more gain above 1 + clip_high.
         dual_clip: Bound of the ratio where the advantage is negative, null for none.
-        greatest_ratio: Geometric mean above which a replayed response is rejected.
+        max_ratio: Geometric mean above which a replayed response is rejected.
     """
 
     def __init__(
@@ -133,14 +133,14 @@ class FilteredBehaveAligned(BehaveAligned):
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         dual_clip: float | None = 10.0,
-        greatest_ratio: float = 3.0,
+        max_ratio: float = 3.0,
     ) -> None:
         super().__init__(clip_low, clip_high, dual_clip)
-        self.greatest_ratio = above("FilteredBehaveAligned.greatest_ratio", greatest_ratio, 1, "3.0")
+        self.max_ratio = above("FilteredBehaveAligned.max_ratio", max_ratio, 1, "3.0")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Apply `ppo_clip` around `sampled_logp` to the responses that are kept; the others have loss 0."""
         found = super().__call__(rows, weight)
         log_mean = sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)
-        rejected = (log_mean > math.log(self.greatest_ratio)) & rows.mask.bool()
+        rejected = (log_mean > math.log(self.max_ratio)) & rows.mask.bool()
         return TrustRegionOutput(torch.where(rejected, 0.0, found.loss), found.ratio, found.clipped | rejected)

@@ -39,12 +39,12 @@ class GRESO(PromptSampler):
         easy_part: Which part of the target easy problems may make up; hard ones the rest.
         step: How far a p moves in an iteration.
         bounds: Lowest and highest p.
-        least: Probability with which even the most often useless problem is asked.
-        reward_by: Reward part whose spread is meant, as in data.effective_by.
+        min_probability: Probability with which even the most often useless problem is asked.
+        reward_key: Reward part whose spread is meant, as in data.effective_key.
         easy_from: A group without spread is easy where its mean reward is at least this.
     """
 
-    works_ahead = False
+    supports_async = False
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class GRESO(PromptSampler):
         easy_part: float = 1 / 3,
         step: float = 0.01,
         bounds: tuple[float, float] = (0.05, 0.95),
-        least: float = 0.01,
-        reward_by: str = "score",
+        min_probability: float = 0.01,
+        reward_key: str = "score",
         easy_from: float = 0.98,
     ) -> None:
         if not 0 < bounds[0] <= bounds[1] <= 1:
@@ -69,8 +69,9 @@ class GRESO(PromptSampler):
         self.targets: dict[Kind, float] = {"easy": target * easy_part, "hard": target * (1 - easy_part)}
         self.step = at_least("GRESO.step", step, 0)
         self.bounds = bounds
-        self.least = within("GRESO.least", above("GRESO.least", least, 0, "0.01"), 0, 1, "0.01")
-        self.reward_by = reward_by
+        above("GRESO.min_probability", min_probability, 0, "0.01")
+        self.min_probability = within("GRESO.min_probability", min_probability, 0, 1, "0.01")
+        self.reward_key = reward_key
         self.easy_from = easy_from
         self._forget()
 
@@ -106,7 +107,7 @@ class GRESO(PromptSampler):
         if place not in self.useless:
             return 0.0
         kind, times = self.useless[place]
-        return 1 - max(self.p[kind] ** times, self.least)
+        return 1 - max(self.p[kind] ** times, self.min_probability)
 
     def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
         """Counts on, or from nothing where a problem had a spread or has changed sides."""
@@ -124,9 +125,9 @@ class GRESO(PromptSampler):
             self.useless[place] = (kind, times + 1 if was == kind else 1)
 
     def _kind(self, group: Group) -> Kind | None:
-        if group.is_effective(self.reward_by):
+        if group.is_effective(self.reward_key):
             return None
-        return "easy" if float(group.rewards(self.reward_by).mean()) >= self.easy_from else "hard"
+        return "easy" if float(group.rewards(self.reward_key).mean()) >= self.easy_from else "hard"
 
     def _steer(self) -> None:
         """Moves the p's by the iteration that is over."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least, within
-from popo_lightning.objectives.behave_clip import FoundBehaveClip, sampled_tokens
+from popo_lightning.objectives.behave_clip import FixedBehaveClip, sampled_tokens
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput
 
@@ -49,8 +49,8 @@ class M2PO(TrustRegion):
     M2 is the mean of (log pi_policy / pi_behave)^2 over the harmful tokens of a minibatch (A > 0 and ratio > 1, or
     A < 0 and ratio < 1). Up to the budget nothing is clipped. Above it, tau is the cut of |log ratio| that brings M2
     back, and the minibatch is trained with PPO's clip at exp(-tau) and exp(tau), but never narrower than the floors.
-    The ratio is to behave, so `behave_weight` must be One. Needs the stored behave log-probs and one forward pass more
-    a minibatch. The log has m2, m2_cut and the bounds.
+    The ratio is to behave, so `behave_weight` must be NoCorrection. Needs the stored behave log-probs and one forward
+    pass more a minibatch. The log has m2, m2_cut and the bounds.
 
     Deviations: M2 is over the whole minibatch; the official code takes each micro-batch, which makes the loss depend on
     how rows are split. The paper's equation masks the largest tokens until M2 over all is within the budget; the code's
@@ -58,17 +58,17 @@ class M2PO(TrustRegion):
 
     Args:
         budget: Bound of the second moment.
-        least_clip_low: The lower bound is never above 1 - least_clip_low.
-        least_clip_high: The upper bound is never below 1 + least_clip_high.
+        min_clip_low: The lower bound is never above 1 - min_clip_low.
+        min_clip_high: The upper bound is never below 1 + min_clip_high.
     """
 
     needs_minibatch_tokens = True
-    folds_weight = True
+    includes_is_weight = True
 
-    def __init__(self, budget: float = 0.04, least_clip_low: float = 0.3, least_clip_high: float = 0.5) -> None:
+    def __init__(self, budget: float = 0.04, min_clip_low: float = 0.3, min_clip_high: float = 0.5) -> None:
         self.budget = above("M2PO.budget", budget, 0, "0.04")
-        self.least_clip_low = within("M2PO.least_clip_low", least_clip_low, 0, 1, "0.3")
-        self.least_clip_high = at_least("M2PO.least_clip_high", least_clip_high, 0, ", such as 0.5")
+        self.min_clip_low = within("M2PO.min_clip_low", min_clip_low, 0, 1, "0.3")
+        self.min_clip_high = at_least("M2PO.min_clip_high", min_clip_high, 0, ", such as 0.5")
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Give the clip at the cut found in these tokens."""
@@ -76,9 +76,9 @@ class M2PO(TrustRegion):
         squares = logs[harmful(logs, tokens.advantages)].square()
         cut = second_moment_cut(squares, self.budget)
         m2 = float(squares.double().mean()) if len(squares) else 0.0
-        low = max(1 - math.exp(-cut), self.least_clip_low)
-        high = max(math.expm1(cut) if cut < math.inf else math.inf, self.least_clip_high)
-        return FoundBehaveClip(low, high, None, {"m2": m2, "m2_cut": cut})
+        low = max(1 - math.exp(-cut), self.min_clip_low)
+        high = max(math.expm1(cut) if cut < math.inf else math.inf, self.min_clip_high)
+        return FixedBehaveClip(low, high, None, {"m2": m2, "m2_cut": cut})
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Refuse: the bounds come from the minibatch."""

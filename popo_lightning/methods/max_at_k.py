@@ -16,7 +16,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.objectives.advantages import Advantage, check_group_size, zero_if_ineffective
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND
 
-Baseline = Literal["none", "leave_one_out", "centred"]
+Baseline = Literal["none", "leave_one_out", "centered"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
@@ -118,7 +118,7 @@ def max_at_k_advantages(
     advantages = size * best_with(ascending, given, k)
     if baseline == "leave_one_out":
         advantages = advantages - size * best_without(ascending, given, k)
-    elif baseline == "centred":
+    elif baseline == "centered":
         # k times the metric, where a subset without the response counts the response's own deviation too.
         plain = best_with(ascending, torch.zeros_like(given), k)
         metric = best_with(ascending, given, k).sum() + given * (max_at_k(ascending, k) - plain) * k
@@ -136,14 +136,14 @@ class MaxAtK(Advantage):
     reward times grad log pi. For k = 1 the advantage is the reward itself.
 
     With `off_policy` a replayed group's subsets are weighted by the product of the members' pi_prox / pi_behave over
-    whole responses, to first order. The response's own ratio is in it, so the behaviour weight must be `One`
-    (`folds_weight`). Needs the proximal log-probs of replayed groups, which the proximal policy records anyway; a group
-    that prox itself sampled gets the on-policy weights exactly. Nothing is stored and no pass added.
+    whole responses, to first order. The response's own ratio is in it, so the behaviour weight must be `NoCorrection`
+    (`includes_is_weight`). Needs the proximal log-probs of replayed groups, which the proximal policy records anyway; a
+    group that prox itself sampled gets the on-policy weights exactly. Nothing is stored and no pass added.
 
     Baselines, none in the source as far as could be read:
         none: the source's formula. Where all rewards are positive, every response is pushed up.
         leave_one_out: the best of each subset without the response is subtracted (PKPO). Unbiased, never negative.
-        centred: k times the estimated metric is subtracted, and the rest multiplied by K / (K - k). Derived here: the
+        centered: k times the estimated metric is subtracted, and the rest multiplied by K / (K - k). Derived here: the
             product of the metric and the sum of grad log pi has the metric's gradient as its mean, so that the
             subtraction scales the expected gradient by (K - k) / K and the factor undoes it. Unbiased, of mean 0, and
             leave-one-out for k = 1. Needs k < K.
@@ -155,7 +155,7 @@ class MaxAtK(Advantage):
     Args:
         k: Responses of which the best counts; at most data.group_size.
         off_policy: Correct replayed groups for the policy that sampled them.
-        baseline: none, leave_one_out or centred.
+        baseline: none, leave_one_out or centered.
         ratio_cap: Upper bound of a response's pi_prox / pi_behave: first order holds near 1 only.
     """
 
@@ -167,7 +167,7 @@ class MaxAtK(Advantage):
         self.baseline: Baseline = baseline
         self.ratio_cap = at_least("MaxAtK.ratio_cap", ratio_cap, 1, ", the ratio of an on-policy response")
         self.needs_prox = off_policy
-        self.folds_weight = off_policy
+        self.includes_is_weight = off_policy
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K), as of groups that prox sampled."""
@@ -204,7 +204,7 @@ class MaxAtK(Advantage):
 
     def _of_group(self, rewards: Tensor, deviation: Tensor | None) -> Tensor:
         size = rewards.shape[-1]
-        least = self.k + (self.baseline == "centred")
+        least = self.k + (self.baseline == "centered")
         if self.baseline != "none":
             check_group_size(rewards)
         if size < least:
@@ -222,12 +222,12 @@ class BestMinusSecond(Advantage):
     the top gives 0 everywhere, and so do ineffective groups, exactly. Nothing is stored and no pass added.
 
     Args:
-        normalise_by_std: Divide by the group's std, verl's default.
+        normalize_by_std: Divide by the group's std, verl's default.
         eps: Added to the std.
     """
 
-    def __init__(self, normalise_by_std: bool = False, eps: float = 1e-6) -> None:
-        self.normalise_by_std = normalise_by_std
+    def __init__(self, normalize_by_std: bool = False, eps: float = 1e-6) -> None:
+        self.normalize_by_std = normalize_by_std
         self.eps = at_least("BestMinusSecond.eps", eps, 0, ", such as 1e-6")
 
     def __call__(self, rewards: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class BestMinusSecond(Advantage):
         check_group_size(rewards)
         best, place = rewards.topk(2, dim=-1)
         lead = best[..., :1] - best[..., 1:]
-        if self.normalise_by_std:
+        if self.normalize_by_std:
             lead = lead / (rewards.std(dim=-1, keepdim=True, correction=1) + self.eps)
         advantages = torch.zeros_like(rewards).scatter(-1, place[..., :1], lead)
         return zero_if_ineffective(advantages, rewards)

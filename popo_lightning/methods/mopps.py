@@ -34,10 +34,10 @@ class MoPPS(PromptSampler):
         discount: Share of a posterior that stays when its problem is seen again: 1 forgets nothing (the paper's value
             for math), 0.5 is its value elsewhere.
         target: Success rate that is sought.
-        keep: Lowest and highest gamma; candidates inside are asked in random order, and the nearest to it after them
-            where they are too few. The paper's variant has [0.3, 0.7]; null seeks target.
+        target_range: Lowest and highest gamma; candidates inside are asked in random order, and the nearest to it after
+            them where they are too few. The paper's variant has [0.3, 0.7]; null seeks target.
         prior: alpha and beta of a problem never seen.
-        success_by: Reward part that tells a right response.
+        success_key: Reward part that tells a right response.
         success_above: A response is right where that part is more than this.
     """
 
@@ -46,9 +46,9 @@ class MoPPS(PromptSampler):
         candidates: int = 8,
         discount: float = 0.5,
         target: float = 0.5,
-        keep: tuple[float, float] | None = None,
+        target_range: tuple[float, float] | None = None,
         prior: tuple[float, float] = (1.0, 1.0),
-        success_by: str = "acc",
+        success_key: str = "acc",
         success_above: float = 0.5,
     ) -> None:
         if candidates < 1:
@@ -57,16 +57,18 @@ class MoPPS(PromptSampler):
             raise SettingError(f"MoPPS.discount is {discount}; use a share from 0 (newest visit) to 1 (all visits)")
         if not 0 <= target <= 1:
             raise SettingError(f"MoPPS.target is {target}; use a success rate from 0 to 1, such as 0.5")
-        if keep is not None and not 0 <= keep[0] < keep[1] <= 1:
-            raise SettingError(f"MoPPS.keep is {list(keep)}; give two rising success rates, such as [0.3, 0.7]")
+        if target_range is not None and not 0 <= target_range[0] < target_range[1] <= 1:
+            raise SettingError(
+                f"MoPPS.target_range is {list(target_range)}; give two rising success rates, such as [0.3, 0.7]"
+            )
         if min(prior) <= 0:
             raise SettingError(f"MoPPS.prior is {list(prior)}; both numbers of a Beta distribution are above 0")
         self.candidates = candidates
         self.discount = discount
         self.target = target
-        self.keep = keep
+        self.target_range = target_range
         self.prior = prior
-        self.success_by = success_by
+        self.success_key = success_key
         self.success_above = success_above
         self.posterior: dict[int, tuple[float, float]] = {}  # by place, of the problems seen so far
         self.draws = 0  # calls of draw, each with a generator of its own
@@ -93,14 +95,14 @@ class MoPPS(PromptSampler):
         return self.posterior.get(place, self.prior)
 
     def _distance(self, gamma: float) -> float:
-        if self.keep is None:
+        if self.target_range is None:
             return (gamma - self.target) ** 2
-        return max(self.keep[0] - gamma, gamma - self.keep[1], 0.0)
+        return max(self.target_range[0] - gamma, gamma - self.target_range[1], 0.0)
 
     def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
         """Updates the posteriors of the problems that were asked."""
         for place, group in zip(places, groups, strict=True):
-            right = int((group.rewards(self.success_by) > self.success_above).sum())
+            right = int((group.rewards(self.success_key) > self.success_above).sum())
             seen = (right, len(group.responses) - right)
             old = self.belief(place)
             alpha, beta = (

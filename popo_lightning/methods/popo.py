@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from popo_lightning.core.groups import Group
-from popo_lightning.replay.buffer import GroupReplayBuffer, dealt_out
+from popo_lightning.replay.buffer import GroupReplayBuffer, redistribute
 from popo_lightning.replay.composer import Composer, Iteration
 
 
@@ -42,7 +42,7 @@ class PrioritizedGroupReplay(Composer):
         """The buffer."""
         self.buffer.load_state_dict(state["buffer"])
 
-    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """All stored groups, dealt out anew."""
-        dealt = dealt_out([state["buffer"]["groups"] for state in states], ranks)
+        dealt = redistribute([state["buffer"]["groups"] for state in states], ranks)
         return [{"buffer": {"groups": groups}} for groups in dealt]

@@ -20,7 +20,7 @@ class GatedReplay(PrioritizedGroupReplay):
     depends on the learning rate. The test bounds it in the units in which it harms.
 
     Formula: with w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2); groups with an ESS below
-    ``least_ess`` stay in the buffer unused. Of the others the newest are replayed, as in POPO. Places that no group may
+    ``min_ess`` stay in the buffer unused. Of the others the newest are replayed, as in POPO. Places that no group may
     fill stay empty, so that at a high learning rate the rule becomes the filter and at a low one POPO.
 
     Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rank"),
@@ -28,19 +28,19 @@ class GatedReplay(PrioritizedGroupReplay):
 
     Args:
         buffer: Where effective groups wait.
-        least_ess: Lowest effective sample size per token, from 0 (POPO) to 1 (nothing that differs at all).
+        min_ess: Lowest effective sample size per token, from 0 (POPO) to 1 (nothing that differs at all).
     """
 
-    def __init__(self, buffer: GroupReplayBuffer, least_ess: float = 0.9) -> None:
+    def __init__(self, buffer: GroupReplayBuffer, min_ess: float = 0.9) -> None:
         super().__init__(buffer)
-        self.least_ess = within("data.composer.least_ess", least_ess, 0, 1, "0.9")
+        self.min_ess = within("data.composer.min_ess", min_ess, 0, 1, "0.9")
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Effective fresh groups, then the newest stored ones that pass the test."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         candidates = self.buffer.usable(iteration.version) if ineffective else []
-        admitted = still_worth(candidates, self.least_ess, iteration)
+        admitted = still_worth(candidates, self.min_ess, iteration)
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(admitted, len(ineffective), problems)
         self.buffer.used(replayed)
@@ -48,8 +48,8 @@ class GatedReplay(PrioritizedGroupReplay):
         return effective + replayed
 
 
-def still_worth(groups: list[Group], least_ess: float, iteration: Iteration) -> list[Group]:
-    """Those whose weights under the present policy leave them an effective sample size of ``least_ess`` per token.
+def still_worth(groups: list[Group], min_ess: float, iteration: Iteration) -> list[Group]:
+    """Those whose weights under the present policy leave them an effective sample size of ``min_ess`` per token.
 
     Asks for log-probs even without groups, as :meth:`Iteration.logprobs` wants it.
     """
@@ -57,6 +57,6 @@ def still_worth(groups: list[Group], least_ess: float, iteration: Iteration) -> 
     for group, present in zip(groups, iteration.logprobs(groups), strict=True):
         behave = torch.cat([response.behave_logp for response in group.responses])
         weights = (torch.cat(present) - behave).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-        if effective_sample_size(weights) >= least_ess:
+        if effective_sample_size(weights) >= min_ess:
             admitted.append(group)
     return admitted

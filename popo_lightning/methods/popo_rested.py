@@ -9,7 +9,7 @@ from typing import Any
 from popo_lightning.core.bounds import at_least, within
 from popo_lightning.core.groups import Group
 from popo_lightning.methods.popo_gated import still_worth
-from popo_lightning.replay.buffer import dealt_out, one_of_each_problem
+from popo_lightning.replay.buffer import one_of_each_problem, redistribute
 from popo_lightning.replay.composer import Composer, Iteration
 
 
@@ -21,22 +21,23 @@ class RestedReplay(Composer):
     far the policy has moved from it, which is measured.
 
     Formula: stored groups wait in a queue. Those at its front are tested, as many as an iteration samples: with
-    w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). A group with an ESS below ``least_ess``
+    w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). A group with an ESS below ``min_ess``
     leaves for good, so a fast policy empties the queue down to the young. Of the others the first take the places of
-    ineffective groups; whatever is trained on goes to the back. The queue keeps ``rest`` iterations' worth of groups
-    and loses those of the oldest version first, so a group is trained on about every ``rest`` iterations.
+    ineffective groups; whatever is trained on goes to the back. The queue keeps ``rest_interval`` iterations' worth of
+    groups and loses those of the oldest version first, so a group is trained on about every ``rest_interval``
+    iterations.
 
-    Stored: up to ``rest`` x the groups an iteration samples. Extra passes: one forward pass over as many groups as an
-    iteration samples (phase "rank"), in iterations with a place to fill.
+    Stored: up to ``rest_interval`` x the groups an iteration samples. Extra passes: one forward pass over as many
+        groups as an iteration samples (phase "rank"), in iterations with a place to fill.
 
     Args:
-        rest: Iterations between two uses of a group, while it holds.
-        least_ess: Lowest effective sample size per token, from 0 (no test) to 1 (nothing that differs at all).
+        rest_interval: Iterations between two uses of a group, while it holds.
+        min_ess: Lowest effective sample size per token, from 0 (no test) to 1 (nothing that differs at all).
     """
 
-    def __init__(self, rest: int = 10, least_ess: float = 0.9) -> None:
-        self.rest = int(at_least("data.composer.rest", rest, 1, ", such as 10"))
-        self.least_ess = within("data.composer.least_ess", least_ess, 0, 1, "0.9")
+    def __init__(self, rest_interval: int = 10, min_ess: float = 0.9) -> None:
+        self.rest_interval = int(at_least("data.composer.rest_interval", rest_interval, 1, ", such as 10"))
+        self.min_ess = within("data.composer.min_ess", min_ess, 0, 1, "0.9")
         self._queue: deque[Group] = deque()
 
     def compose(self, iteration: Iteration) -> list[Group]:
@@ -45,14 +46,14 @@ class RestedReplay(Composer):
         effective, ineffective = iteration.split(fresh)
         replayed = self._rested(len(ineffective), {group.problem.id for group in effective}, iteration)
         self._queue.extend(effective + replayed)
-        self._forget_oldest(self.rest * len(fresh))
+        self._forget_oldest(self.rest_interval * len(fresh))
         return effective + replayed
 
     def _rested(self, count: int, problems: set[str], iteration: Iteration) -> list[Group]:
         """Takes ``count`` groups out of the queue, and those that fail the test."""
         tests = min(iteration.problems, len(self._queue)) if count else 0
         tested = [self._queue.popleft() for _ in range(tests)]
-        admitted = still_worth(tested, self.least_ess, iteration)
+        admitted = still_worth(tested, self.min_ess, iteration)
         replayed = one_of_each_problem(admitted, count, problems)
         taken = {id(group) for group in replayed}
         self._queue.extendleft(reversed([group for group in admitted if id(group) not in taken]))
@@ -73,6 +74,6 @@ class RestedReplay(Composer):
         """Inverse of :meth:`state_dict`."""
         self._queue = deque(Group.from_plain(group) for group in state["queue"])
 
-    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """All queues, dealt out anew."""
-        return [{"queue": queue} for queue in dealt_out([state["queue"] for state in states], ranks)]
+        return [{"queue": queue} for queue in redistribute([state["queue"] for state in states], ranks)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.proximal.kept_weights import Weights, kept, put, refuse_sharded, trained
+from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot, trainable_parameters
 from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
@@ -24,35 +24,35 @@ class ProximalAverage(ProximalPolicy):
 
     after each step, which is the exact normalised average sum(beta^age weights) / sum(beta^age). Before each minibatch
     its rows' prox log-probs are computed under the average. What is near the average has been near for about
-    ``centre_of_mass`` steps, whatever an iteration's length, so the size of a batch may change (`for_smaller_batch`).
+    ``center_of_mass`` steps, whatever an iteration's length, so the size of a batch may change (`for_smaller_batch`).
 
-    Since prox is not behave even on fresh rows, the behaviour weight must correct them: Decoupled with correct_fresh
+    Since prox is not behave even on fresh rows, the behaviour weight must correct them: TruncatedIS with correct_fresh
     true, and a cap of 100 as in their code. Stored: one float32 copy of the trained weights, in the checkpoint as well.
     Extra forward passes: one per minibatch, in the place of the usual pass at an iteration's start.
 
-    Deviations: their cap holds for policy over behave and keeps the gradient of capped tokens; Decoupled's is on prox
+    Deviations: their cap holds for policy over behave and keeps the gradient of capped tokens; TruncatedIS's is on prox
     over behave. Before the first step of a run, prox is the first weights. The paper trains one epoch per batch.
 
     Args:
-        centre_of_mass: Mean age of the average in optimizer steps: beta = 1 - 1 / (centre_of_mass + 1), 0.889 for 8.
+        center_of_mass: Mean age of the average in optimizer steps: beta = 1 - 1 / (center_of_mass + 1), 0.889 for 8.
     """
 
-    moves_fresh_rows = True
+    prox_differs_on_fresh = True
 
-    def __init__(self, centre_of_mass: float = 8.0) -> None:
-        if not 0 <= centre_of_mass < math.inf:
+    def __init__(self, center_of_mass: float = 8.0) -> None:
+        if not 0 <= center_of_mass < math.inf:
             raise SettingError(
-                f"ProximalAverage.centre_of_mass is {centre_of_mass}; use a number of optimizer steps from 0 (the "
+                f"ProximalAverage.center_of_mass is {center_of_mass}; use a number of optimizer steps from 0 (the "
                 "newest weights alone), such as 8"
             )
-        self.beta = 1 - 1 / (centre_of_mass + 1)
+        self.beta = 1 - 1 / (center_of_mass + 1)
         self.average: Weights | None = None
         self.mass = 1.0  # W: sum of the weights of the average, the newest having 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Begins at the present weights, or goes on with a checkpoint's average."""
         refuse_sharded(trainer, "proximal ProximalAverage")
-        start = {name: weight.float() for name, weight in kept(pl_module.model).items()}
+        start = {name: weight.float() for name, weight in snapshot(pl_module.model).items()}
         if self.average is None:
             self.average, self.mass = start, 1.0
         self.average = {name: self.average[name].to(weight.device) for name, weight in start.items()}
@@ -74,7 +74,7 @@ class ProximalAverage(ProximalPolicy):
         """One more set of weights, the newest."""
         assert self.average is not None
         self.mass = self.beta * self.mass + 1
-        for name, parameter in trained(model).items():
+        for name, parameter in trainable_parameters(model).items():
             self.average[name].lerp_(parameter.float(), 1 / self.mass)
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,17 +88,17 @@ class ProximalAverage(ProximalPolicy):
 
 def under(weights: Weights, pl_module: Any, minibatch: Minibatch) -> list[Tensor]:
     """Log-probs of a minibatch's rows under other weights, which the module has for as long as it takes."""
-    own = kept(pl_module.model)
-    put(weights, pl_module.model)
+    own = snapshot(pl_module.model)
+    restore(weights, pl_module.model)
     try:
         found: list[Tensor] = pl_module.logprobs(minibatch)
         return found
     finally:
-        put(own, pl_module.model)
+        restore(own, pl_module.model)
 
 
 def for_smaller_batch(
-    learning_rate: float, centre_of_mass: float, shrink: float, optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float, center_of_mass: float, shrink: float, optimizer: Literal["adam", "sgd"] = "adam"
 ) -> tuple[float, float]:
     """Settings with which PPO-EWMA learns from batches ``shrink`` times smaller as it did before (2110.00641).
 
@@ -108,15 +108,15 @@ def for_smaller_batch(
 
     Args:
         learning_rate: With the present batch.
-        centre_of_mass: Of ProximalAverage, with the present batch.
+        center_of_mass: Of ProximalAverage, with the present batch.
         shrink: Present size over the new one; below 1 for a larger batch.
         optimizer: "adam" (AdamW too), whose learning rate goes with the root of the size, or "sgd", with the size.
 
     Returns:
-        (learning_rate, centre_of_mass) for the new size.
+        (learning_rate, center_of_mass) for the new size.
     """
     if not 0 < shrink < math.inf:
         raise SettingError(f"shrink is {shrink}; give how many times smaller the batch is to be, such as 4")
     if optimizer not in ("adam", "sgd"):
         raise SettingError(f"optimizer is '{optimizer}'; use adam or sgd")
-    return learning_rate / (math.sqrt(shrink) if optimizer == "adam" else shrink), centre_of_mass * shrink
+    return learning_rate / (math.sqrt(shrink) if optimizer == "adam" else shrink), center_of_mass * shrink

@@ -19,8 +19,8 @@ from popo_lightning.replay.composer import Composer, Iteration
 class CappedImportance(TrustRegion):
     """RAPID's importance sampling: the ratio to the policy that sampled, cut from above (arXiv 2510.03515).
 
-    Loss -sg[min(rho, cap)] A log pi with rho = pi_policy / pi_behave, so `behave_weight` must be One. `clipped` counts
-    the tokens whose ratio is cut. Needs the stored behave log-probs, no passes.
+    Loss -sg[min(rho, cap)] A log pi with rho = pi_policy / pi_behave, so `behave_weight` must be NoCorrection.
+    `clipped` counts the tokens whose ratio is cut. Needs the stored behave log-probs, no passes.
 
     Deviations: rho is taken by token (whether the paper's is, could not be read); on fresh rows behave is prox.
 
@@ -28,7 +28,7 @@ class CappedImportance(TrustRegion):
         cap: Upper bound of the ratio.
     """
 
-    folds_weight = True
+    includes_is_weight = True
 
     def __init__(self, cap: float = 2.0) -> None:
         self.cap = above("CappedImportance.cap", cap, 1, "2.0")
@@ -38,7 +38,7 @@ class CappedImportance(TrustRegion):
         return capped_score_loss(rows.logp, sampled_logp(rows), rows.advantages, rows.mask, 0.0, self.cap)
 
 
-class Rapid(Composer):
+class RAPID(Composer):
     """RAPID: H batches are sampled at once, then trained on one by one (arXiv 2510.03515).
 
     Every H iterations the engine answers H times an iteration's problems with the present weights, in one call; this
@@ -56,10 +56,10 @@ class Rapid(Composer):
         batches: H, iterations to a rollout.
     """
 
-    works_ahead = False
+    supports_async = False
 
     def __init__(self, batches: int = 4) -> None:
-        self.batches = int(at_least("Rapid.batches", batches, 1, ", such as 4"))
+        self.batches = int(at_least("RAPID.batches", batches, 1, ", such as 4"))
         self._waiting: deque[Group] = deque()
 
     def samples_next(self) -> bool:

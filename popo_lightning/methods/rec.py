@@ -49,7 +49,8 @@ class REC(TrustRegion):
 
     Loss -c A M log pi, M the mask of `rec_mask` by the ratio pi_policy / pi_behave, c = 1 or that ratio, detached. The
     paper's finding: the mask is essential, the importance weight c is not. One-side and weighted has PPO's gradient.
-    `behave_weight` must be One, since the ratio reaches back to behave. Needs the stored behave log-probs, no passes.
+    `behave_weight` must be NoCorrection, since the ratio reaches back to behave. Needs the stored behave log-probs, no
+    passes.
 
     Deviations: on fresh rows behave is prox, which differs by the engine's rounding. The paper's exponential advantage
     weights (RED) and regularizers (REP) are not here: see SquaredLogRatio and the advantages.
@@ -64,7 +65,7 @@ class REC(TrustRegion):
         ring_high: Outer bound above 1, for ring.
     """
 
-    folds_weight = True
+    includes_is_weight = True
 
     def __init__(
         self,
@@ -92,11 +93,11 @@ class REC(TrustRegion):
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Give -c A M log pi, the detached ratio, and which tokens the mask drops."""
-        mask, centre = rows.mask.bool(), sampled_logp(rows)
+        mask, center = rows.mask.bool(), sampled_logp(rows)
         if self.ratio == "token":
-            logs = log_ratio(rows.logp.detach(), centre, mask)
+            logs = log_ratio(rows.logp.detach(), center, mask)
         else:
-            logs = torch.where(mask, sequence_log_ratio(rows.logp.detach(), centre, mask), 0.0)
+            logs = torch.where(mask, sequence_log_ratio(rows.logp.detach(), center, mask), 0.0)
         ratio = logs.exp()
         advantages = torch.where(mask, rows.advantages, 0.0)
         kept = rec_mask(ratio, advantages, self.mask, self.clip, self.ring)

@@ -10,7 +10,7 @@ from popo_lightning.objectives.advantages import (
     EXPONENT_BOUND,
     Advantage,
     check_group_size,
-    group_normalised,
+    group_normalized,
     zero_if_ineffective,
 )
 
@@ -53,5 +53,5 @@ class ExponentialWeight(Advantage):
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""
-        advantages = group_normalised(rewards, normalise_by_std=False)
+        advantages = group_normalized(rewards, normalize_by_std=False)
         return advantages * (advantages / self.temperature).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).exp()

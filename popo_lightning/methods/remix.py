@@ -14,7 +14,7 @@ from popo_lightning.core.bounds import above, at_least, one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.ranks import gathered
+from popo_lightning.core.ranks import all_gather_tensors
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.regularizers import ESTIMATORS, Estimator, Regularizer, kl_loss
 from popo_lightning.objectives.trust_regions import (
@@ -23,7 +23,7 @@ from popo_lightning.objectives.trust_regions import (
     checked_dual_clip,
     ppo_clip,
 )
-from popo_lightning.proximal.kept_weights import Weights, kept, put, refuse_sharded
+from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.replay.composer import Composer, Iteration
 
@@ -32,39 +32,41 @@ class ReMixReplay(Composer):
     """ReMix's Mix-PPG: with probability p the data of a recent policy in place of new ones (arXiv 2507.06892).
 
     At iteration k, with probability p, the batch is that of pi_{k-i}, i drawn from those of 1..N that sampled one;
-    otherwise it is sampled now, and kept for the next N iterations. From iteration ``until`` on, the paper's
+    otherwise it is sampled now, and kept for the next N iterations. From iteration ``stop_at`` on, the paper's
     reincarnation point, every batch is on-policy.
 
     Keeps the groups of the last N iterations, ineffective ones included. No forward pass is added. An iteration that
     replays samples nothing, which is where ReMix saves rollouts: with p = 0.4 and N = 2 a share of 1 / (1 + p + p^2)
-    = 0.64 of the iterations before ``until`` samples.
+    = 0.64 of the iterations before ``stop_at`` samples.
 
     Deviations: the paper does not say whether p holds for a batch or for its parts; ``mix: batch`` is the default
     because only then whole iterations go without rollouts. i is drawn evenly, which is inferred. An iteration that
     replays leaves nothing for later ones, so after N replays in a row there is nothing recent, and the next samples.
 
-    The other parts of ReMix are data.sweeps (its update-to-data ratio), ScaledWidth, ConvexKL and the parameter hook
-    Reincarnation.
+    The other parts of ReMix are data.ppo_epochs (its update-to-data ratio), ScaledWidth, ConvexKL and the parameter
+    hook Reincarnation.
 
     Args:
         probability: p, of replaying.
         policies: N, how many policy versions back a batch may come from.
-        until: First iteration that is on-policy, as are all after it; null for none.
+        stop_at: First iteration that is on-policy, as are all after it; null for none.
         mix: batch decides once an iteration, for all ranks alike; group decides for each group, and samples the rest.
     """
 
-    works_ahead = False
+    supports_async = False
 
     def __init__(
         self,
         probability: float = 0.4,
         policies: int = 2,
-        until: int | None = 50,
+        stop_at: int | None = 50,
         mix: Literal["batch", "group"] = "batch",
     ) -> None:
         self.probability = within("ReMixReplay.probability", probability, 0, 1, "0.4")
         self.policies = int(at_least("ReMixReplay.policies", policies, 1, ", such as 2"))
-        self.until = None if until is None else int(at_least("ReMixReplay.until", until, 0, ", or null for none"))
+        self.stop_at = (
+            None if stop_at is None else int(at_least("ReMixReplay.stop_at", stop_at, 0, ", or null for none"))
+        )
         self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
         self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
         self._replay: int | None = None  # iteration whose batch the next one trains on
@@ -99,14 +101,14 @@ class ReMixReplay(Composer):
     def _look_ahead(self, iteration: Iteration) -> None:
         """Decides now what the next iteration does, so that the engine need not be woken for nothing."""
         following = iteration.version + 1
-        oldest = following - self.policies if self.until is None or following < self.until else following
+        oldest = following - self.policies if self.stop_at is None or following < self.stop_at else following
         self._batches = deque((version, groups) for version, groups in self._batches if version >= oldest)
         self._replay = None
         if self.mix == "batch":
             # rank 0's draws: nothing is saved unless all ranks go without rollouts
             random = iteration.random("remix")
             own = torch.tensor([random.random(), random.random()], dtype=torch.float64)
-            coin, place = gathered([own])[0][:2].tolist()
+            coin, place = all_gather_tensors([own])[0][:2].tolist()
             if self._batches and coin < self.probability:
                 self._replay = self._batches[int(place * len(self._batches))][0]
 
@@ -156,14 +158,14 @@ class Reincarnation(ParameterHook):
         """Gives a resumed run the reference it had."""
         refuse_sharded(trainer, "parameter_hook Reincarnation")
         if self.reference is not None:
-            put(self.reference, pl_module._reference[0])
+            restore(self.reference, pl_module._reference[0])
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Exchanges the reference before the iteration's first step."""
         assert isinstance(batch, Minibatch)
         if batch.index == 0 and batch.version == self.iteration:
-            self.reference = kept(pl_module.model)
-            put(self.reference, pl_module._reference[0])
+            self.reference = snapshot(pl_module.model)
+            restore(self.reference, pl_module._reference[0])
 
     def state_dict(self) -> dict[str, Any]:
         """The reference, once it has been exchanged."""
@@ -178,9 +180,9 @@ class ScaledWidth(TrustRegion):
     """ReMix's trust region: PPO's clip around prox with the width divided by the behaviour weight (arXiv 2507.06892).
 
     The paper clips rho = pi_policy / pi_behave to [w - eps, w + eps], w = pi_prox / pi_behave. That is w times PPO's
-    loss of r = pi_policy / pi_prox clipped to [1 - eps / w, 1 + eps / w]: decoupled PPO with this region, and Decoupled
-    without a cap as the weight. Tokens that behave found likelier than prox may move farther. Needs the stored behave
-    log-probs, no passes.
+    loss of r = pi_policy / pi_prox clipped to [1 - eps / w, 1 + eps / w]: decoupled PPO with this region, and
+    TruncatedIS without a cap as the weight. Tokens that behave found likelier than prox may move farther. Needs the
+    stored behave log-probs, no passes.
 
     Deviation: the weight is 1 on fresh rows; where a rule cuts or masks the weight, the cut one sets the width.
 
@@ -199,12 +201,13 @@ class ScaledWidth(TrustRegion):
         return ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, width, width, self.dual_clip)
 
 
-def base_share(version: int, start: int = 50, every: int = 10, step: float = 0.1, least: float = 0.5) -> float:
-    """lambda(t) of ReMix: 1 up to `start`, then `step` less at once and again after `every` iterations, to `least`.
+def base_share(version: int, start: int = 50, interval: int = 10, step: float = 0.1, min_share: float = 0.5) -> float:
+    """lambda(t) of ReMix: 1 up to `start`, then `step` less at once and again after `interval` iterations, to
+    `min_share`.
 
     max(1 - step * ceil(max(t - start, 0) / every), least), arXiv 2507.06892.
     """
-    return max(1 - step * math.ceil(max(version - start, 0) / every), least)
+    return max(1 - step * math.ceil(max(version - start, 0) / interval), min_share)
 
 
 class ConvexKL(Regularizer):
@@ -220,9 +223,9 @@ class ConvexKL(Regularizer):
         coefficient: Size of the penalty.
         estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
         start: Iterations that lambda stays 1.
-        every: Iterations between its steps.
+        interval: Iterations between its steps.
         step: How much it falls at a step.
-        least: What it falls to.
+        min_share: What it falls to.
     """
 
     def __init__(
@@ -230,17 +233,17 @@ class ConvexKL(Regularizer):
         coefficient: float,
         estimator: Estimator = "k3",
         start: int = 50,
-        every: int = 10,
+        interval: int = 10,
         step: float = 0.1,
-        least: float = 0.5,
+        min_share: float = 0.5,
     ) -> None:
         self.coefficient = at_least("ConvexKL.coefficient", coefficient, 0)
         one_of("ConvexKL.estimator", estimator, ESTIMATORS)
         self.estimator: Estimator = estimator
         self.start = int(at_least("ConvexKL.start", start, 0))
-        self.every = int(at_least("ConvexKL.every", every, 1))
+        self.interval = int(at_least("ConvexKL.interval", interval, 1))
         self.step = above("ConvexKL.step", step, 0, "0.1")
-        self.least = within("ConvexKL.least", least, 0, 1, "0.5")
+        self.min_share = within("ConvexKL.min_share", min_share, 0, 1, "0.5")
 
     @property
     def needs_reference(self) -> bool:
@@ -251,7 +254,7 @@ class ConvexKL(Regularizer):
         """Give coefficient * the mixture of two `kl_loss`."""
         if rows.ref_logp is None:
             raise ValueError("ConvexKL needs the reference log-prob of every token; the caller gave none.")
-        share = base_share(rows.version, self.start, self.every, self.step, self.least)
+        share = base_share(rows.version, self.start, self.interval, self.step, self.min_share)
         to_base = kl_loss(rows.logp, rows.ref_logp, self.estimator, rows.mask, weight)
         to_prox = kl_loss(rows.logp, rows.prox_logp, self.estimator, rows.mask, weight)
         return self.coefficient * (share * to_base + (1 - share) * to_prox)

@@ -21,11 +21,11 @@ class RePO(Composer):
     """RePO: beside each fresh group, stored responses of the same problem (2506.09340; SihengLi99/RePO).
 
     J = J_on + coefficient * J_off, both PPO's clipped surrogate of pi_policy / pi_behave around 1 (trust region
-    `BehaveAligned`, behave weight `One`). A problem's responses are replayed once `start` of them are stored. With
-    advantages "split" the replayed ones are a group of their own, so normalised among themselves, and its loss weight
-    is the coefficient; with "mixed" one group holds all of them. Chosen before the fresh ones are stored. Stored: the
-    newest `capacity` responses of each problem with their behave log-probs. Extra rollouts: none; extra rows: `replays`
-    for each problem that has enough.
+    `BehaveAligned`, behave weight `NoCorrection`). A problem's responses are replayed once `start` of them are stored.
+    With advantages "split" the replayed ones are a group of their own, so normalised among themselves, and its loss
+    weight is the coefficient; with "mixed" one group holds all of them. Chosen before the fresh ones are stored.
+    Stored: the newest `capacity` responses of each problem with their behave log-probs. Extra rollouts: none; extra
+    rows: `replays` for each problem that has enough.
 
     The retrieval `variance` takes the subset whose rewards have the greatest variance, and of equal ones the greatest
     sum; the source tries all subsets, and here the lowest and highest rewards alone, which is the same.
@@ -44,7 +44,7 @@ class RePO(Composer):
         retrieval: Which: recent, reward (the best), random, variance or all.
         advantages: split or mixed.
         coefficient: Weight of the replayed responses' loss.
-        reward: Reward part that `reward` and `variance` choose by.
+        reward_key: Reward part that `reward` and `variance` choose by.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RePO(Composer):
         retrieval: Retrieval = "recent",
         advantages: Literal["split", "mixed"] = "split",
         coefficient: float = 1.0,
-        reward: str = "score",
+        reward_key: str = "score",
     ) -> None:
         if not 2 <= start <= capacity:
             raise SettingError(
@@ -80,7 +80,7 @@ class RePO(Composer):
         self.retrieval: Retrieval = retrieval
         self.advantages = advantages
         self.coefficient = coefficient
-        self.reward = reward
+        self.reward_key = reward_key
         self.store = ResponseStore(capacity)
         self._replayed = 0  # in the last iteration
 
@@ -118,7 +118,7 @@ class RePO(Composer):
         return pvariance(rewards), sum(rewards)  # pvariance is exact, so that equal ones are equal
 
     def _reward(self, response: Response) -> float:
-        return response.parts.get(self.reward, 0.0)
+        return response.parts.get(self.reward_key, 0.0)
 
     def _beside(self, group: Group, chosen: list[Response]) -> list[Group]:
         if not chosen:

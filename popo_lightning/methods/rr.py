@@ -49,7 +49,7 @@ class PrefixRestarts(Composer):
     """RR: some rollouts restart from promising intermediate states of unsolved problems (2504.14363).
 
     A problem whose fresh group has no success is unsolved: its best response by reward (any of equal ones) is cut at a
-    random length, and the beginning is stored. In each of the first `until` iterations, a share of the problems is
+    random length, and the beginning is stored. In each of the first `stop_at` iterations, a share of the problems is
     asked again from the stored prefixes with the greatest estimated success,
 
         value = (successes + a) / (tries + a + b),      prior Beta(a, b),
@@ -59,7 +59,7 @@ class PrefixRestarts(Composer):
     Extra passes and rollouts: none.
 
     A prefix goes when its problem is solved from the prompt, when all of its restarts succeed (nothing left to learn
-    from here) or its value falls below `least_value`, when its problem fails again and it is no better than untried,
+    from here) or its value falls below `min_value`, when its problem fails again and it is no better than untried,
     or when `capacity` is reached (least value, then oldest).
 
     Deviations: the source chooses states by the value model of its PPO; here is no critic, and past rollouts with an
@@ -68,57 +68,59 @@ class PrefixRestarts(Composer):
 
     Args:
         share: Of an iteration's problems that restart, where there are as many prefixes; 1 problem at least.
-        until: Iterations with restarts; from then on sampling is as usual. Null restarts to the end.
+        stop_at: Iterations with restarts; from then on sampling is as usual. Null restarts to the end.
         cut: Least and greatest share of the response's tokens that a prefix has.
         capacity: Prefixes kept, one for a problem.
         prior: a and b: successes and failures that an untried prefix is credited with.
-        least_value: Prefixes below this are given up.
-        reward: Reward part by which a failed group's best response is chosen.
-        success_by: Reward part that tells a success.
+        min_value: Prefixes below this are given up.
+        reward_key: Reward part by which a failed group's best response is chosen.
+        success_key: Reward part that tells a success.
         success_above: A response is a success where that part is more than this.
     """
 
     def __init__(
         self,
         share: float = 0.25,
-        until: int | None = 100,
+        stop_at: int | None = 100,
         cut: tuple[float, float] = (0.25, 0.75),
         capacity: int = 256,
         prior: tuple[float, float] = (1.0, 1.0),
-        least_value: float = 0.1,
-        reward: str = "score",
-        success_by: str = "acc",
+        min_value: float = 0.1,
+        reward_key: str = "score",
+        success_key: str = "acc",
         success_above: float = 0.5,
     ) -> None:
         if not 0 < share < 1:
             raise SettingError(f"PrefixRestarts.share is {share}; restart a share between 0 and 1, such as 0.25")
-        if until is not None and until < 1:
-            raise SettingError(f"PrefixRestarts.until is {until}; use at least 1 iteration, or null for all of them")
+        if stop_at is not None and stop_at < 1:
+            raise SettingError(
+                f"PrefixRestarts.stop_at is {stop_at}; use at least 1 iteration, or null for all of them"
+            )
         if capacity < 1:
             raise SettingError(f"PrefixRestarts.capacity is {capacity}; keep at least 1 prefix")
         if not min(prior) > 0:
             raise SettingError(f"PrefixRestarts.prior is {list(prior)}; both numbers must be above 0, such as [1, 1]")
         untried = prior[0] / sum(prior)
-        if not 0 <= least_value <= untried:
+        if not 0 <= min_value <= untried:
             raise SettingError(
-                f"PrefixRestarts.least_value is {least_value}; an untried prefix has a value of {untried:.3g} "
+                f"PrefixRestarts.min_value is {min_value}; an untried prefix has a value of {untried:.3g} "
                 "(PrefixRestarts.prior), so use 0 up to that"
             )
         self.share = share
-        self.until = until
+        self.stop_at = stop_at
         self.cut = checked_shares("PrefixRestarts", cut)
         self.capacity = capacity
         self.prior = prior
-        self.least_value = least_value
-        self.reward = reward
-        self.success_by = success_by
+        self.min_value = min_value
+        self.reward_key = reward_key
+        self.success_key = success_key
         self.success_above = success_above
         self._stored: dict[str, StoredPrefix] = {}  # by problem
         self._restarted: list[Group] = []  # of the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Fresh groups, then restarted ones in the place of others."""
-        if self.until is not None and iteration.version >= self.until:
+        if self.stop_at is not None and iteration.version >= self.stop_at:
             self._stored, self._restarted = {}, []
             return iteration.rollout()
         chosen = self._chosen(iteration)
@@ -159,7 +161,7 @@ class PrefixRestarts(Composer):
         successes = self._successes(group)
         prefix.tries += len(group.responses)
         prefix.successes += successes
-        if successes == len(group.responses) or self.value(prefix) < self.least_value:
+        if successes == len(group.responses) or self.value(prefix) < self.min_value:
             del self._stored[prefix.problem.id]
 
     def _asked(self, group: Group, random: Random) -> None:
@@ -173,13 +175,15 @@ class PrefixRestarts(Composer):
         if longest < 2 or (before is not None and self.value(before) > self.prior[0] / sum(self.prior)):
             return
         # of one token there is no beginning
-        rewards = [r.parts.get(self.reward, 0.0) if len(r.token_ids) > 1 else -float("inf") for r in group.responses]
+        rewards = [
+            r.parts.get(self.reward_key, 0.0) if len(r.token_ids) > 1 else -float("inf") for r in group.responses
+        ]
         best = [r for r, reward in zip(group.responses, rewards, strict=True) if reward == max(rewards)]
         tokens = cut_response(random.choice(best), self.cut, random)
         self._stored[problem] = StoredPrefix(group.problem, tokens, group.version)
 
     def _successes(self, group: Group) -> int:
-        return int((group.rewards(self.success_by) > self.success_above).sum())
+        return int((group.rewards(self.success_key) > self.success_above).sum())
 
     def report(self) -> dict[str, float]:
         """Prefixes kept, and the restarts of the last iteration."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import at_least
 from popo_lightning.core.groups import Group
-from popo_lightning.objectives.advantages import group_normalised
+from popo_lightning.objectives.advantages import group_normalized
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.priorities import draw
 
@@ -49,10 +49,10 @@ class ScorePriority(Composer):
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         if self.insert_first:
-            self._insert(effective, iteration.effective_by)
+            self._insert(effective, iteration.effective_key)
         replayed = self._draw(len(ineffective), iteration.random("score_priority"))
         if not self.insert_first:
-            self._insert(effective, iteration.effective_by)
+            self._insert(effective, iteration.effective_key)
         return effective + (replayed or ineffective)
 
     def _insert(self, groups: Sequence[Group], part: str) -> None:
@@ -90,4 +90,4 @@ def spread_score(rewards: Tensor) -> float:
     Args:
         rewards: (K,).
     """
-    return float(group_normalised(rewards[None]).abs().sum() * rewards.std(correction=1))
+    return float(group_normalized(rewards[None]).abs().sum() * rewards.std(correction=1))

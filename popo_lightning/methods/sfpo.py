@@ -11,37 +11,37 @@ import torch
 from popo_lightning.core.bounds import above, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.ranks import over_ranks
-from popo_lightning.proximal.kept_weights import Weights, kept, refuse_sharded, trained
+from popo_lightning.core.ranks import all_reduce
+from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, snapshot, trainable_parameters
 from popo_lightning.proximal.parameter_hook import ParameterHook
 
 
 class SlowFastPolicy(ParameterHook):
     """SFPO: some fast sweeps over the batch, a step part of the way back, and one slow sweep from there (2510.04072).
 
-    After arXiv 2510.04072 and github.com/Urheen/SFPO. With data.sweeps K + 1, an iteration's weights go from theta0 to
-    thetaK in K sweeps, are set to
+    After arXiv 2510.04072 and github.com/Urheen/SFPO. With data.ppo_epochs K + 1, an iteration's weights go from theta0
+    to thetaK in K sweeps, are set to
 
         theta = theta0 + advance (thetaK - theta0)
 
     and take the last sweep there. The optimizer's state is not rewound. Once the entropy of the last iteration is at
     least ``z_threshold`` standard deviations above the mean of the last ``entropy_window`` iterations, itself included,
     SFPO stops for good: the minibatches of all sweeps but the first are emptied, which takes no step, and what is left
-    is plain GRPO. With data.sweeps 1 it is GRPO from the beginning. Stored: theta0 during an iteration, and a window of
-    entropies. Extra passes: K training sweeps, no rollouts.
+    is plain GRPO. With data.ppo_epochs 1 it is GRPO from the beginning. Stored: theta0 during an iteration, and a
+    window of entropies. Extra passes: K training sweeps, no rollouts.
 
     Deviations: the entropy is the mean over tokens of all steps of an iteration. A learning-rate scheduler advances
     with every optimizer step (theirs once an iteration), so it runs K + 1 times as fast before the stop.
 
     Args:
-        advance: Part of the way to thetaK that is kept: 1 goes on from thetaK, 0 from theta0. 0.8 in their scripts, 0.9
-            for one model.
+        interpolation: Part of the way to thetaK that is kept: 1 goes on from thetaK, 0 from theta0. 0.8 in their
+            scripts, 0.9 for one model.
         entropy_window: Iterations whose entropies are compared; nothing stops before there are as many.
         z_threshold: Standard deviations above the mean at which SFPO stops; null never stops it.
     """
 
-    def __init__(self, advance: float = 0.8, entropy_window: int = 30, z_threshold: float | None = 1.0) -> None:
-        self.advance = within("SlowFastPolicy.advance", advance, 0, 1, "0.8")
+    def __init__(self, interpolation: float = 0.8, entropy_window: int = 30, z_threshold: float | None = 1.0) -> None:
+        self.interpolation = within("SlowFastPolicy.interpolation", interpolation, 0, 1, "0.8")
         if entropy_window < 2:
             raise SettingError(
                 f"SlowFastPolicy.entropy_window is {entropy_window}; use at least 2 iterations, such as 30"
@@ -61,16 +61,16 @@ class SlowFastPolicy(ParameterHook):
         """Keeps theta0 at the iteration's start, and sets the weights back before the last sweep."""
         assert isinstance(batch, Minibatch)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if data.sweeps == 1:
+        if data.ppo_epochs == 1:
             return
         if batch.index == 0 and self.stopped:
             for later in data.pending:
                 if later.index >= data.minibatches:
                     later.groups = []
         elif batch.index == 0:
-            self.start = kept(pl_module.model)
-        elif batch.index == (data.sweeps - 1) * data.minibatches and self.start is not None:
-            set_back(self.start, pl_module.model, self.advance)
+            self.start = snapshot(pl_module.model)
+        elif batch.index == (data.ppo_epochs - 1) * data.minibatches and self.start is not None:
+            interpolate_back(self.start, pl_module.model, self.interpolation)
             self.start = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -79,8 +79,8 @@ class SlowFastPolicy(ParameterHook):
             return
         if not outputs.get("skipped"):  # a step that was not finite has no entropy
             # over all ranks: they have to stop together, and a checkpoint keeps rank 0's numbers
-            self._entropy_sum += over_ranks(trainer, outputs["tokens"].entropy, "sum")
-            self._tokens += over_ranks(trainer, outputs["tokens"].count, "sum")
+            self._entropy_sum += all_reduce(trainer, outputs["tokens"].entropy, "sum")
+            self._tokens += all_reduce(trainer, outputs["tokens"].count, "sum")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if batch.index == data.steps - 1:
             if self._tokens:
@@ -112,7 +112,7 @@ class SlowFastPolicy(ParameterHook):
 
 
 @torch.no_grad()
-def set_back(start: Weights, model: torch.nn.Module, advance: float) -> None:
+def interpolate_back(start: Weights, model: torch.nn.Module, interpolation: float) -> None:
     """The weights become start + advance (weights - start), in place."""
-    for name, parameter in trained(model).items():
-        parameter.copy_(start[name].to(parameter.device).lerp(parameter, advance))
+    for name, parameter in trainable_parameters(model).items():
+        parameter.copy_(start[name].to(parameter.device).lerp(parameter, interpolation))

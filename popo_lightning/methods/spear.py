@@ -11,7 +11,7 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
-from popo_lightning.objectives.advantages import group_normalised
+from popo_lightning.objectives.advantages import group_normalized
 from popo_lightning.replay.composer import Composer, Iteration
 
 
@@ -26,10 +26,10 @@ class SPEAR(Composer):
         A = reward - median of the last `baseline_groups` group-mean rewards,      only A > 0 is replayed,
         loss weight = coefficient * (1 - cos(pi * min(version, warm_up) / warm_up)) / 2,
 
-    with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `One`). An iteration's
-    own group means join the others after its replay. The fresh groups are all trained on as they are. Stored: those
-    responses with their prompts and behave log-probs, and the group means. Extra rollouts: none; extra rows: the
-    replayed ones, which are groups of 1 to K responses with fixed advantages.
+    with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `NoCorrection`). An
+    iteration's own group means join the others after its replay. The fresh groups are all trained on as they are.
+    Stored: those responses with their prompts and behave log-probs, and the group means. Extra rollouts: none; extra
+    rows: the replayed ones, which are groups of 1 to K responses with fixed advantages.
 
     Deviations: the covariance clip of replayed tokens (0.02 of them), the tool-call bonus, and the base recipe's
     filters of groups and of responses are left out. Read in the code, and done otherwise here: the source gives the
@@ -47,7 +47,7 @@ class SPEAR(Composer):
         baseline_groups: Group-mean rewards of which the median is the baseline.
         coefficient: Weight of the replayed responses' loss after the warm-up.
         warm_up: Iterations over which it rises from 0; 0 starts with the whole.
-        reward: Reward part that is imitated; the one trained on (model.reward).
+        reward_key: Reward part that is imitated; the one trained on (model.reward_key).
     """
 
     fixes_advantages = True
@@ -61,7 +61,7 @@ class SPEAR(Composer):
         baseline_groups: int = 10240,
         coefficient: float = 1.0,
         warm_up: int = 200,
-        reward: str = "score",
+        reward_key: str = "score",
     ) -> None:
         if not 1 <= start <= capacity:
             raise SettingError(
@@ -84,7 +84,7 @@ class SPEAR(Composer):
         self.start = start
         self.coefficient = coefficient
         self.warm_up = warm_up
-        self.reward = reward
+        self.reward_key = reward_key
         self._means: deque[float] = deque(maxlen=baseline_groups)
         self._kept: list[Group] = []  # oldest first, each with those of its responses that are kept
         self._replayed = 0  # responses, in the last iteration
@@ -94,7 +94,7 @@ class SPEAR(Composer):
         fresh = iteration.rollout()
         replayed = self._replay(iteration.version)
         self._replayed = _responses(replayed)
-        self._means.extend(float(group.rewards(self.reward).mean()) for group in fresh)
+        self._means.extend(float(group.rewards(self.reward_key).mean()) for group in fresh)
         self._keep(fresh)
         return fresh + replayed
 
@@ -115,7 +115,7 @@ class SPEAR(Composer):
 
     def _above(self, group: Group, baseline: float, weight: float) -> Group:
         """The group's responses with a reward above the baseline, and what they are above it by."""
-        advantages = group.rewards(self.reward) - baseline
+        advantages = group.rewards(self.reward_key) - baseline
         better = (advantages > 0).tolist()
         return replace(
             group,
@@ -126,7 +126,7 @@ class SPEAR(Composer):
 
     def _keep(self, fresh: Sequence[Group]) -> None:
         for group in fresh:
-            standardised = group_normalised(group.rewards(self.reward)[None])[0].tolist()
+            standardised = group_normalized(group.rewards(self.reward_key)[None])[0].tolist()
             worth = [r for r, a in zip(group.responses, standardised, strict=True) if a > self.threshold]
             if worth:
                 self._kept.append(replace(group, responses=worth))

@@ -84,14 +84,14 @@ class PrefixTree(Composer):
 
     Args:
         cut: Least and greatest share of the response's tokens that a prefix has.
-        reward: Reward part of the subtree's rewards; the one trained on (model.reward).
+        reward_key: Reward part of the subtree's rewards; the one trained on (model.reward_key).
     """
 
-    works_ahead = False
+    supports_async = False
 
-    def __init__(self, cut: tuple[float, float] = (0.25, 0.75), reward: str = "score") -> None:
+    def __init__(self, cut: tuple[float, float] = (0.25, 0.75), reward_key: str = "score") -> None:
         self.cut = checked_shares("PrefixTree", cut)
-        self.reward = reward
+        self.reward_key = reward_key
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Parents, which know their children's rewards, then children."""
@@ -111,6 +111,6 @@ class PrefixTree(Composer):
 
     def _attached(self, parents: Sequence[Group], children: Sequence[Group]) -> list[Group]:
         return [
-            replace(parent, subtree_rewards=child.rewards(self.reward))
+            replace(parent, subtree_rewards=child.rewards(self.reward_key))
             for parent, child in zip(parents, children, strict=True)
         ]

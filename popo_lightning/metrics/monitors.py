@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.nearest import did_you_mean
-from popo_lightning.core.ranks import from_first
+from popo_lightning.core.ranks import broadcast_object
 
 EVALUATION = "eval/"
 DIVERGING = ("train/", "policy/")  # of these a number that is not finite says something once a step was taken
@@ -39,20 +39,20 @@ PHASES = (
 )
 # The README's table, without rewards, whose parts a verifier names.
 NAMES = (
-    *(f"rollout/{name}" for name in ("effective_share", "all_wrong_share", "truncated_share", "response_tokens")),
+    *(f"rollout/{name}" for name in ("effective_share", "all_wrong_share", "truncated_frac", "response_tokens")),
     "rollout/grading_failures",
     *(f"replay/{name}" for name in ("groups", "share", "trained_groups", "age_mean", "age_max", "stored_problems")),
     *(f"replay/{name}" for name in ("stored_prefixes", "restarted_groups", "restart_success", "prefix_tokens")),
     *(f"replay/{name}" for name in ("stored_responses", "injected_responses", "replayed_responses", "baseline")),
-    *(f"policy/{name}" for name in ("entropy", "ratio_mean", "ratio_max", "clip_share")),
-    *(f"policy/clip_share_{age}" for age in ("fresh", "replayed")),
+    *(f"policy/{name}" for name in ("entropy", "ratio_mean", "ratio_max", "clip_frac")),
+    *(f"policy/clip_frac_{age}" for age in ("fresh", "replayed")),
     *(f"weight/{age}_{name}" for age in ("fresh", "replayed") for name in WEIGHTS),
     "weight/replayed_capped_share",
     *(f"engine/logp_gap_{name}" for name in ("mean", "max")),
     *(f"train/{name}" for name in ("loss", "grad_norm", "tokens", "learning_rate", "optimizer_steps", "value_loss")),
     *(f"train/{name}" for name in ("skipped_steps", "not_finite_metrics")),
     *(f"total/{name}" for name in ("responses", "tokens", "dynamic_sampling_responses")),
-    *(f"seconds/{name}" for name in PHASES),
+    *(f"time/{name}" for name in PHASES),
     *(f"throughput/{name}" for name in ("train_tokens_per_second", "generated_tokens_per_second", "mfu")),
     "memory/peak_gib",
 )
@@ -61,7 +61,7 @@ REWARDS = ("reward/score", "reward/acc", "reward/format", "reward/overlong")
 OPEN = re.compile(r"weight/ess_age_\d+|region/\w+|reward/\w+")  # of these, which there are depends
 # What an iteration has only where something was replayed, sampled or waited for.
 SOMETIMES = re.compile(
-    r"(rollout|weight|engine|seconds|throughput)/\w+|policy/clip_share_\w+"
+    r"(rollout|weight|engine|seconds|throughput)/\w+|policy/clip_frac_\w+"
     r"|replay/(age_\w+|restart_success|prefix_tokens|baseline)"
 )
 
@@ -146,7 +146,7 @@ def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learn
     Raises:
         SettingError: A metric is watched that the iteration does not have, nor a later one.
     """
-    told = from_first(dict(metrics))
+    told = broadcast_object(dict(metrics))
     names = [
         (setting, name)
         for callback, setting, name in watchers(trainer)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import whole
+from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.padded_rows import PaddedRows
 from popo_lightning.model.scoring import placed, response_states
 from popo_lightning.objectives.advantages import Advantage
@@ -48,7 +48,7 @@ class Critic:
     def clip_gradients(self, value_model: nn.Module) -> float:
         """Scales the value model's gradients down to `max_grad_norm`; returns their norm before."""
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        return float(whole(torch.nn.utils.clip_grad_norm_(value_model.parameters(), limit)))
+        return float(full_tensor(torch.nn.utils.clip_grad_norm_(value_model.parameters(), limit)))
 
     def loss(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, denominator: float) -> Tensor:
         """`value_loss` with these settings."""

@@ -31,7 +31,7 @@ class PaddedRows:
     mask: Tensor  # (R, T) bool: response tokens, response-aligned
     behave_logp: Tensor  # (R, T)
     prox_logp: Tensor | None  # (R, T)
-    prox_share: Tensor | None  # (R, 1)
+    prox_alpha: Tensor | None  # (R, 1)
     advantages: Tensor  # (R, 1) or (R, T)
     loss_weight: Tensor  # (R,)
     fresh: Tensor  # (R,) bool
@@ -77,7 +77,7 @@ def pad_sequences(sequences: Sequence[Sequence[Row]]) -> PaddedRows:
         mask=torch.arange(behave_logp.shape[1]) < lengths[:, None],
         behave_logp=behave_logp,
         prox_logp=_padded([row.prox_logp for row in rows]),
-        prox_share=None if rows[0].prox_share is None else torch.tensor([[row.prox_share] for row in rows]),
+        prox_alpha=None if rows[0].prox_alpha is None else torch.tensor([[row.prox_alpha] for row in rows]),
         advantages=_advantages(rows),
         loss_weight=torch.tensor([row.loss_weight for row in rows]),
         fresh=torch.tensor([row.fresh for row in rows]),
@@ -141,6 +141,6 @@ def proximal_logprobs(part: PaddedRows, logp: Tensor) -> Tensor:
 
     Without anything recorded no step has been taken since the iteration began, and the policy is the centre.
     """
-    if part.prox_share is not None:
-        return torch.lerp(part.behave_logp, logp, part.prox_share)
+    if part.prox_alpha is not None:
+        return torch.lerp(part.behave_logp, logp, part.prox_alpha)
     return logp if part.prox_logp is None else part.prox_logp

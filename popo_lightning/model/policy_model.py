@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row
-from popo_lightning.core.ranks import over_ranks
+from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
@@ -61,7 +61,7 @@ class PolicyModel(L.LightningModule):
     micro_batch_tokens: int
     shared_prompts: bool
     temperature: float
-    reward: str
+    reward_key: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class PolicyModel(L.LightningModule):
     def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
         passes = self._passes(minibatch, minibatch.rows())
         # sharded, every pass gathers weights from all ranks
-        most = int(over_ranks(self.trainer, len(passes), "max")) if self.sharded else 0
+        most = int(all_reduce(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
             return scores_by_row(passes, score, self.device, most)
 
@@ -184,7 +184,7 @@ class PolicyModel(L.LightningModule):
 
         Groups whose rewards are equal come apart, because most often their rows have no gradient.
         """
-        effective = [group.is_effective(self.reward) for group in minibatch.groups for _ in group.responses]
+        effective = [group.is_effective(self.reward_key) for group in minibatch.groups for _ in group.responses]
         kinds = [[row for row in rows if effective[row.index] is kind] for kind in (True, False)]
         split = [part for kind in kinds for part in micro_batches(kind, self.micro_batch_tokens, self._layer_costs)]
         return [pad_sequences(sequences) for sequences in split]

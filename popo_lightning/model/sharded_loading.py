@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.core.ranks import from_first
+from popo_lightning.core.ranks import broadcast_object
 from popo_lightning.model.attention import register_packed_attention
 from popo_lightning.model.critic import first_weights
 from popo_lightning.model.loading import remove_dropout
@@ -100,7 +100,7 @@ class FirstRanksModel:
             except Exception as error:  # whatever it is, the others must not wait for a model
                 failure = error
                 told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
-        told = from_first(told)
+        told = broadcast_object(told)
         if failure is not None:
             raise failure
         if isinstance(told, str):

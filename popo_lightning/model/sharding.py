@@ -18,7 +18,7 @@ from torch.distributed.fsdp import (
 )
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import whole
+from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.loading import layers
 from popo_lightning.model.scoring import response_logprobs
 
@@ -117,7 +117,7 @@ def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) 
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights by checkpoint name; sharded ones are gathered bit by bit, which is a collective."""
     for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach())
+        yield name, full_tensor(parameter.detach())
 
 
 def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
-from popo_lightning.objectives.weights import BehaveWeight, One
+from popo_lightning.objectives.weights import BehaveWeight, NoCorrection
 
 # Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
 SPREAD_TOLERANCE = 1e-6
@@ -53,7 +53,7 @@ def check_group_size(rewards: Tensor, least: int = 2) -> None:
         )
 
 
-def group_normalised(rewards: Tensor, eps: float = 1e-6, normalise_by_std: bool = True) -> Tensor:
+def group_normalized(rewards: Tensor, eps: float = 1e-6, normalize_by_std: bool = True) -> Tensor:
     """Reward minus the group's mean, divided by the group's standard deviation.
 
     GRPO, arXiv 2402.03300 section 4.1. Without the division: Dr.GRPO, arXiv 2503.20783. A stored group keeps its
@@ -65,14 +65,14 @@ def group_normalised(rewards: Tensor, eps: float = 1e-6, normalise_by_std: bool 
     Args:
         rewards: (G, K), G groups of K responses.
         eps: Added to the std.
-        normalise_by_std: Divide by std + eps.
+        normalize_by_std: Divide by std + eps.
 
     Returns:
         (G, K) advantages.
     """
     check_group_size(rewards)
     advantages = rewards - rewards.mean(dim=-1, keepdim=True)
-    if normalise_by_std:
+    if normalize_by_std:
         advantages = advantages / (rewards.std(dim=-1, keepdim=True, correction=1) + eps)
     return zero_if_ineffective(advantages, rewards)
 
@@ -84,13 +84,14 @@ class Advantage(ABC):
         needs_prox: Whether `for_group` reads the proximal log-probs of replayed groups.
         needs_values: Whether `for_group` reads a critic's values.
         whitens: Whether the advantages of a minibatch are shifted and scaled over all its tokens (`whiten`).
-        folds_weight: Whether the advantages hold pi_prox / pi_behave already, so that the behaviour weight must be One.
+        includes_is_weight: Whether the advantages hold pi_prox / pi_behave already, so that the behaviour weight must
+            be NoCorrection.
     """
 
     needs_prox: bool = False
     needs_values: bool = False
     whitens: bool = False
-    folds_weight: bool = False
+    includes_is_weight: bool = False
 
     @abstractmethod
     def __call__(self, rewards: Tensor) -> Tensor:
@@ -127,28 +128,28 @@ class Advantage(ABC):
 
 def check_weight(advantage: Advantage, behave_weight: BehaveWeight) -> None:
     """Raises SettingError where the behaviour policy would be corrected for twice."""
-    if advantage.folds_weight and not isinstance(behave_weight, One):
+    if advantage.includes_is_weight and not isinstance(behave_weight, NoCorrection):
         raise SettingError(
             f"model.behave_weight is {type(behave_weight).__name__}, but the advantages of "
-            f"{type(advantage).__name__} with off_policy hold pi_prox / pi_behave already; use One with it."
+            f"{type(advantage).__name__} with off_policy hold pi_prox / pi_behave already; use NoCorrection with it."
         )
 
 
-class GroupNormalised(Advantage):
+class GroupNormalized(Advantage):
     """GRPO's advantage, (R - mean) / (std + eps) within the group; without the std it is Dr.GRPO's.
 
     Args:
-        normalise_by_std: Divide by the group's std; false gives Dr.GRPO (arXiv 2503.20783).
+        normalize_by_std: Divide by the group's std; false gives Dr.GRPO (arXiv 2503.20783).
         eps: Added to the std, so that nearly equal rewards do not give huge advantages.
     """
 
-    def __init__(self, normalise_by_std: bool = True, eps: float = 1e-6) -> None:
-        self.normalise_by_std = normalise_by_std
-        self.eps = at_least("GroupNormalised.eps", eps, 0, ", such as 1e-6")
+    def __init__(self, normalize_by_std: bool = True, eps: float = 1e-6) -> None:
+        self.normalize_by_std = normalize_by_std
+        self.eps = at_least("GroupNormalized.eps", eps, 0, ", such as 1e-6")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Map rewards (G, K) to advantages (G, K)."""
-        return group_normalised(rewards, eps=self.eps, normalise_by_std=self.normalise_by_std)
+        return group_normalized(rewards, eps=self.eps, normalize_by_std=self.normalize_by_std)
 
 
 class LeaveOneOut(Advantage):

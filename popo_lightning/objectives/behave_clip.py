@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
-from popo_lightning.objectives.trust_regions import FoundClip, PPOClip
+from popo_lightning.objectives.trust_regions import FixedClip, PPOClip
 
 
 def sampled_logp(rows: ObjectiveInputs) -> Tensor:
@@ -22,9 +22,9 @@ class BehaveAligned(PPOClip):
     """PPO's clip of pi_policy / pi_behave around 1: POPO's ablation that aligns fully with behave (arXiv 2606.01281).
 
     The same as RePO's (arXiv 2506.09340) and TRL's replayed loss. On stale rows the ratio starts away from 1, often
-    outside the bounds already, and then such tokens teach nothing or are not held back. `behave_weight` must be One.
-    Needs the stored behave log-probs, no passes. On fresh rows it is PPOClip. Inferred: the paper names the ablation
-    and gives no formula.
+    outside the bounds already, and then such tokens teach nothing or are not held back. `behave_weight` must be
+    NoCorrection. Needs the stored behave log-probs, no passes. On fresh rows it is PPOClip. Inferred: the paper names
+    the ablation and gives no formula.
 
     Args:
         clip_low: The ratio gives no more gain below 1 - clip_low.
@@ -32,19 +32,19 @@ class BehaveAligned(PPOClip):
         dual_clip: Bound of the ratio where the advantage is negative, null for none.
     """
 
-    folds_weight = True
+    includes_is_weight = True
 
-    def centre(self, rows: ObjectiveInputs) -> Tensor:
+    def center(self, rows: ObjectiveInputs) -> Tensor:
         """Give `sampled_logp` of the rows."""
         return sampled_logp(rows)
 
 
-class FoundBehaveClip(FoundClip):
+class FixedBehaveClip(FixedClip):
     """A clip around behave with bounds that were found for one minibatch."""
 
-    folds_weight = True
+    includes_is_weight = True
 
-    def centre(self, rows: ObjectiveInputs) -> Tensor:
+    def center(self, rows: ObjectiveInputs) -> Tensor:
         """Give `sampled_logp`."""
         return sampled_logp(rows)
 

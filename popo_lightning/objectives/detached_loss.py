@@ -10,7 +10,7 @@ from popo_lightning.objectives.trust_regions import TrustRegionOutput, score_los
 
 
 def capped_score_loss(
-    logp: Tensor, centre_logp: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
+    logp: Tensor, center_logp: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
 ) -> TrustRegionOutput:
     """-sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_centre.
 
@@ -18,7 +18,7 @@ def capped_score_loss(
 
     Args:
         logp: (R, T), with gradient.
-        centre_logp: (R, T).
+        center_logp: (R, T).
         advantages: (R, T) or (R, 1).
         mask: (R, T).
         low: Lower bound of the ratio.
@@ -28,7 +28,7 @@ def capped_score_loss(
         Loss, detached ratio, and which tokens' ratio is cut.
     """
     mask = mask.bool()
-    ratio = log_ratio(logp.detach(), centre_logp.detach(), mask).exp()
+    ratio = log_ratio(logp.detach(), center_logp.detach(), mask).exp()
     capped = ratio.clamp(low, high)
     advantages = torch.where(mask, advantages, 0.0)
     return TrustRegionOutput(score_loss(logp, capped * advantages, mask), ratio, capped != ratio)

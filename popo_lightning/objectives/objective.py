@@ -14,7 +14,7 @@ from popo_lightning.objectives.aggregations import Aggregation, TokenMean
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
-from popo_lightning.objectives.weights import BehaveWeight, Decoupled, One
+from popo_lightning.objectives.weights import BehaveWeight, NoCorrection, TruncatedIS
 
 
 @dataclass
@@ -56,15 +56,15 @@ class Objective:
     def __init__(
         self,
         # The default objects hold settings only and are never changed, so sharing them is safe.
-        behave_weight: BehaveWeight = Decoupled(),  # noqa: B008
+        behave_weight: BehaveWeight = TruncatedIS(),  # noqa: B008
         trust_region: TrustRegion = PPOClip(),  # noqa: B008
         regularizers: list[Regularizer] | None = None,
         aggregation: Aggregation = TokenMean(),  # noqa: B008
     ) -> None:
-        if trust_region.folds_weight and not isinstance(behave_weight, One):
+        if trust_region.includes_is_weight and not isinstance(behave_weight, NoCorrection):
             raise SettingError(
                 f"model.behave_weight is {type(behave_weight).__name__}, but the ratio of "
-                f"{type(trust_region).__name__} reaches back to the behaviour policy already; use One with it."
+                f"{type(trust_region).__name__} reaches back to the behaviour policy already; use NoCorrection with it."
             )
         self.behave_weight = behave_weight
         self.trust_region = trust_region

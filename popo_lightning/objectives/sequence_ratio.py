@@ -10,12 +10,12 @@ from popo_lightning.objectives.inputs import log_ratio
 LOG_SEQUENCE_RATIO_BOUND = 10.0
 
 
-def sequence_log_ratio(logp: Tensor, centre_logp: Tensor, mask: Tensor) -> Tensor:
+def sequence_log_ratio(logp: Tensor, center_logp: Tensor, mask: Tensor) -> Tensor:
     """Mean over a response's tokens of log(pi_policy / pi_centre), the log of their geometric mean: (R, T) to (R, 1).
 
     With gradient; 0 for a row without tokens.
     """
-    logs = log_ratio(logp, centre_logp.detach(), mask)
+    logs = log_ratio(logp, center_logp.detach(), mask)
     return logs.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
 
 

@@ -65,7 +65,7 @@ def clipped_surrogate(
 
 def ppo_clip(
     logp: Tensor,
-    centre_logp: Tensor,
+    center_logp: Tensor,
     advantages: Tensor,
     mask: Tensor,
     clip_low: float | Tensor,
@@ -80,14 +80,14 @@ def ppo_clip(
 
     Args:
         logp: (R, T), with gradient.
-        centre_logp: (R, T), treated as a constant, so `logp` itself may be passed when no step was taken yet.
+        center_logp: (R, T), treated as a constant, so `logp` itself may be passed when no step was taken yet.
         advantages: (R, T) or (R, 1).
         mask: (R, T).
         clip_low: Distance below 1, one for all or (R, T).
         clip_high: Distance above 1, one for all or (R, T).
         dual_clip: c, or None.
     """
-    ratio = log_ratio(logp, centre_logp.detach(), mask).exp()
+    ratio = log_ratio(logp, center_logp.detach(), mask).exp()
     return clipped_surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
 
 
@@ -102,11 +102,11 @@ class TrustRegion(ABC):
     Attributes:
         needs_minibatch_tokens: Whether `for_minibatch` must be called before a minibatch's first row, which costs a
             forward pass without gradient.
-        folds_weight: Whether the ratio is pi_policy / pi_behave, so that a behaviour weight would correct twice.
+        includes_is_weight: Whether the ratio is pi_policy / pi_behave, so that a behaviour weight would correct twice.
     """
 
     needs_minibatch_tokens: bool = False
-    folds_weight: bool = False
+    includes_is_weight: bool = False
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Give the region that holds for all micro-batches of a minibatch; itself where nothing depends on it."""
@@ -139,17 +139,17 @@ class PPOClip(TrustRegion):
         self.clip_high = above(f"{name}.clip_high", clip_high, 0, "0.2")
         self.dual_clip = checked_dual_clip(name, dual_clip)
 
-    def centre(self, rows: ObjectiveInputs) -> Tensor:
+    def center(self, rows: ObjectiveInputs) -> Tensor:
         """Give the log-probs (R, T) of the policy in the middle."""
         return rows.prox_logp
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Apply `ppo_clip` with these settings."""
         bounds = self.clip_low, self.clip_high, self.dual_clip
-        return ppo_clip(rows.logp, self.centre(rows), rows.advantages, rows.mask, *bounds)
+        return ppo_clip(rows.logp, self.center(rows), rows.advantages, rows.mask, *bounds)
 
 
-class FoundClip(PPOClip):
+class FixedClip(PPOClip):
     """PPO's clip with bounds that were found for one minibatch, not set by a user.
 
     Args:

@@ -78,7 +78,7 @@ class BehaveWeight(ABC):
         """Give (weight, raw), both (R, T) and detached; `raw` is pi_prox / pi_behave before any rule, for the log."""
 
 
-class One(BehaveWeight):
+class NoCorrection(BehaveWeight):
     """No correction: replayed rows pass as if prox had sampled them (POPO's ablation pi_old, arXiv 2606.01281)."""
 
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ class ReplayedWeight(BehaveWeight):
         return weight, raw
 
 
-class Decoupled(ReplayedWeight):
+class TruncatedIS(ReplayedWeight):
     """POPO's weight pi_prox / pi_behave per token, cut at a cap.
 
     With correct_fresh and a cap of 2 it is truncated importance sampling against the engine's numerics (TIS; verl's
@@ -126,14 +126,14 @@ class Decoupled(ReplayedWeight):
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
         super().__init__(correct_fresh)
-        self.cap = _checked_cap("Decoupled", cap)
+        self.cap = _checked_cap("TruncatedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Give min(w, cap)."""
         return raw if self.cap is None else raw.clamp(max=self.cap)
 
 
-class Masked(ReplayedWeight):
+class MaskedIS(ReplayedWeight):
     """The weight where it is believable, and no learning from the token where it is not.
 
     w if low <= w <= high, else 0: IcePop's and MIS's rule against the engine's numerics (arXiv 2510.18855; verl's
@@ -142,7 +142,7 @@ class Masked(ReplayedWeight):
     Rejected tokens still count in the denominator, as in AReaL, so they make the step shorter. verl's rollout
     correction divides by the tokens that are kept: with a share s of them its loss is 1 / s times this one's.
 
-    Stores and passes: as Decoupled, none.
+    Stores and passes: as TruncatedIS, none.
 
     Args:
         low: Least weight that is kept.
@@ -152,9 +152,9 @@ class Masked(ReplayedWeight):
 
     def __init__(self, low: float = 0.5, high: float = 2.0, correct_fresh: bool = False) -> None:
         super().__init__(correct_fresh)
-        self.low = within("Masked.low", low, 0, 1, "0.5, since an on-policy token has weight 1")
+        self.low = within("MaskedIS.low", low, 0, 1, "0.5, since an on-policy token has weight 1")
         if not high >= 1:
-            raise SettingError(f"Masked.high is {high}; it must be at least 1, the weight of an on-policy token.")
+            raise SettingError(f"MaskedIS.high is {high}; it must be at least 1, the weight of an on-policy token.")
         self.high = high
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Masked(ReplayedWeight):
         return masked_weight(raw, self.low, self.high)
 
 
-class SequenceWeight(ReplayedWeight):
+class SequenceIS(ReplayedWeight):
     """One weight for a whole response: POPO with the correction by response instead of by token.
 
     The product is the exact importance weight; the geometric mean is what AReaL takes at sequence level. Whether POPO
@@ -178,9 +178,9 @@ class SequenceWeight(ReplayedWeight):
         self, ratio: SequenceRatio = "geometric_mean", cap: float | None = 5.0, correct_fresh: bool = False
     ) -> None:
         super().__init__(correct_fresh)
-        one_of("SequenceWeight.ratio", ratio, ("product", "geometric_mean"))
+        one_of("SequenceIS.ratio", ratio, ("product", "geometric_mean"))
         self.ratio: SequenceRatio = ratio
-        self.cap = _checked_cap("SequenceWeight", cap)
+        self.cap = _checked_cap("SequenceIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Give min(`sequence_weight`, cap)."""
@@ -188,7 +188,7 @@ class SequenceWeight(ReplayedWeight):
         return weight if self.cap is None else weight.clamp(max=self.cap)
 
 
-class Smoothed(ReplayedWeight):
+class SmoothedIS(ReplayedWeight):
     """w^alpha: between no correction (alpha 0) and the full one (alpha 1), with less variance than the latter.
 
     Exponential smoothing of importance weights, as in off-policy bandits (arXiv 2305.15877). Not part of any paper on
@@ -202,8 +202,8 @@ class Smoothed(ReplayedWeight):
 
     def __init__(self, alpha: float = 0.5, cap: float | None = None, correct_fresh: bool = False) -> None:
         super().__init__(correct_fresh)
-        self.alpha = within("Smoothed.alpha", alpha, 0, 1, "0.5")
-        self.cap = _checked_cap("Smoothed", cap)
+        self.alpha = within("SmoothedIS.alpha", alpha, 0, 1, "0.5")
+        self.cap = _checked_cap("SmoothedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Give min(w^alpha, cap)."""

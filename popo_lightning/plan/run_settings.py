@@ -72,7 +72,7 @@ class RunSettings:
     problems: int = 32
     group_size: int = 8
     minibatches: int = 2
-    sweeps: int = 1
+    ppo_epochs: int = 1
     prompt_tokens: int = 1024
     response_tokens: int = 1024
     evaluation_tokens: int = 0  # response tokens of the longest evaluation
@@ -156,7 +156,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         problems=data.problems_per_iteration,
         group_size=data.group_size,
         minibatches=data.minibatches,
-        sweeps=data.sweeps,
+        ppo_epochs=data.ppo_epochs,
         prompt_tokens=_positive("data.max_prompt_tokens", data.max_prompt_tokens),
         response_tokens=data.sampling.max_new_tokens,
         evaluation_tokens=_longest_evaluation(config.evaluation),
@@ -249,7 +249,7 @@ def _engine(engine: Any, on_gpu: bool, notes: list[str]) -> Engine:
         level = engine.sleep_level
         return Engine(
             VLLM,
-            share=engine.memory_share,
+            share=engine.gpu_memory_utilization,
             sleep_level=(2 if level is None else level) if on_gpu else 0,
             cpu_cache=int(engine.cpu_cache_gib * 2**30),
         )

@@ -68,8 +68,8 @@ def _parameters(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:
 def _iteration(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:
     sequences = run.problems * run.group_size
     yield "problems x responses", f"{run.problems} x {run.group_size}"
-    yield "minibatches x sweeps", f"{run.minibatches} x {run.sweeps}"
-    yield "optimizer steps", f"{run.minibatches * run.sweeps}"
+    yield "minibatches x sweeps", f"{run.minibatches} x {run.ppo_epochs}"
+    yield "optimizer steps", f"{run.minibatches * run.ppo_epochs}"
     yield "sequences, and those of a rank", f"{sequences:,}, {run.rank_sequences:,}"
     tokens = sequences * run.sequence_tokens
     yield "tokens at most, and those of a rank", f"{tokens:,}, {run.rank_sequences * run.sequence_tokens:,}"

@@ -38,7 +38,9 @@ def _cache_objection(run: RunSettings, memory: Memory) -> str | None:
     """A cache that holds no sequence: vLLM does not start with it."""
     if memory.engine.sequences != 0:
         return None
-    setting, value = ("memory_share", run.engine.share) if run.on_gpu else ("cpu_cache_gib", run.engine.cpu_cache / GIB)
+    setting, value = (
+        ("gpu_memory_utilization", run.engine.share) if run.on_gpu else ("cpu_cache_gib", run.engine.cpu_cache / GIB)
+    )
     room = max(0, memory.engine.cache) / GIB
     return (
         f"data.engine.{setting} is {value:g}, which leaves {room:.2f} GiB for the engine's cache, too little for a "
@@ -94,7 +96,7 @@ def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunS
     share = round(max(share, least), 2)
     if not 0 < share < run.engine.share:
         return None
-    return f"data.engine.memory_share to {share:g}", replace(run, engine=replace(run.engine, share=share))
+    return f"data.engine.gpu_memory_utilization to {share:g}", replace(run, engine=replace(run.engine, share=share))
 
 
 def _fewer_responses(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:

@@ -14,18 +14,18 @@ from popo_lightning.core.errors import SettingError
 Weights = dict[str, Tensor]
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training moves, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def kept(model: nn.Module) -> Weights:
+def snapshot(model: nn.Module) -> Weights:
     """Copies of the trained weights as they are now."""
-    return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
 
 
 @torch.no_grad()
-def put(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+def restore(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     """Writes copies into the model, in place: optimizer and wrappers go on holding the same parameters."""
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():

@@ -16,11 +16,11 @@ class ProximalPolicy(L.Callback):
     A minibatch without any takes its own forward pass's, which is right as long as no step came before it.
 
     Attributes:
-        moves_fresh_rows: Whether prox differs from behave on rows that were sampled in this iteration, so that the
+        prox_differs_on_fresh: Whether prox differs from behave on rows that were sampled in this iteration, so that the
             behaviour weight has to correct them too.
     """
 
-    moves_fresh_rows = False
+    prox_differs_on_fresh = False
 
 
 class ProximalSnapshot(ProximalPolicy):

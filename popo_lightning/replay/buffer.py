@@ -120,7 +120,7 @@ class GroupReplayBuffer:
         self._uses = {group["id"]: group.get("uses", 0) for group in saved}
 
 
-def dealt_out(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
+def redistribute(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
     """The stores of several ranks as those of another number of ranks, each in the order it was.
 
     Args:

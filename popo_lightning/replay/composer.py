@@ -21,7 +21,7 @@ class Iteration:
 
     Args:
         version: Present policy version.
-        effective_by: Reward part whose spread makes a group effective.
+        effective_key: Reward part whose spread makes a group effective.
         problems: Problems that this rank samples in an iteration, its share of data.problems_per_iteration.
         group_size: K, responses to a problem.
         next_problems: Asks the prompt sampler for so many further problems, and samples so many responses to each.
@@ -32,7 +32,7 @@ class Iteration:
     """
 
     version: int
-    effective_by: str
+    effective_key: str
     problems: int
     group_size: int
     next_problems: Callable[[int, int], list[Group]]
@@ -41,7 +41,8 @@ class Iteration:
     random: Callable[..., Random]
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
-        """Groups of the sampler's next problems, by the present policy, or with data.lag 1 by the one before it.
+        """Groups of the sampler's next problems, by the present policy, or with data.async_level 1 by the one before
+        it.
 
         Args:
             count: Problems; an iteration's number unless given.
@@ -69,20 +70,20 @@ class Iteration:
 
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """(effective, ineffective), each in order."""
-        effective = [group for group in groups if group.is_effective(self.effective_by)]
-        return effective, [group for group in groups if not group.is_effective(self.effective_by)]
+        effective = [group for group in groups if group.is_effective(self.effective_key)]
+        return effective, [group for group in groups if not group.is_effective(self.effective_key)]
 
 
 class Composer(ABC):
     """Slot: decides what is sampled in an iteration and which groups it trains on.
 
     Attributes:
-        works_ahead: Whether it makes sense with data.lag 1: it asks in every iteration for the sampler's next problems,
-            with group_size responses each, and may be given groups one version old.
+        supports_async: Whether it makes sense with data.async_level 1: it asks in every iteration for the sampler's
+            next problems, with group_size responses each, and may be given groups one version old.
         fixes_advantages: Whether it returns groups whose advantages are fixed, which a critic cannot learn from.
     """
 
-    works_ahead: bool = True
+    supports_async: bool = True
     fixes_advantages: bool = False
 
     @abstractmethod
@@ -115,7 +116,7 @@ class Composer(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most rules keep nothing
         """Inverse of :meth:`state_dict`."""
 
-    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """What the ranks of a checkpoint kept, for another number of ranks.
 
         Args:

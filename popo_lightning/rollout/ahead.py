@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 Made = Callable[[], list[Group]]
 
 
-class LookAhead:
+class AsyncRollouts:
     """Groups on their way to the next iteration, in the order in which the prompt sampler drew their problems.
 
     They are generated in a thread of their own, one batch at a time. Whoever touches the engine, the graders or what is
@@ -78,14 +78,16 @@ class LookAhead:
         for _, group in taken:
             if len(group.responses) != n:
                 raise SettingError(
-                    f"data.lag generated groups of {len(group.responses)} responses ahead (data.group_size), but now "
-                    f"{n} are asked for; resume with the group_size the run had, or set data.lag to 0 from the start"
+                    f"data.async_level generated groups of {len(group.responses)} responses ahead (data.group_size), "
+                    "but now "
+                    f"{n} are asked for; resume with the group_size the run had, or set data.async_level to 0 from "
+                    "the start"
                 )
         return taken
 
     def report(self) -> dict[str, float]:
         """Seconds in the background, which are no seconds of the iteration."""
-        return {} if self._seconds is None else {"seconds/ahead": self._seconds}
+        return {} if self._seconds is None else {"time/ahead": self._seconds}
 
     def take_generate_seconds(self) -> float:
         """Seconds of generation, without grading, since the last call: of the groups there are."""
@@ -113,16 +115,17 @@ class LookAhead:
             "generate_seconds": self._generate_seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any], lag: int = 1) -> None:
+    def load_state_dict(self, state: dict[str, Any], async_level: int = 1) -> None:
         """Inverse of :meth:`state_dict`.
 
         Raises:
             SettingError: There are groups, and a run without lag, which may correct for nothing, has no use for them.
         """
-        if state and not lag:
+        if state and not async_level:
             raise SettingError(
-                "data.lag is 0, but the checkpoint holds groups that were generated ahead for the next iteration; "
-                "resume with data.lag 1"
+                "data.async_level is 0, but the checkpoint holds groups that were generated ahead for the next "
+                "iteration; "
+                "resume with data.async_level 1"
             )
         groups = [Group.from_plain(group) for group in state.get("groups", [])]
         self._generate_seconds = state.get("generate_seconds", 0.0)

@@ -11,9 +11,9 @@ LEAST = {
     "problems_per_iteration": (1, "ask at least one problem"),
     "group_size": (2, "a group needs two responses to differ"),
     "minibatches": (1, "an iteration needs one optimizer step"),
-    "sweeps": (1, "the minibatches are trained on once at least"),
-    "sync_every": (1, "1 samples with the newest weights always"),
-    "graders": (1, "someone has to grade"),
+    "ppo_epochs": (1, "the minibatches are trained on once at least"),
+    "weight_sync_interval": (1, "1 samples with the newest weights always"),
+    "num_graders": (1, "someone has to grade"),
 }
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,14 @@ def check_settings(data: Any) -> None:
             f"data.stop is {list(data.sampling.stop)}, and every text has the empty one; give strings of a "
             "character or more, or [] for none"
         )
-    if data.lag not in (0, 1):
-        raise SettingError(f"data.lag is {data.lag}; use 0, or 1 to generate one iteration ahead")
-    if data.lag and not data.engine.generates_while_training:
+    if data.async_level not in (0, 1):
+        raise SettingError(f"data.async_level is {data.async_level}; use 0, or 1 to generate one iteration ahead")
+    if data.async_level and not data.engine.generates_while_training:
         raise SettingError(
-            f"data.lag is {data.lag}, but data.engine is {type(data.engine).__name__}, which cannot generate while the "
-            "trainer works; set data.lag to 0, or data.engine to popo_lightning.engines.servers.engine.ServerEngine"
+            f"data.async_level is {data.async_level}, but data.engine is {type(data.engine).__name__}, which cannot "
+            "generate while the "
+            "trainer works; set data.async_level to 0, or data.engine to "
+            "popo_lightning.engines.servers.engine.ServerEngine"
         )
     pixels = data.image_pixels
     if pixels is not None and not 0 < pixels[0] <= pixels[1]:

@@ -18,9 +18,9 @@ from torch import Tensor
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
-from popo_lightning.core.ranks import from_all, lost_rank
+from popo_lightning.core.ranks import all_gather_object, lost_rank
 from popo_lightning.engines.base import Sampling
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.generation import RolloutGenerator
 
 # Nats a token on average. Rounding gives up to 1e-5 in float32, and in bfloat16 about 0.01, for some models 0.033.
 EXACT_WARNING, ROUNDED_WARNING = 1e-3, 0.05
@@ -160,7 +160,7 @@ class EngineCheck:
 
 
 def measured_gap(
-    maker: GroupMaker, policy: Any, problems: Sequence[Problem], sampling: Sampling, version: int = 0
+    maker: RolloutGenerator, policy: Any, problems: Sequence[Problem], sampling: Sampling, version: int = 0
 ) -> float:
     """Mean absolute difference in nats a token, over all ranks, of a few responses to the first problems. A collective.
 
@@ -174,7 +174,7 @@ def measured_gap(
     short = replace(sampling, max_new_tokens=min(TOKENS, sampling.max_new_tokens))
     groups = maker.ungraded(problems[:PROMPTS], RESPONSES, short, seed=0)
     gaps = gaps_of(Minibatch(groups, version, 0), policy)
-    of_ranks = from_all((sum(float(gap.sum()) for gap in gaps), sum(len(gap) for gap in gaps)))
+    of_ranks = all_gather_object((sum(float(gap.sum()) for gap in gaps), sum(len(gap) for gap in gaps)))
     return sum(total for total, _ in of_ranks) / max(1, sum(count for _, count in of_ranks))
 
 

@@ -13,8 +13,8 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import Sampling
-from popo_lightning.rollout.ahead import LookAhead
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.ahead import AsyncRollouts
+from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.tasks.samplers import PromptSampler
 
@@ -37,12 +37,12 @@ class IterationRollouts:
         self,
         problems: Sequence[Problem],
         sampler: PromptSampler,
-        maker: GroupMaker,
+        maker: RolloutGenerator,
         sampling: Sampling,
         random: Callable[..., Random],
         needed_parts: dict[str, str],
         report: RolloutReport,
-        ahead: LookAhead,
+        ahead: AsyncRollouts,
     ) -> None:
         self.problems = problems
         self.sampler = sampler

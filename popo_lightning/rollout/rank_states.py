@@ -67,7 +67,7 @@ class RankKeeper:
         return [of_rank.pop(name) for of_rank in self._loaded if name in of_rank]
 
 
-def for_ranks(states: list[RankState], ranks: int, sampler: PromptSampler, composer: Composer) -> list[RankState]:
+def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, composer: Composer) -> list[RankState]:
     """The states as they are, or dealt out anew.
 
     Args:
@@ -90,11 +90,12 @@ def for_ranks(states: list[RankState], ranks: int, sampler: PromptSampler, compo
         )
     if any(state.get("ahead") for state in states):
         raise SettingError(
-            f"the checkpoint was written by {len(states)} ranks with groups generated ahead (data.lag) and this run "
+            f"the checkpoint was written by {len(states)} ranks with groups generated ahead (data.async_level) and "
+            "this run "
             f"has {ranks}; resume with as many (trainer.devices x trainer.num_nodes)"
         )
-    samplers = sampler.for_ranks([state["sampler"] for state in states], ranks)
-    composers = composer.for_ranks([state["composer"] for state in states], ranks)
+    samplers = sampler.reshard([state["sampler"] for state in states], ranks)
+    composers = composer.reshard([state["composer"] for state in states], ranks)
     # groups are numbered made x ranks + rank: the first numbers that nobody has given
     made = max(state["groups_made"] for state in states) * len(states) // ranks + 1
     common = {"pending": [], "rollout_metrics": states[0]["rollout_metrics"], "groups_made": made, "ahead": {}}

@@ -15,11 +15,11 @@ class RolloutReport:
 
     Args:
         version: Policy version of the iteration.
-        effective_by: Reward part that decides "effective".
+        effective_key: Reward part that decides "effective".
     """
 
     version: int
-    effective_by: str
+    effective_key: str
     fresh: list[Group] = field(default_factory=list)
     trained: list[Group] = field(default_factory=list)
     ages: list[int] = field(default_factory=list)  # of the replayed groups
@@ -44,7 +44,7 @@ class RolloutReport:
             "truncated": sum(response.finish_reason == "length" for response in responses),
             "failures": sum(response.failure is not None for response in responses),
             "groups": len(self.fresh),
-            "effective_groups": sum(group.is_effective(self.effective_by) for group in self.fresh),
+            "effective_groups": sum(group.is_effective(self.effective_key) for group in self.fresh),
             "all_wrong_groups": sum(float(group.rewards("acc").max()) <= 0 for group in self.fresh),
             "replayed_groups": len(self.ages),
             "age": sum(self.ages),
@@ -66,8 +66,8 @@ def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
     """Means over the iteration, by the names of the README's table.
 
     `throughput/generated_tokens_per_second`: response tokens that were sampled on all ranks, over the seconds in which
-    the slowest rank generated. Not those of prompts, and no seconds of grading or of weight syncs; with data.lag 1 the
-    seconds are those in the background.
+    the slowest rank generated. Not those of prompts, and no seconds of grading or of weight syncs; with
+    data.async_level 1 the seconds are those in the background.
 
     Args:
         counts: Of all ranks; generate_seconds may be missing.
@@ -91,7 +91,7 @@ def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
         | {
             "rollout/effective_share": counts["effective_groups"] / counts["groups"],
             "rollout/all_wrong_share": counts["all_wrong_groups"] / counts["groups"],
-            "rollout/truncated_share": counts["truncated"] / counts["responses"],
+            "rollout/truncated_frac": counts["truncated"] / counts["responses"],
             "rollout/response_tokens": counts["tokens"] / counts["responses"],
             "rollout/grading_failures": float(counts["failures"]),
         }

@@ -8,22 +8,22 @@ import lightning as L
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.ranks import from_all
+from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.replay.composer import Composer
-from popo_lightning.rollout.ahead import LookAhead
+from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.engine_gap import EngineCheck
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.problem_sets import ProblemSets
 from popo_lightning.rollout.rank_states import (
     PlaceState,
     RankKeeper,
     containers_copied,
-    for_ranks,
+    reshard,
     rules_of,
     without_other_rules,
 )
 from popo_lightning.rollout.report import Totals
-from popo_lightning.rollout.weight_sync import SyncedEngine
+from popo_lightning.rollout.weight_sync import WeightSync
 from popo_lightning.tasks.samplers import PromptSampler
 
 
@@ -33,9 +33,9 @@ class ResumableRollouts(L.LightningDataModule):
     sampler: PromptSampler
     composer: Composer
     problems: ProblemSets
-    maker: GroupMaker
-    ahead: LookAhead
-    synced: SyncedEngine
+    maker: RolloutGenerator
+    ahead: AsyncRollouts
+    synced: WeightSync
     check: EngineCheck | None
     totals: Totals
     kept_by_ranks: RankKeeper
@@ -43,15 +43,15 @@ class ResumableRollouts(L.LightningDataModule):
     pending: list[Minibatch]
     rollout_metrics: dict[str, float]
     iteration: int
-    lag: int
+    async_level: int
     minibatches: int
-    sweeps: int
+    ppo_epochs: int
     _stores: dict[str, Any] | None
 
     @property
     def steps(self) -> int:
         """Optimizer steps of an iteration."""
-        return self.minibatches * self.sweeps
+        return self.minibatches * self.ppo_epochs
 
     @property
     def gap_floor(self) -> float | None:
@@ -101,7 +101,7 @@ class ResumableRollouts(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""
         place = self.as_of or self.place_state()
-        return place.common | {"ranks": from_all(place.mine | {"ahead": self.ahead.state_dict()})}
+        return place.common | {"ranks": all_gather_object(place.mine | {"ahead": self.ahead.state_dict()})}
 
     def _rules(self) -> dict[str, str]:
         """What the states of sampler and composer belong to."""
@@ -116,18 +116,18 @@ class ResumableRollouts(L.LightningDataModule):
             return
         self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
         states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
-        mine = for_ranks(states, world_size, self.sampler, self.composer)[rank]
+        mine = reshard(states, world_size, self.sampler, self.composer)[rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
         self.synced.load_state_dict(state["rollout_weights"])
         if self.check is not None:
             self.check.floor = state.get("gap_floor")
         self.maker.made = mine["groups_made"]
-        self.ahead.load_state_dict(mine.get("ahead", {}), self.lag)
+        self.ahead.load_state_dict(mine.get("ahead", {}), self.async_level)
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
         if self.pending and state["steps"] != self.steps:
             raise SettingError(
-                f"data.minibatches x data.sweeps is {self.steps} but the checkpoint stopped inside an iteration of "
+                f"data.minibatches x data.ppo_epochs is {self.steps} but the checkpoint stopped inside an iteration of "
                 f"{state['steps']} steps; resume with as many, or from a checkpoint between iterations"
             )

@@ -15,7 +15,7 @@ from popo_lightning.engines.base import EngineContext, NamedTensors, RolloutEngi
 from popo_lightning.rollout.engine_gap import EngineCheck
 
 
-class SyncedEngine:
+class WeightSync:
     """Starts the engine at its first use, and keeps it at the policy's weights.
 
     For delayed rollouts (``every`` above 1) these are the weights of an earlier iteration. A copy of them stays on the

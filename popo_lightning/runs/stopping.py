@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 
-from popo_lightning.core.ranks import over_ranks
+from popo_lightning.core.ranks import all_reduce
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_REQUEST = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
@@ -115,7 +115,7 @@ class StopRequests:
         Raises:
             Stopped: On all ranks.
         """
-        if self._armed and (asked := int(over_ranks(trainer, self.asked or 0, "max"))):
+        if self._armed and (asked := int(all_reduce(trainer, self.asked or 0, "max"))):
             raise Stopped(asked)
 
     @contextmanager

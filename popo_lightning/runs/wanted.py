@@ -71,7 +71,7 @@ def wanted_of(config: Any, plain: Mapping[str, Any]) -> Wanted:
         plain: The same in plain containers.
     """
     run, kept = config.run, config.checkpoint
-    steps = max(1, config.data.minibatches * config.data.sweeps)
+    steps = max(1, config.data.minibatches * config.data.ppo_epochs)
     every = checkpoint_every(kept.save_top_k, kept.every_n_epochs, kept.every_n_train_steps, steps)
     record = new_record(run.task, run.method, int(config.seed_everything), decisive_settings(plain), every)
     return Wanted(run.folder, run.root, run.resume, config.ckpt_path, kept.dirpath, config.trainer.max_epochs, record)

@@ -17,10 +17,11 @@ class PromptSampler(ABC):
     ``start`` is called once before anything else; a sampler draws from its own generator, never from global state.
 
     Attributes:
-        works_ahead: Whether it makes sense with data.lag 1: it does not read the policy version of groups it observes.
+        supports_async: Whether it makes sense with data.async_level 1: it does not read the policy version of groups it
+            observes.
     """
 
-    works_ahead: bool = True
+    supports_async: bool = True
 
     def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
         """Learns how many problems there are and which share of the draws is this rank's."""
@@ -44,8 +45,8 @@ class PromptSampler(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
 
-    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-        """What the ranks of a checkpoint knew, for another number of ranks; see :meth:`Composer.for_ranks`."""
+    def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """What the ranks of a checkpoint knew, for another number of ranks; see :meth:`Composer.reshard`."""
         raise SettingError(
             f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.sampler "
             f"{type(self).__name__} has learned stays with its rank; resume with as many (trainer.devices x "
@@ -82,6 +83,6 @@ class EpochSampler(PromptSampler):
         """The cursor."""
         self.cursor = state["cursor"]
 
-    def for_ranks(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """The cursor counts the draws of all ranks."""
         return [dict(states[0]) for _ in range(ranks)]

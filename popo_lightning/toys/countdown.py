@@ -124,7 +124,7 @@ class CountdownSteps(Task):
         largest_target: Targets are 1 to this.
         held_out_problems: Size of the held-out benchmark.
         held_out_share: Share of all problems kept out of training.
-        least_ways: Problems with fewer ways to write a solution are left out: the more ways, the easier.
+        min_ways: Problems with fewer ways to write a solution are left out: the more ways, the easier.
         orders: In how many orders of its numbers a train problem is asked, each a prompt of its own.
         seed: Decides the orders.
     """
@@ -139,7 +139,7 @@ class CountdownSteps(Task):
         largest_target: int = 99,
         held_out_problems: int = 500,
         held_out_share: float = 0.33,
-        least_ways: int = 2,
+        min_ways: int = 2,
         orders: int = 6,
         seed: int = 0,
     ) -> None:
@@ -153,7 +153,7 @@ class CountdownSteps(Task):
             "largest_number": largest_number,
             "largest_target": largest_target,
             "held_out_problems": held_out_problems,
-            "least_ways": least_ways,
+            "min_ways": min_ways,
             "orders": orders,
         }
         for name, count in counts.items():
@@ -167,7 +167,7 @@ class CountdownSteps(Task):
         self.largest_target = largest_target
         self.held_out_problems = held_out_problems
         self.held_out_share = held_out_share
-        self.least_ways = least_ways
+        self.min_ways = min_ways
         self.orders = orders
         self.seed = seed
 
@@ -192,7 +192,7 @@ class CountdownSteps(Task):
         held_out: list[tuple[float, Problem]] = []
         for numbers in combinations_with_replacement(range(1, self.largest_number + 1), count):
             ways = Counter(steps[-1][3] for steps in solutions(numbers, self.operations))
-            for target in sorted(t for t, n in ways.items() if n >= self.least_ways and 1 <= t <= self.largest_target):
+            for target in sorted(t for t, n in ways.items() if n >= self.min_ways and 1 <= t <= self.largest_target):
                 id = f"{','.join(map(str, numbers))}>{target}"
                 place = place_of(id)
                 if place < self.held_out_share:

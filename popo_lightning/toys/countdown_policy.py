@@ -208,7 +208,7 @@ class CountdownWarmStart(WarmStart):
         """All that are not held out."""
         settings = (count, self.largest_number, self.operations)
         return CountdownSteps(
-            *settings, held_out_share=self.held_out_share, held_out_problems=1, least_ways=1, orders=1
+            *settings, held_out_share=self.held_out_share, held_out_problems=1, min_ways=1, orders=1
         ).train_problems()
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError, SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.ranks import over_ranks
+from popo_lightning.core.ranks import all_reduce
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class FiniteSteps:
             NotFiniteError: Too many steps in a row have been skipped.
         """
         bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
-        if not over_ranks(trainer, bool(bad), "max"):
+        if not all_reduce(trainer, bool(bad), "max"):
             self.in_a_row = 0
             return True
         self.in_a_row += 1
@@ -90,7 +90,7 @@ class FiniteSteps:
             NotFiniteError: A weight is not finite.
         """
         broken = not all_finite(weights)
-        if over_ranks(trainer, broken, "max") if split else broken:
+        if all_reduce(trainer, broken, "max") if split else broken:
             raise NotFiniteError(
                 f"the optimizer step of {place(minibatch)} made weights that are not finite; {DIVERGED_REMEDY}"
             )

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import over_ranks
+from popo_lightning.core.ranks import all_reduce
 from popo_lightning.model.padded_rows import PaddedRows, one_token
 from popo_lightning.training.minibatch_loss import MinibatchLoss
 
@@ -58,7 +58,7 @@ def _most(policy: Any, own: int) -> int:
     """Passes of this rank, which has so many of its own; those beyond go through the model with nothing."""
     # Sharded, each gathers weights from all ranks. Asked before the first of them, or a rank that is through would wait
     # here for one that waits there.
-    return int(over_ranks(policy.trainer, own, "max")) if policy.sharded else own
+    return int(all_reduce(policy.trainer, own, "max")) if policy.sharded else own
 
 
 def _nothing(policy: Any) -> Tensor:

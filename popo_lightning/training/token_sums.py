@@ -150,7 +150,7 @@ def token_metrics(ranks: Sequence[TokenSums]) -> dict[str, float]:
         "policy/entropy": of_all.mean("entropy"),
         "policy/ratio_mean": of_all.mean("ratio"),
         "policy/ratio_max": of_all.max("ratio"),
-        "policy/clip_share": of_all.mean("clipped"),
+        "policy/clip_frac": of_all.mean("clipped"),
         "train/tokens": float(of_all.tokens),
     }
     fresh, replayed = found.get(0), {age: sums for age, sums in found.items() if age}
@@ -170,7 +170,7 @@ def token_metrics(ranks: Sequence[TokenSums]) -> dict[str, float]:
 def _weight_metrics(name: str, tokens: AgeSums, samples: Sequence[WeightSample]) -> dict[str, float]:
     of_sample = zip(QUANTILES, quantiles(samples, list(QUANTILES.values())), strict=True)
     return {
-        f"policy/clip_share_{name}": tokens.mean("clipped"),
+        f"policy/clip_frac_{name}": tokens.mean("clipped"),
         f"weight/{name}_mean": tokens.mean("weight_raw"),
         f"weight/{name}_max": tokens.max("weight_raw"),
         f"weight/{name}_ess": tokens.effective_sample_size,

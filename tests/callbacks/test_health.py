@@ -20,15 +20,15 @@ WELL = {
     "replay/share": 0.6,
     "rollout/effective_share": 0.4,
     "rollout/all_wrong_share": 0.3,
-    "rollout/truncated_share": 0.02,
+    "rollout/truncated_frac": 0.02,
 }
 ILL = {
-    "weight/replayed_ess": (0.03, "least_replayed_ess", "buffer.max_uses"),
-    "weight/replayed_max": (25_000.0, "largest_weight", "buffer.max_age"),
-    "policy/entropy": (0.04, "least_entropy", "EntropyBonus"),
-    "replay/share": (0.95, "most_replayed", "buffer.max_uses"),
-    "rollout/effective_share": (0.0, "least_effective_share", "data.group_size"),
-    "rollout/truncated_share": (0.95, "most_truncated", "data.stop"),
+    "weight/replayed_ess": (0.03, "min_replayed_ess", "buffer.max_uses"),
+    "weight/replayed_max": (25_000.0, "max_weight", "buffer.max_age"),
+    "policy/entropy": (0.04, "min_entropy", "EntropyBonus"),
+    "replay/share": (0.95, "max_replayed", "buffer.max_uses"),
+    "rollout/effective_share": (0.0, "min_effective_share", "data.group_size"),
+    "rollout/truncated_frac": (0.95, "max_truncated", "data.stop"),
 }
 
 
@@ -130,9 +130,9 @@ def test_rank_0_speaks_alone(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"least_replayed_ess": 0.0}, "health.least_replayed_ess is 0"),
-        ({"least_entropy": 1.0}, "health.least_entropy is 1"),
-        ({"largest_weight": 1.0}, "health.largest_weight is 1"),
+        ({"min_replayed_ess": 0.0}, "health.min_replayed_ess is 0"),
+        ({"min_entropy": 1.0}, "health.min_entropy is 1"),
+        ({"max_weight": 1.0}, "health.max_weight is 1"),
         ({"patience": 0}, "health.patience is 0"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_run_that_collapses_says_so(config: Any, tmp_path: Any, caplog: pytest
         "0",
         "--evaluation.at_start",
         "false",
-        "--health.least_entropy",
+        "--health.min_entropy",
         "0.9",
     ]
     with caplog.at_level(logging.WARNING):

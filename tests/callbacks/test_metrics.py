@@ -121,7 +121,7 @@ def test_rollout_metrics_by_hand() -> None:
             "reward/acc": 3 / 8,
             "rollout/effective_share": 2 / 4,
             "rollout/all_wrong_share": 2 / 4,  # one of them has scores for form alone
-            "rollout/truncated_share": 2 / 8,
+            "rollout/truncated_frac": 2 / 8,
             "rollout/response_tokens": 16 / 8,
             "rollout/grading_failures": 1.0,
             "replay/groups": 2.0,
@@ -132,7 +132,7 @@ def test_rollout_metrics_by_hand() -> None:
         }
     )
     by_acc = reported()
-    by_acc.effective_by = "acc"
+    by_acc.effective_key = "acc"
     assert by_acc.counts()["effective_groups"] == 1
 
 

@@ -47,7 +47,7 @@ def test_composes(card: Path, rule: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def needs(config: dict[str, Any], card: float) -> tuple[float, float]:
     """Bytes while the policy trains and while it samples; coarse."""
-    model, share = config["model"], config["data"]["engine"]["init_args"]["memory_share"]
+    model, share = config["model"], config["data"]["engine"]["init_args"]["gpu_memory_utilization"]
     parameters, layers, width, inner = MODELS[model["path"]]
     rounded = model.get("dtype") == "bfloat16"
     state = parameters * (8 if rounded else 16)
@@ -66,7 +66,9 @@ def test_fits_its_card(card: Path) -> None:
     written = [float(found) for found in re.findall(r"in all (\d+\.\d)", card.read_text())]
     assert written == pytest.approx([training / 1e9, sampling / 1e9], rel=0.05)
     engine = config["data"]["engine"]["init_args"]
-    assert engine["memory_share"] * size > 1.5 * 2 * MODELS[config["model"]["path"]][0] + 3e9  # weights and a cache
+    assert (
+        engine["gpu_memory_utilization"] * size > 1.5 * 2 * MODELS[config["model"]["path"]][0] + 3e9
+    )  # weights and a cache
 
 
 def test_in_float32_the_larger_model_does_not_fit_the_smaller_card() -> None:

@@ -8,7 +8,7 @@ import pytest
 from helpers.tiny_models import method, popo
 
 CRITIC = ["--model.critic", "popo_lightning.model.critic.Critic", "--model.advantage", "GAE"]
-LAG = ["--data.engine", "helpers.engines.Apart", "--data.lag", "1"]
+LAG = ["--data.engine", "helpers.engines.Apart", "--data.async_level", "1"]
 HOOK = "popo_lightning.methods.remix.Reincarnation"
 
 
@@ -17,23 +17,23 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
     [
         (
             [*method("ppo_ewma"), "--model.behave_weight.correct_fresh", "false"],
-            "is Decoupled without correct_fresh",
+            "is TruncatedIS without correct_fresh",
         ),
-        ([*method("ppo_ewma"), "--model.behave_weight", "One"], "is One without correct_fresh"),
-        ([*method("ppo_ewma"), "--proximal.centre_of_mass", "-1"], "ProximalAverage.centre_of_mass is -1"),
+        ([*method("ppo_ewma"), "--model.behave_weight", "NoCorrection"], "is NoCorrection without correct_fresh"),
+        ([*method("ppo_ewma"), "--proximal.center_of_mass", "-1"], "ProximalAverage.center_of_mass is -1"),
         (["--parameter_hook", HOOK], "parameter_hook is Reincarnation"),
-        ([*method("pi_old"), "--data.sync_every", "4"], "data.sync_every is 4"),
-        ([*method("pi_old"), *LAG], "data.lag is 1, so responses come from older weights"),
-        ([*method("bapo_buffer"), *LAG], "data.lag is 1 and data.sync_every 2"),
-        ([*method("rapid"), *LAG], "data.composer is Rapid"),
+        ([*method("pi_old"), "--data.weight_sync_interval", "4"], "data.weight_sync_interval is 4"),
+        ([*method("pi_old"), *LAG], "data.async_level is 1, so responses come from older weights"),
+        ([*method("bapo_buffer"), *LAG], "data.async_level is 1 and data.weight_sync_interval 2"),
+        ([*method("rapid"), *LAG], "data.composer is RAPID"),
         ([*method("greso"), *LAG], "data.sampler is GRESO"),
         ([*method("popo"), *LAG, "--data.composer.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
-        (["--data.lag", "1"], "data.lag is 1, but data.engine is TransformersEngine"),
+        (["--data.async_level", "1"], "data.async_level is 1, but data.engine is TransformersEngine"),
         ([*method("max_at_k"), "--model.advantage.k", "5"], "model.advantage.k is 5, more than the 4"),
-        ([*method("ppo"), "--model.advantage", "GroupNormalised"], "model.critic is set but"),
-        ([*method("tree_opo"), "--model.reward", "acc"], "data.composer.reward is 'score'"),
+        ([*method("ppo"), "--model.advantage", "GroupNormalized"], "model.critic is set but"),
+        ([*method("tree_opo"), "--model.reward_key", "acc"], "data.composer.reward_key is 'score'"),
         ([*method("spear"), *CRITIC], "data.composer is SPEAR"),
-        ([*method("behave_aligned"), "--model.behave_weight", "Decoupled"], "BehaveAligned"),
+        ([*method("behave_aligned"), "--model.behave_weight", "TruncatedIS"], "BehaveAligned"),
     ],
 )
 def test_refused(

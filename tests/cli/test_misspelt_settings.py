@@ -66,7 +66,7 @@ OPTIONS = {  # what the command line says, and the sentence
     "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.task popo_lightnin.tasks.dataset.DatasetTask": "did you mean popo_lightning.tasks.dataset.DatasetTask?",
     "--model.behave_weight Decopled": "model.behave_weight: there is no class 'Decopled'; "
-    "did you mean popo_lightning.objectives.weights.Decoupled?",
+    "did you mean popo_lightning.objectives.weights.TruncatedIS?",
     "--model.trust_region popo_lightning.objectives.PPOCli": "mean popo_lightning.objectives.trust_regions.PPOClip?",
     "--model.warm_start CountdownWarmStrt": "did you mean popo_lightning.toys.countdown_policy.CountdownWarmStart?",
     "--trainer.callbacks EarlyStoping": "trainer.callbacks: there is no class 'EarlyStoping'; did you mean "
@@ -172,8 +172,8 @@ FILES = {  # content, and what is said of it
     "# only words\n": ["which is empty"],
     "checkpoint: null\n": ["checkpoint is null", "checkpoint.save_top_k to 0"],
     "trainer:\n": ["trainer is null"],
-    "data:\n  group_size: 4\n  sweeps: 1\n  group_size: 8\n": ["line 4 sets data.group_size although line 2 has"],
-    "data: {sweeps: 1}\nrun: {task: x}\ndata: {group_size: 8}\n": ["line 3 sets data although line 1 has"],
+    "data:\n  group_size: 4\n  ppo_epochs: 1\n  group_size: 8\n": ["line 4 sets data.group_size although line 2 has"],
+    "data: {ppo_epochs: 1}\nrun: {task: x}\ndata: {group_size: 8}\n": ["line 3 sets data although line 1 has"],
 }
 
 
@@ -191,7 +191,7 @@ def test_a_config_file(content: str, tmp_path: Path) -> None:
 
 def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "mine.yaml").write_text("data: {sweeps: 1}\n")
+    (tmp_path / "configs" / "mine.yaml").write_text("data: {ppo_epochs: 1}\n")
     (tmp_path / "noise.yaml").write_bytes(b"\xff\xfe\x00")
     monkeypatch.chdir(tmp_path)
     for given, said in {
@@ -206,7 +206,7 @@ def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(SettingError) as refused:
             check_config_files([f"--config={given}"])
         assert said in str(refused.value)
-    check_config_files(["-c", "configs/mine.yaml", "--config", "data: {sweeps: 1}"])
+    check_config_files(["-c", "configs/mine.yaml", "--config", "data: {ppo_epochs: 1}"])
     assert list(named_files(["--config=a", "-c", "b", "--config", "{x: 1}", "--config"])) == ["a", "b"]
 
 
@@ -215,7 +215,7 @@ def test_two_methods_in_a_row(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"--config names the methods '.*popo.yaml' and '.*grpo.yaml'"):
         check_config_files(["--config", TASK, *method("popo"), *method("grpo")])
     mine = tmp_path / "mine.yaml"
-    mine.write_text("run: {method: mine}\ndata: {sweeps: 2}\n")
+    mine.write_text("run: {method: mine}\ndata: {ppo_epochs: 2}\n")
     check_config_files(["--config", TASK, *method("popo"), *method("popo"), "--config", str(mine)])
 
 
@@ -232,7 +232,7 @@ def test_a_file_before_the_subcommand(tmp_path: Path) -> None:
             check_config_files([*before, "fit", *method("popo")])
     check_config_files(["fit", f"--config={TASK}", *method("popo")])
     everything = tmp_path / "all.yaml"
-    everything.write_text("fit: {data: {sweeps: 1}}\n")
+    everything.write_text("fit: {data: {ppo_epochs: 1}}\n")
     check_config_files(["-c", str(everything), "fit"])
     check_config_files([])
 
@@ -248,12 +248,12 @@ def test_every_config_of_the_project_is_read() -> None:
 
 
 def test_the_nearest_name() -> None:
-    known = ["data.group_size", "data.graders", "model.path", "run.resume"]
+    known = ["data.group_size", "data.num_graders", "model.path", "run.resume"]
     assert nearest("data.group_sise", known) == "data.group_size"
     assert nearest("model.group_size", known) == "data.group_size"
     assert nearest("data.weather", known) is None
     assert nearest("x", []) is None
-    assert nearest_class("Decopled") == "popo_lightning.objectives.weights.Decoupled"
+    assert nearest_class("Decopled") == "popo_lightning.objectives.weights.TruncatedIS"
     assert nearest_class("Umbrella") is None
-    assert class_paths()["Decoupled"] == "popo_lightning.objectives.weights.Decoupled"
+    assert class_paths()["TruncatedIS"] == "popo_lightning.objectives.weights.TruncatedIS"
     assert "PopoCLI" not in class_paths() and "ParsedOnly" not in class_paths()

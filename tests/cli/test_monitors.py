@@ -14,7 +14,7 @@ from helpers.tiny_models import method, metrics, popo, popo_process
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.evaluation.benchmarks import Regime, metric_names
+from popo_lightning.evaluation.benchmarks import EvalSettings, metric_names
 from popo_lightning.metrics.monitors import (
     NAMES,
     OPEN,
@@ -49,15 +49,15 @@ def test_names_are_those_of_a_run(config: Path, tmp_path: Path) -> None:
     popo("fit", "--config", config, *method("popo"), "--run.folder", tmp_path, "--trainer.max_epochs", "4")
     with (tmp_path / "metrics.csv").open() as file:
         columns = set(next(csv.reader(file))) - {"step"}
-    regime = Regime(2, 2, (2,), True, 1.0, 1.0, 0, None, 0)
+    regime = EvalSettings(2, 2, (2,), True, 1.0, 1.0, 0, None, 0)
     known = {*NAMES, *REWARDS, *metric_names({"countdown": regime})}
     assert {name for name in columns - known if not OPEN.fullmatch(name)} == set()
 
 
 def test_names_of_an_evaluation_of_several_benchmarks() -> None:
-    plain = Regime(4, 2, (1, 4), True, 1.0, 1.0, 0, None, 0)
-    other = Regime(8, 4, (4,), True, 1.0, 1.0, 0, None, 0)
-    greedy = Regime(0, 2, (2,), True, 1.0, 1.0, 0, None, 0)
+    plain = EvalSettings(4, 2, (1, 4), True, 1.0, 1.0, 0, None, 0)
+    other = EvalSettings(8, 4, (4,), True, 1.0, 1.0, 0, None, 0)
+    greedy = EvalSettings(0, 2, (2,), True, 1.0, 1.0, 0, None, 0)
     found = metric_names({"a": plain, "b": other})
     assert {"eval/a/avg_at_2", "eval/b/avg_at_4", "eval/mean/greedy", "eval/mean/pass_at_4", "eval/mean/avg"} <= set(
         found
@@ -153,7 +153,7 @@ def test_a_run_stops_at_its_reward(config: Path, tmp_path: Path) -> None:
 def test_a_run_stops_at_its_evaluation(config: Path, tmp_path: Path) -> None:
     """The patience of 2 is two evaluations, four iterations; the first policy's does not count."""
     command = ["fit", "--config", config, *method("popo"), "--run.folder", tmp_path / "b", "--trainer.max_epochs", "12"]
-    name = "eval/countdown/truncated_share"
+    name = "eval/countdown/truncated_frac"
     popo(*command, *STOP, name, "--trainer.callbacks.min_delta", "9")  # the first counts as better than infinity
     assert steps(tmp_path / "b", "train/loss") == [1, 2, 3, 4, 5, 6]
 

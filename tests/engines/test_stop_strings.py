@@ -12,7 +12,7 @@ import torch
 from helpers.graders import FailsOn
 from helpers.stops import common, first_by_hand
 from helpers.tiny_models import fit, random_model
-from rollout.test_group_maker import Says
+from rollout.test_generation import Says
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +26,7 @@ from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.grading.pool import GradingPool
 from popo_lightning.model.prompts import Prompt, PromptEncoder
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.tasks.template import NEXT_QUESTION, Template
 
 
@@ -116,7 +116,7 @@ def test_a_prefix_is_read_with_the_text_before_the_string(policy: Path) -> None:
     ids = encoder.tokenizer("3=5;5*2", add_special_tokens=False)["input_ids"]
     prefix = torch.tensor(encoder.tokenizer("7;2", add_special_tokens=False)["input_ids"])
     with Pool(FailsOn()) as pool:
-        maker = GroupMaker(encoder, Stops(), pool, PhaseClock(), 0, 1, torch.float32, None)
+        maker = RolloutGenerator(encoder, Stops(), pool, PhaseClock(), 0, 1, torch.float32, None)
         maker.make([Problem("p", "1,2>3:", None)], 1, Sampling(20, stop=(";",)), 0, [prefix])
     assert seen == ["7;23=5"]  # the prefix has the string itself, and is no response
 
@@ -145,6 +145,6 @@ def test_a_run_stops_at_its_strings_and_empty_ones_are_refused(policy: Path, tmp
     texts = [response.text for group in run.data.report.fresh for response in group.responses]
     assert texts and not any("=" in text for text in texts)
     assert run.rows[0]["rollout/response_tokens"] < free.rows[0]["rollout/response_tokens"]
-    assert run.rows[0]["rollout/truncated_share"] == 0
+    assert run.rows[0]["rollout/truncated_frac"] == 0
     with pytest.raises(SettingError, match=r"data\.stop is \['x', ''\]"):
         fit(policy, tmp_path / "empty", stop=["x", ""])

@@ -1,4 +1,4 @@
-"""The order in which weights and key-value cache sleep and wake on a GPU, over SyncedEngine, without a GPU."""
+"""The order in which weights and key-value cache sleep and wake on a GPU, over WeightSync, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, Sampling
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.prompts import Prompt
-from popo_lightning.rollout.weight_sync import SyncedEngine
+from popo_lightning.rollout.weight_sync import WeightSync
 
 llm = vllm_for_tests.llm
 
@@ -28,7 +28,7 @@ class Policy:
         self.weight = 0.0
         self.engine = VLLMEngine(**settings)
         context = EngineContext("no folder", torch.device("cuda", 0), torch.float32, 0, 1, 64)
-        self.synced = SyncedEngine(self.engine, every, PhaseClock(), lambda: context, self.weights)
+        self.synced = WeightSync(self.engine, every, PhaseClock(), lambda: context, self.weights)
 
     def weights(self) -> list[tuple[str, Tensor]]:
         return [("weight", torch.tensor(self.weight))]

@@ -65,7 +65,9 @@ def test_the_environment_is_put_back_when_the_start_fails(llm: Recorder, monkeyp
 
     llm.during_start = fail
     monkeypatch.setenv("RANK", "2")
-    with pytest.raises(SettingError, match=r"vLLM does not start with data\.engine\.memory_share 0\.6: no memory"):
+    with pytest.raises(
+        SettingError, match=r"vLLM does not start with data\.engine\.gpu_memory_utilization 0\.6: no memory"
+    ):
         started()
     assert {name: os.environ.get(name) for name in RANKS} == dict.fromkeys(RANKS) | {"RANK": "2"}
 

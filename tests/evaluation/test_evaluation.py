@@ -75,7 +75,7 @@ def counted(rows: Rows, avg_k: int, pass_k: Sequence[int]) -> dict[str, float]:
         "greedy": sum(greedy) / len(greedy),
         f"avg_at_{avg_k}": sum(sum(right[:avg_k]) / avg_k for right in problems) / len(problems),
         "response_tokens": sum(row["tokens"] for row in sampled) / len(sampled),
-        "truncated_share": sum(row["finish_reason"] == "length" for row in sampled) / len(sampled),
+        "truncated_frac": sum(row["finish_reason"] == "length" for row in sampled) / len(sampled),
         "grading_failures": sum(row["failure"] is not None for row in rows),
     }
     for k in pass_k:
@@ -135,7 +135,7 @@ def test_the_breakdown_adds_up(finished: tuple[Path, str]) -> None:
             own = [row for row in rows if value == ("(none)" if row[field] is None else str(row[field]))]
             assert numbers == pytest.approx(counted(own, *KS[SMALL])), (field, value)
         assert sum(numbers["problems"] for numbers in values.values()) == whole["problems"]
-        for label in ("greedy", "avg_at_2", "pass_at_1", "pass_at_3", "response_tokens", "truncated_share"):
+        for label in ("greedy", "avg_at_2", "pass_at_1", "pass_at_3", "response_tokens", "truncated_frac"):
             total = sum(numbers[label] * numbers["problems"] for numbers in values.values())
             assert total / whole["problems"] == pytest.approx(whole[label])
     assert not [name for row in metrics(finished[0]) for name in row if "level" in name or "subject" in name]

@@ -18,7 +18,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
 from popo_lightning.engines.base import Sampling
-from popo_lightning.evaluation.benchmarks import BenchmarkSettings, Regime
+from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
@@ -60,7 +60,7 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
         assert row["response"] == row["problem"] == row["prompt"] == row["answer"]["gold"] == row["level"] == text
         assert row["benchmark"] == text and row["subject"] == "nan" and row["kind"] is None
 
-    regime = Regime(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
+    regime = EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
     numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "grading_failures": 1.0}
     of = [BenchmarkResult(name, regime, numbers, {"level": {text: numbers, "2": numbers}}, 0.0) for name in (text, "b")]
     result = EvaluationResult(1, of)
@@ -164,26 +164,26 @@ def test_impossible_settings_are_refused(case: str) -> None:
 def test_what_is_not_set_falls_back() -> None:
     own = {"x": BenchmarkSettings(samples=16, pass_k=[16, 1, 16], greedy=False, temperature=0.0, limit=3)}
     evaluation = Evaluation(temperature=0.6, top_p=0.9, max_new_tokens=7, limit=5, benchmarks=own)
-    assert evaluation.regime_of("y") == Regime(8, 4, (8,), True, 0.6, 0.9, 0, 7, 5)
-    assert evaluation.regime_of("x") == Regime(16, 4, (1, 16), False, 0.0, 0.9, 0, 7, 3)
+    assert evaluation.regime_of("y") == EvalSettings(8, 4, (8,), True, 0.6, 0.9, 0, 7, 5)
+    assert evaluation.regime_of("x") == EvalSettings(16, 4, (1, 16), False, 0.0, 0.9, 0, 7, 3)
     assert evaluation.regime_of("x").changed(BenchmarkSettings(limit=0)).limit == 0
     Evaluation(samples=0, avg_k=99)  # no k is asked of what is not sampled
 
 
 def test_a_limit_takes_the_same_problems_in_their_order() -> None:
     problems = [Problem(str(i), "", None) for i in range(50)]
-    few, more = (Regime(1, 1, (1,), True, 1.0, 1.0, 0, 9, limit).chosen(problems) for limit in (10, 30))
+    few, more = (EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, limit).chosen(problems) for limit in (10, 30))
     places = [int(problem.id) for problem in few]
     assert len(set(places)) == 10 and places == sorted(places) and places != list(range(10))
     assert {problem.id for problem in few} < {problem.id for problem in more} and len(more) == 30
-    assert Regime(1, 1, (1,), True, 1.0, 1.0, 0, 9, 50).chosen(problems) is problems
+    assert EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, 50).chosen(problems) is problems
 
 
 # -- means ---------------------------------------------------------------------------------------------------------
 
 
 def result_of(avg_k: int, pass_k: tuple[int, ...], samples: int = 8, **numbers: float) -> BenchmarkResult:
-    regime = Regime(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
+    regime = EvalSettings(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
     return BenchmarkResult(f"b{avg_k}-{samples}", regime, numbers, {}, 1.0)
 
 

@@ -85,7 +85,7 @@ def test_vllm_wakes_as_it_was(policy: Path, device: torch.device) -> None:
         pytest.skip("vLLM sleeps on a GPU alone")
     from popo_lightning.engines.vllm.engine import VLLMEngine
 
-    engine = started(VLLMEngine(memory_share=0.2, sleep_level=2), policy, device, torch.bfloat16)
+    engine = started(VLLMEngine(gpu_memory_utilization=0.2, sleep_level=2), policy, device, torch.bfloat16)
     kept = {name: weight.bfloat16() for name, weight in load_model(policy, torch.float32).named_parameters()}
     engine.update_weights(kept.items(), 0)
     first, awake = tokens(engine, policy, seed=1), torch.cuda.mem_get_info(device)[0]

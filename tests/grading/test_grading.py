@@ -30,7 +30,7 @@ ZEROS = {"score": 0.0, "acc": 0.0}
 
 @pytest.fixture
 def pool() -> Iterator[GradingPool]:
-    with GradingPool(graders.misbehave, seconds_per_response=LIMIT) as pool:
+    with GradingPool(graders.misbehave, grading_timeout=LIMIT) as pool:
         yield pool
 
 
@@ -89,7 +89,7 @@ def test_each_response_has_its_own_limit(pool: GradingPool) -> None:
 
 
 def test_a_hang_does_not_hold_up_the_other_worker() -> None:
-    with GradingPool(graders.misbehave, workers=2, seconds_per_response=1.0) as pool:
+    with GradingPool(graders.misbehave, workers=2, grading_timeout=1.0) as pool:
         pool.grade([("", "a")] * 50)
         grades = pool.grade([("", "loop"), *[("", "a")] * 20, ("", "loop")])
     assert [grade.failure for grade in grades] == ["timeout", *[None] * 20, "timeout"]
@@ -97,7 +97,7 @@ def test_a_hang_does_not_hold_up_the_other_worker() -> None:
 
 @pytest.mark.parametrize("deed", ["os._exit", "segfault", "close everything", "run a program and die"])
 def test_a_death_is_a_crash_noticed_at_once(deed: str) -> None:
-    with GradingPool(graders.misbehave, seconds_per_response=100.0) as pool:
+    with GradingPool(graders.misbehave, grading_timeout=100.0) as pool:
         begin = time.monotonic()
         assert around(pool, ("", deed)) == [Grade(ZEROS, "crash")]
         assert time.monotonic() - begin < 50
@@ -141,7 +141,7 @@ def test_a_bare_number_is_the_score(pool: GradingPool, number: Any) -> None:
 
 def test_a_scalar_of_numpy_or_torch_is_a_number() -> None:
     numbers = [np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5), torch.tensor(0.5)]
-    with GradingPool(graders.misbehave, seconds_per_response=60.0) as patient:  # torch has to be imported there
+    with GradingPool(graders.misbehave, grading_timeout=60.0) as patient:  # torch has to be imported there
         bare = patient.grade([(number, "return") for number in numbers])
         parts = patient.grade([({"score": number}, "return") for number in numbers])
         (vector,) = patient.grade([(np.array([1.0, 2.0]), "return")])
@@ -151,7 +151,7 @@ def test_a_scalar_of_numpy_or_torch_is_a_number() -> None:
 
 
 FAILURES = [
-    ("", "loop", "took over 0.5 s (data.seconds_per_response) for the response 'loop'"),
+    ("", "loop", "took over 0.5 s (data.grading_timeout) for the response 'loop'"),
     ("", "os._exit", "ended its process (status 0) over the response 'os._exit'"),
     ("", "segfault", "ended its process (status -11) over the response 'segfault'"),
     (b"\xff\xff\xff\xff", "forge", "sent a reply that is no grade for the response 'forge'"),
@@ -283,7 +283,7 @@ def test_an_interrupted_call_leaves_a_usable_pool() -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with GradingPool(graders.misbehave, seconds_per_response=30.0) as pool:
+        with GradingPool(graders.misbehave, grading_timeout=30.0) as pool:
             pool.grade([("", "a")])
             signal.setitimer(signal.ITIMER_REAL, 0.3)
             with pytest.raises(KeyboardInterrupt):
@@ -294,7 +294,7 @@ def test_an_interrupted_call_leaves_a_usable_pool() -> None:
 
 
 def test_loading_the_verifier_does_not_count_against_a_response() -> None:
-    with GradingPool(graders.LoadsSlowly(), seconds_per_response=0.3) as pool:
+    with GradingPool(graders.LoadsSlowly(), grading_timeout=0.3) as pool:
         assert pool.grade([("", "a")])[0].failure is None
 
 
@@ -346,7 +346,7 @@ def test_an_empty_list_starts_nothing_and_close_can_be_repeated() -> None:
         pool.grade([("", "a")])
 
 
-@pytest.mark.parametrize("arguments", [{"workers": 0}, {"seconds_per_response": 0}, {"seconds_per_response": math.inf}])
+@pytest.mark.parametrize("arguments", [{"workers": 0}, {"grading_timeout": 0}, {"grading_timeout": math.inf}])
 def test_settings_that_cannot_work_raise(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         GradingPool(graders.exact, **arguments)
@@ -358,7 +358,7 @@ sys.path[:0] = [{here!r}, {root!r}]
 from helpers import graders
 from popo_lightning.grading.pool import GradingPool
 print("loaded once", flush=True)
-pool = GradingPool(graders.misbehave, seconds_per_response=100)
+pool = GradingPool(graders.misbehave, grading_timeout=100)
 print(int(pool.grade([("", "a")])[0].parts["pid"]), flush=True)
 {last}
 """

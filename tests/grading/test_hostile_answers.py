@@ -45,7 +45,7 @@ def graded(
     assert len({answer for answers in found.values() for answer in answers}) >= 3_000
     kinds: dict[str, Counter[str]] = {}
     accuracies: set[float] = set()
-    with GradingPool(verifier, seconds_per_response=LIMIT) as pool:
+    with GradingPool(verifier, grading_timeout=LIMIT) as pool:
         pool.grade([(golds[0], "warm")])
         begin = time.monotonic()
         for family, answers in found.items():

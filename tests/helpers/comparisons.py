@@ -69,7 +69,7 @@ def write_run(
         {
             "step": i,
             "total/responses": responses * i,
-            "seconds/iteration": seconds,
+            "time/iteration": seconds,
             "train/tokens": tokens,
             "rollout/effective_share": effective,
             "replay/share": 1 - effective,

@@ -44,7 +44,7 @@ def ids(groups: Sequence[Group]) -> list[int]:
     return [group.id for group in groups]
 
 
-def iteration(version: int, fresh: Sequence[Group] = (), effective_by: str = "score", **changes: Any) -> Iteration:
+def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "score", **changes: Any) -> Iteration:
     """In which the sampler's next problems are those of the fresh groups, once, and nothing else can be sampled."""
     left = list(fresh)
 
@@ -63,7 +63,7 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_by: str = "sc
 
     made = Iteration(
         version=version,
-        effective_by=effective_by,
+        effective_key=effective_key,
         problems=len(fresh),
         group_size=len(fresh[0].responses) if fresh else 2,
         next_problems=next_problems,

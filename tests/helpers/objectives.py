@@ -11,7 +11,7 @@ from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL, EntropyBonus
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
-from popo_lightning.objectives.weights import Decoupled
+from popo_lightning.objectives.weights import TruncatedIS
 
 LOG2 = math.log(2.0)
 
@@ -100,7 +100,7 @@ def loss_and_gradient(
 
 
 def full_objective() -> Objective:
-    return Objective(Decoupled(), PPOClip(), [EntropyBonus(0.01), KL(0.1, "k3")])
+    return Objective(TruncatedIS(), PPOClip(), [EntropyBonus(0.01), KL(0.1, "k3")])
 
 
 def by_hand() -> ObjectiveInputs:

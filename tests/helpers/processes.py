@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.groups import group
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.ranks import whole
+from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.sharding import settle_strategy
 from popo_lightning.policy import PolicyModule
 
@@ -114,7 +114,7 @@ def train(
 
 def whole_tensors(named: Any) -> dict[str, torch.Tensor]:
     """Copies by name; split ones are gathered. A collective."""
-    return {name: whole(tensor.detach()).clone() for name, tensor in named}
+    return {name: full_tensor(tensor.detach()).clone() for name, tensor in named}
 
 
 class Steps(L.Callback):
@@ -142,7 +142,7 @@ class Steps(L.Callback):
         self.sent.append(self._spy.seen)
         kept = {name: outputs[name] for name in ("mean_loss", "grad_norm", "stepped", "value_loss") if name in outputs}
         self.outputs.append(kept)
-        left = [whole(p.grad) for p in pl_module.parameters() if p.grad is not None]
+        left = [full_tensor(p.grad) for p in pl_module.parameters() if p.grad is not None]
         self.left.append("some" if any(bool(each.any()) for each in left) else "cleared" if left else "none")
 
 

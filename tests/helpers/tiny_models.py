@@ -37,7 +37,7 @@ from popo_lightning.toys.countdown import CountdownSteps
 from popo_lightning.toys.countdown_policy import SYMBOLS, CountdownWarmStart, symbol_tokenizer
 
 NUMBERS: dict[str, Any] = {"numbers": 2, "largest_number": 9, "operations": "+-*", "held_out_share": 0.3}
-TASK: dict[str, Any] = {**NUMBERS, "held_out_problems": 12, "orders": 1, "least_ways": 1}
+TASK: dict[str, Any] = {**NUMBERS, "held_out_problems": 12, "orders": 1, "min_ways": 1}
 POLICY: dict[str, Any] = {
     **NUMBERS,
     "examples": 12000,

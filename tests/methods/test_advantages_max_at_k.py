@@ -18,7 +18,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.methods.max_at_k import Baseline, MaxAtK, max_at_k, max_at_k_advantages
 from popo_lightning.objectives.advantages import LeaveOneOut, check_weight
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.weights import Decoupled, One
+from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
 
 
 def rewards_and_deviations(size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -43,17 +43,17 @@ def by_brute_force(rewards: Tensor, deviation: Tensor, k: int, baseline: Baselin
                 rest = [float(rewards[member]) for member in others]
                 without = [float(rewards[j]) for j in range(size) if j != i]
                 found[i] -= weight * (max(rest) if rest else sum(without) / len(without))
-            if baseline == "centred":
+            if baseline == "centered":
                 with_i = weight if i in subset else weight + float(deviation[i])
                 found[i] -= k / size * with_i * best
     found = found * size / math.comb(size, k)
-    return found * size / (size - k) if baseline == "centred" else found
+    return found * size / (size - k) if baseline == "centered" else found
 
 
-@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "centred"])
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "centered"])
 @pytest.mark.parametrize("size", [4, 6, 8])
 def test_on_and_off_policy_weights_match_all_subsets(size: int, baseline: Baseline) -> None:
-    for k in range(1, size + (baseline != "centred")):
+    for k in range(1, size + (baseline != "centered")):
         for seed in range(3):
             rewards, deviation = rewards_and_deviations(size, seed)
             for given in (torch.zeros(size, dtype=torch.float64), deviation):
@@ -76,7 +76,7 @@ def test_by_hand() -> None:
     found = MaxAtK(2, baseline="leave_one_out")(torch.tensor([[1.0, 3.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[1.0, 5.0, 0.0]]))
     # Less k times the metric 7/3, times K / (K - k) = 3: 3 * (4 - 14/3) = -2.
-    found = MaxAtK(2, baseline="centred")(torch.tensor([[1.0, 3.0, 0.0]]))
+    found = MaxAtK(2, baseline="centered")(torch.tensor([[1.0, 3.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[-2.0, 4.0, -2.0]]))
 
 
@@ -91,11 +91,11 @@ def test_max_at_one_is_the_mean_and_max_at_n_the_maximum() -> None:
     # The advantages: the reward itself, and K times the best for everyone.
     torch.testing.assert_close(MaxAtK(1)(rewards[None]), rewards[None])
     torch.testing.assert_close(MaxAtK(6)(rewards[None])[0], 6 * rewards.max().expand(6))
-    for baseline in ("leave_one_out", "centred"):
+    for baseline in ("leave_one_out", "centered"):
         torch.testing.assert_close(MaxAtK(1, baseline=baseline)(rewards[None]), LeaveOneOut()(rewards[None]))
 
 
-@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "centred"])
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "centered"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_gradient_is_that_of_the_expected_best(k: int, baseline: Baseline) -> None:
     """Exactly: all 3^4 groups of a softmax policy with three answers, weighted by their probability."""
@@ -132,7 +132,7 @@ def test_replayed_groups_are_corrected_only_where_asked() -> None:
     asked = group(1, scores=(0.0, 1.0, 0.4, 1.0))
     shifts = [[0.1, 0.2], [-0.3, 0.0], [0.0, 0.0], [0.2, 0.2]]
     plain, corrected = MaxAtK(3), MaxAtK(3, off_policy=True)
-    assert (plain.needs_prox, corrected.needs_prox, corrected.folds_weight) == (False, True, True)
+    assert (plain.needs_prox, corrected.needs_prox, corrected.includes_is_weight) == (False, True, True)
     on_policy = torch.stack(plain.for_group(asked, "score", shifted(asked, shifts)))
     assert torch.equal(on_policy, plain(asked.rewards()[None])[0])
     assert torch.equal(on_policy, torch.stack(corrected.for_group(asked, "score", None)))
@@ -143,14 +143,14 @@ def test_replayed_groups_are_corrected_only_where_asked() -> None:
 
 
 def test_the_behaviour_policy_is_not_corrected_for_twice() -> None:
-    check_weight(MaxAtK(2, off_policy=True), One())
-    check_weight(MaxAtK(2), Decoupled())
-    with pytest.raises(SettingError, match=r"behave_weight is Decoupled, .*MaxAtK.*use One"):
-        check_weight(MaxAtK(2, off_policy=True), Decoupled())
+    check_weight(MaxAtK(2, off_policy=True), NoCorrection())
+    check_weight(MaxAtK(2), TruncatedIS())
+    with pytest.raises(SettingError, match=r"behave_weight is TruncatedIS, .*MaxAtK.*use NoCorrection"):
+        check_weight(MaxAtK(2, off_policy=True), TruncatedIS())
 
 
 def test_groups_too_small_are_refused() -> None:
-    for rule, needed in ((MaxAtK(5), 5), (MaxAtK(4, baseline="centred"), 5)):
+    for rule, needed in ((MaxAtK(5), 5), (MaxAtK(4, baseline="centered"), 5)):
         with pytest.raises(SettingError, match=f"groups of at least {needed} responses, and a group has 4"):
             rule(torch.ones(1, 4))
 
@@ -171,8 +171,8 @@ def test_a_training_corrects_replayed_groups(policy: Path, tmp_path: Path) -> No
             seen.append(bool(found.abs().max() > 1e-3))
             return found
 
-    advantage = Watched(2, off_policy=True, baseline="centred")
-    run = fit(policy, tmp_path, objective=Objective(One()), model={"advantage": advantage}, iterations=4)
+    advantage = Watched(2, off_policy=True, baseline="centered")
+    run = fit(policy, tmp_path, objective=Objective(NoCorrection()), model={"advantage": advantage}, iterations=4)
     assert sum(row["replay/groups"] for row in run.rows) > 0
     assert any(seen)
     assert all(torch.isfinite(parameter).all() for parameter in run.module.parameters())

@@ -21,7 +21,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.engines.base import NamedTensors
 from popo_lightning.engines.transformers import TransformersEngine
-from popo_lightning.methods.rapid import Rapid
+from popo_lightning.methods.rapid import RAPID
 from popo_lightning.methods.remix import ReMixReplay
 from popo_lightning.replay.composer import Composer
 
@@ -74,7 +74,7 @@ def test_a_replaying_iteration_samples_nothing() -> None:
 
 @pytest.mark.parametrize("mix", ["batch", "group"])
 def test_says_ahead_whether_it_samples(mix: Any) -> None:
-    composer = ReMixReplay(0.5, 2, until=30, mix=mix)
+    composer = ReMixReplay(0.5, 2, stop_at=30, mix=mix)
     for version in range(40):
         announced = composer.samples_next()
         (groups,) = run(composer, range(version, version + 1), size=8)
@@ -86,7 +86,7 @@ def test_says_ahead_whether_it_samples(mix: Any) -> None:
 
 def test_share_of_iterations_that_sample() -> None:
     """One of 1 + p + p^2 samples: a replay follows it with p, another with p^2, a third never. p = 0.4: 0.641."""
-    found = run(ReMixReplay(0.4, 2, until=None), range(1500))
+    found = run(ReMixReplay(0.4, 2, stop_at=None), range(1500))
     share = sum(groups[0] == 10 * version for version, groups in enumerate(found)) / len(found)
     assert share == pytest.approx(1 / 1.56, abs=0.03)
 
@@ -105,14 +105,14 @@ def test_every_recent_policy_is_drawn_evenly() -> None:
 
 
 def test_on_policy_from_the_reincarnation_on() -> None:
-    composer = ReMixReplay(1.0, 2, until=5)
+    composer = ReMixReplay(1.0, 2, stop_at=5)
     assert run(composer, range(6))[4:] == [[30, 31], [50, 51]]
     assert composer.state_dict() == {"batches": [], "replay": None}  # at once: nothing will be replayed again
     assert run(composer, range(6, 8)) == [[60, 61], [70, 71]]
 
 
 def test_mixing_by_group_samples_the_rest() -> None:
-    composer = ReMixReplay(0.5, 2, until=None, mix="group")
+    composer = ReMixReplay(0.5, 2, stop_at=None, mix="group")
     kept: list[int] = []
     for version in range(60):
         groups = composer.compose(iteration(version, batch(version, 8)))
@@ -164,7 +164,7 @@ def test_a_replayed_batch_keeps_its_groups_whole(tmp_path: Path) -> None:
     assert torch.equal(replayed.responses[0].behave_logp, sampled.responses[0].behave_logp)
 
 
-@pytest.mark.parametrize("wrong", [{"probability": 1.1}, {"policies": 0}, {"until": -1}, {"mix": "token"}])
+@pytest.mark.parametrize("wrong", [{"probability": 1.1}, {"policies": 0}, {"stop_at": -1}, {"mix": "token"}])
 def test_remix_refuses(wrong: dict[str, Any]) -> None:
     (setting,) = wrong
     with pytest.raises(SettingError, match=f"ReMixReplay.{setting} is "):
@@ -180,7 +180,7 @@ def ahead(version: int) -> Any:
 
 
 def test_batches_sampled_at_once_are_trained_on_one_by_one() -> None:
-    composer = Rapid(3)
+    composer = RAPID(3)
     first = composer.compose(ahead(0))
     assert ids(first) == [0, 1]
     later = [composer.compose(iteration(version, problems=2)) for version in (1, 2)]  # these refuse to sample
@@ -190,7 +190,7 @@ def test_batches_sampled_at_once_are_trained_on_one_by_one() -> None:
 
 
 def test_one_batch_at_a_time_is_on_policy() -> None:
-    assert run(Rapid(1), range(3)) == [[0, 1], [10, 11], [20, 21]]
+    assert run(RAPID(1), range(3)) == [[0, 1], [10, 11], [20, 21]]
 
 
 def test_as_many_problems_as_asked_for() -> None:
@@ -200,32 +200,32 @@ def test_as_many_problems_as_asked_for() -> None:
         asked.append((count, n))
         return batch(0, count)
 
-    Rapid(4).compose(iteration(0, problems=3, group_size=5, next_problems=next_problems))
+    RAPID(4).compose(iteration(0, problems=3, group_size=5, next_problems=next_problems))
     assert asked == [(12, 5)]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_rapid_resumes(stop: int, tmp_path: Path) -> None:
-    composer: Composer = Rapid(3)
+    composer: Composer = RAPID(3)
     found = []
     for version in range(7):
         if version == stop:
-            composer = resumed(composer, Rapid(3), tmp_path)
+            composer = resumed(composer, RAPID(3), tmp_path)
         found.append(ids(composer.compose(ahead(version))))
     assert found == [[0, 1], [2, 3], [4, 5], [30, 31], [32, 33], [34, 35], [60, 61]]
 
 
 def test_resumed_with_other_numbers_of_problems_nothing_is_lost(tmp_path: Path) -> None:
-    composer = Rapid(3)
+    composer = RAPID(3)
     composer.compose(ahead(0))
-    later = resumed(composer, Rapid(3), tmp_path)
+    later = resumed(composer, RAPID(3), tmp_path)
     assert ids(later.compose(iteration(1, problems=3))) == [2, 3, 4]
     assert ids(later.compose(iteration(2, problems=3))) == [5]
 
 
 def test_rapid_refuses() -> None:
-    with pytest.raises(SettingError, match=r"Rapid\.batches is 0"):
-        Rapid(0)
+    with pytest.raises(SettingError, match=r"RAPID\.batches is 0"):
+        RAPID(0)
 
 
 class CountingEngine(TransformersEngine):
@@ -238,6 +238,6 @@ class CountingEngine(TransformersEngine):
 
 def test_the_engine_gets_weights_only_when_it_samples(policy: Path, tmp_path: Path) -> None:
     engine = CountingEngine()
-    done = fit(policy, tmp_path, composer=Rapid(3), engine=engine, iterations=7)
+    done = fit(policy, tmp_path, composer=RAPID(3), engine=engine, iterations=7)
     assert engine.updates == 3  # at iterations 0, 3 and 6
     assert done.data.composer.samples_next() is False

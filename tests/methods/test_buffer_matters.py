@@ -16,7 +16,7 @@ from torch import Tensor
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
-from popo_lightning.methods.bapo_buffer import BufferMatters
+from popo_lightning.methods.bapo_buffer import BAPOBuffer
 from popo_lightning.replay.composer import Iteration
 
 K = 8
@@ -59,7 +59,7 @@ def full(version: int, size: int = 8, first: int = 500) -> list[Group]:
 
 def test_fresh_groups_that_differ_in_accuracy() -> None:
     fresh = [right(count, count) for count in range(K + 1)]
-    assert ids(BufferMatters().compose(at(1, fresh))) == [1, 2, 3, 4, 5, 6, 7]  # 0/8 and 8/8 are effective by score
+    assert ids(BAPOBuffer().compose(at(1, fresh))) == [1, 2, 3, 4, 5, 6, 7]  # 0/8 and 8/8 are effective by score
 
 
 def test_the_bounds_are_one_response_whatever_the_rounding() -> None:
@@ -67,23 +67,23 @@ def test_the_bounds_are_one_response_whatever_the_rounding() -> None:
     third = group(0, scores=(0.0, 0.0, 1.0))
     two_thirds = group(1, scores=(0.0, 1.0, 1.0))
     partial, nearly = group(2, scores=(0.0, 0.0, 0.5)), group(3, scores=(1.0, 1.0, 0.5))
-    assert ids(BufferMatters().compose(at(1, [third, two_thirds, partial, nearly]))) == [0, 1]
+    assert ids(BAPOBuffer().compose(at(1, [third, two_thirds, partial, nearly]))) == [0, 1]
 
 
 def test_another_part() -> None:
     shaped = group(0, scores=(0.0, 1.0), accs=(0.0, 0.0))
-    assert ids(BufferMatters(part="score").compose(at(1, [shaped]))) == [0]
-    assert ids(BufferMatters().compose(at(1, [shaped]))) == []
-    with pytest.raises(SettingError, match=r"BufferMatters\.part is 'accuracy'.* acc, score"):
-        BufferMatters(part="accuracy").compose(at(1, [shaped]))
+    assert ids(BAPOBuffer(reward_key="score").compose(at(1, [shaped]))) == [0]
+    assert ids(BAPOBuffer().compose(at(1, [shaped]))) == []
+    with pytest.raises(SettingError, match=r"BAPOBuffer\.reward_key is 'accuracy'.* acc, score"):
+        BAPOBuffer(reward_key="accuracy").compose(at(1, [shaped]))
 
 
 # -- X2 ------------------------------------------------------------------------------------------------------------
 
 
-def hard(count: int = 6, **settings: Any) -> BufferMatters:
+def hard(count: int = 6, **settings: Any) -> BAPOBuffer:
     """Holds the problems "problem 0" to "problem 5", each with nothing right."""
-    composer = BufferMatters(**settings)
+    composer = BAPOBuffer(**settings)
     composer.compose(at(1, [right(i, 0, 1) for i in range(count)]))
     return composer
 
@@ -97,7 +97,7 @@ def test_hard_problems_are_asked_again_every_other_iteration() -> None:
     assert sorted(group.problem.id for group in groups) == [f"problem {i}" for i in (2, 3, 4, 5)]
     assert all(each.id >= 1000 and each.version == 4 for each in groups)
     assert len(composer.compose(at(6, full(6), again))) == 4  # use removes nothing
-    assert BufferMatters(every=3).every == 3 and hard(every=3).compose(at(4, full(4))) == []
+    assert BAPOBuffer(interval=3).every == 3 and hard(interval=3).compose(at(4, full(4))) == []
 
 
 @pytest.mark.parametrize(("count", "kept"), [(0, False), (1, False), (2, True), (7, True), (8, False)])
@@ -107,7 +107,7 @@ def test_strictly_between_c1_and_1(count: int, kept: bool) -> None:
 
 @pytest.mark.parametrize(("before", "now", "kept"), [(0, 1, True), (0, 8, True), (1, 1, False), (1, 0, False)])
 def test_promotion_as_in_the_code(before: int, now: int, kept: bool) -> None:
-    composer = BufferMatters(promote="improved")
+    composer = BAPOBuffer(promote="improved")
     composer.compose(at(1, [right(0, before, 1)]))
     # another range, so that X3 stays out of it
     composer.good = (0.9, 0.9)
@@ -134,17 +134,17 @@ def test_a_problem_of_this_batch_is_not_asked_again() -> None:
     assert len({each.problem.id for each in groups}) == len(groups) == 6
 
 
-def kept_problems(composer: BufferMatters) -> list[str]:
+def kept_problems(composer: BAPOBuffer) -> list[str]:
     return list(composer._hard)
 
 
 def test_hard_problems_leave_first_in_first_out_or_when_solved() -> None:
-    composer = BufferMatters(hard_capacity=3)
+    composer = BAPOBuffer(hard_capacity=3)
     composer.compose(at(1, [right(i, i % 3, 1) for i in range(6)]))  # 2 and 5 have 2 of 8 right
     assert kept_problems(composer) == ["problem 1", "problem 3", "problem 4"]
     composer.compose(at(3, [right(10, 2, 3, "problem 3"), right(11, 0, 3, "problem 1"), right(12, 1, 3)]))
     assert kept_problems(composer) == ["problem 4", "problem 1", "problem 12"]
-    default = BufferMatters()
+    default = BAPOBuffer()
     default.compose(at(1, [right(i, 0, 1) for i in range(2)]))
     default.compose(at(3, [right(i, 0, 3) for i in (2, 3)]))
     assert kept_problems(default) == ["problem 2", "problem 3"]  # as many as an iteration samples
@@ -153,9 +153,9 @@ def test_hard_problems_leave_first_in_first_out_or_when_solved() -> None:
 # -- X3 ------------------------------------------------------------------------------------------------------------
 
 
-def good(*counts: int, version: int = 1, **settings: Any) -> BufferMatters:
+def good(*counts: int, version: int = 1, **settings: Any) -> BAPOBuffer:
     """Holds a group for each number of right answers."""
-    composer = BufferMatters(hard=0.0, **settings)
+    composer = BAPOBuffer(hard=0.0, **settings)
     composer.compose(at(version, [right(i, count, version) for i, count in enumerate(counts)]))
     return composer
 
@@ -184,7 +184,7 @@ def test_only_as_many_as_there_is_room_evenly_drawn() -> None:
 
 
 def test_no_problem_comes_twice() -> None:
-    composer = BufferMatters()
+    composer = BAPOBuffer()
     composer.compose(at(1, [right(0, 2, 1, "a"), right(1, 2, 1, "b"), right(2, 0, 1, "c")]))
     composer.compose(at(3, [right(3, 2, 3, "b"), right(4, 2, 3, "c"), right(5, 0, 3, "c")]))
     # stored: a, b twice, c; asked again: c, which the batch then has
@@ -193,14 +193,14 @@ def test_no_problem_comes_twice() -> None:
 
 
 def test_own_groups_do_not_fill_holes() -> None:
-    composer = BufferMatters()
+    composer = BAPOBuffer()
     assert ids(composer.compose(at(1, [right(0, 2, 1), right(1, 8, 1)]))) == [0]
     assert ids(composer.compose(at(3, full(3)))) == [0]
 
 
 def test_fresh_groups_of_delayed_weights_are_fresh() -> None:
-    """With data.sync_every 2 they have the version before; their age counts from there."""
-    composer = BufferMatters()
+    """With data.weight_sync_interval 2 they have the version before; their age counts from there."""
+    composer = BAPOBuffer()
     assert ids(composer.compose(at(1, [right(0, 2, 0), right(1, 8, 0)]))) == [0]
     assert ids(composer.compose(at(3, full(2)))) == [0]
     assert ids(composer.compose(at(4, full(4), {}))) == []
@@ -242,11 +242,11 @@ def test_thresholds_follow_the_mean_reward(adaptive: Any, count: int, expected: 
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_resumes(stop: int, tmp_path: Path) -> None:
     def run(stop: int | None) -> list[list[int]]:
-        composer, found = BufferMatters(good_capacity=6), []
+        composer, found = BAPOBuffer(good_capacity=6), []
         for version in range(10):
             if version == stop:
                 torch.save(composer.state_dict(), tmp_path / "state.pt")
-                composer = BufferMatters(good_capacity=6)
+                composer = BAPOBuffer(good_capacity=6)
                 composer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
             fresh = [right(10 * version + i, (i + version) % 4 * (i % 2), version) for i in range(8)]
             again = {f"problem {i}": i % 5 for i in range(100)}
@@ -261,10 +261,10 @@ def test_resumes(stop: int, tmp_path: Path) -> None:
 
 def test_hard_problems_survive_a_checkpoint(tmp_path: Path) -> None:
     asked = Problem("p", [{"role": "user", "content": "<image> é"}], {"n": [1]}, {"level": 3}, ("a.png", b"\x89PNG"))
-    composer = BufferMatters(promote="improved")
+    composer = BAPOBuffer(promote="improved")
     composer._hard["p"] = (asked, 0.125)
     torch.save(composer.state_dict(), tmp_path / "state.pt")
-    read = BufferMatters()
+    read = BAPOBuffer()
     read.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert read._hard == {"p": (asked, 0.125)}
 
@@ -277,7 +277,7 @@ def test_hard_problems_survive_a_checkpoint(tmp_path: Path) -> None:
         {"good": (0.5, 0.25)},
         {"good_high": (0.5, 1.0)},
         {"adaptive": "on"},
-        {"every": 0},
+        {"interval": 0},
         {"ask_again": -1},
         {"promote": "never"},
         {"hard_capacity": 0},
@@ -287,5 +287,5 @@ def test_hard_problems_survive_a_checkpoint(tmp_path: Path) -> None:
 )
 def test_refuses(wrong: dict[str, Any]) -> None:
     (setting,) = wrong
-    with pytest.raises(SettingError, match=f"BufferMatters.{setting} is "):
-        BufferMatters(**wrong)
+    with pytest.raises(SettingError, match=f"BAPOBuffer.{setting} is "):
+        BAPOBuffer(**wrong)

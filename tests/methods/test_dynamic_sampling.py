@@ -27,13 +27,13 @@ class Supply:
         self.made = 0
         self.asked: list[int] = []
 
-    def iteration(self, version: int, problems: int, effective_by: str = "score") -> Iteration:
+    def iteration(self, version: int, problems: int, effective_key: str = "score") -> Iteration:
         def next_problems(count: int, n: int) -> list[Group]:
             assert n == 2
             self.asked.append(count)
             return [self.next_group(version) for _ in range(count)]
 
-        return iteration(version, effective_by=effective_by, problems=problems, next_problems=next_problems)
+        return iteration(version, effective_key=effective_key, problems=problems, next_problems=next_problems)
 
     def next_group(self, version: int) -> Group:
         effective = self.pattern[self.made % len(self.pattern)] == "1"
@@ -60,7 +60,7 @@ def test_fixed_chunks_round_up() -> None:
 
 
 def test_adaptive_chunk_is_what_should_give_the_missing_ones() -> None:
-    chunk = AdaptiveChunk(factor=1.25, least=0.25, most=1.5)
+    chunk = AdaptiveChunk(factor=1.25, min_share=0.25, max_share=1.5)
     # GRESO's own sizes. 100 missing at 60% ineffective: 1.25 * 100 / 0.4 = 312.5
     assert chunk(missing=100, asked=320, ineffective=192, problems=256) == 313
     assert chunk(10, 256, 128, 256) == 64  # 25, below the least
@@ -73,9 +73,9 @@ def test_bad_chunks_are_named() -> None:
     for make, named in (
         (lambda: FixedChunk(0.0), "chunk.share is 0.0"),
         (lambda: AdaptiveChunk(factor=0), "chunk.factor is 0"),
-        (lambda: AdaptiveChunk(least=0), "chunk.least is 0"),
-        (lambda: AdaptiveChunk(least=0.5, most=0.4), "chunk.most is 0.4"),
-        (lambda: AdaptiveChunk(most=float("inf")), "chunk.most is inf"),
+        (lambda: AdaptiveChunk(min_share=0), "chunk.min_share is 0"),
+        (lambda: AdaptiveChunk(min_share=0.5, max_share=0.4), "chunk.max_share is 0.4"),
+        (lambda: AdaptiveChunk(max_share=float("inf")), "chunk.max_share is inf"),
     ):
         with pytest.raises(SettingError, match=named):
             make()
@@ -113,13 +113,13 @@ def test_effective_by_the_part_that_is_named() -> None:
         return [group(i, 0, scores=(0.0, 0.1), accs=(0.0, float(i % 2))) for i in range(count)]
 
     composer = DynamicSampling(max_batches=1)
-    found = composer.compose(iteration(0, effective_by="acc", problems=4, next_problems=shaped))
+    found = composer.compose(iteration(0, effective_key="acc", problems=4, next_problems=shaped))
     assert ids(found) == [1, 3]
 
 
 def test_adaptive_chunks_see_all_calls_of_the_iteration() -> None:
     supply = Supply("1000" + "0000" + "11111111")
-    composer = DynamicSampling(AdaptiveChunk(factor=1.0, least=0.25, most=2.0))
+    composer = DynamicSampling(AdaptiveChunk(factor=1.0, min_share=0.25, max_share=2.0))
     assert len(composer.compose(supply.iteration(0, problems=4))) == 4
     # 4 asked, 1 effective, 3 missing: 3 / (1/4) = 12, of which at most 8; these give 4, of which 3 were missing
     assert supply.counts() == [4, 8]

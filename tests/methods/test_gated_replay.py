@@ -26,8 +26,8 @@ def moved(groups: Sequence[Group]) -> list[list[Tensor]]:
     return [[torch.tensor([-0.5 + math.log(MOVED[g.id]), -0.5]), torch.tensor([-0.5, -0.5])] for g in groups]
 
 
-def composed(least_ess: float) -> list[int]:
-    composer = GatedReplay(GroupReplayBuffer(8), least_ess)
+def composed(min_ess: float) -> list[int]:
+    composer = GatedReplay(GroupReplayBuffer(8), min_ess)
     composer.buffer.insert([group(0, 1), group(1, 3), group(2, 4)], 8)
     fresh = [group(10, 5), *(group(i, 5, scores=DULL) for i in (11, 12, 13))]
     trained = ids(composer.compose(iteration(5, fresh, present_logprobs=moved)))
@@ -50,5 +50,5 @@ def test_no_forward_pass_without_a_place_to_fill() -> None:
 
 
 def test_a_share_outside_the_range_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"least_ess is 1\.5"):
+    with pytest.raises(SettingError, match=r"min_ess is 1\.5"):
         GatedReplay(GroupReplayBuffer(8), 1.5)

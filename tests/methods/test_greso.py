@@ -75,7 +75,7 @@ def test_one_success_in_sixteen_is_no_hard_problem() -> None:
 
 def test_reward_part() -> None:
     partial = group(0, scores=(0.0, 0.1), accs=(0.0, 0.0))
-    by_score, by_acc = started(GRESO()), started(GRESO(reward_by="acc"))
+    by_score, by_acc = started(GRESO()), started(GRESO(reward_key="acc"))
     by_score.observe([0], [partial])
     by_acc.observe([0], [partial])
     assert by_score.useless == {} and by_acc.useless == {0: ("hard", 1)}
@@ -218,8 +218,8 @@ def test_global_randomness_is_neither_read_nor_moved() -> None:
         {"step": -0.01},
         {"bounds": (0.9, 0.1)},
         {"bounds": (0.0, 0.9)},
-        {"least": 0.0},
-        {"least": 1.1},
+        {"min_probability": 0.0},
+        {"min_probability": 1.1},
     ],
 )
 def test_refuses_settings(settings: dict[str, Any]) -> None:

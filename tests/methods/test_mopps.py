@@ -62,7 +62,7 @@ def test_discount_one_counts_everything() -> None:
 
 def test_success_is_a_reward_part_above_a_bound() -> None:
     partial = group(0, scores=(0.1, 0.6, 1.0), accs=(0.0, 0.0, 1.0))
-    by_acc, by_score = started(MoPPS()), started(MoPPS(success_by="score", success_above=0.5))
+    by_acc, by_score = started(MoPPS()), started(MoPPS(success_key="score", success_above=0.5))
     by_acc.observe([0], [partial])
     by_score.observe([0], [partial])
     assert by_acc.belief(0) == (2.0, 3.0) and by_score.belief(0) == (3.0, 2.0)
@@ -86,8 +86,8 @@ def test_chooses_the_rates_nearest_to_the_target() -> None:
 
 def test_keeps_a_band_and_fills_up_with_the_nearest() -> None:
     rates = [0.02, 0.31, 0.49, 0.72, 0.97, 0.6]
-    found = [sharp(rates, keep=(0.3, 0.7)).draw(5)]
-    sampler = sharp(rates, keep=(0.3, 0.7))
+    found = [sharp(rates, target_range=(0.3, 0.7)).draw(5)]
+    sampler = sharp(rates, target_range=(0.3, 0.7))
     found += [sampler.draw(5) for _ in range(20)]
     # inside: 1, 2 and 5 in random order; then 3 (0.02 outside), then 4 (0.27 outside) and not 0 (0.28)
     assert all(set(places[:3]) == {1, 2, 5} and places[3:] == [3, 4] for places in found)
@@ -198,8 +198,8 @@ def test_global_randomness_is_neither_read_nor_moved() -> None:
         {"discount": 1.1},
         {"discount": -0.1},
         {"target": 1.5},
-        {"keep": (0.7, 0.3)},
-        {"keep": (0.3, 1.3)},
+        {"target_range": (0.7, 0.3)},
+        {"target_range": (0.3, 1.3)},
         {"prior": (0.0, 1.0)},
         {"prior": (1.0, -1.0)},
     ],

@@ -43,7 +43,7 @@ def test_paper_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     data, model = config["data"], config["model"]
     found = tuple(data[key] for key in ("problems_per_iteration", "minibatches", "max_prompt_tokens", "max_new_tokens"))
     assert (*found, config["trainer"]["max_epochs"]) == BATCH[name]
-    assert (data["group_size"], data["temperature"], data["overlong"], data["effective_by"]) == (8, 1.0, None, "score")
+    assert (data["group_size"], data["temperature"], data["overlong"], data["effective_key"]) == (8, 1.0, None, "score")
     assert data["composer"]["init_args"]["buffer"]["init_args"] == {
         "capacity": None,
         "max_age": 8,
@@ -76,7 +76,7 @@ def test_fits_eight_gpus_of_80_gb(name: str, capsys: pytest.CaptureFixture[str])
     parameters, largest = SIZES[name]
     reference = 4 if name == "geometry_vl3b" else 0
     state = parameters * (16 + reference) / 8
-    sampling = state + config["data"]["engine"]["init_args"]["memory_share"] * CARD + largest * (4 + 2 + 2)
+    sampling = state + config["data"]["engine"]["init_args"]["gpu_memory_utilization"] * CARD + largest * (4 + 2 + 2)
     tokens, width, layers = config["model"]["micro_batch_tokens"], *SHAPES[name]
     training = state + layers * tokens * width * 2 + tokens * width * 60 + 2**28 * 12
     assert config["model"]["gradient_checkpointing"]

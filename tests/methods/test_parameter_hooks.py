@@ -18,7 +18,7 @@ from popo_lightning.methods.remix import Reincarnation
 from popo_lightning.methods.sfpo import SlowFastPolicy
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
-from popo_lightning.proximal.kept_weights import Weights, kept
+from popo_lightning.proximal.kept_weights import Weights, snapshot
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.replay.composer import Filter, OnPolicy
 
@@ -39,13 +39,13 @@ class Watch(L.Callback):
         self.reference: list[Weights | None] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.before.append(kept(pl_module.model))
+        self.before.append(snapshot(pl_module.model))
         self.groups.append(len(batch.groups))
-        self.reference.append(kept(pl_module._reference[0].requires_grad_(True)) if pl_module._reference else None)
+        self.reference.append(snapshot(pl_module._reference[0].requires_grad_(True)) if pl_module._reference else None)
         self._moments = self._read(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.after.append(kept(pl_module.model))
+        self.after.append(snapshot(pl_module.model))
         self.stepped.append(outputs["stepped"])
         self.moments.append((self._moments, self._read(trainer)))
 
@@ -68,14 +68,14 @@ def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.Lambd
 
 def test_without_fast_sweeps_it_is_grpo(policy: Path, tmp_path: Path) -> None:
     plain = fit(policy, tmp_path / "grpo", composer=OnPolicy())
-    hook = SlowFastPolicy(advance=0.5, entropy_window=2, z_threshold=0.1)
+    hook = SlowFastPolicy(interpolation=0.5, entropy_window=2, z_threshold=0.1)
     slow = fit(policy, tmp_path / "sfpo", composer=OnPolicy(), callbacks=[hook])
     assert same(plain.weights, slow.weights) and plain.rows == slow.rows
 
 
 def test_goes_part_of_the_way_before_the_slow_sweep(policy: Path, tmp_path: Path) -> None:
     """Two minibatches, two fast sweeps and a slow one: steps 0 to 3 are fast, and 4 and 5 slow."""
-    _, watch = watched(policy, tmp_path, SlowFastPolicy(advance=0.8), sweeps=3, iterations=2)
+    _, watch = watched(policy, tmp_path, SlowFastPolicy(interpolation=0.8), ppo_epochs=3, iterations=2)
     assert len(watch.before) == 12
     for first in (0, 6):
         start, end, slow = watch.before[first], watch.after[first + 3], watch.before[first + 4]
@@ -87,20 +87,20 @@ def test_goes_part_of_the_way_before_the_slow_sweep(policy: Path, tmp_path: Path
 
 
 def test_the_optimizer_is_not_rewound(policy: Path, tmp_path: Path) -> None:
-    _, watch = watched(policy, tmp_path, SlowFastPolicy(), sweeps=2, iterations=1)
+    _, watch = watched(policy, tmp_path, SlowFastPolicy(), ppo_epochs=2, iterations=1)
     for step in range(3):
         after, before = watch.moments[step][1], watch.moments[step + 1][0]
         assert after and all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 def test_all_the_way_is_the_same_as_no_hook(policy: Path, tmp_path: Path) -> None:
-    plain = fit(policy, tmp_path / "sweeps", composer=OnPolicy(), sweeps=3)
-    hooked = fit(policy, tmp_path / "sfpo", composer=OnPolicy(), callbacks=[SlowFastPolicy(1.0)], sweeps=3)
+    plain = fit(policy, tmp_path / "ppo_epochs", composer=OnPolicy(), ppo_epochs=3)
+    hooked = fit(policy, tmp_path / "sfpo", composer=OnPolicy(), callbacks=[SlowFastPolicy(1.0)], ppo_epochs=3)
     assert same(plain.weights, hooked.weights) and plain.rows == hooked.rows
 
 
 def test_no_way_at_all_begins_the_slow_sweep_at_the_start(policy: Path, tmp_path: Path) -> None:
-    _, watch = watched(policy, tmp_path, SlowFastPolicy(0.0), sweeps=2, iterations=1)
+    _, watch = watched(policy, tmp_path, SlowFastPolicy(0.0), ppo_epochs=2, iterations=1)
     assert same(watch.before[0], watch.before[2]) and not same(watch.before[0], watch.before[3])
 
 
@@ -125,7 +125,7 @@ def test_rise_of_entropy_by_hand(entropies: list[float], threshold: float, rises
 
 def test_entropy_is_the_runs(policy: Path, tmp_path: Path) -> None:
     hook = SlowFastPolicy(entropy_window=3, z_threshold=50.0)
-    run = fit(policy, tmp_path, composer=OnPolicy(), callbacks=[hook], sweeps=2, iterations=4)
+    run = fit(policy, tmp_path, composer=OnPolicy(), callbacks=[hook], ppo_epochs=2, iterations=4)
     assert hook.entropies == pytest.approx([row["policy/entropy"] for row in run.rows[1:]], rel=1e-5)
     assert not hook.stopped
 
@@ -136,7 +136,7 @@ def test_once_stopped_it_is_grpo_with_nothing_in_between(policy: Path, tmp_path:
     plain, alone = watched(policy, tmp_path / "grpo", iterations=3, model=model)
     hook = SlowFastPolicy()
     hook.stopped = True
-    run, watch = watched(policy, tmp_path / "sfpo", hook, sweeps=3, iterations=3, model=model)
+    run, watch = watched(policy, tmp_path / "sfpo", hook, ppo_epochs=3, iterations=3, model=model)
     assert same(plain.weights, run.weights)
     assert watch.stepped == [True, True, False, False, False, False] * 3
     assert [count > 0 for count in watch.groups] == watch.stepped
@@ -168,20 +168,20 @@ class RisesAtTheFourth(SlowFastPolicy):
 def test_stops_for_good(policy: Path, tmp_path: Path) -> None:
     """A window of two stops at the first rise: z is then always 1. Nothing brings the fast sweeps back."""
     hook = RisesAtTheFourth()
-    _, watch = watched(policy, tmp_path, hook, sweeps=2, iterations=6, lr=3e-4)
+    _, watch = watched(policy, tmp_path, hook, ppo_epochs=2, iterations=6, lr=3e-4)
     assert hook.stopped and hook.looked == 4 and hook.entropies == [1.0, 1.1]
     assert watch.stepped == [True] * 4 * 4 + [True, True, False, False] * 2
 
 
 def test_null_never_stops(policy: Path, tmp_path: Path) -> None:
     hook = SlowFastPolicy(entropy_window=2, z_threshold=None)
-    run = fit(policy, tmp_path, composer=OnPolicy(), callbacks=[hook], sweeps=2, iterations=8, lr=3e-4)
+    run = fit(policy, tmp_path, composer=OnPolicy(), callbacks=[hook], ppo_epochs=2, iterations=8, lr=3e-4)
     assert run.trainer.global_step == 32 and not hook.stopped
 
 
 def test_an_iteration_without_groups(policy: Path, tmp_path: Path) -> None:
     """A batch may be empty, and so may minibatches of it; what steps there are follow the same stages."""
-    settings: dict[str, Any] = {"problems_per_iteration": 2, "group_size": 2, "minibatches": 2, "sweeps": 2}
+    settings: dict[str, Any] = {"problems_per_iteration": 2, "group_size": 2, "minibatches": 2, "ppo_epochs": 2}
     run, watch = watched(policy, tmp_path, SlowFastPolicy(0.5), composer=Filter(), iterations=6, **settings)
     assert 0 < sum(watch.stepped) < 24 and run.trainer.global_step == sum(watch.stepped)
     for first in range(0, 24, 4):
@@ -218,7 +218,7 @@ def assert_resumes(command: list[str | Path], folder: Path, steps: list[int], la
 
 def test_an_interrupted_run_goes_on_exactly(config: Path, tmp_path: Path) -> None:
     """Three minibatches, a fast and a slow sweep: inside the fast one, before the slow one, inside it, and after."""
-    command: list[str | Path] = ["fit", "--config", config, *method("sfpo"), "--data.sweeps", "2"]
+    command: list[str | Path] = ["fit", "--config", config, *method("sfpo"), "--data.ppo_epochs", "2"]
     command += ["--trainer.max_epochs", "3", "--parameter_hook.entropy_window", "2"]
     assert_resumes([*command, "--parameter_hook.z_threshold", "null"], tmp_path, [8, 9, 10, 12], 18)
     kept_starts = [_hook_state(tmp_path / "whole", step)["start"] is not None for step in range(6, 13)]
@@ -227,7 +227,7 @@ def test_an_interrupted_run_goes_on_exactly(config: Path, tmp_path: Path) -> Non
 
 def test_a_run_that_stops_goes_on_exactly(config: Path, tmp_path: Path) -> None:
     """Resumed before the entropy has risen, and after; inside iterations, whose entropy is half summed."""
-    command: list[str | Path] = ["fit", "--config", config, *method("sfpo"), "--data.sweeps", "2"]
+    command: list[str | Path] = ["fit", "--config", config, *method("sfpo"), "--data.ppo_epochs", "2"]
     command += ["--trainer.max_epochs", "3", "--parameter_hook", "methods.test_parameter_hooks.StopsEarly"]
     assert_resumes(command, tmp_path, [4, 10, 12, 14], 15)
     assert [_hook_state(tmp_path / "whole", step)["stopped"] for step in (6, 11, 12, 15)] == [False, False, True, True]
@@ -252,8 +252,8 @@ def _hook_state(folder: Path, step: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"advance": 1.1}, "advance"),
-        ({"advance": -0.1}, "advance"),
+        ({"interpolation": 1.1}, "advance"),
+        ({"interpolation": -0.1}, "advance"),
         ({"entropy_window": 1}, "entropy_window"),
         ({"z_threshold": 0.0}, "z_threshold"),
     ],

@@ -35,7 +35,7 @@ SMALL_TASK = TASK | {"largest_number": 3, "held_out_problems": 1}
 CONSTANTS: dict[str, Any] = {
     "NUMBERS": TASK["numbers"],
     "LARGEST": 3,
-    "MIN_SOLUTIONS": TASK["least_ways"],
+    "MIN_SOLUTIONS": TASK["min_ways"],
     "ORDERS": TASK["orders"],
     "HELD_OUT_SHARE": TASK["held_out_share"],
     "HELD_OUT": 1,
@@ -300,8 +300,8 @@ def test_constants_are_those_of_the_configurations(capsys: pytest.CaptureFixture
     }
     assert {name: getattr(module, name) for name in found} == found
     # what the page has no constant for
-    assert (optimizer["weight_decay"], data["temperature"], data["sweeps"], data["lag"]) == (0, 1, 1, 0)
-    assert (data["effective_by"], model["reward"], data["overlong"]) == ("score", "score", None)
+    assert (optimizer["weight_decay"], data["temperature"], data["ppo_epochs"], data["async_level"]) == (0, 1, 1, 0)
+    assert (data["effective_key"], model["reward"], data["overlong"]) == ("score", "score", None)
 
 
 # -- a page to read and to run -------------------------------------------------------------------------------------

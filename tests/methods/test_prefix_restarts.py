@@ -29,7 +29,7 @@ from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
 from popo_lightning.replay.composer import Iteration
 from popo_lightning.replay.prefixes import cut_response
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.generation import RolloutGenerator
 
 WRONG = (0.0, 0.0)
 HALF: dict[str, Any] = {"cut": (0.5, 0.5)}
@@ -121,7 +121,7 @@ def test_the_best_of_the_failed_is_cut() -> None:
 
 
 def test_values_by_hand_and_the_best_go_first() -> None:
-    composer = PrefixRestarts(share=0.25, prior=(1.0, 3.0), least_value=0.0)
+    composer = PrefixRestarts(share=0.25, prior=(1.0, 3.0), min_value=0.0)
     problem = Problem("p", "", None)
     assert composer.value(StoredPrefix(problem, torch.tensor([1]), 0)) == 0.25
     assert composer.value(StoredPrefix(problem, torch.tensor([1]), 0, 4, 1)) == 2 / 8
@@ -135,7 +135,7 @@ def test_values_by_hand_and_the_best_go_first() -> None:
 
 
 def test_restarts_are_counted_and_prefixes_retire() -> None:
-    composer = PrefixRestarts(share=0.5, least_value=0.2, **HALF)
+    composer = PrefixRestarts(share=0.5, min_value=0.2, **HALF)
     composer.compose(at(0, [asked(name, 0) for name in "abcd"], Restarts()))
     solved = [asked(name, 1, (1.0, 1.0)) for name in "xy"]
     kept = dict(composer._stored)
@@ -167,7 +167,7 @@ def test_a_problem_that_fails_again_gives_a_new_prefix_unless_the_old_one_is_pro
 
 
 def test_capacity_and_the_end() -> None:
-    composer, restarts = PrefixRestarts(capacity=2, until=2, share=0.25, **HALF), Restarts()
+    composer, restarts = PrefixRestarts(capacity=2, stop_at=2, share=0.25, **HALF), Restarts()
     composer.compose(at(0, [asked(name, 0) for name in "abcd"], restarts))
     assert sorted(composer._stored) == ["a", "b"]
     composer.compose(at(1, [asked(name, 1) for name in "efg"], restarts))
@@ -176,7 +176,7 @@ def test_capacity_and_the_end() -> None:
     fresh = [asked(name, 2) for name in "hijk"]
     assert composer.compose(at(2, fresh, restarts)) == fresh
     assert len(restarts.asked) == 1 and composer._stored == {}
-    endless = PrefixRestarts(until=None, share=0.25)
+    endless = PrefixRestarts(stop_at=None, share=0.25)
     endless.compose(at(900, fresh, restarts))
     endless.compose(at(901, fresh[:3], restarts))
     assert len(restarts.asked) == 2
@@ -218,12 +218,12 @@ def test_rr_and_tree_refuse() -> None:
     for settings, named in (
         ({"share": 0.0}, "share is 0.0"),
         ({"share": 1.0}, "share is 1.0"),
-        ({"until": 0}, "until is 0"),
+        ({"stop_at": 0}, "until is 0"),
         ({"cut": (0.6, 0.5)}, r"cut is \[0.6, 0.5\]"),
         ({"cut": (0.5, 1.5)}, r"cut is \[0.5, 1.5\]"),
         ({"capacity": 0}, "capacity is 0"),
         ({"prior": (0.0, 1.0)}, r"prior is \[0.0, 1.0\]"),
-        ({"least_value": 0.6}, "least_value is 0.6"),
+        ({"min_value": 0.6}, "min_value is 0.6"),
     ):
         with pytest.raises(SettingError, match=f"PrefixRestarts.{named}"):
             PrefixRestarts(**settings)  # type: ignore[arg-type]
@@ -282,7 +282,7 @@ def test_restarted_responses_are_on_policy_and_graded_as_a_whole(name: str, poli
     limit, problems = 10, list(task.train_problems()[:12])
     with GradingPool(task.verify) as pool:
         prompts = PromptEncoder(policy, 16)
-        maker = GroupMaker(prompts, engine, pool, PhaseClock(), 0, 1, torch.float32, None)
+        maker = RolloutGenerator(prompts, engine, pool, PhaseClock(), 0, 1, torch.float32, None)
         first = maker.make(problems, 4, Sampling(limit), 5)
         prefixes = [cut_response(each.responses[0], (0.2, 0.9), Random(i)) for i, each in enumerate(first)]
         again = maker.make(problems, 4, Sampling(limit), 6, prefixes)

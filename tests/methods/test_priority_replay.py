@@ -153,7 +153,7 @@ def test_first_in_first_out_and_what_is_stored() -> None:
 def test_effective_by_another_part_decides() -> None:
     composer = FreshPER()
     shaped = group(0, scores=(0.0, 0.1), accs=(0.0, 0.0))
-    composer.compose(at(0, [shaped], effective_by="acc"))
+    composer.compose(at(0, [shaped], effective_key="acc"))
     assert not composer._groups
 
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.methods.areal import LogLinear, prox_share
+from popo_lightning.methods.areal import LogLinear, prox_alpha
 from popo_lightning.methods.ppo_ewma import ProximalAverage, for_smaller_batch
 from popo_lightning.model.padded_rows import pad_rows, proximal_logprobs
-from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.weights import Decoupled
-from popo_lightning.proximal.kept_weights import kept, put, refuse_sharded
+from popo_lightning.objectives.weights import TruncatedIS
+from popo_lightning.proximal.kept_weights import refuse_sharded, restore, snapshot
 from popo_lightning.replay.composer import Filter, OnPolicy
 
 # -- the average -----------------------------------------------------------------------------------------------
@@ -40,18 +40,18 @@ def closed_form(weights: list[Tensor], beta: float) -> Tensor:
     return sum(s * w.double() for s, w in zip(share, weights, strict=True))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("centre_of_mass", [0.0, 1.0, 8.0, 100.0])
-def test_average_is_the_closed_form(centre_of_mass: float) -> None:
+@pytest.mark.parametrize("center_of_mass", [0.0, 1.0, 8.0, 100.0])
+def test_average_is_the_closed_form(center_of_mass: float) -> None:
     torch.manual_seed(0)
-    model, average = nn.Linear(3, 2), ProximalAverage(centre_of_mass)
-    average.average = kept(model)
+    model, average = nn.Linear(3, 2), ProximalAverage(center_of_mass)
+    average.average = snapshot(model)
     seen = [model.weight.detach().clone()]
     for _ in range(12):
         with torch.no_grad():
             model.weight.add_(torch.randn_like(model.weight))
         average.add(model)
         seen.append(model.weight.detach().clone())
-        expected = closed_form(seen, 1 - 1 / (centre_of_mass + 1))
+        expected = closed_form(seen, 1 - 1 / (center_of_mass + 1))
         assert torch.allclose(average.average["weight"].double(), expected, atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_average_by_hand() -> None:
     """Centre of mass 1 is beta 1/2: of 1, 4, 7 the average is (1/4 + 4/2 + 7) / (7/4) = 9.25 / 1.75."""
     model, average = nn.Linear(1, 1, bias=False), ProximalAverage(1.0)
     nn.init.constant_(model.weight, 1.0)
-    average.average = kept(model)
+    average.average = snapshot(model)
     for value in (4.0, 7.0):
         nn.init.constant_(model.weight, value)
         average.add(model)
@@ -77,14 +77,14 @@ def test_centre_of_mass_is_the_mean_age() -> None:
 def test_frozen_weights_are_left_out() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    assert list(kept(model)) == ["weight"]
+    assert list(snapshot(model)) == ["weight"]
 
 
 def test_putting_keeps_the_parameters_themselves() -> None:
     model = nn.Linear(2, 2)
-    before, weight = kept(model), model.weight
+    before, weight = snapshot(model), model.weight
     nn.init.zeros_(model.weight)
-    put(before, model)
+    restore(before, model)
     assert model.weight is weight and torch.equal(model.weight, before["weight"]) and weight.requires_grad
 
 
@@ -102,10 +102,10 @@ def test_for_smaller_batch_refuses(settings: Any) -> None:
         for_smaller_batch(*settings)
 
 
-@pytest.mark.parametrize("centre_of_mass", [-1.0, float("inf"), float("nan")])
-def test_refuses_a_centre_of_mass(centre_of_mass: float) -> None:
-    with pytest.raises(SettingError, match=r"^ProximalAverage\.centre_of_mass is"):
-        ProximalAverage(centre_of_mass)
+@pytest.mark.parametrize("center_of_mass", [-1.0, float("inf"), float("nan")])
+def test_refuses_a_centre_of_mass(center_of_mass: float) -> None:
+    with pytest.raises(SettingError, match=r"^ProximalAverage\.center_of_mass is"):
+        ProximalAverage(center_of_mass)
 
 
 def test_sharded_weights_are_refused() -> None:
@@ -123,12 +123,12 @@ class Averages(L.Callback):
         self.stepped: list[bool] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.weights = [kept(pl_module.model)]
+        self.weights = [snapshot(pl_module.model)]
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        assert all(torch.equal(weight, self.weights[-1][name]) for name, weight in kept(pl_module.model).items())
+        assert all(torch.equal(weight, self.weights[-1][name]) for name, weight in snapshot(pl_module.model).items())
         averaged = copy.deepcopy(pl_module.model)
-        put({name: closed_form([w[name] for w in self.weights], self.beta) for name in self.weights[0]}, averaged)
+        restore({name: closed_form([w[name] for w in self.weights], self.beta) for name in self.weights[0]}, averaged)
         for row, prox in zip(batch.rows(), batch.prox_logp, strict=True):
             with torch.no_grad():
                 expected = one_response(averaged, row.prompt_ids, row.response.token_ids)
@@ -139,14 +139,14 @@ class Averages(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.stepped.append(outputs["stepped"])
         if outputs["stepped"]:
-            self.weights.append(kept(pl_module.model))
+            self.weights.append(snapshot(pl_module.model))
 
 
 def test_prox_of_a_run_is_the_averages(policy: Path, tmp_path: Path) -> None:
     """Filter leaves some minibatches without groups: those take no step and do not count."""
     average, watch = ProximalAverage(3.0), Averages(0.75)
     settings: dict[str, Any] = {"problems_per_iteration": 4, "group_size": 2, "minibatches": 3}
-    weight = Objective(behave_weight=Decoupled(cap=100.0, correct_fresh=True))
+    weight = Objective(behave_weight=TruncatedIS(cap=100.0, correct_fresh=True))
     fit(policy, tmp_path, objective=weight, composer=Filter(), proximal=average, callbacks=[watch], **settings)
     assert 2 < sum(watch.stepped) < 9
     assert watch.worst < 1e-4 < 0.01 < watch.moved
@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on_exactly(name: str, config: Path, tmp_path: P
 
 def test_state_of_the_average_is_plain() -> None:
     model, average = nn.Linear(2, 2), ProximalAverage(8.0)
-    average.average = kept(model)
+    average.average = snapshot(model)
     average.add(model)
     file = io.BytesIO()
     torch.save(average.state_dict(), file)
@@ -206,13 +206,13 @@ def test_state_of_the_average_is_plain() -> None:
 @pytest.mark.parametrize(("age", "alpha"), [(0, 0.0), (1, 0.0), (2, 0.5), (3, 2 / 3), (10, 0.9)])
 def test_share_by_hand(age: int, alpha: float) -> None:
     """AReaL's versions during an update: the policy's is the one at its start, prox one older."""
-    assert prox_share(age) == pytest.approx(alpha)
+    assert prox_alpha(age) == pytest.approx(alpha)
 
 
 def test_shares_zero_and_one_are_behave_and_the_policy() -> None:
     """A half is the mean of the log-probs, the geometric mean of the probabilities."""
     minibatch = Minibatch([group(0), group(1)], version=0, index=0)
-    minibatch.prox_share = [0.0, 1.0, 0.5, 0.25]
+    minibatch.prox_alpha = [0.0, 1.0, 0.5, 0.25]
     part = pad_rows(minibatch.rows())
     logp = torch.tensor([[-1.0, -2.0]]).expand(4, 2)
     behave = torch.full((2,), -0.5)
@@ -230,12 +230,12 @@ class Shares(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         assert batch.prox_logp is None
         ages = [batch.version - each.version for each in batch.groups for _ in each.responses]
-        self.found += [(age, batch.index, share) for age, share in zip(ages, batch.prox_share, strict=True)]
+        self.found += [(age, batch.index, share) for age, share in zip(ages, batch.prox_alpha, strict=True)]
 
 
 def interpolated(policy: Path, folder: Path, **settings: Any) -> tuple[Run, Shares]:
     shares = Shares()
-    data = {"minibatches": 2, "sweeps": 2, "sync_every": 3} | settings
+    data = {"minibatches": 2, "ppo_epochs": 2, "weight_sync_interval": 3} | settings
     return fit(policy, folder, composer=OnPolicy(), proximal=LogLinear(), callbacks=[shares], **data), shares
 
 
@@ -244,7 +244,7 @@ def test_shares_of_a_run(policy: Path, tmp_path: Path) -> None:
     run, shares = interpolated(policy, tmp_path)
     assert {(age, index) for age, index, _ in shares.found} == {(age, index) for age in range(3) for index in range(4)}
     assert {(age, share) for age, _, share in shares.found} == {(0, 0.0), (1, 0.0), (2, 0.5)}
-    assert all("seconds/prox" not in row for row in run.rows)
+    assert all("time/prox" not in row for row in run.rows)
 
 
 def test_a_group_of_several_versions() -> None:
@@ -254,12 +254,12 @@ def test_a_group_of_several_versions() -> None:
     minibatch = Minibatch([mixed], version=4, index=1)
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(steps=2))
     LogLinear().on_train_batch_start(trainer, None, minibatch, 1)
-    assert minibatch.prox_share == pytest.approx([1 / 2, 1 / 2, 2 / 3])
+    assert minibatch.prox_alpha == pytest.approx([1 / 2, 1 / 2, 2 / 3])
 
 
 def test_fresh_rows_have_no_weight_and_behave_as_their_centre(policy: Path, tmp_path: Path) -> None:
     """Without delay the interpolation is GRPO around the engine's log-probs, up to the engine's rounding."""
-    run, _ = interpolated(policy, tmp_path / "areal", sync_every=1, sweeps=1)
+    run, _ = interpolated(policy, tmp_path / "areal", weight_sync_interval=1, ppo_epochs=1)
     plain = fit(policy, tmp_path / "grpo", composer=OnPolicy(), minibatches=2)
     for left, right in zip(run.rows, plain.rows, strict=True):
         assert left["train/loss"] == pytest.approx(right["train/loss"], abs=1e-4)
@@ -267,7 +267,7 @@ def test_fresh_rows_have_no_weight_and_behave_as_their_centre(policy: Path, tmp_
 
 
 def test_an_advantage_that_needs_prox_is_refused(policy: Path, tmp_path: Path) -> None:
-    class NeedsProx(GroupNormalised):
+    class NeedsProx(GroupNormalized):
         needs_prox = True
 
     with pytest.raises(SettingError, match=r"LogLinear.*NeedsProx"):

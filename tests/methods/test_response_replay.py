@@ -22,12 +22,12 @@ from popo_lightning.core.problems import Problem
 from popo_lightning.methods.arpo import ARPO
 from popo_lightning.methods.repo import RETRIEVALS, RePO
 from popo_lightning.model.padded_rows import pad_rows
-from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.aggregations import SequenceMean
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.weights import One
+from popo_lightning.objectives.weights import NoCorrection
 from popo_lightning.replay.composer import Composer
 from popo_lightning.replay.response_store import ResponseStore
 from popo_lightning.toys.countdown import CountdownSteps
@@ -101,7 +101,7 @@ def test_a_failed_group_gets_a_stored_success_of_its_own_problem() -> None:
     assert [each.version for each in helped.responses] == [0, None, None, None]
     assert (helped.id, helped.version, helped.advantages, helped.loss_weight) == (2, 1, None, 1.0)
     # rewards 1 0 0 0: mean .25, unbiased std .5, so (1 - .25) / .5 and -.25 / .5
-    assert GroupNormalised(eps=0.0).for_group(helped, "score") == pytest.approx([1.5, -0.5, -0.5, -0.5])
+    assert GroupNormalized(eps=0.0).for_group(helped, "score") == pytest.approx([1.5, -0.5, -0.5, -0.5])
     assert [row.fresh for row in Minibatch([helped], 1, 0).rows()] == [False, True, True, True]
     assert [row.age for row in Minibatch([helped], 1, 0).rows()] == [1, 0, 0, 0]
     assert composer.report()["replay/injected_responses"] == 1
@@ -263,7 +263,7 @@ def test_random_retrieval_follows_the_iterations_seed_and_varies() -> None:
 
 def test_split_and_mixed_advantages_by_hand() -> None:
     fresh = marked(9, 9, "a", (0.0, 1.0))
-    rule = GroupNormalised(normalise_by_std=False)
+    rule = GroupNormalized(normalize_by_std=False)
     on, off = compose(stocked(small(coefficient=0.5), 0.0, 1.0, 1.0, 1.0, 0.0, 1.0), 9, fresh)
     assert (on.loss_weight, off.loss_weight) == (1.0, 0.5)
     assert rule.for_group(on, "score") == pytest.approx([-0.5, 0.5])
@@ -280,7 +280,7 @@ def test_the_loss_is_that_of_both_sources_by_hand() -> None:
     composer = stocked(small(coefficient=0.5, replays=2), 0.0, 0.0, 1.0, 0.0)
     groups = compose(composer, 9, marked(9, 9, "a", (0.0, 1.0)))
     minibatch = Minibatch(groups, 9, 0)
-    rule = GroupNormalised(normalise_by_std=False)
+    rule = GroupNormalized(normalize_by_std=False)
     rows = pad_rows(minibatch.rows([a for each in groups for a in rule.for_group(each, "score")]))
     now = torch.where(rows.fresh[:, None], -0.5, -0.1).expand(4, 2)
     inputs = ObjectiveInputs(
@@ -292,7 +292,7 @@ def test_the_loss_is_that_of_both_sources_by_hand() -> None:
         fresh=rows.fresh,
         loss_weight=rows.loss_weight,
     )
-    objective = Objective(One(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
+    objective = Objective(NoCorrection(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
     loss, _ = objective(inputs, objective.aggregation.size(torch.tensor([2, 2, 2, 2])))
     # fresh: A = -.5, .5 at ratio 1, which cancel. Replayed: A = .5 at 1.2, where e^.4 is clipped, and -.5 at e^.4.
     assert float(loss) == pytest.approx(0.5 * (-0.5 * 1.2 + 0.5 * exp(0.4)) / 4)
@@ -340,9 +340,9 @@ class FewProblems(CountdownSteps):
 
 def test_both_train(policy: Path, tmp_path: Path) -> None:
     """Real iterations over problems that come back; mixed groups go through the whole policy."""
-    aligned = Objective(One(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
+    aligned = Objective(NoCorrection(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
     for name, composer, objective in (
-        ("arpo", ARPO(low_mean=0.5), Objective(One())),
+        ("arpo", ARPO(low_mean=0.5), Objective(NoCorrection())),
         ("split", RePO(4, 4, 4), aligned),
         ("mixed", RePO(4, 4, 4, advantages="mixed"), aligned),
     ):

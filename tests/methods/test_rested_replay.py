@@ -36,7 +36,7 @@ def queue(composer: RestedReplay) -> list[int]:
 
 
 def test_the_longest_rested_come_first_and_go_to_the_back() -> None:
-    composer = RestedReplay(rest=5, least_ess=0.0)
+    composer = RestedReplay(rest_interval=5, min_ess=0.0)
     assert composed(composer, 0, [1, 2, 3], 0) == [1, 2, 3]
     assert composed(composer, 1, [4], 2) == [4, 1, 2]
     assert queue(composer) == [3, 4, 1, 2]
@@ -45,17 +45,17 @@ def test_the_longest_rested_come_first_and_go_to_the_back() -> None:
 
 
 def test_what_fails_the_test_leaves_for_good() -> None:
-    composer = RestedReplay(rest=5, least_ess=0.76)
+    composer = RestedReplay(rest_interval=5, min_ess=0.76)
     composed(composer, 0, [1, 2, 3], 0)
     assert composed(composer, 1, [4], 2) == [4, 1, 3]
     assert queue(composer) == [4, 1, 3]
-    kept = RestedReplay(rest=5, least_ess=0.74)
+    kept = RestedReplay(rest_interval=5, min_ess=0.74)
     composed(kept, 0, [1, 2, 3], 0)
     assert composed(kept, 1, [4], 2) == [4, 1, 2]
 
 
 def test_no_more_groups_are_tested_than_an_iteration_samples() -> None:
-    composer = RestedReplay(rest=9, least_ess=0.76)
+    composer = RestedReplay(rest_interval=9, min_ess=0.76)
     composed(composer, 0, [2, 3, 4], 0)
     composed(composer, 1, [5, 6, 7], 0)  # without a place to fill nothing is tested: present would find 2
     assert queue(composer) == [2, 3, 4, 5, 6, 7]
@@ -65,14 +65,14 @@ def test_no_more_groups_are_tested_than_an_iteration_samples() -> None:
 
 
 def test_the_oldest_version_makes_room_even_if_it_was_trained_on_last() -> None:
-    composer = RestedReplay(rest=1, least_ess=0.0)
+    composer = RestedReplay(rest_interval=1, min_ess=0.0)
     composed(composer, 0, [1, 2, 3], 0)
     composed(composer, 1, [4, 5], 1)  # 1 was trained on again; of 1, 2 and 3 the two nearest the front leave
     assert queue(composer) == [4, 5, 1]
 
 
 def test_a_problem_that_the_batch_has_waits_at_the_front() -> None:
-    composer = RestedReplay(rest=5, least_ess=0.0)
+    composer = RestedReplay(rest_interval=5, min_ess=0.0)
     stored = [group(1, 0, problem="a"), group(2, 0, problem="b"), group(3, 0, problem="c")]
     composer.compose(iteration(0, stored, present_logprobs=present))
     fresh = [group(4, 1, problem="a"), group(5, 1, scores=DULL), group(6, 1, problem="d")]
@@ -81,7 +81,7 @@ def test_a_problem_that_the_batch_has_waits_at_the_front() -> None:
 
 
 def test_the_queue_survives_a_checkpoint() -> None:
-    composer, other = RestedReplay(rest=2), RestedReplay(rest=2)
+    composer, other = RestedReplay(rest_interval=2), RestedReplay(rest_interval=2)
     composed(composer, 0, [1, 3, 4], 0)
     composed(composer, 1, [5], 2)
     other.load_state_dict(composer.state_dict())
@@ -91,6 +91,6 @@ def test_the_queue_survives_a_checkpoint() -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(SettingError, match="rest is 0"):
-        RestedReplay(rest=0)
-    with pytest.raises(SettingError, match=r"least_ess is 1\.1"):
-        RestedReplay(least_ess=1.1)
+        RestedReplay(rest_interval=0)
+    with pytest.raises(SettingError, match=r"min_ess is 1\.1"):
+        RestedReplay(min_ess=1.1)

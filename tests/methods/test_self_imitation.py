@@ -16,10 +16,10 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.methods.spear import SPEAR
-from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.weights import One
+from popo_lightning.objectives.weights import NoCorrection
 
 HARD = (1.0, 0.0, 0.0, 0.0)  # unbiased std .5: standardised 1.5 and -.5
 EVEN = (1.0, 1.0, 0.0, 0.0)  # std .577: .866
@@ -194,8 +194,8 @@ def test_spear_refuses() -> None:
 def test_groups_of_one_response_train(policy: Path, tmp_path: Path) -> None:
     """Fixed advantages need no second response: through the trainer, its metrics and a minibatch's checkpoint."""
     composer = SPEAR(start=2, warm_up=0)
-    objective = Objective(One(), BehaveAligned(0.2, 0.28))
-    advantage = GroupNormalised(normalise_by_std=False)
+    objective = Objective(NoCorrection(), BehaveAligned(0.2, 0.28))
+    advantage = GroupNormalized(normalize_by_std=False)
     run = fit(
         policy, tmp_path, composer=composer, objective=objective, iterations=4, lr=3e-4, model={"advantage": advantage}
     )

@@ -17,7 +17,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
 from popo_lightning.methods.ar3po import StagedSampling, merged
-from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.replay.composer import Iteration
 
 
@@ -162,7 +162,7 @@ def test_a_new_right_response_renews_a_problems_place() -> None:
 def test_groups_of_different_sizes_are_each_normalised_by_their_own_responses() -> None:
     answers = Answers({"a": "10", "b": "0001"})
     small, large = StagedSampling().compose(answers.iteration(0, "ab", 4))
-    found = [torch.stack(GroupNormalised().for_group(g, "score")) for g in (small, large)]
+    found = [torch.stack(GroupNormalized().for_group(g, "score")) for g in (small, large)]
     # (R - mean) / (std + 1e-6): means 1/2 and 1/4, stds 0.7071 and 0.5
     assert found[0].tolist() == pytest.approx([0.7071, -0.7071], abs=1e-4)
     assert found[1].tolist() == pytest.approx([-0.5, -0.5, -0.5, 1.5], abs=1e-4)

@@ -19,7 +19,7 @@ from popo_lightning.methods.max_at_k import MaxAtK
 from popo_lightning.model.critic import Critic, ValueModel, check_critic, value_loss
 from popo_lightning.model.loading import blank_image, image_tokens, load_trainable
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
-from popo_lightning.objectives.advantages import GroupNormalised
+from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.proximal.critic_values import CriticValues
 from popo_lightning.replay.composer import OnPolicy
@@ -170,11 +170,11 @@ def test_gradients_are_clipped_to_its_own_norm() -> None:
 
 def test_a_critic_and_its_advantage_come_together() -> None:
     check_critic(Critic(), GAE())
-    check_critic(None, GroupNormalised())
+    check_critic(None, GroupNormalized())
     with pytest.raises(SettingError, match=r"GAE, which needs .*model\.critic is null; set it to"):
         check_critic(None, GAE())
-    with pytest.raises(SettingError, match=r"model\.critic is set but .*GroupNormalised.*leave the critic out"):
-        check_critic(Critic(), GroupNormalised())
+    with pytest.raises(SettingError, match=r"model\.critic is set but .*GroupNormalized.*leave the critic out"):
+        check_critic(Critic(), GroupNormalized())
 
 
 @pytest.mark.parametrize("settings", [{"lr": -1e-5}, {"value_clip": 0.0}, {"max_grad_norm": -1.0}])
@@ -233,7 +233,7 @@ class Values(L.Callback):
 def test_values_are_those_of_the_start_of_the_iteration(policy: Path, tmp_path: Path) -> None:
     watch = Values()
     model = {"advantage": GAE(), "critic": Critic(lr=1e-2)}
-    settings: dict[str, Any] = {"composer": OnPolicy(), "iterations": 3, "sweeps": 2}
+    settings: dict[str, Any] = {"composer": OnPolicy(), "iterations": 3, "ppo_epochs": 2}
     fit(policy, tmp_path, model=model, callbacks=[CriticValues(), watch], **settings)
     assert [index for index, _, _ in watch.seen] == [0, 1, 2, 3] * 3
     assert all(torch.equal(recorded, now) for index, recorded, now in watch.seen if index == 0)

@@ -93,4 +93,4 @@ def test_engines_end_at_all_of_them(engine: RolloutEngine) -> None:
     report = RolloutReport(0, "score")
     report.sampled([Group(0, Problem("0", "", None), prompts[0].ids, responses, 0)])
     truncated = sum(ends.isdisjoint(response.token_ids.tolist()) for response in responses)
-    assert rollout_metrics(report.counts())["rollout/truncated_share"] == truncated / len(responses)
+    assert rollout_metrics(report.counts())["rollout/truncated_frac"] == truncated / len(responses)

@@ -31,7 +31,7 @@ from popo_lightning.objectives.aggregations import SequenceMean
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
-from popo_lightning.objectives.weights import One
+from popo_lightning.objectives.weights import NoCorrection
 from popo_lightning.proximal.critic_values import CriticValues
 
 
@@ -71,10 +71,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "critic": {"model": {"advantage": GAE(), "critic": Critic()}, "callbacks": [CriticValues()]},
     "reference": slots(Objective(regularizers=[KL(0.1)])),
     "average": {"proximal": ProximalAverage()},
-    "set back": {"callbacks": [SlowFastPolicy()], "sweeps": 2},
-    "adaptive": slots(Objective(One(), BalancedClip(centre="behave"), aggregation=SequenceMean())),
-    "moments": slots(Objective(One(), M2PO())),
-    "rec": slots(Objective(One(), REC())),
+    "set back": {"callbacks": [SlowFastPolicy()], "ppo_epochs": 2},
+    "adaptive": slots(Objective(NoCorrection(), BalancedClip(center="behave"), aggregation=SequenceMean())),
+    "moments": slots(Objective(NoCorrection(), M2PO())),
+    "rec": slots(Objective(NoCorrection(), REC())),
     "widths": slots(Objective(trust_region=ScaledWidth())),
     "lengths": {"model": {"shared_prompts": False}},
 }

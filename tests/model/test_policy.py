@@ -338,7 +338,7 @@ def test_mixed_precision_keeps_the_weights_and_the_ratio(policy: Path, tmp_path:
     """At a learning rate of 0 the ratio is 1 to the bit: proximal log-probs are taken in the step's own precision."""
     still = fit(policy, tmp_path / "still", precision="bf16-mixed", lr=0.0, iterations=2)
     for row in still.rows:
-        assert (row["policy/ratio_mean"], row["policy/ratio_max"], row["policy/clip_share"]) == (1, 1, 0)
+        assert (row["policy/ratio_mean"], row["policy/ratio_max"], row["policy/clip_frac"]) == (1, 1, 0)
         assert 1e-5 < row["engine/logp_gap_mean"] < 0.03  # the engine computes in bfloat16 as well
     assert {parameter.dtype for parameter in still.module.parameters()} == {torch.float32}
     before = weights_of(still.module)
@@ -355,7 +355,7 @@ def test_precisions_that_the_engine_does_not_follow_are_refused(folder: Path, pr
 
 
 def test_a_reward_that_nobody_gives_is_named(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"model\.reward is 'accuracy'.* acc, format, score"):
+    with pytest.raises(SettingError, match=r"model\.reward_key is 'accuracy'.* acc, format, score"):
         fit(policy, tmp_path, model={"reward": "accuracy"}, iterations=1)
 
 

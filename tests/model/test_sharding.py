@@ -16,8 +16,8 @@ from popo_lightning.methods.mopps import MoPPS
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.methods.score_priority import ScorePriority
 from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
-from popo_lightning.replay.buffer import GroupReplayBuffer, dealt_out
-from popo_lightning.rollout.rank_states import for_ranks
+from popo_lightning.replay.buffer import GroupReplayBuffer, redistribute
+from popo_lightning.rollout.rank_states import reshard
 from popo_lightning.tasks.samplers import EpochSampler
 
 LIMIT_SECONDS = 200
@@ -149,9 +149,9 @@ def test_a_folder_of_shards_needs_the_strategy_that_wrote_it(tmp_path: Path) -> 
 
 
 def test_stores_are_dealt_out_newest_first_and_keep_their_order() -> None:
-    assert dealt_out([[1, 3, 5], [4]], 1) == [[1, 3, 4, 5]]
-    assert dealt_out([[1, 3, 5], [4]], 2) == [[3, 5], [1, 4]]
-    assert dealt_out([[], []], 3) == [[], [], []]
+    assert redistribute([[1, 3, 5], [4]], 1) == [[1, 3, 4, 5]]
+    assert redistribute([[1, 3, 5], [4]], 2) == [[3, 5], [1, 4]]
+    assert redistribute([[], []], 3) == [[], [], []]
 
 
 def test_rank_states_move_between_iterations_only() -> None:
@@ -162,15 +162,15 @@ def test_rank_states_move_between_iterations_only() -> None:
 
     popo = PrioritizedGroupReplay(GroupReplayBuffer())
     two = [state(12, 3, [1, 3], []), state(12, 4, [2], [])]
-    assert for_ranks(two, 2, EpochSampler(), popo) is two
-    (one,) = for_ranks(two, 1, EpochSampler(), popo)
+    assert reshard(two, 2, EpochSampler(), popo) is two
+    (one,) = reshard(two, 1, EpochSampler(), popo)
     assert one["sampler"] == {"cursor": 12} and one["composer"]["buffer"]["groups"] == [1, 2, 3]
     assert one["groups_made"] > 3 * 2 + 1, "the second rank's fourth group had the number 3 x 2 + 1"
-    three = for_ranks([one], 3, EpochSampler(), popo)
+    three = reshard([one], 3, EpochSampler(), popo)
     assert min(each["groups_made"] * 3 for each in three) >= one["groups_made"]
     with pytest.raises(SettingError, match="inside an iteration"):
-        for_ranks([state(12, 3, [], [1]), state(12, 3, [], [])], 1, EpochSampler(), popo)
+        reshard([state(12, 3, [], [1]), state(12, 3, [], [])], 1, EpochSampler(), popo)
     with pytest.raises(SettingError, match="MoPPS"):
-        for_ranks(two, 1, MoPPS(), popo)
+        reshard(two, 1, MoPPS(), popo)
     with pytest.raises(SettingError, match="ScorePriority"):
-        for_ranks(two, 1, EpochSampler(), ScorePriority())
+        reshard(two, 1, EpochSampler(), ScorePriority())

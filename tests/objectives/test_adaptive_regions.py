@@ -16,7 +16,7 @@ from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.inputs import MinibatchTokens, log_ratio
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.trust_regions import PPOClip, Unbounded
-from popo_lightning.objectives.weights import Decoupled, One, decoupled_weight
+from popo_lightning.objectives.weights import NoCorrection, TruncatedIS, decoupled_weight
 
 # -- M2PO
 
@@ -96,7 +96,7 @@ def test_m2po_holds_for_the_whole_minibatch() -> None:
     rows = random_rows()
     rows.fresh = torch.zeros_like(rows.fresh)
     for region in (M2PO(0.3, 0.0, 0.0), BalancedClip()):
-        objective = Objective(One(), region).for_minibatch(tokens_of(rows))
+        objective = Objective(NoCorrection(), region).for_minibatch(tokens_of(rows))
         loss, gradient = loss_and_gradient(objective, rows)
         parts = [part_of(rows, s) for s in (slice(0, 1), slice(1, 4), slice(4, 6))]
         found = [loss_and_gradient(objective, p, rows.mask.sum()) for p in parts]
@@ -157,7 +157,7 @@ def test_balance_is_of_the_ratio_to_prox() -> None:
     # r = 1 for both, w = 4 for the good token: share 0.5 as it stands; to behave it would be 1.2 / 2.2.
     rows = token_rows([[1.0, 1.0]], [[1.0, -1.0]], [[4.0, 1.0]])
     assert BalancedClip().for_minibatch(tokens_of(rows)).report()["positive_share"] == pytest.approx(0.5)
-    around_behave = BalancedClip(centre="behave").for_minibatch(tokens_of(rows))
+    around_behave = BalancedClip(center="behave").for_minibatch(tokens_of(rows))
     assert around_behave.report()["positive_share"] == pytest.approx(1.2 / 2.2)
     # The good token's ratio of 4 to behave is held at 1.2, of 1 to prox is not.
     assert outcome(around_behave, rows)[2] == [[True, False]] and outcome(BalancedClip(), rows)[2] == [[False, False]]
@@ -195,10 +195,10 @@ def test_scaled_width_is_remix() -> None:
     rho = log_ratio(rows.logp, rows.behave_logp, rows.mask).exp()
     bounded = rho.clamp(weight - 0.2, weight + 0.2)
     exact = torch.where(rows.mask, torch.maximum(-rho * rows.advantages, -bounded * rows.advantages), 0.0)
-    loss, gradient = loss_and_gradient(Objective(Decoupled(cap=None), ScaledWidth(0.2)), rows)
+    loss, gradient = loss_and_gradient(Objective(TruncatedIS(cap=None), ScaledWidth(0.2)), rows)
     close(loss, exact.sum().detach() / rows.mask.sum())
     close(gradient, torch.autograd.grad(exact.sum() / rows.mask.sum(), rows.logp)[0])
-    _, ordinary = loss_and_gradient(Objective(Decoupled(cap=None), PPOClip(0.2, 0.2, None)), rows)
+    _, ordinary = loss_and_gradient(Objective(TruncatedIS(cap=None), PPOClip(0.2, 0.2, None)), rows)
     assert (gradient - ordinary).abs().max() > 1e-3
 
 
@@ -206,8 +206,8 @@ def test_scaled_width_on_fresh_rows_is_ppo() -> None:
     rows = random_rows()
     rows.fresh = torch.ones_like(rows.fresh)
     for dual in (None, 1.5):
-        scaled = loss_and_gradient(Objective(Decoupled(), ScaledWidth(0.2, dual)), rows)
-        plain = loss_and_gradient(Objective(Decoupled(), PPOClip(0.2, 0.2, dual)), rows)
+        scaled = loss_and_gradient(Objective(TruncatedIS(), ScaledWidth(0.2, dual)), rows)
+        plain = loss_and_gradient(Objective(TruncatedIS(), PPOClip(0.2, 0.2, dual)), rows)
         close(scaled[0], plain[0])
         close(scaled[1], plain[1])
 

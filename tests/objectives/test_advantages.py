@@ -16,7 +16,7 @@ from popo_lightning.methods.max_at_k import BestMinusSecond, MaxAtK
 from popo_lightning.methods.opmd import SoftBaseline
 from popo_lightning.methods.red import DropSurplusNegatives, ExponentialWeight
 from popo_lightning.methods.tree_opo import TreeBaseline
-from popo_lightning.objectives.advantages import Advantage, GroupNormalised, LeaveOneOut
+from popo_lightning.objectives.advantages import Advantage, GroupNormalized, LeaveOneOut
 
 
 def close(actual: Tensor, expected: object) -> None:
@@ -35,7 +35,7 @@ def test_leave_one_out_by_hand() -> None:
 @pytest.mark.parametrize("size", [2, 4, 7])
 def test_leave_one_out_is_a_multiple_of_dr_grpo(size: int) -> None:
     rewards = random_rewards(size=size)
-    close(LeaveOneOut()(rewards), size / (size - 1) * GroupNormalised(normalise_by_std=False)(rewards))
+    close(LeaveOneOut()(rewards), size / (size - 1) * GroupNormalized(normalize_by_std=False)(rewards))
 
 
 def test_shifted_baseline_by_hand() -> None:
@@ -53,7 +53,7 @@ def test_soft_baseline_by_hand() -> None:
 
 def test_soft_baseline_goes_from_the_best_to_the_mean() -> None:
     rewards = random_rewards()
-    torch.testing.assert_close(SoftBaseline(1e4)(rewards), GroupNormalised(False)(rewards), atol=1e-3, rtol=0)
+    torch.testing.assert_close(SoftBaseline(1e4)(rewards), GroupNormalized(False)(rewards), atol=1e-3, rtol=0)
     torch.testing.assert_close(SoftBaseline(1e-4)(rewards), rewards - rewards.amax(-1, True), atol=1e-3, rtol=0)
 
 
@@ -98,7 +98,7 @@ def test_tree_baseline_by_hand(kind: str, baseline: float) -> None:
 
 def test_tree_baseline_without_deeper_restarts_is_the_groups() -> None:
     rewards = random_rewards()
-    close(TreeBaseline()(rewards), GroupNormalised(False)(rewards))
+    close(TreeBaseline()(rewards), GroupNormalized(False)(rewards))
     close(torch.stack(TreeBaseline().for_group(group(1, scores=(1.0, 0.0, 0.0)), "score")), [2 / 3, -1 / 3, -1 / 3])
 
 
@@ -111,7 +111,7 @@ def test_an_all_wrong_group_beside_right_restarts_learns() -> None:
 
 
 GROUP_RELATIVE: list[Advantage] = [
-    GroupNormalised(),
+    GroupNormalized(),
     LeaveOneOut(),
     SoftBaseline(),
     DropSurplusNegatives(),
@@ -122,7 +122,7 @@ GROUP_RELATIVE: list[Advantage] = [
     TreeBaseline("max"),
     TreeBaseline("min"),
     MaxAtK(2, baseline="leave_one_out"),
-    MaxAtK(2, baseline="centred"),
+    MaxAtK(2, baseline="centered"),
 ]
 
 
@@ -144,7 +144,7 @@ def test_a_group_in_a_minibatch_gets_what_the_rule_gives(rule: Advantage) -> Non
         found = rule.for_group(group(1, scores=scores, accs=accs), part)
         assert [each.shape for each in found] == [torch.Size([])] * 4
         assert torch.equal(torch.stack(found), rule(torch.tensor([rewards]))[0])
-    assert not (rule.needs_prox or rule.needs_values or rule.whitens or rule.folds_weight)
+    assert not (rule.needs_prox or rule.needs_values or rule.whitens or rule.includes_is_weight)
 
 
 @pytest.mark.parametrize("rule", GROUP_RELATIVE, ids=lambda rule: type(rule).__name__)

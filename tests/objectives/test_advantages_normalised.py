@@ -11,7 +11,7 @@ from helpers.objectives import (
 )
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.advantages import GroupNormalised, group_normalised
+from popo_lightning.objectives.advantages import GroupNormalized, group_normalized
 
 
 def test_group_normalised_by_hand() -> None:
@@ -20,12 +20,12 @@ def test_group_normalised_by_hand() -> None:
     # Second row: mean 2, squared deviations 16, variance 16/3.
     second = 2 / math.sqrt(16 / 3)
     close(
-        group_normalised(rewards), [[1.5, -0.5, -0.5, -0.5], [-second, second, -second, second]], rtol=1e-5, atol=1e-5
+        group_normalized(rewards), [[1.5, -0.5, -0.5, -0.5], [-second, second, -second, second]], rtol=1e-5, atol=1e-5
     )
     # A large eps shows where it stands: 0.75 / (0.5 + 0.5).
-    close(group_normalised(rewards[:1], eps=0.5), [[0.75, -0.25, -0.25, -0.25]])
-    close(GroupNormalised(normalise_by_std=False)(rewards), [[0.75, -0.25, -0.25, -0.25], [-2.0, 2.0, -2.0, 2.0]])
-    close(GroupNormalised()(rewards), group_normalised(rewards))
+    close(group_normalized(rewards[:1], eps=0.5), [[0.75, -0.25, -0.25, -0.25]])
+    close(GroupNormalized(normalize_by_std=False)(rewards), [[0.75, -0.25, -0.25, -0.25], [-2.0, 2.0, -2.0, 2.0]])
+    close(GroupNormalized()(rewards), group_normalized(rewards))
 
 
 def test_equal_rewards_give_exactly_zero() -> None:
@@ -34,10 +34,10 @@ def test_equal_rewards_give_exactly_zero() -> None:
         rewards = torch.full((1, size), 0.1)
         rewards[0, 0] += 2e-7
         for normalise in (True, False):
-            assert torch.equal(group_normalised(rewards, normalise_by_std=normalise), torch.zeros(1, size))
-    assert group_normalised(torch.tensor([[0.1, 0.101]])).abs().min() > 0.5
+            assert torch.equal(group_normalized(rewards, normalize_by_std=normalise), torch.zeros(1, size))
+    assert group_normalized(torch.tensor([[0.1, 0.101]])).abs().min() > 0.5
 
 
 def test_group_of_one_is_refused() -> None:
     with pytest.raises(SettingError, match="at least 2"):
-        group_normalised(torch.ones(3, 1))
+        group_normalized(torch.ones(3, 1))

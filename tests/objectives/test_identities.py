@@ -25,7 +25,7 @@ from popo_lightning.objectives import behave_clip as behave_regions
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded
-from popo_lightning.objectives.weights import Decoupled, One
+from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
 from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import Filter, OnPolicy
@@ -52,7 +52,7 @@ def test_no_learning_no_ratio(policy: Path, tmp_path: Path) -> None:
     for row in run.rows:
         assert row["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
         assert row["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
-        assert row["policy/clip_share"] == 0
+        assert row["policy/clip_frac"] == 0
         assert row["engine/logp_gap_max"] < 1e-4
         if row["replay/groups"]:
             # the weights have not moved, so a replayed token's weight is the engine's rounding and nothing else
@@ -101,17 +101,17 @@ def test_proximal_is_behave_is_plain_ppo(policy: Path, tmp_path: Path) -> None:
             tmp_path / str(number),
             objective=Objective(weight),
             proximal=ProximalIsBehave(),
-            callbacks=[watch] if isinstance(weight, One) else [],
+            callbacks=[watch] if isinstance(weight, NoCorrection) else [],
             max_grad_norm=None,
             lr=3e-3,
         )
-        for number, weight in enumerate((One(), Decoupled(correct_fresh=True), Decoupled()))
+        for number, weight in enumerate((NoCorrection(), TruncatedIS(correct_fresh=True), TruncatedIS()))
     ]
     for run in runs[1:]:
         assert run.rows == runs[0].rows
         assert same(run.weights, runs[0].weights)
     assert sum(row["replay/groups"] for row in runs[0].rows) > 0
-    assert max(row["policy/clip_share"] for row in runs[0].rows) > 0
+    assert max(row["policy/clip_frac"] for row in runs[0].rows) > 0
     for seen in watch.seen:  # against PPO written out, ratio to the sampling policy
         assert apart(seen.gradient, by_hand(policy, seen, plain_ppo=True)) < 1e-4
 
@@ -119,7 +119,7 @@ def test_proximal_is_behave_is_plain_ppo(policy: Path, tmp_path: Path) -> None:
 def test_one_differs_from_decoupled_once_weights_moved(policy: Path, tmp_path: Path) -> None:
     runs = [
         fit(policy, tmp_path / type(weight).__name__, objective=Objective(weight), lr=3e-3, iterations=4)
-        for weight in (Decoupled(), One())
+        for weight in (TruncatedIS(), NoCorrection())
     ]
     replays = [row["replay/groups"] > 0 for row in runs[0].rows]
     first = replays.index(True)
@@ -145,8 +145,8 @@ def test_the_centre_makes_no_difference_on_policy(policy: Path, tmp_path: Path) 
     """Fresh rows were sampled by prox, so a region around behave is bit for bit the same one around prox."""
     settings: dict[str, Any] = {"composer": OnPolicy(), "lr": 3e-3}
     grpo = fit(policy, tmp_path / "grpo", objective=Objective(), **settings)
-    aligned = fit(policy, tmp_path / "aligned", objective=Objective(One(), BehaveAligned()), **settings)
-    assert max(row["policy/clip_share"] for row in grpo.rows) > 0
+    aligned = fit(policy, tmp_path / "aligned", objective=Objective(NoCorrection(), BehaveAligned()), **settings)
+    assert max(row["policy/clip_frac"] for row in grpo.rows) > 0
     assert aligned.rows == grpo.rows
     assert same(aligned.weights, grpo.weights)
 
@@ -156,10 +156,10 @@ def test_rec_and_cispo_have_ppos_gradient(policy: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"composer": OnPolicy(), "lr": 0.3, "optimizer": torch.optim.SGD, "iterations": 2}
 
     def run(name: str, region: TrustRegion) -> Run:
-        return fit(policy, tmp_path / name, objective=Objective(One(), region), **settings)
+        return fit(policy, tmp_path / name, objective=Objective(NoCorrection(), region), **settings)
 
     ppo, rec = run("ppo", PPOClip(0.1, 0.1, None)), run("rec", REC(weighted=True, clip_low=0.1, clip_high=0.1))
-    assert max(row["policy/clip_share"] for row in ppo.rows) > 0
+    assert max(row["policy/clip_frac"] for row in ppo.rows) > 0
     assert farthest(ppo.weights, rec.weights) < 1e-5
     free, cispo = run("free", Unbounded()), run("cispo", CISPO(clip_high=1e6))
     assert farthest(free.weights, cispo.weights) < 1e-5
@@ -177,11 +177,11 @@ def test_bounds_of_a_minibatch_do_not_depend_on_micro_batches(
     """
     cut = behave_regions.second_moment_cut
     monkeypatch.setattr(behave_regions, "second_moment_cut", lambda *tokens: 1.001 * cut(*tokens))
-    watch, objective = Watch(), Objective(One(), region)
+    watch, objective = Watch(), Objective(NoCorrection(), region)
     settings: dict[str, Any] = {"iterations": 3, "optimizer": torch.optim.SGD, "lr": 0.3, "max_grad_norm": None}
     run = fit(policy, tmp_path, objective=objective, callbacks=[watch], **settings)
     assert sum(row["replay/groups"] for row in run.rows) > 0
-    assert max(row["policy/clip_share"] for row in run.rows) > 0
+    assert max(row["policy/clip_frac"] for row in run.rows) > 0
     for seen in watch.seen:
         whole, gradient = step_of(policy, seen, objective)
         split, other_gradient = step_of(policy, seen, objective, micro_batch_tokens=1)
@@ -190,13 +190,13 @@ def test_bounds_of_a_minibatch_do_not_depend_on_micro_batches(
 
 
 def test_m2po_with_a_wide_budget_is_plain_importance_sampling(policy: Path, tmp_path: Path) -> None:
-    watch, free = Watch(), Objective(One(), CappedImportance(1e6))
+    watch, free = Watch(), Objective(NoCorrection(), CappedImportance(1e6))
     settings: dict[str, Any] = {"iterations": 3, "lr": 0.3, "optimizer": torch.optim.SGD}
     run = fit(policy, tmp_path, objective=free, callbacks=[watch], **settings)
     assert sum(row["replay/groups"] for row in run.rows) > 0
     for seen in watch.seen:
         expected = step_of(policy, seen, free)[1]
-        for objective in (Objective(One(), M2PO(1e6)), Objective(Decoupled(None), Unbounded())):  # w r = rho
+        for objective in (Objective(NoCorrection(), M2PO(1e6)), Objective(TruncatedIS(None), Unbounded())):  # w r = rho
             assert apart(expected, step_of(policy, seen, objective)[1]) < 1e-5
 
 
@@ -275,13 +275,13 @@ def by_hand(folder: Path, seen: Seen, plain_ppo: bool = False, cap: float = 5.0)
 def test_gradients_by_hand(policy: Path, tmp_path: Path) -> None:
     """Every minibatch of four iterations: first ones and later ones, fresh and replayed rows, clipped and not."""
     watch = Watch()
-    objective = Objective(Decoupled(cap=1.5), PPOClip())
+    objective = Objective(TruncatedIS(cap=1.5), PPOClip())
     settings: dict[str, Any] = {"iterations": 4, "lr": 3e-3, "max_grad_norm": None, "micro_batch_tokens": 300}
     run = fit(policy, tmp_path, objective=objective, proximal=ProximalSnapshot(), callbacks=[watch], **settings)
     assert len(watch.seen) == 8
     for index in (0, 1):
         assert any(not all(seen.batch.fresh) for seen in watch.seen if seen.batch.index == index)
     assert max(row.get("weight/replayed_capped_share", 0) for row in run.rows) > 0
-    assert max(row["policy/clip_share"] for row in run.rows) > 0
+    assert max(row["policy/clip_frac"] for row in run.rows) > 0
     for seen in watch.seen:
         assert apart(seen.gradient, by_hand(policy, seen, cap=1.5)) < 1e-4

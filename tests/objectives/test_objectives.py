@@ -25,7 +25,7 @@ from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL, EntropyBonus
 from popo_lightning.objectives.trust_regions import ppo_clip
-from popo_lightning.objectives.weights import Decoupled, Masked, One, Smoothed, decoupled_weight
+from popo_lightning.objectives.weights import MaskedIS, NoCorrection, SmoothedIS, TruncatedIS, decoupled_weight
 
 
 def test_objective_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_objective_by_hand() -> None:
     for name, value in vars(statistics).items():
         assert value.shape == (2, 3) and not value.requires_grad, name
     # w := 1 gives (-6 + 1.5 + 0.8) / 5 on these stale rows.
-    close(Objective(One())(rows, torch.tensor(5))[0].detach(), -0.74)
+    close(Objective(NoCorrection())(rows, torch.tensor(5))[0].detach(), -0.74)
 
 
 def test_objective_with_regularizers_by_hand() -> None:
@@ -63,7 +63,7 @@ def test_objective_with_regularizers_by_hand() -> None:
 def test_prox_at_behave_is_plain_ppo() -> None:
     rows = random_rows()
     rows.prox_logp = rows.behave_logp
-    loss, gradient = loss_and_gradient(Objective(Decoupled(correct_fresh=True)), rows)
+    loss, gradient = loss_and_gradient(Objective(TruncatedIS(correct_fresh=True)), rows)
     plain = ppo_clip(rows.logp, rows.behave_logp, rows.advantages, rows.mask, 0.2, 0.28, 10.0).loss
     plain_loss = plain.sum() / rows.mask.sum()
     close(loss, plain_loss.detach())
@@ -72,11 +72,15 @@ def test_prox_at_behave_is_plain_ppo() -> None:
 
 def test_weight_matters_on_stale_rows_and_not_on_fresh_ones() -> None:
     rows = random_rows()
-    (decoupled, slope), (one, slope_one) = (loss_and_gradient(Objective(w), rows) for w in (Decoupled(), One()))
+    (decoupled, slope), (one, slope_one) = (
+        loss_and_gradient(Objective(w), rows) for w in (TruncatedIS(), NoCorrection())
+    )
     assert (decoupled - one).abs() > 1e-2
     assert (slope - slope_one).abs().max() > 1e-2
     rows.fresh = torch.ones_like(rows.fresh)
-    (decoupled, slope), (one, slope_one) = (loss_and_gradient(Objective(w), rows) for w in (Decoupled(), One()))
+    (decoupled, slope), (one, slope_one) = (
+        loss_and_gradient(Objective(w), rows) for w in (TruncatedIS(), NoCorrection())
+    )
     assert torch.equal(decoupled, one)
     assert torch.equal(slope, slope_one)
 
@@ -107,23 +111,28 @@ def test_fresh_popo_is_grpo_with_dapos_clip() -> None:
     rows = random_rows()
     rows.fresh = torch.ones_like(rows.fresh)
     exact = grpo_by_hand(rows)
-    for objective in (Objective(), Objective(One()), Objective(Masked()), Objective(One(), BehaveAligned())):
+    for objective in (
+        Objective(),
+        Objective(NoCorrection()),
+        Objective(MaskedIS()),
+        Objective(NoCorrection(), BehaveAligned()),
+    ):
         loss, gradient = loss_and_gradient(objective, rows)
         close(loss, exact.detach())
         close(gradient, torch.autograd.grad(exact, rows.logp, retain_graph=True)[0])
 
 
 def test_popo_with_a_weight_of_one_is_pi_old() -> None:
-    # On stale rows: each way to say w = 1 is One, which is GRPO's loss with replayed rows taken for fresh ones.
+    # On stale rows: each way to say w = 1 is NoCorrection, GRPO's loss with replayed rows taken for fresh ones.
     rows = random_rows()
-    loss, gradient = loss_and_gradient(Objective(One()), rows)
+    loss, gradient = loss_and_gradient(Objective(NoCorrection()), rows)
     close(loss, grpo_by_hand(rows).detach())
     others = random_rows()
     others.behave_logp = others.prox_logp
     for objective, same in (
-        (Objective(Smoothed(alpha=0.0)), rows),
-        (Objective(Decoupled(correct_fresh=True)), others),
-        (Objective(Masked(correct_fresh=True)), others),
+        (Objective(SmoothedIS(alpha=0.0)), rows),
+        (Objective(TruncatedIS(correct_fresh=True)), others),
+        (Objective(MaskedIS(correct_fresh=True)), others),
     ):
         found = loss_and_gradient(objective, same)
         assert torch.equal(found[0], loss) and torch.equal(found[1], gradient)
@@ -131,7 +140,7 @@ def test_popo_with_a_weight_of_one_is_pi_old() -> None:
 
 def test_for_minibatch_leaves_the_objective_as_it_is() -> None:
     rows = random_rows()
-    objective = Objective(One(), BalancedClip(), [EntropyBonus(0.1)], SequenceMean())
+    objective = Objective(NoCorrection(), BalancedClip(), [EntropyBonus(0.1)], SequenceMean())
     found = objective.for_minibatch(tokens_of(rows))
     assert set(found.report()) == {"clip_low", "clip_high", "positive_share"} and objective.report() == {}
     assert objective.needs_minibatch_tokens and found.aggregation is objective.aggregation

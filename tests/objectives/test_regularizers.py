@@ -95,7 +95,7 @@ def test_base_share_by_hand() -> None:
     # 1 through iteration 50, 0.9 for 51 to 60, ..., 0.5 from 91 on.
     expected = {0: 1.0, 50: 1.0, 51: 0.9, 60: 0.9, 61: 0.8, 70: 0.8, 80: 0.7, 90: 0.6, 91: 0.5, 100: 0.5, 1000: 0.5}
     assert {version: base_share(version) for version in expected} == pytest.approx(expected)
-    assert base_share(3, start=1, every=2, step=0.25, least=0.0) == 0.75
+    assert base_share(3, start=1, interval=2, step=0.25, min_share=0.0) == 0.75
 
 
 def test_convex_kl_by_hand() -> None:
@@ -133,9 +133,9 @@ def test_bad_settings_of_regularizers_are_one_sentence() -> None:
         (lambda: ConvexKL(math.nan), "ConvexKL.coefficient is nan"),
         (lambda: ConvexKL(0.1, "k0"), "ConvexKL.estimator is 'k0'"),  # type: ignore[arg-type]
         (lambda: ConvexKL(0.1, start=-1), "ConvexKL.start is -1"),
-        (lambda: ConvexKL(0.1, every=0), "ConvexKL.every is 0"),
+        (lambda: ConvexKL(0.1, interval=0), "ConvexKL.every is 0"),
         (lambda: ConvexKL(0.1, step=0.0), "ConvexKL.step is 0.0"),
-        (lambda: ConvexKL(0.1, least=1.5), "ConvexKL.least is 1.5"),
+        (lambda: ConvexKL(0.1, min_share=1.5), "ConvexKL.least is 1.5"),
     ]
     for build, message in bad:
         with pytest.raises(SettingError) as caught:

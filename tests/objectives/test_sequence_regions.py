@@ -12,7 +12,7 @@ from popo_lightning.objectives.aggregations import SequenceMean
 from popo_lightning.objectives.inputs import log_ratio
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.trust_regions import PPOClip
-from popo_lightning.objectives.weights import One
+from popo_lightning.objectives.weights import NoCorrection
 
 
 def test_gspo_by_hand() -> None:
@@ -43,7 +43,7 @@ def test_gspo_is_ppo_for_one_token_answers() -> None:
 def test_gspo_has_the_gradient_of_the_papers_objective() -> None:
     # mean over rows of max(-s A, -clamp(s) A), s = exp(mean log r), differentiated as it stands.
     rows = random_rows()
-    objective = Objective(One(), GSPO(0.2, 0.28), aggregation=SequenceMean())
+    objective = Objective(NoCorrection(), GSPO(0.2, 0.28), aggregation=SequenceMean())
     loss, gradient = loss_and_gradient(objective, rows, len(rows.logp))
     logs = log_ratio(rows.logp, rows.prox_logp, rows.mask).sum(-1) / rows.mask.sum(-1)
     s, advantages = logs.exp(), rows.advantages[:, 0]

@@ -21,7 +21,7 @@ from popo_lightning.methods.remix import ScaledWidth
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded, ppo_clip
-from popo_lightning.objectives.weights import Decoupled, One
+from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
 
 # (ratio, advantage, dual clip, loss, gradient of the loss by logp, clipped), with bounds 0.8 and 1.28.
 # The gradient of -r A by logp is -r A itself, as d r / d logp = r.
@@ -92,7 +92,7 @@ REGIONS: list[tuple[TrustRegion, bool]] = [  # and whether its ratio is to behav
     (Unbounded(), False),
     (Unbounded(weighted=False), False),
     (BehaveAligned(), True),
-    (FilteredBehaveAligned(greatest_ratio=1.2), True),
+    (FilteredBehaveAligned(max_ratio=1.2), True),
     (GSPO(), False),
     (CISPO(0.2, 0.28), False),
     (CappedImportance(), True),
@@ -101,7 +101,7 @@ REGIONS: list[tuple[TrustRegion, bool]] = [  # and whether its ratio is to behav
     (REC("ring", weighted=True, ratio="sequence"), True),
     (M2PO(1e-6, 0.01, 0.01), True),
     (BalancedClip(), False),
-    (BalancedClip(centre="behave"), True),
+    (BalancedClip(center="behave"), True),
     (ScaledWidth(), False),
 ]
 
@@ -140,7 +140,7 @@ def test_without_a_step_every_region_has_the_policy_gradient() -> None:
 def test_regions_around_behave_move_with_it_and_refuse_a_weight() -> None:
     # Replayed rows: shifting behave matters to these alone; and only these would correct twice.
     for region, around_behave in REGIONS:
-        assert region.folds_weight == around_behave, type(region).__name__
+        assert region.includes_is_weight == around_behave, type(region).__name__
         rows = random_rows()
         rows.fresh = torch.zeros_like(rows.fresh)
         _, before, _ = outcome(region, rows)
@@ -148,9 +148,9 @@ def test_regions_around_behave_move_with_it_and_refuse_a_weight() -> None:
         _, after, _ = outcome(region, rows)
         assert torch.equal(before, after) != around_behave, type(region).__name__
         if around_behave:
-            with pytest.raises(SettingError, match=r"Objective.behave_weight is Decoupled.*use One"):
-                Objective(Decoupled(), region)
-        Objective(One(), region)
+            with pytest.raises(SettingError, match=r"Objective.behave_weight is TruncatedIS.*use NoCorrection"):
+                Objective(TruncatedIS(), region)
+        Objective(NoCorrection(), region)
 
 
 def test_fresh_rows_know_no_behave() -> None:
@@ -194,7 +194,7 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
         (lambda: PPOClip(clip_high=-0.1), "PPOClip.clip_high is -0.1"),
         (lambda: PPOClip(dual_clip=1.0), "PPOClip.dual_clip is 1.0"),
         (lambda: BehaveAligned(clip_low=math.nan), "BehaveAligned.clip_low is nan"),
-        (lambda: FilteredBehaveAligned(greatest_ratio=1.0), "FilteredBehaveAligned.greatest_ratio is 1.0"),
+        (lambda: FilteredBehaveAligned(max_ratio=1.0), "FilteredBehaveAligned.max_ratio is 1.0"),
         (lambda: GSPO(clip_low=0.0), "GSPO.clip_low is 0.0"),
         (lambda: GSPO(clip_high=math.inf), "GSPO.clip_high is inf"),
         (lambda: CISPO(clip_low=0.0), "CISPO.clip_low is 0.0"),
@@ -206,8 +206,8 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
         (lambda: REC(ring_low=0.1), "REC.ring_low is 0.1"),
         (lambda: REC(ring_high=0.1), "REC.ring_high is 0.1"),
         (lambda: M2PO(budget=0.0), "M2PO.budget is 0.0"),
-        (lambda: M2PO(least_clip_low=2.0), "M2PO.least_clip_low is 2.0"),
-        (lambda: M2PO(least_clip_high=-1.0), "M2PO.least_clip_high is -1.0"),
+        (lambda: M2PO(min_clip_low=2.0), "M2PO.min_clip_low is 2.0"),
+        (lambda: M2PO(min_clip_high=-1.0), "M2PO.min_clip_high is -1.0"),
         (lambda: BalancedClip(low_from=0.95), "BalancedClip.low_from is 0.95"),
         (lambda: BalancedClip(low_to=1.1), "BalancedClip.low_to is 1.1"),
         (lambda: BalancedClip(high_from=0.9), "BalancedClip.high_from is 0.9"),
@@ -215,7 +215,7 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
         (lambda: BalancedClip(step=0.0), "BalancedClip.step is 0.0"),
         (lambda: BalancedClip(target=1.5), "BalancedClip.target is 1.5"),
         (lambda: BalancedClip(dual_clip=0.5), "BalancedClip.dual_clip is 0.5"),
-        (lambda: BalancedClip(centre="ref"), "BalancedClip.centre is 'ref'"),  # type: ignore[arg-type]
+        (lambda: BalancedClip(center="ref"), "BalancedClip.centre is 'ref'"),  # type: ignore[arg-type]
         (lambda: ScaledWidth(clip=0.0), "ScaledWidth.clip is 0.0"),
         (lambda: ScaledWidth(dual_clip=1.0), "ScaledWidth.dual_clip is 1.0"),
     ]
@@ -227,8 +227,8 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
 
 def test_bounds_of_a_minibatch_must_be_asked_for() -> None:
     for region in (M2PO(), BalancedClip()):
-        assert region.needs_minibatch_tokens and Objective(One(), region).needs_minibatch_tokens
+        assert region.needs_minibatch_tokens and Objective(NoCorrection(), region).needs_minibatch_tokens
         with pytest.raises(RuntimeError, match="for_minibatch"):
-            Objective(One(), region)(random_rows(), 1.0)
-        assert not Objective(One(), region).for_minibatch(tokens_of(random_rows())).needs_minibatch_tokens
+            Objective(NoCorrection(), region)(random_rows(), 1.0)
+        assert not Objective(NoCorrection(), region).for_minibatch(tokens_of(random_rows())).needs_minibatch_tokens
     assert not Objective().needs_minibatch_tokens

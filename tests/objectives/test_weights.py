@@ -14,11 +14,11 @@ from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import (
     BehaveWeight,
-    Decoupled,
-    Masked,
-    One,
-    SequenceWeight,
-    Smoothed,
+    MaskedIS,
+    NoCorrection,
+    SequenceIS,
+    SmoothedIS,
+    TruncatedIS,
     decoupled_weight,
 )
 
@@ -38,17 +38,17 @@ def test_decoupled_weight_by_hand() -> None:
     close(raw, [[2.0, 0.5, 8.0, 1.0]])
     # Without a cap the correction is still there.
     close(decoupled_weight(prox, behave, mask)[0], [[2.0, 0.5, 8.0, 1.0]])
-    close(Decoupled(cap=None)(stale_rows(prox, behave, mask))[0], [[2.0, 0.5, 8.0, 1.0]])
+    close(TruncatedIS(cap=None)(stale_rows(prox, behave, mask))[0], [[2.0, 0.5, 8.0, 1.0]])
 
 
 def test_fresh_rows_have_weight_one_and_keep_raw() -> None:
     rows = stale_rows(torch.full((2, 2), LOG2), torch.zeros(2, 2), torch.ones(2, 2))
     rows.fresh = torch.tensor([True, False])
-    weight, raw = Decoupled()(rows)
+    weight, raw = TruncatedIS()(rows)
     close(weight, [[1.0, 1.0], [2.0, 2.0]])
     close(raw, [[2.0, 2.0], [2.0, 2.0]])
-    close(Decoupled(correct_fresh=True)(rows)[0], [[2.0, 2.0], [2.0, 2.0]])
-    weight, raw = One()(rows)
+    close(TruncatedIS(correct_fresh=True)(rows)[0], [[2.0, 2.0], [2.0, 2.0]])
+    weight, raw = NoCorrection()(rows)
     close(weight, [[1.0, 1.0], [1.0, 1.0]])
     close(raw, [[2.0, 2.0], [2.0, 2.0]])
 
@@ -77,27 +77,27 @@ RAW = [[8.0, 0.25, 2.0], [4.0, 0.5, 1.0]]
 def test_masked_tokens_count_in_the_denominator() -> None:
     # Ratios 1, A = 1, of weights 8, 1, 2 the last two are kept: sum -3. AReaL divides by 3 tokens, verl by those 2.
     rows = token_rows([[1.0, 1.0, 1.0]], [[1.0]], [[8.0, 1.0, 2.0]])
-    loss, _ = loss_and_gradient(Objective(Masked()), rows)
+    loss, _ = loss_and_gradient(Objective(MaskedIS()), rows)
     close(loss, -3 / 3)
 
 
 def test_rules_by_hand() -> None:
     cases: list[tuple[BehaveWeight, list[list[float]]]] = [
-        (Decoupled(cap=None), RAW),
-        (Decoupled(cap=2.0), [[2.0, 0.25, 2.0], [2.0, 0.5, 1.0]]),
-        (Masked(), [[0.0, 0.0, 2.0], [0.0, 0.5, 1.0]]),  # in [0.5, 2], the ends included
-        (Masked(0.0, 5.0), [[0.0, 0.25, 2.0], [4.0, 0.5, 1.0]]),  # AReaL's drop
-        (Masked(1.0, 1.0), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+        (TruncatedIS(cap=None), RAW),
+        (TruncatedIS(cap=2.0), [[2.0, 0.25, 2.0], [2.0, 0.5, 1.0]]),
+        (MaskedIS(), [[0.0, 0.0, 2.0], [0.0, 0.5, 1.0]]),  # in [0.5, 2], the ends included
+        (MaskedIS(0.0, 5.0), [[0.0, 0.25, 2.0], [4.0, 0.5, 1.0]]),  # AReaL's drop
+        (MaskedIS(1.0, 1.0), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
         # 8 * 0.25 * 2 = 4 over three tokens, 4 * 0.5 = 2 over two; padding stays 1.
-        (SequenceWeight("product", cap=None), [[4.0, 4.0, 4.0], [2.0, 2.0, 1.0]]),
-        (SequenceWeight("product", cap=3.0), [[3.0, 3.0, 3.0], [2.0, 2.0, 1.0]]),
-        (SequenceWeight("geometric_mean"), [[4 ** (1 / 3)] * 3, [2**0.5, 2**0.5, 1.0]]),
-        (SequenceWeight("geometric_mean", cap=1.5), [[1.5] * 3, [2**0.5, 2**0.5, 1.0]]),
-        (Smoothed(0.5), [[8**0.5, 0.5, 2**0.5], [2.0, 0.5**0.5, 1.0]]),
-        (Smoothed(0.5, cap=2.0), [[2.0, 0.5, 2**0.5], [2.0, 0.5**0.5, 1.0]]),
-        (Smoothed(0.0), [[1.0] * 3] * 2),
-        (Smoothed(1.0), RAW),
-        (One(), [[1.0] * 3] * 2),
+        (SequenceIS("product", cap=None), [[4.0, 4.0, 4.0], [2.0, 2.0, 1.0]]),
+        (SequenceIS("product", cap=3.0), [[3.0, 3.0, 3.0], [2.0, 2.0, 1.0]]),
+        (SequenceIS("geometric_mean"), [[4 ** (1 / 3)] * 3, [2**0.5, 2**0.5, 1.0]]),
+        (SequenceIS("geometric_mean", cap=1.5), [[1.5] * 3, [2**0.5, 2**0.5, 1.0]]),
+        (SmoothedIS(0.5), [[8**0.5, 0.5, 2**0.5], [2.0, 0.5**0.5, 1.0]]),
+        (SmoothedIS(0.5, cap=2.0), [[2.0, 0.5, 2**0.5], [2.0, 0.5**0.5, 1.0]]),
+        (SmoothedIS(0.0), [[1.0] * 3] * 2),
+        (SmoothedIS(1.0), RAW),
+        (NoCorrection(), [[1.0] * 3] * 2),
     ]
     for rule, expected in cases:
         weight, raw = rule(eight())
@@ -108,10 +108,10 @@ def test_rules_by_hand() -> None:
 
 def test_fresh_rows_are_corrected_only_where_asked() -> None:
     rules: list[Callable[[bool], BehaveWeight]] = [
-        lambda both: Decoupled(cap=2.0, correct_fresh=both),
-        lambda both: Masked(correct_fresh=both),
-        lambda both: SequenceWeight("product", correct_fresh=both),
-        lambda both: Smoothed(correct_fresh=both),
+        lambda both: TruncatedIS(cap=2.0, correct_fresh=both),
+        lambda both: MaskedIS(correct_fresh=both),
+        lambda both: SequenceIS("product", correct_fresh=both),
+        lambda both: SmoothedIS(correct_fresh=both),
     ]
     for rule in rules:
         rows = eight()
@@ -125,7 +125,7 @@ def test_fresh_rows_are_corrected_only_where_asked() -> None:
 
 
 def test_weights_know_no_padding() -> None:
-    for rule in (Decoupled(), Masked(), SequenceWeight("product"), SequenceWeight(), Smoothed()):
+    for rule in (TruncatedIS(), MaskedIS(), SequenceIS("product"), SequenceIS(), SmoothedIS()):
         rows, poisoned = random_rows(), random_rows()
         for name, poison in (("prox_logp", math.nan), ("behave_logp", math.inf)):
             setattr(poisoned, name, torch.where(rows.mask, getattr(rows, name), poison))
@@ -137,14 +137,14 @@ def test_weights_know_no_padding() -> None:
 
 def test_sequence_weight_is_bounded_in_the_exponent() -> None:
     rows = token_rows([[1.0] * 3], [[1.0]], [[math.exp(15.0)] * 3])
-    close(SequenceWeight("product", cap=None)(rows)[0].log(), [[20.0] * 3])
-    close(SequenceWeight("geometric_mean", cap=None)(rows)[0].log(), [[15.0] * 3])
+    close(SequenceIS("product", cap=None)(rows)[0].log(), [[20.0] * 3])
+    close(SequenceIS("geometric_mean", cap=None)(rows)[0].log(), [[15.0] * 3])
 
 
 def test_sequence_and_token_weights_are_one_for_one_token_answers() -> None:
     rows = random_rows(rows=8, tokens=1)
     for ratio in ("product", "geometric_mean"):
-        assert torch.equal(SequenceWeight(ratio)(rows)[0], Decoupled()(rows)[0])  # type: ignore[arg-type]
+        assert torch.equal(SequenceIS(ratio)(rows)[0], TruncatedIS()(rows)[0])  # type: ignore[arg-type]
 
 
 def test_product_makes_the_estimate_unbiased() -> None:
@@ -153,22 +153,22 @@ def test_product_makes_the_estimate_unbiased() -> None:
     words = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     values = torch.tensor([1.0, -2.0, 5.0, 3.0])
     rows = stale_rows(prox[words].log(), behave[words].log(), torch.ones(4, 2, dtype=torch.bool))
-    weight, _ = SequenceWeight("product", cap=None)(rows)
+    weight, _ = SequenceIS("product", cap=None)(rows)
     estimate = (behave[words].prod(-1) * weight[:, 0] * values).sum()
     close(estimate, (prox[words].prod(-1) * values).sum())
 
 
 def test_bad_settings_of_weights_are_one_sentence() -> None:
     bad: list[tuple[Callable[[], object], str]] = [
-        (lambda: Decoupled(cap=0.5), "Decoupled.cap is 0.5"),
-        (lambda: Decoupled(cap=math.nan), "Decoupled.cap is nan"),
-        (lambda: Masked(low=1.1), "Masked.low is 1.1"),
-        (lambda: Masked(low=-0.1), "Masked.low is -0.1"),
-        (lambda: Masked(high=0.9), "Masked.high is 0.9"),
-        (lambda: SequenceWeight("mean"), "SequenceWeight.ratio is 'mean'"),  # type: ignore[arg-type]
-        (lambda: SequenceWeight(cap=0.5), "SequenceWeight.cap is 0.5"),
-        (lambda: Smoothed(alpha=1.5), "Smoothed.alpha is 1.5"),
-        (lambda: Smoothed(cap=0.0), "Smoothed.cap is 0.0"),
+        (lambda: TruncatedIS(cap=0.5), "TruncatedIS.cap is 0.5"),
+        (lambda: TruncatedIS(cap=math.nan), "TruncatedIS.cap is nan"),
+        (lambda: MaskedIS(low=1.1), "MaskedIS.low is 1.1"),
+        (lambda: MaskedIS(low=-0.1), "MaskedIS.low is -0.1"),
+        (lambda: MaskedIS(high=0.9), "MaskedIS.high is 0.9"),
+        (lambda: SequenceIS("mean"), "SequenceIS.ratio is 'mean'"),  # type: ignore[arg-type]
+        (lambda: SequenceIS(cap=0.5), "SequenceIS.cap is 0.5"),
+        (lambda: SmoothedIS(alpha=1.5), "SmoothedIS.alpha is 1.5"),
+        (lambda: SmoothedIS(cap=0.0), "SmoothedIS.cap is 0.0"),
     ]
     for build, message in bad:
         with pytest.raises(SettingError) as caught:

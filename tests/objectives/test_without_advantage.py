@@ -29,7 +29,7 @@ from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL, EntropyBonus, SquaredLogRatio
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, TrustRegionOutput, Unbounded
-from popo_lightning.objectives.weights import One
+from popo_lightning.objectives.weights import NoCorrection
 from popo_lightning.objectives.without_advantage import moves_by_advantage_alone
 from popo_lightning.policy import PolicyModule
 from popo_lightning.training.minibatch_loss import MinibatchLoss
@@ -54,7 +54,7 @@ REGIONS: list[Callable[[], TrustRegion]] = [
 @pytest.mark.parametrize("make", REGIONS)
 def test_the_trust_regions_move_by_advantage_alone(make: Callable[[], TrustRegion]) -> None:
     region = make()
-    objective = Objective(One(), region)
+    objective = Objective(NoCorrection(), region)
     if objective.needs_minibatch_tokens:
         objective = objective.for_minibatch(tokens_of(random_rows()))
     assert moves_by_advantage_alone(objective, 3)
@@ -81,7 +81,7 @@ OTHERS = [
     Objective(regularizers=[SquaredLogRatio(0.1)]),
     Objective(regularizers=[EntropyBonus(0.1)]),
     Objective(regularizers=[EntropyBonus(0.0), KL(1e-9)]),
-    Objective(One(), Pulled()),
+    Objective(NoCorrection(), Pulled()),
     Objective(regularizers=[Later(0.1)]),
 ]
 
@@ -96,7 +96,7 @@ def test_a_regularizer_may_begin_later() -> None:
 
 
 def test_an_objective_that_is_tried_is_left_as_it_was() -> None:
-    objective = Objective(One(), BalancedClip()).for_minibatch(tokens_of(random_rows()))
+    objective = Objective(NoCorrection(), BalancedClip()).for_minibatch(tokens_of(random_rows()))
     before, state = objective.report(), torch.get_rng_state()
     with torch.no_grad():
         assert moves_by_advantage_alone(objective, 0)

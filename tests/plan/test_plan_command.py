@@ -141,7 +141,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "clipping": (["--plan", "--trainer.gradient_clip_val", "1"], ["model.max_grad_norm"]),
     "tower": (["--plan", "--model.freeze_vision", "true"], ["model.freeze_vision", "no vision tower"]),
     "precision": (["--plan", "--trainer.precision", "16-mixed"], ["trainer.precision"]),
-    "cache": (["--plan", "--card_gib", "80", "--data.engine.memory_share", "0.0001"], ["data.engine.memory_share"]),
+    "cache": (
+        ["--plan", "--card_gib", "80", "--data.engine.gpu_memory_utilization", "0.0001"],
+        ["data.engine.gpu_memory_utilization"],
+    ),
 }
 
 

@@ -17,8 +17,8 @@ SEQUENCES = {
     "countdown_3b": "2,048, 256",
     "geometry_vl3b": "4,096, 512",
 }
-OLD = ("--data.engine.memory_share", "0.4", "--data.engine.sleep_level", "1")
-NEW = ("--data.engine.memory_share", "0.65", "--data.engine.sleep_level", "2")
+OLD = ("--data.engine.gpu_memory_utilization", "0.4", "--data.engine.sleep_level", "1")
+NEW = ("--data.engine.gpu_memory_utilization", "0.65", "--data.engine.sleep_level", "2")
 FSDP2 = (
     "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
     "--trainer.strategy.data_parallel_size=8",

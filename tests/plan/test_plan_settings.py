@@ -181,7 +181,7 @@ def test_model_and_batch() -> None:
             "problems_per_iteration": 24,
             "group_size": 5,
             "minibatches": 3,
-            "sweeps": 2,
+            "ppo_epochs": 2,
             "max_prompt_tokens": 11,
             "max_new_tokens": 22,
             "image_pixels": (784, 7840),
@@ -218,7 +218,7 @@ def test_the_longest_evaluation_decides_what_the_engine_makes_room_for() -> None
 
 
 def test_engines() -> None:
-    vllm = read(data={"engine": VLLMEngine(memory_share=0.3, sleep_level=1, cpu_cache_gib=2)}).engine
+    vllm = read(data={"engine": VLLMEngine(gpu_memory_utilization=0.3, sleep_level=1, cpu_cache_gib=2)}).engine
     assert (vllm.kind, vllm.share, vllm.sleep_level, vllm.cpu_cache) == (VLLM, 0.3, 1, 2**31)
     engine = VLLMEngine()
     engine.sleep_level = None  # type: ignore[assignment]

@@ -50,7 +50,7 @@ def settings(**changes: Any) -> RunSettings:
 def with_settings_of(sentence: str, run: RunSettings) -> RunSettings:
     """The run with what a refusal tells to set."""
     for name, value in re.findall(r"(\S+) to (\S+)", sentence.partition("; set ")[2]):
-        if name == "data.engine.memory_share":
+        if name == "data.engine.gpu_memory_utilization":
             run = replace(run, engine=replace(run.engine, share=float(value)))
         elif name == "data.engine.sleep_level":
             run = replace(run, engine=replace(run.engine, sleep_level=int(value)))
@@ -80,7 +80,7 @@ def test_exactly_the_peak_fits_and_a_byte_less_does_not() -> None:
 
 
 SINGLE = {  # what is wrong, and the one setting that helps
-    "data.engine.memory_share to 0.74": settings(),
+    "data.engine.gpu_memory_utilization to 0.74": settings(),
     "data.engine.sleep_level to 2": settings(engine=Engine(VLLM, share=0.4, sleep_level=0), micro_batch_tokens=4096),
     "trainer.strategy to ModelParallelStrategy": settings(
         ranks=8, layout=DDP, engine=Engine(SERVERS), optimizer=replace(RunSettings().optimizer, bytes_kept=60.0)
@@ -90,7 +90,7 @@ SINGLE = {  # what is wrong, and the one setting that helps
     ),
 }
 CARDS = {
-    "data.engine.memory_share to 0.74": 48,
+    "data.engine.gpu_memory_utilization to 0.74": 48,
     "data.engine.sleep_level to 2": 22,
     "trainer.strategy to ModelParallelStrategy": 60,
     "model.gradient_sync to micro_batch": 8,
@@ -132,7 +132,7 @@ def test_a_run_that_nothing_helps() -> None:
 def test_a_cache_without_room_for_a_sequence_is_refused(tiny: GivenActivations) -> None:
     sentence = objection(settings(engine=Engine(VLLM, share=0.0005, sleep_level=2)), tiny, 40 * GIB)
     assert sentence is not None
-    for words in ("data.engine.memory_share is 0.0005", "2048 tokens", "raise it"):
+    for words in ("data.engine.gpu_memory_utilization is 0.0005", "2048 tokens", "raise it"):
         assert words in sentence
     on_cpu = settings(on_gpu=False, engine=Engine(VLLM, cpu_cache=2**10))
     sentence = objection(on_cpu, tiny, None)
@@ -194,7 +194,7 @@ def drawn(draw: Random) -> RunSettings:
         problems=number() * ranks,
         group_size=1 + number(),
         minibatches=draw.randint(1, 8),
-        sweeps=draw.randint(1, 4),
+        ppo_epochs=draw.randint(1, 4),
         prompt_tokens=number(),
         response_tokens=number(),
         evaluation_tokens=number(),

@@ -27,11 +27,11 @@ from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.methods.dapo import DynamicSampling
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.weights import Decoupled
+from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.replay.composer import OnPolicy
-from popo_lightning.rollout.ahead import LookAhead
+from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.iteration import IterationRollouts
-from popo_lightning.rollout.rank_states import for_ranks
+from popo_lightning.rollout.rank_states import reshard
 from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.tasks.samplers import EpochSampler
 from rollout.test_order import digest
@@ -40,7 +40,7 @@ SOON = 60.0  # seconds to wait for what must happen
 
 
 def lagged(policy: Path, folder: Path, **settings: Any) -> Run:
-    return fit(policy, folder, **({"engine": Apart(), "composer": OnPolicy(), "lag": 1} | settings))
+    return fit(policy, folder, **({"engine": Apart(), "composer": OnPolicy(), "async_level": 1} | settings))
 
 
 class Noting(Apart):
@@ -89,7 +89,7 @@ class Watched(L.Callback):
 @pytest.fixture(scope="module")
 def watched(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Noting, Watched]:
     engine, training = Noting(), Watched()
-    objective = Objective(behave_weight=Decoupled(cap=None))
+    objective = Objective(behave_weight=TruncatedIS(cap=None))
     folder = tmp_path_factory.mktemp("watched")
     run = lagged(
         policy, folder, engine=engine, callbacks=[training], objective=objective, iterations=4, minibatches=3, lr=3e-3
@@ -163,7 +163,7 @@ def test_with_weights_that_stay_the_same_nothing_is_different(policy: Path, tmp_
     found = []
     for lag in (0, 1):
         training = Watched()
-        run = lagged(policy, tmp_path / str(lag), lag=lag, callbacks=[training], lr=0.0)
+        run = lagged(policy, tmp_path / str(lag), async_level=lag, callbacks=[training], lr=0.0)
         names = ("rollout/", "reward/", "total/", "replay/")
         rows = [{k: v for k, v in row.items() if k.startswith(names)} for row in run.rows]
         found.append((rows, training.problems, [sorted(groups) for groups in training.groups.values()]))
@@ -237,28 +237,26 @@ def test_seconds_of_two_threads(policy: Path, tmp_path: Path) -> None:
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     for row in rows[1:]:
-        assert row.get("seconds/generate", 0.0) == 0 and row.get("seconds/verify", 0.0) == 0
-        assert row["seconds/ahead"] >= 0.5
-        phases = [
-            v for k, v in row.items() if k.startswith("seconds/") and k not in ("seconds/ahead", "seconds/iteration")
-        ]
-        assert sum(phases) == pytest.approx(row["seconds/iteration"], abs=1e-3)
-        assert 0 <= row["seconds/wait"] <= row["seconds/ahead"] and row["seconds/other"] > -1e-3
+        assert row.get("time/generate", 0.0) == 0 and row.get("time/verify", 0.0) == 0
+        assert row["time/ahead"] >= 0.5
+        phases = [v for k, v in row.items() if k.startswith("seconds/") and k not in ("time/ahead", "time/iteration")]
+        assert sum(phases) == pytest.approx(row["time/iteration"], abs=1e-3)
+        assert 0 <= row["time/wait"] <= row["time/ahead"] and row["time/other"] > -1e-3
 
 
 def test_an_engine_in_the_process_is_refused(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"data.lag is 1, but data.engine is TransformersEngine"):
+    with pytest.raises(SettingError, match=r"data.async_level is 1, but data.engine is TransformersEngine"):
         lagged(policy, tmp_path, engine=TransformersEngine())
-    with pytest.raises(SettingError, match=r"data.lag is 2; use 0"):
-        lagged(policy, tmp_path, lag=2)
+    with pytest.raises(SettingError, match=r"data.async_level is 2; use 0"):
+        lagged(policy, tmp_path, async_level=2)
 
 
 def test_a_checkpoint_of_other_ranks_is_refused() -> None:
     state = {"sampler": {"cursor": 0}, "composer": {}, "pending": [], "rollout_metrics": {}, "groups_made": 0}
     states = [state | {"ahead": {"places": [1], "groups": []}}, state | {"ahead": {}}]
-    with pytest.raises(SettingError, match=r"generated ahead \(data.lag\)"):
-        for_ranks(states, 1, EpochSampler(), OnPolicy())
-    assert for_ranks(states, 2, EpochSampler(), OnPolicy()) is states
+    with pytest.raises(SettingError, match=r"generated ahead \(data.async_level\)"):
+        reshard(states, 1, EpochSampler(), OnPolicy())
+    assert reshard(states, 2, EpochSampler(), OnPolicy()) is states
 
 
 # -- the queue, by hand ----------------------------------------------------------------------------------------
@@ -269,20 +267,20 @@ def made(*ids: int) -> Callable[[], list[Any]]:
 
 
 def test_groups_wait_in_order() -> None:
-    ahead = LookAhead()
+    ahead = AsyncRollouts()
     assert ahead.take(3, 2) == [] and ahead.state_dict() == {} and ahead.report() == {}
     ahead.begin([7, 8, 9], PhaseClock(), made(0, 1, 2))
     assert len(ahead) == 3
     assert [(place, found.id) for place, found in ahead.take(2, 2)] == [(7, 0), (8, 1)]
     ahead.begin([5], PhaseClock(), made(3))
-    other = LookAhead()
+    other = AsyncRollouts()
     other.load_state_dict(ahead.state_dict())
     for each in (ahead, other):
         assert len(each) == 2
         assert [(place, found.id) for place, found in each.take(9, 2)] == [(9, 2), (5, 3)]
         assert len(each) == 0
     with pytest.raises(SettingError, match=r"data\.lag is 0, but the checkpoint"):
-        LookAhead().load_state_dict({"places": [1], "groups": []}, lag=0)
+        AsyncRollouts().load_state_dict({"places": [1], "groups": []}, async_level=0)
     ahead.begin([4], PhaseClock(), made(5))
     with pytest.raises(SettingError, match="groups of 2 responses ahead"):
         ahead.take(1, 3)
@@ -310,7 +308,7 @@ def test_only_what_is_missing_is_generated() -> None:
             self.asked.append((len(problems), seed))
             return [group(problem) for problem in problems]
 
-    sampler, maker, ahead = Sampler(), Maker(), LookAhead()
+    sampler, maker, ahead = Sampler(), Maker(), AsyncRollouts()
     sampler.start(100, 1, 0, 1)
 
     def rollouts(version: int) -> IterationRollouts:
@@ -341,7 +339,7 @@ def test_only_what_is_missing_is_generated() -> None:
 @pytest.fixture(scope="module")
 def command(config: Path) -> list[str | Path]:
     samples = ["--samples.every_n_iterations", "1"]
-    ahead = ["--data.engine", "helpers.engines.Apart", "--data.lag", "1"]
+    ahead = ["--data.engine", "helpers.engines.Apart", "--data.async_level", "1"]
     keep_all = ["--checkpoint.every_n_epochs", "2", "--checkpoint.save_top_k", "-1"]
     return ["fit", "--config", config, *method("popo"), *ahead, *keep_all, *samples]
 

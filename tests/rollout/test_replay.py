@@ -53,7 +53,7 @@ def test_effective_by_the_part_that_is_trained_on() -> None:
     shaped = group(0, scores=(0.0, 0.1), accs=(0.0, 0.0))
     assert shaped.is_effective() and shaped.is_effective("score") and not shaped.is_effective("acc")
     assert shaped.rewards("acc").tolist() == [0, 0]
-    assert iteration(0, effective_by="acc").split([shaped]) == ([], [shaped])
+    assert iteration(0, effective_key="acc").split([shaped]) == ([], [shaped])
     assert iteration(0).split([shaped]) == ([shaped], [])
 
 
@@ -156,7 +156,7 @@ def test_a_group_is_replayed_no_more_often_than_it_may_be(tmp_path: Path) -> Non
     assert replayed(first, range(1, 3)) == [[0, 1]] * 2
     state = saved_and_read(first.state_dict(), tmp_path)
     rest.load_state_dict(state)
-    fewer_ranks.load_state_dict(fewer_ranks.for_ranks([state, {"buffer": {"groups": []}}], 1)[0])
+    fewer_ranks.load_state_dict(fewer_ranks.reshard([state, {"buffer": {"groups": []}}], 1)[0])
     assert replayed(rest, range(3, 6)) == replayed(fewer_ranks, range(3, 6)) == [[2], [2], []]
     assert not first.buffer._uses.keys() - {0, 1}
     first.buffer.insert([group(100 + i, 3) for i in range(10)], 5)

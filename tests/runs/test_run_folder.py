@@ -90,7 +90,7 @@ def test_what_makes_a_folder_a_runs(tmp_path: Path) -> None:
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
-    record = new_record("t", "m", 1, {"data.lag": "0"}, None)
+    record = new_record("t", "m", 1, {"data.async_level": "0"}, None)
     record = record.writing_to(tmp_path, tmp_path / "checkpoints").writing_to(tmp_path, Path("/elsewhere"))
     record.write(tmp_path)
     assert read_record(tmp_path) == record

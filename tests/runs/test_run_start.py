@@ -20,7 +20,7 @@ from popo_lightning.runs.start import Start, settle
 from popo_lightning.runs.wanted import Wanted
 from runs.test_run_folder import write_checkpoint
 
-SETTINGS = {"model.lr": "0.1", "data.lag": "0"}
+SETTINGS = {"model.lr": "0.1", "data.async_level": "0"}
 
 
 @pytest.fixture
@@ -385,7 +385,7 @@ def test_settings_that_decide_what_is_trained() -> None:
     config = {
         "seed_everything": 1,
         "model": {"lr": 0.1, "critic": None, "kinds": [1, {"a": 2}], "none": {}},
-        "data": {"lag": 0},
+        "data": {"async_level": 0},
         "trainer": {"max_epochs": 3},
         "evaluation": {"samples": 2},
         "run": {"folder": "a"},
@@ -395,7 +395,7 @@ def test_settings_that_decide_what_is_trained() -> None:
         "model.critic": "null",
         "model.kinds": '[1, {"a": 2}]',
         "model.none": "{}",
-        "data.lag": "0",
+        "data.async_level": "0",
         "seed_everything": "1",
     }
 

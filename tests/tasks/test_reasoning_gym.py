@@ -62,7 +62,7 @@ def test_hostile_answers_run_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
     tasks = [small(name) for name in TASKS]
-    with GradingPool(tasks[0].verify, seconds_per_response=5.0) as pool:
+    with GradingPool(tasks[0].verify, grading_timeout=5.0) as pool:
         texts = [f"<answer>{text}</answer>" for text in (code, f"eval({code!r})", "9**9**9**9", "(" * 500, "\x00")]
         items = [(task.train_problems()[0].answer, text) for task in tasks for text in texts]
         grades = pool.grade(items)

@@ -196,17 +196,17 @@ def test_solver_uses_only_the_operations_allowed() -> None:
     assert {write_steps(s) for s in solutions((2, 6), "+/")} == {"6+2=8", "6/2=3"}
 
 
-@pytest.mark.parametrize("least_ways", [1, 2, 3])
+@pytest.mark.parametrize("min_ways", [1, 2, 3])
 @pytest.mark.parametrize("operations", ["+-*", OPERATIONS])
-def test_every_problem_is_solvable_and_none_is_missing(operations: str, least_ways: int) -> None:
+def test_every_problem_is_solvable_and_none_is_missing(operations: str, min_ways: int) -> None:
     expected = set()
     for numbers in combinations_with_replacement(range(1, 6), 3):
         ways: dict[int, set[str]] = {}
         for text in map(_mirrored, _reachable(numbers)):
             if set(text) & set(OPERATIONS) <= set(operations):
                 ways.setdefault(int(text.rsplit("=", 1)[1]), set()).add(text)
-        expected |= {(numbers, end) for end, texts in ways.items() if 1 <= end <= 50 and len(texts) >= least_ways}
-    settings = {"operations": operations, "largest_number": 5, "largest_target": 50, "least_ways": least_ways}
+        expected |= {(numbers, end) for end, texts in ways.items() if 1 <= end <= 50 and len(texts) >= min_ways}
+    settings = {"operations": operations, "largest_number": 5, "largest_target": 50, "min_ways": min_ways}
     train = {_asked(p.prompt) for p in CountdownSteps(**settings, held_out_problems=1).train_problems()}
     held_out = CountdownSteps(**settings, held_out_problems=len(expected) - len(train)).benchmarks()["countdown"]
     assert train | {_asked(p.prompt) for p in held_out} == expected
@@ -300,7 +300,7 @@ def test_same_problems_in_every_process_without_torch() -> None:
         ({"operations": ""}, "data.task.operations is ''"),
         ({"operations": "+x"}, "data.task.operations is '+x'"),
         ({"orders": 0}, "data.task.orders is 0"),
-        ({"least_ways": 0}, "data.task.least_ways is 0"),
+        ({"min_ways": 0}, "data.task.min_ways is 0"),
         ({"held_out_problems": -1}, "data.task.held_out_problems is -1"),
         ({"held_out_share": 0.0}, "data.task.held_out_share is 0"),
         ({"held_out_share": 1.0}, "data.task.held_out_share is 1"),

@@ -147,7 +147,7 @@ def examples(count: int, **settings: Any) -> list[tuple[tuple[int, ...], int, st
 @pytest.mark.parametrize("numbers", [2, 3])
 def test_examples_never_show_a_held_out_problem(numbers: int) -> None:
     both: dict[str, Any] = {"numbers": numbers, "largest_number": 7, "held_out_share": 0.3}
-    train = CountdownSteps(**both, held_out_problems=1, least_ways=1).train_problems()
+    train = CountdownSteps(**both, held_out_problems=1, min_ways=1).train_problems()
     allowed = {(tuple(p.answer["numbers"]), p.answer["target"]) for p in train}
     shown = examples(5000, **both)
     asked = {(tuple(sorted(order)), target) for order, target, _ in shown}
@@ -224,7 +224,7 @@ def test_training_teaches_the_form(built: Path) -> None:
 def test_examples_of_several_counts() -> None:
     """As many of each, all true, and right as often as asked."""
     warm = CountdownWarmStart(numbers=[2, 3], largest_number=6, right=0.5)
-    held_out = CountdownSteps([2, 3], 6, held_out_problems=1, least_ways=1, orders=1)
+    held_out = CountdownSteps([2, 3], 6, held_out_problems=1, min_ways=1, orders=1)
     train = {p.id for count in (2, 3) for p in warm._problems_of(count)}
     assert {p.id for p in held_out.train_problems()} <= {f"{p}" for p in train}
     counts, right = Counter[int](), 0

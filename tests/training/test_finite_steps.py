@@ -21,7 +21,7 @@ from popo_lightning.methods.ppo_ewma import ProximalAverage
 from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.weights import Decoupled
+from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule
 from popo_lightning.training.finite_steps import all_finite
 
@@ -80,7 +80,7 @@ def test_a_bad_step_changes_nothing(
     policy: Path, tmp_path: Path, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     poison, average = Poison(2, value=value), ProximalAverage()
-    objective = Objective(behave_weight=Decoupled(correct_fresh=True))
+    objective = Objective(behave_weight=TruncatedIS(correct_fresh=True))
     with caplog.at_level(logging.WARNING):
         run = fit(
             policy,

@@ -79,7 +79,7 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
         engine = ["--data.engine", "popo_lightning.engines.servers.engine.ServerEngine", "--data.engine.urls", urls]
         ranks = [*strategy, "--data.problems_per_iteration", "8", "--data.minibatches", "2"]
         command = ["fit", "--config", config, *method("grpo"), *engine, *ranks, "--run.folder", tmp_path]
-        two_ranks(*command, "--monitor.gap_error", "null", "--data.lag", "1", "--trainer.max_epochs", "2")
+        two_ranks(*command, "--monitor.gap_error", "null", "--data.async_level", "1", "--trainer.max_epochs", "2")
     finally:
         for server in servers:
             server.close()

@@ -253,10 +253,10 @@ def test_of_a_training(policy: Path, tmp_path: Path) -> None:
     """Rates times seconds are the counts; without a card there is no utilisation."""
     fit(policy, tmp_path, iterations=2)
     for row in rows_of(tmp_path):
-        tokens = row["throughput/train_tokens_per_second"] * row["seconds/train"]
+        tokens = row["throughput/train_tokens_per_second"] * row["time/train"]
         assert tokens > row["train/tokens"], "with prompts"
         assert tokens == pytest.approx(round(tokens), abs=1e-3)
-        sampled = row["throughput/generated_tokens_per_second"] * row["seconds/generate"]
+        sampled = row["throughput/generated_tokens_per_second"] * row["time/generate"]
         assert sampled == pytest.approx(row["rollout/response_tokens"] * 40)
         assert row["memory/peak_gib"] > 0.05 and "throughput/mfu" not in row
 
@@ -274,5 +274,5 @@ def test_two_ranks_count_as_one_process_does(config: Path, tmp_path: Path) -> No
         (row,) = rows_of(folder)
         tokens_per_second = row["throughput/train_tokens_per_second"]
         found.append(row["throughput/mfu"] * 0.25e12 * ranks / tokens_per_second)  # operations a token
-        assert row["seconds/train"] * tokens_per_second >= row["train/tokens"]
+        assert row["time/train"] * tokens_per_second >= row["train/tokens"]
     assert found[1] == pytest.approx(found[0])

@@ -71,13 +71,13 @@ def at_once(parts: list[tuple[PaddedRows, dict[str, Tensor]]]) -> dict[str, floa
         "policy/entropy": float(tokens["entropy"].mean()),
         "policy/ratio_mean": float(tokens["ratio"].mean()),
         "policy/ratio_max": float(tokens["ratio"].max()),
-        "policy/clip_share": float(tokens["clipped"].mean()),
+        "policy/clip_frac": float(tokens["clipped"].mean()),
         "train/tokens": float(len(age)),
     }
     for name, rows in (("fresh", fresh), ("replayed", ~fresh)):
         if rows.any():
             raw = tokens["weight_raw"][rows]
-            found[f"policy/clip_share_{name}"] = float(tokens["clipped"][rows].mean())
+            found[f"policy/clip_frac_{name}"] = float(tokens["clipped"][rows].mean())
             found |= {f"weight/{name}_mean": float(raw.mean()), f"weight/{name}_max": float(raw.max())}
             found |= {f"weight/{name}_p{p:02}": float(raw.quantile(p / 100)) for p in (5, 50, 95, 99)}
             found[f"weight/{name}_ess"] = effective_sample_size(raw)
@@ -106,9 +106,9 @@ def test_by_hand() -> None:
         "policy/entropy": 2.5,
         "policy/ratio_mean": 1.1,
         "policy/ratio_max": 2.0,
-        "policy/clip_share": 2 / 6,
-        "policy/clip_share_fresh": 1 / 2,
-        "policy/clip_share_replayed": 1 / 4,
+        "policy/clip_frac": 2 / 6,
+        "policy/clip_frac_fresh": 1 / 2,
+        "policy/clip_frac_replayed": 1 / 4,
         "train/tokens": 6.0,
         # raw weights: of fresh rows they are not 1, and above the cap they are themselves
         "weight/fresh_mean": 2.0,

@@ -15,7 +15,7 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
-from popo_lightning.core.ranks import from_all
+from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.engines.base import (
     EngineContext,
     NamedTensors,
@@ -118,7 +118,7 @@ class ServerEngine(RolloutEngine):
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         self._vocabulary = int(AutoConfig.from_pretrained(context.folder).get_text_config().vocab_size)
         self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
-        self._run = from_all(uuid.uuid4().hex[:12])[0]
+        self._run = all_gather_object(uuid.uuid4().hex[:12])[0]
         if context.rank == 0:
             self._warn_of_open_servers()
             self._temporary = tempfile.TemporaryDirectory(prefix="popo-weights-")
@@ -218,7 +218,7 @@ class ServerEngine(RolloutEngine):
 
         A collective: no rank may be sampling any more, and all of them go on with the same servers.
         """
-        from_all(None)
+        all_gather_object(None)
         self._syncs += 1
         label = f"{self._run}-{self._syncs}-{version}"
         reached: list[str] = []
@@ -233,7 +233,7 @@ class ServerEngine(RolloutEngine):
         finally:
             if folder is not None:
                 shutil.rmtree(self._root, ignore_errors=True)
-        reached, failure = from_all((reached, failure))[0]
+        reached, failure = all_gather_object((reached, failure))[0]
         if failure is not None or not reached:
             raise RuntimeError(f"the servers did not take the policy's weights: {failure or 'none of them answers'}")
         for server in self.pool.servers:
@@ -242,11 +242,11 @@ class ServerEngine(RolloutEngine):
 
     def forget_prompts(self) -> None:
         """Drops the servers' cached prefixes. A collective: no rank may be sampling any more."""
-        from_all(None)
+        all_gather_object(None)
         if self._context.rank == 0:
             for server in self.pool.alive:
                 _reset_caches(server)
-        from_all(None)
+        all_gather_object(None)
 
     def _send(self, folder: Path, label: str) -> list[str]:
         """Urls of the servers that have the weights; those that do not answer are left out."""

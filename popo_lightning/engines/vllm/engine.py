@@ -44,7 +44,7 @@ class VLLMEngine(RolloutEngine):
     """Colocated vLLM, on the trainer's own device.
 
     Args:
-        memory_share: Share of the GPU's memory that vLLM may take while it samples; ignored on a CPU.
+        gpu_memory_utilization: Share of the GPU's memory that vLLM may take while it samples; ignored on a CPU.
         cpu_cache_gib: Key-value cache on a CPU, in GiB, all of it taken from the start.
         enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU. null is true on a
             CPU and false on a GPU.
@@ -56,19 +56,21 @@ class VLLMEngine(RolloutEngine):
 
     def __init__(
         self,
-        memory_share: float = 0.6,
+        gpu_memory_utilization: float = 0.6,
         cpu_cache_gib: float = 1.0,
         enforce_eager: bool | None = None,
         sleep_level: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
-        if not 0 < memory_share < 1:
-            raise SettingError(f"data.engine.memory_share is {memory_share}; use a share between 0 and 1")
+        if not 0 < gpu_memory_utilization < 1:
+            raise SettingError(
+                f"data.engine.gpu_memory_utilization is {gpu_memory_utilization}; use a share between 0 and 1"
+            )
         if cpu_cache_gib <= 0:
             raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
         if sleep_level not in (None, 0, 1, 2):
             raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
-        self.memory_share = memory_share
+        self.gpu_memory_utilization = gpu_memory_utilization
         self.cpu_cache_gib = cpu_cache_gib
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
@@ -111,7 +113,11 @@ class VLLMEngine(RolloutEngine):
             return error
         if any(word in str(error).lower() for word in MEMORY_WORDS):
             on_gpu = self._context.device.type == "cuda"
-            name, value = ("memory_share", self.memory_share) if on_gpu else ("cpu_cache_gib", self.cpu_cache_gib)
+            name, value = (
+                ("gpu_memory_utilization", self.gpu_memory_utilization)
+                if on_gpu
+                else ("cpu_cache_gib", self.cpu_cache_gib)
+            )
             return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
         return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
 
@@ -145,7 +151,7 @@ class VLLMEngine(RolloutEngine):
             least, most = context.image_pixels
             arguments["mm_processor_kwargs"] = {"size": {"shortest_edge": least, "longest_edge": most}}
         if context.device.type == "cuda":
-            arguments["gpu_memory_utilization"] = self.memory_share
+            arguments["gpu_memory_utilization"] = self.gpu_memory_utilization
             arguments["enable_sleep_mode"] = self._level > 0
         else:
             arguments["kv_cache_memory_bytes"] = int(self.cpu_cache_gib * 2**30)

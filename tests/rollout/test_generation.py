@@ -20,7 +20,7 @@ from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool
 from popo_lightning.model.prompts import PromptEncoder
-from popo_lightning.rollout.group_maker import GroupMaker
+from popo_lightning.rollout.generation import RolloutGenerator
 
 
 class Says(TransformersEngine):
@@ -41,7 +41,7 @@ def made(policy: Path, problem: Problem, engine: Says, overlong: SoftOverlong | 
     with GradingPool(score_begun) as pool:
         encoder = PromptEncoder(policy, 30)
         encoder.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-        maker = GroupMaker(encoder, engine, pool, PhaseClock(), 1, 2, torch.float32, overlong)
+        maker = RolloutGenerator(encoder, engine, pool, PhaseClock(), 1, 2, torch.float32, overlong)
         maker.make([problem], 4, Sampling(20), 0)
         (group,) = maker.make([problem], 4, Sampling(20), 0)
     assert (group.id, group.version) == (3, 3)  # the second of rank 1 of 2
@@ -89,7 +89,7 @@ def test_the_verifier_reads_the_tag_that_the_template_opened(policy: Path, templ
     with GradingPool(score_begun) as pool:
         encoder = PromptEncoder(policy, 30)
         encoder.tokenizer.chat_template = template
-        maker = GroupMaker(encoder, Says(3), pool, PhaseClock(), 0, 1, torch.float32, None)
+        maker = RolloutGenerator(encoder, Says(3), pool, PhaseClock(), 0, 1, torch.float32, None)
         (group,) = maker.make([problem], 2, Sampling(20), 0)
     assert [response.parts["score"] for response in group.responses] == [1]
     assert group.responses[0].text == "said"
@@ -125,7 +125,7 @@ def test_overlong_settings() -> None:
 
 def test_effective_by_accuracy_and_trained_on_the_score(policy: Path, tmp_path: Path) -> None:
     """Under the overlong penalty scores differ nearly everywhere, and accuracy decides what is replayed."""
-    found = fit(policy, tmp_path, overlong=SoftOverlong(9), effective_by="acc", group_size=3, iterations=2)
+    found = fit(policy, tmp_path, overlong=SoftOverlong(9), effective_key="acc", group_size=3, iterations=2)
     share = found.rows[0]["rollout/effective_share"]
     assert 0 < share < 1
     assert found.rows[0]["reward/overlong"] < 0 and found.rows[0]["reward/score"] < found.rows[0]["reward/acc"]

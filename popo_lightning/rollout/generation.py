@@ -20,7 +20,7 @@ from popo_lightning.grading.pool import Grade, GradingPool
 from popo_lightning.model.prompts import Prompt, PromptEncoder
 
 
-class GroupMaker:
+class RolloutGenerator:
     """For training and evaluation alike.
 
     Args:
@@ -96,7 +96,7 @@ class GroupMaker:
             for place, (problem, prompt, responses) in enumerate(zip(problems, prompts, sampled, strict=True))
         ]
 
-    def apart(self, clock: PhaseClock) -> GroupMaker:
+    def apart(self, clock: PhaseClock) -> RolloutGenerator:
         """The same with a clock of its own, for another thread; its groups get their numbers by :meth:`numbered`."""
         other = copy.copy(self)
         other.clock = clock
