@@ -144,7 +144,7 @@ def timed(
     times = json.loads((run / "clock.json").read_text())["times"]
     with (run / "metrics.csv").open(newline="") as file:
         rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if row["train/tokens"]][WARM_UP:]
-    phases = {name.removeprefix("seconds/") for name in rows[0] if name.startswith("seconds/") and rows[0][name]}
+    phases = {name.removeprefix("time/") for name in rows[0] if name.startswith("time/") and rows[0][name]}
     medians = {name: statistics.median(float(row[f"time/{name}"] or 0) for row in rows) for name in sorted(phases)}
     return {"seconds": statistics.median(end - start for start, end in pairwise(times[WARM_UP:]))} | medians
 

@@ -91,7 +91,7 @@ class BareWork(L.Callback):
             for minibatch in self.minibatches:
                 self.step(minibatch, pl_module.advantages(minibatch))
             trained = time.perf_counter()
-        row = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
+        row = {name.removeprefix("time/"): value for name, value in metrics.items() if name.startswith("time/")}
         self.rows.append(row | {"bare_generate": generated - began, "bare_train": trained - generated})
         self.minibatches = []
 

@@ -38,8 +38,8 @@ class Summary(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Adds the iteration's seconds by phase."""
         for name, value in pl_module.iteration_metrics.items():
-            if name.startswith("seconds/"):
-                self._phases[name.removeprefix("seconds/")] = self._phases.get(name.removeprefix("seconds/"), 0) + value
+            if name.startswith("time/"):
+                self._phases[name.removeprefix("time/")] = self._phases.get(name.removeprefix("time/"), 0) + value
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the file."""

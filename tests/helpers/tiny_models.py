@@ -230,7 +230,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def _is_measured(column: str) -> bool:
-    return column.startswith(("seconds/", "throughput/", "memory/")) or bool(re.fullmatch(r"eval/.*/seconds", column))
+    return column.startswith(("time/", "throughput/", "memory/")) or bool(re.fullmatch(r"eval/.*/seconds", column))
 
 
 def slots(objective: Objective) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_hard_problems_are_asked_again_every_other_iteration() -> None:
     assert sorted(group.problem.id for group in groups) == [f"problem {i}" for i in (2, 3, 4, 5)]
     assert all(each.id >= 1000 and each.version == 4 for each in groups)
     assert len(composer.compose(at(6, full(6), again))) == 4  # use removes nothing
-    assert BAPOBuffer(interval=3).every == 3 and hard(interval=3).compose(at(4, full(4))) == []
+    assert BAPOBuffer(interval=3).interval == 3 and hard(interval=3).compose(at(4, full(4))) == []
 
 
 @pytest.mark.parametrize(("count", "kept"), [(0, False), (1, False), (2, True), (7, True), (8, False)])

@@ -252,8 +252,8 @@ def _hook_state(folder: Path, step: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"interpolation": 1.1}, "advance"),
-        ({"interpolation": -0.1}, "advance"),
+        ({"interpolation": 1.1}, "interpolation"),
+        ({"interpolation": -0.1}, "interpolation"),
         ({"entropy_window": 1}, "entropy_window"),
         ({"z_threshold": 0.0}, "z_threshold"),
     ],

@@ -218,7 +218,7 @@ def test_rr_and_tree_refuse() -> None:
     for settings, named in (
         ({"share": 0.0}, "share is 0.0"),
         ({"share": 1.0}, "share is 1.0"),
-        ({"stop_at": 0}, "until is 0"),
+        ({"stop_at": 0}, "stop_at is 0"),
         ({"cut": (0.6, 0.5)}, r"cut is \[0.6, 0.5\]"),
         ({"cut": (0.5, 1.5)}, r"cut is \[0.5, 1.5\]"),
         ({"capacity": 0}, "capacity is 0"),

@@ -31,14 +31,13 @@ TESTS = [
 
 def failing_tests(monkeypatch: pytest.MonkeyPatch, package: Path) -> list[str]:
     """Run the tests in this process with the rooms of `package` in the place of popo_lightning's."""
-    for room in ROOMS:
-        name = f"popo_lightning.{room}"
-        true = importlib.import_module(name)
-        for module in pkgutil.iter_modules([str(SOURCE / room)]):
-            importlib.import_module(f"{name}.{module.name}")
-            monkeypatch.delitem(sys.modules, f"{name}.{module.name}")
+    names = [f"popo_lightning.{room}" for room in ROOMS]
+    names += [f"{name}.{m.name}" for name in names for m in pkgutil.iter_modules([str(SOURCE / name.split(".")[1])])]
+    true = {name: importlib.import_module(name) for name in names}
+    for name in names:
         monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setattr(popo_lightning, room, true)  # to put the true one back
+    for room in ROOMS:
+        monkeypatch.setattr(popo_lightning, room, true[f"popo_lightning.{room}"])  # to put the true one back
     monkeypatch.setattr(popo_lightning, "__path__", [str(package), *popo_lightning.__path__])
     importlib.invalidate_caches()
     monkeypatch.setitem(sys.modules, "helpers.objectives", None)  # to put the true one back

@@ -215,7 +215,7 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
         (lambda: BalancedClip(step=0.0), "BalancedClip.step is 0.0"),
         (lambda: BalancedClip(target=1.5), "BalancedClip.target is 1.5"),
         (lambda: BalancedClip(dual_clip=0.5), "BalancedClip.dual_clip is 0.5"),
-        (lambda: BalancedClip(center="ref"), "BalancedClip.centre is 'ref'"),  # type: ignore[arg-type]
+        (lambda: BalancedClip(center="ref"), "BalancedClip.center is 'ref'"),  # type: ignore[arg-type]
         (lambda: ScaledWidth(clip=0.0), "ScaledWidth.clip is 0.0"),
         (lambda: ScaledWidth(dual_clip=1.0), "ScaledWidth.dual_clip is 1.0"),
     ]
