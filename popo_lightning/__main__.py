@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popo_lightning import __version__
+from popo_lightning.cli.shipped_configs import main as configs
+from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.nearest import did_you_mean
 
 COMPARE = "compare"
+CONFIGS = "configs"
 SUBCOMMANDS = {
     "fit": "Train a policy.",
     "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
     "test": "The same, into a folder of its own.",
     "predict": "Sample responses to the benchmarks' problems and write them to responses.jsonl.",
     COMPARE: "Run methods x seeds on a task, one or several at a time, and report.",
+    CONFIGS: "List, print or copy the configurations that come with the package.",
 }
 HELP = """usage: popo SUBCOMMAND [options]
 
@@ -30,7 +34,7 @@ options:
   --version       Show the version and exit.
 
 Settings come from YAML files, each over the ones before, and from the command line over all of them:
-  popo fit --config configs/task/countdown_tiny.yaml --config configs/method/popo.yaml --run.root runs"""
+  popo fit --config task/countdown_tiny --config method/popo --run.root runs"""
 
 
 def main() -> None:
@@ -41,6 +45,9 @@ def main() -> None:
     answer_at_once(sys.argv[1:])
     if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
         sys.path.append(folder)  # where class_path finds classes of one's own
+    sys.argv[1:] = with_config_paths(sys.argv[1:])
+    if sys.argv[1] == CONFIGS:
+        sys.exit(configs(sys.argv[2:]))
     if sys.argv[1] == COMPARE:
         from popo_lightning.compare.command import main as compare
 

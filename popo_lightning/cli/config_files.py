@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 
 from popo_lightning.cli.parser_sentences import no_group
+from popo_lightning.cli.shipped_configs import shipped_folder
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.nearest import nearest
 
 OPTIONS = ("--config", "-c")
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder of files that are each a whole method
-CHECKOUT = Path(__file__).parent.parent.parent
 
 
 def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> None:
@@ -67,7 +67,7 @@ def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
         raise SettingError(f"--config is '{name}', which is a folder; name one of its files")
     if not file.exists():
         near = nearest(_without_suffix(name), known := _known_files())
-        remedy = f"did you mean {known[near]}?" if near else "name a YAML file, such as those in configs/"
+        remedy = f"did you mean {known[near]}?" if near else "name a YAML file, or one that popo configs lists"
         raise SettingError(f"--config is '{name}', which does not exist; {remedy}")
     try:
         text = file.read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def _check_keys(name: str, node: yaml.Node, above: str) -> None:
 def _known_files() -> dict[str, str]:
     """Config files here and of this package's checkout, by path without suffix, and by name alone."""
     found: dict[str, str] = {}
-    for folder in (CHECKOUT / "configs", Path("configs"), Path()):
+    for folder in (shipped_folder(), Path("configs"), Path()):
         for file in sorted(folder.glob("**/*.yaml" if folder.name == "configs" else "*.yaml")):
             inside = os.path.relpath(file)
             shown = inside if not inside.startswith("..") else str(file)

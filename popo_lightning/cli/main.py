@@ -26,6 +26,7 @@ from popo_lightning.cli.fit_loop import end_always
 from popo_lightning.cli.parser import OneSentenceParser, refuse
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
 from popo_lightning.cli.quiet_libraries import quieten
+from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.cli.slots import import_slots
 from popo_lightning.cli.trainer_settings import (
     at_the_end_of_an_iteration,
@@ -247,6 +248,7 @@ class PopoCLI(LightningCLI):
 def run(args: ArgsType = None) -> PopoCLI:
     """Runs one command; a user's mistake is one sentence and exit code 2."""
     quieten()
+    args = with_config_paths(args) if isinstance(args, list) else args
     claims = ExitStack()
     try:
         return PopoCLI(

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from popo_lightning.cli.main import PopoCLI
 from popo_lightning.cli.parser import OneSentenceParser
+from popo_lightning.cli.slots import import_slots
 from popo_lightning.compare.plan import Arm, PlannedRun
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
@@ -29,6 +30,7 @@ class ParsedOnly(PopoCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The usual parser, but it raises."""
+        import_slots()
         self.parser_class = RaisingParser
         return LightningCLI.init_parser(self, **kwargs)
 

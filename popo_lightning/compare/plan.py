@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from popo_lightning import __version__
+from popo_lightning.cli.shipped_configs import config_path
 from popo_lightning.compare.settings import Comparison, flattened
 from popo_lightning.core.errors import SettingError
 
@@ -110,7 +111,7 @@ def planned_run(comparison: Comparison, arm: Arm, seed: int) -> PlannedRun:
     name = f"{arm.sweep}-seed{seed}" if arm.sweep else f"{arm.method}-seed{seed}"
     above = comparison.folder / RUNS
     folder = above / arm.method / name if arm.sweep else above / name
-    return PlannedRun(arm, seed, folder, (*comparison.task, *method.config), words)
+    return PlannedRun(arm, seed, folder, tuple(map(config_path, (*comparison.task, *method.config))), words)
 
 
 def is_finished(run: PlannedRun) -> bool:

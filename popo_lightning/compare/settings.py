@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from popo_lightning.cli.shipped_configs import config_path
 from popo_lightning.core.errors import SettingError
 
 Metric = Literal["avg_at_k", "greedy", "pass_at_k"]
@@ -136,9 +137,10 @@ class Comparison:
         lists = [("task", self.task), *((f"methods.{name}.config", each.config) for name, each in self.methods.items())]
         for place, files in lists:
             for file in files:
-                if not Path(file).is_file():
+                if not Path(config_path(file)).is_file():
                     raise SettingError(
-                        f"{place} has '{file}', which does not exist; name YAML files from the current folder"
+                        f"{place} has '{file}', which does not exist; name YAML files from the current folder, or "
+                        "those that popo configs lists"
                     )
 
     def _all_arguments(self) -> Iterator[tuple[str, dict[str, Any]]]:
