@@ -90,7 +90,7 @@ def test_the_queue_survives_a_checkpoint() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(SettingError, match="rest is 0"):
+    with pytest.raises(SettingError, match="rest_interval is 0"):
         RestedReplay(rest_interval=0)
     with pytest.raises(SettingError, match=r"min_ess is 1\.1"):
         RestedReplay(min_ess=1.1)

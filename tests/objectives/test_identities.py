@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods import m2po
 from popo_lightning.methods.bapo_balanced import BalancedClip
 from popo_lightning.methods.cispo import CISPO
 from popo_lightning.methods.m2po import M2PO
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.methods.rapid import CappedImportance
 from popo_lightning.methods.rec import REC
-from popo_lightning.objectives import behave_clip as behave_regions
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded
@@ -175,8 +175,8 @@ def test_bounds_of_a_minibatch_do_not_depend_on_micro_batches(
     Gradients under the same weights, since over several steps rounding grows. M2PO's cut is one of the tokens, and
     rounding decides on which side that one is: here the cut lies a little above it.
     """
-    cut = behave_regions.second_moment_cut
-    monkeypatch.setattr(behave_regions, "second_moment_cut", lambda *tokens: 1.001 * cut(*tokens))
+    cut = m2po.second_moment_cut
+    monkeypatch.setattr(m2po, "second_moment_cut", lambda *tokens: 1.001 * cut(*tokens))
     watch, objective = Watch(), Objective(NoCorrection(), region)
     settings: dict[str, Any] = {"iterations": 3, "optimizer": torch.optim.SGD, "lr": 0.3, "max_grad_norm": None}
     run = fit(policy, tmp_path, objective=objective, callbacks=[watch], **settings)

@@ -133,7 +133,7 @@ def test_bad_settings_of_regularizers_are_one_sentence() -> None:
         (lambda: ConvexKL(math.nan), "ConvexKL.coefficient is nan"),
         (lambda: ConvexKL(0.1, "k0"), "ConvexKL.estimator is 'k0'"),  # type: ignore[arg-type]
         (lambda: ConvexKL(0.1, start=-1), "ConvexKL.start is -1"),
-        (lambda: ConvexKL(0.1, interval=0), "ConvexKL.every is 0"),
+        (lambda: ConvexKL(0.1, interval=0), "ConvexKL.interval is 0"),
         (lambda: ConvexKL(0.1, step=0.0), "ConvexKL.step is 0.0"),
         (lambda: ConvexKL(0.1, min_share=1.5), "ConvexKL.min_share is 1.5"),
     ]

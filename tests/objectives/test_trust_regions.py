@@ -148,7 +148,7 @@ def test_regions_around_behave_move_with_it_and_refuse_a_weight() -> None:
         _, after, _ = outcome(region, rows)
         assert torch.equal(before, after) != around_behave, type(region).__name__
         if around_behave:
-            with pytest.raises(SettingError, match=r"Objective.behave_weight is TruncatedIS.*use NoCorrection"):
+            with pytest.raises(SettingError, match=r"model.behave_weight is TruncatedIS.*use NoCorrection"):
                 Objective(TruncatedIS(), region)
         Objective(NoCorrection(), region)
 

@@ -188,7 +188,7 @@ def test_training_is_the_same_with_fewer_backward_passes(folder: Path, in_full: 
 
 
 def test_a_regularizer_of_all_tokens_keeps_every_backward_pass(folder: Path) -> None:
-    found = trained(folder, "one", objective=Objective(regularizers=[EntropyBonus(0.1)]))
+    found = trained(folder, "one", regularizers=[EntropyBonus(0.1)])
     assert found["passes"]["backward"] == found["passes"]["forward"]
 
 
