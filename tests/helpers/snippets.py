@@ -6,9 +6,11 @@ A block after a line ``<!-- not run: REASON -->`` is left alone.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
+import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,7 @@ from typing import Any
 import yaml
 
 from helpers.places import REPOSITORY
+from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.errors import SettingError
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -116,6 +119,7 @@ class Checker:
         self._fit, self._where = ["fit", *BASE], REPOSITORY
         found = [block for block in blocks(text) if block.not_run is None]
         complaints = [f"{one.line}: say why it is not run" for one in blocks(text) if one.not_run == ""]
+        self._modules(found)
         first = True
         for block in sorted(found, key=lambda one: one.language not in SHELL):  # commands, then settings
             self._enter(REPOSITORY)
@@ -134,6 +138,18 @@ class Checker:
             except (SettingError, SyntaxError, ValueError, yaml.YAMLError) as error:
                 complaints.append(f"{block.line}: {' '.join(str(error).split())}")
         return complaints
+
+    def _modules(self, found: Sequence[Block]) -> None:
+        """Python whose first line names its file can be named by the page's commands."""
+        folder = self._scratch / "modules"
+        folder.mkdir(exist_ok=True)
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        for block in found:
+            if block.language == "python" and (name := re.match(r"# (\w+)\.py\n", block.text)):
+                (folder / f"{name[1]}.py").write_text(block.text)
+                sys.modules.pop(name[1], None)
+        importlib.invalidate_caches()
 
     def _words(self, words: list[str]) -> None:
         program, arguments = words[0], words[1:]
@@ -161,7 +177,7 @@ class Checker:
             raise SettingError("popo needs a subcommand")
         if arguments[1:2] == ["..."]:
             arguments = [arguments[0], *(BASE if arguments[0] != "compare" else []), *arguments[2:]]
-        self._popo([_path(word) for word in arguments if word != "..."], built)
+        self._popo(with_config_paths([_path(word) for word in arguments if word != "..."]), built)
 
     def _script(self, name: str, arguments: list[str]) -> None:
         file = Path(name)
