@@ -165,14 +165,19 @@ def _step(policy: Any, minibatch: Any) -> None:
 # -- processes -------------------------------------------------------------------------------------------------
 
 
-def run(families: Sequence[str]) -> Iterator[Found]:
-    """Examines families in processes of their own, a new one after whatever is not well."""
+def run(families: Sequence[str], mended: bool = False) -> Iterator[Found]:
+    """Examines families in processes of their own, a new one after whatever is not well.
+
+    Args:
+        families: Model types of transformers.
+        mended: With vLLM's faults mended, those that scripts/vllm_faults.py knows.
+    """
     from tiny_families import FAMILIES
 
     waiting = list(families)
     while waiting:
         ended = False
-        for found in _worker(waiting):
+        for found in _worker(waiting, mended):
             waiting.remove(found.family)
             ended = found.verdict != "works"
             yield found
@@ -181,10 +186,10 @@ def run(families: Sequence[str]) -> Iterator[Found]:
             del waiting[0]
 
 
-def _worker(families: Sequence[str]) -> Iterator[Found]:
+def _worker(families: Sequence[str], mended: bool = False) -> Iterator[Found]:
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "scripts"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "CRITICAL"}
-    command = [sys.executable, __file__, "--worker", *families]
+    command = [sys.executable, __file__, "--worker", *(["--mended"] if mended else []), *families]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, stdout=pipe, stderr=nowhere, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -199,11 +204,15 @@ def _worker(families: Sequence[str]) -> Iterator[Found]:
             process.kill()
 
 
-def work(families: Sequence[str]) -> None:
+def work(families: Sequence[str], mended: bool = False) -> None:
     """Writes a line of JSON for each family, and ends behind the first that does not work."""
     from tiny_families import FAMILIES
+    from vllm_faults import mend
 
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # before vLLM is imported to be mended
     for family in families:
+        if mended:
+            mend(family)
         found = examine(family, FAMILIES[family][0])
         print(json.dumps(asdict(found)), flush=True)
         if found.verdict != "works":
@@ -251,7 +260,21 @@ with. {counts["works"]} work, {counts["refused"]} are refused, {counts["broken"]
 A family that is refused on a CPU may work on a GPU, where vLLM has other kernels: the same comparison is made at the
 start of every run. `data.engine` TransformersEngine samples those whose layers keep keys and values.
 {missing}
-{table(every)}"""
+{table(every)}
+## Faults of vLLM behind a refusal
+
+`python scripts/vllm_faults.py` makes the same comparison with that piece of vLLM's code alone mended: each of these
+families then works. What the other refused families lack stands in their sentence.
+
+{faults(every)}"""
+
+
+def faults(every: Sequence[Found]) -> str:
+    """A list in Markdown of refused families whose sentence alone does not tell why."""
+    from vllm_faults import REASONS
+
+    refused = [found.family for found in every if found.verdict == "refused"]
+    return "".join(f"- {family}: vLLM {REASONS[family]}.\n" for family in refused if family in REASONS)
 
 
 def main() -> None:
@@ -260,12 +283,13 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="model types of transformers; all without any")
     parser.add_argument("--only-show", action="store_true", help="leave the files as they are")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--mended", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
     from tiny_families import FAMILIES
 
     if arguments.worker:
-        work(arguments.families)
+        work(arguments.families, arguments.mended)
         return
     for found in run(arguments.families or list(FAMILIES)):
         print(table([found]).splitlines()[-1], flush=True)

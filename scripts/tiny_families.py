@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -83,9 +84,11 @@ def text_config(kind: str, **settings: Any) -> Any:
 
 
 def peaked(model: Any, scale: float = 0.2) -> Any:
-    """A model whose distributions are peaked, and in which no parameter is left at 0 or 1."""
+    """A model whose distributions are peaked, and in which no parameter is left at 0 or 1, nor a router's bias."""
+    saved = {name for name in model.state_dict() if name.endswith("bias")}
+    biases = [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted([*model.named_parameters(), *biases]):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name) + parameter.numel()))
             if parameter.ndim < 2:
                 parameter += 0.1 * noise
@@ -113,6 +116,9 @@ def make(kind: str, folder: Path) -> Path:
     if model is not None:
         peaked(model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    if kind in ARCHITECTURES:
+        written = folder / "config.json"
+        written.write_text(json.dumps(json.loads(written.read_text()) | {"architectures": [ARCHITECTURES[kind]]}))
     return folder
 
 
@@ -125,6 +131,8 @@ MLA = {
     "head_dim": 64,
 }
 TWO_KINDS = {"layer_types": ["full_attention", "conv"]}
+# As published configurations name it; vLLM does not know the class of transformers.
+ARCHITECTURES = {"phimoe": "PhiMoEForCausalLM"}
 DENSE, EXPERTS, SCALED, WINDOW = "dense", "experts", "scaled logits", "sliding window"
 HYBRID, STATES, BACKEND, VISION = "hybrid", "state space", "vLLM's transformers backend", "vision"
 
@@ -162,15 +170,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": (EXPERTS, {"head_dim": WIDTH // HEADS}),
     "ernie4_5_moe": (EXPERTS, {}),
     "deepseek_v2": (EXPERTS, MLA),
-    "deepseek_v3": (EXPERTS, {**MLA, "topk_method": "noaux_tc"}),
-    "minimax_m2": (EXPERTS, {}),
-    "phimoe": (EXPERTS, {}),
+    "deepseek_v3": (EXPERTS, {**MLA, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}),
+    "minimax_m2": (EXPERTS, {"rotary_dim": 16, "scoring_func": "sigmoid", "use_routing_bias": True}),
+    "phimoe": (EXPERTS, {"attention_bias": True, "lm_head_bias": True}),
     "falcon_h1": (HYBRID, {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "lm_head_multiplier": 0.5}),
     "granitemoehybrid": (HYBRID, {"layer_types": ["mamba", "attention"]}),
     "jamba": (HYBRID, {}),
     "nemotron_h": (HYBRID, {}),
-    "lfm2": (HYBRID, TWO_KINDS),
-    "lfm2_moe": (HYBRID, TWO_KINDS),
+    "lfm2": (HYBRID, TWO_KINDS | {"block_dim": WIDTH, "conv_dim": WIDTH}),
+    "lfm2_moe": (HYBRID, TWO_KINDS | {"conv_dim": WIDTH}),
     "qwen3_next": (HYBRID, {"layer_types": ["linear_attention", "full_attention"]}),
     "qwen3_5_text": (HYBRID, {"layer_types": ["linear_attention", "full_attention"]}),
     "olmo_hybrid": (HYBRID, {}),

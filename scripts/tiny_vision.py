@@ -12,6 +12,13 @@ TEMPLATE = (
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
+# Rotary frequencies of time, height and width. vLLM reads from the configuration whether they take turns.
+BLOCKS: dict[str, Any] = {"mrope_section": [4, 6, 6]}
+POSITIONS = {
+    "qwen2_vl": BLOCKS,
+    "qwen2_5_vl": BLOCKS,
+    "qwen3_vl": {"mrope_section": [6, 5, 5], "mrope_interleaved": True},
+}
 SIZE = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
 TOWERS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
@@ -54,7 +61,7 @@ def vision_model(kind: str, folder: Path, tokenizer: Any, text: dict[str, Any]) 
         return None
     tokenizer.add_special_tokens({"additional_special_tokens": IMAGE_SYMBOLS})
     start, end, image, video = tokenizer.convert_tokens_to_ids(IMAGE_SYMBOLS)
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "rope_theta": 10000.0} | POSITIONS[kind]
     config = AutoConfig.for_model(
         kind,
         text_config=text | {"vocab_size": len(tokenizer), "rope_parameters": rope},

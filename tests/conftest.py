@@ -35,7 +35,8 @@ def quiet_process() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # processes that tests start and stop
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -181,7 +181,7 @@ def check_vision(config: Any, folder: str | Path) -> None:
     if not all(hasattr(config.vision_config, field) for field in fields):
         raise SettingError(
             f"model.path is '{folder}', a vision-language model of type {config.model_type}; those that work are "
-            "Qwen2-VL and Qwen2.5-VL"
+            "Qwen2-VL, Qwen2.5-VL and Qwen3-VL"
         )
 
 
@@ -208,9 +208,11 @@ def image_marks(config: Any, input_ids: Tensor) -> Tensor:
 def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Zero, through the vision tower: ranks without an image must not leave the others, nor DDP, waiting for it."""
     blank = blank_image(model.config, device, dtype)
-    # the pooler's output has been through all of the tower, the hidden states stop before its merger
+    # the pooler's output has been through all of the tower, the hidden states stop before its merger; beside it,
+    # Qwen3-VL gives features of inner layers
     seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
-    return seen.pooler_output.sum() * 0
+    outputs: list[Tensor] = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
+    return torch.stack([output.sum() for output in outputs]).sum() * 0
 
 
 def blank_image(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -19,13 +19,17 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.places import REPOSITORY
+from helpers.stops import common
 from helpers.tiny_models import attached, method, metrics, popo
 
 from engines.test_engines import (  # noqa: F401  # collected here again, with the pair of this file
     FORBIDDEN,
+    LIMIT,
+    TOLERANCE,
     Pair,
     test_a_prompt_draws_the_same_whatever_is_asked_beside_it,
     test_ends,
+    test_engines_stop_alike,
     test_forbidden_tokens,
     test_greedy,
     test_log_probs_at_a_temperature,
@@ -35,8 +39,9 @@ from engines.test_engines import (  # noqa: F401  # collected here again, with t
     test_seeds,
     test_shape_and_order,
 )
-from popo_lightning.engines.base import EngineContext
+from popo_lightning.engines.base import EngineContext, Sampling
 from popo_lightning.engines.servers.engine import ServerEngine
+from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.policy import PolicyModule
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -119,6 +124,35 @@ def pair(folder: Path, urls: list[str], tmp_path_factory: pytest.TempPathFactory
     yield Pair(engine, module)
     engine.stop()
     assert all(map(_answers, urls)), "servers outlive the trainer"
+
+
+@pytest.fixture(scope="module")
+def colocated(pair: Pair) -> Iterator[Pair]:
+    """vLLM in this process, of the same model."""
+    folder = pair.policy.folder
+    engine = VLLMEngine(cpu_cache_gib=0.25)
+    engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, MAX_TOKENS, FORBIDDEN))
+    yield Pair(engine, pair.policy)
+    engine.stop()
+
+
+@pytest.mark.parametrize(("temperature", "length"), [(1.0, 1), (1.0, 2), (0.0, 1)])
+def test_stop_strings_end_responses_as_in_this_process(
+    pair: Pair, colocated: Pair, temperature: float, length: int
+) -> None:
+    """Tokens, text and finish reason are the same; log-probs too, but for the batches that kernels work on."""
+    for engine in (pair.engine, colocated.engine):
+        engine.update_weights(pair.policy.named_weights(), 1000)
+    free = pair.generate(Sampling(LIMIT, temperature), n=8)
+    stopping = Sampling(LIMIT, temperature, stop=(common(free, length), "no such text"))
+    ends = []
+    for whole, *both in zip(free, pair.generate(stopping, n=8), colocated.generate(stopping, n=8), strict=True):
+        for before, served, here in zip(whole, *both, strict=True):
+            assert served.token_ids.tolist() == here.token_ids.tolist()
+            assert (served.text, served.finish_reason) == (here.text, here.finish_reason)
+            assert torch.allclose(served.behave_logp, here.behave_logp, rtol=0, atol=TOLERANCE)
+            ends.append((len(served.token_ids) < len(before.token_ids), served.finish_reason))
+    assert (True, "stop") in ends and (temperature == 0 or (False, "length") in ends)
 
 
 def test_training(config: Path, folder: Path, urls: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.servers.worker import PolicyWorker
 from popo_lightning.engines.vllm import engine as vllm_module
 from popo_lightning.engines.vllm.classes import ClassesBefore
-from popo_lightning.engines.vllm.reload import RELOAD, repack, stale_layers
+from popo_lightning.engines.vllm.reload import RELOAD, name_loaders, repack, stale_layers
 from popo_lightning.policy import PolicyModule
 
 __all__ = ["llm"]
@@ -151,6 +152,55 @@ def test_the_engine_and_a_server_refuse_them(llm: Recorder, monkeypatch: pytest.
     worker.reload_weights = lambda weights_path: says("Experts")()
     (tmp_path / "weights.safetensors").touch()
     assert "reloads no weights into Experts" in worker.load_policy(str(tmp_path))["error"]
+
+
+def test_loaders_without_a_name_are_given_one(llm: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As MiniMax-M2's norms have them; vLLM's reload asks each for its name."""
+
+    def load(weight: Any, loaded: Any) -> None:
+        pass
+
+    def named() -> nn.Module:
+        made: Any = Experts()
+        made.w13_weight.weight_loader = partial(load, loaded=None)
+        return nn.ModuleList([made])
+
+    def reload(model: Any) -> None:
+        names.append(model[0].w13_weight.weight_loader.__name__)
+
+    names: list[str] = []
+    made = named()
+    for _ in range(2):
+        name_loaders(made.modules())
+        reload(made)
+    engine_model, server_model = named(), named()
+    monkeypatch.setattr(vllm_module, "end_token_ids", lambda folder, tokenizer: [1])
+    monkeypatch.setattr(llm, "apply_model", lambda function: [function(engine_model)], raising=False)
+    monkeypatch.setattr(llm, "collective_rpc", lambda method, kwargs: reload(engine_model), raising=False)
+    started("cpu").update_weights([], 1)
+    worker: Any = PolicyWorker()
+    worker.model_runner = SimpleNamespace(get_model=lambda: server_model)
+    worker.reload_weights = lambda weights_path: reload(server_model)
+    (tmp_path / "weights.safetensors").touch()
+    assert worker.load_policy(str(tmp_path)) == {"files": 1}
+    assert names == ["load"] * 4
+
+
+def test_a_model_that_vllm_loads_only_once_is_refused(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> Any:
+        def reload(method: str, kwargs: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(llm, "collective_rpc", reload, raising=False)
+        return started("cpu")
+
+    monkeypatch.setattr(vllm_module, "end_token_ids", lambda folder, tokenizer: [1])
+    sentence = r"a model, whose weights vLLM loads once and not again \(KeyError: KeyError 'layers.0'\); choose another"
+    with pytest.raises(SettingError, match=sentence):
+        fail(KeyError("layers.0")).update_weights([], 1)
+    for error in (RuntimeError("a rank is gone"), torch.OutOfMemoryError("no memory")):
+        with pytest.raises(type(error), match=str(error)):
+            fail(error).update_weights([], 1)
 
 
 def test_experts_and_tied_heads_are_packed_again() -> None:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 import families
 from families import Found
 from tiny_families import FAMILIES
+from vllm_faults import MENDED, REASONS
 
 # One of each kind; scripts/families.py examines all.
 WORK = {
@@ -22,6 +23,7 @@ WORK = {
     "falcon_h1": "hybrid",
     "smollm3": "vLLM's transformers backend",
     "qwen2_5_vl": "vision",
+    "qwen3_vl": "vision",
 }
 REFUSED = {
     "gpt_oss": "vLLM reloads no weights into GptOssRoutedExperts",
@@ -51,6 +53,26 @@ def test_the_table_has_nothing_between() -> None:
     assert {FAMILIES[found.family][0] for found in known if found.verdict == "works"} >= set(WORK.values())
 
 
+def test_a_refusal_by_a_fault_of_vllm_says_which() -> None:
+    known = [Found(**each) for each in json.loads(families.RESULTS.read_text()).values()]
+    assert {found.family for found in known} == set(FAMILIES), "every family is examined"
+    refused = {found.family for found in known if found.verdict == "refused"}
+    assert set(REASONS) == set(MENDED) and set(REASONS) <= refused
+    page = families.TABLE.read_text()
+    assert all(f"- {family}: vLLM {REASONS[family]}.\n" in page for family in REASONS)
+    # a difference of log-probs says nothing of its cause
+    assert {found.family for found in known if "nats a token apart" in found.sentence} <= set(REASONS)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.parametrize("family", ["lfm2", "phimoe", "minimax_m2"])
+def test_a_family_works_once_the_fault_is_mended(family: str) -> None:
+    """One for each piece of vLLM; scripts/vllm_faults.py has all families."""
+    (found,) = families.run([family], mended=True)
+    assert found.verdict == "works", found
+
+
 def test_verdicts() -> None:
     def verdict(**settings: float) -> str:
         return Found("x", "dense", **settings).verdict  # type: ignore[arg-type]
@@ -68,7 +90,8 @@ def test_a_process_that_ends_is_a_failure_of_its_family_alone(monkeypatch: pytes
     good = {"loaded": 1e-6, "synced": 1e-6, "moved": 1.0, "stepped": 1e-6}
     begun: list[list[str]] = []
 
-    def worker(waiting: list[str]) -> list[Found]:
+    def worker(waiting: list[str], mended: bool) -> list[Found]:
+        assert not mended
         begun.append(list(waiting))
         known = {"qwen3": Found("qwen3", "dense", **good), "gpt_oss": Found("gpt_oss", "experts", sentence="no")}
         if waiting[0] == "llama":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.engines.vllm.reload import repack, stale_layers
+from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layers
 
 
 class PolicyWorker:
@@ -43,6 +43,7 @@ class PolicyWorker:
             return {"error": f"no *.safetensors in {folder} as this server sees it"}
         try:
             model = self.model_runner.get_model()
+            name_loaders(model.modules())
             if stale := stale_layers(lambda: self.reload_weights(weights_path=folder), model.modules):
                 return {
                     "error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"

@@ -31,10 +31,12 @@ from popo_lightning.engines.vllm.process import (
     ranks_in_environment,
     state_put_back,
 )
-from popo_lightning.engines.vllm.reload import repack, stale_layers
+from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layers
 from popo_lightning.model.loading import family, passes_states
 from popo_lightning.model.prompts import Prompt
 
+# Of a model whose loader of weights is not made for a second time; no RuntimeError, which memory and ranks raise.
+LOADER_ERRORS = (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
 MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
 
 Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
@@ -249,10 +251,16 @@ class VLLMEngine(RolloutEngine):
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
         saved = {"weights_iterator": iter(self._context.as_saved(weights))}
         with self._apart():
-            stale = stale_layers(
-                lambda: self._llm.collective_rpc("reload_weights", kwargs=saved),
-                lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
-            )
+            self._llm.apply_model(lambda model: name_loaders(model.modules()))
+            try:
+                stale = stale_layers(
+                    lambda: self._llm.collective_rpc("reload_weights", kwargs=saved),
+                    lambda: self._llm.apply_model(lambda model: list(model.modules()))[0],
+                )
+            except LOADER_ERRORS as error:
+                raise self._unfit(
+                    f"whose weights vLLM loads once and not again ({type(error).__name__}: {reason(error)})"
+                ) from error
             if stale:
                 raise self._unfit(
                     f"of which vLLM reloads no weights into {', '.join(stale)}, which would stay the first policy's"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,6 +56,18 @@ def stale_layers(reload: Callable[[], Any], modules: Callable[[], Iterable[nn.Mo
     owners = Counter(id(parameter) for module in every for parameter in module._parameters.values())
     own = {type(m).__name__ for m in every if any(p is not None and owners[id(p)] == 1 for p in m._parameters.values())}
     return sorted(heard.kinds & own)
+
+
+def name_loaders(modules: Iterable[nn.Module]) -> None:
+    """Gives a name to loaders that are partial functions: vLLM 0.32's reload_weights asks each loader for its name.
+
+    MiniMax-M2's norms have such loaders, and without a name their reload ends in an AttributeError.
+    """
+    for module in modules:
+        for parameter in module._parameters.values():
+            loader: Any = getattr(parameter, "weight_loader", None)
+            if isinstance(loader, partial) and not hasattr(loader, "__name__"):
+                setattr(loader, "__name__", getattr(loader.func, "__name__", "loader"))  # noqa: B010  # mypy knows none
 
 
 def repack(model: torch.nn.Module) -> None:
