@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ class PolicyModule(PolicyModel):
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
                 f"use), not {'both; --model.warm_start null drops the second' if path else 'neither'}"
             )
-        if max_grad_norm is not None and max_grad_norm <= 0:
+        if max_grad_norm is not None and not 0 < max_grad_norm < math.inf:
             raise SettingError(f"model.max_grad_norm is {max_grad_norm}; use a positive norm, or null for no clipping")
         if micro_batch_tokens < 1:
             raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")

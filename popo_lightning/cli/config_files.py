@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from popo_lightning.cli.config_nodes import check_nodes
 from popo_lightning.cli.parser_sentences import no_group
 from popo_lightning.cli.shipped_configs import shipped_folder
 from popo_lightning.core.errors import SettingError, reason
@@ -17,6 +18,7 @@ from popo_lightning.core.nearest import nearest
 OPTIONS = ("--config", "-c")
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder of files that are each a whole method
+LARGEST = 2**22  # bytes of a config file
 
 
 def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> None:
@@ -64,14 +66,28 @@ def _check_place(args: Sequence[str]) -> None:
 def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
     file = Path(name)
     if file.is_dir():
-        raise SettingError(f"--config is '{name}', which is a folder; name one of its files")
+        raise SettingError(
+            f"--config is '{name}', which is a folder; name one of its files"
+            if name
+            else "--config is empty, which names no file; leave it out"
+        )
     if not file.exists():
         near = nearest(_without_suffix(name), known := _known_files())
         remedy = f"did you mean {known[near]}?" if near else "name a YAML file, or one that popo configs lists"
         raise SettingError(f"--config is '{name}', which does not exist; {remedy}")
+    if not file.is_file():
+        raise SettingError(f"--config is '{name}', a device or a pipe, which is read once only; name a regular file")
+    if file.stat().st_size > LARGEST:
+        raise SettingError(
+            f"--config is '{name}', which has {file.stat().st_size} bytes, too many for settings; name a YAML file"
+        )
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise SettingError(
+            f"--config is '{name}', whose brackets are nested too deeply; write each setting as 'name: value'"
+        ) from error
     except yaml.MarkedYAMLError as error:
         raise _no_yaml(name, text, error) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -85,11 +101,23 @@ def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
             f"--config is '{name}', whose line {root.start_mark.line + 1} is no setting; write each as 'name: value', "
             "with a space after the colon"
         )
-    _check_keys(name, root, "")
+    check_nodes(name, root)
     for key, value in root.value:
         if key.value in groups and value.tag.endswith(":null"):
             raise SettingError(f"--config is '{name}', where {no_group(key.value)}")
-    found: dict[str, Any] = yaml.load(text, Loader=_Plain)
+        if key.value in groups and not isinstance(value, yaml.MappingNode):
+            raise SettingError(
+                f"--config is '{name}', whose line {value.start_mark.line + 1} gives {key.value} no names, but it is a "
+                "group of settings; write each below it as 'name: value', with a space after the colon"
+            )
+    try:
+        found: dict[str, Any] = yaml.load(text, Loader=_Plain)
+    except yaml.MarkedYAMLError as error:
+        raise _no_yaml(name, text, error) from error
+    except ValueError as error:  # of a number of thousands of digits
+        raise SettingError(
+            f"--config is '{name}', which has a value that is none ({reason(error)}); correct it"
+        ) from error
     return found
 
 
@@ -113,25 +141,6 @@ def _no_yaml(name: str, text: str, error: yaml.MarkedYAMLError) -> SettingError:
     return SettingError(
         f"--config is '{name}', whose line {place + 1} is no YAML ({error.problem}): {line.strip()!r}; {remedy}"
     )
-
-
-def _check_keys(name: str, node: yaml.Node, above: str) -> None:
-    """Raises SettingError for a key that is there twice: a YAML reader forgets the first."""
-    if isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            _check_keys(name, part, above)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-            raise SettingError(
-                f"--config is '{name}', whose line {line} sets {above}{key.value} although line {seen[key.value]} has; "
-                "keep one of them"
-            )
-        seen[str(key.value)] = line
-        _check_keys(name, value, f"{above}{key.value}.")
 
 
 def _known_files() -> dict[str, str]:

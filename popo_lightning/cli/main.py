@@ -20,12 +20,14 @@ from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
+from popo_lightning.cli.class_faults import Maker, import_fault, show_traceback
 from popo_lightning.cli.combinations import check_combination
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.fit_loop import end_always
 from popo_lightning.cli.parser import OneSentenceParser, refuse
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
 from popo_lightning.cli.quiet_libraries import quieten
+from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.cli.slots import import_slots
 from popo_lightning.cli.trainer_settings import (
@@ -39,7 +41,9 @@ from popo_lightning.cli.trainer_settings import (
     chosen_accelerator,
     lightnings_refusals,
 )
-from popo_lightning.core.errors import NotFiniteError, SettingError, reason
+from popo_lightning.core.errors import NotFiniteError, SettingError, own_refusal, reason
+from popo_lightning.core.number_settings import check_numbers
+from popo_lightning.core.one_voice import speak
 from popo_lightning.core.ranks import lost_rank
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.evaluation.callback import Evaluation
@@ -119,12 +123,26 @@ class PopoCLI(LightningCLI):
         """Looks at config files before they are parsed."""
         if args is None or isinstance(args, list):
             check_config_files(sys.argv[1:] if args is None else args, OFF)
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except (Exception, SystemExit) as error:
+            fault = import_fault(error)
+            if fault is None or isinstance(error, SettingError):
+                raise
+            raise fault from error
 
     def instantiate_classes(self) -> None:
         """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
-        with constructors_refusals():
-            super().instantiate_classes()
+        assert self.subcommand is not None
+        maker = Maker(self.config[self.subcommand])
+        self.parser.maker = maker  # type: ignore[attr-defined]
+        try:
+            with constructors_refusals():
+                super().instantiate_classes()
+        except ValueError as error:
+            if maker.refusal is None or maker.refusal is error:
+                raise
+            raise maker.refusal from maker.refusal.__cause__
 
     def _set_seed(self) -> None:
         check_seed(self._get(self.config, "seed_everything"))
@@ -137,23 +155,10 @@ class PopoCLI(LightningCLI):
         """Refuses what would be silently wrong, and settles where the run writes."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        if config.checkpoint.every_n_train_steps and config.checkpoint.every_n_epochs:
-            raise SettingError(
-                f"checkpoint.every_n_train_steps is {config.checkpoint.every_n_train_steps} beside "
-                f"checkpoint.every_n_epochs, {config.checkpoint.every_n_epochs}; set the second to null, or leave the "
-                "first out"
-            )
-        if config.checkpoint.train_time_interval is not None:
-            raise SettingError(
-                f"checkpoint.train_time_interval is {config.checkpoint.train_time_interval}, which Lightning ignores "
-                "under manual optimization; set checkpoint.every_n_epochs (iterations) instead"
-            )
-        for name in ("run.root", "run.folder", "ckpt_path"):
-            if config.get(name) == "":
-                raise SettingError(f"{name} is empty, which names no place; leave it out")
-        for name in ("run.task", "run.method"):
-            if not config[name].strip(".") or "/" in config[name]:
-                raise SettingError(f"{name} is '{config[name]}', which names no folder; use a plain name such as mine")
+        check_numbers(config)
+        check_texts(config)
+        check_checkpoints(config.checkpoint)
+        check_slots(config)
         check_trainer(config.trainer)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)
@@ -229,7 +234,9 @@ class PopoCLI(LightningCLI):
         if self.subcommand == "fit":
             self.save_config_callback = None  # the run's keeper does it, later
             keeper = RunKeeper(self.start.record, self._save_config)
-            kwargs["callbacks"] = [keeper, *(config.trainer.callbacks or [])]  # first, before an evaluation takes hours
+            given = config.trainer.callbacks or []
+            # the keeper first, before an evaluation takes hours
+            kwargs["callbacks"] = [keeper, *(given if isinstance(given, list) else [given])]
             if config.trainer.logger is True:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind)
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
@@ -264,12 +271,13 @@ def run(args: ArgsType = None) -> PopoCLI:
         )
     except (SettingError, ValueError) as error:
         # jsonargparse wraps what the constructor of an optional class raises
-        cause = error if isinstance(error, SettingError) else error.__cause__
-        if not isinstance(cause, SettingError):
+        refusal = own_refusal(error)
+        if refusal is None:
             raise
-        refuse(str(cause))
+        show_traceback(refusal)
+        refuse(str(refusal))
     except NotFiniteError as error:
-        print(f"popo: {error}", file=sys.stderr)
+        speak(str(error))
         sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):

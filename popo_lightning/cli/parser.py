@@ -7,7 +7,9 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from popo_lightning.cli.class_faults import Maker
 from popo_lightning.cli.parser_sentences import Command, explained
+from popo_lightning.core.one_voice import speak
 
 
 class OneSentenceParser(LightningArgumentParser):
@@ -16,11 +18,18 @@ class OneSentenceParser(LightningArgumentParser):
     def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
         self.given: list[str] = []  # the command line
+        self.maker: Maker | None = None
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         """As usual; notes what it is given, for sentences about it."""
         self.given = [str(arg) for arg in (sys.argv[1:] if args is None else args)]
         return super().parse_args(args, *others, **kwargs)
+
+    def instantiate(self, *args: Any, instantiators: Any = None, **kwargs: Any) -> Any:
+        """As usual; by the maker, if there is one."""
+        if instantiators is None and self.maker is not None:
+            instantiators = [(self.maker, object, True)]
+        return super().instantiate(*args, instantiators=instantiators, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the sentence and exits with code 2; a parser within a parser raises instead, for the outer to decide.
@@ -48,10 +57,10 @@ def command_of(parser: Any) -> Command:
         for name, part in parts.items()
     }
     called = getattr(parser, "subcommand", None) or next((arg for arg in top.given if arg in parsers), None)
-    return Command(f"{top.prog} {called}" if called else top.prog, options)
+    return Command(f"{top.prog} {called}" if called else top.prog, options, top.given)
 
 
 def refuse(sentence: str) -> NoReturn:
-    """One sentence, exit code 2."""
-    print(f"popo: {sentence}", file=sys.stderr)
+    """One sentence, by one rank, and exit code 2."""
+    speak(sentence)
     sys.exit(2)

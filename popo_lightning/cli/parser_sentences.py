@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import walk_tb
 
-from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
+from popo_lightning.core.errors import SettingError, own_refusal, reason
 from popo_lightning.core.nearest import arguments_of, did_you_mean, nearest, nearest_class, nearest_setting
 
 UNION = re.compile(
     r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: (.*?) Given value type: .*?"
-    r" Given value: (.*)$"
+    r" Given value:\s*(.*)$"
 )
 KNOWN = re.compile(r"class_path '|dot import path|Option '|Multiple subclasses|No module named|has no attribute")
 DULL = ("Expected a <class", "Expected a typing", "Not a valid subclass", "Expected a path")
@@ -42,10 +43,12 @@ class Command:
     Args:
         name: As the user called it, such as "popo fit".
         options: By command, settings and options with neither dashes nor values.
+        given: The arguments.
     """
 
     name: str
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    given: Sequence[str] = ()
 
 
 def explained(message: str, command: Command) -> str:
@@ -77,7 +80,7 @@ def constructors_refusals() -> Iterator[None]:
         raise SettingError(f"{owner} refuses its settings: {reason(error)}") from error
     except ValueError as error:
         nested = str(error).startswith(("Does not validate", "Problem with given"))
-        if isinstance(error, SettingError) or isinstance(error.__cause__, SettingError) or not nested:
+        if own_refusal(error) is not None or not nested:
             raise
         raise SettingError(explained(str(error), Command("popo"))) from error
 
@@ -102,6 +105,8 @@ def _of_union(found: re.Match[str]) -> str:
     telling = [error for error in re.split(r"(?:^| )- ", errors) if error and not error.startswith(dull)]
     if telling:
         owner = re.search(r"class_path='[\w.]*?(\w+)'", value)
+        if owner is not None and telling[0].startswith("the following arguments"):
+            return f"Problem with given class_path '{owner.group(1)}': {telling[0]}"
         return telling[0] if owner is None or KNOWN.search(telling[0]) else f"{owner.group(1)} refuses {telling[0]}"
     names = re.sub(r"<class '([^']*)'>", r"\1", kinds).replace("NoneType", "null").replace("typing.", "")
     names = " or ".join(name for name in re.split(r", (?![^\[]*\])", names))
@@ -112,7 +117,9 @@ def _setting(text: str) -> str:
     """The setting that a message is about, with those it is nested in, as "data.composer.buffer"."""
     bare = re.sub(r"Problem with given class_path '[^']*': ", "", text)
     found = re.match(r"(?:[\w.]+: )+", bare)
-    return ".".join(found.group().rstrip(": ").split(": ")) if found else ""
+    first, *others = found.group().rstrip(": ").split(": ") if found else [""]
+    inner = ".".join(others)
+    return first if not inner or f".{first}".endswith(f".{inner}") else f"{first}.{inner}"
 
 
 def _about(text: str) -> str:
@@ -128,6 +135,8 @@ def _unknown_option(text: str, command: Command) -> str | None:
         return None
     given = found.group(1).partition("=")[0]
     name = given.lstrip("-")
+    if name in command.options.get(command.name, ()):
+        return f"{given} is no option of {command.name}; write it with two dashes, as --{name}"
     if not given.startswith("-"):
         return f"'{given}' is no option of {command.name}; a setting is given as --name value"
     elsewhere = [other for other, options in command.options.items() if name in options]
@@ -256,6 +265,35 @@ def _required_argument(text: str, command: Command) -> str | None:
     return f"{_about(text)}{owner} needs {names}; set {_setting(text)}.{names.partition(',')[0]}"
 
 
+def _no_value(text: str, command: Command) -> str | None:
+    found = re.match(r"argument (\S+): expected one argument", text)
+    if found is None:
+        return None
+    name = found.group(1).rpartition("/")[2]
+    for option, value in zip(command.given, [*command.given[1:], ""], strict=False):
+        if option == name or option.startswith(f"{name}."):
+            if value.startswith("-") and not value.startswith("--"):
+                return f"{option} is followed by {value}, which looks like an option; write it as {option}={value}"
+            if not value or value.startswith("-"):
+                return f"{option} has no value; write one after it, as {option} VALUE"
+    return f"{name} has no value; write one after it, as {name} VALUE"
+
+
+def _misfit(text: str, command: Command) -> str | None:
+    return misfit(_setting(text), text)
+
+
+def _misnamed(text: str, command: Command) -> str | None:
+    inline = re.match(r"config: ((?:while|expected|mapping|could|did) .*)", text)
+    if inline is not None:
+        return f"--config is written inline and is no YAML ({inline.group(1)}); close its brackets and quotes"
+    return misnamed(_setting(text), text)
+
+
+def _no_subclass(text: str, command: Command) -> str | None:
+    return no_subclass(_setting(text), text)
+
+
 RULES: tuple[Callable[[str, Command], str | None], ...] = (
     _unknown_option,
     _unknown_key,
@@ -266,4 +304,8 @@ RULES: tuple[Callable[[str, Command], str | None], ...] = (
     _required_setting,
     _no_class,
     _unknown_class,
+    _no_value,
+    _no_subclass,
+    _misfit,
+    _misnamed,
 )

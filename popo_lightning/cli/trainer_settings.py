@@ -59,6 +59,7 @@ REFUSED = {
     "LearningRateFinder": "its trial steps would be iterations; set model.optimizer's lr",
 }
 
+PROCESSES = 16  # that are no mistake on a machine of fewer cores
 SEEDS = 2**32  # numpy takes those below
 
 
@@ -86,6 +87,8 @@ def check_trainer(trainer: Any) -> None:
     check_precision(trainer.precision)
     _check_strategy(trainer.strategy)
     _check_devices(trainer)
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
+        raise SettingError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}; use at least 1")
     if trainer.num_nodes < 1:
         raise SettingError(f"trainer.num_nodes is {trainer.num_nodes}; use at least 1")
 
@@ -122,11 +125,14 @@ def at_the_end_of_an_iteration(limit: Any) -> Timer:
         SettingError: No time.
     """
     try:
-        return Timer(limit, interval="epoch")
+        timer = Timer(limit, interval="epoch")
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise SettingError(
-            f"trainer.max_time is {limit}, which is no time ({reason(error)}); write DD:HH:MM:SS, such as 00:12:00:00"
+            f"trainer.max_time is '{limit}', which is no time; write DD:HH:MM:SS, such as 00:12:00:00"
         ) from error
+    if not (timer._duration or 0) > 0:
+        raise SettingError(f"trainer.max_time is '{limit}', no time at all; write DD:HH:MM:SS, such as 00:12:00:00")
+    return timer
 
 
 def check_callbacks(callbacks: Iterable[Any], checkpoint_io: Any) -> None:
@@ -192,6 +198,9 @@ def check_cpu_devices(devices: Any) -> None:
         raise SettingError(
             f"trainer.devices is {devices}, but this run is on a CPU, where it is the number of processes; set it to 1"
         )
+    most = max(PROCESSES, os.cpu_count() or 1)
+    if devices != "auto" and int(devices) > most:
+        raise SettingError(f"trainer.devices is {devices}, processes on a CPU; use at most {most}")
 
 
 def chosen_accelerator(setting: Any) -> Any:

@@ -27,3 +27,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, KeyError) or not text:  # a key alone says nothing
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+def own_refusal(error: BaseException) -> SettingError | None:
+    """The refusal that an error is, or that it wraps, as jsonargparse does with what a nested class raises."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, SettingError):
+        seen = seen.__cause__ or seen.__context__
+    return seen

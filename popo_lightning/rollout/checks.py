@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
 
+COLDEST, HOTTEST = 1e-3, 1e3  # temperatures beyond leave nothing of float32 logits
 LEAST = {
     "problems_per_iteration": (1, "ask at least one problem"),
     "group_size": (2, "a group needs two responses to differ"),
@@ -24,14 +26,20 @@ def check_settings(data: Any) -> None:
     for name, (least, reason) in LEAST.items():
         _at_least(name, getattr(data, name), least, reason)
     _at_least("max_new_tokens", data.sampling.max_new_tokens, 1, "a response needs one token")
+    _at_least("max_prompt_tokens", data.max_prompt_tokens, 1, "a prompt has one token")
+    if not 0 < data.grading_timeout < math.inf:
+        raise SettingError(
+            f"data.grading_timeout is {data.grading_timeout}; use a number of seconds above 0, such as 5.0"
+        )
     if data.minibatches > data.problems_per_iteration:
         raise SettingError(
             f"data.minibatches is {data.minibatches} but an iteration has only {data.problems_per_iteration} groups "
             "(data.problems_per_iteration); lower the first or raise the second"
         )
-    if data.sampling.temperature <= 0:
+    if not COLDEST <= data.sampling.temperature <= HOTTEST:
         raise SettingError(
-            f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, such as 1.0"
+            f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, "
+            f"{COLDEST:g} to {HOTTEST:g}, such as 1.0"
         )
     if "" in data.sampling.stop:
         raise SettingError(

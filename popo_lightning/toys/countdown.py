@@ -7,6 +7,7 @@ exact search proves each one solvable.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from itertools import combinations_with_replacement, permutations
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.number_settings import shortened
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
 from popo_lightning.toys.held_out import place_of
@@ -24,6 +26,7 @@ from popo_lightning.toys.held_out import place_of
 Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
 
 MAX_RESPONSE_CHARACTERS = 400
+MOST_DRAWN = 10**7  # sets of numbers, of each of which the solutions are enumerated
 STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
 
 
@@ -159,6 +162,13 @@ class CountdownSteps(Task):
         for name, count in counts.items():
             if count < 1:
                 raise SettingError(f"data.task.{name} is {count}; use at least 1")
+        for count in counts_of(numbers):
+            drawn = math.comb(largest_number + count - 1, count)
+            if drawn > MOST_DRAWN:
+                raise SettingError(
+                    f"data.task.largest_number is {largest_number}, of which {count} numbers (data.task.numbers) "
+                    f"are drawn in {shortened(drawn)} ways, too many to enumerate; lower one, to {MOST_DRAWN} at most"
+                )
         if not 0 < held_out_share < 1:
             raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
         self.numbers = numbers

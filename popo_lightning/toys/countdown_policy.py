@@ -22,6 +22,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.toys.countdown import CountdownSteps, Step, apply, counts_of, solutions, write_steps
+from popo_lightning.toys.warm_start_settings import check_sizes
 
 RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
@@ -121,6 +122,14 @@ class CountdownWarmStart(WarmStart):
     ) -> None:
         if not 0 <= right <= 1:
             raise SettingError(f"model.warm_start.right is {right}; use a share from 0 to 1")
+        check_sizes(
+            learning_rate,
+            batch_size=batch_size,
+            hidden_size=hidden_size,
+            heads=heads,
+            layers=layers,
+            intermediate_size=intermediate_size,
+        )
         if examples < LEAST_STEPS * batch_size:
             raise SettingError(
                 f"model.warm_start.examples is {examples}, fewer than {LEAST_STEPS} batches of "

@@ -47,6 +47,7 @@ from popo_lightning.toys.formulas import (
     without_second,
 )
 from popo_lightning.toys.glyph_reader import Glyph, GlyphReader
+from popo_lightning.toys.warm_start_settings import check_sizes
 
 RECIPE = 1  # part of the cache address: raise it when a change to this file or to the diagrams changes the weights
 SPECIAL = ["<pad>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -152,6 +153,15 @@ class GeometryWarmStart(WarmStart):
         for name, width in {"hidden_size": hidden_size, "vision_hidden_size": vision_hidden_size}.items():
             if width % HEAD or width < HEAD:
                 raise SettingError(f"model.warm_start.{name} is {width}; use a multiple of {HEAD}")
+        check_sizes(
+            learning_rate,
+            batch_size=batch_size,
+            hidden_size=hidden_size,
+            layers=layers,
+            intermediate_size=intermediate_size,
+            vision_hidden_size=vision_hidden_size,
+            vision_layers=vision_layers,
+        )
         if examples < LEAST_STEPS * batch_size:
             raise SettingError(
                 f"model.warm_start.examples is {examples}, fewer than {LEAST_STEPS} batches of "

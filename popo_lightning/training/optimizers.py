@@ -61,6 +61,11 @@ def check_optimizer(make: Callable[..., Any], make_scheduler: Callable[..., Any]
             scheduler = make_scheduler(optimizer)
         try:
             scheduler.step()
+        except (ArithmeticError, LookupError) as error:
+            raise SettingError(
+                f"model.lr_scheduler is {type(scheduler).__name__}, which fails at its first step "
+                f"({reason(error)}); correct its settings"
+            ) from error
         except TypeError as error:
             raise SettingError(
                 f"model.lr_scheduler is {type(scheduler).__name__}, which needs more than to be told of a step "
@@ -75,8 +80,8 @@ def made(setting: str) -> Iterator[None]:
         yield
     except SettingError:
         raise
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{setting} cannot be made: {reason(error)}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        raise SettingError(f"{setting} cannot be made: {reason(error)}; correct its settings") from error
 
 
 def group_settings(optimizer: Optimizer) -> list[GroupSettings]:

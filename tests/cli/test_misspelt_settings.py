@@ -85,11 +85,11 @@ OPTIONS = {  # what the command line says, and the sentence
     "checkpoint.save_top_k to 0",
     "--evaluation null": "evaluation is null, but it is a group of settings",
     "--data x": "data is 'x', but it is a group of settings; give them one by one, as --data.NAME VALUE",
-    "--evaluation.max_new_tokens many": "evaluation.max_new_tokens: Expected int or null. Got value: many",
+    "--evaluation.max_new_tokens many": "evaluation.max_new_tokens is many; use a whole number or null",
     "--evaluation.benchmarks.a.sampls 3": "evaluation.benchmarks: Expected a mapping",
-    "--data.group_size many": "data.group_size: Expected int. Got value: many",
-    "--model.optimizer.lr fast": "model.optimizer.lr: Expected float or torch.Tensor. Got value: fast",
-    "--model.optimizer.betas 3": "model.optimizer.betas: Expected tuple. Got value: 3",
+    "--data.group_size many": "data.group_size is many; use a whole number",
+    "--model.optimizer.lr fast": "model.optimizer.lr is fast; use a number",
+    "--model.optimizer.betas 3": "model.optimizer.betas is 3; use a list",
 }
 
 

@@ -1,0 +1,158 @@
+"""What goes wrong in a class or module that a setting names, as one sentence: the setting, the fault and its place."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from traceback import print_exception, walk_tb
+from types import TracebackType
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from popo_lightning.core.errors import SettingError, reason
+
+PACKAGE = Path(__file__).parent
+LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+KNOWN = ("popo_lightning", "lightning", "torch")
+# What a known class says of its own settings, for which there are sentences without a place.
+REFUSALS = (MisconfigurationException, ImportError, TypeError, ValueError)
+DEBUG = "JSONARGPARSE_DEBUG"  # of jsonargparse, for errors of its own
+TRACEBACK = f"{DEBUG}=true in the environment shows the traceback"
+
+
+class ClassFaultError(SettingError):
+    """A class of the user's own, or its module, raised something; the cause is what it raised."""
+
+
+class Maker:
+    """Makes the objects that settings name, and says which setting it was whose class raised something.
+
+    Args:
+        config: Settings as they were parsed.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.refusal: SettingError | None = None  # the last, which jsonargparse may wrap beyond recognition
+
+    def __call__(self, kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The object, as jsonargparse's instantiators give it.
+
+        Args:
+            kind: A class, or a function that gives an object.
+            args: Of it.
+            kwargs: Of it.
+
+        Raises:
+            ClassFaultError: It raised what is no refusal of a known class.
+        """
+        try:
+            return kind(*args, **kwargs)
+        except SettingError as error:
+            self.refusal = error
+            raise
+        except (Exception, SystemExit) as error:
+            if _top(kind.__module__) in KNOWN and isinstance(error, REFUSALS):
+                raise
+            path = f"{kind.__module__}.{kind.__qualname__}"
+            setting = next(settings_of(self.config, kind), "a setting")
+            self.refusal = ClassFaultError(
+                f"{setting} is {path}, whose constructor raised {said(error)}{_at(error, kind)}; give it other "
+                f"settings, or correct it ({TRACEBACK})"
+            )
+            raise self.refusal from error
+
+
+def show_traceback(refusal: SettingError) -> None:
+    """That of a fault in a class or module, where jsonargparse's own switch asks for it."""
+    if isinstance(refusal, ClassFaultError) and os.environ.get(DEBUG, "").lower() == "true":
+        print_exception(refusal.__cause__)
+
+
+def settings_of(config: Any, kind: Callable[..., Any], above: str = "") -> Iterator[str]:
+    """Settings whose class_path names a class, by their names.
+
+    Args:
+        config: Settings as they were parsed.
+        kind: The class.
+        above: The name of what the settings are of.
+    """
+    if isinstance(config, list | tuple):
+        for place, value in enumerate(config):
+            yield from settings_of(value, kind, f"{above}[{place}]")
+        return
+    items = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    if isinstance(path := items.get("class_path"), str) and _found(path) is kind:
+        yield above
+    for name, value in items.items():
+        inner = above if name == "init_args" else f"{above}.{name}".lstrip(".")
+        yield from settings_of(value, kind, inner)
+
+
+def import_fault(error: BaseException) -> ClassFaultError | None:
+    """What a module raised while it was imported for a class_path, or None for any other error.
+
+    Args:
+        error: Of jsonargparse.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    paths = [frame.f_locals.get("name") for frame in frames if frame.f_code.co_name == "import_object"]
+    if not paths:
+        return None
+    owners = [getattr(frame.f_locals.get("self"), "dest", None) for frame in frames]
+    names = [name for name in dict.fromkeys(owners) if isinstance(name, str) and name != "subcommand"]
+    setting = ".".join(names) or "a setting"
+    return ClassFaultError(
+        f"{setting} is {paths[-1]}, whose module raised {said(error)}{_at(error, None)} when it was imported; correct "
+        f"it ({TRACEBACK})"
+    )
+
+
+def said(error: BaseException) -> str:
+    """The kind of an error and its message, on one line."""
+    name, text = type(error).__name__, reason(error)  # type: ignore[arg-type]
+    if isinstance(error, SyntaxError):
+        text = error.msg
+    return name if text == name else text if text.startswith(f"{name} ") else f"{name}: {text}"
+
+
+def _at(error: BaseException, kind: Callable[..., Any] | None) -> str:
+    """Where, in the code that the user can change: the innermost place outside libraries, or of the class's package."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f" at {_shown(Path(error.filename))}:{error.lineno}"
+    places = list(_places(error.__traceback__))
+    own = [place for place in places if _is_users(place[0])]
+    if not own and kind is not None:
+        own = [place for place in places if _top(place[2]) == _top(kind.__module__)]
+    return f" at {_shown(own[-1][0])}:{own[-1][1]}" if own else ""
+
+
+def _places(trace: TracebackType | None) -> Iterator[tuple[Path, int, str]]:
+    for frame, line in walk_tb(trace):
+        yield Path(frame.f_code.co_filename), line, str(frame.f_globals.get("__name__", ""))
+
+
+def _is_users(file: Path) -> bool:
+    known = file.is_relative_to(PACKAGE) or any(file.is_relative_to(folder) for folder in LIBRARIES)
+    return not known and file.is_absolute()
+
+
+def _shown(file: Path) -> str:
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _found(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return inspect.unwrap(getattr(import_module(module), name))
+    except (ImportError, AttributeError, ValueError):
+        return None
