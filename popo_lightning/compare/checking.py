@@ -59,15 +59,23 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
             continue
         checked.add(run.arm)
         try:
-            _parse(run.arguments())
+            parse(run.arguments())
         except SettingError as error:
             raise SettingError(f"method {run.arm.label}: {error}") from error
 
 
-def _parse(arguments: list[str]) -> None:
+def parse(arguments: list[str]) -> ParsedOnly:
+    """Parses and checks one command; its settings are the result's `config`.
+
+    Args:
+        arguments: Of popo.
+
+    Raises:
+        SettingError: What popo fit would refuse.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")  # as it does here
-        ParsedOnly(
+        return ParsedOnly(
             PolicyModule,
             RolloutDataModule,
             args=arguments,

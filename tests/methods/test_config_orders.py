@@ -1,0 +1,76 @@
+"""What is a method's stays a method's, whatever file comes before or after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.places import REPOSITORY
+
+from popo_lightning.compare.checking import parse
+
+CONFIGS = REPOSITORY / "configs"
+METHODS = sorted(CONFIGS.glob("method/*.yaml"))
+PAPERS = sorted(CONFIGS.glob("paper/*.yaml"))
+OTHERS = [
+    file for room in ("paper", "model", "card", "scale", "task") for file in sorted(CONFIGS.glob(f"{room}/*.yaml"))
+]
+ADDED = {"model.regularizers+"}  # appended to, so that neither file's are lost
+
+
+def settings(content: Any, above: str = "") -> Iterator[str]:
+    """Paths of all settings of a file that are no group of others."""
+    if not isinstance(content, dict):
+        yield above
+        return
+    for name, value in content.items():
+        yield from settings(value, f"{above}.{name}" if above else name)
+
+
+def named(file: Path) -> str:
+    return f"{file.parent.name}/{file.stem}"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda file: file.stem)
+def test_no_other_file_sets_what_a_method_sets(method: Path) -> None:
+    own = set(settings(yaml.safe_load(method.read_text())))
+    assert "model.regularizers" not in own, "write regularizers+, or those of a paper's file are lost"
+    for other in OTHERS:
+        both = own & set(settings(yaml.safe_load(other.read_text())))
+        assert both <= ADDED, f"{named(method)} and {named(other)} both set {both}"
+
+
+def composed(*files: Path) -> dict[str, Any]:
+    arguments = [word for file in files for word in ("--config", str(file))]
+    cli = parse(["fit", *arguments, "--run.folder", "anywhere"])
+    found: dict[str, Any] = json.loads(cli._parser("fit").dump(cli.config["fit"], skip_none=False, format="json"))
+    (found["model"]["regularizers"] or []).sort(key=lambda term: str(term["class_path"]))
+    return found
+
+
+def task_of(paper: Path) -> Path:
+    name = {"math_1p5b": "math", "math_7b": "math", "countdown_3b": "countdown", "geometry_vl3b": "geometry"}[
+        paper.stem
+    ]
+    return CONFIGS / "task" / f"{name}.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda file: file.stem)
+def test_every_method_with_every_paper_file(paper: Path) -> None:
+    """In one order: with settings apart, the other gives the same. In both where both append."""
+    task = task_of(paper)
+    for method in METHODS:
+        alone, before = composed(task, method), composed(task, method, paper)
+        if ADDED & set(settings(yaml.safe_load(method.read_text()))):
+            assert before == composed(task, paper, method), method.stem
+        for slot in ("advantage", "behave_weight", "trust_region", "aggregation", "critic"):
+            assert before["model"][slot] == alone["model"][slot], (method.stem, slot)
+        assert before["data"]["composer"] == alone["data"]["composer"] and before["proximal"] == alone["proximal"]
+        own = [term["class_path"] for term in alone["model"]["regularizers"] or []]
+        terms = [term["class_path"] for term in before["model"]["regularizers"]]
+        assert set(own) <= set(terms) and "popo_lightning.objectives.regularizers.EntropyBonus" in terms
