@@ -177,6 +177,11 @@ class RolloutDataModule(EngineRollouts):
         self.ahead.close()
         self._pool.close()
 
+    @property
+    def first_grading_failure(self) -> str | None:
+        """What went wrong first in grading on this rank, as a sentence without its end."""
+        return self._pool.first_failure
+
     # -- one iteration -----------------------------------------------------------------------------------------
 
     def iterate(self) -> Iterator[Minibatch]:

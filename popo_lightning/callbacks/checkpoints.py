@@ -18,10 +18,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
+from popo_lightning.callbacks.closing_words import SavedSoFar, check_saved, fall_in_words, from_before_a_fall
 from popo_lightning.callbacks.resume_place import ResumePlace
-from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.errors import NotFiniteError, SettingError, reason
 from popo_lightning.core.ranks import all_gather_object, all_reduce, broadcast_object, lost_rank
 from popo_lightning.runs.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
+from popo_lightning.runs.record import RunRecord
 from popo_lightning.runs.stopping import Stopped
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
 
@@ -40,7 +42,16 @@ log = logging.getLogger(__name__)
 
 
 class NotSavedError(Exception):
-    """A checkpoint that was not written, with the reason; the run goes on."""
+    """A checkpoint that was not written; the run goes on.
+
+    Args:
+        checkpoint: Its path.
+        why: The reason.
+    """
+
+    def __init__(self, checkpoint: str, why: str) -> None:
+        self.why = why
+        super().__init__(f"checkpoint {checkpoint} is not written: {why}")
 
 
 class Checkpoints(ModelCheckpoint):
@@ -54,6 +65,8 @@ class Checkpoints(ModelCheckpoint):
     Arguments are ModelCheckpoint's; every_n_epochs counts iterations, every_n_train_steps minibatches.
     """
 
+    _is_set_up = False  # what comes before needs no words
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Whole files from whatever saves; removes what a writer that died has left.
 
@@ -66,6 +79,8 @@ class Checkpoints(ModelCheckpoint):
         self._tried: ResumePlace | None = None  # the last that was to be saved
         self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
         self._written: str | None = None  # the newest checkpoint of this process
+        self._counts, self._why = {"written": 0, "failed": 0}, ""  # and the reason of the last failure
+        self._is_set_up = True
         if stage != "fit":
             return
         lag = getattr(trainer.datamodule, "async_level", 0)  # type: ignore[attr-defined]
@@ -116,14 +131,38 @@ class Checkpoints(ModelCheckpoint):
         if isinstance(exception, Stopped):
             if trainer.state.fn == "fit":
                 self._save_behind(trainer)
-                exception.checkpoint = self._newest(trainer)
-                exception.where = "" if self._saved is None else self._saved.words
+                saved = self.saved_so_far(trainer)
+                exception.checkpoint, exception.where, exception.unusable = saved.newest, saved.where, saved.unusable
             trainer.datamodule.stopping.disarm()  # type: ignore[attr-defined]
         elif self.save_on_exception and self._place is not None:
             if self._place.weights_moved(trainer):
                 log.warning("no checkpoint on this exception: it came inside a minibatch, which no run can go on from")
             else:
                 self._save_behind(trainer)
+        if self._is_set_up and trainer.state.fn == "fit" and trainer.is_global_zero:
+            words = self.closing_words(trainer)
+            if isinstance(exception, NotFiniteError) and not words:
+                words = [self.saved_so_far(trainer).taken_up()]
+            for sentence in words:
+                exception.add_note(sentence)
+
+    def saved_so_far(self, trainer: L.Trainer) -> SavedSoFar:
+        """What became of the run's checkpoints."""
+        return SavedSoFar(
+            newest=self._newest(trainer),
+            where="" if self._saved is None else self._saved.words,
+            why=self._why,
+            of_the_end=self._saved is not None and self._saved == self._place,
+            off=self._switched_off,
+            weights_only=self.save_weights_only,
+            **self._counts,
+        )
+
+    def closing_words(self, trainer: L.Trainer) -> list[str]:
+        """Sentences for the end of the run: what could not be written, and whether the newest is worth taking up."""
+        saved = self.saved_so_far(trainer)
+        found = [None if saved.newest is None else saved.failures(), fall_in_words(trainer, saved.newest)]
+        return [sentence for sentence in found if sentence is not None]
 
     def _should_skip_saving_checkpoint(self, trainer: L.Trainer) -> bool:
         """Also while steps are skipped, since the weights may be on their way out: the one before stays."""
@@ -192,6 +231,7 @@ class Checkpoints(ModelCheckpoint):
             yield
         except NotSavedError as error:
             vars(self).update(before)
+            self._counts["failed"], self._why = self._counts["failed"] + 1, error.why
             newest = self._newest(trainer)
             kept = f"{newest} stays as it is" if newest else "there is no earlier one"
             then = ", and the run ends without one of its end" if _is_last(trainer) else ", and the run continues"
@@ -208,10 +248,11 @@ class Checkpoints(ModelCheckpoint):
         if why is None:
             why = next((each for each in all_gather_object(self._write(trainer, filepath)) if each), None)
         if why is not None:
-            raise NotSavedError(f"checkpoint {filepath} is not written: {why}")
+            raise NotSavedError(filepath, why)
         self._saved = self._behind or self._place
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = self._written = filepath
+        self._counts["written"] += 1
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
@@ -247,10 +288,29 @@ class Checkpoints(ModelCheckpoint):
             take_away(Path(filepath))
 
     def _should_remove_checkpoint(self, trainer: L.Trainer, previous: str, current: str) -> bool:
-        """Not while steps are skipped: the last good one stays."""
+        """Not while steps are skipped, or the policy may be broken: the last good one stays."""
         skipped = getattr(trainer.lightning_module, "finite_steps", None)
-        kept = skipped is not None and skipped.in_a_row > 0
+        kept = (skipped is not None and skipped.in_a_row > 0) or from_before_a_fall(trainer, previous)
         return not kept and super()._should_remove_checkpoint(trainer, previous, current)
+
+
+def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> list[str]:
+    """What the end of a run says of its checkpoints.
+
+    Args:
+        trainer: That has ended.
+        record: Of the run.
+        folder: The run's.
+
+    Raises:
+        NothingSavedError: The run leaves nothing to go on from.
+    """
+    found: list[str] = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints) and trainer.is_global_zero:
+            check_saved(callback.saved_so_far(trainer), record, folder)
+            found += callback.closing_words(trainer)
+    return found
 
 
 def _only_tries(trainer: L.Trainer) -> bool:

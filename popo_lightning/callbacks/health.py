@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from popo_lightning.callbacks.fall import Fall
 from popo_lightning.core.errors import SettingError
 
 WINDOW = 10  # iterations over which the effective share is averaged: that of a few groups is often 0 by chance
@@ -141,12 +142,15 @@ class Health(L.Callback):
         self._watched: dict[str, Watched] = {}
         self._courses: dict[str, Course] = {}
         self._steps = 0.0
+        self.fall = Fall(patience)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Speaks on rank 0, which alone has the metrics of all."""
         if trainer.is_global_zero:
-            for sentence in self.statements(pl_module.iteration_metrics):
-                log.warning("iteration %d: %s", trainer.datamodule.iteration, sentence)  # type: ignore[attr-defined]
+            iteration, metrics = trainer.datamodule.iteration, pl_module.iteration_metrics  # type: ignore[attr-defined]
+            fallen = self.fall.see(metrics.get("rollout/all_wrong_share"), iteration)
+            for sentence in [*self.statements(metrics), *([self._fallen()] if fallen else [])]:
+                log.warning("iteration %d: %s", iteration, sentence)
 
     def statements(self, metrics: dict[str, float]) -> list[str]:
         """What is to be said of an iteration's metrics; to be called once for each."""
@@ -244,6 +248,13 @@ class Health(L.Callback):
             ),
         )
 
+    def _fallen(self) -> str:
+        return (
+            f"no response has been right since iteration {self.fall.since}, while {self.fall.before:.0%} of the groups "
+            f"were all wrong before: the policy is broken, and so is what is saved from now on; stop, {LOWER_RATE} or "
+            "set model.max_grad_norm, and take up a checkpoint from before by --ckpt_path (health.patience)"
+        )
+
     def _judged(self, kind: str, is_outside: bool | None, sentence: Callable[[], str]) -> str:
         """The sentence and its setting, where it is time to say it; None stands for a metric that is not there."""
         if is_outside is None or not self._watched.setdefault(kind, Watched()).sees(is_outside, self.patience):
@@ -258,6 +269,7 @@ class Health(L.Callback):
             "watched": {kind: asdict(watched) for kind, watched in self._watched.items()},
             "courses": {name: asdict(course) for name, course in self._courses.items()},
             "steps": self._steps,
+            "fall": self.fall.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,6 +277,8 @@ class Health(L.Callback):
         self._watched = {kind: Watched(**watched) for kind, watched in state_dict["watched"].items()}
         self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
         self._steps = state_dict["steps"]
+        if "fall" in state_dict:  # which an earlier version did not have
+            self.fall.load_state_dict(state_dict["fall"])
 
 
 def _below(value: float | None, limit: float | None) -> bool | None:

@@ -8,7 +8,11 @@ from typing import Any
 
 import lightning as L
 
+from popo_lightning.callbacks.summary import Summary
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.rollout.report import Totals
 from popo_lightning.runs.record import RunRecord
+from popo_lightning.runs.stopping import Stopped
 
 CONFIG = "config.yaml"
 
@@ -19,10 +23,12 @@ class RunKeeper(L.Callback):
     Args:
         record: Of the run.
         save_config: Writes the settings to a path.
+        forks: Whether the run begins from another run's checkpoint: what that one has done is none of its own.
     """
 
-    def __init__(self, record: RunRecord, save_config: Callable[[Path], None]) -> None:
+    def __init__(self, record: RunRecord, save_config: Callable[[Path], None], forks: bool = False) -> None:
         self.record = record
+        self.forks = forks
         self._save_config = save_config
         self._folder = Path()
 
@@ -33,13 +39,25 @@ class RunKeeper(L.Callback):
         self._folder = Path(trainer.default_root_dir).absolute()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the files."""
+        """Writes the files; of a run that forks, counts begin anew."""
+        if self.forks:
+            trainer.datamodule.totals = Totals()  # type: ignore[attr-defined]
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Evaluation):
+                    callback.keep_present(trainer.datamodule.iteration)  # type: ignore[attr-defined]
+                if isinstance(callback, Summary):
+                    callback.begin_anew()
         if trainer.is_global_zero:
             self._folder.mkdir(parents=True, exist_ok=True)
             draft = self._folder / f"draft.{CONFIG}"
             self._save_config(draft)
             draft.replace(self._folder / CONFIG)
             self.record.write(self._folder)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Tells the command line what the run began from."""
+        if isinstance(exception, Stopped) and self.record.origin is not None:
+            exception.began_from = str(self.record.origin["checkpoint"])
 
     def state_dict(self) -> dict[str, Any]:
         """The run and its folder, for whoever goes on from the checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -58,6 +59,8 @@ class StopSignals(L.Callback):
 def _signals(trainer: L.Trainer) -> tuple[int, ...]:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     requeue = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
+    if requeue is None and "SLURM_JOB_ID" in os.environ:  # a job whose ranks another launcher starts
+        requeue = signal.SIGUSR1
     return SIGNALS if requeue is None else (*SIGNALS, requeue)
 
 

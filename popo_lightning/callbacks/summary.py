@@ -22,9 +22,11 @@ class Summary(L.Callback):
         method: Name of the method, for tables.
         task: Name of the task, for tables.
         seed: The run's seed.
+        origin: The other run's checkpoint that it began from, with the iterations behind that; None for none.
     """
 
-    def __init__(self, method: str, task: str, seed: int) -> None:
+    def __init__(self, method: str, task: str, seed: int, origin: dict[str, Any] | None = None) -> None:
+        self.origin = origin
         self.method = method
         self.task = task
         self.seed = seed
@@ -42,7 +44,8 @@ class Summary(L.Callback):
                 self._phases[name.removeprefix("time/")] = self._phases.get(name.removeprefix("time/"), 0) + value
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the file."""
+        """Writes the file, unless the run was asked to stop: then the last evaluation is made again."""
+        trainer.datamodule.stopping.check(trainer)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "summary.json"
             draft = path.with_suffix(".json.draft")
@@ -54,12 +57,15 @@ class Summary(L.Callback):
         totals = data.totals
         evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
         history = evaluation.history if evaluation else []
-        evaluation_seconds = sum(v for entry in history for k, v in entry.items() if k.endswith("/seconds"))
+        first = self.origin["iterations"] + 1 if self.origin else 0  # an evaluation before that was another run's
+        own = [entry for entry in history if entry["iteration"] >= first]
+        evaluation_seconds = sum(v for entry in own for k, v in entry.items() if k.endswith("/seconds"))
         needed = totals.dynamic_sampling_responses
         return {
             "method": self.method,
             "task": self.task,
             "seed": self.seed,
+            "began_from": self.origin,
             "iterations": data.iteration,
             "optimizer_steps": trainer.global_step,
             "responses": totals.responses,
@@ -73,6 +79,10 @@ class Summary(L.Callback):
             "last_evaluation": flat(history[-1]) if history else None,
             "evaluations": history,
         }
+
+    def begin_anew(self) -> None:
+        """Forgets the seconds of another run."""
+        self._earlier_seconds, self._phases = 0.0, {}
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._began

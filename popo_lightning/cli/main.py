@@ -12,7 +12,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from popo_lightning.callbacks.checkpoints import Checkpoints
+from popo_lightning.callbacks.checkpoints import Checkpoints, closing_sentences
+from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.progress import Progress
@@ -41,7 +42,7 @@ from popo_lightning.cli.trainer_settings import (
     chosen_accelerator,
     lightnings_refusals,
 )
-from popo_lightning.core.errors import NotFiniteError, SettingError, own_refusal, reason
+from popo_lightning.core.errors import NotFiniteError, NothingSavedError, SettingError, own_refusal, reason
 from popo_lightning.core.number_settings import check_numbers
 from popo_lightning.core.one_voice import speak
 from popo_lightning.core.ranks import lost_rank
@@ -59,7 +60,7 @@ from popo_lightning.runs.evaluation_start import settle_evaluation
 from popo_lightning.runs.folder import is_first_rank
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import settle
-from popo_lightning.runs.stopping import Stopped, stopped_in_words
+from popo_lightning.runs.stopping import Stopped, stopped_in_words, too_late_in_words
 from popo_lightning.runs.wanted import RunSettings, wanted_of
 from popo_lightning.training.optimizers import check_optimizer
 
@@ -184,7 +185,8 @@ class PopoCLI(LightningCLI):
     def _settle_folder(self, config: Any) -> None:
         plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
         try:
-            self.start = settle(wanted_of(config, plain), self.claims)
+            self.wanted = wanted_of(config, plain)
+            self.start = settle(self.wanted, self.claims)
         except RunFinished as finished:
             if is_first_rank():
                 print(f"popo: {finished}", file=sys.stderr)
@@ -210,6 +212,18 @@ class PopoCLI(LightningCLI):
         if self.trainer.is_global_zero:
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
 
+    def after_fit(self) -> None:
+        """Says what became of the checkpoints, and answers a signal that came too late.
+
+        Raises:
+            NothingSavedError: The run leaves nothing to go on from.
+        """
+        for sentence in closing_sentences(self.trainer, self.start.record, self.start.folder):
+            print(f"popo: {sentence}", file=sys.stderr)
+        late = too_late_in_words(self.datamodule.stopping)
+        if late is not None and self.trainer.is_global_zero:
+            print(f"popo: {late}", file=sys.stderr)
+
     def before_validate(self) -> None:
         """Settles the strategy, and refuses what it cannot do."""
         self._check_strategy()
@@ -233,14 +247,15 @@ class PopoCLI(LightningCLI):
             check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
             self.save_config_callback = None  # the run's keeper does it, later
-            keeper = RunKeeper(self.start.record, self._save_config)
+            keeper = RunKeeper(self.start.record, self._save_config, self.start.forks)
             given = config.trainer.callbacks or []
             # the keeper first, before an evaluation takes hours
             kwargs["callbacks"] = [keeper, *(given if isinstance(given, list) else [given])]
             if config.trainer.logger is True:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind)
-            summary = Summary(config.run.method, config.run.task, int(config.seed_everything))
-            more: list[Any] = [CriticValues(), summary]
+            origin = self.start.record.origin
+            summary = Summary(config.run.method, config.run.task, int(config.seed_everything), origin)
+            more: list[Any] = [CriticValues(), EarlyStops(self.wanted.stopping, self.start.forks), summary]
             if config.trainer.max_time is not None:
                 more.append(at_the_end_of_an_iteration(config.trainer.max_time))
                 kwargs["max_time"] = None
@@ -276,21 +291,25 @@ def run(args: ArgsType = None) -> PopoCLI:
             raise
         show_traceback(refusal)
         refuse(str(refusal))
-    except NotFiniteError as error:
-        speak(str(error))
+    except (NotFiniteError, NothingSavedError) as error:
+        speak("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
         sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):
             raise
         print(
-            "popo: this rank stops because another rank is gone, whose own output says why; the newest checkpoint is "
-            f"whole, and --run.resume true goes on from it ({reason(error)})",
+            "popo: this rank stops because another rank is gone, whose own output says why; checkpoints are whole, and "
+            f"--run.resume true goes on from the newest, if there is one ({reason(error)})",
             file=sys.stderr,
         )
         sys.exit(1)
     except Stopped as stop:
         if stop.speaks:
-            print(f"popo: {stopped_in_words(stop, sys.argv[1:] if args is None else args)}", file=sys.stderr)
+            for sentence in (
+                *getattr(stop, "__notes__", ()),
+                stopped_in_words(stop, sys.argv[1:] if args is None else args),
+            ):
+                print(f"popo: {sentence}", file=sys.stderr)
         # a rank that another one started ends well: that one gives the exit code, and would be killed for another's
         sys.exit(0 if stop.launched else stop.exit_code)
     except KeyboardInterrupt:

@@ -9,9 +9,15 @@ class SettingError(ValueError):
 
 
 DIVERGED_REMEDY = (
-    "lower the learning rate of model.optimizer, set model.max_grad_norm, or warm up by model.lr_scheduler; "
-    "--run.resume true takes up the newest checkpoint, --ckpt_path an earlier one"
+    "lower the learning rate of model.optimizer, set model.max_grad_norm, or warm up by model.lr_scheduler"
 )
+
+
+class NothingSavedError(RuntimeError):
+    """A run that is over, and of which no checkpoint could be written.
+
+    The message is one sentence with the reason and the remedy.
+    """
 
 
 class NotFiniteError(RuntimeError):
@@ -21,12 +27,25 @@ class NotFiniteError(RuntimeError):
     """
 
 
-def reason(error: Exception) -> str:
-    """Another library's explanation on one line of at most 300 characters, to stand inside a sentence."""
+def reason(error: Exception, most: int = 300) -> str:
+    """Another library's explanation on one line, to stand inside a sentence.
+
+    Args:
+        error: That it gives.
+        most: Characters of the line; what does not fit is left out from the end of a word on.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, KeyError) or not text:  # a key alone says nothing
         text = f"{type(error).__name__} {text}".strip()
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    return shortened(text, most)
+
+
+def shortened(text: str, most: int) -> str:
+    """A line's beginning of whole words, with … where something is left out; a longer word is cut."""
+    if len(text) <= most:
+        return text
+    words = text[: most - 1].rpartition(" ")[0].rstrip(" ,;:.(")
+    return f"{words} …" if words else f"{text[: most - 1]}…"
 
 
 def own_refusal(error: BaseException) -> SettingError | None:

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from popo_lightning.callbacks.evaluation_grades import check_evaluation_grades
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
@@ -183,6 +184,8 @@ class Evaluation(L.Callback):
         if self._results:
             self._finish(trainer, self._results, None)
         self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
+        for result in self._results:  # what was sampled is worth keeping
+            check_evaluation_grades(result, self._data(trainer))
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Keeps the responses.jsonl of an earlier predict."""
@@ -217,6 +220,7 @@ class Evaluation(L.Callback):
             sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
+        data.stopping.check(trainer)  # there may be no next benchmark whose beginning would notice
         if folder is not None and self.write_samples:
             with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
                 for row in sample_rows(name, greedy, sampled, self.breakdown):
@@ -224,7 +228,10 @@ class Evaluation(L.Callback):
         if self._responses is not None:
             for row in sample_rows(name, [] if sampled else greedy, sampled, self.breakdown):
                 self._responses.write(row)
-        return measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
+        result = measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
+        if self._responses is None and not (trainer.state.fn == "fit" and data.iteration):
+            check_evaluation_grades(result, data)
+        return result
 
     def _sample(
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings
@@ -274,6 +281,10 @@ class Evaluation(L.Callback):
     @staticmethod
     def _data(trainer: L.Trainer) -> Any:
         return trainer.datamodule  # type: ignore[attr-defined]
+
+    def keep_present(self, iteration: int) -> None:
+        """Forgets the evaluations of another run, but for one of the weights that this run begins with."""
+        self.history = [entry for entry in self.history if entry["iteration"] == iteration]
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far."""

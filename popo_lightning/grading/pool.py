@@ -219,16 +219,19 @@ def _kill_all(workers: list[GradingProcess], owner: int) -> None:
             workers.pop().kill()
 
 
-def check_grades(counts: dict[str, float], reasons: Sequence[str | None]) -> None:
-    """Raises SettingError where no response of the first iteration could be graded: nothing would ever be learned.
+def check_grades(
+    counts: dict[str, float], reasons: Sequence[str | None], of_what: str = "of the first iteration"
+) -> None:
+    """Raises SettingError where no response could be graded: nothing would be learned, and no number means anything.
 
     Args:
         counts: "responses" and "failures" of all ranks, so that all of them stop.
         reasons: The first failure of each rank's pool.
+        of_what: Which responses, for the sentence.
     """
     if counts["responses"] and counts["failures"] == counts["responses"]:
         raise SettingError(
-            f"none of the {counts['responses']:.0f} responses of the first iteration could be graded: "
+            f"none of the {counts['responses']:.0f} responses {of_what} could be graded: "
             f"{next(filter(None, reasons))}; correct the verifier of data.task, which returns a number or a dict with "
             "a number as its score, or raise data.grading_timeout where it takes longer"
         )

@@ -50,6 +50,6 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # no such name, no access, no network, or told to stay offline
         raise SettingError(
             f"model.path is '{name}', no folder here, and its {NAME}, which is all that the plan needs, is neither "
-            f"cached nor to be had from the hub ({reason(error)[:120]}); run once with a network, or set model.path to "
+            f"cached nor to be had from the hub ({reason(error, 120)}); run once with a network, or set model.path to "
             f"a folder with {NAME}"
         ) from error

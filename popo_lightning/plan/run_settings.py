@@ -21,6 +21,7 @@ from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.policy_model import PRECISIONS
 from popo_lightning.model.sharding import check_sharding, settle_strategy
+from popo_lightning.plan.kept_checkpoints import settings_of
 from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
 from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.checks import check_share
@@ -79,8 +80,10 @@ class RunSettings:
     image_pixels: int | None = None  # most of an image
     engine: Engine = Engine(SERVERS)
     iterations: int = 100  # 0: without end
-    checkpoint_every: int | None = 20
+    checkpoint_every: int | None = 20  # iterations; the end is saved however seldom others are
+    checkpoint_every_steps: int | None = None  # or minibatches
     checkpoints_kept: int = 1  # -1: all
+    checkpoint_last_beside: bool = False  # whether one of them is last.ckpt, a file of its own
     checkpoint_has_optimizer: bool = True
     notes: tuple[str, ...] = ()
 
@@ -135,7 +138,6 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     check_share(data, ranks)
     layout, shards = _layout(strategy, ranks)
     autocast = check_precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
-    checkpoint = config.checkpoint
     optimizer = optimizer_state(policy.make_optimizer, policy.weight_dtype, on_gpu)
     return RunSettings(
         on_gpu=on_gpu,
@@ -163,10 +165,8 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         image_pixels=data.image_pixels[1] if data.image_pixels else None,
         engine=_engine(data.engine, on_gpu, notes),
         iterations=max(0, trainer.max_epochs or 0),
-        checkpoint_every=checkpoint.every_n_epochs,
-        checkpoints_kept=-1 if checkpoint.save_top_k == -1 else checkpoint.save_top_k + bool(checkpoint.save_last),
-        checkpoint_has_optimizer=not checkpoint.save_weights_only,
         notes=(*notes, *optimizer.notes),
+        **settings_of(config.checkpoint),
     )
 
 

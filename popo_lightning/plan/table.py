@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from popo_lightning.plan.kept_checkpoints import on_disk
 from popo_lightning.plan.memory import GIB, Memory, Model, activation_bytes, image_tokens
 from popo_lightning.plan.run_settings import DDP, FSDP, SERVERS, RunSettings
 
@@ -115,10 +116,5 @@ def _peaks(memory: Memory, card: int | None) -> Iterator[tuple[str, str]]:
 
 def _checkpoints(run: RunSettings, memory: Memory) -> Iterator[tuple[str, str]]:
     yield "one, without stored groups", size(memory.checkpoint)
-    every, most = run.checkpoint_every or 0, run.checkpoints_kept
-    if not every or not most or not (run.iterations or most > 0):
-        return
-    written = run.iterations // every if run.iterations else most + 1
-    kept = written if most < 0 else min(written, most)
-    at_once = kept + (kept < written)  # the newest is written before an older one goes
-    yield f"on the disk at most, of {kept} kept", size(at_once * memory.checkpoint)
+    if (found := on_disk(run)) is not None:
+        yield f"on the disk at most, of {found.kept} kept", size(found.at_once * memory.checkpoint)

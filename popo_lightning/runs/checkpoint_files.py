@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ def _flaw_of_file(file: Path) -> str | None:
     try:
         return None if state_in(file) is not None else "is not one that popo fit wrote"
     except Exception as error:  # damaged bytes fail in every way there is
-        return f"cannot be read ({reason(error)[:120]})"
+        whole = zipfile.is_zipfile(file)  # whose table of contents stands at its end
+        return f"cannot be read ({reason(error, 160) if whole else 'it is cut short, or no checkpoint'})"
 
 
 def state_in(file: Path) -> dict[str, Any] | None:

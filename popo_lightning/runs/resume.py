@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import Behind, iterations_logged
@@ -106,7 +108,10 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
         SettingError: The checkpoint has more iterations, or a new run would have none.
         RunFinished: Nothing is left to do.
     """
-    if past is None or past.begun < wanted.limit:
+    if past is None:
+        return
+    if past.begun < wanted.limit:
+        _check_early_stop(wanted, place, past)
         return
     if past.begun > wanted.limit:
         raise SettingError(
@@ -129,6 +134,30 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
     )
 
 
+def _check_early_stop(wanted: Wanted, place: Place, past: Behind) -> None:
+    """Raises RunFinished for a run that EarlyStopping has ended, under the settings that it still has."""
+    if not place.goes_on or place.checkpoint is None:
+        return
+    ended = read_checkpoint(place.checkpoint).get("callbacks", {}).get("EarlyStops", {}).get("ended")
+    if ended is None or ended["settings"] != wanted.stopping:
+        return
+    if _finished_iterations(place.folder) == past.iterations:
+        raise RunFinished(early_stop_in_words(place.folder, ended))
+
+
+def early_stop_in_words(folder: Path | str, ended: Mapping[str, Any]) -> str:
+    """That a run was stopped early, why, and what to do to train it further.
+
+    Args:
+        folder: The run's.
+        ended: As callbacks.early_stops keeps it.
+    """
+    return (
+        f"the run in '{folder}' was stopped early, after iteration {ended['iteration']} ({ended['why']}); change the "
+        "settings of EarlyStopping in trainer.callbacks, or leave it out, to train it further"
+    )
+
+
 def _finished_iterations(folder: Path) -> int | None:
     """Of the run's summary; None where it has none."""
     try:
@@ -139,7 +168,11 @@ def _finished_iterations(folder: Path) -> int | None:
 
 def _finished(wanted: Wanted, folder: Path, iterations: int) -> str:
     later = folder.with_name(f"{folder.name}-2")
-    also = f"; a later run lies in '{later}', which run.folder names" if not wanted.folder and holds_run(later) else ""
+    also = (
+        f"; '{later}' holds a later run, which --run.folder {later} --run.resume true goes on with"
+        if not wanted.folder and holds_run(later)
+        else ""
+    )
     return (
         f"the run in '{folder}' is finished ({iterations} iterations, trainer.max_epochs {wanted.max_epochs}); raise "
         f"trainer.max_epochs to train it further{also}"
@@ -168,9 +201,9 @@ def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
     claims.callback(taken.release)
 
 
-def same(left: Path, right: Path) -> bool:
+def same(left: Path | str, right: Path | str) -> bool:
     """Whether two paths are one place."""
-    return left.resolve() == right.resolve()
+    return Path(left).resolve() == Path(right).resolve()
 
 
 def say(sentence: str) -> None:

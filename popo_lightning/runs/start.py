@@ -41,6 +41,12 @@ class Start:
     checkpoint: Path | None
     behind: Behind | None
 
+    @property
+    def forks(self) -> bool:
+        """Whether it begins from another run's checkpoint now."""
+        origin = self.record.origin
+        return origin is not None and self.checkpoint is not None and same(self.checkpoint, origin["checkpoint"])
+
 
 def settle(wanted: Wanted, claims: ExitStack) -> Start:
     """Decides, and claims what will be written to.

@@ -30,6 +30,8 @@ class Stopped(BaseException):
     Attributes:
         checkpoint: That the run goes on from; None without any.
         where: The last thing that is in it, in words.
+        unusable: Why training cannot go on from what is saved, as a clause; "" where it can.
+        began_from: Checkpoint of another run that this one began from, or None.
         folder: The run's.
         launched: Whether the process is a rank that another rank started, and waits for.
         speaks: Whether it is the rank that says so.
@@ -39,6 +41,8 @@ class Stopped(BaseException):
         self.number = number
         self.checkpoint: str | None = None
         self.where = ""
+        self.unusable = ""
+        self.began_from: str | None = None
         self.folder: str | None = None
         self.launched = False
         self.speaks = True
@@ -165,7 +169,7 @@ class _Watch:
     def _answer(self, number: int) -> None:
         if self._say:
             name = signal.Signals(number).name
-            _print(f"popo: {name}: stopping where the run can go on from; a second one stops at once")
+            _print(f"popo: {name}: stopping between two steps; a second one stops at once")
 
     def _end(self, number: int) -> None:
         self._at_once()
@@ -189,12 +193,30 @@ def stopped_in_words(stop: Stopped, args: Any) -> str:
     """
     if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
         return f"stopped by {stop.name}"
+    after = f" after {stop.where}" if stop.where else ""
+    if stop.unusable:
+        kept = without_options(args, "--run.folder", "--run.resume")
+        command = shlex.join(["popo", *kept, "--run.folder", "null", "--run.resume", "false"])
+        return f"stopped by {stop.name}{after}; {stop.unusable}; start again, in a folder of its own, by: {command}"
     kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
-    command = shlex.join(["popo", *map(str, kept), "--run.folder", stop.folder, "--run.resume", "true"])
+    if stop.began_from is not None and stop.checkpoint in (None, stop.began_from):
+        kept += ["--ckpt_path", stop.began_from]  # nothing in the run's own folder says so yet
+    command = shlex.join(["popo", *kept, "--run.folder", stop.folder, "--run.resume", "true"])
     if stop.checkpoint is None:
         return f"stopped by {stop.name} before anything was saved; start again by: {command}"
-    saved = f"after {stop.where}, which {stop.checkpoint} holds" if stop.where else f"{stop.checkpoint} is the newest"
-    return f"stopped by {stop.name} {saved}; continue by: {command}"
+    saved = f"{after}, which {stop.checkpoint} holds" if after else f"; {stop.checkpoint} is the newest checkpoint"
+    return f"stopped by {stop.name}{saved}; continue by: {command}"
+
+
+def too_late_in_words(requests: StopRequests) -> str | None:
+    """What a signal that stopped nothing came to; None if there was none.
+
+    Args:
+        requests: Of a run that is finished.
+    """
+    if requests.asked is None:
+        return None
+    return f"{signal.Signals(requests.asked).name} came when the run was at its end; nothing is left to do"
 
 
 def without_options(args: Sequence[str], *names: str) -> list[str]:

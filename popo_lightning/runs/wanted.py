@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class Wanted:
         checkpoints: checkpoint.dirpath.
         max_epochs: trainer.max_epochs.
         record: Of a run that begins with these settings.
+        stopping: Settings of EarlyStopping in trainer.callbacks, as one text.
     """
 
     folder: str | None
@@ -51,6 +53,7 @@ class Wanted:
     checkpoints: str | None
     max_epochs: int | None
     record: RunRecord
+    stopping: str = "[]"
 
     @property
     def base(self) -> Path:
@@ -74,4 +77,16 @@ def wanted_of(config: Any, plain: Mapping[str, Any]) -> Wanted:
     steps = max(1, config.data.minibatches * config.data.ppo_epochs)
     every = checkpoint_every(kept.save_top_k, kept.every_n_epochs, kept.every_n_train_steps, steps)
     record = new_record(run.task, run.method, int(config.seed_everything), decisive_settings(plain), every)
-    return Wanted(run.folder, run.root, run.resume, config.ckpt_path, kept.dirpath, config.trainer.max_epochs, record)
+    limits = (kept.dirpath, config.trainer.max_epochs)
+    return Wanted(run.folder, run.root, run.resume, config.ckpt_path, *limits, record, early_stopping(plain))
+
+
+def early_stopping(plain: Mapping[str, Any]) -> str:
+    """Settings of EarlyStopping in trainer.callbacks, as one text.
+
+    Args:
+        plain: All settings of a command, in plain containers.
+    """
+    callbacks = plain.get("trainer", {}).get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    return json.dumps([each for each in callbacks if "EarlyStopping" in str(each.get("class_path"))], sort_keys=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.graders import FailsOn
 from helpers.processes import on_two_ranks, trainer_of
-from helpers.tiny_models import fit, tiny_task
+from helpers.tiny_models import fit, method, popo, tiny_task
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
@@ -33,6 +33,31 @@ class Graded(Task):
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
         return {}
+
+
+class BrokenTask(Graded):
+    """The tiny task and its benchmark, and a verifier that never works."""
+
+    def __init__(self) -> None:
+        super().__init__(FailsOn(0))
+
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        return self._task.benchmarks()
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "fit"])
+def test_an_evaluation_whose_every_grade_fails_stops_with_the_reason(
+    config: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In training the one before it; of predict the responses are kept."""
+    broken = ["--data.task", f"{__name__}.BrokenTask", "--run.folder", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        popo(command, "--config", config, *(method("popo") if command == "fit" else []), *broken)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "none of the 36 responses to benchmark 'countdown' could be graded: the verifier raised KeyError" in said
+    assert (tmp_path / "responses.jsonl").exists() == (command == "predict")
+    assert not list(tmp_path.rglob("results.json"))
 
 
 def test_a_run_whose_every_grade_fails_stops_with_the_reason(policy: Path, tmp_path: Path) -> None:

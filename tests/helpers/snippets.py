@@ -30,8 +30,8 @@ INLINE = re.compile(r"(?<!`)`((?:popo|python|bash|SEED=\d+ bash) [^`]*)`(?!`)")
 NOT_RUN = re.compile(r"<!--\s*not run:?\s*(.*?)\s*-->\s*\Z", re.DOTALL)
 SHELL, YAML = ("bash", "sh", "shell", "console"), ("yaml", "yml")
 # Shell words and other people's programs, whose arguments are their own affair.
-FOREIGN = """apt apt-get cat cp curl docker export git head huggingface-cli hf less ls mkdir mkdocs mypy nvidia-smi
-pre-commit pytest ruff scontrol source ssh tail tensorboard uv"""
+FOREIGN = """apt apt-get cat cp curl docker exit export git head huggingface-cli hf less ls mkdir mkdocs mypy nvidia-smi
+pre-commit pytest ruff scontrol source ssh tail tensorboard test trap uv"""
 LAUNCHERS = ("srun", "torchrun")
 BASE = ["--config", "configs/task/countdown_tiny.yaml", "--config", "configs/method/popo.yaml"]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_models import popo, tiny_policy
 from safetensors.torch import load_file, save_file
 
-from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.errors import SettingError, reason, shortened
 from popo_lightning.model.files import check_model_files
 from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.policy import PolicyModule
@@ -137,6 +137,12 @@ def test_a_tokenizer_that_fails_in_another_way(policy: Path, tmp_path: Path) -> 
     with pytest.raises(SettingError, match="from which no tokenizer loads: KeyError"):
         PromptEncoder(folder, 16)
     assert reason(KeyError(1)) == "KeyError 1" and reason(ValueError()) == "ValueError"
+
+
+def test_explanations_end_with_a_word() -> None:
+    assert reason(ValueError("one two\nthree")) == "one two three" == reason(ValueError("one two three"), 13)
+    assert reason(ValueError("one two three"), 12) == "one two …" == reason(ValueError("one two, three"), 12)
+    assert shortened("a" * 20, 10) == "aaaaaaaaa…"
 
 
 def test_an_empty_path() -> None:

@@ -301,6 +301,7 @@ class FakeRun:
 
         trainer = {"accelerator": "gpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
         kept = {"every_n_epochs": 20, "save_top_k": 1, "save_last": None, "save_weights_only": False}
+        kept |= {"every_n_train_steps": None, "monitor": None}
         self.config = Namespace(
             trainer=Namespace(**trainer, max_epochs=1),
             checkpoint=Namespace(**kept),

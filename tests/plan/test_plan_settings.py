@@ -56,6 +56,7 @@ def read(
         "max_epochs": 100,
     }
     kept = {"every_n_epochs": 20, "save_top_k": 1, "save_last": None, "save_weights_only": False}
+    kept |= {"every_n_train_steps": None, "monitor": None}
     config = Namespace(
         trainer=Namespace(**(given | (trainer or {}))),
         checkpoint=Namespace(**(kept | (checkpoint or {}))),

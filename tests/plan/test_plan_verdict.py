@@ -152,7 +152,12 @@ DISK = [  # iterations, every, kept: files on the disk at once, None where the p
     ((20, 20, 1), 1),
     ((0, 20, 1), 2),
     ((0, 20, -1), None),
-    ((100, None, 1), None),
+    ((100, None, 1), 1),  # that of the end
+    ((19, 20, 1), 1),
+    ((21, 20, 1), 2),
+    ((21, 20, -1), 2),
+    ((21, 20, 2), 2),
+    ((1, 20, 5), 1),
     ((100, 20, 0), None),
 ]
 

@@ -52,7 +52,8 @@ def whole(command: Args, elsewhere: Path, tmp_path_factory: pytest.TempPathFacto
 def summary(folder: Path) -> dict[str, Any]:
     """But for what differs from run to run."""
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    for entry in (found, found["first_evaluation"], found["last_evaluation"], *found["evaluations"]):
+    evaluated = [found["first_evaluation"] or {}, found["last_evaluation"], *found["evaluations"]]
+    for entry in (found, *evaluated):
         for name in [name for name in entry if name.endswith("seconds")]:
             del entry[name]
     return found

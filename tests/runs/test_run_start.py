@@ -325,7 +325,7 @@ def test_a_finished_run_says_so(root: Path, caplog: pytest.LogCaptureFixture) ->
     with pytest.raises(RunFinished):
         settled(wanted(root, resume=True))
     made(settled(wanted(root)), 2)
-    with pytest.raises(RunFinished, match=r"a later run lies in '.*popo-seed3-2', which run\.folder names"):
+    with pytest.raises(RunFinished, match=r"'.*popo-seed3-2' holds a later run, which --run\.folder .*-2 --run"):
         settled(wanted(root, resume=True))
 
 

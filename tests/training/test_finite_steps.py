@@ -131,6 +131,9 @@ def test_a_learning_rate_that_explodes_later(config: Path, tmp_path: Path, capsy
         "popo: the optimizer step of iteration 3, minibatch 2 made weights that are not finite; lower"
     )
     (kept,) = (tmp_path / "checkpoints").iterdir()
+    assert said.endswith(
+        f"; --run.resume true takes up the newest checkpoint, {kept}, after iteration 2; --ckpt_path an earlier one"
+    )
     state = torch.load(kept, weights_only=True)
     assert state["global_step"] == 6 and all_finite(state["state_dict"].values())
 

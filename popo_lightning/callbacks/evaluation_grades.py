@@ -1,0 +1,26 @@
+"""A benchmark of which no response could be graded: its numbers would say nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from popo_lightning.core.ranks import all_gather_object
+from popo_lightning.evaluation.results import BenchmarkResult
+from popo_lightning.grading.pool import check_grades
+
+
+def check_evaluation_grades(result: BenchmarkResult, data: Any) -> None:
+    """Stops all ranks where the verifier failed for every response to a benchmark.
+
+    Args:
+        result: Of the benchmark, over all ranks.
+        data: The rollouts, which know what went wrong first on this rank.
+
+    Raises:
+        SettingError: With that reason.
+    """
+    responses = result.numbers["problems"] * (result.regime.samples + result.regime.greedy)
+    failures = result.numbers["grading_failures"]
+    if failures == responses:  # on all ranks or none: the rest is a collective
+        counts = {"responses": responses, "failures": failures}
+        check_grades(counts, all_gather_object(data.first_grading_failure), f"to benchmark '{result.name}'")

@@ -1,0 +1,78 @@
+"""A policy that gives no right response any more: an optimizer step broke it, though its weights are finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+WINDOW = 10  # iterations before the fall that are looked at
+MOST_WRONG = 0.5  # of their groups were all wrong on average: else several such iterations may be chance
+
+
+class Fall:
+    """Watches the share of fresh groups without a right response.
+
+    Args:
+        patience: Iterations in a row without any right response after which it is a fall.
+
+    Attributes:
+        since: The first of the present iterations without a right response; None where the last one had some.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.since: int | None = None
+        self._before: list[float] = []
+        self._wrong = 0
+        self._told = False
+
+    def see(self, all_wrong_share: float | None, iteration: int) -> bool:
+        """Takes note of an iteration, and says whether it is time to speak.
+
+        Args:
+            all_wrong_share: `rollout/all_wrong_share`; None where nothing was sampled.
+            iteration: Counted from 1.
+        """
+        if all_wrong_share is None:
+            return False
+        if all_wrong_share < 1:
+            self._before = [*self._before, *[1.0] * self._wrong, all_wrong_share][-WINDOW:]
+            self.since, self._wrong, self._told = None, 0, False
+            return False
+        self.since, self._wrong = self.since or iteration, self._wrong + 1
+        if self._told or not self.certain:
+            return False
+        self._told = True
+        return True
+
+    @property
+    def before(self) -> float:
+        """Mean share of groups without a right response before."""
+        return sum(self._before) / len(self._before) if self._before else 1.0
+
+    @property
+    def suspected(self) -> bool:
+        """Whether the last iteration had no right response, though those before it had."""
+        return self.since is not None and self.before < MOST_WRONG
+
+    @property
+    def certain(self) -> bool:
+        """Whether so many in a row had none that it is no chance."""
+        return self.suspected and self._wrong >= self.patience
+
+    def sound_iterations(self, behind: int) -> int:
+        """Iterations after which the policy was certainly not broken yet.
+
+        Args:
+            behind: Iterations by which the weights that sample may be older than the newest.
+        """
+        assert self.since is not None
+        return self.since - 2 - behind  # what iteration n samples with was trained in iteration n - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"since": self.since, "before": self._before, "wrong": self._wrong, "told": self._told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.since, self._before = state_dict["since"], list(state_dict["before"])
+        self._wrong, self._told = state_dict["wrong"], state_dict["told"]

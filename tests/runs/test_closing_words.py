@@ -1,0 +1,238 @@
+"""What a run says of its checkpoints when it ends: nothing is promised that is not there, or not worth taking up."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+from helpers.tiny_models import method, popo
+
+from popo_lightning.callbacks.fall import Fall
+from popo_lightning.runs.stopping import without_options
+from runs.test_checkpoints import full_disk as full_disk
+from runs.test_checkpoints import steps_of
+from runs.test_stopping import at
+
+Args = list[str | Path]
+
+
+@pytest.fixture(scope="module")
+def command(config: Path) -> Args:
+    quick = ["--evaluation.at_start", "false", "--evaluation.every_n_iterations", "0", "--evaluation.samples", "0"]
+    return ["fit", "--config", config, *method("popo"), *quick, "--evaluation.limit", "2"]
+
+
+def ended(*args: str | Path) -> int:
+    """Exit code of a command."""
+    try:
+        popo(*args)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.removeprefix("popo: ") for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")]
+
+
+# -- a policy that an optimizer step breaks ------------------------------------------------------------------------
+
+
+def breaking(hook_iteration: int) -> list[str]:
+    name = f"{__name__}.Breaks"
+    return ["--trainer.callbacks+", name, "--trainer.callbacks.iteration", str(hook_iteration)]
+
+
+class Breaks(L.Callback):
+    """The learning rate of one iteration is far too high: every weight stays finite, and the policy is gone."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = 5.0 if batch.version + 1 == self.iteration else 1e-9
+
+
+def test_a_broken_policy_is_not_recommended(
+    command: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first checkpoint is from after iteration 2, the step that breaks in iteration 3."""
+    broken = [*command, *breaking(3), "--trainer.max_epochs", "8", "--checkpoint.every_n_epochs", "2"]
+    assert ended(*broken, "--run.folder", tmp_path) == 0
+    sound, newest = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("epoch=1-step=6", steps_of(tmp_path)[-1]))
+    assert steps_of(tmp_path) == [sound.stem, newest.stem] and newest.stem.startswith("epoch=7")
+    (line,) = [line for line in said(capsys) if "right" in line]
+    assert line == (
+        f"no response has been right since iteration 4; the newest, {newest}, is from after that; before it: {sound}, "
+        "which --ckpt_path takes up"
+    )
+    (warned,) = [
+        record.getMessage() for record in caplog.records if "no response has been right" in record.getMessage()
+    ]
+    assert warned.startswith("iteration 6: no response has been right since iteration 4")
+    # a run that is stopped says so too, and one of which nothing sound is left
+    again = [*command, *breaking(1), "--trainer.max_epochs", "8", "--checkpoint.every_n_epochs", "2"]
+    assert ended(*again, *at("on_train_batch_start", 7, 1), "--run.folder", tmp_path / "second") == 130
+    found = said(capsys)
+    assert any("since iteration 2" in line and "none from before it is left" in line for line in found)
+    assert "stopped by SIGINT after iteration 7" in found[-1]
+
+
+def test_a_sound_policy_is_left_alone(command: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(*command, "--trainer.max_epochs", "5", "--run.folder", tmp_path) == 0
+    assert said(capsys) == []
+
+
+def test_a_fall_is_told_from_chance() -> None:
+    fall = Fall(3)
+    assert not any(fall.see(1.0, iteration) for iteration in range(1, 9)) and not fall.suspected  # none ever was right
+    fall = Fall(3)
+    shares = [0.1, None, 0.2, 1.0, 1.0, 0.1, 1.0, 1.0, None, 1.0, 1.0]
+    assert [fall.see(share, place) for place, share in enumerate(shares, 1)] == [False] * 9 + [True, False]
+    assert fall.certain and fall.since == 7 and fall.sound_iterations(0) == 5 and fall.sound_iterations(2) == 3
+    resumed = Fall(3)
+    resumed.load_state_dict(fall.state_dict())
+    assert resumed.certain and not resumed.see(1.0, 12) and resumed.since == 7
+    assert not resumed.see(0.9, 13) and not resumed.suspected
+    hard = Fall(3)
+    assert not any(hard.see(share, place) for place, share in enumerate([0.5, 1.0, 1.0, 0.5, *[1.0] * 5], 1))
+
+
+# -- checkpoints that cannot be written ----------------------------------------------------------------------------
+
+
+def test_a_run_of_which_nothing_could_be_saved_ends_in_an_error(
+    command: Args, tmp_path: Path, full_disk: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_disk.room = 0
+    every = ["--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "2"]
+    assert ended(*command, *every, "--run.folder", tmp_path) == 1
+    (line,) = said(capsys)
+    assert line.startswith("2 of 2 checkpoints could not be written, the last for this reason: No space left on device")
+    assert "all that is left of this run" in line and (tmp_path / "summary.json").exists()
+
+
+def test_a_run_of_which_some_could_not_says_so(
+    command: Args, tmp_path: Path, full_disk: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so do one that is resumed from what there is, and one that begins from another's without saving its own."""
+    every = ["--trainer.max_epochs", "1", "--checkpoint.every_n_epochs", "1"]
+    assert ended(*command, *every, "--run.folder", tmp_path) == 0
+    assert said(capsys) == []
+    (first,) = (tmp_path / "checkpoints").iterdir()
+    full_disk.room = 0
+    longer = [*command, "--trainer.max_epochs", "2", "--checkpoint.every_n_epochs", "1"]
+    assert ended(*longer, "--run.folder", tmp_path, "--run.resume", "true") == 0
+    (line,) = said(capsys)
+    assert line.startswith("1 of 1 checkpoints could not be written") and line.endswith("none holds the end of the run")
+    assert f"the newest is {first}, which the run went on from" in line
+    fork = ["--ckpt_path", first, "--run.folder", tmp_path / "fork", "--seed_everything", "5"]
+    assert ended(*longer, *fork) == 1
+    assert "all that is left of this run" in said(capsys)[-1]
+
+
+class Fills(L.Callback):
+    """The disk is full after the first iteration, and has room again at the end."""
+
+    disk: Any = None
+    rooms: tuple[int | None, ...] = (None, 0, None)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        Fills.disk.room = Fills.rooms[trainer.current_epoch]
+
+
+@pytest.mark.parametrize(("rooms", "end"), [((None, 0, None), "2"), ((None, 0, 0), "0")])
+def test_some_in_between(
+    command: Args,
+    tmp_path: Path,
+    full_disk: SimpleNamespace,
+    rooms: tuple[int | None, ...],
+    end: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Fills.disk, Fills.rooms = full_disk, rooms
+    every = ["--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "1"]
+    assert ended(*command, *every, "--trainer.callbacks+", f"{__name__}.Fills", "--run.folder", tmp_path) == 0
+    (line,) = said(capsys)
+    newest = next((tmp_path / "checkpoints").glob(f"epoch={end}-*.ckpt"))
+    failed = rooms.count(0)
+    assert line.startswith(f"{failed} of 3 checkpoints could not be written")
+    assert f"the newest is {newest}, after iteration {int(end) + 1}" in line
+    assert line.endswith("none holds the end of the run") == (end == "0")
+
+
+# -- stops after which nothing can be gone on with -----------------------------------------------------------------
+
+
+def again_by(line: str) -> list[str]:
+    """The command that is named, without the signal."""
+    named = shlex.split(line.split(" by: popo ")[1])
+    return without_options(named, *(name for name in at("x", 1) if name.startswith("--")))
+
+
+NOT_KEPT = {
+    "none kept": (["--checkpoint.save_top_k", "0"], "nothing is saved, as checkpoint.save_top_k is 0"),
+    "weights alone": (
+        ["--checkpoint.save_weights_only", "true"],
+        "holds its weights alone (checkpoint.save_weights_only)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_KEPT)
+def test_a_stop_names_a_command_that_works(
+    command: Args, tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings, words = NOT_KEPT[kind]
+    place = ["--run.root", tmp_path / "runs", "--run.folder", tmp_path / "first", "--trainer.max_epochs", "2"]
+    assert ended(*command, *settings, *place, *at("on_train_batch_start", 2, 1)) == 130
+    found = said(capfd)  # the answer to the signal, of another thread, may come later
+    (last,) = [line for line in found if "stopped by" in line]
+    assert not any("can go on from" in line for line in found)
+    assert words in last and "--run.resume true" not in last
+    assert ("after iteration 2" in last) == (kind == "weights alone")
+    assert ended(*again_by(last)) == 0
+    assert (tmp_path / "runs" / "tiny" / "popo-seed1" / "summary.json").exists()
+
+
+def test_a_stop_while_the_disk_is_full(
+    command: Args, tmp_path: Path, full_disk: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_disk.room = 0
+    place = ["--run.root", tmp_path / "runs", "--run.folder", tmp_path / "first", "--trainer.max_epochs", "2"]
+    assert ended(*command, *place, *at("on_train_batch_start", 2, 1, signal.SIGTERM)) == 143
+    last = said(capsys)[-1]
+    assert "no checkpoint could be written (No space left on device)" in last
+    full_disk.room = None
+    assert ended(*again_by(last)) == 0
+
+
+def test_a_fork_that_is_stopped_before_it_has_saved_anything(
+    command: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its command still names what it begins from."""
+    assert ended(*command, "--trainer.max_epochs", "1", "--run.folder", tmp_path / "first") == 0
+    (first,) = (tmp_path / "first" / "checkpoints").iterdir()
+    fork = [
+        "--ckpt_path",
+        first,
+        "--run.folder",
+        tmp_path / "fork",
+        "--seed_everything",
+        "5",
+        "--trainer.max_epochs",
+        "2",
+    ]
+    engine = ["--data.engine", "helpers.tiny_models.SignalWhileSampling", "--data.engine.call", "1"]
+    assert ended(*command, *fork, *engine) == 130
+    last = said(capsys)[-1]
+    assert f"stopped by SIGINT; {first} is the newest checkpoint; continue by" in last
+    kept = without_options(again_by(last), "--data.engine", "--data.engine.call")
+    cli = popo(*kept)
+    assert cli.trainer.ckpt_path == str(first) and cli.trainer.global_step > 3
