@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
+from popo_lightning.callbacks.checkpoint_writing import NotSavedError, is_last, only_tries, words, write_folder
 from popo_lightning.callbacks.closing_words import SavedSoFar, check_saved, fall_in_words, from_before_a_fall
 from popo_lightning.callbacks.resume_place import ResumePlace
-from popo_lightning.core.errors import NotFiniteError, SettingError, reason
-from popo_lightning.core.ranks import all_gather_object, all_reduce, broadcast_object, lost_rank
-from popo_lightning.runs.checkpoint_files import WholeFileIO, draft_for, finish_folder, take_away, tidy
+from popo_lightning.core.errors import NotFiniteError, SettingError
+from popo_lightning.core.ranks import all_gather_object, all_reduce, lost_rank
+from popo_lightning.runs.checkpoint_files import WholeFileIO, take_away, tidy
 from popo_lightning.runs.record import RunRecord
 from popo_lightning.runs.stopping import Stopped
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
@@ -39,19 +39,6 @@ NOTED = (
 )
 
 log = logging.getLogger(__name__)
-
-
-class NotSavedError(Exception):
-    """A checkpoint that was not written; the run goes on.
-
-    Args:
-        checkpoint: Its path.
-        why: The reason.
-    """
-
-    def __init__(self, checkpoint: str, why: str) -> None:
-        self.why = why
-        super().__init__(f"checkpoint {checkpoint} is not written: {why}")
 
 
 class Checkpoints(ModelCheckpoint):
@@ -119,7 +106,7 @@ class Checkpoints(ModelCheckpoint):
         due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
         if due and self._should_save_on_train_epoch_end(trainer):
             self._save_scheduled(trainer)
-        elif _is_last(trainer):
+        elif is_last(trainer):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -168,7 +155,7 @@ class Checkpoints(ModelCheckpoint):
         """Also while steps are skipped, since the weights may be on their way out: the one before stays."""
         skipped = getattr(trainer.lightning_module, "finite_steps", None)
         return bool(
-            _only_tries(trainer)
+            only_tries(trainer)
             or trainer.state.fn != "fit"
             or trainer.sanity_checking
             or (self._saved is not None and self._saved.batches == trainer.fit_loop.epoch_loop.total_batch_idx + 1)
@@ -188,7 +175,7 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_behind(self, trainer: L.Trainer) -> None:
         """Saves the last place, whatever the metric, unless it is saved or checkpoints are switched off."""
-        if self._place is None or self._switched_off or _only_tries(trainer) or self._saved == self._place:
+        if self._place is None or self._switched_off or only_tries(trainer) or self._saved == self._place:
             return
         self._behind = self._place
         try:
@@ -234,7 +221,7 @@ class Checkpoints(ModelCheckpoint):
             self._counts["failed"], self._why = self._counts["failed"] + 1, error.why
             newest = self._newest(trainer)
             kept = f"{newest} stays as it is" if newest else "there is no earlier one"
-            then = ", and the run ends without one of its end" if _is_last(trainer) else ", and the run continues"
+            then = ", and the run ends without one of its end" if is_last(trainer) else ", and the run continues"
             log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else then)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
@@ -273,12 +260,12 @@ class Checkpoints(ModelCheckpoint):
         in_shards = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
         try:
             if in_shards and self._is_local:
-                return _write_folder(trainer, checkpoint, Path(filepath))
+                return write_folder(trainer, checkpoint, Path(filepath))
             strategy.save_checkpoint(checkpoint, filepath)
         except (OSError, RuntimeError, CheckpointException) as error:
             if isinstance(error, RuntimeError) and lost_rank(error):
                 raise
-            return _words(error)
+            return words(error)
         return None
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
@@ -311,44 +298,3 @@ def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> li
             check_saved(callback.saved_so_far(trainer), record, folder)
             found += callback.closing_words(trainer)
     return found
-
-
-def _only_tries(trainer: L.Trainer) -> bool:
-    """Whether it is a fast_dev_run, which leaves nothing behind."""
-    return bool(vars(trainer).get("fast_dev_run"))
-
-
-def _is_last(trainer: L.Trainer) -> bool:
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    done, most = progress.processed, trainer.max_epochs
-    by_steps = 0 <= trainer.max_steps <= trainer.global_step
-    return bool(trainer.should_stop or by_steps or (most is not None and 0 <= most <= done))
-
-
-def _write_folder(trainer: L.Trainer, checkpoint: dict[str, Any], target: Path) -> str | None:
-    """Shards of all ranks, in a folder that comes to its place when all are written. Why it cannot be made, or None."""
-    first = trainer.is_global_zero
-    with draft_for(target) if first else nullcontext(target) as draft:
-        if (why := broadcast_object(_made(draft) if first else None)) is not None:
-            return why
-        trainer.strategy.save_checkpoint(checkpoint, draft)  # rank 0 says where
-        if first:
-            finish_folder(draft, target)
-    return None
-
-
-def _made(folder: Path) -> str | None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        return _words(error)
-    return None
-
-
-def _words(error: BaseException) -> str:
-    """A reason on one line: of a full disk "No space left on device"."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}" + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
-    return f"{type(error).__name__} ({reason(error)})" if isinstance(error, Exception) else type(error).__name__

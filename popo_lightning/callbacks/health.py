@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 
 from popo_lightning.callbacks.fall import Fall
+from popo_lightning.callbacks.health_courses import WINDOW, Course, Watched, above, below
 from popo_lightning.core.errors import SettingError
-
-WINDOW = 10  # iterations over which the effective share is averaged: that of a few groups is often 0 by chance
-RECOVERED = 10  # iterations in range, after which a metric may be spoken of again
-MOST_SAID = 3  # times that a kind is spoken of in a run
 
 LOWER_RATE = "lower the learning rate (model.optimizer)"
 LESS_REPLAY = (
@@ -23,68 +20,6 @@ LESS_REPLAY = (
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Watched:
-    """What is remembered of one kind of statement.
-
-    Args:
-        outside: Iterations in a row out of range.
-        inside: Iterations in a row in range.
-        told: Whether the present excursion has been spoken of.
-        said: Times it has been spoken of.
-    """
-
-    outside: int = 0
-    inside: int = 0
-    told: bool = False
-    said: int = 0
-
-    def sees(self, is_outside: bool, patience: int) -> bool:
-        """Takes note of an iteration, and says whether it is time to speak."""
-        self.outside = self.outside + 1 if is_outside else 0
-        self.inside = 0 if is_outside else self.inside + 1
-        if self.inside >= RECOVERED:
-            self.told = False
-        if self.outside < patience or self.told or self.said >= MOST_SAID:
-            return False
-        self.told, self.said = True, self.said + 1
-        return True
-
-
-@dataclass
-class Course:
-    """What a metric was at the start of the run and is now.
-
-    Args:
-        first: Values of the first iterations that have it.
-        recent: Those of the last.
-    """
-
-    first: list[float] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
-
-    def add(self, value: float) -> None:
-        """The next iteration's."""
-        if len(self.first) < WINDOW:
-            self.first.append(value)
-        self.recent = [*self.recent, value][-WINDOW:]
-
-    @property
-    def start(self) -> float:
-        """Mean at the start."""
-        return sum(self.first) / max(1, len(self.first))
-
-    @property
-    def now(self) -> float:
-        """Mean of late."""
-        return sum(self.recent) / max(1, len(self.recent))
-
-    @property
-    def whole(self) -> bool:
-        """Whether there are enough values for a mean."""
-        return len(self.recent) == WINDOW
 
 
 class Health(L.Callback):
@@ -170,7 +105,7 @@ class Health(L.Callback):
         limit, value = self.min_replayed_ess, metrics.get("weight/replayed_ess")
         return self._judged(
             "min_replayed_ess",
-            _below(value, limit),
+            below(value, limit),
             lambda: (
                 f"weight/replayed_ess is {value:.2g}, below {limit:g}: what is replayed teaches noise; {LESS_REPLAY}"
             ),
@@ -180,7 +115,7 @@ class Health(L.Callback):
         limit, value = self.max_weight, metrics.get("weight/replayed_max")
         return self._judged(
             "max_weight",
-            _above(value, limit),
+            above(value, limit),
             lambda: (
                 f"weight/replayed_max is {value:.3g}, above {limit:g}: the policy has moved far from what it "
                 f"replays; {LESS_REPLAY}"
@@ -192,7 +127,7 @@ class Health(L.Callback):
         start = self._course("policy/entropy", metrics).start
         return self._judged(
             "min_entropy",
-            _below(value, None if limit is None else limit * start),
+            below(value, None if limit is None else limit * start),
             lambda: (
                 f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
                 f"collapses to a few responses; {LOWER_RATE}, add EntropyBonus to "
@@ -228,7 +163,7 @@ class Health(L.Callback):
         limit, value = self.max_truncated, metrics.get("rollout/truncated_frac")
         return self._judged(
             "max_truncated",
-            _above(value, limit),
+            above(value, limit),
             lambda: (
                 f"rollout/truncated_frac is {value:.2g}, above {limit:g}: most responses are cut at "
                 "data.max_new_tokens; raise it, or set data.stop where a base model does not end by itself"
@@ -279,16 +214,6 @@ class Health(L.Callback):
         self._steps = state_dict["steps"]
         if "fall" in state_dict:  # which an earlier version did not have
             self.fall.load_state_dict(state_dict["fall"])
-
-
-def _below(value: float | None, limit: float | None) -> bool | None:
-    """None where the metric is not there, or nothing is asked of it."""
-    return None if value is None or limit is None else value < limit
-
-
-def _above(value: float | None, limit: float | None) -> bool | None:
-    """As :func:`_below`."""
-    return None if value is None or limit is None else value > limit
 
 
 def _why(course: Course, metrics: dict[str, float]) -> str:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from traceback import walk_tb
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
+from popo_lightning.cli.missing_packages import needs
 from popo_lightning.core.errors import SettingError, own_refusal, reason
 from popo_lightning.core.nearest import arguments_of, did_you_mean, nearest, nearest_class, nearest_setting
 
@@ -21,7 +21,6 @@ UNION = re.compile(
 KNOWN = re.compile(r"class_path '|dot import path|Option '|Multiple subclasses|No module named|has no attribute")
 DULL = ("Expected a <class", "Expected a typing", "Not a valid subclass", "Expected a path")
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
-CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints"
 # Groups that are not switched off by null, and what switches them off.
 OFF = {
     "checkpoint": "to write no checkpoints, set checkpoint.save_top_k to 0",
@@ -175,7 +174,7 @@ def no_group(name: str) -> str:
 def _missing_package(text: str, command: Command) -> str | None:
     found = re.search(r"class_path '([^']+)': Requirement '([\w.-]+)([^']*)' not met", text)
     if found is not None:
-        return f"{_about(text)}{found.group(1).rpartition('.')[2]} {_needs(found.group(2), found.group(3))}"
+        return f"{_about(text)}{found.group(1).rpartition('.')[2]} {needs(found.group(2), found.group(3))}"
     found = re.search(r"No module named '(\w+)(?:\.[\w.]+)?'", text)
     if found is None or importlib.util.find_spec(found.group(1)) is not None:
         return None
@@ -184,21 +183,7 @@ def _missing_package(text: str, command: Command) -> str | None:
     if near is not None and abs(len(near) - len(package)) < 2:  # a name misspelt
         return None
     wanted = re.search(rf"({package}\.[\w.]+)", text)
-    return f"{_about(text)}{wanted.group(1) if wanted else package} {_needs(package, '')}"
-
-
-def _needs(package: str, versions: str) -> str:
-    """That a package is missing, with a command for those that are known: a name misspelt may be a stranger's."""
-    known = [file.name for file in sorted(CONSTRAINTS.glob("*.txt")) if f"\n{package.lower()}==" in file.read_text()]
-    if not versions and not known:
-        return (
-            f"is in no module that is here; install the package that has {package}, or name the folder of {package}.py "
-            "in PYTHONPATH"
-        )
-    where = f" -c constraints/{known[0]}" if known else ""
-    return f"needs the package {package}, which is not installed: pip install{where} " + (
-        f"'{package}{versions}'" if versions else package
-    )
+    return f"{_about(text)}{wanted.group(1) if wanted else package} {needs(package, '')}"
 
 
 def _required_setting(text: str, command: Command) -> str | None:

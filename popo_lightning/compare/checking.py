@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from popo_lightning.cli.main import PopoCLI
 from popo_lightning.cli.parser import OneSentenceParser
+from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.slots import import_slots
 from popo_lightning.compare.plan import Arm, PlannedRun
 from popo_lightning.core.errors import SettingError

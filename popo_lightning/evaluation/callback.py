@@ -12,7 +12,6 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from popo_lightning.callbacks.evaluation_grades import check_evaluation_grades
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
@@ -26,6 +25,7 @@ from popo_lightning.evaluation.benchmarks import (
     several,
 )
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
+from popo_lightning.evaluation.grades import check_evaluation_grades
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, measured
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping

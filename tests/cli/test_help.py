@@ -10,7 +10,7 @@ from helpers.tiny_models import environment
 
 from popo_lightning import __version__
 from popo_lightning.__main__ import SUBCOMMANDS, main
-from popo_lightning.cli.main import PopoCLI
+from popo_lightning.cli.popo_cli import PopoCLI
 
 HEAVY = ("torch", "vllm", "transformers", "lightning", "jsonargparse", "datasets", "numpy", "sympy")
 SCRIPT = f"""

@@ -20,7 +20,6 @@ from popo_lightning.engines.base import (
     RolloutEngine,
     Sampling,
     end_token_ids,
-    prompt_seeds,
     responses_of,
 )
 from popo_lightning.engines.vllm.classes import ClassesBefore
@@ -32,6 +31,7 @@ from popo_lightning.engines.vllm.process import (
     state_put_back,
 )
 from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layers
+from popo_lightning.engines.vllm.requests import engine_input, request_number, sampling_parameters
 from popo_lightning.model.loading import family, passes_states
 from popo_lightning.model.prompts import Prompt
 
@@ -184,47 +184,22 @@ class VLLMEngine(RolloutEngine):
         self._wake("weights")
         self._wake("kv_cache")
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
-        inputs: Any = [_input(prompt) for prompt in prompts]
+        inputs: Any = [engine_input(prompt) for prompt in prompts]
         engine = self._llm.llm_engine
         with self._apart():
-            ids = self._llm.enqueue(inputs, self._parameters(prompts, n // copies, sampling, seed), use_tqdm=False)
-        places = {_number(request): place for place, request in enumerate(ids)}
+            context, ends = self._context, self._stop_token_ids
+            wanted = sampling_parameters(prompts, n // copies, sampling, seed, context.forbidden_token_ids, ends)
+            ids = self._llm.enqueue(inputs, wanted, use_tqdm=False)
+        places = {request_number(request): place for place, request in enumerate(ids)}
         try:
             while engine.has_unfinished_requests():
                 with self._apart():
                     done = [output for output in engine.step() if output.finished]
-                found = [(places.pop(_number(output.request_id)), output) for output in done]
+                found = [(places.pop(request_number(output.request_id)), output) for output in done]
                 yield [(place, self._responses(prompts[place], output, sampling) * copies) for place, output in found]
         finally:
             if places:  # interrupted: nobody waits for the others any more
                 engine.abort_request(list(places))
-
-    def _parameters(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[Any]:
-        """One for each prompt. Without a seed of their own vLLM would draw all from one global generator or another."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        forbidden = {token: -float("inf") for token in self._context.forbidden_token_ids}
-        return [
-            SamplingParams(
-                n=n,
-                seed=own_seed,  # of the first response; the others have those that follow
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_new_tokens - prompt.begun,
-                stop_token_ids=self._stop_token_ids,
-                logprobs=0,  # the sampled token's own
-                logit_bias=forbidden or None,
-                stop=list(sampling.stop),
-                # what vLLM would write for every token, one by one, is done here for whole responses; but it finds no
-                # stop string in what it has not written
-                detokenize=bool(sampling.stop),
-                flat_logprobs=True,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True)
-        ]
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -302,15 +277,3 @@ class VLLMEngine(RolloutEngine):
         if hasattr(self, "_llm"):
             del self._llm
             gc.collect()
-
-
-def _input(prompt: Prompt) -> dict[str, Any]:
-    """What vLLM is given. It runs the model's own processor over images and expands their tokens by itself."""
-    if not prompt.images:
-        return {"prompt_token_ids": prompt.ids.tolist()}
-    return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pictures)}}
-
-
-def _number(request: str) -> str:
-    """Of a request: inside, vLLM puts random characters behind it."""
-    return request.partition("-")[0]

@@ -34,6 +34,7 @@ from popo_lightning.verifiers.equality.names import (
 from popo_lightning.verifiers.equality.numbers import numbers_agree, read_number
 from popo_lightning.verifiers.equality.regions import region_of
 from popo_lightning.verifiers.equality.repeating import open_end
+from popo_lightning.verifiers.equality.spelling import spelled_alike, without_brackets
 from popo_lightning.verifiers.equality.unit_names import units_agree
 from popo_lightning.verifiers.equality.units import split_unit
 
@@ -50,7 +51,7 @@ def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
     one, other = read_number(gold), read_number(answer)
     if one is not None and other is not None and (numbers_agree(one, other) or r"\ldots" not in gold + answer):
         return numbers_agree(one, other)
-    if _spelled_alike(gold, answer):
+    if spelled_alike(gold, answer):
         return True
     if nesting > MAX_NESTING:
         return False
@@ -68,34 +69,10 @@ def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
     return symbolically_equal(gold, answer)
 
 
-def _spelled_alike(gold: str, answer: str) -> bool:
-    if gold.replace(", ", ",") == answer.replace(", ", ","):
-        return True
-    if re.search(r"\d \d", gold + answer):  # 5 5 is not 55
-        return False
-    one, other = without_text_commands(gold), without_text_commands(answer)
-    letters = choice_letter(one), choice_letter(other)
-    if letters[0] and letters[1]:
-        return letters[0] == letters[1]
-    if one == other:
-        return bool(one)
-    return re.fullmatch(r"[A-Za-z]{2,}", one) is not None and one.casefold() == other.casefold()
-
-
 def _unpacked(gold: str, answer: str, nesting: int) -> bool | None:
     """Without brackets around all of a single value."""
-    plain = [_without_brackets(text) for text in (gold, answer)]
+    plain = [without_brackets(text) for text in (gold, answer)]
     return same_answer(plain[0], plain[1], nesting) if plain != [gold, answer] else None
-
-
-def _without_brackets(text: str) -> str:
-    if text.startswith(r"\text{") and re.search(r"\d", text) and not re.search(r"[A-Za-z]{2}", without_commands(text)):
-        inner = brackets(text.removeprefix(r"\text"))  # bold numbers
-        return text if inner is None else inner[1]
-    inner = brackets(text)
-    if inner is None or inner[0] not in "({" or len(parts(inner[1], ",")) > 1:
-        return text
-    return inner[1] if inner[0] + inner[2] in ("()", "{}") else text
 
 
 def _restated(gold: str, answer: str, nesting: int) -> bool | None:

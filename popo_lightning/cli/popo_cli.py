@@ -1,0 +1,260 @@
+"""LightningCLI over the policy, the rollouts and the callbacks: its settings, and the order of a run's parts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from popo_lightning.callbacks.checkpoints import Checkpoints, closing_sentences
+from popo_lightning.callbacks.early_stops import EarlyStops
+from popo_lightning.callbacks.health import Health
+from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.progress import Progress
+from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.callbacks.stop_signals import StopSignals
+from popo_lightning.callbacks.summary import Summary
+from popo_lightning.cli.class_faults import Maker, import_fault
+from popo_lightning.cli.combinations import check_combination
+from popo_lightning.cli.config_files import check_config_files
+from popo_lightning.cli.fit_loop import end_always
+from popo_lightning.cli.parser import OneSentenceParser
+from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
+from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
+from popo_lightning.cli.slots import import_slots
+from popo_lightning.cli.trainer_settings import (
+    at_the_end_of_an_iteration,
+    check_callbacks,
+    check_cpu_devices,
+    check_nodes,
+    check_root,
+    check_seed,
+    check_trainer,
+    chosen_accelerator,
+    lightnings_refusals,
+)
+from popo_lightning.core.errors import SettingError
+from popo_lightning.core.number_settings import check_numbers
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
+from popo_lightning.metrics.table import loggers
+from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
+from popo_lightning.proximal.critic_values import CriticValues
+from popo_lightning.proximal.parameter_hook import ParameterHook
+from popo_lightning.proximal.snapshot import ProximalPolicy
+from popo_lightning.runs.evaluation_start import settle_evaluation
+from popo_lightning.runs.folder import is_first_rank
+from popo_lightning.runs.resume import RunFinished
+from popo_lightning.runs.start import settle
+from popo_lightning.runs.stopping import too_late_in_words
+from popo_lightning.runs.wanted import RunSettings, wanted_of
+from popo_lightning.training.optimizers import check_optimizer
+
+
+class PopoCLI(LightningCLI):
+    """Fixed classes at the top, class_path wherever users extend.
+
+    Args:
+        claims: Holds the folders that the run writes to, while it lives.
+    """
+
+    def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
+        self.claims = ExitStack() if claims is None else claims
+        super().__init__(*args, **kwargs)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The usual parser, with errors in one sentence."""
+        import_slots()
+        self.parser_class = OneSentenceParser
+        return super().init_parser(**kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            self.plan = PlanOptions()
+            self.plan.add_to(parser)
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks every run has, and the values that two classes share."""
+        parser.add_class_arguments(RunSettings, "run")
+        # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
+        parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(Health, "health")
+        parser.add_lightning_class_args(ParameterHook, "parameter_hook", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(ProximalPolicy, "proximal", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(SampleTable, "samples")
+        parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.set_defaults(
+            {
+                "parameter_hook": {"class_path": "popo_lightning.proximal.parameter_hook.ParameterHook"},
+                "proximal": {"class_path": "popo_lightning.proximal.snapshot.ProximalSnapshot"},
+                "checkpoint.every_n_epochs": 20,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.filename": "{epoch}-{step}",
+                "trainer.max_epochs": 100,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_progress_bar": False,
+                "trainer.enable_model_summary": False,
+                "trainer.use_distributed_sampler": False,
+                "trainer.logger": True,
+                "trainer.log_every_n_steps": 1,
+            }
+        )
+        parser.link_arguments("data.temperature", "model.temperature")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Looks at config files before they are parsed."""
+        if args is None or isinstance(args, list):
+            check_config_files(sys.argv[1:] if args is None else args, OFF)
+        try:
+            super().parse_arguments(parser, args)
+        except (Exception, SystemExit) as error:
+            fault = import_fault(error)
+            if fault is None or isinstance(error, SettingError):
+                raise
+            raise fault from error
+
+    def instantiate_classes(self) -> None:
+        """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
+        assert self.subcommand is not None
+        maker = Maker(self.config[self.subcommand])
+        self.parser.maker = maker  # type: ignore[attr-defined]
+        try:
+            with constructors_refusals():
+                super().instantiate_classes()
+        except ValueError as error:
+            if maker.refusal is None or maker.refusal is error:
+                raise
+            raise maker.refusal from maker.refusal.__cause__
+
+    def _set_seed(self) -> None:
+        check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the settings in a checkpoint override the command line's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would be silently wrong, and settles where the run writes."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        check_numbers(config)
+        check_texts(config)
+        check_checkpoints(config.checkpoint)
+        check_slots(config)
+        check_trainer(config.trainer)
+        if self.subcommand == "fit":
+            check_root(config.trainer.default_root_dir, config.run.folder)
+        self.plan.check()
+        if self.plan.asked:
+            print_plan(self.plan, self._parser(self.subcommand), config)
+            sys.exit(0)
+        if self.subcommand == "fit":
+            self._settle_folder(config)
+        else:
+            self._settle_evaluation(config)
+
+    def _settle_evaluation(self, config: Any) -> None:
+        run = config.run
+        folder, checkpoint = settle_evaluation(
+            run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
+        )
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
+        config.trainer.logger = False
+        self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
+        config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
+
+    def _settle_folder(self, config: Any) -> None:
+        plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
+        try:
+            self.wanted = wanted_of(config, plain)
+            self.start = settle(self.wanted, self.claims)
+        except RunFinished as finished:
+            if is_first_rank():
+                print(f"popo: {finished}", file=sys.stderr)
+            sys.exit(0)
+        start = self.start
+        config.run.folder = config.trainer.default_root_dir = str(start.folder)
+        self.asked = config.clone()  # for config.yaml, which has to make sense in another folder and once resumed
+        self.asked.trainer.default_root_dir = None
+        self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
+        config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
+        config.checkpoint.dirpath = str(start.checkpoints)
+
+    def _save_config(self, path: Path) -> None:
+        self._parser("fit").save(self.asked, path, skip_none=False, overwrite=True, multifile=False)
+
+    def before_fit(self) -> None:
+        """Refuses choices that make no sense together, before a model loads."""
+        check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
+        check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+        check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
+        self._check_strategy()
+        if self.trainer.is_global_zero:
+            warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
+
+    def after_fit(self) -> None:
+        """Says what became of the checkpoints, and answers a signal that came too late.
+
+        Raises:
+            NothingSavedError: The run leaves nothing to go on from.
+        """
+        for sentence in closing_sentences(self.trainer, self.start.record, self.start.folder):
+            print(f"popo: {sentence}", file=sys.stderr)
+        late = too_late_in_words(self.datamodule.stopping)
+        if late is not None and self.trainer.is_global_zero:
+            print(f"popo: {late}", file=sys.stderr)
+
+    def before_validate(self) -> None:
+        """Settles the strategy, and refuses what it cannot do."""
+        self._check_strategy()
+
+    before_test = before_predict = before_validate
+
+    def _check_strategy(self) -> None:
+        assert self.subcommand is not None
+        strategy = self.trainer.strategy
+        check_nodes(self.trainer)
+        settle_strategy(strategy, self.trainer.world_size)
+        check_sharding(strategy, self.trainer.world_size)
+        check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the run's loggers and its summary."""
+        assert self.subcommand is not None
+        config = self.config_init[self.subcommand]
+        kwargs["accelerator"] = chosen_accelerator(config.trainer.accelerator)
+        if kwargs["accelerator"] == "cpu":
+            check_cpu_devices(config.trainer.devices)
+        if self.subcommand == "fit":
+            self.save_config_callback = None  # the run's keeper does it, later
+            keeper = RunKeeper(self.start.record, self._save_config, self.start.forks)
+            given = config.trainer.callbacks or []
+            # the keeper first, before an evaluation takes hours
+            kwargs["callbacks"] = [keeper, *(given if isinstance(given, list) else [given])]
+            if config.trainer.logger is True:
+                kwargs["logger"] = loggers(self.start.folder, self.start.behind)
+            origin = self.start.record.origin
+            summary = Summary(config.run.method, config.run.task, int(config.seed_everything), origin)
+            more: list[Any] = [CriticValues(), EarlyStops(self.wanted.stopping, self.start.forks), summary]
+            if config.trainer.max_time is not None:
+                more.append(at_the_end_of_an_iteration(config.trainer.max_time))
+                kwargs["max_time"] = None
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
+        with lightnings_refusals():
+            trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
+        end_always(trainer)
+        return trainer
