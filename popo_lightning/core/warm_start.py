@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 from popo_lightning.core.cache import cache_folder
 from popo_lightning.core.errors import SettingError, reason
 
+# Policies that come with the package, by name and recipe; scripts/ship_policies.py makes them anew.
+SHIPPED = Path(__file__).parent.parent / "toys" / "policies"
+
 
 class WarmStart(ABC):
     """Builds a policy's model folder once and finds it again by the content of its recipe."""
@@ -29,6 +32,12 @@ class WarmStart(ABC):
     def recipe(self) -> dict[str, object]:
         """Everything that decides the weights, in plain JSON types."""
 
+    @property
+    def address(self) -> str:
+        """The folder's name: another recipe has another one."""
+        digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
+        return f"{self.name}-{digest}"
+
     @abstractmethod
     def build(self, folder: Path) -> None:
         """Writes model and tokenizer into an empty folder."""
@@ -40,16 +49,17 @@ class WarmStart(ABC):
         return AutoConfig.from_pretrained(self.folder())
 
     def folder(self) -> Path:
-        """The built folder, after building it if need be.
+        """The folder that comes with the package for this recipe, or the one built before, or built now.
 
         An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
         processes may ask at once; one builds. It is built on the CPU, whatever device context is around.
         """
-        digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
-        target = cache_folder() / f"{self.name}-{digest}"
+        if (shipped := SHIPPED / self.address).is_dir():
+            return shipped
+        target = cache_folder() / self.address
         if not target.exists():
             try:
-                self._build_at(target)
+                self.build_at(target)
             except (OSError, SafetensorError) as error:
                 raise SettingError(
                     f"model.warm_start cannot write the policy that it builds to '{target.parent}' ({reason(error)}); "
@@ -57,7 +67,12 @@ class WarmStart(ABC):
                 ) from error
         return target
 
-    def _build_at(self, target: Path) -> None:
+    def build_at(self, target: Path) -> None:
+        """Builds aside and moves into place when all is there.
+
+        Args:
+            target: Folder that does not exist yet.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():

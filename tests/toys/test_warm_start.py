@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from popo_lightning.core.cache import cache_folder
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.warm_start import WarmStart
@@ -106,7 +107,7 @@ def test_address_follows_every_setting(cache: Path, monkeypatch: pytest.MonkeyPa
 def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("POPO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert warm_start.cache_folder() == tmp_path / "popo_lightning"
+    assert cache_folder() == tmp_path / "popo_lightning"
 
 
 def test_address_of_the_cpu_is_as_before_there_was_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
