@@ -14,6 +14,7 @@ from popo_lightning.core.nearest import did_you_mean
 
 COMPARE = "compare"
 CONFIGS = "configs"
+SHOW = "show"
 SUBCOMMANDS = {
     "fit": "Train a policy.",
     "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
@@ -21,6 +22,7 @@ SUBCOMMANDS = {
     "predict": "Sample responses to the benchmarks' problems and write them to responses.jsonl.",
     COMPARE: "Run methods x seeds on a task, one or several at a time, and report.",
     CONFIGS: "List, print or copy the configurations that come with the package.",
+    SHOW: "Make one HTML file of runs: curves, evaluations, groups of responses.",
 }
 HELP = """usage: popo SUBCOMMAND [options]
 
@@ -52,6 +54,10 @@ def main() -> None:
         from popo_lightning.compare.command import main as compare
 
         sys.exit(compare(sys.argv[2:]))
+    if sys.argv[1] == SHOW:
+        from popo_lightning.show.command import main as show
+
+        sys.exit(show(sys.argv[2:]))
     from popo_lightning.cli.main import run
 
     run()

@@ -254,7 +254,7 @@ class RolloutDataModule(EngineRollouts):
         )
 
     def _present_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
-        with self.clock.measure("rank"):
+        with self.clock.measure("rescore"):
             found = iter(self._module.logprobs(Minibatch(groups, self.iteration, 0)))
         return [[next(found) for _ in group.responses] for group in groups]
 

@@ -15,14 +15,14 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from popo_lightning.callbacks.sample_rows import group_rows, save_images
+from popo_lightning.callbacks.sample_texts import sample_text
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.markdown import markdown_table
+from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.problems import Problem
+from popo_lightning.evaluation.files import to_json
 from popo_lightning.model.prompts import open_image
 
-COLUMNS = ("iteration", "problem", "prompt", "response", "score", "advantage", "age", "finish_reason")
-SHOWN_CHARACTERS = 2000
 SAMPLES = "samples.jsonl"
 
 
@@ -70,11 +70,14 @@ class SampleTable(L.Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / SAMPLES).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(to_json(row) + "\n" for row in rows)
+        groups = [batch.groups[place] for place in chosen]
+        for group in groups:
+            save_images(folder, group.problem)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", _table(rows), batch.version + 1)
-                _show_images(logger, [batch.groups[place].problem for place in chosen], batch.version + 1)
+                tags = _show_images(logger, groups, batch.version + 1)
+                logger.experiment.add_text("samples", sample_text(rows, tags), batch.version + 1)
 
     def _chosen(self, batch: Minibatch) -> list[int]:
         """Places of the groups to show: replayed ones first, then fresh ones."""
@@ -86,34 +89,24 @@ class SampleTable(L.Callback):
         """Lines of the table; advantages are one a response of the batch, or None where nothing is trained on."""
         remaining = iter([] if advantages is None else advantages)
         per_group = [[next(remaining, None) for _ in group.responses] for group in batch.groups]
-        rows = []
-        for place in chosen:
-            group = batch.groups[place]
-            for response, advantage in zip(group.responses, per_group[place], strict=True):
-                values = (
-                    batch.version + 1,
-                    group.problem.id,
-                    str(group.problem.prompt)[:SHOWN_CHARACTERS],
-                    response.text[:SHOWN_CHARACTERS],
-                    response.parts["score"],
-                    None if advantage is None else round(float(advantage.float().mean()), 3),
-                    batch.version - group.version_of(response),
-                    response.finish_reason,
-                )
-                rows.append(dict(zip(COLUMNS, values, strict=True)))
-        return rows
+        return [row for place in chosen for row in group_rows(batch.groups[place], per_group[place], batch.version)]
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    return markdown_table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
+def _show_images(logger: TensorBoardLogger, groups: Sequence[Group], step: int) -> dict[int, list[str]]:
+    """Shows the images of the groups, in their order and under their step.
 
-
-def _show_images(logger: TensorBoardLogger, problems: Sequence[Problem], step: int) -> None:
-    """The images of the problems in the table, in its order and under its step."""
-    for place, image in enumerate(image for problem in problems for image in problem.images):
-        with suppress(OSError):  # a replayed problem's file may be gone; its tensors are in the group
-            pixels = torch.from_numpy(np.array(open_image(image)))
-            logger.experiment.add_image(f"samples/image {place + 1}", pixels, step, dataformats="HWC")
+    Returns:
+        Tags, by the group's id.
+    """
+    tags: dict[int, list[str]] = {}
+    for group in groups:
+        for image in group.problem.images:
+            with suppress(OSError):  # a replayed problem's file may be gone; its tensors are in the group
+                pixels = torch.from_numpy(np.array(open_image(image)))
+                tag = f"samples/image {sum(map(len, tags.values())) + 1}"
+                logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+                tags.setdefault(group.id, []).append(tag)
+    return tags
 
 
 def _iteration(line: str) -> float:

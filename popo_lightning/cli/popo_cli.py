@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from popo_lightning.callbacks.board import Board
 from popo_lightning.callbacks.checkpoints import Checkpoints, closing_sentences
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.health import Health
@@ -240,15 +243,17 @@ class PopoCLI(LightningCLI):
             check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
             self.save_config_callback = None  # the run's keeper does it, later
-            keeper = RunKeeper(self.start.record, self._save_config, self.start.forks)
+            record = replace(self.start.record, command=shlex.join(["popo", *getattr(self.parser, "given", ())]))
+            keeper = RunKeeper(record, self._save_config, self.start.forks)
             given = config.trainer.callbacks or []
             # the keeper first, before an evaluation takes hours
             kwargs["callbacks"] = [keeper, *(given if isinstance(given, list) else [given])]
-            if config.trainer.logger is True:
-                kwargs["logger"] = loggers(self.start.folder, self.start.behind)
+            if config.trainer.logger is not False:
+                kwargs["logger"] = loggers(self.start.folder, self.start.behind, config.trainer.logger)
             origin = self.start.record.origin
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything), origin)
-            more: list[Any] = [CriticValues(), EarlyStops(self.wanted.stopping, self.start.forks), summary]
+            stops = EarlyStops(self.wanted.stopping, self.start.forks)
+            more: list[Any] = [CriticValues(), stops, Board(record), summary]
             if config.trainer.max_time is not None:
                 more.append(at_the_end_of_an_iteration(config.trainer.max_time))
                 kwargs["max_time"] = None

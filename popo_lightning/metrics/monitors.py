@@ -28,7 +28,7 @@ PHASES = (
     "generate",
     "verify",
     "compose",
-    "rank",
+    "rescore",
     "prox",
     "train",
     "sync",
@@ -58,7 +58,7 @@ NAMES = (
 )
 KINDS = {name.partition("/")[0] for name in NAMES} | {"reward", "region", "eval"}
 REWARDS = ("reward/score", "reward/acc", "reward/format", "reward/overlong")
-OPEN = re.compile(r"weight/ess_age_\d+|region/\w+|reward/\w+")  # of these, which there are depends
+OPEN = re.compile(r"weight/(ess|share)_age_\d+|region/\w+|reward/\w+")  # of these, which there are depends
 # What an iteration has only where something was replayed, sampled or waited for.
 SOMETIMES = re.compile(
     r"(rollout|weight|engine|seconds|throughput)/\w+|policy/clip_frac_\w+"

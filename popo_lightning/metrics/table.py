@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+from popo_lightning.core.errors import SettingError
 
 METRICS = "metrics.csv"
 BEFORE = "metrics.csv.before-resume"
@@ -97,18 +100,33 @@ class RowWriter(ExperimentWriter):
         """Lightning's deletes the file."""
 
 
-def loggers(folder: Path, behind: Behind | None) -> list[Logger]:
-    """metrics.csv and TensorBoard events, in the folder itself.
+def loggers(
+    folder: Path, behind: Behind | None, further: Logger | Iterable[Logger] | bool | None = None
+) -> list[Logger]:
+    """metrics.csv and TensorBoard events, in the folder itself, and whatever loggers are wanted beside them.
 
     Args:
         folder: The run's folder.
         behind: Of the checkpoint that is gone on from: what it knows stays, later rows, which will be written again, go
             (to metrics.csv.before-resume). None for a run that begins.
+        further: trainer.logger; true and null are none.
+
+    Raises:
+        SettingError: A further logger would write over the run's own files.
     """
     first = 0 if behind is None else behind.iterations + 1
     purged = first if behind is not None or any(folder.glob("events.out.tfevents.*")) else None
     board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purged)
-    return [MetricsTable(folder, behind), board]
+    if further is None or isinstance(further, bool):
+        further = ()
+    added = [further] if isinstance(further, Logger) else list(further)
+    for logger in added:
+        if isinstance(logger, CSVLogger | TensorBoardLogger) and Path(logger.log_dir).resolve() == folder.resolve():
+            raise SettingError(
+                f"trainer.logger is a {type(logger).__name__} that writes to '{logger.log_dir}', the run's own folder, "
+                "which has metrics.csv and TensorBoard events without it; leave it out, or give it another save_dir"
+            )
+    return [MetricsTable(folder, behind), board, *added]
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -29,6 +29,7 @@ class RunRecord:
         checkpoint_every: Iterations between its checkpoints; None if it keeps none.
         checkpoints: Folders that they go to, all that it ever had; those inside the run's folder relative to it.
         origin: The checkpoint that it began from, with the iterations behind it; None if it began at the model.
+        command: The newest that trained it; None where an earlier version wrote it.
     """
 
     id: str
@@ -39,6 +40,7 @@ class RunRecord:
     checkpoint_every: int | None
     checkpoints: tuple[str, ...] = ()
     origin: dict[str, Any] | None = None
+    command: str | None = None
 
     def checkpoint_folders(self, folder: Path) -> list[Path]:
         """Where its checkpoints may be.

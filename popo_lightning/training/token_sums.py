@@ -161,6 +161,7 @@ def token_metrics(ranks: Sequence[TokenSums]) -> dict[str, float]:
         metrics |= _weight_metrics("replayed", together, [rank.replayed_weights for rank in ranks])
         metrics["weight/replayed_capped_share"] = together.mean("capped")
         metrics |= {f"weight/ess_age_{age}": sums.effective_sample_size for age, sums in replayed.items()}
+    metrics |= {f"weight/share_age_{age}": sums.tokens / of_all.tokens for age, sums in found.items()}
     if fresh is not None and (gaps := fresh.sum("gaps")):
         metrics["engine/logp_gap_mean"] = fresh.sum("gap") / gaps
         metrics["engine/logp_gap_max"] = fresh.max("gap")

@@ -21,6 +21,7 @@ from popo_lightning.compare.command import parsed
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
+from popo_lightning.show.command import parser as show_parser
 
 FOUND = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/README.md", "benchmarks/gpu/README.md")
 PAGES = sorted(path for pattern in FOUND for path in REPOSITORY.glob(pattern))
@@ -44,6 +45,9 @@ def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
     def read(arguments: list[str], built: bool) -> dict[str, Any]:
         if arguments[0] == "compare":
             parsed(arguments[1:]).check()
+            return {}
+        if arguments[0] == "show":
+            show_parser().parse_args(arguments[1:])
             return {}
         check_config_files(arguments)
         config = parser.parse_args(arguments)
@@ -109,6 +113,7 @@ WRONG = {  # what a page says: words of the complaint
     "```bash\npopo\n```": "1: popo needs a subcommand",
     "```bash\npopo learn --config configs/task/countdown_tiny.yaml\n```": "1: .*learn",
     "```bash\npopo compare --config configs/compare/quick.yaml --seeds [1] --nope 2\n```": "1: .*nope",
+    "```bash\npopo show runs/a --nope 2\n```": "1: .*nope",
     "```bash\nbash scripts/nope.sh\n```": "1: scripts/nope.sh is not there",
     "```bash\nscripts/nope.sh MODEL | tee log\n```": "1: scripts/nope.sh is not there",
     "```bash\npython scripts/bench_buffer.py --nope 3\n```": "1: .*bench_buffer.py has no --nope",

@@ -86,6 +86,8 @@ def at_once(parts: list[tuple[PaddedRows, dict[str, Tensor]]]) -> dict[str, floa
         found["weight/replayed_capped_share"] = float(capped[~fresh].double().mean())
     for each in age[~fresh].unique().tolist():
         found[f"weight/ess_age_{each}"] = effective_sample_size(tokens["weight_raw"][age == each])
+    for each in age.unique().tolist():
+        found[f"weight/share_age_{each}"] = float((age == each).double().mean())
     gap = tokens["gap"][fresh].abs()
     if len(gap := gap[~gap.isnan()]):
         found |= {"engine/logp_gap_mean": float(gap.mean()), "engine/logp_gap_max": float(gap.max())}
@@ -128,6 +130,9 @@ def test_by_hand() -> None:
         "weight/replayed_capped_share": 1 / 4,
         "weight/ess_age_1": 1.0,
         "weight/ess_age_3": 100 / (2 * 68),
+        "weight/share_age_0": 1 / 3,
+        "weight/share_age_1": 1 / 3,
+        "weight/share_age_3": 1 / 3,
         "engine/logp_gap_mean": 0.2,
         "engine/logp_gap_max": 0.3,
     }
