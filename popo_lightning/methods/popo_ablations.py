@@ -28,7 +28,7 @@ class KLRanked(PrioritizedGroupReplay):
     group's token mean of -d (k1) or of exp(d) - 1 - d (k3); d is clamped to +-20. The lowest are replayed; of equal
     ones the newest, and no problem twice while that can be helped.
 
-    Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rank"),
+    Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rescore"),
     in iterations where there is something to choose: without a place to fill, or with no more candidates than places,
     every ranking would give the same batch.
 

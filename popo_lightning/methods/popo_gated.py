@@ -23,7 +23,7 @@ class GatedReplay(PrioritizedGroupReplay):
     ``min_ess`` stay in the buffer unused. Of the others the newest are replayed, as in POPO. Places that no group may
     fill stay empty, so that at a high learning rate the rule becomes the filter and at a low one POPO.
 
-    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rank"),
+    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rescore"),
     in iterations with a place to fill.
 
     Args:

@@ -28,7 +28,7 @@ class RestedReplay(Composer):
     iterations.
 
     Stored: up to ``rest_interval`` x the groups an iteration samples. Extra passes: one forward pass over as many
-        groups as an iteration samples (phase "rank"), in iterations with a place to fill.
+        groups as an iteration samples (phase "rescore"), in iterations with a place to fill.
 
     Args:
         rest_interval: Iterations between two uses of a group, while it holds.

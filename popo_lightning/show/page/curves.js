@@ -41,8 +41,8 @@ function learningCharts() {
       zero: true,
       strokes: { solid: 'fresh', dashed: 'replayed' },
       series: () => [
-        ...curve('policy/clip_share_fresh', { label: 'fresh' }),
-        ...curve('policy/clip_share_replayed', { label: 'replayed', dash: 'dashed' }),
+        ...curve('policy/clip_frac_fresh', { label: 'fresh' }),
+        ...curve('policy/clip_frac_replayed', { label: 'replayed', dash: 'dashed' }),
       ],
     }),
     anyChart(),
@@ -227,7 +227,7 @@ const PHASES = ['generate', 'verify', 'compose', 'rank', 'prox', 'train', 'sync'
 
 function timeCharts() {
   const parts = (run) =>
-    Object.fromEntries(PHASES.map((name) => [name, meanOf(run, `seconds/${name}`)]).filter(([, value]) => value > 0));
+    Object.fromEntries(PHASES.map((name) => [name, meanOf(run, `time/${name}`)]).filter(([, value]) => value > 0));
   return el(
     'div',
     { class: 'charts' },
@@ -241,7 +241,7 @@ function timeCharts() {
           .map((run) => ({ run, parts: parts(run) }))
           .filter((row) => Object.keys(row.parts).length),
     }),
-    chart('Seconds of an iteration', 'Evaluations and the start of the engine apart.', 's', 'seconds/iteration'),
+    chart('Seconds of an iteration', 'Evaluations and the start of the engine apart.', 's', 'time/iteration'),
     lineChart({
       title: 'Generating and training',
       about: 'Seconds of an iteration that went into each.',
@@ -249,8 +249,8 @@ function timeCharts() {
       zero: true,
       strokes: { solid: 'generate', dashed: 'train' },
       series: () => [
-        ...curve('seconds/generate', { label: 'generate' }),
-        ...curve('seconds/train', { label: 'train', dash: 'dashed' }),
+        ...curve('time/generate', { label: 'generate' }),
+        ...curve('time/train', { label: 'train', dash: 'dashed' }),
       ],
     }),
   );

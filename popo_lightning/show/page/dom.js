@@ -88,7 +88,7 @@ function carried(values, run) {
 }
 
 function minutesOf(run) {
-  const seconds = run.columns['seconds/iteration'];
+  const seconds = run.columns['time/iteration'];
   let [sum, before] = [0, 0];
   return run.columns.step.map((step, place) => {
     sum += ((seconds?.[place] ?? 0) * (step - before)) / 60;

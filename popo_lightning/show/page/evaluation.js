@@ -1,7 +1,7 @@
 // Evaluations by benchmark, and of each benchmark by level, subject and whatever else it is broken down by.
 
 const ACCURACY = /^(greedy|avg|pass)/;
-const NAMES = { response_tokens: 'tokens', truncated_share: 'truncated', grading_failures: 'failures' };
+const NAMES = { response_tokens: 'tokens', truncated_frac: 'truncated', grading_failures: 'failures' };
 const headingOf = (label) => NAMES[label] || label.replace('_at_', '@');
 
 function evaluationSection() {
