@@ -223,7 +223,7 @@ function ageChart() {
   });
 }
 
-const PHASES = ['generate', 'verify', 'compose', 'rank', 'prox', 'train', 'sync', 'wait', 'other'];
+const PHASES = ['generate', 'verify', 'compose', 'rescore', 'prox', 'train', 'sync', 'wait', 'other'];
 
 function timeCharts() {
   const parts = (run) =>
