@@ -12,9 +12,7 @@ from popo_lightning.cli.shipped_configs import main as configs
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.nearest import did_you_mean
 
-COMPARE = "compare"
-CONFIGS = "configs"
-SHOW = "show"
+COMPARE, CONFIGS, EXPORT, SAMPLE, SHOW = "compare", "configs", "export", "sample", "show"
 SUBCOMMANDS = {
     "fit": "Train a policy.",
     "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
@@ -23,6 +21,8 @@ SUBCOMMANDS = {
     COMPARE: "Run methods x seeds on a task, one or several at a time, and report.",
     CONFIGS: "List, print or copy the configurations that come with the package.",
     SHOW: "Make one HTML file of runs: curves, evaluations, groups of responses.",
+    EXPORT: "Write a trained policy as a folder that transformers and vLLM load.",
+    SAMPLE: "Ask a trained policy a question, and print its answers.",
 }
 HELP = """usage: popo SUBCOMMAND [options]
 
@@ -58,6 +58,14 @@ def main() -> None:
         from popo_lightning.show.command import main as show
 
         sys.exit(show(sys.argv[2:]))
+    if sys.argv[1] == EXPORT:
+        from popo_lightning.export.export_command import main as export
+
+        sys.exit(export(sys.argv[2:]))
+    if sys.argv[1] == SAMPLE:
+        from popo_lightning.export.sample_command import main as sample
+
+        sys.exit(sample(sys.argv[2:]))
     from popo_lightning.cli.main import run
 
     run()

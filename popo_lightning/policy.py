@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -266,6 +267,23 @@ class PolicyModule(PolicyModel):
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
         if fitting:
             check_state(self.make_optimizer, checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # settings, not hyperparameters
+        cls, checkpoint_path: str | Path, map_location: Any = None, *_: Any, **settings: Any
+    ) -> PolicyModule:
+        """A policy with a checkpoint's weights and its run's settings, see :func:`loaded_policy`.
+
+        Args:
+            checkpoint_path: A file, a folder of shards, or a run's folder, whose newest checkpoint counts.
+            map_location: Device that it is moved to.
+            settings: Arguments of this class, which go before the run's.
+        """
+        from popo_lightning.export.policy_loading import loaded_policy
+
+        settings = {name: value for name, value in settings.items() if name not in ("strict", "weights_only")}
+        module = loaded_policy(cls, checkpoint_path, settings)
+        return module if map_location is None else module.to(map_location)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to do: the Evaluation callback reads the graded responses in the batch."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.export.closing_words import export_words
 
 SHOWN = {
     "reward": ("reward/score", "{:.3f}"),
@@ -100,6 +101,8 @@ class Progress(L.Callback):
         self._close()
         self._show_evaluation(trainer)
         self._show_end(trainer)
+        if trainer.is_global_zero and (words := export_words(trainer)) is not None:
+            self.console.print(words, soft_wrap=True, markup=False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Closes the live line, so that the error stands below it."""

@@ -61,4 +61,4 @@ class RunKeeper(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The run and its folder, for whoever goes on from the checkpoint."""
-        return {"run": self.record.to_plain(), "folder": str(self._folder)}
+        return {"run": self.record.to_plain(), "folder": str(self._folder), "command": self.record.command}

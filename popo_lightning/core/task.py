@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from popo_lightning.core.asking import asked_like
 from popo_lightning.core.problems import Problem
 
 Verify = Callable[[Any, str], dict[str, float]]
@@ -49,6 +50,19 @@ class Task(ABC):
     @abstractmethod
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
         """Held-out problems by benchmark name."""
+
+    def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
+        """A question of a user's own as one of the task's problems, for `popo sample`.
+
+        Args:
+            question: What is asked, without what the task puts around it.
+            images: Paths.
+            gold: The right answer, as text or JSON; None leaves it open.
+
+        Raises:
+            SettingError: The task cannot ask it, or takes another kind of answer.
+        """
+        return asked_like(self.train_problems()[0], question, images, gold)
 
     def bad_rows(self) -> Sequence[BadRow]:
         """Rows of the data read so far that were left out."""

@@ -54,9 +54,7 @@ class WarmStart(ABC):
         An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
         processes may ask at once; one builds. It is built on the CPU, whatever device context is around.
         """
-        if (shipped := SHIPPED / self.address).is_dir():
-            return shipped
-        target = cache_folder() / self.address
+        target = self.place()
         if not target.exists():
             try:
                 self.build_at(target)
@@ -66,6 +64,16 @@ class WarmStart(ABC):
                     "name a folder with room that can be written to in the environment variable POPO_CACHE"
                 ) from error
         return target
+
+    @property
+    def knows_config(self) -> bool:
+        """Whether :meth:`config` needs no built folder."""
+        return type(self).config is not WarmStart.config
+
+    def place(self) -> Path:
+        """Where the folder is, whether or not it has been built: with the package, or in the cache."""
+        shipped = SHIPPED / self.address
+        return shipped if shipped.is_dir() else cache_folder() / self.address
 
     def build_at(self, target: Path) -> None:
         """Builds aside and moves into place when all is there.

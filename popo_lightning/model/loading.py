@@ -44,13 +44,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if sees_images(config):
             check_vision(config, folder)
-        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
-            if attention == "sdpa":
-                raise SettingError(
-                    f"model.attention is sdpa, which leaves out the cap on attention scores that model.path '{folder}' "
-                    "has; set it to eager, or to null"
-                )
-            attention = attention or "eager"  # the default is sdpa
+        attention = usable_attention(config, attention, folder)
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
             model, found = kind.from_pretrained(
@@ -66,6 +60,27 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
             f"{type(model).__name__}, which would stay random; give a folder with all of its weights"
         )
     return model
+
+
+def usable_attention(config: Any, attention: str | None, folder: str | Path = "") -> str | None:
+    """The attention implementation that a model can be computed with, None for transformers' default.
+
+    Args:
+        config: Of the model.
+        attention: That is asked for, if any.
+        folder: Of the model, for the sentence.
+
+    Raises:
+        SettingError: It leaves something out that the model has.
+    """
+    if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return attention
+    if attention == "sdpa":
+        raise SettingError(
+            f"model.attention is sdpa, which leaves out the cap on attention scores that model.path '{folder}' "
+            "has; set it to eager, or to null"
+        )
+    return attention or "eager"  # the default is sdpa
 
 
 def check_adapter(folder: str | Path) -> None:
@@ -117,7 +132,18 @@ def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, 
     Raises:
         SettingError: No model loads from there, or one whose log-probs or images would be read wrongly.
     """
-    model = load_model(folder, dtype, attention)
+    return made_trainable(load_model(folder, dtype, attention), folder, freeze_vision, attention)
+
+
+def made_trainable(model: Any, folder: str | Path, freeze_vision: bool, attention: str | None = None) -> Any:
+    """As :func:`load_trainable`, of a model that is loaded.
+
+    Args:
+        model: Of transformers.
+        folder: That it is from, for sentences.
+        freeze_vision: Train the language model only.
+        attention: That it was loaded with, by transformers' name; None for that of packed tokens where it is exact.
+    """
     if attention is None and takes_packed_tokens(model):
         use_packed_attention(model)
     if (form := logit_form(model)) is None:

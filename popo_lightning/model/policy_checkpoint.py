@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from popo_lightning.core.errors import SettingError
 
 SHAPES, FROZEN = "policy_shapes", "policy_frozen"
+REVISION = "policy_revision"  # commit on the hub of the model that the run began with
 CRITIC = "value_model."
 
 
@@ -19,6 +21,20 @@ def describe(model: nn.Module) -> dict[str, Any]:
         SHAPES: {name: list(parameter.shape) for name, parameter in parameters.items()},
         FROZEN: sorted(name for name, parameter in parameters.items() if not parameter.requires_grad),
     }
+
+
+def revision(path: str | None) -> str | None:
+    """Commit on the hub of the cached files that a model loads from; None for a folder.
+
+    Args:
+        path: model.path.
+    """
+    if path is None or Path(path).exists() or path.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def check(own: dict[str, Any], checkpoint: dict[str, Any], path: str, training: bool, freeze_vision: bool) -> None:

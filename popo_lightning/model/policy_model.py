@@ -120,7 +120,8 @@ class PolicyModel(L.LightningModule):
             self.value_model = self.critic.build(self.model)
         if self.objective.needs_reference:
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
-        self.described = policy_checkpoint.describe(self)
+        revision = policy_checkpoint.revision(self.path)
+        self.described = policy_checkpoint.describe(self) | {policy_checkpoint.REVISION: revision}
 
     @property
     def sharded(self) -> bool:

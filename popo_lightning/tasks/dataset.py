@@ -112,6 +112,11 @@ class DatasetTask(Task):
         """Problems by benchmark; their ids begin with its name, since data sets number theirs alike."""
         return dict(self._benchmarks)
 
+    def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
+        """By the template and the system message; a JSON object where the template has other places than {prompt}."""
+        reader = RowReader(self.train[0], self.template, self.system, self.response_prefix, self.chat)
+        return reader.asked(question, images, gold)
+
     def bad_rows(self) -> Sequence[BadRow]:
         """Rows left out of what has been read so far."""
         return tuple(self._bad_rows)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from popo_lightning.core.asking import ASKED
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
@@ -103,11 +104,22 @@ class ReasoningGymTask(Task):
 
     def _problem(self, question: str, seed: int, settings: dict[str, Any], index: int, id: str) -> Problem:
         answer = {"name": self.name, "settings": settings, "index": index}
+        return Problem(f"{id}-{seed}-{index}", self._framed(question), answer)
+
+    def _framed(self, question: str) -> str | list[dict[str, Any]]:
         if not self.chat:
-            text = question if self.system is None else f"{self.system}\n\n{question}\n"
-            return Problem(f"{id}-{seed}-{index}", text, answer)
+            return question if self.system is None else f"{self.system}\n\n{question}\n"
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return Problem(f"{id}-{seed}-{index}", [*messages, {"role": "user", "content": question}], answer)
+        return [*messages, {"role": "user", "content": question}]
+
+    def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
+        """A question without a gold answer: reasoning-gym grades the questions that it has made, and no others."""
+        if gold is not None or images:
+            raise SettingError(
+                f"{'--gold' if gold is not None else '--image'} is given, but reasoning-gym grades only the questions "
+                "that it has made, which have no images; leave it out"
+            )
+        return Problem(ASKED, self._framed(question), None)
 
     def train_problems(self) -> Sequence[Problem]:
         """The train problems."""

@@ -10,6 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from popo_lightning.core.asking import ASKED, columns_of, gold_like, marked
+from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import IMAGE_MARK, Problem
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
@@ -80,6 +82,30 @@ class RowReader:
         if marks != len(images):
             raise BadValue(f"has {marks} {IMAGE_MARK} marks in its prompt but {len(images)} images; make them as many")
         return Problem(id, prompt, self._answer(content), self._info(content), images)
+
+    def asked(self, question: str, images: Sequence[str], gold: str | None) -> Problem:
+        """A problem of a user's own words.
+
+        Args:
+            question: What is asked; a JSON object where the template has other places than {prompt}.
+            images: Paths.
+            gold: The right answer, JSON where the source's is a mapping.
+
+        Raises:
+            SettingError: The template cannot be filled, or the answer is of another kind.
+        """
+        names = self.template.names
+        row = columns_of(question, names, {name: self._column(name) for name in names})
+        named = self.columns.get("answer")
+        like = dict.fromkeys(named, "...") if isinstance(named, dict) else "..."
+        answer = None if gold is None else gold_like(like, gold)
+        if names == ["prompt"]:
+            row[self._column("prompt")] = marked(question, images)
+        try:
+            prompt = self._prompt(row)
+        except BadValue as error:
+            raise SettingError(f"PROMPT {error}") from error
+        return Problem(ASKED, prompt, answer, images=tuple(images))
 
     # -- the prompt --------------------------------------------------------------------------------------------
 

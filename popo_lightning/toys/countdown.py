@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import combinations_with_replacement, permutations
 from typing import Any
 
+from popo_lightning.core.asking import ASKED, gold_like
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import shortened
 from popo_lightning.core.problems import Problem
@@ -27,6 +28,7 @@ Step = tuple[int, str, int, int]  # left operand, operation, right operand, resu
 
 MAX_RESPONSE_CHARACTERS = 400
 MOST_DRAWN = 10**7  # sets of numbers, of each of which the solutions are enumerated
+QUESTION = re.compile(r"([0-9]{1,6}(?:,[0-9]{1,6}){0,8})>[0-9]{1,6}:?", re.ASCII)
 STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
 
 
@@ -217,6 +219,19 @@ class CountdownSteps(Task):
         answer = {"numbers": list(numbers), "target": target}
         written = [f"{','.join(map(str, order))}>{target}" for order in every_order[:orders]]
         return [Problem(text, f"{text}:", answer, {"level": len(numbers)}) for text in written]
+
+    def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
+        """``2,7,5>10``, with or without the colon; anything else is asked as it is, and graded against nothing."""
+        found = QUESTION.fullmatch(question.strip())
+        if images:
+            raise SettingError(f"--image is '{images[0]}', but Countdown has no images; leave it out")
+        if found is None and gold is not None:
+            raise SettingError(f"--gold is '{gold}', but PROMPT names no numbers and target as 2,7,5>10 does; do so")
+        if found is None:
+            return Problem(ASKED, question, None)
+        numbers = [int(number) for number in found[1].split(",")]
+        answer = None if gold is None else {"numbers": numbers, "target": gold_like(1, gold)}
+        return Problem(ASKED, f"{found[0].removesuffix(':')}:", answer)
 
     def train_problems(self) -> list[Problem]:
         """All problems that are not held out."""

@@ -25,7 +25,17 @@ except SystemExit as ended:
 
 
 @pytest.mark.parametrize(
-    ("args", "code"), [(["--help"], 0), (["-h"], 0), (["--version"], 0), (["fti"], 2), ([], 2)], ids=str
+    ("args", "code"),
+    [
+        (["--help"], 0),
+        (["-h"], 0),
+        (["--version"], 0),
+        (["fti"], 2),
+        ([], 2),
+        (["export", "-h"], 0),
+        (["sample", "--help"], 0),
+    ],
+    ids=str,
 )
 def test_nothing_heavy_is_imported(args: list[str], code: int) -> None:
     done = subprocess.run(
@@ -45,6 +55,7 @@ def said(args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_help_lists_every_subcommand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = said(["--help"], monkeypatch, capsys)
     assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare", "show"}
+    assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare", "export", "sample"}
     for name, about in SUBCOMMANDS.items():
         assert f"  {name} " in out and about in out
     assert max(map(len, out.splitlines())) <= 110
@@ -55,11 +66,20 @@ def test_a_subcommand_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for given, words in {
         "fti": "'fti' is no subcommand; did you mean fit?",
         "compre": "did you mean compare?",
-        "weather": "name one of fit, validate, test, predict, compare",
+        "weather": "name one of fit, validate, test, predict, compare, export, sample",
+        "exprot": "did you mean export?",
         "": "popo: name one of fit",
     }.items():
         out, err = said([given] if given else [], monkeypatch, capsys)
         assert out == "" and words in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["export", "sample"])
+def test_help_of_the_commands_for_a_trained_policy(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = said([name, "--help"], monkeypatch, capsys)
+    assert "RUN_OR_CHECKPOINT" in out and "--base" in out and f"usage: popo {name}" in out
 
 
 def test_help_of_a_subcommand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from helpers.places import REPOSITORY
-from helpers.snippets import Checker, blocks, commands, expanded
+from helpers.snippets import OF_A_POLICY, Checker, blocks, commands, expanded
 
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.compare.checking import ParsedOnly
 from popo_lightning.compare.command import parsed
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
+from popo_lightning.export.options import export_options, sample_options
 from popo_lightning.policy import PolicyModule
 from popo_lightning.show.command import parser as show_parser
 
@@ -48,6 +49,8 @@ def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
             return {}
         if arguments[0] == "show":
             show_parser().parse_args(arguments[1:])
+        if arguments[0] in OF_A_POLICY:
+            (export_options if arguments[0] == "export" else sample_options)(arguments[1:])
             return {}
         check_config_files(arguments)
         config = parser.parse_args(arguments)
@@ -114,6 +117,8 @@ WRONG = {  # what a page says: words of the complaint
     "```bash\npopo learn --config configs/task/countdown_tiny.yaml\n```": "1: .*learn",
     "```bash\npopo compare --config configs/compare/quick.yaml --seeds [1] --nope 2\n```": "1: .*nope",
     "```bash\npopo show runs/a --nope 2\n```": "1: .*nope",
+    "```bash\npopo export RUN FOLDER --dtyp float32\n```": "1: .*did you mean --dtype",
+    "Try `popo sample RUN --n 2`.": "1: .*needs PROMPT",
     "```bash\nbash scripts/nope.sh\n```": "1: scripts/nope.sh is not there",
     "```bash\nscripts/nope.sh MODEL | tee log\n```": "1: scripts/nope.sh is not there",
     "```bash\npython scripts/bench_buffer.py --nope 3\n```": "1: .*bench_buffer.py has no --nope",
@@ -144,6 +149,7 @@ RIGHT = [
     "```bash\npopo validate --config runs/countdown_tiny/popo-seed1/config.yaml\n```",
     "```bash\n.venv/bin/popo fit --help\npopo --version\n```",
     f"`{TASK} --config configs/method/{{popo,grpo}}.yaml --seed_everything 2 ...`",
+    "`popo export RUN FOLDER --dtype bfloat16`, `popo export --help`\n```bash\npopo sample RUN - < file\n```",
     "`popo fit --plan` and `popo compare --config configs/compare/quick.yaml --seeds [1] --at_once N`, and `popo nope`",
     "```yaml\n- a list\n```\n```yaml\nsomething: else\n```\n```text\nnope --nope\n```",
 ]

@@ -32,6 +32,7 @@ SHELL, YAML = ("bash", "sh", "shell", "console"), ("yaml", "yml")
 # Shell words and other people's programs, whose arguments are their own affair.
 FOREIGN = """apt apt-get cat cp curl docker exit export git head huggingface-cli hf less ls mkdir mkdocs mypy nvidia-smi
 pre-commit pytest ruff scontrol source ssh tail tensorboard test trap uv"""
+OF_A_POLICY = ("export", "sample")  # which take no configuration
 LAUNCHERS = ("srun", "torchrun")
 BASE = ["--config", "configs/task/countdown_tiny.yaml", "--config", "configs/method/popo.yaml"]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -60,7 +61,7 @@ def blocks(text: str) -> Iterator[Block]:
     for found in INLINE.finditer(outside):
         if "--" in found[1]:
             command = " ".join(found[1].split())
-            if "--config" not in command:
+            if "--config" not in command and command.split()[1] not in OF_A_POLICY:
                 command = re.sub(r"^(popo \w+) (?!\.\.\.)", r"\1 ... ", command)
             yield Block(outside.count("\n", 0, found.start()) + 1, "bash", command)
 

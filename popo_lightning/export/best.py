@@ -1,0 +1,72 @@
+"""Which of the checkpoints that a run has kept is its best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.evaluation.benchmarks import MEAN
+from popo_lightning.export.evaluations import Measured, measured_after
+from popo_lightning.export.saved_policy import SavedPolicy, opened
+from popo_lightning.runs.checkpoint_files import flaw
+from popo_lightning.runs.folder import checkpoint_folders
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The whole checkpoint with the best value of checkpoint.monitor, as the run noted it when it saved.
+
+    Without a monitor evaluations decide: by the mean over benchmarks of greedy accuracy, or of avg@k where nothing was
+    evaluated greedily. Of equals the newest is taken.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        SettingError: No checkpoint that it has kept has such a value.
+    """
+    whole = [path for folder in checkpoint_folders(run) for path in folder.glob("*.ckpt") if flaw(path) is None]
+    if not whole:
+        raise SettingError(f"--best is given, but the run in '{run}' has no whole checkpoint; go on with the run first")
+    saved = sorted((opened(path, run) for path in whole), key=lambda each: each.checkpoint.stat().st_mtime_ns)
+    noted = _noted(saved[-1])
+    if noted.get("monitor"):
+        worse_is_larger = noted.get("mode") == "min"
+        scores = {Path(path).name: float(score) for path, score in dict(noted.get("best_k_models") or {}).items()}
+        scored = [(scores[each.checkpoint.name], each) for each in saved if each.checkpoint.name in scores]
+        what = f"of checkpoint.monitor, {noted['monitor']}"
+    else:
+        worse_is_larger = False
+        scored = [(value, each) for each in saved if (value := _accuracy(_evaluation(run, each))) is not None]
+        what = "of an evaluation (checkpoint.monitor is null)"
+    if not scored:
+        raise SettingError(
+            f"--best is given, but no checkpoint that the run in '{run}' has kept has a value {what}; drop it, or have "
+            "a run keep them by checkpoint.monitor, or by checkpoint.save_top_k -1"
+        )
+    best = (min if worse_is_larger else max)(value for value, _ in scored)
+    return [each.checkpoint for value, each in scored if value == best][-1]
+
+
+def _noted(saved: SavedPolicy) -> Mapping[str, Any]:
+    """What ModelCheckpoint keeps, with its mode, which is in the name that it keeps it under."""
+    for name, state in saved.state.get("callbacks", {}).items():
+        if name.startswith("Checkpoints") and isinstance(state, Mapping):
+            return {**state, "mode": "max" if "'mode': 'max'" in name else "min"}
+    return {}
+
+
+def _evaluation(run: Path, saved: SavedPolicy) -> Measured | None:
+    return None if saved.under_way else measured_after(run, saved.iterations)
+
+
+def _accuracy(found: Measured | None) -> float | None:
+    if found is None:
+        return None
+    own = [numbers for name, numbers in found.benchmarks.items() if name != MEAN]
+    for kind in ("greedy", "avg_at_"):
+        values = [value for numbers in own for label, value in numbers.items() if label.startswith(kind)]
+        if values and len(values) == len(own):
+            return sum(values) / len(values)
+    return None

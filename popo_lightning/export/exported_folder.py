@@ -1,0 +1,124 @@
+"""A saved policy as a folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from popo_lightning.engines.base import end_token_ids
+from popo_lightning.export.base_model import BaseModel, base_model
+from popo_lightning.export.evaluations import last_measured
+from popo_lightning.export.model_card import CARD, Told, model_card
+from popo_lightning.export.new_folder import check_free, check_room, written_beside
+from popo_lightning.export.rebuilt_model import cast, rebuilt, size_of
+from popo_lightning.export.saved_policy import SavedPolicy, saved_policy
+from popo_lightning.export.weights import POLICY, weights_of
+from popo_lightning.model.loading import image_tokens, sees_images
+from popo_lightning.model.policy_checkpoint import SHAPES
+from popo_lightning.model.prompts import PromptEncoder
+
+SHARD_BYTES = 5 * 10**9  # of a file of weights at most
+
+
+def export(
+    source: str,
+    target: Path,
+    command: str,
+    dtype: str | None = None,
+    best: bool = False,
+    base: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> SavedPolicy:
+    """Writes weights, configurations, tokenizer, processor and model card.
+
+    The weights are in memory once: those of a checkpoint file are read from the disk as they are written, those of
+    shards are put together first. Another type takes the place of each weight in turn.
+
+    Args:
+        source: A run's folder or a checkpoint.
+        target: Nothing or an empty folder.
+        command: That asks for it, for the card.
+        dtype: Of the weights; None leaves every bit as it is.
+        best: Take the run's best checkpoint.
+        base: The model that the run began with, if it is no longer where it was.
+        shard_bytes: Of a file of weights at most.
+
+    Returns:
+        What was exported.
+
+    Raises:
+        SettingError: There is nothing to export, or no place to write it to.
+    """
+    check_free(target)
+    saved = saved_policy(source, best)
+    check_room(target, _noted_size(saved, dtype))
+    began = base_model(saved, base)
+    config = began.config()
+    encoder = PromptEncoder(began.folder, 0, _image_pixels(saved))
+    model = rebuilt(config, weights_of(saved))
+    model.generation_config = generation_config(saved, began, config, encoder.tokenizer)
+    check_room(target, _written_size(model, dtype))
+    if dtype is not None:
+        cast(model, getattr(torch, dtype))
+    told = Told(saved, began, str(model.dtype).rpartition(".")[2], sees_images(config), command, last_measured(saved))
+    with written_beside(target) as draft:
+        _tokenizer_or_processor(encoder, sees_images(config)).save_pretrained(draft)
+        model.save_pretrained(draft, max_shard_size=shard_bytes)
+        (draft / CARD).write_text(model_card(told), encoding="utf-8", errors="backslashreplace")
+    return saved
+
+
+def generation_config(saved: SavedPolicy, base: BaseModel, config: Any, tokenizer: Any) -> Any:
+    """How the run sampled: at its temperature, from the whole distribution, up to the same end tokens.
+
+    The base model's own may cut tails and penalise repetition, with which nothing was trained or evaluated.
+
+    Args:
+        saved: The policy.
+        base: That its run began with.
+        config: Its configuration.
+        tokenizer: Its tokenizer.
+    """
+    from transformers import GenerationConfig
+
+    own = base.generation_config(config)
+    made = GenerationConfig(
+        do_sample=True,
+        temperature=float(saved.setting("data.temperature", 1.0)),
+        top_k=0,
+        top_p=1.0,
+        bos_token_id=own.bos_token_id,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else tokenizer.pad_token_id,
+        eos_token_id=end_token_ids(base.folder, tokenizer),
+    )
+    if sees_images(config):
+        made.suppress_tokens = image_tokens(config)  # no features would belong to them
+    return made
+
+
+def _tokenizer_or_processor(encoder: PromptEncoder, images: bool) -> Any:
+    """The tokenizer with its chat template, or the processor that has both, with the run's limits of an image."""
+    return encoder.processor if images else encoder.tokenizer
+
+
+def _image_pixels(saved: SavedPolicy) -> tuple[int, int] | None:
+    found = saved.setting("data.image_pixels")
+    return None if found is None else (int(found[0]), int(found[1]))
+
+
+def _noted_size(saved: SavedPolicy, dtype: str | None) -> int:
+    """Bytes of the weights by the shapes that a checkpoint notes, before any is read; 0 where it notes none."""
+    wide: torch.dtype = getattr(torch, dtype or saved.setting("model.dtype", "float32"))
+    shapes = saved.state.get(SHAPES, {})
+    return sum(math.prod(shape) * wide.itemsize for name, shape in shapes.items() if name.startswith(POLICY))
+
+
+def _written_size(model: Any, dtype: str | None) -> int:
+    if dtype is None:
+        return size_of(model)
+    wide: torch.dtype = getattr(torch, dtype)
+    numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    return numbers * wide.itemsize

@@ -1,0 +1,122 @@
+"""A folder that is whole at its place or not there: written beside it, and moved there once it is on the disk."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.runs.checkpoint_files import DRAFT, remove, sync_folder
+from popo_lightning.runs.claim import NO_LOCKS
+
+BESIDES = 2**24  # bytes for what is written besides the weights
+
+
+def check_free(target: Path) -> None:
+    """Raises SettingError where something is at the place already.
+
+    Args:
+        target: A place for a folder.
+    """
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        kind = "a folder that is not empty" if target.is_dir() else "a file"
+        raise SettingError(f"FOLDER is '{target}', which is {kind}; name one that is not there yet")
+
+
+def check_room(target: Path, needed: int) -> None:
+    """Raises SettingError where the disk has too little room.
+
+    Args:
+        target: A place for a folder.
+        needed: Bytes of its weights.
+    """
+    above = next(path for path in (target, *target.absolute().parents) if path.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed + BESIDES:
+        raise SettingError(
+            f"FOLDER is '{target}', on a disk with {in_words(free)} free, but the weights take {in_words(needed)}; "
+            "make room, name a folder elsewhere, or add --dtype bfloat16 where the weights are float32"
+        )
+
+
+@contextmanager
+def written_beside(target: Path) -> Iterator[Path]:
+    """A hidden folder in the same place, which becomes the target once all is written, and is gone if writing failed.
+
+    A process that is killed leaves the hidden folder; the next one that writes to the same target removes it.
+
+    Args:
+        target: Nothing or an empty folder.
+
+    Raises:
+        SettingError: Another process writes there, or the disk takes no more.
+    """
+    target = target.resolve() if target.exists() else target.absolute()
+    draft = target.with_name(f".{target.name}{DRAFT}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir(exist_ok=True)
+        lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _not_written(target, error) from error
+    try:
+        _take(lock, target)
+        try:
+            for left in draft.iterdir():
+                remove(left)
+            yield draft
+            _sync(draft)
+            draft.rename(target)  # over an empty folder too, and over nothing else
+            sync_folder(target.parent)
+        except BaseException:
+            remove(draft)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise _not_written(target, error) from error
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, target: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingError(f"FOLDER is '{target}', which another export is writing to; name another folder") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _sync(folder: Path) -> None:
+    """Puts the bytes on the disk. Who may read one file may read all: safetensors gives its own to nobody else."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    allowed = max((file.stat().st_mode & 0o777 for file in files), default=0)
+    for file in files:
+        file.chmod(allowed)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(folder)
+
+
+def _not_written(target: Path, error: Exception) -> SettingError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room" if full or "No space" in str(error) else "name a folder that can be written to"
+    return SettingError(f"FOLDER is '{target}', which cannot be written ({reason(error)}); {remedy}")
+
+
+def in_words(size: float) -> str:
+    """Bytes as "1.2 GiB"."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

@@ -1,0 +1,136 @@
+"""Tensors out of a checkpoint that is a folder of shards, on one process, whatever the number of ranks that wrote it.
+
+torch.distributed.checkpoint puts them together. Its own reader unpickles the folder's list of contents, which may run
+code of whoever wrote it; this one makes of it what such a list consists of, and refuses anything else.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata
+from torch.distributed.checkpoint import load as load_shards
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+CONTENTS = ".metadata"
+KNOWN = {
+    "torch.distributed.checkpoint.metadata": metadata,
+    "torch.distributed.checkpoint.filesystem": filesystem,
+}
+NAMES = {
+    *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+    *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "_StorageInfo", "_StoragePrefix"),
+}
+
+
+def tensors_of(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """Whole tensors by name.
+
+    Args:
+        folder: Of shards.
+        prefix: Of their names there, which is left out of those that are returned.
+
+    Raises:
+        Exception: Damaged or hostile bytes fail in every way there is.
+    """
+    reader = TensorReader(folder)
+    contents = reader.read_metadata()
+    wanted = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in contents.state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    _check_parts(folder, contents, wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a single process
+        load_shards(wanted, storage_reader=reader, no_dist=True)
+    return {name[len(prefix) :]: tensor for name, tensor in wanted.items()}
+
+
+class TensorReader(FileSystemReader):
+    """torch's reader of a folder, whose list of contents is read without importing what it names."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The list of contents.
+
+        Raises:
+            pickle.UnpicklingError: It names something that no such list has.
+        """
+        with (Path(self.path) / CONTENTS).open("rb") as file:
+            found = _Contents(file).load()
+        if not isinstance(found, Metadata):
+            raise pickle.UnpicklingError(f"{CONTENTS} is no list of contents")
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Contents(pickle.Unpickler):
+    """Makes plain containers and the few classes that describe tensors in files."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in KNOWN and name in NAMES:
+            return getattr(KNOWN[module], name)
+        if module == "torch" and name == "Size":
+            return torch.Size
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if (module, name) == ("torch.serialization", "_get_layout"):
+            return {str(torch.strided): torch.strided}.__getitem__
+        if module.partition(".")[0] == "pathlib" and name in ("PosixPath", "PurePosixPath"):
+            return pathlib.PurePosixPath
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise pickle.UnpicklingError(f"{CONTENTS} names {module}.{name}, which no list of contents has")
+
+
+def _check_parts(folder: Path, contents: Metadata, wanted: dict[str, Tensor]) -> None:
+    """Raises ValueError for a part outside the folder, one that a tensor lacks, or whose bytes have changed."""
+    parts: dict[str, int] = dict.fromkeys(wanted, 0)
+    for index, part in contents.storage_data.items():
+        if index.fqn not in wanted:
+            continue
+        if part.relative_path != Path(part.relative_path).name:
+            raise ValueError(f"a part of {index.fqn} is in another folder: {part.relative_path}")
+        with (folder / part.relative_path).open("rb") as file:
+            if (broken := zipfile.ZipFile(_Part(file, part.offset, part.length)).testzip()) is not None:
+                raise ValueError(f"the bytes of {index.fqn} are not those that were written ({broken})")
+        parts[index.fqn] += 1
+    for name, entry in contents.state_dict_metadata.items():
+        if name in wanted and isinstance(entry, TensorStorageMetadata):
+            covered = sum(chunk.sizes.numel() for chunk in entry.chunks)
+            if covered != entry.size.numel() or parts[name] != len(entry.chunks):
+                raise ValueError(f"{name} is not whole")
+
+
+class _Part:
+    """A part of a file, as a file."""
+
+    def __init__(self, file: Any, begin: int, length: int) -> None:
+        self._file, self._begin, self._length, self._place = file, begin, length, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = max(0, offset + (0, self._place, self._length)[whence])
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._length - self._place)
+        size = left if size is None or size < 0 else min(size, left)
+        self._file.seek(self._begin + self._place)
+        found: bytes = self._file.read(size)
+        self._place += len(found)
+        return found

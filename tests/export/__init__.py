@@ -1,0 +1,1 @@
+"""Tests of popo_lightning/export."""
