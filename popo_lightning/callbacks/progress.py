@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from popo_lightning.callbacks.export_words import export_words
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
-from popo_lightning.export.closing_words import export_words
 
 SHOWN = {
     "reward": ("reward/score", "{:.3f}"),
