@@ -1,4 +1,4 @@
-"""When a run saves a checkpoint, and what becomes of the run if it cannot."""
+"""When a run saves a checkpoint, and what happens if it cannot."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ log = logging.getLogger(__name__)
 
 
 class NotSavedError(Exception):
-    """A checkpoint that was not written, with the reason; the run goes on."""
+    """A checkpoint was not written, with the reason. The run continues."""
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, whose files are whole or not there; also at the end, and where no step is taken.
+    """Lightning's ModelCheckpoint with atomic files; it also saves at the end and where no optimizer step is taken.
 
-    Iterations count, and minibatches: Lightning's own saves nothing while no optimizer step is taken. Every run ends
-    with a checkpoint unless save_top_k is 0 and save_last unset. What cannot be written, or has a weight that is not
-    finite, is named in the log; the run continues, and the checkpoint before stays. A run that is stopped by a signal
-    saves the last place that it can go on from, bit for bit, and so does save_on_exception.
+    It counts iterations and minibatches, because Lightning's own saves nothing while no optimizer step is taken. Every
+    run ends with a checkpoint unless save_top_k is 0 and save_last is unset. If a checkpoint cannot be written or a
+    weight is not finite, the log gives the reason, the run continues and the previous checkpoint stays. A run that a
+    signal stops saves the last point from which it can be resumed bit for bit; save_on_exception saves that point too.
 
-    Arguments are ModelCheckpoint's; every_n_epochs counts iterations, every_n_train_steps minibatches.
+    The arguments are ModelCheckpoint's. every_n_epochs counts iterations, every_n_train_steps minibatches.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

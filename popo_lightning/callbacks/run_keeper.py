@@ -1,4 +1,4 @@
-"""Keeps what a run is beside its numbers and in its checkpoints, and one folder for all ranks."""
+"""Writes a run's settings and identity, and gives all ranks one folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CONFIG = "config.yaml"
 
 
 class RunKeeper(L.Callback):
-    """Writes config.yaml and run.json once everything is loaded, so that a run that is refused replaces neither.
+    """Writes config.yaml and run.json once everything is loaded, so that a refused run replaces neither.
 
     Args:
-        record: Of the run.
+        record: Identity of the run.
         save_config: Writes the settings to a path.
     """
 

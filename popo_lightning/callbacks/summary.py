@@ -21,7 +21,7 @@ class Summary(L.Callback):
     Args:
         method: Name of the method, for tables.
         task: Name of the task, for tables.
-        seed: The run's seed.
+        seed: Seed of the run.
     """
 
     def __init__(self, method: str, task: str, seed: int) -> None:

@@ -19,10 +19,10 @@ ALWAYS_SHOWN = ("level", "subject")
 
 
 class ReplacedFile:
-    """JSON lines that take the place of an earlier file once all of them are there.
+    """JSON lines that replace an earlier file once all of them are written.
 
     Args:
-        path: Where they go.
+        path: The file to replace.
     """
 
     def __init__(self, path: Path) -> None:

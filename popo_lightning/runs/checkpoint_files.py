@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: written beside their place and moved there, and which of a folder's are whole."""
+"""Checkpoint files: written under a temporary name and then renamed, and the test whether a file is complete."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FILES = "files.json"  # of a folder of shards, written last: bytes by file
 
 @dataclass
 class Newest:
-    """What a folder has to go on from.
+    """What a folder offers to resume from.
 
     Args:
-        checkpoint: The newest whole one, or None.
-        passed_over: Newer ones that are not whole, newest first, and why not.
+        checkpoint: The newest complete checkpoint, or None.
+        passed_over: Newer incomplete checkpoints, newest first, each with the reason.
     """
 
     checkpoint: Path | None = None
@@ -93,10 +93,10 @@ def _written_at(path: Path) -> int:
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint that is one file, so that it is whole or not there, whatever happens meanwhile.
+    """Writes a single-file checkpoint atomically: it is complete or it does not exist.
 
-    It needs no room but its own, in its own folder: Lightning's own writes to the temporary folder, and copies from
-    there where that is another file system. Addresses such as s3:// are left to Lightning.
+    It needs disk space for one file in the target folder. Lightning's own writer uses the temporary folder, and copies
+    from there if that is another file system. Addresses such as s3:// are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -144,7 +144,7 @@ def write(content: Any, file: Path) -> None:
 
 
 class _Writer:
-    """A file whose first error is remembered: torch forgets it."""
+    """A file that remembers its first error, which torch discards."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

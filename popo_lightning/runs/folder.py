@@ -1,4 +1,4 @@
-"""What a run's folder holds: whose run, and which checkpoints."""
+"""What a run's folder holds: the run it belongs to, and its checkpoints."""
 
 from __future__ import annotations
 

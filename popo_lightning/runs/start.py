@@ -1,4 +1,4 @@
-"""Where a run writes and what it goes on from: settled, and claimed, before anything is built."""
+"""Where a run writes and what it resumes from. Both are decided, and the folder claimed, before anything is built."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from popo_lightning.runs.wanted import Wanted
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training writes and what it goes on from.
+    """Where a training run writes and what it resumes from.
 
     Args:
-        folder: The run's.
-        checkpoints: Where its checkpoints go.
-        record: Of the run.
-        checkpoint: That it goes on from; None where it begins at the model.
-        behind: Of that checkpoint.
+        folder: Folder of the run.
+        checkpoints: Folder of its checkpoints.
+        record: Identity of the run.
+        checkpoint: The checkpoint to resume from; None if the run begins from the model.
+        behind: The progress recorded in that checkpoint.
     """
 
     folder: Path
