@@ -43,19 +43,19 @@ FAILURES = {
 class GradingPool:
     """Persistent grading processes, started by the first `grade`.
 
-    A response that hangs, crashes or confuses its grader gets a failed `Grade`; its process group is killed and
-    replaced, and every other response keeps its grade. For one caller at a time, in the process that made the pool.
-    On Linux a worker also dies with the *thread* that started it, so call `grade` from one that lives on. The first
-    failure is named in the log, with the response and what became of it.
+    A response that hangs, crashes or confuses its grader gets a failed `Grade`. Its process group is killed and
+    replaced, and every other response keeps its grade. The pool serves one caller at a time, in the process that made
+    the pool. On Linux a worker also dies with the *thread* that started it, so call `grade` from a long-lived thread.
+    The log names the first failure, with the response and its outcome.
 
     Args:
-        verify: A picklable function or object that a fresh interpreter can import: not from a script's `__main__`,
-            no lambda.
+        verify: A picklable function or object that a fresh interpreter can import: no lambda, and nothing from a
+            script's `__main__`.
         workers: Number of processes.
         grading_timeout: Wall-clock limit in seconds, counted from when that response is handed to a worker.
 
     Attributes:
-        first_failure: What went wrong first, as a sentence without its end, or None.
+        first_failure: The first failure as a sentence without its full stop, or None.
 
     Raises:
         ValueError: `workers` below 1, or `grading_timeout` not positive and finite.
