@@ -1,4 +1,4 @@
-"""The subcommand: settings in, runs made, report out."""
+"""The subcommand: reads settings, makes runs, writes the report."""
 
 from __future__ import annotations
 

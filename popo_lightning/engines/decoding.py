@@ -1,4 +1,4 @@
-"""Rows of responses through a model, step by step: finished ones leave, waiting ones take their places."""
+"""Decodes rows of responses step by step: finished rows leave the batch and waiting rows replace them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ STEPS_UNREAD = 4  # on CUDA, between two looks at what has finished: a look wait
 
 @dataclass(frozen=True)
 class Row:
-    """One response to be.
+    """One response to generate.
 
     Args:
-        place: Of its prompt in the call.
-        seed: Of its draws.
-        limit: Most tokens.
+        place: Index of its prompt in the call.
+        seed: Seed of its draws.
+        limit: Maximum number of tokens.
     """
 
     place: int

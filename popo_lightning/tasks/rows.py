@@ -24,18 +24,18 @@ MISSING = object()
 
 
 class BadValue(Exception):  # noqa: N818  # of one row, and none of the program's errors
-    """Why a row gives no problem, to be read after "row 7 of FILE"."""
+    """Why a row gives no problem; the text follows "row 7 of FILE"."""
 
 
 class RowReader:
-    """Makes problems of a source's rows.
+    """Makes problems from a source's rows.
 
     Args:
-        source: Says which column has what.
+        source: Maps columns to fields.
         template: The question.
         system: System message.
-        response_prefix: Beginning of every response; "" for none, also where a row has one.
-        chat: Ask in messages, and else in plain text.
+        response_prefix: Beginning of every response. "" gives none, even where a row has one.
+        chat: Ask in chat messages, otherwise in plain text.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layer
 
 
 class PolicyWorker:
-    """What a server's workers can do besides, by ``--worker-extension-cls``; vLLM mixes it into its worker class.
+    """Worker extension of a server (``--worker-extension-cls``), which vLLM mixes into its worker class.
 
     Nothing here raises: vLLM 0.32 ends a server whose worker raises inside a call of /collective_rpc.
     """
