@@ -1,4 +1,4 @@
-"""The slot of a policy that is built on first use and found again by its recipe."""
+"""The slot of a policy that is built on first use and cached by its recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from popo_lightning.core.errors import SettingError, reason
 
 
 class WarmStart(ABC):
-    """Builds a policy's model folder once and finds it again by the content of its recipe."""
+    """Builds a policy's model folder once and finds it again by a hash of its recipe."""
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
-"""What EarlyStopping and ModelCheckpoint may watch: the numbers of an iteration, and those of an evaluation.
+"""What EarlyStopping and ModelCheckpoint may monitor: the metrics of an iteration, and those of an evaluation.
 
-Lightning would look for them at the end of every epoch, whether or not they have been measured since. Here whoever has
-measured tells EarlyStopping, so that its patience counts measurements.
+Lightning would look for them at the end of every epoch, whether or not they have been measured since. Here each
+measurement notifies EarlyStopping, so that its patience counts measurements.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model's numbers, from its configuration: the model is built without memory for its weights."""
+"""A model's sizes from its configuration; the model is built without memory for its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of each parameter, found by one step of it on a small one."""
+"""Measures what an optimizer keeps per parameter, with one step on a small parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sampled in one rollout iteration."""
+"""The sampling of one rollout iteration."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class IterationRollouts:
     """Asks the prompt sampler, generates, grades and counts, for one iteration's composer.
 
     Args:
-        problems: Those to train on, by place.
-        sampler: Chooses places.
+        problems: The training problems, by index.
+        sampler: Chooses indices.
         maker: Generates and grades.
         sampling: How to draw tokens.
         random: A generator for one purpose of this iteration.
-        needed_parts: Reward parts that settings name, by setting.
+        needed_parts: Reward components that settings name, by setting.
         report: Counts what is sampled.
-        ahead: What was generated for this iteration while the one before it trained.
+        ahead: Groups generated for this iteration while the previous one trained.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What users compare trainers by: tokens a second, model FLOPs utilisation, memory."""
+"""Throughput metrics: tokens per second, model FLOPs utilization, memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Worker:
-    """What a rank trains on.
+    """The hardware of a rank.
 
     Args:
-        device: Its own.
-        flops: Of the model; None: unknown.
-        peak: TFLOP/s that the device reaches at best; None: unknown, or without flops of no use.
+        device: Its device.
+        flops: Floating-point operations of the model; None if unknown.
+        peak: Peak TFLOP/s of the device; None if unknown or not needed.
     """
 
     device: torch.device
