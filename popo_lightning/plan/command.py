@@ -39,8 +39,8 @@ class PlanOptions:
             action=_Note,
             options=self,
             nargs=0,
-            help="Estimate the run's GPU memory, disk space and sizes from the model's configuration, before anything loads, "
-            "and exit. The exit code is 2 if the run cannot fit.",
+            help="Estimate the run's GPU memory, disk space and sizes from the model's configuration and exit, before "
+            "anything loads. The exit code is 2 if the run cannot fit.",
         )
         parser.add_argument(
             "--card_gib",
