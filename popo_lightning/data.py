@@ -165,7 +165,7 @@ class RolloutDataModule(EngineRollouts):
             self._module.compute_dtype,
             self.overlong,
         )
-        self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
+        self.synced.forget()  # the trainer may have loaded other weights
         if not self._fitting:
             return
         check_share(self, world_size)
@@ -220,7 +220,7 @@ class RolloutDataModule(EngineRollouts):
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1
         if self.async_level:
-            # after the last iteration too: a run that goes on from its checkpoint must find what it would have had
+            # after the last iteration too: a run resumed from its checkpoint must find the same state
             problems = self.problems_per_iteration // self._run.world_size
             self._rollouts(self.report).generate_ahead(problems, self.group_size)
 

@@ -138,7 +138,7 @@ class PolicyModule(PolicyModel):
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
         self.temperature = temperature
         self.reward_key = reward_key
-        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
+        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by other callbacks
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class PolicyModule(PolicyModel):
         return True
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
-        """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
+        """The objective, with what it derives from all tokens of a minibatch: one more forward pass."""
         if not self.objective.needs_minibatch_tokens:
             return self.objective
         flat = all_gather_tensors(token_columns(rows, self.logprobs(minibatch)))

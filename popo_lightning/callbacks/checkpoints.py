@@ -55,13 +55,13 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Whole files from whatever saves; removes what a writer that died has left.
+        """Makes every writer atomic; removes the remains of a writer that died.
 
         Raises:
             SettingError: save_on_exception where a rank alone cannot save.
         """
         super().setup(trainer, pl_module, stage)
-        self._place: ResumePlace | None = None  # the last that the run can go on from
+        self._place: ResumePlace | None = None  # the last resumable point
         self._saved: ResumePlace | None = None
         self._tried: ResumePlace | None = None  # the last that was to be saved
         self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
@@ -108,7 +108,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """After whatever ended the run."""
+        """Runs after any error that ended the run."""
         self._save_end(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -148,7 +148,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_behind(trainer)
 
     def _save_behind(self, trainer: L.Trainer) -> None:
-        """Saves the last place, whatever the metric, unless it is saved or checkpoints are switched off."""
+        """Saves the last point, for any metric, unless it is saved or checkpoints are switched off."""
         if self._place is None or self._switched_off or _only_tries(trainer) or self._saved == self._place:
             return
         self._behind = self._place
@@ -173,7 +173,7 @@ class Checkpoints(ModelCheckpoint):
     # -- how ---------------------------------------------------------------------------------------------------
 
     def _newest(self, trainer: L.Trainer) -> str | None:
-        """The newest checkpoint: written by this process, or the one that it goes on from, unknown until it does."""
+        """The newest checkpoint: written by this process, or the one it resumes from, unknown until it does."""
         return self._written or (None if trainer.ckpt_path is None else str(trainer.ckpt_path))
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:

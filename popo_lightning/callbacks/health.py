@@ -143,7 +143,7 @@ class Health(L.Callback):
         self._steps = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Speaks on rank 0, which alone has the metrics of all."""
+        """Warns on rank 0, which alone has the metrics of every rank."""
         if trainer.is_global_zero:
             for sentence in self.statements(pl_module.iteration_metrics):
                 log.warning("iteration %d: %s", trainer.datamodule.iteration, sentence)  # type: ignore[attr-defined]

@@ -42,5 +42,5 @@ class RunKeeper(L.Callback):
             self.record.write(self._folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """The run and its folder, for whoever goes on from the checkpoint."""
+        """Adds the run and its folder to the checkpoint, for a run that resumes from it."""
         return {"run": self.record.to_plain(), "folder": str(self._folder)}

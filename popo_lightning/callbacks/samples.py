@@ -46,7 +46,7 @@ class SampleTable(L.Callback):
         self.groups = groups
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Drops what a run wrote after the checkpoint that it goes on from."""
+        """Drops what a run wrote after the checkpoint that it resumes from."""
         file = Path(trainer.default_root_dir) / SAMPLES
         if trainer.is_global_zero and file.exists():
             iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]

@@ -242,7 +242,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """A terminal that closes and a polite kill are Ctrl-C: without this the run under way would go on alone."""
+    """A terminal that closes and a polite kill are Ctrl-C: without this the present run would continue alone."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

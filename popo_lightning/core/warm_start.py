@@ -43,7 +43,7 @@ class WarmStart(ABC):
         """The built folder, after building it if need be.
 
         An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
-        processes may ask at once; one builds. It is built on the CPU, whatever device context is around.
+        processes may ask at once; one builds. It is built on the CPU, in every device context.
         """
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
         target = cache_folder() / f"{self.name}-{digest}"

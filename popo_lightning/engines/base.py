@@ -134,7 +134,7 @@ class RolloutEngine(ABC):
         """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
 
     def forget_prompts(self) -> None:  # noqa: B027
-        """Drops whatever it keeps of prompts, so that what is sampled next does not depend on what was before."""
+        """Drops cached prompts, so that the next samples do not depend on earlier ones."""
 
     def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
         """Frees what generation needs while the trainer works."""

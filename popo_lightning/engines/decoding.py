@@ -101,7 +101,7 @@ class Decoder:
         ends: (E,) tokens that end a response.
         forbidden: (F,) tokens that are never drawn.
         batch_size: Most rows side by side.
-        stop: Strings that end a row; whoever takes it cuts off what is behind them.
+        stop: Strings that end a row; the caller cuts off the tokens after them.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Decoder:
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> Iterator[list[Finished]]:
         """Yields rows as they finish, in no particular order. Those of a prompt should lie side by side."""
-        # longest prompts first: whatever joins later is no wider than what is there
+        # longest prompts first: later rows are no wider than the present ones
         self.rows = sorted(rows, key=lambda row: -len(self.prompts[row.place].ids))
         self.cache = RowCache(min(self.batch_size, len(self.rows)))
         waiting = deque(range(len(self.rows)))

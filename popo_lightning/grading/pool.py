@@ -1,6 +1,6 @@
 """Verifier calls in processes of their own, under a time limit: model output is hostile input.
 
-A process can be killed whatever it is doing, a thread cannot. It is no sandbox: a verifier that executes a response
+A process can be killed at any time, and a thread cannot. This is no sandbox: a verifier that executes a response
 gives that response this user's rights, and a child that leaves its process group survives the kill.
 
 Requests go out as pickle. Replies come back as JSON and are checked again here, because a subverted grader writes them
@@ -119,7 +119,7 @@ class GradingPool:
                 soonest = min((worker.deadline for worker in self._workers), default=0.0)
                 self._advance(soonest - time.monotonic())
             if self._texts:
-                self._refill()  # whoever is missing loads until the next call
+                self._refill()  # missing workers load until the next call
             return [self._grades[index] for index in range(len(self._texts))]
         finally:
             self.forget()

@@ -21,7 +21,7 @@ from popo_lightning.grading.worker import LENGTH, MAX_REPLY_BYTES, checked_parts
 _BOOT = """
 import json, sys
 boot = json.loads(sys.argv[1])
-sys.path[:] = boot["path"]  # so that whatever the parent can import, its grader can
+sys.path[:] = boot["path"]  # so that the grader can import everything its parent can
 from popo_lightning.grading.worker import serve
 serve(boot["fd"], boot["parent"])
 """

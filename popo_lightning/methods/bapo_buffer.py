@@ -157,7 +157,7 @@ class BAPOBuffer(Composer):
 
     def _insert(self, fresh: Sequence[Group], iteration: Iteration) -> None:
         low, high = self.good
-        if self.adaptive != "off":  # whatever a later iteration's thresholds may ask for
+        if self.adaptive != "off":  # a later iteration's thresholds may need any group
             low, high = min(low, self.good_high[0]), max(high, self.good_high[1])
         for group in fresh:
             mu = self._mu(group)

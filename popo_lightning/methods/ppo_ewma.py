@@ -51,7 +51,7 @@ class ProximalAverage(ProximalPolicy):
         self.mass = 1.0  # W: sum of the weights of the average, the newest having 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Begins at the present weights, or goes on with a checkpoint's average."""
+        """Begins at the present weights, or continues a checkpoint's average."""
         refuse_sharded(trainer, "proximal ProximalAverage")
         start = {name: weight.float() for name, weight in snapshot(pl_module.model).items()}
         if self.average is None:

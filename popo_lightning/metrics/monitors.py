@@ -135,7 +135,7 @@ def settle_stopping(trainer: L.Trainer) -> None:
 
 
 def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learned: bool) -> None:
-    """Gives an iteration's numbers to whoever watches them. A collective.
+    """Gives an iteration's metrics to the callbacks that monitor them. A collective.
 
     Args:
         trainer: Of this rank.

@@ -64,7 +64,7 @@ class ValueModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.base = copy.deepcopy(model.base_model)
-        # float32 whatever the policy's type: steps of 1e-5 on weights that start at 0 would be rounded away
+        # always float32: bfloat16 would round away steps of 1e-5 on weights that start at 0
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -34,7 +34,7 @@ def clipped_surrogate(
     clip_high: float | Tensor,
     dual_clip: float | None = None,
 ) -> TrustRegionOutput:
-    """PPO's surrogate as a loss, for a ratio r of whatever kind: max(-r A, -clamp(r, 1 - clip_low, 1 + clip_high) A).
+    """PPO's surrogate as a loss, for any kind of ratio r: max(-r A, -clamp(r, 1 - clip_low, 1 + clip_high) A).
 
     arXiv 1707.06347 equation 7; two bounds: arXiv 2503.14476 (DAPO); `dual_clip` c bounds the loss of A < 0 by -c A
     (arXiv 1912.09729).

@@ -58,7 +58,7 @@ def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> A
         model = empty_model(config, name, torch.device("cpu"), dtype)
         try:
             short, long = (_KeptBytes(model).of_pass(length, autocast) for length in LENGTHS)
-        except Exception as error:  # whatever a model needs besides tokens
+        except Exception as error:  # a model may need inputs besides tokens
             raise SettingError(
                 f"model.path is '{name}', a {config.model_type}, which the plan cannot pass tokens through: "
                 f"{reason(error)}"

@@ -67,7 +67,7 @@ class GroupReplayBuffer:
             gone = self._groups.popleft()
             version = gone.version
             self._uses.pop(gone.id, None)
-            self._by_version[version].popleft()  # the same group: of all the first inserted, so of its version too
+            self._by_version[version].popleft()  # the same group: the first inserted, and so the first of its version
             if not self._by_version[version]:
                 del self._by_version[version]
 

@@ -57,7 +57,7 @@ class Iteration:
         Args:
             problems: What to ask.
             n: Responses to each.
-            prefixes: (P,) tokens for each problem, the beginning of an earlier response, from which to go on. They
+            prefixes: (P,) tokens for each problem, the beginning of an earlier response to continue. They
                 become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
         """
         return self.given_problems(problems, n, prefixes) if problems else []
@@ -122,7 +122,7 @@ class Composer(ABC):
 
         Args:
             states: :meth:`state_dict` of each rank that wrote it.
-            ranks: Those that go on.
+            ranks: Number of ranks of the resumed run.
 
         Raises:
             SettingError: What they kept cannot be dealt out anew.

@@ -93,7 +93,7 @@ class EngineCheck:
             gap = self.measure()
         except SettingError:
             raise
-        except Exception as error:  # whatever a model's code leads to, such as a kernel that this device lacks
+        except Exception as error:  # a model's code may raise anything, such as for a kernel that this device lacks
             if isinstance(error, RuntimeError) and lost_rank(error):
                 raise
             why = f"{type(error).__name__}: {reason(error)}"

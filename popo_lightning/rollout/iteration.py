@@ -70,7 +70,7 @@ class IterationRollouts:
     def given_problems(
         self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None
     ) -> list[Group]:
-        """Groups of n responses to these problems, going on from a prefix of each where there are any."""
+        """Groups of n responses to these problems, each continuing a prefix if prefixes are given."""
         self._calls += 1
         groups = self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes)
         self._count(groups)

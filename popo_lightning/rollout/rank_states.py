@@ -73,7 +73,7 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
     Args:
         states: Of each rank that wrote the checkpoint: sampler, composer, pending, rollout_metrics, groups_made,
             ahead.
-        ranks: Those that go on.
+        ranks: Number of ranks of the resumed run.
         sampler: Knows how its states are dealt out.
         composer: As well.
 

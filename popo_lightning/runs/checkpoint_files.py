@@ -206,7 +206,7 @@ def tidy(folder: Path) -> None:
 
 
 def take_away(checkpoint: Path) -> None:
-    """Removes a checkpoint so that none of it is left under its name, whatever happens meanwhile."""
+    """Removes a checkpoint atomically: no part of it stays under its name."""
     away = checkpoint.with_name(f".{checkpoint.name}{DRAFT}")
     remove(away)
     with suppress(OSError):  # it is gone, or the folder takes no changes

@@ -85,7 +85,7 @@ def behind(checkpoint: Path) -> Behind:
     """What a checkpoint has behind it.
 
     Raises:
-        SettingError: Not a checkpoint that training can go on from.
+        SettingError: Training cannot resume from this checkpoint.
     """
     state = read_checkpoint(checkpoint)
     if "RolloutDataModule" in state and "callbacks" not in state:

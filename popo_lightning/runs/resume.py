@@ -45,7 +45,7 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
     Args:
         wanted: The command.
         folder: The run's.
-        checkpoint: To go on from; None takes the newest.
+        checkpoint: Checkpoint to resume from; None takes the newest.
         claims: Holds the folder.
 
     Raises:
@@ -100,7 +100,7 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
     Args:
         wanted: The command.
         place: Where it will write.
-        past: Of the checkpoint that it goes on from.
+        past: Progress of the checkpoint that it resumes from.
 
     Raises:
         SettingError: The checkpoint has more iterations, or a new run would have none.

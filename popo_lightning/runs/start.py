@@ -152,7 +152,7 @@ def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
 
 
 def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
-    """Begins from another run's checkpoint, or goes on with the run that has begun from it."""
+    """Begins from another run's checkpoint, or resumes the run that has begun from it."""
     there = read_record(folder)
     if not holds_run(folder):
         hold(folder, claims)

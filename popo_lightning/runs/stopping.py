@@ -106,7 +106,7 @@ class StopRequests:
             raise Stopped(self.asked)
 
     def leave_at_once(self) -> None:
-        """The next signal stops whatever is under way, until :meth:`disarm`."""
+        """The next signal interrupts the present work, until :meth:`disarm`."""
         self._open = True
 
     def check(self, trainer: L.Trainer) -> None:

@@ -252,7 +252,7 @@ def _check_image(file: Path | BytesIO, name: str) -> None:
             warnings.simplefilter("ignore")  # of large pictures, which the limit below is about
             with Image.open(file, formats=IMAGE_FORMATS) as image:
                 pixels = math.prod(image.size)
-    except Exception:  # whatever broken bytes make of a parser
+    except Exception:  # a parser may raise anything on broken bytes
         raise BadValue(f"has {name}, which is no readable image ({', '.join(IMAGE_FORMATS)}); replace it") from None
     if pixels > MAX_PIXELS:
         raise BadValue(f"has {name} of {pixels} pixels, over {MAX_PIXELS}; scale it down")

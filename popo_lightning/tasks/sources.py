@@ -1,4 +1,4 @@
-"""Rows of data files and hub data sets. Files are hostile input: bounded, and an unreadable row is only that."""
+"""Rows of data files and hub data sets. Files are hostile input: sizes are bounded, and a bad row is only a bad row."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _dataset_rows(source: Source, place: Path, setting: str, skip: int, limit: i
             data = _saved_split(datasets.load_from_disk(str(place)), split)
         else:
             data = datasets.load_dataset(str(place) if local else path, config, split=split)
-    except Exception as error:  # whatever a library that downloads and parses can raise
+    except Exception as error:  # a library that downloads and parses may raise anything
         raise SettingError(_no_dataset(source, setting, local, error)) from error
     name = f"{path} ({', '.join(filter(None, (config, split)))})"
     last = len(data) if limit is None else min(len(data), skip + limit)

@@ -24,7 +24,7 @@ class Verifier(ABC):
 
         Returns:
             "score", which trains; "acc", 1 for a right answer and else 0, which evaluates; "format", 1 where the
-            answer could be found, and else 0; and whatever else should be logged. A bare number is the score.
+            answer could be found, and else 0; and other numbers to log. A bare number is the score.
         """
 
     def check_answer(self, answer: Any) -> None:  # noqa: B027  # most answers need no check

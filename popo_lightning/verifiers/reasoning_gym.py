@@ -13,7 +13,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import last_answer_tag
 
-# Names that let text become a program. A scorer in whose module one occurs is not called, whatever it is used for.
+# Names that let text become a program. A scorer whose module contains one is never called.
 EXECUTING = {
     "compile",
     "eval",

@@ -69,7 +69,7 @@ class ServerEngine(RolloutEngine):
     """
 
     generates_while_training = True
-    loads_model = False  # whatever a server has may be another run's
+    loads_model = False  # a server's weights may be another run's
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class ServerEngine(RolloutEngine):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Gives all servers the weights, those dropped before as well, and makes sure of the version.
 
-        A collective: no rank may be sampling any more, and all of them go on with the same servers.
+        A collective: no rank may still be sampling, and all continue with the same servers.
         """
         all_gather_object(None)
         self._syncs += 1

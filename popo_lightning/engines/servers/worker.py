@@ -49,6 +49,6 @@ class PolicyWorker:
                     "error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"
                 }
             repack(model)
-        except Exception as error:  # whatever a wrong model's weights lead to
+        except Exception as error:  # weights of a wrong model may raise anything
             return {"error": f"{type(error).__name__}: {error}"[:500]}
         return {"files": len(files)}

@@ -99,7 +99,7 @@ class VLLMEngine(RolloutEngine):
         with ranks_in_environment(context), state_put_back(context.device):
             try:
                 self._llm = LLM(**self._arguments(context))
-            except Exception as error:  # whatever a model's code leads to
+            except Exception as error:  # a model's code may raise anything
                 classes.put_back()
                 raise self._refused(error) from error
         self._llm.apply_model(lambda model: classes.put_back(model.modules()))
