@@ -108,7 +108,7 @@ class Monitor(L.Callback):
             logger.log_metrics(finite, step=data.iteration)
         publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
-        # rank 0's, which is over the tokens of every rank: a rank that stopped for its own would leave the others waiting
+        # rank 0 has it over the tokens of every rank; a rank that stopped for its own would leave the others waiting
         gap = broadcast_object(metrics.get("engine/logp_gap_mean", 0.0))
         self._check_gap(gap, exact, data.gap_floor)
 
