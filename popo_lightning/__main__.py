@@ -16,7 +16,7 @@ COMPARE, CONFIGS, EXPORT, SAMPLE, SHOW = "compare", "configs", "export", "sample
 SUBCOMMANDS = {
     "fit": "Train a policy.",
     "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
-    "test": "The same, into a folder of its own.",
+    "test": "Evaluate like validate, with results in a separate folder.",
     "predict": "Sample responses to the benchmarks' problems and write them to responses.jsonl.",
     COMPARE: "Run methods x seeds on a task, one or several at a time, and report.",
     CONFIGS: "List, print or copy the configurations that come with the package.",

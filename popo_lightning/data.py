@@ -1,4 +1,4 @@
-"""Rollouts as data: sampler, engine, verifier, composer and buffer behind an iterable dataset."""
+"""Rollouts as data: an iterable dataset over sampler, engine, verifier, composer and buffer."""
 
 from __future__ import annotations
 
@@ -48,36 +48,36 @@ class RolloutDataModule(EngineRollouts):
     r"""Everything between a task and the policy's minibatches. Nothing else generates.
 
     One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
-    ``minibatches`` minibatches ``sweeps`` times, each of them one optimizer step. ``trainer.max_epochs`` is the number
-    of iterations.
+    ``minibatches`` minibatches ``ppo_epochs`` times. Each minibatch is one optimizer step. ``trainer.max_epochs`` is
+    the number of iterations.
 
     Args:
         task: Problems and their verifier.
         engine: Samples the responses.
-        composer: Turns fresh groups, and what it keeps, into the groups to train on.
+        composer: Combines fresh and stored groups into the groups to train on.
         sampler: Chooses the problems of an iteration.
-        problems_per_iteration: B, problems sampled in an iteration, over all ranks.
-        group_size: K, responses sampled for each problem.
-        minibatches: Parts into which an iteration's groups are dealt out evenly; each is one optimizer step.
-        ppo_epochs: Times the minibatches of an iteration are passed over.
-        weight_sync_interval: Iterations between weight syncs; in between the engine samples with the weights of the
-            last one.
-        async_level: 1 generates and grades an iteration's problems while the one before it trains, so that its
-            responses are one version old; 0 waits for the newest weights. 1 needs an engine apart from the trainer.
-        temperature: Sampling temperature in training. Tails are never cut (no top_p, no top_k): the recorded
-            log-probs must be those of the distribution sampled from.
+        problems_per_iteration: B, problems sampled per iteration over all ranks.
+        group_size: K, responses sampled per problem.
+        minibatches: Number of equal parts an iteration's groups are split into; each is one optimizer step.
+        ppo_epochs: Number of passes over the minibatches of an iteration.
+        weight_sync_interval: Iterations between weight syncs. In between, the engine samples with the weights of the
+            last sync.
+        async_level: 0 samples with the newest weights. 1 generates and grades the next iteration's responses while this
+            one trains, so responses are one policy version old; it needs an engine apart from the trainer.
+        temperature: Sampling temperature in training. There is no top_p and no top_k, because the recorded log-probs
+            must be those of the distribution sampled from.
         max_new_tokens: Response limit in tokens.
-        max_prompt_tokens: Problems with longer prompts are left out and counted, never cut.
-        image_pixels: Least and most pixels of an image, which is resized to fit, in engine and policy alike; null
+        max_prompt_tokens: Prompt limit in tokens. Problems with longer prompts are left out and counted, never cut.
+        image_pixels: Minimum and maximum number of pixels of an image. Engine and policy resize images to fit. null
             keeps the limits of the model's processor.
         stop: Strings that end a response, such as ["\nQuestion:"], for policies that do not end by themselves. The
-            tokens that make up the string are kept and trained on; verifiers read what is before it. null takes the
-            task's own: none in chat messages, and those of data.task.chat false.
-        effective_key: Reward part that decides whether a group is effective: score, which is trained on, or another,
-            such as acc, where partial rewards alone should not count.
-        overlong: Penalty for responses that come near max_new_tokens; null gives none.
+            tokens of the string are kept and trained on; verifiers read the text before it. null uses the task's own
+            strings: none for chat messages, otherwise those that data.task.chat false implies.
+        effective_key: Reward component that decides whether a group is effective. The default is the one trained on;
+            set acc if partial rewards alone should not make a group effective.
+        overlong: Penalty for responses close to max_new_tokens; null gives none.
         num_graders: Grading processes per rank.
-        grading_timeout: A grader that takes longer is killed and the response gets reward 0.
+        grading_timeout: Seconds after which a grader is killed and the response gets reward 0.
         seed: Set from seed_everything.
     """
 
@@ -165,7 +165,7 @@ class RolloutDataModule(EngineRollouts):
             self._module.compute_dtype,
             self.overlong,
         )
-        self.synced.forget()  # whatever the trainer now does, it may have loaded other weights
+        self.synced.forget()  # the trainer may have loaded other weights
         if not self._fitting:
             return
         check_share(self, world_size)
@@ -225,7 +225,7 @@ class RolloutDataModule(EngineRollouts):
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
         self.iteration += 1
         if self.async_level:
-            # after the last iteration too: a run that goes on from its checkpoint must find what it would have had
+            # after the last iteration too: a run resumed from its checkpoint must find the same state
             problems = self.problems_per_iteration // self._run.world_size
             self._rollouts(self.report).generate_ahead(problems, self.group_size)
 

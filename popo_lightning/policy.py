@@ -1,4 +1,4 @@
-"""The policy: a language model and the objective it is trained on. Knows nothing of engines, tasks or buffers."""
+"""The policy: a language model and the objective it is trained on. It knows nothing of engines, tasks or buffers."""
 
 from __future__ import annotations
 
@@ -36,41 +36,42 @@ from popo_lightning.training.optimizers import check_state, fuse, group_settings
 class PolicyModule(PolicyModel):
     """A causal language model trained on groups of graded responses.
 
-    Optimization is manual with exactly one optimizer step a training step: a minibatch is split into micro-batches
-    by a token budget, their number varies, and under automatic optimization each would be a training step of its
-    own. So checkpoints and schedulers keep their Lightning meaning, and clipping is ours.
+    Optimization is manual, with exactly one optimizer step per training step. A token budget splits a minibatch into a
+    varying number of micro-batches; automatic optimization would make each of them a training step. Checkpoints and
+    schedulers therefore keep their Lightning meaning, and this class clips the gradients itself.
 
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
         warm_start: Builds a tiny policy on first use, for the embedded tasks.
-        advantage: How a group's rewards become advantages.
-        behave_weight: Correction for the policy that sampled the tokens: pi_prox / pi_behave, bounded.
-        trust_region: Bound on the step away from prox.
-        regularizers: Further terms of the loss, none by default.
-        aggregation: How the losses of tokens become one.
+        advantage: Turns the rewards of a group into advantages.
+        behave_weight: Corrects for the policy that sampled the tokens, by pi_prox / pi_behave.
+        trust_region: Bounds how far a step moves the policy from prox.
+        regularizers: Additional loss terms; none by default.
+        aggregation: Reduces the token losses to one loss.
         critic: A value model beside the policy, for advantages that need one.
         optimizer: Optimizer over the policy's parameters.
-        lr_scheduler: Learning-rate scheduler, stepped once an optimizer step.
-        max_grad_norm: Gradients are scaled down to this norm; null leaves them.
-        max_skipped_steps: A step whose loss or gradient norm is not finite is skipped on all ranks; so many in a row
-            end the run.
-        micro_batch_tokens: Padded tokens of one forward pass. Bounds memory; the loss does not depend on it.
-        shared_prompts: Compute a prompt once for several responses to it, where that costs less: the log-probs are the
-            same up to rounding. Models whose layers do not all attend to all earlier tokens, those that see images and
-            flash attention compute it for each response either way.
-        attention: sdpa, eager, flex_attention, flash_attention_2, flash_attention_3 or a kernel of the hub; null for
-            the fastest that is exact: without any padding where prompts can be shared, else sdpa.
-        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
-        gradient_sync: When split models (FSDP2) add their gradients up over the ranks. step: once, after the last
-            micro-batch; until then each rank holds all gradients whole, in float32. micro_batch: after each, so that a
-            rank holds its part alone; every micro-batch then sends all gradients. DDP does the first, which costs it
-            no memory.
-        compile_layers: Compile the policy's layers by torch.compile: a minute or more at the start, faster passes.
-        freeze_vision: Train the language model only, and leave the vision tower as it is.
-        dtype: Type of the trained weights. Compute in bfloat16 by trainer.precision bf16-mixed, which keeps float32
-            weights; bfloat16 weights take half the memory, and round updates away that are small against the weight.
+        lr_scheduler: Learning-rate scheduler, stepped after every optimizer step.
+        max_grad_norm: Gradient-clipping norm; null disables clipping.
+        max_skipped_steps: Number of consecutive skipped steps that ends the run. All ranks skip a step whose loss or
+            gradient norm is not finite.
+        micro_batch_tokens: Padded tokens per forward pass. It bounds memory; the loss does not depend on it.
+        shared_prompts: Compute a prompt once for several of its responses where that costs less. The log-probs are
+            equal up to rounding. Models with layers that do not attend to all earlier tokens, models that see images,
+            and flash attention compute the prompt for each response in any case.
+        attention: sdpa, eager, flex_attention, flash_attention_2, flash_attention_3 or a kernel of the hub. null takes
+            the fastest exact one: an implementation without padding where prompts can be shared, otherwise sdpa.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_sync: When sharded models (FSDP2) reduce their gradients over the ranks. step reduces once, after the
+            last micro-batch; until then each rank holds all gradients in float32. micro_batch reduces after each
+            micro-batch, so a rank holds only its shard, but every micro-batch sends all gradients. DDP always uses
+            step, at no extra memory.
+        compile_layers: Compile the policy's layers with torch.compile. The start takes a minute or more longer; passes
+            are faster.
+        freeze_vision: Train the language model only and freeze the vision tower.
+        dtype: Type of the trained weights. For bfloat16 computation with float32 weights use trainer.precision
+            bf16-mixed. bfloat16 weights take half the memory but lose small updates to rounding.
         temperature: Set from data.temperature.
-        reward_key: Reward part that is trained on.
+        reward_key: Reward component to train on.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class PolicyModule(PolicyModel):
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
         self.temperature = temperature
         self.reward_key = reward_key
-        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by whoever shows them
+        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by other callbacks
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class PolicyModule(PolicyModel):
         return True
 
     def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
-        """The objective, with whatever it derives from all tokens of a minibatch: one more forward pass."""
+        """The objective, with what it derives from all tokens of a minibatch: one more forward pass."""
         if not self.objective.needs_minibatch_tokens:
             return self.objective
         flat = all_gather_tensors(token_columns(rows, self.logprobs(minibatch)))

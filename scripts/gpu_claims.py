@@ -12,7 +12,7 @@ from typing import Any
 
 from gpu_parts import Check, last_line, run
 
-SHARE = (0.2, 0.4)  # between which the policy's effective share must lie; the paper's tasks have .25 to .35
+SHARE = (0.2, 0.4)  # between which the policy's effective share must lie; the paper's tasks have 0.25 to 0.35
 PART_BYTES = 15 * 2**20  # of the state's files
 MOST_PARTS = 3
 LEAST_SECONDS = 60.0  # of runs worth beginning

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENGINE = "popo_lightning.engines.transformers.TransformersEngine"
-LEAST_GAIN = 0.03  # of avg@4 by the embedded Countdown in part c; it gains about .1 on a CPU
+LEAST_GAIN = 0.03  # of avg@4 by the embedded Countdown in part c; it gains about 0.1 on a CPU
 PATIENCE = 35.0  # seconds for a command that is asked to stop: popo compare gives its runs 30
 
 

@@ -59,7 +59,7 @@ def write_section(method: str, seeds: int) -> None:
     """The page's section, new or renewed, before "Where it deviates"."""
     page = PAGES / f"{method}.md"
     text = re.sub(r"## Curve\n.*?(?=\n## |\Z)", "", page.read_text(), flags=re.DOTALL)
-    many = "one seed, which shows that it learns and compares nothing" if seeds == 1 else f"mean of {seeds} seeds"
+    many = "one seed, which shows only that it learns" if seeds == 1 else f"mean of {seeds} seeds"
     section = (
         f"## Curve\n\n![held-out accuracy of {method} and {BASELINE}](curves/{method}.png)\n\n"
         f"Embedded Countdown, 500 held-out problems, learning rate 1e-4, {many}; GRPO in grey.\n\n"

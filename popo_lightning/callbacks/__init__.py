@@ -1,1 +1,1 @@
-"""Callbacks: proximal snapshot, evaluation, and what a user sees of a run."""
+"""Callbacks: metrics, health warnings, progress, samples, checkpoints, stop signals and the summary of a run."""

@@ -1,4 +1,4 @@
-"""When a run saves a checkpoint, and what becomes of the run if it cannot."""
+"""When a run saves a checkpoint, and what happens if it cannot."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, whose files are whole or not there; also at the end, and where no step is taken.
+    """Lightning's ModelCheckpoint with atomic files; it also saves at the end and where no optimizer step is taken.
 
-    Iterations count, and minibatches: Lightning's own saves nothing while no optimizer step is taken. Every run ends
-    with a checkpoint unless save_top_k is 0 and save_last unset. What cannot be written, or has a weight that is not
-    finite, is named in the log; the run continues, and the checkpoint before stays. A run that is stopped by a signal
-    saves the last place that it can go on from, bit for bit, and so does save_on_exception.
+    It counts iterations and minibatches, because Lightning's own saves nothing while no optimizer step is taken. Every
+    run ends with a checkpoint unless save_top_k is 0 and save_last is unset. If a checkpoint cannot be written or a
+    weight is not finite, the log gives the reason, the run continues and the previous checkpoint stays. A run that a
+    signal stops saves the last point from which it can be resumed bit for bit; save_on_exception saves that point too.
 
-    Arguments are ModelCheckpoint's; every_n_epochs counts iterations, every_n_train_steps minibatches.
+    The arguments are ModelCheckpoint's. every_n_epochs counts iterations, every_n_train_steps minibatches.
     """
 
     _is_set_up = False  # what comes before needs no words
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Whole files from whatever saves; removes what a writer that died has left.
+        """Makes every writer atomic; removes the remains of a writer that died.
 
         Raises:
             SettingError: save_on_exception where a rank alone cannot save.
         """
         super().setup(trainer, pl_module, stage)
-        self._place: ResumePlace | None = None  # the last that the run can go on from
+        self._place: ResumePlace | None = None  # the last resumable point
         self._saved: ResumePlace | None = None
         self._tried: ResumePlace | None = None  # the last that was to be saved
         self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
@@ -110,7 +110,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """After whatever ended the run."""
+        """Runs after any error that ended the run."""
         self._save_end(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -174,7 +174,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_behind(trainer)
 
     def _save_behind(self, trainer: L.Trainer) -> None:
-        """Saves the last place, whatever the metric, unless it is saved or checkpoints are switched off."""
+        """Saves the last point, for any metric, unless it is saved or checkpoints are switched off."""
         if self._place is None or self._switched_off or only_tries(trainer) or self._saved == self._place:
             return
         self._behind = self._place
@@ -199,7 +199,7 @@ class Checkpoints(ModelCheckpoint):
     # -- how ---------------------------------------------------------------------------------------------------
 
     def _newest(self, trainer: L.Trainer) -> str | None:
-        """The newest checkpoint: written by this process, or the one that it goes on from, unknown until it does."""
+        """The newest checkpoint: written by this process, or the one it resumes from, unknown until it does."""
         return self._written or (None if trainer.ckpt_path is None else str(trainer.ckpt_path))
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Says in the log, once, that a metric has left the range in which training is healthy, and what to do."""
+"""Logs once that a metric has left its healthy range, and what to do."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 
 
 class Health(L.Callback):
-    """Watches the metrics of each iteration, and warns of each kind once: with its value, its limit and the remedy.
+    """Watches each iteration's metrics and warns once per kind, with the value, the limit and the remedy.
 
-    A kind is spoken of when it has been out of range for ``patience`` iterations in a row, and again, three times in a
-    run at most, after ten iterations in range. Null switches a limit off.
+    It warns when a metric has been out of range for ``patience`` consecutive iterations. After ten iterations in range
+    it may warn again, at most three times per run. A limit of null is switched off.
 
     Args:
-        min_replayed_ess: Of weight/replayed_ess, the share of the replayed tokens that the weighted ones are worth.
-            Below 0.5 most of what is replayed only adds noise.
-        max_weight: Of weight/replayed_max: how many times likelier a replayed token may have become. It is below 10
-            while a policy learns; a collapse has been seen to take it to 25,000.
-        min_entropy: Of policy/entropy, as a share of its mean over the first ten iterations. It falls slowly as a
-            policy learns; one that has lost nine tenths of it samples the same responses over and over.
-        max_replayed: Of replay/share, as a mean over ten iterations. Above 0.8 a group is trained on five times or
-            more, while the policy moves on: docs/evidence.md has runs that this spoils.
-        min_effective_share: Of rollout/effective_share, as a mean over ten iterations. Below 0.05 less than one group
-            in 20 carries a gradient.
-        max_truncated: Of rollout/truncated_frac. Above 0.5 most responses are graded without their end.
-        patience: Iterations in a row after which it is said, those without any optimizer step among them.
+        min_replayed_ess: Minimum of weight/replayed_ess, the effective sample size of the replayed tokens as a fraction
+            of their number. Below 0.5 most replayed tokens only add noise.
+        max_weight: Maximum of weight/replayed_max, the largest importance weight of a replayed token. It stays below 10
+            while a policy learns; a collapse raised it to 25,000.
+        min_entropy: Minimum of policy/entropy as a fraction of its mean over the first ten iterations. Entropy falls
+            slowly as a policy learns; a policy that has lost 90% of it samples the same responses again and again.
+        max_replayed: Maximum of replay/share as a mean over ten iterations. Above 0.8 each group is trained on five
+            times or more; docs/evidence.md shows runs that this degrades.
+        min_effective_share: Minimum of rollout/effective_share as a mean over ten iterations. Below 0.05 fewer than one
+            group in 20 carries a gradient.
+        max_truncated: Maximum of rollout/truncated_frac. Above 0.5 most responses are graded without their end.
+        patience: Consecutive iterations before a warning. It also applies to iterations without any optimizer step.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Health(L.Callback):
         self.fall = Fall(patience)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Speaks on rank 0, which alone has the metrics of all."""
+        """Warns on rank 0, which alone has the metrics of every rank."""
         if trainer.is_global_zero:
             iteration, metrics = trainer.datamodule.iteration, pl_module.iteration_metrics  # type: ignore[attr-defined]
             fallen = self.fall.see(metrics.get("rollout/all_wrong_share"), iteration)

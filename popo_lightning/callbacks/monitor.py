@@ -1,4 +1,4 @@
-"""The numbers of an iteration: computed once, logged, and left for whoever shows them."""
+"""The metrics of an iteration: computed once, logged, and kept for the other callbacks."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class Monitor(L.Callback):
-    """Logs every iteration's metrics at step = iteration, to all loggers.
+    """Logs every iteration's metrics to all loggers, at step = iteration.
 
-    It also raises the alarm when engine and policy drift apart: on fresh rows, before any step, their log-probs of
-    the same tokens should agree but for rounding.
+    It also warns when engine and policy disagree: on fresh rows, before any step, their log-probs of the same tokens
+    should be equal up to rounding.
 
     Args:
-        gap_warning: Mean absolute difference in nats a token above which a warning is given. null takes 3 times what
-            engine and policy differ by as both are loaded, but at least 1e-3 where float32 is computed in, whose
-            rounding gives 1e-6, and 0.05 for bfloat16, whose rounding gives about 0.01, and 0.033 for some models.
-        gap_error: The same, but the run stops, before it trains where the gap is there from the beginning. auto takes
-            10 times the difference as loaded, but at least 0.01 for float32 and 0.25 for bfloat16, and after the first
-            sync of unchanged weights what gap_warning is by null; null never stops a run, it only warns.
-        peak_tflops: What a card can do at best, in TFLOP/s of dense bfloat16 matrices, for throughput/mfu. null looks
-            the card up by its name; throughput/mfu is left out for one that is not known, and on a CPU.
+        gap_warning: Mean absolute log-prob difference between engine and policy, in nats per token, above which a
+            warning is logged. null takes 3 times the difference measured when both were loaded, but at least 1e-3 for
+            float32 (rounding gives 1e-6) and 0.05 for bfloat16 (rounding gives about 0.01, and 0.033 for some models).
+        gap_error: Difference above which the run stops; a gap present from the beginning stops it before training. auto
+            takes 10 times the difference measured when both were loaded, but at least 0.01 for float32 and 0.25 for
+            bfloat16; after the first sync of unchanged weights it takes the default of gap_warning. null only warns.
+        peak_tflops: Peak of the GPU in dense bfloat16 TFLOP/s, for throughput/mfu. null looks the GPU up by its name.
+            throughput/mfu is left out for an unknown GPU and on a CPU.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Monitor(L.Callback):
             logger.log_metrics(finite, step=data.iteration)
         publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
-        # rank 0's, which is that of all ranks' tokens: a rank that stopped for its own would leave the others waiting
+        # rank 0 has it over the tokens of every rank; a rank that stopped for its own would leave the others waiting
         gap = broadcast_object(metrics.get("engine/logp_gap_mean", 0.0))
         self._check_gap(gap, exact, data.gap_floor)
 

@@ -1,4 +1,4 @@
-"""One live line in a terminal, one plain line now and then in a log file."""
+"""One live line in a terminal, one plain line every few iterations in a log file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SHOWN = {
 
 
 class Progress(L.Callback):
-    """Iteration, reward, effective share, replayed share, entropy, rollouts, time to go, and tables of evaluations.
+    """Prints iteration, reward, shares, entropy, rollouts and remaining time, and the tables of evaluations.
 
     Args:
-        every_n_iterations: Iterations between lines where the output is no terminal.
+        every_n_iterations: Iterations between lines if the output is not a terminal.
     """
 
     def __init__(self, every_n_iterations: int = 10) -> None:

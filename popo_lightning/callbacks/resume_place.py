@@ -1,4 +1,4 @@
-"""A place that a run can go on from: what a checkpoint has of it beside the weights, kept until it is needed."""
+"""A resumable point of a run: what its checkpoint holds besides the weights, kept until it is needed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from popo_lightning.rollout.rank_states import PlaceState, containers_copied
 
 @dataclass(eq=False)
 class ResumePlace:
-    """After a minibatch, or after an iteration with all its hooks.
+    """The point after a minibatch, or after an iteration and all its hooks.
 
-    What comes after it draws problems, takes minibatches and changes buffers, but until the next minibatch begins it
-    leaves weights, optimizer and schedulers alone. So a checkpoint of the place can be made as long as none has begun.
+    Until the next minibatch begins, the run draws problems, takes minibatches and changes buffers, but leaves weights,
+    optimizer and schedulers alone. So a checkpoint of this point can be written until the next minibatch begins.
 
     Args:
-        batches: Minibatches of the run, this one included.
-        finished: Whether the iteration's hooks are done as well.
-        words: For the user.
-        entries: Of the checkpoint.
-        data: The rollouts' part, of this rank.
+        batches: Minibatches of the run so far, this one included.
+        finished: Whether the iteration's hooks have run as well.
+        words: Description for the user.
+        entries: Entries of the checkpoint.
+        data: The data module's state on this rank.
     """
 
     batches: int

@@ -1,4 +1,4 @@
-"""Keeps what a run is beside its numbers and in its checkpoints, and one folder for all ranks."""
+"""Writes a run's settings and identity, and gives all ranks one folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CONFIG = "config.yaml"
 
 
 class RunKeeper(L.Callback):
-    """Writes config.yaml and run.json once everything is loaded, so that a run that is refused replaces neither.
+    """Writes config.yaml and run.json once everything is loaded, so that a refused run replaces neither.
 
     Args:
-        record: Of the run.
+        record: Identity of the run.
         save_config: Writes the settings to a path.
         forks: Whether the run begins from another run's checkpoint: what that one has done is none of its own.
     """
@@ -60,5 +60,5 @@ class RunKeeper(L.Callback):
             exception.began_from = str(self.record.origin["checkpoint"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The run and its folder, for whoever goes on from the checkpoint."""
+        """Adds the run and its folder to the checkpoint, for a run that resumes from it."""
         return {"run": self.record.to_plain(), "folder": str(self._folder), "command": self.record.command}

@@ -27,13 +27,13 @@ SAMPLES = "samples.jsonl"
 
 
 class SampleTable(L.Callback):
-    """Keeps a few whole groups of the first minibatch, as lines of samples.jsonl and as a TensorBoard text.
+    """Writes a few whole groups of the first minibatch to samples.jsonl and to TensorBoard as text.
 
-    Where the iteration trains on none, because none is effective, the sampled groups are shown, without an advantage.
+    If the iteration trains on no group because none is effective, it shows the sampled groups without advantages.
 
     Args:
-        every_n_iterations: Iterations between tables; 0 keeps none.
-        groups: Groups shown, replayed ones first among them if there are any.
+        every_n_iterations: Iterations between tables; 0 writes none.
+        groups: Number of groups shown. Half of them are replayed ones if there are any, listed first.
     """
 
     def __init__(self, every_n_iterations: int = 20, groups: int = 4) -> None:
@@ -46,7 +46,7 @@ class SampleTable(L.Callback):
         self.groups = groups
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Drops what a run wrote after the checkpoint that it goes on from."""
+        """Drops what a run wrote after the checkpoint that it resumes from."""
         file = Path(trainer.default_root_dir) / SAMPLES
         if trainer.is_global_zero and file.exists():
             iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, between Lightning's loop and whatever generates."""
+"""Passes signals that ask a run to stop to Lightning's loop and to generation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests
 
 
 class StopSignals(L.Callback):
-    """Ctrl-C, SIGTERM, SIGHUP and SLURM's requeue signal stop a run where it can go on from; a second one at once.
+    """Ctrl-C, SIGTERM, SIGHUP and SLURM's requeue signal stop a run where it can be resumed; a second one at once.
 
-    It takes the place of Lightning's own handlers, which exchange tensors with other ranks while a collective may be
-    under way, and which save in the middle of a minibatch. It has to be the first callback.
+    It replaces Lightning's own handlers, which exchange tensors with other ranks while a collective may be running, and
+    which save in the middle of a minibatch. It must be the first callback.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:

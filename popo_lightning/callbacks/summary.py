@@ -21,8 +21,8 @@ class Summary(L.Callback):
     Args:
         method: Name of the method, for tables.
         task: Name of the task, for tables.
-        seed: The run's seed.
-        origin: The other run's checkpoint that it began from, with the iterations behind that; None for none.
+        seed: Seed of the run.
+        origin: Checkpoint of another run that this run began from, and its number of iterations; None if there is none.
     """
 
     def __init__(self, method: str, task: str, seed: int, origin: dict[str, Any] | None = None) -> None:

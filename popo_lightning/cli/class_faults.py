@@ -1,4 +1,4 @@
-"""What goes wrong in a class or module that a setting names, as one sentence: the setting, the fault and its place."""
+"""Faults of a class or module that a setting names, as one sentence with the setting, the fault and its place."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TRACEBACK = f"{DEBUG}=true in the environment shows the traceback"
 
 
 class ClassFaultError(SettingError):
-    """A class of the user's own, or its module, raised something; the cause is what it raised."""
+    """A user's class, or its module, raised an error; the cause is that error."""
 
 
 class Maker:
-    """Makes the objects that settings name, and says which setting it was whose class raised something.
+    """Makes the objects that settings name, and reports the setting whose class raised an error.
 
     Args:
-        config: Settings as they were parsed.
+        config: Settings as parsed.
     """
 
     def __init__(self, config: Any) -> None:

@@ -1,6 +1,6 @@
-"""Choices that are each allowed and make no sense together. Each is refused in one sentence before a model loads.
+"""Settings that are each allowed but make no sense together. Each is refused in one sentence before a model loads.
 
-What a single class can see of itself it refuses in its own constructor.
+A class refuses in its own constructor what it can see by itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Config files, looked at before they are parsed: what is wrong with one is named by file, line and remedy."""
+"""Checks config files before they are parsed, and names a fault by file, line and remedy."""
 
 from __future__ import annotations
 

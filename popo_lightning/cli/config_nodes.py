@@ -1,4 +1,4 @@
-"""What YAML takes and settings do not: names twice or no text, circles, and numbers that it reads oddly."""
+"""YAML that settings do not allow: duplicate or nontext names, cycles, and numbers that YAML misreads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a setting takes, in words: "Expected int or null. Got value: many" as a sentence with a remedy."""
+"""Says what a setting accepts, in words: "Expected int or null. Got value: many" as a sentence with a remedy."""
 
 from __future__ import annotations
 

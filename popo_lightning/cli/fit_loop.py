@@ -1,4 +1,4 @@
-"""A training without iterations left still begins and ends: its last evaluation and its summary may be missing."""
+"""A training without remaining iterations still begins and ends, for its last evaluation and its summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 
 class WholeFitLoop(_FitLoop):
-    """Lightning's, which calls neither on_train_start nor on_train_end where a checkpoint has all iterations."""
+    """Lightning's loop, which otherwise skips on_train_start and on_train_end if a checkpoint has all iterations."""
 
     @property
     def skip(self) -> bool:

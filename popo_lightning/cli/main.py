@@ -1,4 +1,4 @@
-"""The ``popo`` command: LightningCLI over the policy, the rollouts and the callbacks. No logic of its own."""
+"""The ``popo`` command: LightningCLI over the policy, the rollouts and the callbacks, without logic of its own."""
 
 from __future__ import annotations
 

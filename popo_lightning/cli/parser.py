@@ -1,4 +1,4 @@
-"""The parser of the command line: what a user got wrong is one sentence and exit code 2."""
+"""The command-line parser: a user's mistake is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from popo_lightning.core.one_voice import speak
 
 
 class OneSentenceParser(LightningArgumentParser):
-    """Refuses bad settings in one sentence. An abbreviation is a bad setting: it may come to mean another one."""
+    """Refuses bad settings in one sentence. Abbreviations are refused too, because their meaning can change."""
 
     def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)

@@ -1,4 +1,4 @@
-"""What jsonargparse says of wrong settings, as one sentence with the nearest right one."""
+"""jsonargparse's complaints about wrong settings, as one sentence with the nearest correct setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Lightning, transformers and vLLM say that does not apply to rollouts."""
+"""Silences messages of Lightning, transformers and vLLM that do not apply to rollouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that name something, or leave a place empty: what the parser takes and a run cannot use."""
+"""Refuses names and empty values that the parser accepts and a run cannot use."""
 
 from __future__ import annotations
 

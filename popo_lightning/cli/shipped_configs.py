@@ -1,4 +1,4 @@
-"""The configurations that come with the package: found by name from any folder, listed and copied by `popo configs`."""
+"""The configurations shipped with the package: found by name from any folder, listed and copied by `popo configs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class names as users write them: a setting may name a class of this package without its module."""
+"""Short class names: a setting may name a class of this package without its module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of Lightning's trainer, refused in one sentence before a trainer is made of them."""
+"""Refuses unusable settings of Lightning's trainer in one sentence before a trainer is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method's settings are read as ``popo fit`` reads them, before the first run begins."""
+"""Reads every method's settings as ``popo fit`` reads them, before the first run begins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from popo_lightning.policy import PolicyModule
 
 
 class RaisingParser(OneSentenceParser):
-    """Raises, so that the sentence can say whose settings are meant."""
+    """Raises instead of exiting, so that the sentence can name the method whose settings are wrong."""
 
     def refuse(self, sentence: str) -> NoReturn:
         """The sentence as an error."""

@@ -1,4 +1,4 @@
-"""All finished runs of a comparison, and which ones are not among them."""
+"""All finished runs of a comparison, and the planned ones that are missing."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Collection:
     """Runs that can be compared.
 
     Args:
-        comparison: What was asked for.
-        arms: Runs by seed, of each arm in the order of the settings; arms without a run are left out.
-        missing: Planned, not finished.
+        comparison: The settings of the comparison.
+        arms: Runs by seed, for each arm in the order of the settings; arms without a run are left out.
+        missing: Planned runs that have not finished.
         left_out: Folders of other runs below the root, with the reason.
         circumstances: Version, machine and threads of the runs, each once.
     """

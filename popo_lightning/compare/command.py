@@ -1,4 +1,4 @@
-"""The subcommand: settings in, runs made, report out."""
+"""The subcommand: reads settings, makes runs, writes the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from popo_lightning.compare.runs import Outcome, run_all
 from popo_lightning.compare.settings import Comparison, Method
 from popo_lightning.core.errors import SettingError
 
-DESCRIPTION = "Runs methods x seeds on a task, one or several at a time, and reports; an interrupted one goes on."
+DESCRIPTION = "Runs methods x seeds on a task, one or several at a time, and reports. Resumes if interrupted."
 INTERRUPTED = 130
 
 

@@ -1,4 +1,4 @@
-"""Tables of what the runs cost, and of what their groups and weights were like."""
+"""Tables of the runs' costs, groups and weights."""
 
 from __future__ import annotations
 

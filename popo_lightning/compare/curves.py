@@ -1,4 +1,4 @@
-"""A finished run as a comparison sees it, from its metrics.csv, summary.json and results.json."""
+"""A finished run in a comparison, read from its metrics.csv, summary.json and results.json."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Point:
     """An evaluation.
 
     Args:
-        iteration: Rollout iterations before it.
-        responses: Generated for training before it, discarded ones included.
-        seconds: Of training before it, evaluations and the start of processes apart.
+        iteration: Number of rollout iterations before it.
+        responses: Responses generated for training before it, discarded ones included.
+        seconds: Training time before it, without evaluations and process starts.
         tokens: Response tokens trained on before it.
         numbers: Accuracies by fixed name (greedy, avg_at_k, pass_at_k) and by metric name (eval/...).
     """
@@ -48,8 +48,8 @@ class RunResult:
 
     Args:
         arm: Method and sweep label.
-        seed: Of the run.
-        folder: Of the run.
+        seed: Seed of the run.
+        folder: Folder of the run.
         points: Its evaluations in order.
         totals: iterations, responses, tokens, seconds, wall_seconds and dynamic_sampling_responses at the end.
         health: Shares, ages, clipping, entropy and weights; see :func:`health`.

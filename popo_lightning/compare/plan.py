@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of, where each one lies, and whether what lies there is that run."""
+"""The runs of a comparison, their folders, and the test whether a folder holds the planned run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Arm:
     """What runs of all seeds have in common.
 
     Args:
-        method: Its name.
-        sweep: Label of the swept settings; empty where nothing is swept.
+        method: Name of the method.
+        sweep: Label of the swept settings; empty if nothing is swept.
     """
 
     method: str
@@ -43,14 +43,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run as it is wanted.
+    """A planned run.
 
     Args:
         arm: Method and sweep label.
-        seed: Of the run.
-        folder: Where it writes.
+        seed: Seed of the run.
+        folder: Folder it writes to.
         config: YAML files, in order.
-        settings: What the command line sets behind them, without the seed.
+        settings: Settings that the command line adds after them, without the seed.
     """
 
     arm: Arm

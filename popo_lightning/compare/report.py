@@ -1,4 +1,4 @@
-"""What a comparison writes: report.md, runs.csv, curves.csv, and the tables for the terminal."""
+"""The output of a comparison: report.md, runs.csv, curves.csv, and the tables for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs are processes of their own, one or several at a time, which can be stopped, resumed and failed by themselves."""
+"""Runs as separate processes, one or several at a time, that stop, resume and fail independently."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The outcome of a run.
 
     Args:
-        run: Which one.
-        state: "elsewhere" is under way in another process.
-        seconds: It took here, beside those under way at the same time.
-        reason: Of a failure; the end of the log.
+        run: The run.
+        state: State of the run; "elsewhere" means that another process is running it.
+        seconds: Time it took here, beside the runs in progress at the same time.
+        reason: Reason of a failure: the end of the log.
     """
 
     run: PlannedRun
@@ -46,14 +46,14 @@ class Outcome:
 
 @dataclass
 class UnderWay:
-    """A run whose process has begun.
+    """A run whose process has started.
 
     Args:
-        run: Which one.
-        process: Its process, at the head of a group of its own.
+        run: The run.
+        process: Its process, which leads a process group of its own.
         held: Its folder's lock.
-        place: For its line.
-        began: On the clock of time.perf_counter.
+        place: Position of its output line.
+        began: Start time on the clock of time.perf_counter.
     """
 
     run: PlannedRun
@@ -242,7 +242,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """A terminal that closes and a polite kill are Ctrl-C: without this the run under way would go on alone."""
+    """A terminal that closes and a polite kill are Ctrl-C: without this the present run would continue alone."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What is compared: methods, seeds and settings, and the checks that need nothing to be loaded."""
+"""The settings of a comparison: methods, seeds and settings, and the checks that load nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Method:
     Args:
         config: YAML files after the task's.
         arguments: Settings of this method's runs, by dotted name.
-        seeds: Seeds instead of everyone's.
+        seeds: Seeds of this method instead of the common ones.
     """
 
     config: list[str] = field(default_factory=list)
@@ -39,24 +39,25 @@ class Comparison:
     """Methods x seeds on a task.
 
     Args:
-        name: In titles, and of the folder.
+        name: Name of the comparison, for titles and the folder.
         task: YAML files that every run begins with.
-        methods: By name, each with config (YAML files), arguments (settings) and seeds, all optional.
-        seeds: Of every method.
+        methods: The methods by name, each with config (YAML files), arguments (settings) and seeds, all optional.
+        seeds: Seeds of every method.
         arguments: Settings of every run, by dotted name, such as {trainer.max_epochs: 160}.
-        sweep: Settings to vary, by label, such as {low: {model.optimizer.init_args.lr: 3.0e-5}}; the runs are methods
-            x labels x seeds. null varies nothing. A method's and a label's settings win over everyone's.
-        root: Folder of the runs and of the report; null takes runs/compare/NAME.
-        baseline: Method that the others are measured against; null if none.
-        dynamic_sampling: Method whose responses the others' are counted against; null if none.
-        metric: The accuracy that curves, targets and sweeps are about.
-        target: Accuracy to be reached; null takes the baseline's final one at the same seed.
-        final_evaluations: How many of the last evaluations are averaged as final accuracy.
-        at_once: Runs under way at the same time, as processes of their own: several small ones fill one card. On a CPU
-            set OMP_NUM_THREADS to the cores of each.
-        seconds_per_run: A run that takes longer is stopped and counts as failed; null lets it take its time.
-        report_only: Run nothing, report what has finished.
-        plots: Draw figures, which needs matplotlib.
+        sweep: Settings to vary, by label, such as {low: {model.optimizer.init_args.lr: 3.0e-5}}. The runs are methods x
+            labels x seeds. null varies nothing. Settings of a method and of a label override the common ones.
+        root: Folder of the runs and of the report; null uses runs/compare/NAME.
+        baseline: Method to which the others are compared; null for none.
+        dynamic_sampling: Method whose number of responses is the reference for the others; null for none.
+        metric: Accuracy shown in curves, targets and sweeps.
+        target: Target accuracy; null uses the baseline's final accuracy at the same seed.
+        final_evaluations: Number of last evaluations whose mean is the final accuracy.
+        at_once: Number of concurrent runs, each a process of its own; several small ones fill one GPU. On a CPU set
+            OMP_NUM_THREADS to the cores of each.
+        seconds_per_run: Time limit per run in seconds; a run that exceeds it is stopped and counts as failed. null sets
+            no limit.
+        report_only: Run nothing; report what has finished.
+        plots: Draw figures; needs matplotlib.
     """
 
     name: str

@@ -13,13 +13,13 @@ COVERED = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds, with the ends of an interval around it.
+    """A mean over seeds with a confidence interval.
 
     Args:
-        mean: Of the values; NaN without any.
+        mean: Mean of the values; NaN without any.
         low: Lower end; NaN with fewer than two values.
-        high: Upper end.
-        n: How many values.
+        high: Upper end; NaN with fewer than two values.
+        n: Number of values.
     """
 
     mean: float
@@ -30,12 +30,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Median:
-    """A median over seeds of which some never got there.
+    """A median over seeds, of which some may never have reached the target.
 
     Args:
-        value: The median with those counted as infinite; None where that makes it infinite, and without any value.
-        reached: How many got there.
-        n: Of how many.
+        value: The median, with those that never did counted as infinite; None if it is infinite or there is no value.
+        reached: Number of seeds that reached the target.
+        n: Number of seeds.
     """
 
     value: float | None

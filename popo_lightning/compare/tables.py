@@ -1,4 +1,4 @@
-"""Tables of accuracy: how good the methods end, how much better than another, and at which swept settings."""
+"""Tables of accuracy: final accuracy, difference to another method, and accuracy at the swept settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS_NOTE = (
 
 @dataclass(frozen=True)
 class Part:
-    """A table with what has to be known to read it.
+    """A table with the notes needed to read it.
 
     Args:
         sheet: The table.

@@ -1,4 +1,4 @@
-"""What it takes a run to reach the baseline's accuracy, or a given one."""
+"""What a run spends to reach the baseline's accuracy, or a given one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from popo_lightning.evaluation.tables import Sheet
 
 @dataclass(frozen=True)
 class Spent:
-    """Until the target was reached.
+    """Cost until the target was reached.
 
     Args:
         iterations: Rollout iterations.
-        responses: Generated for training.
-        seconds: Of training.
-        share: Of the iterations of the baseline's whole run at the same seed; None without one.
+        responses: Responses generated for training.
+        seconds: Training time.
+        share: Fraction of the iterations of the baseline's whole run at the same seed; None without one.
     """
 
     iterations: float

@@ -1,1 +1,1 @@
-"""What every other room speaks of: problems, groups, minibatches, ranks, errors, clocks."""
+"""Shared concepts of all rooms: problems, groups, minibatches, ranks, errors, clocks."""

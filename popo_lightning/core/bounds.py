@@ -1,4 +1,4 @@
-"""Checks of settings that several rules share: one sentence each, with the setting, its value and the remedy."""
+"""Setting checks that several rules share: one sentence each, with the setting, its value and the remedy."""
 
 from __future__ import annotations
 

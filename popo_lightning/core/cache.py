@@ -1,4 +1,4 @@
-"""Where things that were costly to make are kept for the next run."""
+"""Where expensive results are kept for the next run."""
 
 from __future__ import annotations
 

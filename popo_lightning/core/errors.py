@@ -1,4 +1,4 @@
-"""Errors that the command line prints as one sentence: a user's mistake, exit code 2, and a run that diverged, 1."""
+"""Errors that the command line prints as one sentence: a user's mistake (exit code 2), and a run that diverged (1)."""
 
 
 class SettingError(ValueError):
@@ -21,7 +21,7 @@ class NothingSavedError(RuntimeError):
 
 
 class NotFiniteError(RuntimeError):
-    """Training cannot go on, since its numbers are not finite.
+    """Training cannot continue because its numbers are not finite.
 
     The message is one sentence with the reason and the remedy.
     """

@@ -19,13 +19,13 @@ class Response:
     """One sampled completion.
 
     Args:
-        token_ids: (T,) int64, the end-of-sequence token included where the policy sampled it.
-        behave_logp: (T,) float32 log-probabilities under the policy that sampled, as the engine recorded them.
+        token_ids: (T,) int64, including the end-of-sequence token if the policy sampled it.
+        behave_logp: (T,) float32 log-probs under the policy that sampled, as the engine recorded them.
         finish_reason: "stop" (the policy ended it) or "length" (cut at the token limit).
-        text: Decoded without special tokens; what the verifier reads.
-        parts: Reward parts by name, "score" and "acc" always among them once graded.
+        text: Text decoded without special tokens; the verifier reads it.
+        parts: Reward components by name; always includes "score" and "acc" once graded.
         failure: Why grading failed, or None.
-        version: Policy version that sampled it, where a rule has put it into a group of another version; else None.
+        version: Policy version that sampled it, if a rule has put it into a group of another version; otherwise None.
     """
 
     token_ids: Tensor
@@ -50,15 +50,15 @@ class Group:
 
     Args:
         id: Unique in the run.
-        problem: What was asked.
-        prompt_ids: (P,) int64, exactly the tokens the engine was given.
+        problem: The problem that was asked.
+        prompt_ids: (P,) int64, exactly the tokens the engine received.
         responses: K graded responses.
         version: Policy version that sampled all of them.
-        images: What the vision tower reads of the prompt's images; empty for text. Kept, so that a replayed group
-            needs neither its files nor a processor.
-        prefix_tokens: Last tokens of the prompt that are the beginning of an earlier response, from which these
+        images: The vision tower's inputs for the prompt's images; empty for text. They are kept so that a replayed
+            group needs neither its files nor a processor.
+        prefix_tokens: Number of last prompt tokens that are the beginning of an earlier response, from which these
             responses restart.
-        advantages: (K,) fixed by a composer; None leaves them to the advantage slot.
+        advantages: (K,) advantages fixed by a composer; None leaves them to the advantage slot.
         loss_weight: Multiplies the loss of the group's responses.
         subtree_rewards: (N,) rewards of other responses that restart inside this group's, for tree baselines.
     """

@@ -1,4 +1,4 @@
-"""Tables for TensorBoard's text tab, out of whose cells no text can break."""
+"""Tables for TensorBoard's text tab, with cells escaped so that no text breaks the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of one optimizer step, and their rows."""
+"""The groups of one optimizer step, and their rows."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from popo_lightning.core.groups import Group, Response
 class Minibatch:
     """The groups of one optimizer step: one Lightning batch.
 
-    Not a dataclass on purpose: Lightning copies dataclasses while moving them to a device, and the proximal
-    log-probs must land on this very object.
+    This is intentionally not a dataclass: Lightning copies dataclasses while moving them to a device, and the proximal
+    log-probs must be set on this object itself.
 
     Args:
-        groups: Whole groups; may be empty when a composer dropped more than it kept.
-        version: Policy version at the start of the iteration: age of a group is ``version - group.version``.
+        groups: Whole groups; may be empty if a composer dropped more than it kept.
+        version: Policy version at the start of the iteration. The age of a group is ``version - group.version``.
         index: Position among the iteration's optimizer steps.
-        part: Which share of the iteration's groups these are; several sweeps come back to it. Null: index.
+        part: Index of this minibatch's groups within the iteration, shared by all epochs. None uses `index`.
 
     Attributes:
-        prox_logp: One (T,) tensor a row; None: not computed (yet).
+        prox_logp: One (T,) tensor per row; None if not computed (yet).
         prox_is_start: Whether prox_logp is of the policy that the iteration began with, which sampled the fresh rows.
-        prox_alpha: One number a row: prox is this share of the way from behave to the policy, in log-probs. None:
-            prox_logp holds.
-        values: One (T,) tensor a row, of a critic at the start of the iteration. None: taken before the step.
+        prox_alpha: One number per row: the interpolation from behave to the policy, in log-probs, that prox is. None
+            means that prox_logp holds.
+        values: One (T,) tensor per row of a critic's values at the start of the iteration. None: computed before the
+            step.
     """
 
     def __init__(self, groups: Sequence[Group], version: int, index: int, part: int | None = None) -> None:
@@ -140,7 +141,7 @@ def split_minibatches(
 
 @dataclass(frozen=True)
 class Row:
-    """One response with everything its loss needs; ``index`` is its place in the minibatch."""
+    """One response with everything its loss needs; ``index`` is its position in the minibatch."""
 
     index: int
     prompt_ids: Tensor

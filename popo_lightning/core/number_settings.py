@@ -1,4 +1,4 @@
-"""Numbers among all settings that no computation takes: not finite, beyond a machine's integers, beyond its memory."""
+"""Refuses numbers in settings that no computation accepts: not finite, too large for an integer or for memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One voice among ranks: what all refuse, rank 0 says; what rank 0 does not refuse, another says."""
+"""One rank reports a refusal: rank 0 if all ranks refuse, otherwise a rank that does."""
 
 from __future__ import annotations
 

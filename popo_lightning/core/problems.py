@@ -14,12 +14,12 @@ class Problem:
     """One task item.
 
     Args:
-        id: Unique within its task; decides train or held-out and keeps a problem from filling one batch twice.
-        prompt: Text used exactly as it is, or chat messages for the tokenizer's template. A last message of the
-            assistant is the beginning of the response, which the policy continues. ``<image>`` in a message stands
-            for an image.
-        answer: Whatever the task's verifier needs, in plain JSON types (it travels to the grading processes).
-        info: Level, subject and the like, for breakdowns; plain JSON types.
+        id: Unique within its task. It decides between train and held-out, and keeps a problem from filling one batch
+            twice.
+        prompt: Text used exactly as given, or chat messages for the tokenizer's template. A last assistant message is
+            the beginning of the response, which the policy continues. ``<image>`` in a message stands for an image.
+        answer: The verifier's reference, in plain JSON types, because it is sent to the grading processes.
+        info: Level, subject and similar fields, for breakdowns; plain JSON types.
         images: Path, or encoded bytes (PNG, JPEG), of each image, in the order of their marks in the prompt.
     """
 

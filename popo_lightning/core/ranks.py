@@ -1,4 +1,4 @@
-"""Numbers and tensors over all ranks."""
+"""Reductions and gathers of numbers and tensors over all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slot a task fills."""
+"""The slot of a task."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BadRow:
 
     Args:
         source: File or hub data set.
-        row: Its number there, from 1.
-        reason: What is wrong with it and what to do, to be read after "row 7 of FILE".
+        row: Its number in the source, from 1.
+        reason: The fault and the remedy; the text follows "row 7 of FILE".
     """
 
     source: str

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Adds up wall seconds by name."""
+    """Adds up wall seconds by phase name."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""The slot of a policy that is built on first use and found again by its recipe."""
+"""The slot of a policy that is built on first use and cached by its recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED = Path(__file__).parent.parent / "toys" / "policies"
 
 
 class WarmStart(ABC):
-    """Builds a policy's model folder once and finds it again by the content of its recipe."""
+    """Builds a policy's model folder once and finds it again by a hash of its recipe."""
 
     @property
     @abstractmethod
@@ -52,7 +52,7 @@ class WarmStart(ABC):
         """The folder that comes with the package for this recipe, or the one built before, or built now.
 
         An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
-        processes may ask at once; one builds. It is built on the CPU, whatever device context is around.
+        processes may ask at once; one builds. It is built on the CPU, in every device context.
         """
         target = self.place()
         if not target.exists():

@@ -1,1 +1,1 @@
-"""Who samples responses: vLLM in the process, vLLM servers, or plain transformers."""
+"""Rollout engines: vLLM in the trainer's process, vLLM servers, and plain transformers."""

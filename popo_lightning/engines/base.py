@@ -1,4 +1,4 @@
-"""The slot a rollout engine fills."""
+"""The slot of a rollout engine."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 class Sampling:
     """How to draw tokens.
 
-    Training always samples from the policy's own distribution at some temperature (top_p 1, top_k off): only then
-    are the recorded log-probs those of the distribution really sampled from. Evaluation may cut the tail.
+    Training always samples from the policy's own distribution at some temperature (top_p 1, top_k off). Only then are
+    the recorded log-probs those of the distribution sampled from. Evaluation may use top_p and top_k.
 
     Args:
-        max_new_tokens: Response limit in tokens, the end token and what a prompt has begun included.
-        temperature: 0 is greedy.
-        top_p: Nucleus mass kept.
-        top_k: Number of tokens kept; 0 keeps all.
+        max_new_tokens: Response limit in tokens, including the end token and a prefix that the prompt has begun.
+        temperature: Sampling temperature; 0 is greedy.
+        top_p: Nucleus sampling probability mass.
+        top_k: Number of most likely tokens to sample from; 0 means all.
         stop: Strings that end a response, see :class:`StopStrings`.
     """
 
@@ -44,21 +44,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What an engine is told when it starts, once the strategy has set up the process group.
+    """What an engine receives when it starts, once the strategy has set up the process group.
 
     Args:
         folder: Model folder or hub id, the same that the policy was loaded from.
         device: Device of this rank.
-        dtype: Type that the policy multiplies matrices in; synced weights come in it.
+        dtype: Type of the policy's matrix multiplications, and of synced weights.
         rank: Global rank; each rank has an engine of its own.
         world_size: Number of ranks.
-        max_tokens: Longest prompt plus response.
-        forbidden_token_ids: Never sampled, because the policy could not take them back (image tokens).
-        image_pixels: Least and most pixels of an image, as the prompts were made with; None keeps the processor's own.
-        images_per_prompt: Most images a prompt has.
-        local_rank: Rank among those of this machine.
+        max_tokens: Maximum length of prompt plus response.
+        forbidden_token_ids: Tokens never to sample, because the policy cannot read them back (image tokens).
+        image_pixels: Minimum and maximum pixels of an image in the prompts; None keeps the processor's own limits.
+        images_per_prompt: Maximum number of images per prompt.
+        local_rank: Rank on this machine.
         as_saved: Gives the policy's weights the names and shapes of the checkpoint that it was loaded from, for engines
-            that load it by other code than transformers'.
+            that do not load it with transformers.
     """
 
     folder: str | Path
@@ -75,15 +75,15 @@ class EngineContext:
 
 
 class RolloutEngine(ABC):
-    """Samples responses with the weights it was last given.
+    """Samples responses with the weights of the last update.
 
     Attributes:
         version: Policy version of those weights; -1 before the first update.
         holds_weights: Whether it still has them; a deep sleep may have dropped them.
-        generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works: it needs
-            memory, cores and weights of its own, and must leave the process's random state alone all the time.
+        generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works. It then
+            needs memory, cores and weights of its own, and must never change the process's random state.
         checked: Whether its log-probs are compared with the trainer's before a run trains.
-        loads_model: Whether it can sample with the model's own weights before it is given any.
+        loads_model: Whether it can sample with the model's own weights before the first update.
     """
 
     version: int = -1
@@ -134,7 +134,7 @@ class RolloutEngine(ABC):
         """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
 
     def forget_prompts(self) -> None:  # noqa: B027
-        """Drops whatever it keeps of prompts, so that what is sampled next does not depend on what was before."""
+        """Drops cached prompts, so that the next samples do not depend on earlier ones."""
 
     def sleep(self) -> None:  # noqa: B027  # an engine without memory to spare has nothing to do
         """Frees what generation needs while the trainer works."""

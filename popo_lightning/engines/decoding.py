@@ -1,4 +1,4 @@
-"""Rows of responses through a model, step by step: finished ones leave, waiting ones take their places."""
+"""Decodes rows of responses step by step: finished rows leave the batch and waiting rows replace them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ STEPS_UNREAD = 4  # on CUDA, between two looks at what has finished: a look wait
 
 @dataclass(frozen=True)
 class Row:
-    """One response to be.
+    """One response to generate.
 
     Args:
-        place: Of its prompt in the call.
-        seed: Of its draws.
-        limit: Most tokens.
+        place: Index of its prompt in the call.
+        seed: Seed of its draws.
+        limit: Maximum number of tokens.
     """
 
     place: int
@@ -101,7 +101,7 @@ class Decoder:
         ends: (E,) tokens that end a response.
         forbidden: (F,) tokens that are never drawn.
         batch_size: Most rows side by side.
-        stop: Strings that end a row; whoever takes it cuts off what is behind them.
+        stop: Strings that end a row; the caller cuts off the tokens after them.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Decoder:
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> Iterator[list[Finished]]:
         """Yields rows as they finish, in no particular order. Those of a prompt should lie side by side."""
-        # longest prompts first: whatever joins later is no wider than what is there
+        # longest prompts first: later rows are no wider than the present ones
         self.rows = sorted(rows, key=lambda row: -len(self.prompts[row.place].ids))
         self.cache = RowCache(min(self.batch_size, len(self.rows)))
         waiting = deque(range(len(self.rows)))

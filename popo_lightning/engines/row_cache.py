@@ -1,4 +1,4 @@
-"""A key-value cache whose rows come and go while the others stay where they are."""
+"""A key-value cache whose rows are added and removed while the others stay in place."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ GROWTH = 1.25  # by how much a full cache grows, so that few steps copy it
 
 
 class RowLayer(DynamicLayer):
-    """Keys and values of one layer, with places and columns to spare: a step writes one column and copies none.
+    """Keys and values of one layer, with spare rows and columns: a step writes one column and copies none.
 
     Args:
-        places: Most rows.
+        places: Maximum number of rows.
     """
 
     def __init__(self, places: int, **kwargs: Any) -> None:
@@ -74,10 +74,10 @@ class RowLayer(DynamicLayer):
 
 
 class RowCache(Cache):
-    """The layers of a model. All rows end at the last column in use, and lie in the first places.
+    """The layers of a model. All rows end at the last column in use, and occupy the first places.
 
     Args:
-        places: Most rows.
+        places: Maximum number of rows.
     """
 
     def __init__(self, places: int) -> None:

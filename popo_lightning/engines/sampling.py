@@ -1,4 +1,4 @@
-"""Draws tokens from logits with numbers made in advance: no generator's state, no company and no place decides them."""
+"""Draws tokens from logits with precomputed uniform numbers, independent of generator state, batch and position."""
 
 from __future__ import annotations
 

@@ -9,19 +9,20 @@ SPARE_TOKENS = 16  # of a response's end that are read besides those that may ma
 
 
 class StopStrings:
-    """Where the text of a response first has one of some strings.
+    """Finds where the text of a response first contains one of some strings.
 
-    Every engine ends a response by this, whatever it stops at by itself, so that all keep the same tokens: those up to
-    the one that completes the string. They were sampled, so they stay in the response and are trained on: that is how a
-    policy learns to end, or not to end, there. What comes behind them is as if it had never been sampled. The text that
-    verifiers read ends before the string. Special tokens are no text, and complete no string.
+    Every engine ends a response by this rule, so all keep the same tokens: those up to the one that completes the
+    string. These tokens were sampled, so they stay in the response and are trained on; this is how a policy learns
+    where to end. Tokens after them are discarded as if they had never been sampled. Verifiers read the text before the
+    string. Special tokens have no text, and complete no string.
 
     Args:
-        tokenizer: Decodes.
-        strings: None of them empty.
+        tokenizer: Decodes tokens.
+        strings: Nonempty strings.
 
     Attributes:
-        tail: Tokens at the end of a response under way that have the string, if it has come with one of the last few.
+        tail: Number of last tokens of an unfinished response that contain the string if one of the latest tokens
+            completed it.
     """
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:

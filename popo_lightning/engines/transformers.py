@@ -1,4 +1,4 @@
-"""Plain transformers generation: slower than vLLM, needs nothing else, and is the reference to check it against."""
+"""Plain transformers generation: slower than vLLM, without its dependency, and the reference to check it against."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ KEY_VALUE_LAYERS = {"full_attention", "sliding_attention"}  # of transformers' l
 class TransformersEngine(RolloutEngine):
     """Samples with a second copy of the model and its key-value cache.
 
-    Each response draws by a generator of its own, so its tokens depend neither on what is sampled beside it nor on the
+    Each response has a random generator of its own. Its tokens depend neither on the rest of the batch nor on the
     process's random state, except where rounding, which differs with the shape of a batch, decides between two tokens.
-    A prompt is computed once for all its responses, responses that have ended leave the batch, and waiting ones take
-    their places. transformers' own continuous batching is not used: it draws from the process's generator, which it
-    seeds, with no place for a seed per response, and scripts/bench_generation.py finds it slower on a CPU.
+    A prompt is computed once for all its responses. Finished responses leave the batch, and waiting ones replace them.
+    transformers' own continuous batching is not used: it draws from the process's generator, which it seeds, and has no
+    seed per response; scripts/bench_generation.py finds it slower on a CPU.
 
     Args:
-        batch_size: Responses generated side by side.
+        batch_size: Number of responses generated in parallel.
     """
 
     def __init__(self, batch_size: int = 512) -> None:

@@ -1,1 +1,1 @@
-"""Accuracy on held-out benchmarks: when, on what, how it is counted, files and tables."""
+"""Accuracy on held-out benchmarks: schedule, settings, statistics, files and tables."""

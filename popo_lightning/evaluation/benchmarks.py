@@ -1,4 +1,4 @@
-"""How each benchmark is evaluated: the evaluation's own settings, changed for one benchmark where asked."""
+"""The settings of each benchmark: the evaluation's own, overridden for single benchmarks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What differs for one benchmark; null takes the evaluation's own setting.
+    """Overrides for one benchmark; null uses the evaluation's own setting.
 
     Args:
-        samples: Responses per problem; 0 evaluates greedily only.
+        samples: Sampled responses per problem; 0 evaluates greedily only.
         avg_k: k of avg@k, at most samples.
-        pass_k: k of pass@k, one or several, each at most samples.
-        greedy: Also take the most likely response of each problem.
+        pass_k: k of pass@k, one or several values, each at most samples.
+        greedy: Also generate the greedy response of each problem.
         temperature: Sampling temperature.
-        top_p: Nucleus mass kept.
-        top_k: Tokens kept; 0 keeps all.
+        top_p: Nucleus sampling probability mass.
+        top_k: Number of most likely tokens to sample from; 0 means all.
         max_new_tokens: Response limit in tokens.
-        limit: Problems evaluated at most; 0 takes all.
+        limit: Maximum number of problems; 0 means all.
     """
 
     samples: int | None = None
@@ -43,7 +43,7 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Everything that decides how one benchmark is evaluated, the seed apart. Fields as in BenchmarkSettings."""
+    """All settings of one benchmark's evaluation, except the seed. The fields are those of BenchmarkSettings."""
 
     samples: int
     avg_k: int

@@ -1,4 +1,4 @@
-"""Evaluation on held-out problems: when it happens, what is drawn for it, and where its results go."""
+"""Evaluation on held-out problems: when it happens, what it samples, and where its results are written."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from popo_lightning.runs.folder import EVALUATIONS
 
 
 class Evaluation(L.Callback):
-    """Evaluates before training, every few iterations and at the end; also what validate, test and predict run.
+    """Evaluates before training, every few iterations and at the end; validate, test and predict run it too.
 
-    Its draws have seeds of their own, the same at every evaluation, and leave training's draws as they were.
-    Results and responses go to the folder evaluations in the run's folder.
+    Its random draws have their own seeds, which are the same at every evaluation. Training's random states are
+    unchanged. Results and responses are written to the folder evaluations in the run's folder.
 
     Args:
-        every_n_iterations: Iterations between evaluations; 0 evaluates only before and after.
+        every_n_iterations: Iterations between evaluations; 0 evaluates only before and after training.
         at_start: Evaluate before training.
-        samples: Responses per problem; 0 evaluates greedily only.
+        samples: Sampled responses per problem; 0 evaluates greedily only.
         avg_k: k of avg@k, at most samples.
-        pass_k: k of pass@k, one or several, such as [1, 8], each at most samples.
-        greedy: Also take the most likely response of each problem.
+        pass_k: k of pass@k, one value or several such as [1, 8], each at most samples.
+        greedy: Also generate the greedy response of each problem.
         temperature: Sampling temperature.
-        top_p: Nucleus mass kept.
-        top_k: Tokens kept; 0 keeps all.
-        max_new_tokens: Response limit in tokens; null takes that of training.
-        limit: Problems of each benchmark evaluated at most, the same random ones every time; 0 takes all.
-        benchmarks: Other settings for single benchmarks, by name: samples, avg_k, pass_k, greedy, temperature, top_p,
-            top_k, max_new_tokens, limit.
-        breakdown: Fields of a problem's info by whose values results are also given, in tables and results.json.
-        write_samples: Write every response of every evaluation, a file for each benchmark.
-        seed: Decides the draws.
+        top_p: Nucleus sampling probability mass.
+        top_k: Number of most likely tokens to sample from; 0 means all.
+        max_new_tokens: Response limit in tokens; null uses training's limit.
+        limit: Maximum number of problems per benchmark, a fixed random subset; 0 means all.
+        benchmarks: Overrides for single benchmarks, by name: samples, avg_k, pass_k, greedy, temperature, top_p, top_k,
+            max_new_tokens, limit.
+        breakdown: Fields of a problem's info by which results are broken down, in tables and in results.json.
+        write_samples: Write every response of every evaluation, one file per benchmark.
+        seed: Seed of the evaluation's draws.
     """
 
     def __init__(

@@ -1,5 +1,7 @@
-"""Files of an evaluation: a line for each response, and all numbers. Written aside and renamed when they are whole,
-so that an evaluation that is repeated after a crash replaces what it wrote before.
+"""Files of an evaluation: one line per response, and all numbers.
+
+They are written under a temporary name and renamed once complete, so an evaluation that is repeated after a crash
+replaces what it wrote before.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ ALWAYS_SHOWN = ("level", "subject")
 
 
 class ReplacedFile:
-    """JSON lines that take the place of an earlier file once all of them are there.
+    """JSON lines that replace an earlier file once all of them are written.
 
     Args:
-        path: Where they go.
+        path: The file to replace.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +119,7 @@ def _rows(benchmark: str, group: Group, is_greedy: bool, fields: Sequence[str]) 
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """Strict JSON in ASCII of whatever a data file or a policy came up with."""
+    """Strict JSON in ASCII of any value from a data file or a policy."""
     return json.dumps(_plain(content), indent=indent, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation: of each benchmark, of its parts by level, subject and the like, and over all of them."""
+"""Numbers of an evaluation: per benchmark, per level, subject and other fields, and over all benchmarks."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What one benchmark came to, over all ranks.
+    """Result of one benchmark over all ranks.
 
     Args:
-        name: Of the benchmark.
-        regime: How it was evaluated.
-        numbers: Of the whole benchmark.
-        breakdown: Numbers of its parts, by field of ``Problem.info`` and by value; fields with one value are left out.
-        seconds: Weight sync, generation and grading on this rank.
+        name: Name of the benchmark.
+        regime: The settings it was evaluated with.
+        numbers: Metrics of the whole benchmark.
+        breakdown: Metrics by field of ``Problem.info`` and by value. Fields with a single value are left out.
+        seconds: Time of weight sync, generation and grading on this rank.
     """
 
     name: str
@@ -48,11 +48,11 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All benchmarks with the same weights.
+    """Results of all benchmarks with the same weights.
 
     Args:
-        iteration: Rollout iterations behind those weights.
-        benchmarks: In the task's order.
+        iteration: Number of rollout iterations the weights were trained for.
+        benchmarks: Results in the task's order.
     """
 
     iteration: int

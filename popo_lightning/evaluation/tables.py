@@ -1,4 +1,4 @@
-"""Evaluations as tables, for a terminal and for TensorBoard."""
+"""Evaluation tables, for a terminal and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SHOWN_PARTS = 60
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table's content.
+    """The content of a table.
 
     Args:
-        title: Above it.
-        header: Names of the columns; the first ``words`` of them hold names, the others numbers.
-        rows: As many cells each.
-        words: Columns aligned to the left.
+        title: Printed above the table.
+        header: Column names. The first ``words`` columns hold names, the others numbers.
+        rows: Cells, one per column.
+        words: Number of left-aligned columns.
     """
 
     title: str

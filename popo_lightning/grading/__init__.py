@@ -1,1 +1,1 @@
-"""Verifiers run in processes that can be killed: their answers are bounded in time and memory."""
+"""Verifiers run in processes that can be killed, with bounded time and memory."""

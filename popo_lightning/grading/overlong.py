@@ -1,4 +1,4 @@
-"""A penalty that grows softly before the response limit is reached."""
+"""A penalty that grows linearly before the response limit is reached."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from popo_lightning.core.errors import SettingError
 
 
 class SoftOverlong:
-    """Takes reward from responses that come near the token limit (DAPO, 2503.14476, equation 13).
+    """Penalizes responses close to the token limit (DAPO, 2503.14476, equation 13).
 
-    0 up to ``limit - buffer_tokens``, then falling linearly to ``-most`` at the limit. The part "overlong" is the
-    penalty, and "score" includes it; "acc" is left alone.
+    The penalty is 0 up to ``limit - buffer_tokens``, and then falls linearly to ``-most`` at the limit. The component
+    "overlong" is the penalty, and "score" includes it; "acc" is unchanged.
 
     Args:
-        buffer_tokens: Last tokens before the limit, in which the penalty grows.
+        buffer_tokens: Number of last tokens before the limit over which the penalty grows.
         most: Penalty of a response that reaches the limit.
     """
 

@@ -1,6 +1,6 @@
 """Verifier calls in processes of their own, under a time limit: model output is hostile input.
 
-A process can be killed whatever it is doing, a thread cannot. It is no sandbox: a verifier that executes a response
+A process can be killed at any time, and a thread cannot. This is no sandbox: a verifier that executes a response
 gives that response this user's rights, and a child that leaves its process group survives the kill.
 
 Requests go out as pickle. Replies come back as JSON and are checked again here, because a subverted grader writes them
@@ -43,19 +43,19 @@ FAILURES = {
 class GradingPool:
     """Persistent grading processes, started by the first `grade`.
 
-    A response that hangs, crashes or confuses its grader gets a failed `Grade`; its process group is killed and
-    replaced, and every other response keeps its grade. For one caller at a time, in the process that made the pool.
-    On Linux a worker also dies with the *thread* that started it, so call `grade` from one that lives on. The first
-    failure is named in the log, with the response and what became of it.
+    A response that hangs, crashes or confuses its grader gets a failed `Grade`. Its process group is killed and
+    replaced, and every other response keeps its grade. The pool serves one caller at a time, in the process that made
+    the pool. On Linux a worker also dies with the *thread* that started it, so call `grade` from a long-lived thread.
+    The log names the first failure, with the response and its outcome.
 
     Args:
-        verify: A picklable function or object that a fresh interpreter can import: not from a script's `__main__`,
-            no lambda.
+        verify: A picklable function or object that a fresh interpreter can import: no lambda, and nothing from a
+            script's `__main__`.
         workers: Number of processes.
         grading_timeout: Wall-clock limit in seconds, counted from when that response is handed to a worker.
 
     Attributes:
-        first_failure: What went wrong first, as a sentence without its end, or None.
+        first_failure: The first failure as a sentence without its full stop, or None.
 
     Raises:
         ValueError: `workers` below 1, or `grading_timeout` not positive and finite.
@@ -119,7 +119,7 @@ class GradingPool:
                 soonest = min((worker.deadline for worker in self._workers), default=0.0)
                 self._advance(soonest - time.monotonic())
             if self._texts:
-                self._refill()  # whoever is missing loads until the next call
+                self._refill()  # missing workers load until the next call
             return [self._grades[index] for index in range(len(self._texts))]
         finally:
             self.forget()

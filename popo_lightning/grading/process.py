@@ -21,7 +21,7 @@ from popo_lightning.grading.worker import LENGTH, MAX_REPLY_BYTES, checked_parts
 _BOOT = """
 import json, sys
 boot = json.loads(sys.argv[1])
-sys.path[:] = boot["path"]  # so that whatever the parent can import, its grader can
+sys.path[:] = boot["path"]  # so that the grader can import everything its parent can
 from popo_lightning.grading.worker import serve
 serve(boot["fd"], boot["parent"])
 """
@@ -29,10 +29,10 @@ serve(boot["fd"], boot["parent"])
 
 @dataclass(frozen=True)
 class Grade:
-    """What one response earned.
+    """The grade of one response.
 
     Args:
-        parts: Reward parts, always with "score" and "acc"; exactly these two, both 0, where grading failed.
+        parts: Reward components, always with "score" and "acc"; exactly these two, both 0, if grading failed.
         failure: None, or why there is no grade: "timeout", "crash" (the process died), "error" (the verifier raised),
             "invalid" (neither a finite number nor a dict of finite numbers with a "score", a reply over 64 KiB, or a
             response over the cap).
@@ -59,8 +59,8 @@ class GradingProcess:
 
     Attributes:
         ready: Whether it has loaded the verifier.
-        item: Place of the item it works on, or None.
-        deadline: When it must have replied, on the monotonic clock in seconds.
+        item: Index of the item it works on, or None.
+        deadline: Time of the reply's deadline, on the monotonic clock in seconds.
     """
 
     start_seconds = 30.0

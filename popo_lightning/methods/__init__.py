@@ -1,1 +1,1 @@
-"""One file a paper: everything that a published method adds to the general slots."""
+"""One file per paper: everything that a published method adds to the general slots."""

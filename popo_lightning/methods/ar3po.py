@@ -1,4 +1,4 @@
-"""Few responses first, more for problems without a right one, and a stored right one where none comes (AR3PO)."""
+"""AR3PO: few responses first, more for problems without a correct one, and a stored correct one if none comes."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ RIGHT = 0.5  # acc above it is a right response
 class StagedSampling(Composer):
     """AR3PO: adaptive rollout and response reuse (2509.25808).
 
-    Adaptive rollout: the group size K is dealt out over stages. All problems get the responses of the first stage;
-    those without a right one (acc) among them get the next stage's too, and so on. Groups so differ in size, and each
-    is normalised by its own responses.
+    Adaptive rollout: the group size K is split over stages. Every problem gets the responses of the first stage.
+    Problems without a correct response (acc) also get those of the next stage, and so on. Groups therefore differ in
+    size, and each is normalized by its own responses.
 
-    Response reuse: where K responses bring no right one, a stored right response of the same problem, if there is one,
-    takes the place of the last wrong one. It keeps its own policy version and behaviour log-probs, so the behaviour
-    weight applies to it alone, and prox is the present policy's. Each problem's newest right response is stored, after
-    the choice, and replay does not consume.
+    Response reuse: if K responses contain no correct one, a stored correct response of the same problem, if there is
+    one, replaces the last wrong one. It keeps its own policy version and behave log-probs, so the behaviour weight
+    applies to it alone; its prox is the present policy's. The newest correct response of each problem is stored, after
+    the choice. Replay does not consume.
 
-    Merging: the engine makes one group a stage and problem. They become one: identity, prompt and version of the first
-    stage's group, and the responses of all in the order sampled. All share one policy version, that of the iteration.
+    Merging: the engine makes one group per stage and problem. These become one group, with the identity, prompt and
+    version of the first stage's group and all responses in the order sampled. All share the iteration's policy version.
 
-    Stored: one right response a problem with its log-probs. No extra pass, and at most K responses a problem.
+    Stored: one correct response per problem with its log-probs. Extra passes: none. At most K responses per problem.
 
-    Deviations: documented are the two ideas and a mean of 5.7 responses a problem; number and size of the stages, what
-    is stored, for how long, and the importance weight are not. Two stages of K/2 at K = 8 and 43% of problems without
-    a right response after 4 would give 5.7. All groups are trained on, effective or not, as in GRPO. A prompt sampler
-    that learns from outcomes sees the first stage only.
+    Deviations: the paper documents the two ideas and a mean of 5.7 responses per problem. It does not document the
+    number and size of the stages, what is stored, for how long, and the importance weight. Two stages of K/2 at K = 8,
+    with 43% of problems without a correct response after 4, would give 5.7. All groups are trained on, effective or
+    not, as in GRPO. A prompt sampler that learns from outcomes sees the first stage only.
 
     Args:
-        stages: Parts that the group size is dealt out to, the first ones getting what does not divide.
-        capacity: Problems with a stored response, those longest without a new one leaving first; null keeps all.
-        max_age: Oldest response reused, in policy versions; null sets no limit.
+        stages: Number of stages that share the group size. The first stages get the remainder.
+        capacity: Maximum number of problems with a stored response. The problem whose response is oldest leaves first.
+            null keeps all.
+        max_age: Maximum age of a reused response in policy versions; null sets no limit.
     """
 
     supports_async = False

@@ -1,4 +1,4 @@
-"""AReaL's log-linear proximal policy: between behave and the policy, by their versions, without a forward pass."""
+"""AReaL's log-linear proximal policy: interpolates between behave and the policy by version, without a forward pass."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
 class LogLinear(ProximalPolicy):
-    """Proximal log-probs as a point on the line from behave to the policy (AReaL's loglinear, 2505.24298).
+    """Interpolates proximal log-probs between behave and the policy (AReaL's loglinear, 2505.24298).
 
         log prox = log behave + alpha (log policy - log behave)
         alpha = (v_prox - v_behave) / (v_policy - v_behave)
 
-    with versions v: for the policy the iteration's version, in all its steps, one less for prox, and the sampling one
-    for behave. So a row of age a = v_policy - v_behave has alpha (a - 1) / a: 0, 1/2, 2/3 at ages 1, 2, 3. A fresh row
-    has alpha 0: prox is behave. Stored: nothing. Extra forward passes: none, where ProximalSnapshot takes one of every
-    minibatch but the first.
+    The versions v are: for the policy, the iteration's version in all its steps; for prox, one less; for behave, the
+    version that sampled. A row of age a = v_policy - v_behave therefore has alpha (a - 1) / a: 0, 1/2, 2/3 at ages 1,
+    2, 3. A fresh row has alpha 0, so prox is behave. Stored: nothing. Extra forward passes: none; ProximalSnapshot
+    takes one for every minibatch but the first.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:

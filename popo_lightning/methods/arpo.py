@@ -1,4 +1,4 @@
-"""ARPO (arXiv 2505.16282): a failed group gets a stored success of its problem."""
+"""ARPO (arXiv 2505.16282): a failed group receives a stored success of its problem."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from popo_lightning.replay.response_store import ResponseStore
 
 
 class ARPO(Composer):
-    """ARPO: a group that failed altogether gets a stored success of its problem (2505.16282; dvlab-research/ARPO).
+    """ARPO: a group that failed receives a stored success of its problem (2505.16282; dvlab-research/ARPO).
 
-    Where the K successes of a fresh group have std < low_std and mean < low_mean, its first response gives way to one
-    of the problem's stored successes, drawn at random. The group's advantages are then those of the mixed rewards. The
-    source takes the success's old log-probs from the present policy, so that pi_prox / pi_behave is 1: use behave
-    weight `NoCorrection` with `PPOClip`, whose prox is the present policy for every row. Stored: the newest `capacity`
-    successes of each problem, with their behave log-probs (for the log alone). Extra passes and rollouts: none.
+    A fresh group has failed if its K successes have std < low_std and mean < low_mean. One of the problem's stored
+    successes, drawn at random, replaces its first response, and the advantages are those of the mixed rewards. The
+    source takes the stored success's old log-probs from the present policy, so pi_prox / pi_behave is 1. For the same
+    rule use behave weight `NoCorrection` with `PPOClip`, whose prox is the present policy for every row. Stored: the
+    newest `capacity` successes of each problem, with their behave log-probs (used in the log only). Extra passes and
+    rollouts: none.
 
-    Successes are stored after the injection, so an iteration's own cannot fill its failures.
+    Successes are stored after the injection, so those of an iteration cannot fill its own failures.
 
-    As in the source, failure is told by success alone, not by the reward that is trained on (there success + 0.5 *
-    format): eight wrong responses of full format have failed. The std is the population's, and a response with a
+    As in the source, success alone decides failure, not the reward that is trained on (there success + 0.5 * format): a
+    group of eight wrong responses with full format has failed. The std is the population's, and a response with a
     success above 0.1 is stored.
 
     A problem must come back: nothing is replayed in the first pass over the problems.
 
     Args:
-        capacity: Successes kept of each problem.
-        low_std: A group whose successes have a smaller std, and
-        low_mean: a smaller mean, has failed.
-        success_key: Reward part that tells a success, and whose std and mean these are.
-        success_above: A response is a success where that part is more than this.
+        capacity: Successes kept per problem.
+        low_std: A group fails if the std of its successes is below this and their mean is below low_mean.
+        low_mean: Upper bound of the mean in low_std's condition.
+        success_key: Reward component that measures success.
+        success_above: A response is a success if that component is greater than this.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""BAPO (arXiv 2510.18927): clip bounds wide enough that good tokens have their share of the loss."""
+"""BAPO (arXiv 2510.18927): adaptive clip bounds that give positive-advantage tokens their share of the loss."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def steps(start: float, end: float, step: float) -> list[float]:
 
 
 class BalancedClip(TrustRegion):
-    """BAPO's adaptive bounds: wide enough that good tokens have their share of the loss (arXiv 2510.18927).
+    """BAPO's adaptive clip bounds, which give positive-advantage tokens their share of the loss (arXiv 2510.18927).
 
-    Stale data let tokens with A < 0 dominate. For each minibatch the bounds start at (low_from, high_from). While the
-    `positive_share` is below its target, first the lower bound rises to low_to, which takes negative tokens out, then
-    the upper one to high_to, which lets positive tokens in. Then PPO's clip with these bounds, and a dual clip. One
-    forward pass more a minibatch; the log has the bounds and the share. Not the "Buffer Matters" method of the same
-    name.
+    With stale data, tokens with A < 0 dominate. For each minibatch the bounds start at (low_from, high_from). While
+    `positive_share` is below its target, the lower bound first rises to low_to, which removes negative tokens. Then the
+    upper bound rises to high_to, which admits positive tokens. PPO's clip with these bounds and a dual clip follows.
+    Extra passes: one forward pass per minibatch. The log has the bounds and the share. This is not the "Buffer Matters"
+    method of the same name.
 
-    Deviations: bounds are found for the whole minibatch; the official code takes each micro-batch. Shares are not
-    weighted by the behaviour weight, nor are they there. The upper limit is the paper's 3, configs of the official code
-    have 2 (and 0.8 for the lower).
+    Deviations: the bounds are found for the whole minibatch; the official code finds them for each micro-batch. The
+    shares are not weighted by the behaviour weight, as in the official code. The upper limit is the paper's 3;
+    configurations of the official code have 2 (and 0.8 for the lower bound).
 
     Args:
-        low_from: Lower bound of the ratio at first.
-        low_to: Lower bound of the ratio at most.
-        high_from: Upper bound of the ratio at first.
-        high_to: Upper bound of the ratio at most.
-        step: By how much a bound is moved at a time.
-        target: Share of the contributions that is to come from A > 0.
-        dual_clip: Bound of the ratio where the advantage is negative, null for none.
-        center: behave, as in the paper, with One for a weight; or prox, with a behaviour weight, which makes BAPO's
-            bounds the trust region of decoupled PPO.
+        low_from: Initial lower bound of the ratio.
+        low_to: Maximum of the lower bound.
+        high_from: Initial upper bound of the ratio.
+        high_to: Maximum of the upper bound.
+        step: Increment of a bound.
+        target: Target share of the contributions from tokens with A > 0.
+        dual_clip: Upper bound of the ratio for negative advantages; null for none.
+        center: Centre of the ratio. behave is the paper's and needs behaviour weight NoCorrection. prox needs a
+            behaviour weight, and makes BAPO's bounds the trust region of decoupled PPO.
     """
 
     needs_minibatch_tokens = True

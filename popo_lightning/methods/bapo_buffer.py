@@ -18,41 +18,41 @@ CODE_REWARD_RANGE = (0.2, 0.8)
 
 
 class BAPOBuffer(Composer):
-    """A batch of three sources, without redundant sampling (arXiv 2602.20722; waunx/BAPO_ICLR).
+    """Builds a batch from three sources, without redundant sampling (arXiv 2602.20722; waunx/BAPO_ICLR).
 
     With mu the mean of a group's ``reward_key``, K its size and B the groups of an iteration, a batch is X1, X2 and X3:
 
         X1: the fresh groups with 1/K <= mu <= (K-1)/K
         X2: every m iterations, stored hard problems (mu <= c1) answered again, where now c1 < mu < 1; at most B - |X1|
-        X3: min(|store|, B - |X1| - |X2|) stored groups with c2 <= mu <= c3, at most 3 versions old, evenly drawn
+        X3: min(|store|, B - |X1| - |X2|) stored groups with c2 <= mu <= c3, at most 3 versions old, drawn uniformly
 
-    No problem comes twice. Selection comes before insertion, and use removes nothing; hard problems leave first in,
-    first out, or when they come up fresh and are hard no more. With ``adaptive``, c2 and c3 follow the mean mu r of the
-    fresh groups: c = low + r (high - low) as in the paper's prose, so a better policy gets easier groups, or, as the
-    authors' code has it, the other way round, with r first stretched from [0.2, 0.8] to [0, 1].
+    No problem occurs twice. Selection precedes insertion, and use removes nothing. Hard problems leave first in, first
+    out, or when a fresh group shows that they are no longer hard. With ``adaptive``, c2 and c3 follow the mean mu r of
+    the fresh groups. The paper's prose has c = low + r (high - low), so a better policy gets easier groups. The
+    authors' code has the reverse, with r first stretched from [0.2, 0.8] to [0, 1].
 
-    Keeps problems with their mu, and the good groups of the last versions. Every m iterations up to ``ask_again``
-    groups more are sampled; no forward pass is added. The paper's other parts: data.weight_sync_interval 2 (rollouts by
-    weights that are renewed every other iteration) and TruncatedIS with cap 3. Let ``interval`` be a multiple of
-    data.weight_sync_interval: only then does a problem meet the present weights when it is asked again.
+    Stored: problems with their mu, and the good groups of the last versions. Extra rollouts: up to ``ask_again`` groups
+    every m iterations. Extra passes: none. The paper's other parts are data.weight_sync_interval 2 (weights are renewed
+    every other iteration) and TruncatedIS with cap 3. Make ``interval`` a multiple of data.weight_sync_interval: only
+    then does a problem meet the present weights when it is asked again.
 
-    Deviations: the code keeps prox from the time of sampling for X3 and clips around the ratio it starts from; here
-    prox is that of the iteration for all, and the weight does the rest. Its r is the mean over all that is stored.
-    It keeps at most 8 good groups; here age alone bounds them unless ``good_capacity`` is set. What the paper's store
-    holds beyond the thresholds is not known.
+    Deviations: for X3 the code keeps prox from the time of sampling and clips around the ratio it starts from; here
+    prox is the iteration's for all groups, and the weight corrects the rest. The code's r is the mean over all stored
+    groups. The code keeps at most 8 good groups; here age alone bounds them unless ``good_capacity`` is set. It is not
+    known what the paper's store holds beyond the thresholds.
 
     Args:
-        reward_key: Reward part whose mean is mu.
-        hard: c1, greatest mu of a hard problem.
-        good: c2 and c3, least and greatest mu of a replayed group: their low ends where they adapt.
-        good_high: The high ends of c2 and c3.
-        adaptive: off, or which way c2 and c3 follow the mean reward.
-        interval: m, iterations between two times of asking hard problems again.
-        ask_again: Most hard problems asked at a time, on each rank.
+        reward_key: Reward component whose mean is mu.
+        hard: c1, maximum mu of a hard problem.
+        good: c2 and c3, minimum and maximum mu of a replayed group. With adaptive, the low ends of c2 and c3.
+        good_high: High ends of c2 and c3.
+        adaptive: off keeps c2 and c3 fixed; prose and code follow the mean reward as above.
+        interval: m, iterations between re-asking hard problems.
+        ask_again: Maximum number of hard problems re-asked at a time, per rank.
         promote: range is the rule above; improved takes every group whose mu is above the stored one, as in the code.
-        hard_capacity: Hard problems kept, on each rank; null keeps as many as an iteration samples.
-        good_capacity: Good groups kept, on each rank; null for no limit but age.
-        max_age: Oldest replay in policy versions.
+        hard_capacity: Maximum number of hard problems kept, per rank; null keeps as many as an iteration samples.
+        good_capacity: Maximum number of good groups kept, per rank; null bounds them by age only.
+        max_age: Maximum age of a replayed group in policy versions.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class BAPOBuffer(Composer):
 
     def _insert(self, fresh: Sequence[Group], iteration: Iteration) -> None:
         low, high = self.good
-        if self.adaptive != "off":  # whatever a later iteration's thresholds may ask for
+        if self.adaptive != "off":  # a later iteration's thresholds may need any group
             low, high = min(low, self.good_high[0]), max(high, self.good_high[1])
         for group in fresh:
             mu = self._mu(group)

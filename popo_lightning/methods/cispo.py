@@ -11,17 +11,17 @@ from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutp
 
 
 class CISPO(TrustRegion):
-    """Clipped importance-sampling weights: every token keeps a gradient, a limited one (arXiv 2506.13585, MiniMax-M1).
+    """Clips importance-sampling weights, so every token keeps a bounded gradient (arXiv 2506.13585, MiniMax-M1).
 
-    Loss -sg[clamp(r, 1 - clip_low, 1 + clip_high)] A log pi with r = pi_policy / pi_prox. Where the clamp does nothing
-    the gradient is PPO's. `clipped` counts the tokens whose ratio is cut. Nothing stored, no passes.
+    Loss -sg[clamp(r, 1 - clip_low, 1 + clip_high)] A log pi with r = pi_policy / pi_prox. Where the clamp is inactive
+    the gradient is PPO's. `clipped` counts the tokens whose ratio is clamped. Stored: nothing. Extra passes: none.
 
-    The paper bounds from above only and does not give the bound; the default is ScaleRL's cap of about 5 (arXiv
-    2510.13786). verl's examples take 0.2.
+    The paper bounds the ratio from above only and does not give the bound. The default is ScaleRL's cap of about 5
+    (arXiv 2510.13786). verl's examples use 0.2.
 
     Args:
-        clip_low: The ratio is cut below 1 - clip_low, null for not at all.
-        clip_high: The ratio is cut above 1 + clip_high.
+        clip_low: The ratio is clamped to at least 1 - clip_low; null for no lower bound.
+        clip_high: The ratio is clamped to at most 1 + clip_high; null for no upper bound.
     """
 
     def __init__(self, clip_low: float | None = None, clip_high: float = 4.0) -> None:

@@ -1,4 +1,4 @@
-"""Sampling on until the batch is full of effective groups, in chunks of a chosen size (DAPO 2503.14476)."""
+"""Dynamic sampling: samples in chunks until the batch is full of effective groups (DAPO 2503.14476)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ChunkSize(ABC):
 
 
 class FixedChunk(ChunkSize):
-    """The same number every time.
+    """Always asks the same number of problems.
 
     Args:
-        share: Of a usual iteration's problems. 1.0 asks whole batches, as verl does by default.
+        share: Chunk size as a fraction of an iteration's problems. 1.0 asks whole batches, as verl does by default.
     """
 
     def __init__(self, share: float = 0.25) -> None:
@@ -46,16 +46,18 @@ class FixedChunk(ChunkSize):
 
 
 class AdaptiveChunk(ChunkSize):
-    """As many as should give what is missing: factor x missing / (1 - observed share of ineffective groups).
+    """Asks as many problems as should give what is missing: factor x missing / (1 - observed ineffective share).
 
     GRESO's adaptive batch (2506.02177; Infini-AI-Lab/GRESO, ray_trainer) has factor 1.25 and bounds of 64 and 384
-    problems at a batch of 256: shares of 0.25 and 1.5. It observes the share in its last call, this rule in all calls
-    of the iteration, which varies less where chunks are small.
+    problems at a batch of 256, which are fractions of 0.25 and 1.5. GRESO observes the share in its last call; this
+    rule observes it in all calls of the iteration, which varies less for small chunks.
 
     Args:
-        factor: Reserve: above 1 fewer calls and more surplus, at 1 about every second call fills the batch.
-        min_share: Smallest chunk, as a share of a usual iteration's problems.
-        max_share: Largest chunk, likewise; also the chunk while not one group has been effective.
+        factor: Safety factor. Above 1 needs fewer calls and leaves more surplus; at 1 about every second call fills the
+            batch.
+        min_share: Minimum chunk size as a fraction of an iteration's problems.
+        max_share: Maximum chunk size as a fraction of an iteration's problems; also the chunk size until a group is
+            effective.
     """
 
     def __init__(self, factor: float = 1.25, min_share: float = 0.25, max_share: float = 1.5) -> None:
@@ -77,35 +79,36 @@ class AdaptiveChunk(ChunkSize):
 
 
 class DynamicSampling(Composer):
-    """DAPO's dynamic sampling: problems are asked until a full batch of groups is effective.
+    """DAPO's dynamic sampling: asks problems until a full batch of groups is effective.
 
-    Source: DAPO (2503.14476, dynamic sampling; verl recipe/dapo), and GRESO's adaptive generation batch (2506.02177)
-    as a chunk size.
+    Source: DAPO (2503.14476, dynamic sampling; verl recipe/dapo), and GRESO's adaptive generation batch (2506.02177) as
+    a chunk size.
 
-    Formula: ask as many problems as groups are wanted, keep the effective groups, and while some are missing, ask a
-    chunk more. The batch is the first of them in the order asked, so that nothing depends on who was done first.
+    Formula: ask as many problems as groups are wanted, keep the effective groups, and ask another chunk while some are
+    missing. The batch is the first of them in the order asked, so nothing depends on which finished first.
 
-    Surplus. A last chunk usually gives more than was missing. `discard` is DAPO as published: surplus groups are thrown
-    away although they have been paid for. `carry` trains on them first in the next iteration, which asks that many
-    problems fewer. Carried groups are one policy version old (older only where one chunk gave more than a batch), are
-    counted as replayed, and the behaviour weight applies to them. With small chunks and `carry` an iteration costs
-    about problems / f responses' worth at an effective share f; whole chunks (FixedChunk 1.0) and `discard` pay for
-    the last batch in full.
+    Surplus: a last chunk usually gives more than was missing. `discard` is DAPO as published: surplus groups are
+    discarded although they were paid for. `carry` trains on them first in the next iteration, which asks that many
+    problems fewer. Carried groups are one policy version old (older only where one chunk gave more than a batch), count
+    as replayed, and get the behaviour weight. With small chunks and `carry`, an iteration costs about problems / f
+    responses' worth at an effective share f. Whole chunks (FixedChunk 1.0) and `discard` pay for the last batch in
+    full.
 
-    Stored: carried groups. Extra passes: none for fresh groups, carried ones have their prox log-probs taken like any
-    row's. All sampled responses count in total/responses.
+    Stored: carried groups. Extra passes: none for fresh groups; carried ones have their prox log-probs computed like
+    any other row. All sampled responses count in total/responses.
 
-    Deviations: each rank fills its own share of the batch, where verl fills one batch for all ranks; ranks with bad
-    luck are waited for. The default carries the surplus and asks in chunks, for a comparison at equal use of responses.
+    Deviations: each rank fills its own share of the batch and waits for the slowest rank, where verl fills one batch
+    for all ranks. The default carries the surplus and asks in chunks, for a comparison at equal use of responses.
 
     Args:
         chunk: Size of every call after the first.
-        surplus: carry or discard.
-        first: First call, as a multiple of the groups wanted. GRESO asks 1.5.
-        max_batches: Bound on the problems asked in an iteration, in usual iterations (verl's max_num_gen_batches).
-        at_cap: What happens there: "short" trains on the effective groups there are, "ineffective" adds ineffective
-            ones, which have no gradient but count in the loss denominator, "repeat" trains on effective ones more than
-            once (MoPPS' recipe), "error" stops the run (verl).
+        surplus: What happens to surplus groups: carry or discard.
+        first: Size of the first call as a multiple of the groups wanted. GRESO asks 1.5.
+        max_batches: Maximum number of problems asked per iteration, in batches of an iteration's problems (verl's
+            max_num_gen_batches).
+        at_cap: What happens at max_batches. "short" trains on the effective groups there are. "ineffective" adds
+            ineffective ones, which have no gradient but count in the loss denominator. "repeat" trains on effective
+            ones more than once (MoPPS' recipe). "error" stops the run (verl).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""FreshPER (arXiv 2604.16918): replay priorities that decay with age, and a clip without responses moved away from."""
+"""FreshPER (arXiv 2604.16918): replay priorities that decay with age, and a clip that rejects diverged responses."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ LEAST_BASE = 1e-6
 class FreshPER(Composer):
     """Prioritized replay whose priorities decay with age (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER).
 
-    The fresh batch, and K batches drawn from the store without replacement within a batch, group i with probability
+    A batch is the fresh batch and K batches drawn from the store, without replacement within a batch. Group i has the
+    probability
 
         P(i) = p_i^alpha / sum_j p_j^alpha,   p_i = (base_i + 1e-6) exp(-age_i / tau).
 
-    base is the mean of |R| or of |A| in the group; a priority halves every tau ln 2 versions. The loss of a drawn
-    group is multiplied by (N P(i))^-beta, divided by its greatest value over the store, which is
-    (min_j P(j) / P(i))^beta; beta goes from its start to 1 in a straight line. The source's loss, a clip around behave
-    without the responses that its ratio filter rejects, is ``FilteredBehaveAligned``.
+    base is the mean of |R| or of |A| in the group; a priority halves every tau ln 2 versions. The loss of a drawn group
+    is multiplied by (N P(i))^-beta, divided by its maximum over the store, which is (min_j P(j) / P(i))^beta. beta
+    rises linearly from its initial value to 1. The source's loss is ``FilteredBehaveAligned``: a clip around behave
+    without the responses that its ratio filter rejects.
 
-    Keeps the newest ``capacity`` groups, first in, first out, as the source does by default. Needs the group's rewards
-    only, no pass; an iteration trains on K + 1 times as many groups for the same rollouts.
+    Stored: the newest ``capacity`` groups, first in, first out, as in the source by default. Extra passes: none; only
+    the group's rewards are needed. An iteration trains on K + 1 times as many groups for the same rollouts.
 
-    Deviations: the source stores single trajectories, here the unit is the group, so ineffective groups, which teach
+    Deviations: the source stores single trajectories. Here the unit is the group, so ineffective groups, which teach
     nothing, are left out by default. New entries have the priority of their rewards, where the source gives them the
-    greatest one until they have been trained on. Draws are without replacement, the source's stratified. The source
-    also offers |TD error|, which needs a critic. Its capacity is 50,000 trajectories. How long beta takes is unknown.
+    maximum until they have been trained on. Draws are without replacement; the source's are stratified. The source also
+    offers |TD error|, which needs a critic. Its capacity is 50,000 trajectories. How long beta takes is unknown.
 
     Args:
-        replay_batches: K, stored batches to a fresh one.
-        base: advantage or reward, of the part data.effective_key.
+        replay_batches: K, stored batches per fresh batch.
+        base: Base of the priority: advantage or reward, of the component data.effective_key.
         tau: Decay constant in policy versions.
-        exponent: alpha; 0 draws evenly.
-        beta: Correction for the uneven draw at the start; 0 is none, 1 is whole.
+        exponent: alpha; 0 draws uniformly.
+        beta: Initial correction for the nonuniform draw; 0 is none, 1 is full.
         beta_iterations: Iterations until beta is 1.
-        capacity: Groups kept, on each rank.
-        effective_only: Leave groups without a spread of rewards out of the store. Set it to false with an advantage
-            that learns from them.
+        capacity: Groups kept, per rank.
+        effective_only: Store only groups whose rewards differ. Set it to false for an advantage that also learns from
+            the others.
     """
 
     def __init__(
@@ -111,20 +112,20 @@ class FreshPER(Composer):
 
 
 class FilteredBehaveAligned(BehaveAligned):
-    """PPO's clip of pi_policy / pi_behave around 1, without the responses of which the policy has moved away.
+    """PPO's clip of pi_policy / pi_behave around 1, without responses from which the policy has moved away.
 
-    FreshPER's loss (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER). A replayed response teaches nothing, as a
-    whole, if the geometric mean of its tokens' pi_prox / pi_behave is above `max_ratio`; the clip is that of
-    `BehaveAligned`. `behave_weight` must be NoCorrection. Needs the stored behave log-probs, and prox, no further
-    passes. `clipped` counts the tokens of rejected responses.
+    FreshPER's loss (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER). A replayed response is rejected as a whole if
+    the geometric mean of its tokens' pi_prox / pi_behave is above `max_ratio`. The clip is that of `BehaveAligned`.
+    `behave_weight` must be NoCorrection. It needs the stored behave log-probs and prox. Extra passes: none. `clipped`
+    counts the tokens of rejected responses.
 
-    Deviation: the source draws other responses in the place of rejected ones, before it trains; here they leave a gap,
-    and still count in the denominator.
+    Deviation: the source draws other responses to replace rejected ones before it trains. Here they leave a gap and
+    still count in the denominator.
 
     Args:
-        clip_low: The ratio gives no more gain below 1 - clip_low.
-        clip_high: The ratio gives no more gain above 1 + clip_high.
-        dual_clip: Bound of the ratio where the advantage is negative, null for none.
+        clip_low: Ratios below 1 - clip_low give no further gain.
+        clip_high: Ratios above 1 + clip_high give no further gain.
+        dual_clip: Upper bound of the ratio for negative advantages; null for none.
         max_ratio: Geometric mean above which a replayed response is rejected.
     """
 

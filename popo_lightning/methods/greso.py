@@ -1,4 +1,4 @@
-"""GRESO: problems whose groups keep having no reward spread are skipped, most of the time."""
+"""GRESO: skips, most of the time, problems whose groups repeatedly had no reward spread."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ Kind = Literal["easy", "hard"]
 
 
 class GRESO(PromptSampler):
-    """Passes over the problems in a new order each time and skips one that was z times in a row too easy or too hard.
+    """Passes over the problems in a new order each time and skips one that was too easy or too hard z times in a row.
 
-    Facts after arXiv 2506.02177 and github.com/Infini-AI-Lab/GRESO. The probability to skip is
+    Facts after arXiv 2506.02177 and github.com/Infini-AI-Lab/GRESO. The probability of skipping is
 
-        1 - max(p^z, least)
+        1 - max(p^z, min_probability)
 
-    with a p for easy problems (no spread, all right) and one for hard ones, each moved after an iteration: down by
-    ``step`` where the share of such groups among the sampled ones reached its target, otherwise up. The first pass
-    moves nothing, since it skips nothing. A skipped problem is not put back, and its z stays. GRESO then asks on until
-    the batch is full: the composer DynamicSampling with an AdaptiveChunk. Stored: two numbers for each problem whose
-    last group had no spread. Extra forward passes: none.
+    with one p for easy problems (no spread, all correct) and one for hard ones. Each p moves after an iteration: down
+    by ``step`` where the share of such groups among the sampled ones reached its target, otherwise up. The first pass
+    skips nothing and therefore moves nothing. A skipped problem is not put back, and its z stays. GRESO then samples
+    until the batch is full: use the composer DynamicSampling with an AdaptiveChunk. Stored: two numbers for each
+    problem whose last group had no spread. Extra forward passes: none.
 
-    Deviations: no spread is tested as such, where the code tests mean rewards (at most .11 for hard, at least .98 for
+    Deviations: the spread itself is tested, where the code tests mean rewards (at most 0.11 for hard, at least 0.98 for
     easy), which at more than 9 responses calls a group with one success hard. A group without spread that is not easy
-    is hard. The iteration's end is noticed at the next iteration's first groups, after the problems of its first draw
-    have been chosen. Every rank passes over its own share of the places (place % ranks == rank) with its own p's.
+    is hard. The end of an iteration is noticed at the next iteration's first groups, after its first problems have been
+    chosen. Every rank passes over its own share of the problems (index % ranks == rank) with its own p's.
 
     Args:
-        p_easy: Start of the p for easy problems; lower skips more.
-        p_hard: Start of the p for hard problems.
-        target: Share of groups without spread that is steered to.
-        easy_part: Which part of the target easy problems may make up; hard ones the rest.
-        step: How far a p moves in an iteration.
-        bounds: Lowest and highest p.
-        min_probability: Probability with which even the most often useless problem is asked.
-        reward_key: Reward part whose spread is meant, as in data.effective_key.
-        easy_from: A group without spread is easy where its mean reward is at least this.
+        p_easy: Initial p of easy problems; lower values skip more.
+        p_hard: Initial p of hard problems; lower values skip more.
+        target: Target share of groups without spread.
+        easy_part: Fraction of the target for easy problems; hard ones get the rest.
+        step: Change of a p per iteration.
+        bounds: Minimum and maximum of p.
+        min_probability: Minimum probability of asking a problem, however often it had no spread.
+        reward_key: Reward component whose spread is tested, as in data.effective_key.
+        easy_from: A group without spread is easy if its mean reward is at least this.
     """
 
     supports_async = False

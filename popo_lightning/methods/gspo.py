@@ -11,18 +11,18 @@ from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutp
 
 
 class GSPO(TrustRegion):
-    """Group Sequence Policy Optimization: PPO's clip on the ratio of the whole response (arXiv 2507.18071).
+    """Group Sequence Policy Optimization: PPO's clip of the whole response's ratio (arXiv 2507.18071).
 
-    s = exp(mean over tokens of log pi_policy / pi_prox); the loss of each token is PPO's with s for the ratio. To be
-    used with SequenceMean, under which its gradient is that of the paper's objective. s is the geometric mean, so it
-    moves much less than a token's ratio, hence the narrow bounds. Nothing stored, no passes.
+    s = exp(mean over tokens of log pi_policy / pi_prox); the loss of each token is PPO's with s as the ratio. Use it
+    with SequenceMean, under which its gradient is that of the paper's objective. s is a geometric mean and moves much
+    less than a token's ratio, hence the narrow bounds. Stored: nothing. Extra passes: none.
 
-    Deviation, as in verl: log s is cut at 10 from above. The gradient goes to each token's own log-prob with s as its
+    Deviation, as in verl: log s is clamped to at most 10. The gradient flows to each token's own log-prob with s as its
     value (straight-through), so that advantages may differ between tokens (the paper's GSPO-token).
 
     Args:
-        clip_low: The ratio gives no more gain below 1 - clip_low.
-        clip_high: The ratio gives no more gain above 1 + clip_high.
+        clip_low: Ratios below 1 - clip_low give no further gain.
+        clip_high: Ratios above 1 + clip_high give no further gain.
     """
 
     def __init__(self, clip_low: float = 3e-4, clip_high: float = 4e-4) -> None:

@@ -1,4 +1,4 @@
-"""M2PO (arXiv 2510.01161): a clip no narrower than the second moment of stale log-ratios asks for."""
+"""M2PO (arXiv 2510.01161): a clip no narrower than the second moment of stale log-ratios requires."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def harmful(log_ratios: Tensor, advantages: Tensor) -> Tensor:
 class M2PO(TrustRegion):
     """Second-moment trust policy optimization: clips no more than stale data need (arXiv 2510.01161, official code).
 
-    M2 is the mean of (log pi_policy / pi_behave)^2 over the harmful tokens of a minibatch (A > 0 and ratio > 1, or
-    A < 0 and ratio < 1). Up to the budget nothing is clipped. Above it, tau is the cut of |log ratio| that brings M2
-    back, and the minibatch is trained with PPO's clip at exp(-tau) and exp(tau), but never narrower than the floors.
-    The ratio is to behave, so `behave_weight` must be NoCorrection. Needs the stored behave log-probs and one forward
-    pass more a minibatch. The log has m2, m2_cut and the bounds.
+    M2 is the mean of (log pi_policy / pi_behave)^2 over the harmful tokens of a minibatch (A > 0 and ratio > 1, or A <
+    0 and ratio < 1). Within the budget nothing is clipped. Above it, tau is the bound of |log ratio| that brings M2
+    back to the budget, and the minibatch is trained with PPO's clip at exp(-tau) and exp(tau), but never narrower than
+    the floors. The ratio is to behave, so `behave_weight` must be NoCorrection. It needs the stored behave log-probs.
+    Extra passes: one forward pass per minibatch. The log has m2, m2_cut and the bounds.
 
-    Deviations: M2 is over the whole minibatch; the official code takes each micro-batch, which makes the loss depend on
-    how rows are split. The paper's equation masks the largest tokens until M2 over all is within the budget; the code's
-    form is followed here. On fresh rows behave is prox.
+    Deviations: M2 is over the whole minibatch; the official code computes it per micro-batch, which makes the loss
+    depend on how rows are split. The paper's equation masks the largest tokens until M2 over all is within the budget;
+    here the code's form is implemented. On fresh rows behave is prox.
 
     Args:
-        budget: Bound of the second moment.
+        budget: Maximum second moment.
         min_clip_low: The lower bound is never above 1 - min_clip_low.
         min_clip_high: The upper bound is never below 1 + min_clip_high.
     """

@@ -1,4 +1,4 @@
-"""Advantages for the best of k responses rather than for the mean one."""
+"""Advantages for the best of k responses instead of the mean response."""
 
 from __future__ import annotations
 
@@ -132,31 +132,34 @@ class MaxAtK(Advantage):
     """The policy gradient of the best of k responses, arXiv 2510.23393 (related: PKPO, arXiv 2505.15201).
 
     Formula: `max_at_k_advantages`. The gradient of the expected best reward of k responses, estimated from all subsets
-    of size k of the group's K responses, is the sum over responses of the mean over subsets of the subset's best
-    reward times grad log pi. For k = 1 the advantage is the reward itself.
+    of size k of the group's K responses, is the sum over responses of the mean over subsets of the subset's best reward
+    times grad log pi. For k = 1 the advantage is the reward itself.
 
     With `off_policy` a replayed group's subsets are weighted by the product of the members' pi_prox / pi_behave over
-    whole responses, to first order. The response's own ratio is in it, so the behaviour weight must be `NoCorrection`
-    (`includes_is_weight`). Needs the proximal log-probs of replayed groups, which the proximal policy records anyway; a
-    group that prox itself sampled gets the on-policy weights exactly. Nothing is stored and no pass added.
+    whole responses, to first order. The product contains the response's own ratio, so the behaviour weight must be
+    `NoCorrection` (`includes_is_weight`). It needs the proximal log-probs of replayed groups, which the proximal policy
+    records in any case. A group that prox itself sampled gets the on-policy weights exactly. Stored: nothing. Extra
+    passes: none.
 
-    Baselines, none in the source as far as could be read:
+    The source, as far as it could be read, has no baseline. The baselines are
+
         none: the source's formula. Where all rewards are positive, every response is pushed up.
         leave_one_out: the best of each subset without the response is subtracted (PKPO). Unbiased, never negative.
         centered: k times the estimated metric is subtracted, and the rest multiplied by K / (K - k). Derived here: the
-            product of the metric and the sum of grad log pi has the metric's gradient as its mean, so that the
-            subtraction scales the expected gradient by (K - k) / K and the factor undoes it. Unbiased, of mean 0, and
+            product of the metric and the sum of grad log pi has the metric's gradient as its mean, so the subtraction
+            scales the expected gradient by (K - k) / K, and the factor undoes it. Unbiased, of mean 0, and
             leave-one-out for k = 1. Needs k < K.
-    With a baseline, ineffective groups get exactly 0; without, they do not.
 
-    Deviations: ratios are capped, which the source's clip may do in its place (unknown); the factor K keeps the size of
-    the reward under an objective that averages over responses.
+    With a baseline, ineffective groups get exactly 0; without one, they do not.
+
+    Deviations: ratios are capped; the source may clip instead (unknown). The factor K keeps the size of the reward
+    under an objective that averages over responses.
 
     Args:
-        k: Responses of which the best counts; at most data.group_size.
+        k: Number of responses of which the best counts; at most data.group_size.
         off_policy: Correct replayed groups for the policy that sampled them.
         baseline: none, leave_one_out or centered.
-        ratio_cap: Upper bound of a response's pi_prox / pi_behave: first order holds near 1 only.
+        ratio_cap: Upper bound of a response's pi_prox / pi_behave, because the first order holds only near 1.
     """
 
     def __init__(self, k: int, off_policy: bool = False, baseline: Baseline = "none", ratio_cap: float = 2.0) -> None:
@@ -216,13 +219,13 @@ class MaxAtK(Advantage):
 
 
 class BestMinusSecond(Advantage):
-    """Only the best response learns: it gets R_best - R_second, all others 0 (verl grpo_passk, after arXiv 2503.19595).
+    """Only the best response learns, with R_best - R_second; all others get 0 (verl grpo_passk, after 2503.19595).
 
-    It is the best of all K with the best of the others as baseline: `MaxAtK(K, baseline="leave_one_out")` / K. A tie at
-    the top gives 0 everywhere, and so do ineffective groups, exactly. Nothing is stored and no pass added.
+    The objective is the best of all K, with the best of the others as baseline: `MaxAtK(K, baseline="leave_one_out")` /
+    K. A tie at the top gives 0 everywhere, and ineffective groups get exactly 0. Stored: nothing. Extra passes: none.
 
     Args:
-        normalize_by_std: Divide by the group's std, verl's default.
+        normalize_by_std: Divide by the group's std, as verl does by default.
         eps: Added to the std.
     """
 

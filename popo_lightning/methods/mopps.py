@@ -1,4 +1,4 @@
-"""MoPPS: chooses problems by what is believed about their success rate, before anything is sampled for them."""
+"""MoPPS: chooses problems by a posterior of their success rates, before anything is sampled for them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from popo_lightning.tasks.samplers import PromptSampler
 
 
 class MoPPS(PromptSampler):
-    """Problems whose success rate, drawn from a Beta posterior of each, is nearest to one half (2507.04632).
+    """Asks problems whose success rate, drawn from a Beta posterior, is nearest to one half (2507.04632).
 
-    Facts after arXiv 2507.04632 and github.com/thu-rllab/MoPPS. Each draw proposes ``candidates * count`` places at
+    Facts after arXiv 2507.04632 and github.com/thu-rllab/MoPPS. Each draw proposes ``candidates * count`` problems at
     random, draws gamma ~ Beta(alpha, beta) for each (Thompson sampling) and keeps the ``count`` with the smallest
-    (gamma - target)^2. Once the K responses of a problem are graded, with s of them right,
+    (gamma - target)^2. Once the K responses of a problem are graded, with s of them correct,
 
         alpha <- discount * alpha + (1 - discount) * prior_alpha + s
         beta  <- discount * beta  + (1 - discount) * prior_beta  + K - s
 
-    so that what was seen long ago counts less, as the policy has moved on. Stored: two numbers for each problem that
-    was ever asked. Extra forward passes and rollouts: none.
+    so that older observations count less, because the policy has changed. Stored: two numbers for each problem that was
+    ever asked. Extra forward passes and rollouts: none.
 
-    Deviations: every rank proposes from its own share of the places (place % ranks == rank) and keeps a posterior for
-    those alone, so that ranks need no talk and none asks what another asks. Candidates that are not kept go back, where
-    a pass over the data would not meet them again before its end. There is no warm start of the posterior from offline
-    samples. Draws of one iteration (dynamic sampling asks again) may repeat a problem, those within a draw never do.
+    Deviations: every rank proposes from its own share of the problems (index % ranks == rank) and keeps posteriors for
+    those alone, so ranks need no communication and no two ask the same problem. Candidates that are not kept go back; a
+    pass over the data would not meet them again before its end. The posterior has no warm start from offline samples.
+    Draws of one iteration (dynamic sampling asks again) may repeat a problem; one draw never does.
 
     Args:
-        candidates: Problems proposed for each one asked; the paper takes 8, and 16 for math.
-        discount: Share of a posterior that stays when its problem is seen again: 1 forgets nothing (the paper's value
-            for math), 0.5 is its value elsewhere.
-        target: Success rate that is sought.
-        target_range: Lowest and highest gamma; candidates inside are asked in random order, and the nearest to it after
-            them where they are too few. The paper's variant has [0.3, 0.7]; null seeks target.
+        candidates: Problems proposed per problem asked. The paper uses 8, and 16 for math.
+        discount: Fraction of a posterior that remains when its problem is seen again. 1 forgets nothing (the paper's
+            value for math); the paper uses 0.5 elsewhere.
+        target: Target success rate.
+        target_range: Minimum and maximum gamma. Candidates inside are asked in random order; if they are too few, the
+            nearest to the range follow. The paper's variant has [0.3, 0.7]. null uses target.
         prior: alpha and beta of a problem never seen.
-        success_key: Reward part that tells a right response.
-        success_above: A response is right where that part is more than this.
+        success_key: Reward component that measures success.
+        success_above: A response is correct if that component is greater than this.
     """
 
     def __init__(

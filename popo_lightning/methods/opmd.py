@@ -12,10 +12,11 @@ from popo_lightning.objectives.advantages import Advantage, check_group_size, ze
 
 
 class SoftBaseline(Advantage):
-    """OPMD's other baseline: R - tau * log mean exp(R / tau) (arXiv 2509.24203, REP family; Trinity-RFT).
+    """OPMD's alternative baseline: R - tau * log mean exp(R / tau) (arXiv 2509.24203, REP family; Trinity-RFT).
 
-    It is the value of the group under a policy that may move from the sampling one at the price of tau * KL: the mean
-    for large tau, the best reward for small. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+    The baseline is the value of the group under a policy that may move from the sampling policy at a cost of tau * KL.
+    It is the mean for large tau and the best reward for small tau. Stored: nothing. Extra passes: none. Ineffective
+    groups get exactly 0.
 
     Args:
         tau: Temperature of the mean, in units of the reward.

@@ -1,4 +1,4 @@
-"""POPO (arXiv 2606.01281): the most recent stored effective groups take the places of ineffective ones."""
+"""POPO (arXiv 2606.01281): the most recent stored effective groups replace ineffective ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from popo_lightning.replay.composer import Composer, Iteration
 
 
 class PrioritizedGroupReplay(Composer):
-    """POPO (2606.01281): the place of each ineffective group goes to the most recent stored effective one.
+    """POPO (2606.01281): replaces each ineffective group by the most recent stored effective group.
 
-    Selection comes before insertion, so that an iteration's own groups cannot fill its own holes: they would be
-    copies with weight 1. A short buffer is a normal state: what cannot be filled stays empty, and the loss divides
-    by the tokens there are.
+    Selection precedes insertion, so an iteration's own groups cannot fill its own places; they would be copies with
+    weight 1. A buffer with too few groups is a normal state: places that cannot be filled stay empty, and the loss
+    divides by the tokens of the groups there are.
 
     Args:
-        buffer: Where effective groups wait.
+        buffer: Replay buffer of effective groups.
     """
 
     def __init__(self, buffer: GroupReplayBuffer) -> None:

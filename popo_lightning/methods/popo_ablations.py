@@ -1,6 +1,6 @@
-"""POPO with one of its choices turned round (2606.01281, ablations). One class an ablation.
+"""POPO's ablations (2606.01281): POPO with one of its choices reversed. One class per ablation.
 
-The paper's body could not be read: what each ablation is comes from the authors' article, how it is built is inferred.
+The paper's body could not be read. What each ablation is comes from the authors' article; how it is built is inferred.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class KLRanked(PrioritizedGroupReplay):
 
     Source: POPO's KL ablation (2606.01281), which reaches about the same accuracy in 4.8 h instead of 3.2 h.
 
-    Formula: with d = log policy - log behave of a stored token, which is behave's sample, KL(behave || policy) is the
-    group's token mean of -d (k1) or of exp(d) - 1 - d (k3); d is clamped to +-20. The lowest are replayed; of equal
-    ones the newest, and no problem twice while that can be helped.
+    Formula: d = log policy - log behave of a stored token, which is behave's sample. The group's KL(behave || policy)
+    is the token mean of -d (k1) or of exp(d) - 1 - d (k3); d is clamped to +-20. The groups with the lowest KL are
+    replayed, the newest first among equal ones, and no problem twice if that can be avoided.
 
-    Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rescore"),
-    in iterations where there is something to choose: without a place to fill, or with no more candidates than places,
-    every ranking would give the same batch.
+    Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rescore"), in
+    iterations where there is a choice. Without a place to fill, or with no more candidates than places, every ranking
+    would give the same batch.
 
-    Deviations: estimator, direction and the mean over tokens are not documented; the direction is the one whose
-    samples are at hand.
+    Deviations: estimator, direction and the mean over tokens are not documented. The direction is the one whose samples
+    are available.
 
     Args:
-        buffer: Where effective groups wait.
-        estimator: k3, which is never negative and varies less, or k1, of which single groups may come out negative.
+        buffer: Replay buffer of effective groups.
+        estimator: KL estimator. k3 is never negative and varies less; k1 may be negative for single groups.
     """
 
     def __init__(self, buffer: GroupReplayBuffer, estimator: Literal["k1", "k3"] = "k3") -> None:
@@ -87,18 +87,18 @@ class AnyGroup(PrioritizedGroupReplay):
 
     Source: POPO's ablation without effective and ineffective groups (2606.01281), worse than POPO.
 
-    Formula: of the fresh groups, as many as are ineffective, but drawn at random, give their places to the newest
-    stored groups, effective or not. So the share of replay is POPO's, and only the prioritization is gone.
+    Formula: as many fresh groups as are ineffective, but drawn at random, give their places to the newest stored
+    groups, effective or not. The replayed share is therefore POPO's, and only the prioritization is removed.
 
-    Stored: up to the buffer's capacity of groups, whatever their rewards; null keeps an iteration's worth. No extra
-    pass.
+    Stored: up to the buffer's capacity of groups, whether effective or not; null keeps an iteration's worth. Extra
+    passes: none.
 
-    Deviations: how the paper builds it is not documented. Where the buffer is short, the fresh groups keep their
-    places, since an empty one would not be a group of any kind.
+    Deviations: how the paper builds it is not documented. If the buffer has too few groups, the fresh groups keep their
+    places, because an empty place would not be a group of any kind.
 
     Args:
-        buffer: Where groups wait.
-        replaced: Share of the fresh groups that give up their places; null takes the share of ineffective ones.
+        buffer: Replay buffer of groups.
+        replaced: Fraction of the fresh groups to replace; null takes the fraction of ineffective ones.
     """
 
     def __init__(self, buffer: GroupReplayBuffer, replaced: float | None = None) -> None:
@@ -129,24 +129,24 @@ class AnyGroup(PrioritizedGroupReplay):
 
 
 class Stale(PrioritizedGroupReplay):
-    """POPO with groups of a minimum age: the newest that are at least so many versions old.
+    """POPO with groups of a minimum age: the newest that are at least that many versions old.
 
     Source: POPO's ablation stale(10) (2606.01281), which collapses on the paper's tasks.
 
     Formula: POPO's, with age = present version - group's >= min_age. The first min_age iterations have nothing to
     replay and train on their effective groups alone.
 
-    Stored: (min_age + 1) x the groups an iteration samples, unless capacity says more. That is the worst case, in
-    which every group of min_age iterations was effective and too young, and a whole batch is wanted; anything less
-    could silently be the filter ablation, and is refused. No extra pass.
+    Stored: (min_age + 1) x the groups an iteration samples, unless capacity says more. That is the worst case, in which
+    every group of min_age iterations was effective and too young, and a whole batch is wanted. A smaller capacity could
+    silently be the filter ablation, and is refused. Extra passes: none.
 
-    Deviations: "newest of at least that age" rather than a buffer delayed by that many steps; which of the two the
-    paper means is not documented.
+    Deviations: it takes the newest groups of at least that age, where a buffer delayed by that many steps is also
+    possible. Which of the two the paper means is not documented.
 
     Args:
-        buffer: Where effective groups wait. Its capacity is null or at least as above, its max_age null or at least
-            min_age.
-        min_age: Youngest group replayed, in policy versions.
+        buffer: Replay buffer of effective groups. Its capacity is null or at least as above, its max_age null or at
+            least min_age.
+        min_age: Minimum age of a replayed group in policy versions.
     """
 
     def __init__(self, buffer: GroupReplayBuffer, min_age: int = 10) -> None:

@@ -1,4 +1,4 @@
-"""POPO that asks each stored group whether it still speaks for the present policy. A rule of this project."""
+"""POPO with a test of each stored group against the present policy. A rule of this project."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from popo_lightning.replay.composer import Iteration
 
 
 class GatedReplay(PrioritizedGroupReplay):
-    """POPO with an admission test: a stored group is replayed only while its weights leave it worth its tokens.
+    """POPO with an admission test: replays a stored group only while its effective sample size is large enough.
 
-    Source: none; POPO (2606.01281) bounds off-policiness by age alone, and how far a policy moves in one version
-    depends on the learning rate. The test bounds it in the units in which it harms.
+    Source: none. POPO (2606.01281) bounds off-policy data by age alone, and how far a policy moves in one version
+    depends on the learning rate. The test bounds the effective sample size instead, where the harm shows.
 
-    Formula: with w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2); groups with an ESS below
-    ``min_ess`` stay in the buffer unused. Of the others the newest are replayed, as in POPO. Places that no group may
-    fill stay empty, so that at a high learning rate the rule becomes the filter and at a low one POPO.
+    Formula: with w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). Groups with an ESS below
+    ``min_ess`` stay in the buffer unused. The newest of the others are replayed, as in POPO. Places that no group may
+    fill stay empty, so the rule becomes the filter at a high learning rate and POPO at a low one.
 
-    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rescore"),
-    in iterations with a place to fill.
+    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rescore"), in
+    iterations with a place to fill.
 
     Args:
-        buffer: Where effective groups wait.
-        min_ess: Lowest effective sample size per token, from 0 (POPO) to 1 (nothing that differs at all).
+        buffer: Replay buffer of effective groups.
+        min_ess: Minimum effective sample size per token, from 0 (POPO) to 1 (nothing that differs at all).
     """
 
     def __init__(self, buffer: GroupReplayBuffer, min_ess: float = 0.9) -> None:

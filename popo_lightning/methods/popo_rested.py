@@ -1,4 +1,4 @@
-"""Replay of the groups that have rested longest and still speak for the present policy. A rule of this project."""
+"""Replays the groups that have rested longest and still fit the present policy. A rule of this project."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from popo_lightning.replay.composer import Composer, Iteration
 
 
 class RestedReplay(Composer):
-    """The places of ineffective groups go to the stored ones not trained on for the longest time, while they hold.
+    """Replaces ineffective groups by the stored ones that were not trained on for longest and still pass a test.
 
     Source: none. POPO (2606.01281) takes the newest stored group, most often one trained on an iteration ago, whose
-    gradient the optimizer's momentum still carries. A group that has rested is other data; what limits its rest is how
-    far the policy has moved from it, which is measured.
+    gradient the optimizer's momentum still carries. A group that has rested is other data. The distance that the policy
+    has moved from it limits its rest, and is measured.
 
-    Formula: stored groups wait in a queue. Those at its front are tested, as many as an iteration samples: with
-    w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). A group with an ESS below ``min_ess``
-    leaves for good, so a fast policy empties the queue down to the young. Of the others the first take the places of
-    ineffective groups; whatever is trained on goes to the back. The queue keeps ``rest_interval`` iterations' worth of
-    groups and loses those of the oldest version first, so a group is trained on about every ``rest_interval``
+    Formula: stored groups wait in a queue. The groups at its front, as many as an iteration samples, are tested: with w
+    = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). A group with an ESS below ``min_ess`` leaves
+    for good, so a fast policy leaves only young groups in the queue. The first of the others replace ineffective
+    groups. Every group that is trained on goes to the back. The queue keeps ``rest_interval`` iterations' worth of
+    groups and drops those of the oldest version first, so a group is trained on about every ``rest_interval``
     iterations.
 
     Stored: up to ``rest_interval`` x the groups an iteration samples. Extra passes: one forward pass over as many
-        groups as an iteration samples (phase "rescore"), in iterations with a place to fill.
+    groups as an iteration samples (phase "rescore"), in iterations with a place to fill.
 
     Args:
-        rest_interval: Iterations between two uses of a group, while it holds.
-        min_ess: Lowest effective sample size per token, from 0 (no test) to 1 (nothing that differs at all).
+        rest_interval: Iterations between two uses of a group that passes the test.
+        min_ess: Minimum effective sample size per token, from 0 (no test) to 1 (nothing that differs at all).
     """
 
     def __init__(self, rest_interval: int = 10, min_ess: float = 0.9) -> None:

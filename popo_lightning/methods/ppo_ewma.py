@@ -16,21 +16,22 @@ from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
 class ProximalAverage(ProximalPolicy):
-    """Centre of the trust region: an exponential average of the weights after every optimizer step (2110.00641).
+    """Centres the trust region on an exponential average of the weights after every optimizer step (2110.00641).
 
-    After arXiv 2110.00641 and github.com/openai/ppo-ewma. With the average at the first weights and W = 1,
+    After arXiv 2110.00641 and github.com/openai/ppo-ewma. The average starts at the first weights with W = 1. After
+    each step
 
         W' = beta W + 1,   average <- average + (policy - average) / W',   W <- W'
 
-    after each step, which is the exact normalised average sum(beta^age weights) / sum(beta^age). Before each minibatch
-    its rows' prox log-probs are computed under the average. What is near the average has been near for about
-    ``center_of_mass`` steps, whatever an iteration's length, so the size of a batch may change (`for_smaller_batch`).
+    which is the exact normalized average sum(beta^age weights) / sum(beta^age). Before each minibatch, its rows' prox
+    log-probs are computed under the average. A policy near the average has been near it for about ``center_of_mass``
+    steps, whatever an iteration's length, so the batch size may change (`for_smaller_batch`).
 
-    Since prox is not behave even on fresh rows, the behaviour weight must correct them: TruncatedIS with correct_fresh
+    prox is not behave even on fresh rows, so the behaviour weight must correct them: use TruncatedIS with correct_fresh
     true, and a cap of 100 as in their code. Stored: one float32 copy of the trained weights, in the checkpoint as well.
-    Extra forward passes: one per minibatch, in the place of the usual pass at an iteration's start.
+    Extra forward passes: one per minibatch, instead of the usual pass at an iteration's start.
 
-    Deviations: their cap holds for policy over behave and keeps the gradient of capped tokens; TruncatedIS's is on prox
+    Deviations: their cap holds for policy over behave and keeps the gradient of capped tokens; TruncatedIS caps prox
     over behave. Before the first step of a run, prox is the first weights. The paper trains one epoch per batch.
 
     Args:
@@ -50,7 +51,7 @@ class ProximalAverage(ProximalPolicy):
         self.mass = 1.0  # W: sum of the weights of the average, the newest having 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Begins at the present weights, or goes on with a checkpoint's average."""
+        """Begins at the present weights, or continues a checkpoint's average."""
         refuse_sharded(trainer, "proximal ProximalAverage")
         start = {name: weight.float() for name, weight in snapshot(pl_module.model).items()}
         if self.average is None:

@@ -1,4 +1,4 @@
-"""RAPID: large batches sampled at once and trained on in pieces, with capped importance weights."""
+"""RAPID: samples large batches at once and trains on them in pieces, with capped importance weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from popo_lightning.replay.composer import Composer, Iteration
 
 
 class CappedImportance(TrustRegion):
-    """RAPID's importance sampling: the ratio to the policy that sampled, cut from above (arXiv 2510.03515).
+    """RAPID's importance sampling: the ratio to the sampling policy, capped from above (arXiv 2510.03515).
 
     Loss -sg[min(rho, cap)] A log pi with rho = pi_policy / pi_behave, so `behave_weight` must be NoCorrection.
-    `clipped` counts the tokens whose ratio is cut. Needs the stored behave log-probs, no passes.
+    `clipped` counts the tokens whose ratio is capped. It needs the stored behave log-probs. Extra passes: none.
 
-    Deviations: rho is taken by token (whether the paper's is, could not be read); on fresh rows behave is prox.
+    Deviations: rho is per token (whether the paper's is could not be read). On fresh rows behave is prox.
 
     Args:
         cap: Upper bound of the ratio.
@@ -39,21 +39,22 @@ class CappedImportance(TrustRegion):
 
 
 class RAPID(Composer):
-    """RAPID: H batches are sampled at once, then trained on one by one (arXiv 2510.03515).
+    """RAPID: samples H batches at once, then trains on one per iteration (arXiv 2510.03515).
 
-    Every H iterations the engine answers H times an iteration's problems with the present weights, in one call; this
-    iteration and the next H - 1 train on a batch of them each, without rollouts. The batch of the i-th of these
-    iterations is i versions old, which its loss corrects by min(rho, 2): CappedImportance, with behaviour weight One.
+    Every H iterations the engine answers H times an iteration's problems with the present weights, in one call. This
+    iteration and the next H - 1 train on one of the batches each, without rollouts. The batch of the i-th of these
+    iterations is i versions old, which its loss corrects by min(rho, 2): use CappedImportance with behaviour weight
+    NoCorrection.
 
-    Keeps at most H - 1 batches. No forward pass is added. Rollouts are as many as on-policy, in calls H times as
-    large, and the engine is woken and given weights H times less often.
+    Stored: at most H - 1 batches. Extra passes: none. Rollouts are as many as on-policy, in calls H times as large, and
+    the engine is woken and given weights H times less often.
 
-    Deviations: the paper's H and its importance-aware group baseline could not be read; H is a setting, and the
-    advantage slot is as elsewhere. Batches are trained on in the order the sampler drew their problems, which is
-    random already.
+    Deviations: the paper's H and its importance-aware group baseline could not be read. H is a setting, and the
+    advantage slot is unchanged. Batches are trained on in the order the sampler drew their problems, which is already
+    random.
 
     Args:
-        batches: H, iterations to a rollout.
+        batches: H, iterations per rollout.
     """
 
     supports_async = False

@@ -47,22 +47,22 @@ def rec_mask(
 class REC(TrustRegion):
     """REINFORCE with clipping as a mask, for any sampling policy (arXiv 2509.24203; Trinity-RFT's rec policy loss).
 
-    Loss -c A M log pi, M the mask of `rec_mask` by the ratio pi_policy / pi_behave, c = 1 or that ratio, detached. The
-    paper's finding: the mask is essential, the importance weight c is not. One-side and weighted has PPO's gradient.
-    `behave_weight` must be NoCorrection, since the ratio reaches back to behave. Needs the stored behave log-probs, no
-    passes.
+    Loss -c A M log pi, with M the mask of `rec_mask` on the ratio pi_policy / pi_behave, and c = 1 or that ratio,
+    detached. The paper finds the mask essential and the importance weight c not. One-side and weighted has PPO's
+    gradient. `behave_weight` must be NoCorrection, because the ratio is already relative to behave. It needs the stored
+    behave log-probs. Extra passes: none.
 
     Deviations: on fresh rows behave is prox, which differs by the engine's rounding. The paper's exponential advantage
-    weights (RED) and regularizers (REP) are not here: see SquaredLogRatio and the advantages.
+    weights (RED) and regularizers (REP) are separate classes: see SquaredLogRatio and the advantages.
 
     Args:
         mask: one-side, two-side, ring or none.
         weighted: Multiply by the detached ratio.
-        ratio: token, or sequence for the geometric mean over the response, as in GSPO, in mask and weight alike.
-        clip_low: Inner bound below 1.
-        clip_high: Inner bound above 1.
-        ring_low: Outer bound below 1, for ring.
-        ring_high: Outer bound above 1, for ring.
+        ratio: token, or sequence for the geometric mean over the response, as in GSPO. It applies to mask and weight.
+        clip_low: Distance of the inner bound below 1.
+        clip_high: Distance of the inner bound above 1.
+        ring_low: Distance of the outer bound below 1, for ring.
+        ring_high: Distance of the outer bound above 1, for ring.
     """
 
     includes_is_weight = True

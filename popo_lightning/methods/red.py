@@ -1,4 +1,4 @@
-"""RED-Drop and RED-Weight (arXiv 2509.24203): losers dropped, or winners weighted up."""
+"""RED-Drop and RED-Weight (arXiv 2509.24203): negative responses dropped, or positive ones weighted up."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from popo_lightning.objectives.advantages import (
 
 
 class DropSurplusNegatives(Advantage):
-    """RED-Drop: of a group with more losers than winners, as many losers are kept (arXiv 2509.24203; Trinity-RFT).
+    """RED-Drop: in a group with more losers than winners, keeps as many losers (arXiv 2509.24203; Trinity-RFT).
 
     Winners are the responses with R >= mean. If the losers outnumber them, the surplus gets advantage 0, and the others
-    R minus the mean of what is kept. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+    get R minus the mean of the kept responses. Stored: nothing. Extra passes: none. Ineffective groups get exactly 0.
 
-    Deviations: the last losers of the group are dropped where Trinity-RFT draws them; responses are independent draws
-    of one policy, so their place says nothing, and a replayed group drops the same ones again. Dropped tokens still
-    count in the loss denominator.
+    Deviations: the last losers of the group are dropped, where Trinity-RFT draws them. Responses are independent draws
+    of one policy, so their order carries no information, and a replayed group drops the same ones again. Dropped tokens
+    still count in the loss denominator.
     """
 
     def __call__(self, rewards: Tensor) -> Tensor:
@@ -39,13 +39,13 @@ class DropSurplusNegatives(Advantage):
 class ExponentialWeight(Advantage):
     """RED-Weight: A * exp(A / temperature) with A = R - mean (arXiv 2509.24203; Trinity-RFT).
 
-    Winners count more and losers less, the more so the lower the temperature. The weights are not normalised, as in
-    Trinity-RFT. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+    Winners count more and losers less, more strongly at a lower temperature. The weights are not normalized, as in
+    Trinity-RFT. Stored: nothing. Extra passes: none. Ineffective groups get exactly 0.
 
-    Deviation: the exponent is bounded by +-20, so that the weight stays finite in float32.
+    Deviation: the exponent is clamped to +-20, so the weight stays finite in float32.
 
     Args:
-        temperature: In units of the reward.
+        temperature: Temperature in units of the reward.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:

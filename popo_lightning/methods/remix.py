@@ -29,28 +29,29 @@ from popo_lightning.replay.composer import Composer, Iteration
 
 
 class ReMixReplay(Composer):
-    """ReMix's Mix-PPG: with probability p the data of a recent policy in place of new ones (arXiv 2507.06892).
+    """ReMix's Mix-PPG: with probability p, data of a recent policy replace new data (arXiv 2507.06892).
 
-    At iteration k, with probability p, the batch is that of pi_{k-i}, i drawn from those of 1..N that sampled one;
-    otherwise it is sampled now, and kept for the next N iterations. From iteration ``stop_at`` on, the paper's
+    At iteration k, with probability p, the batch is that of pi_{k-i}, with i drawn from those of 1..N that sampled one.
+    Otherwise the batch is sampled now and kept for the next N iterations. From iteration ``stop_at`` on, the paper's
     reincarnation point, every batch is on-policy.
 
-    Keeps the groups of the last N iterations, ineffective ones included. No forward pass is added. An iteration that
-    replays samples nothing, which is where ReMix saves rollouts: with p = 0.4 and N = 2 a share of 1 / (1 + p + p^2)
+    Stored: the groups of the last N iterations, ineffective ones included. Extra passes: none. An iteration that
+    replays samples nothing, which is how ReMix saves rollouts: with p = 0.4 and N = 2, a fraction of 1 / (1 + p + p^2)
     = 0.64 of the iterations before ``stop_at`` samples.
 
-    Deviations: the paper does not say whether p holds for a batch or for its parts; ``mix: batch`` is the default
-    because only then whole iterations go without rollouts. i is drawn evenly, which is inferred. An iteration that
-    replays leaves nothing for later ones, so after N replays in a row there is nothing recent, and the next samples.
+    Deviations: the paper does not say whether p holds for a batch or for its parts. ``mix: batch`` is the default
+    because only then whole iterations need no rollouts. i is drawn uniformly, which is inferred. An iteration that
+    replays stores nothing for later ones, so after N replays in a row there is nothing recent, and the next iteration
+    samples.
 
     The other parts of ReMix are data.ppo_epochs (its update-to-data ratio), ScaledWidth, ConvexKL and the parameter
     hook Reincarnation.
 
     Args:
-        probability: p, of replaying.
-        policies: N, how many policy versions back a batch may come from.
-        stop_at: First iteration that is on-policy, as are all after it; null for none.
-        mix: batch decides once an iteration, for all ranks alike; group decides for each group, and samples the rest.
+        probability: p, the probability of replaying.
+        policies: N, the maximum number of policy versions back that a batch may come from.
+        stop_at: First iteration from which all are on-policy; null for none.
+        mix: batch decides once per iteration, for all ranks alike; group decides for each group, and samples the rest.
     """
 
     supports_async = False
@@ -128,15 +129,15 @@ class ReMixReplay(Composer):
 
 
 class Reincarnation(ParameterHook):
-    """ReMix's reincarnation: at an iteration, the reference policy becomes the policy (2507.06892).
+    """ReMix's reincarnation: at a given iteration the reference policy becomes the policy (2507.06892).
 
-    From then on the KL regularizers hold the policy near what it has become instead of near the base model. Stored:
-    nothing before, one copy of the weights in every checkpoint after it. Extra forward passes: none.
+    From then on, the KL regularizers hold the policy near that policy instead of the base model. Stored: nothing
+    before, one copy of the weights in every checkpoint after. Extra forward passes: none.
 
-    Deviation: ReMix also goes on without replayed data from there, which is the composer's part.
+    Deviation: ReMix also continues without replayed data from there, which is the composer's part.
 
     Args:
-        iteration: Iteration, counted from 0, before whose first step the reference is exchanged. The paper has 50 for
+        iteration: Iteration, counted from 0, before whose first step the reference is replaced. The paper has 50 for
             GRPO, 50 or 100 for PPO.
     """
 
@@ -177,18 +178,18 @@ class Reincarnation(ParameterHook):
 
 
 class ScaledWidth(TrustRegion):
-    """ReMix's trust region: PPO's clip around prox with the width divided by the behaviour weight (arXiv 2507.06892).
+    """ReMix's trust region: PPO's clip around prox, its width divided by the behaviour weight (arXiv 2507.06892).
 
     The paper clips rho = pi_policy / pi_behave to [w - eps, w + eps], w = pi_prox / pi_behave. That is w times PPO's
     loss of r = pi_policy / pi_prox clipped to [1 - eps / w, 1 + eps / w]: decoupled PPO with this region, and
-    TruncatedIS without a cap as the weight. Tokens that behave found likelier than prox may move farther. Needs the
-    stored behave log-probs, no passes.
+    TruncatedIS without a cap as the weight. Tokens that were likelier under behave than under prox may move farther. It
+    needs the stored behave log-probs. Extra passes: none.
 
-    Deviation: the weight is 1 on fresh rows; where a rule cuts or masks the weight, the cut one sets the width.
+    Deviation: the weight is 1 on fresh rows. If a rule caps or masks the weight, the resulting weight sets the width.
 
     Args:
         clip: eps, the distance of rho below and above w.
-        dual_clip: Bound of the ratio r where the advantage is negative, null for none, as in the paper.
+        dual_clip: Upper bound of the ratio r for negative advantages; null for none, as in the paper.
     """
 
     def __init__(self, clip: float = 0.2, dual_clip: float | None = None) -> None:
@@ -211,21 +212,21 @@ def base_share(version: int, start: int = 50, interval: int = 10, step: float = 
 
 
 class ConvexKL(Regularizer):
-    """ReMix's KL-convex constraint: the policy stays near the base model at first, and more and more near prox.
+    """ReMix's KL-convex constraint: keeps the policy near the base model first, and increasingly near prox.
 
     Adds coefficient * weight * (lambda KL(policy || reference) + (1 - lambda) KL(policy || prox)) to the loss of a
-    token, lambda = `base_share` of the policy version (arXiv 2507.06892). Costs a pass of the reference.
+    token, with lambda = `base_share` of the policy version (arXiv 2507.06892). Extra passes: one of the reference.
 
     Deviations: coefficient and estimator are not known. Replayed tokens are weighted as by KL. The paper's second
-    policy is that of the previous iteration, which is prox where prox is the iteration's start.
+    policy is that of the previous iteration, which is prox if prox is the iteration's start.
 
     Args:
-        coefficient: Size of the penalty.
+        coefficient: Coefficient of the penalty.
         estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
-        start: Iterations that lambda stays 1.
-        interval: Iterations between its steps.
-        step: How much it falls at a step.
-        min_share: What it falls to.
+        start: Iterations during which lambda stays 1.
+        interval: Iterations between decrements of lambda.
+        step: Size of a decrement.
+        min_share: Minimum of lambda.
     """
 
     def __init__(

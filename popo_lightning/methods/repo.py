@@ -1,4 +1,4 @@
-"""RePO (arXiv 2506.09340): stored responses of a problem replayed beside its fresh ones."""
+"""RePO (arXiv 2506.09340): replays stored responses of a problem beside its fresh ones."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ class RePO(Composer):
 
     J = J_on + coefficient * J_off, both PPO's clipped surrogate of pi_policy / pi_behave around 1 (trust region
     `BehaveAligned`, behave weight `NoCorrection`). A problem's responses are replayed once `start` of them are stored.
-    With advantages "split" the replayed ones are a group of their own, so normalised among themselves, and its loss
-    weight is the coefficient; with "mixed" one group holds all of them. Chosen before the fresh ones are stored.
-    Stored: the newest `capacity` responses of each problem with their behave log-probs. Extra rollouts: none; extra
-    rows: `replays` for each problem that has enough.
+    With advantages "split" the replayed ones form a group of their own, are normalized among themselves, and have the
+    coefficient as loss weight. With "mixed" one group holds all of them. Replayed responses are chosen before the fresh
+    ones are stored. Stored: the newest `capacity` responses of each problem with their behave log-probs. Extra
+    rollouts: none. Extra rows: `replays` for each problem that has enough.
 
-    The retrieval `variance` takes the subset whose rewards have the greatest variance, and of equal ones the greatest
-    sum; the source tries all subsets, and here the lowest and highest rewards alone, which is the same.
+    The retrieval `variance` takes the subset whose rewards have the greatest variance, and among equal ones the
+    greatest sum. The source tries all subsets; here only sets of the lowest and highest rewards are tried, which gives
+    the same.
 
-    Deviations: both terms are divided by one denominator, that of fresh and replayed rows together. With
-    `SequenceMean` this is the public code's loss type grpo; the paper's formula divides each by its own count, which
-    makes a step with replays up to twice as long. "mixed" has no coefficient but 1. Ranks replay what they
-    sampled themselves, where the code shares all. Of equally rewarded responses `reward` takes the newest.
+    Deviations: both terms are divided by one denominator, that of fresh and replayed rows together. With `SequenceMean`
+    this is the public code's loss type grpo. The paper's formula divides each by its own count, which makes a step with
+    replays up to twice as long. "mixed" has no coefficient other than 1. Ranks replay what they sampled themselves,
+    where the code shares all. Among equally rewarded responses `reward` takes the newest.
 
-    A problem must come back: with K responses a time, ceil(start / K) times before the first replay.
+    A problem must come back: with K responses at a time, ceil(start / K) times before the first replay.
 
     Args:
-        capacity: Responses kept of each problem.
-        start: Replay begins with this many of them.
-        replays: Responses replayed beside each fresh group; `all` takes every stored one instead.
-        retrieval: Which: recent, reward (the best), random, variance or all.
+        capacity: Responses kept per problem.
+        start: Number of stored responses from which a problem is replayed.
+        replays: Responses replayed beside each fresh group. Retrieval all takes every stored one instead.
+        retrieval: Which stored responses are replayed: recent, reward (the best), random, variance or all.
         advantages: split or mixed.
-        coefficient: Weight of the replayed responses' loss.
-        reward_key: Reward part that `reward` and `variance` choose by.
+        coefficient: Loss weight of the replayed responses.
+        reward_key: Reward component that retrieval reward and variance use.
     """
 
     def __init__(

@@ -17,14 +17,14 @@ from popo_lightning.replay.prefixes import checked_shares, cut_response
 
 @dataclass
 class StoredPrefix:
-    """The beginning of a failed response, and how rollouts from it went.
+    """The beginning of a failed response, and the outcomes of rollouts from it.
 
     Args:
-        problem: What was asked.
-        tokens: (P,) of the response.
+        problem: The problem it answers.
+        tokens: (P,) tokens of the response.
         version: Policy version of the iteration that cut it.
-        tries: Responses that went on from it.
-        successes: How many of them succeeded.
+        tries: Number of responses that continued it.
+        successes: Number of those that succeeded.
     """
 
     problem: Problem
@@ -48,34 +48,34 @@ class StoredPrefix:
 class PrefixRestarts(Composer):
     """RR: some rollouts restart from promising intermediate states of unsolved problems (2504.14363).
 
-    A problem whose fresh group has no success is unsolved: its best response by reward (any of equal ones) is cut at a
+    A problem whose fresh group has no success is unsolved. Its best response by reward (any of equal ones) is cut at a
     random length, and the beginning is stored. In each of the first `stop_at` iterations, a share of the problems is
     asked again from the stored prefixes with the greatest estimated success,
 
         value = (successes + a) / (tries + a + b),      prior Beta(a, b),
 
-    newest first among equal ones, in the place of as many problems of the sampler: the number of responses stays. The
-    prefix is part of the prompt, so no loss falls on it; the restarted responses are on-policy. Stored: the prefixes.
-    Extra passes and rollouts: none.
+    the newest first among equal ones. They replace as many of the sampler's problems, so the number of responses stays
+    the same. The prefix is part of the prompt, so it has no loss; the restarted responses are on-policy. Stored: the
+    prefixes. Extra passes and rollouts: none.
 
-    A prefix goes when its problem is solved from the prompt, when all of its restarts succeed (nothing left to learn
-    from here) or its value falls below `min_value`, when its problem fails again and it is no better than untried,
-    or when `capacity` is reached (least value, then oldest).
+    A prefix is dropped when its problem is solved from the prompt, when all of its restarts succeed (nothing is left to
+    learn from it), when its value falls below `min_value`, when its problem fails again and the prefix is no better
+    than an untried one, or when `capacity` is reached (lowest value first, then oldest).
 
-    Deviations: the source chooses states by the value model of its PPO; here is no critic, and past rollouts with an
-    optimistic prior stand for it. Where to cut, how many to keep, when to end and every threshold are unknown, so they
-    are settings with defaults of ours. Ranks restart from what they sampled themselves.
+    Deviations: the source chooses states by the value model of its PPO. There is no critic here; past rollouts with an
+    optimistic prior replace it. Where to cut, how many to keep, when to end and every threshold are unknown, so they
+    are settings with defaults chosen here. Ranks restart from what they sampled themselves.
 
     Args:
-        share: Of an iteration's problems that restart, where there are as many prefixes; 1 problem at least.
-        stop_at: Iterations with restarts; from then on sampling is as usual. Null restarts to the end.
-        cut: Least and greatest share of the response's tokens that a prefix has.
-        capacity: Prefixes kept, one for a problem.
-        prior: a and b: successes and failures that an untried prefix is credited with.
-        min_value: Prefixes below this are given up.
-        reward_key: Reward part by which a failed group's best response is chosen.
-        success_key: Reward part that tells a success.
-        success_above: A response is a success where that part is more than this.
+        share: Fraction of an iteration's problems that restart, if there are as many prefixes; at least 1 problem.
+        stop_at: Number of iterations with restarts; later sampling is as usual. null restarts to the end.
+        cut: Minimum and maximum length of a prefix as a fraction of the response's tokens.
+        capacity: Maximum number of prefixes; one per problem.
+        prior: a and b, the successes and failures credited to an untried prefix.
+        min_value: Value below which a prefix is dropped.
+        reward_key: Reward component that chooses a failed group's best response.
+        success_key: Reward component that measures success.
+        success_above: A response is a success if that component is greater than this.
     """
 
     def __init__(

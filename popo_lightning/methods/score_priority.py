@@ -1,4 +1,4 @@
-"""TRL's replay buffer: stored groups drawn by the spread of their rewards."""
+"""TRL's replay buffer: draws stored groups by the spread of their rewards."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from popo_lightning.replay.priorities import draw
 
 
 class ScorePriority(Composer):
-    """The best groups fill the place of ineffective ones: TRL's experimental GRPO with a replay buffer.
+    """Replaces ineffective groups by the best stored ones: TRL's experimental GRPO with a replay buffer.
 
     A heap of bounded size keeps the effective groups of the greatest score
 
         score = sum over responses of |A|  *  std of the group's rewards,   A = (R - mean) / (std + 1e-6),
 
-    which is the sum of |R - mean|. Each ineffective group gives way to one drawn in proportion to score: without
-    replacement, or, if there are fewer than wanted, with it. What is drawn stays. Age does not count, so a group can
-    stay for good. TRL's loss has the ratio pi_policy / pi_behave, clipped around 1: BehaveAligned, with behaviour
-    weight One. Nothing is sampled or passed forward more.
+    which is the sum of |R - mean|. Each ineffective group is replaced by one drawn in proportion to score: without
+    replacement, or with it if there are fewer than wanted. Drawn groups stay. Age does not count, so a group can stay
+    forever. TRL's loss has the ratio pi_policy / pi_behave, clipped around 1: use BehaveAligned with behaviour weight
+    NoCorrection. Extra rollouts and passes: none.
 
-    Deviations: an iteration's own groups are stored after the draw unless ``insert_first``, as in TRL, where they may
-    come twice. TRL's scores tie by comparing dictionaries, which fails; here the older group leaves. While the store is
-    empty, ineffective groups stay.
+    Deviations: an iteration's own groups are stored after the draw unless ``insert_first`` is set. TRL stores them
+    first, so they may occur twice. TRL breaks ties of scores by comparing dictionaries, which fails; here the older
+    group leaves. While the store is empty, ineffective groups stay.
 
     Args:
-        capacity: Groups kept, on each rank.
+        capacity: Maximum number of groups, per rank.
         insert_first: Store an iteration's effective groups before its draw, as TRL does.
     """
 

@@ -17,26 +17,26 @@ from popo_lightning.proximal.parameter_hook import ParameterHook
 
 
 class SlowFastPolicy(ParameterHook):
-    """SFPO: some fast sweeps over the batch, a step part of the way back, and one slow sweep from there (2510.04072).
+    """SFPO: fast passes over the batch, an interpolation back to the start, and one slow pass (2510.04072).
 
-    After arXiv 2510.04072 and github.com/Urheen/SFPO. With data.ppo_epochs K + 1, an iteration's weights go from theta0
-    to thetaK in K sweeps, are set to
+    After arXiv 2510.04072 and github.com/Urheen/SFPO. With data.ppo_epochs K + 1, an iteration's weights move from
+    theta0 to thetaK in K passes, are set to
 
-        theta = theta0 + advance (thetaK - theta0)
+        theta = theta0 + interpolation (thetaK - theta0)
 
-    and take the last sweep there. The optimizer's state is not rewound. Once the entropy of the last iteration is at
+    and take the last pass there. The optimizer's state is not rewound. Once the entropy of the last iteration is at
     least ``z_threshold`` standard deviations above the mean of the last ``entropy_window`` iterations, itself included,
-    SFPO stops for good: the minibatches of all sweeps but the first are emptied, which takes no step, and what is left
+    SFPO stops for good. The minibatches of all passes but the first are then emptied, which takes no step, and the rest
     is plain GRPO. With data.ppo_epochs 1 it is GRPO from the beginning. Stored: theta0 during an iteration, and a
-    window of entropies. Extra passes: K training sweeps, no rollouts.
+    window of entropies. Extra passes: K training passes, no rollouts.
 
     Deviations: the entropy is the mean over tokens of all steps of an iteration. A learning-rate scheduler advances
-    with every optimizer step (theirs once an iteration), so it runs K + 1 times as fast before the stop.
+    with every optimizer step (theirs once per iteration), so it runs K + 1 times as fast before the stop.
 
     Args:
-        interpolation: Part of the way to thetaK that is kept: 1 goes on from thetaK, 0 from theta0. 0.8 in their
-            scripts, 0.9 for one model.
-        entropy_window: Iterations whose entropies are compared; nothing stops before there are as many.
+        interpolation: Fraction of the way from theta0 to thetaK that is kept: 1 continues from thetaK, 0 from theta0.
+            Their scripts use 0.8, and 0.9 for one model.
+        entropy_window: Number of iterations whose entropies are compared. SFPO cannot stop before there are as many.
         z_threshold: Standard deviations above the mean at which SFPO stops; null never stops it.
     """
 

@@ -1,4 +1,4 @@
-"""SPEAR: imitates the policy's own recent successes while they are above what it reaches by now."""
+"""SPEAR: imitates the policy's own recent successes while they exceed its present level."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from popo_lightning.replay.composer import Composer, Iteration
 class SPEAR(Composer):
     """SPEAR's self-imitation (2509.22601; TencentYoutuResearch/SPEAR).
 
-    Responses whose standardised advantage in their own group is above `threshold`, so with 0 those better than their
-    group's mean, are kept, up to `capacity` of them and up to `max_age` versions. Once `start` are there, they are
-    replayed together beside the fresh groups and leave. Their advantage is taken anew, from what the policy reached
-    before this iteration:
+    Responses whose standardized advantage in their own group is above `threshold` (with 0, those better than their
+    group's mean) are kept, up to `capacity` of them and up to `max_age` versions. Once `start` of them are stored, they
+    are replayed together beside the fresh groups and leave the store. Their advantage is recomputed from what the
+    policy reached before this iteration:
 
         A = reward - median of the last `baseline_groups` group-mean rewards,      only A > 0 is replayed,
         loss weight = coefficient * (1 - cos(pi * min(version, warm_up) / warm_up)) / 2,
 
     with the clip of pi_policy / pi_behave around 1 (trust region `BehaveAligned`, behave weight `NoCorrection`). An
-    iteration's own group means join the others after its replay. The fresh groups are all trained on as they are.
-    Stored: those responses with their prompts and behave log-probs, and the group means. Extra rollouts: none; extra
-    rows: the replayed ones, which are groups of 1 to K responses with fixed advantages.
+    iteration's own group means join the others after its replay. All fresh groups are trained on unchanged. Stored:
+    those responses with their prompts and behave log-probs, and the group means. Extra rollouts: none. Extra rows: the
+    replayed ones, which are groups of 1 to K responses with fixed advantages.
 
     Deviations: the covariance clip of replayed tokens (0.02 of them), the tool-call bonus, and the base recipe's
-    filters of groups and of responses are left out. Read in the code, and done otherwise here: the source gives the
-    replay optimizer steps of its own, and replays a random subset of the store whose size is a power of two. Its
-    trajectory_score_threshold of 1 is a setting that nothing reads. Its store must hold 1.5 * 2048 samples before a
-    replay, where each turn of an agent is a sample; with one sample a response that many never gather within max_age,
-    hence `start`. Here replayed and fresh rows share steps and a denominator.
+    filters of groups and of responses are left out. The source's code differs in these points: it gives the replay
+    optimizer steps of its own, and replays a random subset of the store whose size is a power of two; here replayed and
+    fresh rows share steps and a denominator. Its trajectory_score_threshold of 1 is a setting that nothing reads. Its
+    store must hold 1.5 * 2048 samples before a replay, where each turn of an agent is a sample; with one sample per
+    response that many never gather within max_age, hence `start`.
 
     Args:
-        capacity: Responses kept; the groups of the oldest fall out.
-        threshold: Responses with a greater standardised advantage are kept. 0 is the source's; with 1 and rewards of 0
-            and 1 those are right responses of groups with fewer than half right.
-        max_age: Oldest replay in policy versions.
-        start: A replay needs this many kept responses.
-        baseline_groups: Group-mean rewards of which the median is the baseline.
-        coefficient: Weight of the replayed responses' loss after the warm-up.
-        warm_up: Iterations over which it rises from 0; 0 starts with the whole.
-        reward_key: Reward part that is imitated; the one trained on (model.reward_key).
+        capacity: Maximum number of stored responses; those of the oldest groups leave first.
+        threshold: Responses with a greater standardized advantage are kept. The source uses 0. With 1 and rewards of 0
+            and 1 these are the correct responses of groups with fewer than half correct.
+        max_age: Maximum age of a replayed response in policy versions.
+        start: Minimum number of stored responses for a replay.
+        baseline_groups: Number of latest group-mean rewards whose median is the baseline.
+        coefficient: Loss weight of the replayed responses after the warm-up.
+        warm_up: Iterations over which that weight rises from 0; 0 starts with the full weight.
+        reward_key: Reward component that is imitated; must be the one trained on (model.reward_key).
     """
 
     fixes_advantages = True

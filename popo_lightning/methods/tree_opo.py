@@ -1,4 +1,4 @@
-"""Tree-OPO (arXiv 2509.09284): rollouts restart inside earlier responses, with baselines from the tree of prefixes."""
+"""Tree-OPO (arXiv 2509.09284): rollouts restart inside earlier responses, with baselines from the prefix tree."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ Kind = Literal["mean", "max", "min"]
 
 
 class TreeBaseline(Advantage):
-    """Tree-OPO's cheap advantages: R minus the mean, best or worst reward below the group's prefix (arXiv 2509.09284).
+    """Tree-OPO's heuristic advantages: R minus mean, max or min of the prefix's subtree (arXiv 2509.09284).
 
-    Below a prefix are the group's own responses and those of deeper restarts, `group.subtree_rewards`, which a
-    composer that restarts from prefixes attaches. mean expects what the subtree got, max is optimistic (only the best
-    is not punished), min pessimistic (only the worst is not rewarded). No division by the std. No extra pass.
+    The subtree of a prefix holds the group's own responses and those of deeper restarts, `group.subtree_rewards`, which
+    a composer that restarts from prefixes attaches. mean expects what the subtree got, max is optimistic (only the best
+    response is not punished), min pessimistic (only the worst is not rewarded). There is no division by the std. Extra
+    passes: none.
 
-    A group whose subtree's rewards all agree gets exactly 0. One that is all wrong beside right restarts does not: it
-    is told that a right answer was in reach.
+    A group whose subtree's rewards all agree gets exactly 0. A group that is all wrong beside correct restarts does
+    not, because a correct answer was within reach.
 
     Deviations: the source's main rule, a quadratic program with order constraints over the tree, is not this class.
     Subtree rewards are the training reward, where the source has outcomes of 0 and 1.
 
     Args:
-        kind: mean, max or min.
+        kind: Baseline over the subtree: mean, max or min.
     """
 
     def __init__(self, kind: Kind = "mean") -> None:
@@ -72,19 +73,19 @@ class TreeBaseline(Advantage):
 class PrefixTree(Composer):
     """Tree-OPO's data without a teacher: half of each group restarts inside the other half (2509.09284).
 
-    In one iteration each problem gets ceil(K / 2) responses from its prompt; one of them, drawn at random, is cut at a
-    random length, and floor(K / 2) responses go on from there. The restarts are a group of their own, a child, and the
-    parent knows their rewards as `subtree_rewards`: use the advantage `TreeBaseline`, which compares a parent's
-    responses with the whole subtree and a child's with the child. The prefix is part of the child's prompt, so no loss
-    falls on it twice. Nothing is stored; a second round of sampling an iteration, K responses a problem in all.
+    In one iteration each problem gets ceil(K / 2) responses from its prompt. One of them, drawn at random, is cut at a
+    random length, and floor(K / 2) responses continue from there. The restarts form a child group, and the parent knows
+    their rewards as `subtree_rewards`. Use the advantage `TreeBaseline`, which compares a parent's responses with the
+    whole subtree and a child's with the child. The prefix is part of the child's prompt, so it has no second loss.
+    Stored: nothing. There is a second round of sampling per iteration, and K responses per problem in total.
 
-    Deviations: the source's prefixes come from a teacher's tree search, made offline and several levels deep; these are
-    the policy's own, fresh, and one level deep. Its main advantage, a quadratic program, is not there (`TreeBaseline`
-    has its cheap forms).
+    Deviations: the source's prefixes come from a teacher's tree search, made offline and several levels deep. Here they
+    are the policy's own, fresh, and one level deep. The source's main advantage, a quadratic program, is not
+    implemented (`TreeBaseline` has its heuristic forms).
 
     Args:
-        cut: Least and greatest share of the response's tokens that a prefix has.
-        reward_key: Reward part of the subtree's rewards; the one trained on (model.reward_key).
+        cut: Minimum and maximum length of a prefix as a fraction of the response's tokens.
+        reward_key: Reward component of the subtree's rewards; must be the one trained on (model.reward_key).
     """
 
     supports_async = False

@@ -10,10 +10,10 @@ from popo_lightning.core.errors import SettingError
 
 
 class AvgAtK(Metric):
-    """avg@k: accuracy of k samples of a problem, averaged over samples and then over problems.
+    """avg@k: accuracy of k samples per problem, averaged over samples and then over problems.
 
     Args:
-        k: Samples of each problem that count, the first ones.
+        k: Number of samples of each problem that count, the first ones.
     """
 
     full_state_update = False
@@ -43,12 +43,12 @@ class AvgAtK(Metric):
 
 
 class PassAtK(Metric):
-    """Unbiased pass@k: the chance that at least one of k samples, drawn from the n there are, is right.
+    """Unbiased pass@k: the probability that at least one of k samples, drawn from n, is correct.
 
-    1 - C(n - c, k) / C(n, k) for c right ones (2107.03374, equation 1), in its product form.
+    1 - C(n - c, k) / C(n, k) with c correct ones (2107.03374, equation 1), in its product form.
 
     Args:
-        k: Samples that would be drawn.
+        k: Number of samples drawn.
     """
 
     full_state_update = False

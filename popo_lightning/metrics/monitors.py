@@ -1,7 +1,7 @@
-"""What EarlyStopping and ModelCheckpoint may watch: the numbers of an iteration, and those of an evaluation.
+"""What EarlyStopping and ModelCheckpoint may monitor: the metrics of an iteration, and those of an evaluation.
 
-Lightning would look for them at the end of every epoch, whether or not they have been measured since. Here whoever has
-measured tells EarlyStopping, so that its patience counts measurements.
+Lightning would look for them at the end of every epoch, whether or not they have been measured since. Here each
+measurement notifies EarlyStopping, so that its patience counts measurements.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def settle_stopping(trainer: L.Trainer) -> None:
 
 
 def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learned: bool) -> None:
-    """Gives an iteration's numbers to whoever watches them. A collective.
+    """Gives an iteration's metrics to the callbacks that monitor them. A collective.
 
     Args:
         trainer: Of this rank.

@@ -1,4 +1,4 @@
-"""metrics.csv and TensorBoard events, and what of them a resumed run keeps."""
+"""metrics.csv and TensorBoard events, and which of their rows a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Behind:
-    """What a checkpoint has behind it.
+    """The progress recorded in a checkpoint.
 
     Args:
-        iterations: With their row in metrics.csv.
-        begun: Iterations begun, the one under way among them.
-        evaluated: Iterations after which there was an evaluation that it knows of.
+        iterations: Iterations with a row in metrics.csv.
+        begun: Iterations begun, including the present one.
+        evaluated: Iterations after which the checkpoint records an evaluation.
     """
 
     iterations: int
@@ -43,13 +43,13 @@ class Behind:
 
 
 class MetricsTable(CSVLogger):
-    """metrics.csv in the folder itself.
+    """Writes metrics.csv directly into the run's folder.
 
-    An earlier file stays as it is until the first row is logged, so that a run that is refused has changed nothing.
+    An earlier file is unchanged until the first row is logged, so a refused run changes nothing.
 
     Args:
-        folder: The run's.
-        behind: Of the checkpoint that is gone on from: rows that it knows stay. None keeps no row.
+        folder: Folder of the run.
+        behind: Progress of the checkpoint the run resumes from, whose rows stay. None keeps no row.
     """
 
     def __init__(self, folder: Path, behind: Behind | None) -> None:
@@ -66,7 +66,7 @@ class MetricsTable(CSVLogger):
 
 
 class RowWriter(ExperimentWriter):
-    """Lightning's, but it deletes no earlier file, and a process that dies leaves none half rewritten."""
+    """Lightning's writer, but it deletes no earlier file, and a killed process leaves no half-written file."""
 
     def __init__(self, log_dir: str, behind: Behind | None) -> None:
         super().__init__(log_dir)

@@ -1,4 +1,4 @@
-"""Quantiles of weights, without keeping all of them."""
+"""Quantiles of weights from a bounded sample."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ LIMIT = 2**18  # values kept: one MiB
 
 
 class WeightSample:
-    """All values that were added, or every stride-th of them once there are too many.
+    """All added values, or every stride-th of them once there are too many.
 
-    Up to LIMIT values are kept as they are. Beyond it every second one is dropped and the stride doubles, so that
-    between LIMIT / 2 and LIMIT remain, whatever was added. Which ones depends on their order alone. The share p of a
-    quantile is then off by about sqrt(p (1 - p) / kept): 0.14 percentage points at the median, 0.03 at p99, or less.
+    Up to LIMIT values are kept. Beyond it every second one is dropped and the stride doubles, so that between LIMIT / 2
+    and LIMIT values remain. Which ones remain depends on their order alone. The probability p of a quantile is then off
+    by about sqrt(p (1 - p) / kept): 0.14 percentage points at the median, 0.03 at p99, or less.
 
     Attributes:
-        count: Values added.
-        stride: One value in so many is kept.
+        count: Number of values added.
+        stride: One of this many values is kept.
         values: (kept,) on the device that they were added on.
     """
 

@@ -1,8 +1,8 @@
-"""Attention over packed tokens, which computes what their mask shows and no more; which implementation a model takes.
+"""Attention over packed tokens that computes only what their mask shows, and the choice of a model's implementation.
 
 Rows of a pass, several of them behind one copy of their prompt, become one sequence of tokens without any padding. The
-layers' matrices then see each token once. Attention alone knows of rows: on CUDA by a block mask of flex_attention, of
-which only blocks with something visible are computed; on a CPU by rectangles of rows of about equal length.
+layers' matrices then see each token once. Only attention knows of rows: on CUDA by a block mask of flex_attention,
+which computes only blocks with something visible; on a CPU by rectangles of rows of about equal length.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The critic: values of the states a response goes through, for advantages that compare with them (PPO)."""
+"""The critic: values of a response's states, for advantages that need them (PPO)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from popo_lightning.objectives.advantages import Advantage
 
 
 class Critic:
-    """A value model beside the policy, trained by the same optimizer in a parameter group of its own.
+    """A value model beside the policy, trained by the same optimizer in its own parameter group.
 
-    It starts as a copy of the policy without its output head (reward models of the right size are rare) and has a
-    linear head that starts at 0, so that the first advantages are the rewards themselves. PPO, arXiv 1707.06347; the
-    defaults are verl's.
+    It starts as a copy of the policy without its output head, because reward models of the right size are rare. Its
+    linear head starts at 0, so the first advantages are the rewards themselves. PPO, arXiv 1707.06347; the defaults are
+    verl's.
 
-    Cost: a second model with its gradients and optimizer state, a pass of it without gradient over every minibatch,
-    and one with gradient. In the checkpoint it is saved as the policy is.
+    Cost: a second model with its gradients and optimizer state, one forward pass without gradient over every minibatch,
+    and one with gradient. The checkpoint holds it like the policy.
 
     Args:
-        lr: Learning rate of the value model; all other settings of model.optimizer hold for both.
-        value_clip: A value that moved further than this from the recorded one gets no gradient for moving on; null
-            for no bound.
-        max_grad_norm: The value model's gradients are scaled down to this norm, apart from the policy's; null leaves
-            them.
+        lr: Learning rate of the value model. All other settings of model.optimizer apply to both models.
+        value_clip: Distance from the recorded value beyond which a value gets no gradient to move farther; null for no
+            bound.
+        max_grad_norm: Gradient-clipping norm of the value model, apart from the policy's; null disables clipping.
     """
 
     def __init__(self, lr: float = 1e-5, value_clip: float | None = 0.5, max_grad_norm: float | None = 1.0) -> None:
@@ -56,16 +55,16 @@ class Critic:
 
 
 class ValueModel(nn.Module):
-    """A language model without its output head, and a linear head that gives one number a position.
+    """A language model without its output head, and a linear head that gives one number per position.
 
     Args:
-        model: The policy; its base model is copied, with what is frozen in it and its gradient checkpointing.
+        model: The policy. Its base model is copied, including frozen parameters and gradient checkpointing.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.base = copy.deepcopy(model.base_model)
-        # float32 whatever the policy's type: steps of 1e-5 on weights that start at 0 would be rounded away
+        # always float32: bfloat16 would round away steps of 1e-5 on weights that start at 0
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -1,4 +1,4 @@
-"""A model folder's files, looked at before anything loads: what is missing or damaged is named."""
+"""Checks a model folder's files before anything loads, and names what is missing or damaged."""
 
 from __future__ import annotations
 

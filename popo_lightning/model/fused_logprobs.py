@@ -1,4 +1,4 @@
-"""Log-probs of a linear head with their gradient written out: a chunk holds its logits once, and not five times."""
+"""Log-probs of a linear head with a hand-written gradient: a chunk holds its logits once instead of five times."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fused_logprobs(
 
 
 class _HeadLogProbs(torch.autograd.Function):
-    """Log-probs and entropies of targets, from states and head; logits are computed again in the backward pass."""
+    """Log-probs and entropies of targets, from states and head; the backward pass recomputes the logits."""
 
     @staticmethod
     def forward(
@@ -86,7 +86,7 @@ class _HeadLogProbs(torch.autograd.Function):
         hidden, weight, bias, targets, forbidden = ctx.saved_tensors
         cast = weight.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # in float32 whatever is multiplied in: of many chunks the sum would lose more than each of them
+        # always in float32: a sum over many chunks would lose more than each chunk
         d_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros(bias.shape, device=bias.device) if bias is not None and ctx.needs_input_grad[2] else None
         for part, logp in _chunks(hidden, weight, bias, forbidden, ctx.temperature, ctx.rows):

@@ -1,4 +1,4 @@
-"""Model folders: text or vision-language, loaded in one place for policy, engine and prompts."""
+"""Loads model folders, text or vision-language, for policy, engine and prompts."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def passes_states(folder: str | Path) -> bool:
 
 
 def _config(folder: str | Path) -> Any:
-    """A model folder's configuration, or None: whoever loads the model says why there is none."""
+    """A model folder's configuration, or None; the error at loading the model gives the reason."""
     from transformers import AutoConfig
 
     try:

@@ -1,8 +1,8 @@
-"""What a model does to its logits behind the linear head: families scale them, or bend them below a cap.
+"""What a model does to its logits after the linear head: some families scale them, or cap them smoothly.
 
 Log-probs are computed from hidden states and the head, chunk by chunk, so they have to repeat it. Settings of the same
-name multiply in one family and divide in another. So each form that a configuration may mean is tried, and the one
-that gives the model's own logits is taken.
+name multiply in one family and divide in another. So each form that a configuration may mean is tried, and the one that
+gives the model's own logits is taken.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PROBED = 3  # states; their logits are of the head alone
 
 @dataclass(frozen=True)
 class LogitForm:
-    """From a linear head's outputs to logits: ``cap * tanh(scale * output / cap)``, or without a cap their scaling.
+    """From a linear head's outputs to logits: ``cap * tanh(scale * output / cap)``, or only scaling without a cap.
 
     Args:
-        scale: Factor.
-        cap: In logits; None bends nothing.
+        scale: Factor of the outputs.
+        cap: Bound of the logits; None applies no bound.
     """
 
     scale: float = 1.0
@@ -43,7 +43,7 @@ PLAIN = LogitForm()
 
 
 class _States(tuple[Tensor]):
-    """What stands for a base model's output: states, and nothing else that a head might ask for."""
+    """Replaces a base model's output: it has the states, and nothing else that a head might need."""
 
     last_hidden_state = property(lambda self: self[0])
 
@@ -62,7 +62,7 @@ def logit_form(model: Any) -> LogitForm | None:
     head = model.get_output_embeddings()
     if head is None:
         return None
-    with torch.device("cpu"):  # where the model is, whatever device context is around
+    with torch.device("cpu"):  # where the model is, in every device context
         states, own = _probe(model, head)
         outputs = head(states).float()
         close = 1e-4 if states.dtype == torch.float32 else 3e-2

@@ -1,4 +1,4 @@
-"""Token log-probabilities without ever holding (tokens x vocabulary) for a whole minibatch."""
+"""Token log-probs without ever holding (tokens x vocabulary) for a whole minibatch."""
 
 from __future__ import annotations
 

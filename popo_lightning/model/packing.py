@@ -1,14 +1,15 @@
-"""How rows are split into forward passes, with a group's prompt computed once where that is exact and pays.
+"""Splits rows into forward passes, with a group's prompt computed once where that is exact and cheaper.
 
 Responses to one prompt can lie behind one copy of it in one sequence: positions restart after the prompt, and a mask
 lets a response see the prompt and itself. Where attention computes only what the mask shows (`attention.py`), that
-saves the prompt's other copies and costs nothing. Where it computes all pairs of a sequence and throws masked ones
-away, prompts are shared by cost:
+saves the prompt's other copies and costs nothing. Where it computes all pairs of a sequence and discards masked ones,
+prompts are shared by cost:
 
     a sequence of L tokens costs  linear L + attention L^2,
 
 both of one layer, in multiplications and additions of the forward pass; the backward pass doubles both, and all layers
-cost the same. Behind a prompt of P tokens about sqrt(P (linear / attention + P)) response tokens are worth the least.
+cost the same. The cost per response token is lowest with about sqrt(P (linear / attention + P)) response tokens behind
+a prompt of P tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MASKED_ATTENTION = ("sdpa", "eager", PACKED)
 LEAST_WIDTH = 16
 # Rotary embeddings whose angles depend on a token's position alone, and not on how long the pass's texts are.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-# Settings by which tokens reach others in another way than by attention to all that come before.
+# Settings with which tokens affect others other than through attention to all earlier tokens.
 WINDOWS = ("sliding_window", "attention_window_size")
 OTHER_REACH = (
     "attention_chunk_size",
@@ -109,7 +110,7 @@ def ignores_right_padding(model: Any) -> bool:
 
 @dataclass(frozen=True)
 class PairWeights:
-    """How many times as long a multiplication takes in attention as in a layer's matrices, over all L^2 pairs.
+    """Time of a multiplication in attention relative to one in a layer's matrices, over all L^2 pairs.
 
     Args:
         causal: Without a mask.
@@ -127,13 +128,13 @@ PAIR_WEIGHTS = {"cpu": PairWeights(4.0, 3.0), "cuda": PairWeights(1.5, 7.0)}
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """What a layer computes of a sequence, in multiplications and additions of the forward pass.
+    """Cost of a sequence in one layer, in multiplications and additions of the forward pass.
 
     Args:
-        linear: Of a token: 2 x the parameters that it passes through.
-        causal: Of a pair of tokens where no sequence of a pass has a mask: 4 x the width of all heads, for scores and
+        linear: Cost of a token: 2 x the parameters that it passes through.
+        causal: Cost of a pair of tokens if no sequence of a pass has a mask: 4 x the width of all heads, for scores and
             weighted sum, and weighted.
-        masked: Of a pair where one has.
+        masked: Cost of a pair of tokens if a sequence of the pass has a mask.
         flat: Whether passes have no padding and attention computes nothing that a mask hides.
     """
 

@@ -1,4 +1,4 @@
-"""The rectangle of one forward pass: rows, alone or several behind one copy of their prompt, padded to one length."""
+"""The tensors of one forward pass: rows, alone or several behind one copy of their prompt, padded to one length."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from popo_lightning.core.minibatch import Row
 class PaddedRows:
     """R rows as S sequences of at most L tokens: a prompt, and the responses of one row or of several.
 
-    Sequences are right-padded. The rows stand in the order in which their responses stand in the sequences, so that
-    the N true places of ``is_response`` and those of ``mask`` are the same tokens in the same order.
+    Sequences are right-padded. The rows have the order in which their responses stand in the sequences, so the N true
+    places of ``is_response`` and those of ``mask`` are the same tokens in the same order.
     """
 
     index: Tensor  # (R,) place in the minibatch
@@ -95,7 +95,7 @@ def _places(sequences: Sequence[Sequence[Row]]) -> tuple[Tensor, Tensor]:
         prompt = len(sequence[0].prompt_ids)
         lengths = torch.tensor([prompt, *(len(row.response.token_ids) for row in sequence)])
         segment = torch.arange(len(lengths)).repeat_interleave(lengths)
-        # a response begins where the prompt ends, whatever was packed before it
+        # a response begins where the prompt ends, independent of what is packed before it
         shift = lengths.cumsum(0) - lengths - prompt
         shift[0] = 0
         segments.append(segment)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its model, so that one of another model is recognised."""
+"""What a checkpoint records about its model, so that one of another model is recognized."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check(own: dict[str, Any], checkpoint: dict[str, Any], path: str, training: 
         own: The :func:`describe` of this run's model.
         checkpoint: Which holds another's.
         path: Of this run's model.
-        training: Whether the run goes on training.
+        training: Whether the run continues training.
         freeze_vision: The setting.
     """
     saved, shapes = checkpoint.get(SHAPES), own[SHAPES]

@@ -1,4 +1,4 @@
-"""The policy's language model: loading, splitting over ranks, log-probs, and the weights that go to an engine."""
+"""The policy's language model: loading, sharding over ranks, log-probs, and the weights for an engine."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class PolicyModel(L.LightningModule):
     """A language model as a LightningModule; :class:`PolicyModule` has its settings, and trains it.
 
     Attributes:
-        model: Of transformers, once configure_model has run.
+        model: The transformers model, once configure_model has run.
         forbidden_token_ids: Tokens that no engine may sample: those that stand for images.
-        restored: Whether a checkpoint has brought other weights than the folder's.
+        restored: Whether a checkpoint has loaded weights other than the folder's.
     """
 
     model: Any
@@ -181,7 +181,7 @@ class PolicyModel(L.LightningModule):
             return scores_by_row(passes, score, self.device, most)
 
     def _passes(self, minibatch: Minibatch, rows: Sequence[Row]) -> list[PaddedRows]:
-        """A minibatch's rows in micro-batches. The same rows are always split alike, whatever is known of them.
+        """A minibatch's rows in micro-batches. The same rows are always split in the same way.
 
         Groups whose rewards are equal come apart, because most often their rows have no gradient.
         """

@@ -1,4 +1,4 @@
-"""Problems to prompt tokens and image tensors, once, for engine and policy alike."""
+"""Converts problems to prompt tokens and image tensors, once, for both engine and policy."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked, as engine and policy read it.
+    """A prompt as engine and policy read it.
 
     Args:
         ids: (P,) tokens as the policy reads them: an image takes as many as it has features.
-        images: What the vision tower reads, by the argument names of the model's forward; empty for text.
-        unexpanded_ids: As ids, but with one token an image: what vLLM expands by itself. Empty for text.
+        images: The vision tower's inputs, by the argument names of the model's forward; empty for text.
+        unexpanded_ids: As ids, but with one token per image, which vLLM expands by itself. Empty for text.
         pictures: The images before the processor, for vLLM.
-        begun: Last tokens of ids that are the beginning of the response, and count towards its limit.
-        opened: What the end of the prompt wrote of the response, "<think>" and a new line or nothing, for verifiers.
+        begun: Number of last tokens of ids that begin the response, and count towards its limit.
+        opened: Text of the response that the end of the prompt contains, such as "<think>" and a new line, for
+            verifiers.
     """
 
     ids: Tensor
@@ -49,15 +50,15 @@ class Prompt:
 
 
 class PromptEncoder:
-    """The tokenizer, and where there are images the processor, of a model folder.
+    """The tokenizer of a model folder, and its processor if there are images.
 
     Args:
         folder: Model folder or hub id.
-        max_tokens: Longest prompt, images included.
-        image_pixels: Least and most pixels of an image, which is resized to fit; null keeps the processor's own.
+        max_tokens: Maximum prompt length, images included.
+        image_pixels: Minimum and maximum pixels of an image, which is resized to fit; None keeps the processor's own.
 
     Raises:
-        SettingError: No tokenizer there, or one without an end token.
+        SettingError: The folder has no tokenizer, or one without an end token.
     """
 
     def __init__(self, folder: str | Path, max_tokens: int, image_pixels: tuple[int, int] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""A policy's weights as a saved checkpoint has them, which is what engines other than transformers load.
+"""A policy's weights in checkpoint form, which engines other than transformers load.
 
-transformers 5 loads many models into other parameters than their checkpoints have: experts come as one tensor each
-and are packed into tensors of all experts, and names change. Its own conversion, reversed, is what it saves by.
+transformers 5 loads many models into parameters other than their checkpoints have: experts come as one tensor each and
+are packed into tensors of all experts, and names change. Its own conversion, reversed, restores the checkpoint form.
 """
 
 from __future__ import annotations

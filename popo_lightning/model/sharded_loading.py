@@ -1,7 +1,7 @@
-"""Loading a model that is split over the ranks: rank 0 reads it, and gives every rank its part of each parameter.
+"""Loads a model that is sharded over the ranks: rank 0 reads it, and sends every rank its shard of each parameter.
 
-So the weights are whole in the host memory of one process, whatever the number of ranks, and only one parameter at a
-time is whole on a device.
+The whole weights are in the host memory of one process only, for any number of ranks, and only one parameter at a time
+is whole on a device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Outline:
-    """A model without its weights: from it every rank builds the same, on the meta device."""
+    """A model without its weights: every rank builds the same one from it, on the meta device."""
 
     kind: Any  # class of transformers
     config: Any
@@ -80,13 +80,13 @@ class Outline:
 
 
 class FirstRanksModel:
-    """A model that rank 0 has loaded, and of which the others know the outline. A collective, like its methods.
+    """A model that rank 0 has loaded, with its outline on the other ranks. A collective, like its methods.
 
     Args:
         load: Gives the model; called on rank 0 alone.
 
     Raises:
-        SettingError: On all ranks, if `load` raised it, and on all but rank 0 if it raised anything else.
+        SettingError: On all ranks if `load` raised it, and on all but rank 0 if it raised anything else.
     """
 
     def __init__(self, load: Callable[[], Any]) -> None:
@@ -97,7 +97,7 @@ class FirstRanksModel:
             try:
                 self._whole = load()
                 told = Outline.of(self._whole)
-            except Exception as error:  # whatever it is, the others must not wait for a model
+            except Exception as error:  # for any error: the other ranks must not wait for a model
                 failure = error
                 told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
         told = broadcast_object(told)

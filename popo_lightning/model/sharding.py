@@ -1,4 +1,4 @@
-"""FSDP2: a model split over the ranks, layer by layer, for Lightning's ModelParallelStrategy."""
+"""FSDP2: shards a model over the ranks, layer by layer, for Lightning's ModelParallelStrategy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advantages: from the rewards of a group to one number a response, or one a token."""
+"""Advantages: from the rewards of a group to one number per response, or one per token."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def group_normalized(rewards: Tensor, eps: float = 1e-6, normalize_by_std: bool 
 
 
 class Advantage(ABC):
-    """Slot: how the rewards of a group become advantages.
+    """Slot: turns the rewards of a group into advantages.
 
     Attributes:
         needs_prox: Whether `for_group` reads the proximal log-probs of replayed groups.
         needs_values: Whether `for_group` reads a critic's values.
         whitens: Whether the advantages of a minibatch are shifted and scaled over all its tokens (`whiten`).
-        includes_is_weight: Whether the advantages hold pi_prox / pi_behave already, so that the behaviour weight must
-            be NoCorrection.
+        includes_is_weight: Whether the advantages already contain pi_prox / pi_behave, so that the behaviour weight
+            must be NoCorrection.
     """
 
     needs_prox: bool = False
@@ -155,8 +155,8 @@ class GroupNormalized(Advantage):
 class LeaveOneOut(Advantage):
     """RLOO's advantage: R_i minus the mean of the group's other rewards (arXiv 2402.14740).
 
-    It equals K / (K - 1) times Dr.GRPO's: the baseline does not contain the response itself, so the gradient is
-    unbiased. Nothing is stored and no pass added. Ineffective groups get exactly 0.
+    It equals K / (K - 1) times Dr.GRPO's. The baseline does not contain the response itself, so the gradient is
+    unbiased. Stored: nothing. Extra passes: none. Ineffective groups get exactly 0.
 
     Deviation: the source may put a KL penalty into the reward; here a KL is a regularizer of the objective.
     """

@@ -1,4 +1,4 @@
-"""Aggregations: how the losses of tokens become the loss of a minibatch."""
+"""Aggregations: reduce the token losses to the loss of a minibatch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from popo_lightning.core.bounds import above
 
 
 class Aggregation(ABC):
-    """Slot: what a row's tokens count, and what their sum is divided by.
+    """Slot: the weight of a row's tokens, and the divisor of their sum.
 
     The loss of a minibatch is sum over rows of row_weight * (sum over the row's tokens) / denominator, where the
-    denominator is the sum of `size` over all its rows and ranks. So the losses of micro-batches add up, whatever
-    the split. Tokens that a rule rejects still count, as in AReaL: they lower the step, and the others do not make up
-    for them. (verl takes them out of the mask and divides by the number of those kept.)
+    denominator is the sum of `size` over all its rows and ranks. The losses of micro-batches therefore add up, however
+    the minibatch is split. Tokens that a rule rejects still count, as in AReaL: they make the step smaller, and the
+    other tokens do not compensate. (verl takes them out of the mask and divides by the number of tokens kept.)
     """
 
     @abstractmethod
@@ -55,10 +55,10 @@ class SequenceMean(Aggregation):
 class SequenceSum(Aggregation):
     """Mean over responses of the sum over their tokens, divided by a constant (Dr.GRPO, 2503.20783).
 
-    A token weighs the same in a short and in a long response, in whatever minibatch it stands.
+    A token weighs the same in a short and in a long response, in every minibatch.
 
     Args:
-        length: The constant; Dr.GRPO takes the response limit, so data.max_new_tokens.
+        length: The constant. Dr.GRPO uses the response limit, which is data.max_new_tokens.
     """
 
     def __init__(self, length: float) -> None:

@@ -1,4 +1,4 @@
-"""Trust regions around the policy that sampled: their ratio pi_policy / pi_behave has the behaviour weight in it."""
+"""Trust regions around the sampling policy. Their ratio pi_policy / pi_behave already contains the behaviour weight."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def sampled_logp(rows: ObjectiveInputs) -> Tensor:
 class BehaveAligned(PPOClip):
     """PPO's clip of pi_policy / pi_behave around 1: POPO's ablation that aligns fully with behave (arXiv 2606.01281).
 
-    The same as RePO's (arXiv 2506.09340) and TRL's replayed loss. On stale rows the ratio starts away from 1, often
-    outside the bounds already, and then such tokens teach nothing or are not held back. `behave_weight` must be
-    NoCorrection. Needs the stored behave log-probs, no passes. On fresh rows it is PPOClip. Inferred: the paper names
-    the ablation and gives no formula.
+    It equals RePO's (arXiv 2506.09340) and TRL's replayed loss. On stale rows the ratio starts away from 1, often
+    already outside the bounds; such tokens then teach nothing or are not bounded. `behave_weight` must be NoCorrection.
+    It needs the stored behave log-probs. Extra passes: none. On fresh rows it is PPOClip. Inferred: the paper names the
+    ablation and gives no formula.
 
     Args:
-        clip_low: The ratio gives no more gain below 1 - clip_low.
-        clip_high: The ratio gives no more gain above 1 + clip_high.
-        dual_clip: Bound of the ratio where the advantage is negative, null for none.
+        clip_low: Ratios below 1 - clip_low give no further gain.
+        clip_high: Ratios above 1 + clip_high give no further gain.
+        dual_clip: Upper bound of the ratio for negative advantages; null for none.
     """
 
     includes_is_weight = True
@@ -40,7 +40,7 @@ class BehaveAligned(PPOClip):
 
 
 class FixedBehaveClip(FixedClip):
-    """A clip around behave with bounds that were found for one minibatch."""
+    """A clip around behave with bounds that were computed for one minibatch."""
 
     includes_is_weight = True
 

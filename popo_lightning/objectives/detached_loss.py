@@ -1,4 +1,4 @@
-"""Trust regions whose ratio is a constant: REINFORCE's -c A log pi with a bounded or masked c (CISPO, RAPID, REC)."""
+"""Trust regions with a detached ratio: REINFORCE's -c A log pi with a bounded or masked c (CISPO, RAPID, REC)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation: advantages a token, from a critic's values."""
+"""Generalized advantage estimation: advantages per token, from a critic's values."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ def whiten(values: Sequence[Tensor], of_all: Tensor) -> list[Tensor]:
 
 
 class GAE(Advantage):
-    """PPO's advantage a token, from a critic: `gae` with the response's reward at its last token (arXiv 1707.06347).
+    """PPO's advantage per token, from a critic: `gae` with the response's reward at its last token (1707.06347).
 
     Stored: nothing; a replayed group's values are the present critic's. Extra passes: the critic's, forward without
-    gradient and forward and backward with it. The group plays no part, so an all-wrong group teaches too, and groups
-    of one response are fine. With gamma = lam = 1 the advantage is R - V_t and the return R.
+    gradient, and forward and backward with it. The group plays no part, so an all-wrong group also teaches, and groups
+    of one response are allowed. With gamma = lam = 1 the advantage is R - V_t and the return is R.
 
     Deviations: a KL penalty is a regularizer of the objective, not part of the reward. Whitening is over the tokens of
-    a minibatch, where verl's is over those of an iteration. For replayed groups the return is the one of the policy
-    that sampled them, uncorrected.
+    a minibatch, where verl's is over those of an iteration. For replayed groups the return is that of the policy that
+    sampled them, uncorrected.
 
     Args:
-        gamma: Discount of a token.
-        lam: Share of later deltas.
+        gamma: Discount factor per token.
+        lam: GAE's lambda, the weight of later temporal differences.
         whiten: Shift and scale the advantages of a minibatch to mean 0 and variance 1 over its tokens.
     """
 

@@ -1,4 +1,4 @@
-"""What a rule of the objective is given: the rows of a micro-batch, or the tokens of a whole minibatch."""
+"""The inputs of an objective's rules: the rows of a micro-batch, or the tokens of a whole minibatch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class ObjectiveInputs:
     """R responses of T right-padded tokens. Log-probs are float32, taken at the sampling temperature.
 
     Args:
-        logp: (R, T), policy, with gradient.
-        prox_logp: (R, T), centre of the trust region.
-        behave_logp: (R, T), the policy that sampled the tokens, stored at generation.
+        logp: (R, T) log-probs under the policy, with gradient.
+        prox_logp: (R, T) log-probs under prox, the centre of the trust region.
+        behave_logp: (R, T) log-probs under behave, the policy that sampled the tokens, stored at generation.
         advantages: (R, 1) or (R, T).
-        mask: (R, T), true at response tokens; anything may stand elsewhere.
+        mask: (R, T), true at response tokens; other positions may hold any value.
         fresh: (R,), true where the row was sampled this iteration.
         entropy: (R, T), with gradient if a regularizer uses it.
-        ref_logp: (R, T), frozen reference.
+        ref_logp: (R, T) log-probs under the frozen reference.
         version: Policy version at the start of the iteration, for schedules.
-        loss_weight: (R,), multiplies a row's loss, regularizers excluded; None for 1.
+        loss_weight: (R,) factors of each row's loss, regularizers excluded; None for 1.
     """
 
     logp: Tensor
@@ -44,9 +44,9 @@ class MinibatchTokens:
     """All N response tokens of a minibatch, over its micro-batches and ranks: flat (N,) detached tensors.
 
     Args:
-        logp: (N,), policy before the minibatch's step.
-        prox_logp: (N,).
-        behave_logp: (N,).
+        logp: (N,) log-probs under the policy before the minibatch's step.
+        prox_logp: (N,) log-probs under prox.
+        behave_logp: (N,) log-probs under behave.
         advantages: (N,).
         fresh: (N,), true at tokens of rows sampled this iteration.
     """

@@ -19,10 +19,10 @@ from popo_lightning.objectives.weights import BehaveWeight, NoCorrection, Trunca
 
 @dataclass
 class TokenStatistics:
-    """Detached (R, T) tensors for the log; select with the mask, padding holds fillers.
+    """Detached (R, T) tensors for the log. Select with the mask; padding holds fillers.
 
-    `ratio` = what the trust region bounds, pi_policy / pi_prox in most; `clipped` = a bound of it holds; `weight_raw` =
-    pi_prox / pi_behave, `weight` = as applied.
+    `ratio` is what the trust region bounds, in most of them pi_policy / pi_prox. `clipped` is true where a bound is
+    active. `weight_raw` = pi_prox / pi_behave; `weight` is the applied weight.
     """
 
     ratio: Tensor
@@ -33,24 +33,24 @@ class TokenStatistics:
 
 
 class Objective:
-    """POPO's objective, and with other parts in its slots its relatives'.
+    """POPO's objective, and with other rules in its slots those of related methods.
 
-    It maximises, over the tokens of a minibatch of groups (arXiv 2606.01281),
+    It maximizes, over the tokens of a minibatch of groups (arXiv 2606.01281),
 
         J = mean over tokens of  w * min(r A, clip(r, 1 - clip_low, 1 + clip_high) A),
         w = pi_prox / pi_behave (detached),  r = pi_policy / pi_prox,
 
-    with w = 1 on fresh rows, where this is DAPO's surrogate. Inferred: of the paper only the abstract, the start of
-    the introduction and an article by the authors could be read. They say that behave and prox are decoupled, that
-    importance sampling corrects the replayed groups, and that one trust region serves all data; this formula is the
+    with w = 1 on fresh rows, where this is DAPO's surrogate. Inferred: of the paper only the abstract, the start of the
+    introduction and an article by the authors could be read. They say that behave and prox are decoupled, that
+    importance sampling corrects the replayed groups, and that one trust region serves all data. This formula is the
     decoupled PPO objective (arXiv 2110.00641) that fits those words. Token-wise w, its cap and the token mean are
     choices made here.
 
     Args:
-        behave_weight: Correction for the policy that sampled the tokens.
-        trust_region: Bound on the step away from prox.
-        regularizers: Further terms of the loss, none by default.
-        aggregation: How the losses of tokens become one.
+        behave_weight: Corrects for the policy that sampled the tokens.
+        trust_region: Bounds how far a step moves the policy from prox.
+        regularizers: Additional loss terms; none by default.
+        aggregation: Reduces the token losses to one loss.
     """
 
     def __init__(

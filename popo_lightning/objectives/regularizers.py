@@ -1,4 +1,4 @@
-"""Regularizers: terms of the loss beside the policy gradient, per token."""
+"""Regularizers: per-token loss terms beside the policy gradient."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class EntropyBonus(Regularizer):
     """Rewards entropy: adds -coefficient * entropy to the loss of a token.
 
     Args:
-        coefficient: Size of the bonus, 0.001 in the recipes POPO starts from.
+        coefficient: Coefficient of the bonus, 0.001 in the recipes POPO starts from.
     """
 
     def __init__(self, coefficient: float) -> None:
@@ -123,7 +123,7 @@ class KL(Regularizer):
     """Keeps the policy near the reference: adds coefficient * weight * KL estimate to the loss of a token.
 
     Args:
-        coefficient: Size of the penalty.
+        coefficient: Coefficient of the penalty.
         estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
     """
 
@@ -147,15 +147,15 @@ class KL(Regularizer):
 class SquaredLogRatio(Regularizer):
     """Keeps the policy near prox: adds coefficient * (log pi_policy - log pi_prox)^2 to the loss of a token.
 
-    OPMD's regularizer (arXiv 2509.24203, Trinity-RFT's rec policy loss, where the 1/2 of k2 is in the coefficient as
-    well). Its derivation squares a residual of the tokens at hand, whoever sampled them, so no behaviour weight is
-    applied. Nothing stored, no passes. No pressure before an iteration's first step, where prox is the policy.
+    OPMD's regularizer (arXiv 2509.24203, Trinity-RFT's rec policy loss, where the coefficient also contains the 1/2 of
+    k2). Its derivation squares a residual of the given tokens, whichever policy sampled them, so no behaviour weight
+    applies. Stored: nothing. Extra passes: none. Before an iteration's first step prox is the policy, so the term is 0.
 
-    Deviations: the distance is to prox, in the paper to the policy that sampled; the two are one on fresh rows. The
+    Deviations: the distance is to prox, in the paper to the policy that sampled; the two are equal on fresh rows. The
     log-ratio is clamped to +-20.
 
     Args:
-        coefficient: Size of the penalty.
+        coefficient: Coefficient of the penalty.
     """
 
     def __init__(self, coefficient: float = 0.1) -> None:

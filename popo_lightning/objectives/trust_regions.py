@@ -1,4 +1,4 @@
-"""Trust regions: how far from the centre a token may push the policy. Here the slot, PPO's clip, and none at all."""
+"""Trust regions: how far from the centre a token may push the policy. This file has the slot, PPO's clip and none."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, l
 
 
 class TrustRegionOutput(NamedTuple):
-    """Per token, all (R, T): `loss` carries gradient; padding has loss 0, ratio 1 and is not clipped.
+    """Per-token (R, T) tensors. `loss` carries gradient; padding has loss 0, ratio 1 and is not clipped.
 
-    `clipped` is where a bound of the region holds: no gradient there, or, where the class says so, a limited one.
+    `clipped` is true where a bound is active. The token then has no gradient or, where the class says so, a bounded
+    one.
     """
 
     loss: Tensor
@@ -33,7 +34,7 @@ def clipped_surrogate(
     clip_high: float | Tensor,
     dual_clip: float | None = None,
 ) -> TrustRegionOutput:
-    """PPO's surrogate as a loss, for a ratio r of whatever kind: max(-r A, -clamp(r, 1 - clip_low, 1 + clip_high) A).
+    """PPO's surrogate as a loss, for any kind of ratio r: max(-r A, -clamp(r, 1 - clip_low, 1 + clip_high) A).
 
     arXiv 1707.06347 equation 7; two bounds: arXiv 2503.14476 (DAPO); `dual_clip` c bounds the loss of A < 0 by -c A
     (arXiv 1912.09729).
@@ -128,9 +129,9 @@ class PPOClip(TrustRegion):
     """PPO's clip around prox with separate bounds and a dual clip.
 
     Args:
-        clip_low: The ratio gives no more gain below 1 - clip_low.
-        clip_high: The ratio gives no more gain above 1 + clip_high.
-        dual_clip: Bound of the ratio where the advantage is negative, null for none.
+        clip_low: Ratios below 1 - clip_low give no further gain.
+        clip_high: Ratios above 1 + clip_high give no further gain.
+        dual_clip: Upper bound of the ratio for negative advantages; null for none.
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.28, dual_clip: float | None = 10.0) -> None:
@@ -150,12 +151,12 @@ class PPOClip(TrustRegion):
 
 
 class FixedClip(PPOClip):
-    """PPO's clip with bounds that were found for one minibatch, not set by a user.
+    """PPO's clip with bounds that were computed for one minibatch, not set by a user.
 
     Args:
-        clip_low: Distance below 1.
-        clip_high: Distance above 1, infinite for none.
-        dual_clip: Bound of the ratio where the advantage is negative, or None.
+        clip_low: Distance of the lower bound below 1.
+        clip_high: Distance of the upper bound above 1; infinite for none.
+        dual_clip: Upper bound of the ratio for negative advantages, or None.
         found: Numbers for the log.
     """
 
@@ -174,13 +175,14 @@ class FixedClip(PPOClip):
 class Unbounded(TrustRegion):
     """No trust region: REINFORCE (RLOO, arXiv 2402.14740; OPMD, arXiv 2509.24203).
 
-    Loss -r A with r = pi_policy / pi_prox, whose gradient is unbiased for the tokens of prox; or, not weighted,
-    -A log pi, which asks nothing about who sampled them. Nothing stored, no passes, nothing is ever clipped.
+    The loss is -r A with r = pi_policy / pi_prox, whose gradient is unbiased for the tokens of prox. Without
+    ``weighted`` it is -A log pi, which ignores who sampled them. Stored: nothing. Extra passes: none. Nothing is ever
+    clipped.
 
     Deviation: the log-ratio is clamped to +-20.
 
     Args:
-        weighted: Multiply by the ratio to prox. The two differ from an iteration's second minibatch on.
+        weighted: Multiply by the ratio to prox. The two losses differ from an iteration's second minibatch on.
     """
 
     def __init__(self, weighted: bool = True) -> None:

@@ -1,7 +1,7 @@
-"""Behaviour weights: the correction from the policy that sampled a token (behave) to the trust region's centre (prox).
+"""Behaviour weights: correct from the policy that sampled a token (behave) to the trust region's centre (prox).
 
-A weight never carries gradient. It is made of w = pi_prox / pi_behave per token; the ratio r = pi_policy / pi_prox
-belongs to the trust region, and w * r = pi_policy / pi_behave.
+A weight never carries gradient. It is a function of w = pi_prox / pi_behave per token. The ratio r = pi_policy /
+pi_prox belongs to the trust region, and w * r = pi_policy / pi_behave.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio:
 
 
 class BehaveWeight(ABC):
-    """Slot: how the loss of a token is corrected for the policy that sampled it."""
+    """Slot: corrects the loss of a token for the policy that sampled it."""
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ class BehaveWeight(ABC):
 
 
 class NoCorrection(BehaveWeight):
-    """No correction: replayed rows pass as if prox had sampled them (POPO's ablation pi_old, arXiv 2606.01281)."""
+    """No correction: treats replayed rows as if prox had sampled them (POPO's ablation pi_old, arXiv 2606.01281)."""
 
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """Give (ones, pi_prox / pi_behave), both (R, T) and detached."""
@@ -88,13 +88,13 @@ class NoCorrection(BehaveWeight):
 
 
 class ReplayedWeight(BehaveWeight):
-    """Base of the rules that weigh replayed rows, and give 1 to rows sampled this iteration.
+    """Base class of rules that weight replayed rows and give 1 to rows sampled this iteration.
 
-    A fresh row's behave policy is prox by definition; what a recomputation would show there is the numerical
-    difference between engine and trainer, which stays visible in `raw`.
+    A fresh row's behave policy is prox by definition. A recomputed weight would show the numerical difference between
+    engine and trainer, which stays visible in `raw`.
 
     Args:
-        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+        correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
     """
 
     def __init__(self, correct_fresh: bool = False) -> None:
@@ -114,14 +114,14 @@ class ReplayedWeight(BehaveWeight):
 
 
 class TruncatedIS(ReplayedWeight):
-    """POPO's weight pi_prox / pi_behave per token, cut at a cap.
+    """POPO's weight pi_prox / pi_behave per token, truncated at a cap.
 
-    With correct_fresh and a cap of 2 it is truncated importance sampling against the engine's numerics (TIS; verl's
-    default cap).
+    With correct_fresh and a cap of 2 it is truncated importance sampling against the engine's numerical error (TIS;
+    verl's default cap).
 
     Args:
-        cap: Upper bound of a token's weight, null for none (the weight is applied either way).
-        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+        cap: Upper bound of a token's weight; null for none. The weight applies in both cases.
+        correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
     """
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
@@ -134,20 +134,21 @@ class TruncatedIS(ReplayedWeight):
 
 
 class MaskedIS(ReplayedWeight):
-    """The weight where it is believable, and no learning from the token where it is not.
+    """Keeps the weight within its bounds and drops tokens outside them.
 
-    w if low <= w <= high, else 0: IcePop's and MIS's rule against the engine's numerics (arXiv 2510.18855; verl's
-    rollout correction), there with correct_fresh. With low 0 and high 5 it is AReaL's drop (arXiv 2505.24298).
+    The weight is w if low <= w <= high, else 0. With correct_fresh this is IcePop's and MIS's rule against the engine's
+    numerical error (arXiv 2510.18855; verl's rollout correction). With low 0 and high 5 it is AReaL's drop
+    (2505.24298).
 
-    Rejected tokens still count in the denominator, as in AReaL, so they make the step shorter. verl's rollout
-    correction divides by the tokens that are kept: with a share s of them its loss is 1 / s times this one's.
+    Rejected tokens still count in the denominator, as in AReaL, so they make the step smaller. verl's rollout
+    correction divides by the number of kept tokens: with a fraction s kept, its loss is 1 / s times this one's.
 
-    Stores and passes: as TruncatedIS, none.
+    Stored: nothing. Extra passes: none, as for TruncatedIS.
 
     Args:
-        low: Least weight that is kept.
-        high: Greatest weight that is kept.
-        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+        low: Minimum weight that is kept.
+        high: Maximum weight that is kept.
+        correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
     """
 
     def __init__(self, low: float = 0.5, high: float = 2.0, correct_fresh: bool = False) -> None:
@@ -163,15 +164,15 @@ class MaskedIS(ReplayedWeight):
 
 
 class SequenceIS(ReplayedWeight):
-    """One weight for a whole response: POPO with the correction by response instead of by token.
+    """One weight for a whole response: POPO with a correction per response instead of per token.
 
-    The product is the exact importance weight; the geometric mean is what AReaL takes at sequence level. Whether POPO
-    weighs tokens or responses is not known.
+    The product is the exact importance weight. The geometric mean is AReaL's choice at sequence level. Whether POPO
+    weights tokens or responses is not known.
 
     Args:
-        ratio: product of the tokens' weights, or their geometric_mean.
-        cap: Upper bound of the weight, null for none.
-        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+        ratio: product or geometric_mean of the tokens' weights.
+        cap: Upper bound of the weight; null for none.
+        correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
     """
 
     def __init__(
@@ -189,15 +190,15 @@ class SequenceIS(ReplayedWeight):
 
 
 class SmoothedIS(ReplayedWeight):
-    """w^alpha: between no correction (alpha 0) and the full one (alpha 1), with less variance than the latter.
+    """w^alpha: between no correction (alpha 0) and the full one (alpha 1), with less variance than the full one.
 
-    Exponential smoothing of importance weights, as in off-policy bandits (arXiv 2305.15877). Not part of any paper on
-    group replay; a choice of this package.
+    Exponential smoothing of importance weights, as in off-policy bandits (arXiv 2305.15877). No paper on group replay
+    has it; it is a choice of this package.
 
     Args:
         alpha: Exponent in [0, 1].
-        cap: Upper bound of the smoothed weight, null for none.
-        correct_fresh: Weigh fresh rows as well, so that the weight also corrects the engine's numerics.
+        cap: Upper bound of the smoothed weight; null for none.
+        correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
     """
 
     def __init__(self, alpha: float = 0.5, cap: float | None = None, correct_fresh: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""``popo fit --plan``: what a run needs of a card, of a disk and of its numbers, before anything loads.
+"""``popo fit --plan``: estimates a run's memory, disk space and sizes before anything loads.
 
-All of it is an estimate from the model's configuration. docs/plan.md says how each line comes about.
+All of it is an estimate from the model's configuration. docs/plan.md explains each line.
 """

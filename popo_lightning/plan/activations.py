@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward pass, from a pass without memory or arithmetic."""
+"""Measures what a forward pass keeps for its backward pass, without memory or arithmetic."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LENGTHS = (32, 96)  # of two passes: what both keep alike, such as autocast's co
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes for each token of a forward pass of the language model, without its output head.
+    """Bytes per token of a forward pass of the language model, without its output head.
 
     Args:
-        layers: Kept inside all layers.
-        largest: Kept inside the layer that keeps most.
-        inputs: Of all layers, which is what is kept of them with gradient checkpointing.
-        outside: Kept outside the layers.
-        state: Of one state: what the head reads.
+        layers: Bytes kept inside all layers.
+        largest: Bytes kept inside the layer that keeps most.
+        inputs: Bytes of all layers' inputs, which gradient checkpointing keeps.
+        outside: Bytes kept outside the layers.
+        state: Bytes of one state, which the head reads.
     """
 
     layers: float
@@ -58,7 +58,7 @@ def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> A
         model = empty_model(config, name, torch.device("cpu"), dtype)
         try:
             short, long = (_KeptBytes(model).of_pass(length, autocast) for length in LENGTHS)
-        except Exception as error:  # whatever a model needs besides tokens
+        except Exception as error:  # a model may need inputs besides tokens
             raise SettingError(
                 f"model.path is '{name}', a {config.model_type}, which the plan cannot pass tokens through: "
                 f"{reason(error)}"
@@ -84,7 +84,7 @@ def _experts_of_any_type() -> Iterator[None]:
 
 
 class _KeptBytes:
-    """Counts what autograd keeps of one pass, each storage once, by the layer that has it kept."""
+    """Counts what autograd keeps of one pass, each storage once, by the layer that keeps it."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

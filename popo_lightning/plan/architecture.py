@@ -1,4 +1,4 @@
-"""A model's numbers, from its configuration: the model is built without memory for its weights."""
+"""A model's sizes from its configuration; the model is built without memory for its weights."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocas
 
 @dataclass(frozen=True)
 class Architecture:
-    """Numbers of parameters, what is tied counted once, and widths.
+    """A model's sizes; tied parameters count once.
 
     Args:
-        parameters: Of the whole policy.
-        trained: Of these, those that get gradients.
-        cast: Of the trained ones, those in matrices, of which autocast keeps copies.
-        critic: Parameters of a critic's base, which is the policy without its output head.
-        critic_trained: Of these, those that get gradients.
-        critic_cast: Of these, those in matrices.
-        layer: Parameters of the largest layer.
-        root: Parameters outside all layers.
+        parameters: Number of parameters of the whole policy.
+        trained: Number of those that get gradients.
+        cast: Number of trained ones in matrices, of which autocast keeps copies.
+        critic: Number of parameters of a critic's base, which is the policy without its output head.
+        critic_trained: Number of those that get gradients.
+        critic_cast: Number of those in matrices.
+        layer: Number of parameters of the largest layer.
+        root: Number of parameters outside all layers.
         vocabulary: Rows of the output head.
         hidden: Width of the states that the head reads.
         feed_forward: Width inside a layer's feed-forward part.
         cache_elements: Keys and values of one token in all layers.
-        positions: Longest sequence, None where there is no bound.
-        vision: Of the vision tower, None without one.
+        positions: Maximum sequence length; None without a bound.
+        vision: The vision tower; None without one.
     """
 
     parameters: int

@@ -25,7 +25,7 @@ LEAST_GIB, MOST_GIB = 1e-3, 1e6  # of a card that is meant
 
 
 class PlanOptions:
-    """--plan and --card_gib. They are no settings of a run: its config.yaml does not have them."""
+    """--plan and --card_gib. They are not settings of a run: its config.yaml does not contain them."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -39,8 +39,8 @@ class PlanOptions:
             action=_Note,
             options=self,
             nargs=0,
-            help="Print what the run needs of a GPU, of the disk and of its numbers, and exit: before anything loads, "
-            "from the model's configuration alone. Exits with code 2 if it cannot fit.",
+            help="Estimate the run's GPU memory, disk space and sizes from the model's configuration and exit, before "
+            "anything loads. The exit code is 2 if the run cannot fit.",
         )
         parser.add_argument(
             "--card_gib",
@@ -48,7 +48,7 @@ class PlanOptions:
             options=self,
             nargs=1,
             metavar="GIB",
-            help="Memory of one GPU in GiB, for --plan (default: of the GPU that is there, if there is one).",
+            help="Memory of one GPU in GiB, for --plan (default: that of this machine's GPU, if it has one).",
         )
 
     def note(self, option: str, values: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A model's configuration, and nothing else of it."""
+"""Reads a model's configuration and nothing else of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of each parameter, found by one step of it on a small one."""
+"""Measures what an optimizer keeps per parameter, with one step on a small parameter."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) 
         optimizer = make([{"params": [parameter]}])
         settings = optimizer.param_groups[0]
         optimizer.step()
-    except Exception as error:  # whatever a class of the user's needs that is not here
+    except Exception as error:  # a user's class may need something that is missing here
         note = (
             f"model.optimizer takes no step on a small parameter ({type(error).__name__}): as many bytes as Adam keeps "
             "are assumed"

@@ -225,7 +225,7 @@ def _strategy(given: Any, ranks: int) -> Any:
         if given == "single_device":
             return SingleDeviceStrategy(torch.device("cpu"))
         return StrategyRegistry.get(given)
-    except Exception as error:  # whatever the class refuses
+    except Exception as error:  # the class may refuse anything
         name = given if isinstance(given, str) else given.class_path
         raise SettingError(f"trainer.strategy is '{name}', which cannot be made: {reason(error)}") from error
 

@@ -1,4 +1,4 @@
-"""Whether a run fits its card, and what would make it fit."""
+"""Whether a run fits its GPU, and which settings would make it fit."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The centre of the trust region, and hooks around a method's parameters."""
+"""The proximal policy (the centre of the trust region), critic values, and hooks on the parameters."""

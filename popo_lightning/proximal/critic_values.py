@@ -1,4 +1,4 @@
-"""The critic's values at the start of an iteration: what its clip measures movement from."""
+"""The critic's values at the start of an iteration, from which its clip measures movement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from popo_lightning.core.minibatch import Minibatch
 
 
 class CriticValues(L.Callback):
-    """Records them for all minibatches before the first step; without a critic it does nothing.
+    """Records values for all minibatches before the first step; without a critic it does nothing.
 
     Advantages and returns of an iteration then come from one value function, as PPO's do (1707.06347).
     """

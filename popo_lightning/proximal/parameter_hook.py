@@ -6,4 +6,4 @@ import lightning as L
 
 
 class ParameterHook(L.Callback):
-    """Slot: moves the policy's or the reference's weights between optimizer steps. This one leaves them alone."""
+    """Slot: changes the policy's or the reference's weights between optimizer steps. The base class changes nothing."""

@@ -13,11 +13,11 @@ from popo_lightning.core.minibatch import Minibatch
 class ProximalPolicy(L.Callback):
     """Slot: gives minibatches their proximal log-probs.
 
-    A minibatch without any takes its own forward pass's, which is right as long as no step came before it.
+    A minibatch without them takes those of its own forward pass, which is correct as long as no step precedes it.
 
     Attributes:
-        prox_differs_on_fresh: Whether prox differs from behave on rows that were sampled in this iteration, so that the
-            behaviour weight has to correct them too.
+        prox_differs_on_fresh: Whether prox differs from behave on rows sampled in this iteration, so that the behaviour
+            weight must also correct them.
     """
 
     prox_differs_on_fresh = False
@@ -26,14 +26,14 @@ class ProximalPolicy(L.Callback):
 class ProximalSnapshot(ProximalPolicy):
     """Log-probs under the weights at the start of the iteration, for fresh and replayed rows alike.
 
-    Not a copy of the weights: the log-probs of the rows that will need them, taken before the first optimizer step.
-    The first minibatch needs none, since its own forward pass runs on those very weights. The behaviour log-probs
-    recorded at sampling stay as they are (decoupled PPO, 2110.00641; POPO, 2606.01281).
+    It does not copy the weights. It computes the log-probs of the rows that will need them before the first optimizer
+    step. The first minibatch needs none, because its own forward pass runs on those weights. The behaviour log-probs
+    recorded at sampling stay unchanged (decoupled PPO, 2110.00641; POPO, 2606.01281).
 
     Args:
-        recompute_fresh: false takes the engine's log-probs of the rows that this iteration sampled, which saves their
-            forward pass. Right as far as engine and policy agree: `engine/logp_gap_mean` says how far, of the first
-            minibatch then. 1e-6 in float32 with vLLM; with bfloat16 leave it true.
+        recompute_fresh: true recomputes the log-probs of rows sampled in this iteration. false takes the engine's,
+            which saves a forward pass and is correct as far as engine and policy agree: 1e-6 in float32 with vLLM. With
+            bfloat16 leave it true. With false, `engine/logp_gap_mean` measures the agreement on the first minibatch.
     """
 
     def __init__(self, recompute_fresh: bool = True) -> None:

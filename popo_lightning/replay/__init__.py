@@ -1,1 +1,1 @@
-"""Which prompts to sample, which groups to keep, and which to train on."""
+"""The composer slot, the replay buffer, and the stores that methods share."""

@@ -13,19 +13,20 @@ T = TypeVar("T")
 
 
 class GroupReplayBuffer:
-    """First in, first out, whole groups, in compact CPU tensors.
+    """A first-in, first-out buffer of whole groups, in compact CPU tensors.
 
-    Replay does not consume: with a share f of effective groups, filling the other 1 - f needs each stored group
-    about (1 - f) / f times. Groups leave by age: pushed out by newer ones, or past ``max_age``.
+    Replay does not consume. With a fraction f of effective groups, filling the other 1 - f uses each stored group about
+    (1 - f) / f times. A group leaves when newer ones push it out or when it is older than ``max_age``.
 
-    However much is stored, inserting costs what is inserted, and selecting what is selected and a sort of versions.
+    Inserting costs time in proportion to what is inserted. Selecting costs a sort of versions and what is selected.
+    Neither depends on how much is stored otherwise.
 
     Args:
-        capacity: Groups kept; null keeps as many as an iteration samples, which is enough, since the newest are taken
-            first and no more than that can be missing.
-        max_age: Oldest replay in policy versions; null sets no limit.
-        max_uses: Times a group is replayed; null sets no limit, as in the paper. Where few groups are effective, the
-            same one is else trained on in every iteration until it is too old.
+        capacity: Maximum number of groups. null keeps as many as an iteration samples; that is enough, because the
+            newest are taken first and no more than that can be missing.
+        max_age: Maximum age of a replayed group in policy versions; null sets no limit.
+        max_uses: Maximum number of times a group is replayed; null sets no limit, as in the paper. A limit helps where
+            few groups are effective; otherwise the same group is trained on every iteration until it is too old.
     """
 
     def __init__(self, capacity: int | None = None, max_age: int | None = 8, max_uses: int | None = None) -> None:
@@ -66,7 +67,7 @@ class GroupReplayBuffer:
             gone = self._groups.popleft()
             version = gone.version
             self._uses.pop(gone.id, None)
-            self._by_version[version].popleft()  # the same group: of all the first inserted, so of its version too
+            self._by_version[version].popleft()  # the same group: the first inserted, and so the first of its version
             if not self._by_version[version]:
                 del self._by_version[version]
 

@@ -1,4 +1,4 @@
-"""Composers: from an iteration's fresh groups to the groups it trains on. One class a rule."""
+"""Composers: from an iteration's fresh groups to the groups it trains on. One class per rule."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from popo_lightning.core.problems import Problem
 
 @dataclass(frozen=True)
 class Iteration:
-    """What a composer may know and do. Whatever it has sampled here counts as generated, trained on or not.
+    """What a composer may know and do. Everything it samples here counts as generated, whether it is trained on or not.
 
     Args:
         version: Present policy version.
-        effective_key: Reward part whose spread makes a group effective.
-        problems: Problems that this rank samples in an iteration, its share of data.problems_per_iteration.
-        group_size: K, responses to a problem.
-        next_problems: Asks the prompt sampler for so many further problems, and samples so many responses to each.
-        given_problems: Samples so many responses to each of these problems; a prefix of each, if there is one, goes
-            behind the prompt.
-        present_logprobs: (T,) log-probs of every response of these groups under the present policy.
+        effective_key: Reward component whose spread makes a group effective.
+        problems: Problems that this rank samples per iteration, its share of data.problems_per_iteration.
+        group_size: K, responses per problem.
+        next_problems: Takes that many further problems from the prompt sampler, and samples that many responses to
+            each.
+        given_problems: Samples that many responses to each of the given problems. A prefix, if given, is appended to
+            the prompt.
+        present_logprobs: (T,) log-probs of every response of the given groups under the present policy.
         random: A generator for one purpose, from (seed, rank, iteration, purpose).
     """
 
@@ -56,7 +57,7 @@ class Iteration:
         Args:
             problems: What to ask.
             n: Responses to each.
-            prefixes: (P,) tokens for each problem, the beginning of an earlier response, from which to go on. They
+            prefixes: (P,) tokens for each problem, the beginning of an earlier response to continue. They
                 become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
         """
         return self.given_problems(problems, n, prefixes) if problems else []
@@ -78,9 +79,9 @@ class Composer(ABC):
     """Slot: decides what is sampled in an iteration and which groups it trains on.
 
     Attributes:
-        supports_async: Whether it makes sense with data.async_level 1: it asks in every iteration for the sampler's
-            next problems, with group_size responses each, and may be given groups one version old.
-        fixes_advantages: Whether it returns groups whose advantages are fixed, which a critic cannot learn from.
+        supports_async: Whether the composer works with data.async_level 1. It then asks every iteration for the
+            sampler's next problems, with group_size responses each, and accepts groups that are one version old.
+        fixes_advantages: Whether it returns groups with fixed advantages, from which a critic cannot learn.
     """
 
     supports_async: bool = True
@@ -121,7 +122,7 @@ class Composer(ABC):
 
         Args:
             states: :meth:`state_dict` of each rank that wrote it.
-            ranks: Those that go on.
+            ranks: Number of ranks of the resumed run.
 
         Raises:
             SettingError: What they kept cannot be dealt out anew.
@@ -136,7 +137,7 @@ class Composer(ABC):
 
 
 class OnPolicy(Composer):
-    """All fresh groups, ineffective ones included: GRPO (2402.03300)."""
+    """Trains on all fresh groups, ineffective ones included: GRPO (2402.03300)."""
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """The fresh groups as they are."""
@@ -144,7 +145,7 @@ class OnPolicy(Composer):
 
 
 class Filter(Composer):
-    """Effective fresh groups only, with no refill: POPO's filter ablation (2606.01281)."""
+    """Trains on effective fresh groups only and does not refill the batch: POPO's filter ablation (2606.01281)."""
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """The effective fresh groups."""

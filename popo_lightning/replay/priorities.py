@@ -1,4 +1,4 @@
-"""Draws by weight without replacement."""
+"""Weighted sampling without replacement."""
 
 from __future__ import annotations
 

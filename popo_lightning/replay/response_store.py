@@ -1,4 +1,4 @@
-"""Single responses kept for each problem, and the two rules that replay them when the problem comes back."""
+"""A store of single responses per problem, and the two rules that replay them when the problem comes back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from popo_lightning.core.groups import Group, Response
 class ResponseStore:
     """The newest responses of each problem, by problem id, each with the policy version that sampled it.
 
-    Prompts are not kept: a response is replayed when its problem is asked again, behind the prompt of that day. Ranks
-    keep what they sampled themselves.
+    Prompts are not stored: a response is replayed with the current prompt of its problem, when the problem is asked
+    again. Each rank keeps what it sampled itself.
 
     Args:
-        capacity: Responses kept of each problem; the oldest fall out.
+        capacity: Responses kept per problem; the oldest leave first.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -1,1 +1,1 @@
-"""Engines that sample responses: one small protocol, vLLM colocated in the process, and plain transformers."""
+"""One iteration's rollouts: generation, grading, weight sync, asynchronous generation, and state in checkpoints."""

@@ -1,4 +1,4 @@
-"""One step ahead: the next iteration's groups are generated and graded while this one trains."""
+"""Asynchronous rollouts: generates and grades the next iteration's groups while this one trains."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ Made = Callable[[], list[Group]]
 
 
 class AsyncRollouts:
-    """Groups on their way to the next iteration, in the order in which the prompt sampler drew their problems.
+    """Groups for the next iteration, in the order in which the prompt sampler drew their problems.
 
-    They are generated in a thread of their own, one batch at a time. Whoever touches the engine, the graders or what is
-    stored here waits for that thread first, so only training runs beside it. What fails there is raised by the next who
-    waits. Numbers, counts and what the sampler learns belong to the iteration that takes the groups.
+    They are generated in a separate thread, one batch at a time. Every user of the engine, the graders or this object's
+    state first waits for that thread, so only training runs beside it. Its error is raised by the next call that waits.
+    Metrics, counts and observations of the sampler belong to the iteration that takes the groups.
 
-    A composer that asks for fewer problems than there are leaves the rest for later calls, at last of the next
-    iteration, whose batch is smaller by as many.
+    Groups that a composer does not take stay queued; the next iteration generates that many fewer.
     """
 
     def __init__(self) -> None:
@@ -133,7 +132,7 @@ class AsyncRollouts:
 
 
 class _Background:
-    """A thread that outlives its tasks: a grading process that a task starts ends with the thread."""
+    """A thread that outlives its tasks, because a grading process ends with the thread that started it."""
 
     def __init__(self) -> None:
         self._tasks: SimpleQueue[tuple[Made, Future[list[Group]]] | None] = SimpleQueue()

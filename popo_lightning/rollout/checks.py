@@ -1,4 +1,4 @@
-"""Settings of the rollouts that would be silently wrong."""
+"""Refuses settings of the rollouts that would silently give wrong results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How far engine and trainer are apart, found out before a run trains: as both were loaded, and after the first sync.
+"""Measures how far engine and trainer differ, before a run trains: as both were loaded, and after the first sync.
 
-Both compute log-probs of the same tokens by the same weights, so that they differ by rounding alone. What they differ
-by as loaded is the floor: a sync of unchanged weights must leave it where it is, and later alarms are relative to it.
+Both compute log-probs of the same tokens with the same weights, so they should differ by rounding alone. The difference
+as loaded is the floor. A sync of unchanged weights must not change it, and later alarms are relative to it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GapLimits:
-    """Limits of the mean absolute difference in nats a token.
+    """Limits of the mean absolute difference in nats per token.
 
     Args:
-        warning: Above which a warning is given; None follows the floor.
-        error: Above which a run stops; "auto" follows the floor, None never stops it.
+        warning: Limit above which a warning is logged; None follows the floor.
+        error: Limit above which a run stops; "auto" follows the floor, None never stops it.
     """
 
     warning: float | None = None
@@ -64,11 +64,11 @@ class GapLimits:
 
 
 class EngineCheck:
-    """Measures the gap before training, and stops a run whose engine computes another policy than its trainer.
+    """Measures the gap before training, and stops a run whose engine and trainer compute different policies.
 
     Args:
-        measure: The present gap; a collective.
-        limits: Of the gap.
+        measure: Measures the present gap; a collective.
+        limits: Limits of the gap.
         policy: The trainer's PolicyModule.
         engine: Name of the engine's class.
 
@@ -93,7 +93,7 @@ class EngineCheck:
             gap = self.measure()
         except SettingError:
             raise
-        except Exception as error:  # whatever a model's code leads to, such as a kernel that this device lacks
+        except Exception as error:  # a model's code may raise anything, such as for a kernel that this device lacks
             if isinstance(error, RuntimeError) and lost_rank(error):
                 raise
             why = f"{type(error).__name__}: {reason(error)}"

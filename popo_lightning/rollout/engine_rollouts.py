@@ -1,4 +1,4 @@
-"""The engine of a run: what it is told at its start, and that its log-probs are the policy's."""
+"""The engine of a run: its context at the start, and the check that its log-probs are the policy's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from popo_lightning.rollout.resumable import ResumableRollouts
 
 
 class EngineRollouts(ResumableRollouts):
-    """The part of :class:`RolloutDataModule` that speaks with the engine."""
+    """The part of :class:`RolloutDataModule` that uses the engine."""
 
     engine: RolloutEngine
     sampling: Sampling

@@ -21,16 +21,16 @@ from popo_lightning.model.prompts import Prompt, PromptEncoder
 
 
 class RolloutGenerator:
-    """For training and evaluation alike.
+    """Encodes, generates and grades, for training and evaluation.
 
     Args:
         prompts: Makes tokens and image tensors.
-        engine: Samples; its version is stamped on every group.
-        pool: Grades.
-        clock: Seconds of generation and grading go there.
-        rank: Of this process, and
-        world_size: number of processes: groups are numbered without asking the others.
-        image_dtype: Type of stored image tensors: that of the policy, which would cast them anyway.
+        engine: Samples responses; every group records its version.
+        pool: Grades responses.
+        clock: Receives the seconds of generation and grading.
+        rank: Rank of this process.
+        world_size: Number of ranks; with `rank` it makes group ids unique without communication.
+        image_dtype: Type of stored image tensors, which is the policy's.
         overlong: Penalty for long responses, or None.
     """
 

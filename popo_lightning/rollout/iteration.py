@@ -1,4 +1,4 @@
-"""What is sampled in one rollout iteration."""
+"""The sampling of one rollout iteration."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class IterationRollouts:
     """Asks the prompt sampler, generates, grades and counts, for one iteration's composer.
 
     Args:
-        problems: Those to train on, by place.
-        sampler: Chooses places.
+        problems: The training problems, by index.
+        sampler: Chooses indices.
         maker: Generates and grades.
         sampling: How to draw tokens.
         random: A generator for one purpose of this iteration.
-        needed_parts: Reward parts that settings name, by setting.
+        needed_parts: Reward components that settings name, by setting.
         report: Counts what is sampled.
-        ahead: What was generated for this iteration while the one before it trained.
+        ahead: Groups generated for this iteration while the previous one trained.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class IterationRollouts:
     def given_problems(
         self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None
     ) -> list[Group]:
-        """Groups of n responses to these problems, going on from a prefix of each where there are any."""
+        """Groups of n responses to these problems, each continuing a prefix if prefixes are given."""
         self._calls += 1
         groups = self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes)
         self._count(groups)

@@ -1,4 +1,4 @@
-"""The problems of a task that a run can ask: those whose prompts fit and whose images decode."""
+"""The problems of a task that a run can ask: those with prompts short enough and images that decode."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ProblemSets:
     """Train and held-out problems, each read and checked once.
 
     Args:
-        task: Where they come from.
-        prompts: Says how long a prompt is.
-        world_size: Ranks that share them.
-        folder: Where rows that the task left out are listed; None on all ranks but the first.
+        task: Source of the problems.
+        prompts: Measures the length of a prompt.
+        world_size: Number of ranks that share them.
+        folder: Folder for the list of rows that the task left out; None on all ranks but the first.
     """
 
     def __init__(self, task: Task, prompts: PromptEncoder, world_size: int, folder: Path | None) -> None:

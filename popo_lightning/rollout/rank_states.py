@@ -1,4 +1,4 @@
-"""What the ranks of a checkpoint kept of their rollouts, for a run with another number of ranks."""
+"""Rollout state of each rank in a checkpoint, redistributed for a run with another number of ranks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PlaceState:
-    """The rollouts' part of a checkpoint as it was at a place that a run can go on from, in containers of its own.
+    """The rollouts' part of a checkpoint at a resumable point, in containers of its own.
 
     Args:
-        common: The same on all ranks.
-        mine: This rank's.
+        common: State that is equal on all ranks.
+        mine: State of this rank.
     """
 
     common: dict[str, Any]
@@ -73,7 +73,7 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
     Args:
         states: Of each rank that wrote the checkpoint: sampler, composer, pending, rollout_metrics, groups_made,
             ahead.
-        ranks: Those that go on.
+        ranks: Number of ranks of the resumed run.
         sampler: Knows how its states are dealt out.
         composer: As well.
 

@@ -1,4 +1,4 @@
-"""What an iteration's rollouts were like, and what all of them have cost so far."""
+"""Statistics of an iteration's rollouts, and their total cost so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RolloutReport:
 
     Args:
         version: Policy version of the iteration.
-        effective_key: Reward part that decides "effective".
+        effective_key: Reward component that decides "effective".
     """
 
     version: int

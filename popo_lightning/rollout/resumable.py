@@ -1,4 +1,4 @@
-"""What of the rollouts a checkpoint keeps, of every rank, and how a run takes it up again."""
+"""Which state of the rollouts a checkpoint holds, for every rank, and how a run restores it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from popo_lightning.tasks.samplers import PromptSampler
 
 
 class ResumableRollouts(L.LightningDataModule):
-    """The part of :class:`RolloutDataModule` that saves and loads. The data module makes what is named here."""
+    """The part of :class:`RolloutDataModule` that saves and loads. The data module creates the attributes used here."""
 
     sampler: PromptSampler
     composer: Composer

@@ -13,8 +13,8 @@ from popo_lightning.core.minibatch import Minibatch
 class RolloutStream(IterableDataset[Minibatch]):
     """The minibatches of one rollout iteration; one pass over it is one Lightning epoch.
 
-    It has a length on purpose. Lightning fetches one batch ahead from a loader without one, and the next
-    iteration would then be sampled before the last update of this one.
+    It has a length intentionally. Lightning fetches one batch ahead from a loader without one, and the next iteration
+    would then be sampled before the last update of this one.
     """
 
     def __init__(self, data: Any) -> None:

@@ -16,19 +16,19 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 
 
 class WeightSync:
-    """Starts the engine at its first use, and keeps it at the policy's weights.
+    """Starts the engine at its first use, and gives it the policy's weights.
 
     For delayed rollouts (``every`` above 1) these are the weights of an earlier iteration. A copy of them stays on the
-    CPU: an evaluation in between needs the newest ones, and a resumed run has to go on with the same old ones. The
+    CPU: an evaluation in between needs the newest ones, and a resumed run must continue with the same old ones. The
     engine loads the base model, so the first sync of a process always happens, resumed or not.
 
     Args:
-        engine: What is synced.
+        engine: The engine to sync.
         every: Iterations between syncs; the weights sampled with are at most every - 1 versions old.
-        clock: Seconds go there, as sync.
-        context: What the engine is told when it starts; asked for once.
-        weights: The policy's present weights, by name.
-        idle: Waits until nothing is being generated: weights never change under a generation.
+        clock: Receives the seconds, as phase sync.
+        context: Gives the engine's context when it starts; called once.
+        weights: Gives the policy's present weights, by name.
+        idle: Waits until nothing is being generated, so weights never change during a generation.
     """
 
     def __init__(

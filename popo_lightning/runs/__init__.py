@@ -1,1 +1,1 @@
-"""A run's folder: who owns it, where it starts, what it goes on from, its checkpoints, how it stops."""
+"""A run's folder: its owner, where the run writes, what it resumes from, its checkpoints, and how it stops."""

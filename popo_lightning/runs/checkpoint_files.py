@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: written beside their place and moved there, and which of a folder's are whole."""
+"""Checkpoint files: written under a temporary name and then renamed, and the test whether a file is complete."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FILES = "files.json"  # of a folder of shards, written last: bytes by file
 
 @dataclass
 class Newest:
-    """What a folder has to go on from.
+    """What a folder offers to resume from.
 
     Args:
-        checkpoint: The newest whole one, or None.
-        passed_over: Newer ones that are not whole, newest first, and why not.
+        checkpoint: The newest complete checkpoint, or None.
+        passed_over: Newer incomplete checkpoints, newest first, each with the reason.
     """
 
     checkpoint: Path | None = None
@@ -95,10 +95,10 @@ def _written_at(path: Path) -> int:
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint that is one file, so that it is whole or not there, whatever happens meanwhile.
+    """Writes a single-file checkpoint atomically: it is complete or it does not exist.
 
-    It needs no room but its own, in its own folder: Lightning's own writes to the temporary folder, and copies from
-    there where that is another file system. Addresses such as s3:// are left to Lightning.
+    It needs disk space for one file in the target folder. Lightning's own writer uses the temporary folder, and copies
+    from there if that is another file system. Addresses such as s3:// are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -146,7 +146,7 @@ def write(content: Any, file: Path) -> None:
 
 
 class _Writer:
-    """A file whose first error is remembered: torch forgets it."""
+    """A file that remembers its first error, which torch discards."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -208,7 +208,7 @@ def tidy(folder: Path) -> None:
 
 
 def take_away(checkpoint: Path) -> None:
-    """Removes a checkpoint so that none of it is left under its name, whatever happens meanwhile."""
+    """Removes a checkpoint atomically: no part of it stays under its name."""
     away = checkpoint.with_name(f".{checkpoint.name}{DRAFT}")
     remove(away)
     with suppress(OSError):  # it is gone, or the folder takes no changes

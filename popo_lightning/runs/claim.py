@@ -1,4 +1,4 @@
-"""A folder belongs to one run at a time: the process that holds its lock."""
+"""A folder belongs to one run at a time: to the process that holds its lock."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _held: set[int] = set()  # descriptors of this process's locks
 
 
 class Claim:
-    """A folder that no other process can claim until this one ends, however it ends, or lets go.
+    """A folder that no other process can claim until this one ends or releases it.
 
-    The kernel keeps the lock with the open file, so a dead process leaves none behind. Forked children close theirs: a
-    grader or an engine that outlives its run does not keep its folder.
+    The kernel keeps the lock with the open file, so a dead process leaves no lock behind. Forked children close the
+    file, so a grader or an engine that outlives its run does not keep the folder.
 
     Args:
-        descriptor: Of the locked file.
+        descriptor: File descriptor of the locked file.
     """
 
     def __init__(self, descriptor: int) -> None:

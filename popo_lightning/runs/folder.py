@@ -1,4 +1,4 @@
-"""What a run's folder holds: whose run, and which checkpoints."""
+"""What a run's folder holds: the run it belongs to, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def behind(checkpoint: Path) -> Behind:
     """What a checkpoint has behind it.
 
     Raises:
-        SettingError: Not a checkpoint that training can go on from.
+        SettingError: Training cannot resume from this checkpoint.
     """
     state = read_checkpoint(checkpoint)
     if "RolloutDataModule" in state and "callbacks" not in state:

@@ -1,4 +1,4 @@
-"""Which run a folder holds: run.json, and the same in each of its checkpoints."""
+"""The identity of a run: run.json in its folder, and the same record in each checkpoint."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DECISIVE = ("model", "data", "proximal", "parameter_hook", "seed_everything")  #
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
+    """The identity of a run.
 
     Args:
-        id: Drawn when it began.
-        task: Its name.
-        method: Its name.
-        seed: Of all draws.
-        settings: Those that decide what is trained, as JSON by dotted name.
-        checkpoint_every: Iterations between its checkpoints; None if it keeps none.
-        checkpoints: Folders that they go to, all that it ever had; those inside the run's folder relative to it.
-        origin: The checkpoint that it began from, with the iterations behind it; None if it began at the model.
-        command: The newest that trained it; None where an earlier version wrote it.
+        id: Random id, drawn when the run began.
+        task: Name of the task.
+        method: Name of the method.
+        seed: Seed of all random draws.
+        settings: The settings that decide what is trained: JSON values by dotted name.
+        checkpoint_every: Iterations between checkpoints; None if the run keeps none.
+        checkpoints: All folders the run has written checkpoints to. Folders inside the run's folder are relative to it.
+        origin: The checkpoint the run began from, and its number of iterations; None if it began from the model.
+        command: The latest command that trained it; None in records of an earlier version.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""A run that goes on in its folder: from which checkpoint, and whether anything is left to do."""
+"""Resuming a run in its folder: from which checkpoint, and whether anything is left to do."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 
 
 class RunFinished(Exception):  # noqa: N818  # nothing went wrong
-    """There is nothing left to do; the message is a sentence."""
+    """Nothing is left to do; the message is a sentence."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, and what of it is gone on with.
+    """A folder, and what a run takes from it.
 
     Args:
-        folder: Claimed.
-        checkpoint: To go on from.
+        folder: The claimed folder.
+        checkpoint: The checkpoint to resume from.
         there: The run that the folder holds.
-        goes_on: Whether it is that run which goes on.
+        goes_on: Whether that same run is resumed.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
     Args:
         wanted: The command.
         folder: The run's.
-        checkpoint: To go on from; None takes the newest.
+        checkpoint: Checkpoint to resume from; None takes the newest.
         claims: Holds the folder.
 
     Raises:
@@ -102,7 +102,7 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
     Args:
         wanted: The command.
         place: Where it will write.
-        past: Of the checkpoint that it goes on from.
+        past: Progress of the checkpoint that it resumes from.
 
     Raises:
         SettingError: The checkpoint has more iterations, or a new run would have none.

@@ -1,4 +1,4 @@
-"""Where a run writes and what it goes on from: settled, and claimed, before anything is built."""
+"""Where a run writes and what it resumes from. Both are decided, and the folder claimed, before anything is built."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from popo_lightning.runs.wanted import Wanted
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training writes and what it goes on from.
+    """Where a training run writes and what it resumes from.
 
     Args:
-        folder: The run's.
-        checkpoints: Where its checkpoints go.
-        record: Of the run.
-        checkpoint: That it goes on from; None where it begins at the model.
-        behind: Of that checkpoint.
+        folder: Folder of the run.
+        checkpoints: Folder of its checkpoints.
+        record: Identity of the run.
+        checkpoint: The checkpoint to resume from; None if the run begins from the model.
+        behind: The progress recorded in that checkpoint.
     """
 
     folder: Path
@@ -158,7 +158,7 @@ def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
 
 
 def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
-    """Begins from another run's checkpoint, or goes on with the run that has begun from it."""
+    """Begins from another run's checkpoint, or resumes the run that has begun from it."""
     there = read_record(folder)
     if not holds_run(folder):
         hold(folder, claims)

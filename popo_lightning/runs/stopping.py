@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run stops where it can go on from, and a second one stops it at once."""
+"""Ctrl-C and SIGTERM: the first stops a run where it can be resumed, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SAME_REQUEST = 1.0  # seconds: a terminal and a launcher may both pass on one Ct
 
 
 class Stopped(BaseException):
-    """A run that was asked to stop, raised where it can go on from. No Exception: nothing on the way may keep it.
+    """Raised at a resumable point of a run that was asked to stop. Not an Exception, so that no handler swallows it.
 
     Args:
-        number: The signal's.
+        number: The signal number.
 
     Attributes:
-        checkpoint: That the run goes on from; None without any.
-        where: The last thing that is in it, in words.
-        unusable: Why training cannot go on from what is saved, as a clause; "" where it can.
-        began_from: Checkpoint of another run that this one began from, or None.
-        folder: The run's.
-        launched: Whether the process is a rank that another rank started, and waits for.
-        speaks: Whether it is the rank that says so.
+        checkpoint: The checkpoint to resume from; None if there is none.
+        where: The last point the checkpoint contains, in words.
+        unusable: Why training cannot resume from what is saved, as a clause; "" if it can.
+        began_from: Checkpoint of another run that this run began from, or None.
+        folder: Folder of the run.
+        launched: Whether another rank started this process and waits for it.
+        speaks: Whether this rank prints the message.
     """
 
     def __init__(self, number: int) -> None:
@@ -60,10 +60,10 @@ class Stopped(BaseException):
 
 
 class StopRequests:
-    """What signals ask of this process, and of the other ranks.
+    """What signals ask of this process and of the other ranks.
 
-    A handler only notes the signal. The run looks at the note at places that it can go on from, all ranks together; on
-    a single rank generation is left at once.
+    A handler only records the signal. The run reads the record at resumable points, on all ranks together. On a single
+    rank, generation is interrupted at once.
 
     Attributes:
         asked: The signal, or None.
@@ -110,7 +110,7 @@ class StopRequests:
             raise Stopped(self.asked)
 
     def leave_at_once(self) -> None:
-        """The next signal stops whatever is under way, until :meth:`disarm`."""
+        """The next signal interrupts the present work, until :meth:`disarm`."""
         self._open = True
 
     def check(self, trainer: L.Trainer) -> None:
@@ -139,7 +139,7 @@ class StopRequests:
 
 
 class _Watch:
-    """Hears signals while the main thread waits for something outside of Python, in a thread of its own."""
+    """Receives signals in a thread of its own while the main thread waits for something outside Python."""
 
     def __init__(self, signals: list[int], say: bool, at_once: Callable[[], None]) -> None:
         self._signals, self._say, self._at_once = signals, say, at_once

@@ -1,4 +1,4 @@
-"""A training as the command asks for it: settings of class `run`, and those of others that decide where it writes."""
+"""The training run that a command asks for: the `run` settings, and the others that decide where it writes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class RunSettings:
         method: Name of the method, for folders and tables.
         root: Folder of all runs.
         folder: Folder of this run; null makes root/task/method-seedN.
-        resume: Go on from the newest checkpoint of the run in its folder, or start if there is none yet. Without it
-            ckpt_path goes on in its run's folder only under that run's settings, and else begins a new run.
+        resume: Resume from the newest checkpoint in the run's folder, or start the run if there is none yet. Without
+            it, ckpt_path continues a run in its folder only if all settings are that run's; otherwise it begins a new
+            run.
     """
 
     task: str = "task"
@@ -33,7 +34,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A training as the command asks for it.
+    """The training run that a command asks for.
 
     Args:
         folder: run.folder.
@@ -42,7 +43,7 @@ class Wanted:
         checkpoint: ckpt_path.
         checkpoints: checkpoint.dirpath.
         max_epochs: trainer.max_epochs.
-        record: Of a run that begins with these settings.
+        record: Identity of a new run with these settings.
         stopping: Settings of EarlyStopping in trainer.callbacks, as one text.
     """
 

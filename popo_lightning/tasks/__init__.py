@@ -1,1 +1,1 @@
-"""Tasks: where problems come from and how an answer is verified."""
+"""Tasks: the problems, their data sources and their verifiers; and prompt samplers."""

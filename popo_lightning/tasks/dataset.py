@@ -24,29 +24,30 @@ log = logging.getLogger(__name__)
 class DatasetTask(Task):
     r"""Problems from hub data sets or files, read on first use.
 
-    A source is a mapping: path (hub id, .jsonl, .json or .parquet file, glob or folder), config and split of a hub
-    data set, columns (which column is our prompt, answer, id, level, subject, images; a dotted name reaches into
-    nested ones, and an answer may be a mapping of names to columns), answer_after (a mark such as "####" before the
-    gold answer), answer_boxed (the gold answer is in the last \boxed), skip and limit (rows).
+    A source is a mapping: path (hub id, .jsonl, .json or .parquet file, glob or folder), config and split of a hub data
+    set, columns (which column is our prompt, answer, id, level, subject, images; a dotted name reaches into nested
+    ones, and an answer may be a mapping of names to columns), answer_after (a mark such as "####" before the gold
+    answer), answer_boxed (the gold answer is in the last \boxed), skip and limit (rows).
 
     A row that gives no problem is left out, shown in the log and counted; see strict.
 
     Args:
         verifier: Grades responses.
-        train: Sources of the problems to train on, one after the other.
-        benchmarks: Source of each held-out benchmark, by its name.
-        folder: What relative paths of sources are relative to; null for the working directory. Paths of images are
-            relative to the file that names them.
+        train: Sources of the training problems, one after the other.
+        benchmarks: Source of each held-out benchmark, by name.
+        folder: Base folder of the sources' relative paths; null for the working directory. Paths of images are relative
+            to the file that names them.
         system: System message; null for none.
-        template: What is asked: {prompt} or any other column of the row in braces. LaTeX is left alone.
-        response_prefix: Beginning of every response, such as "<think>"; null for none, but for a row whose own messages
-            end with a turn of the assistant, which begins its responses; "" leaves that turn out.
-        chat: Ask in chat messages; false asks in plain text, for base models without a chat template. A response then
-            ends where the next question would begin, unless data.stop says otherwise: at "Question:", "Problem:", "Q:"
-            or the template's own label before its first place, in a line of its own.
-        strict: A bad row ends the run.
-        check_answers: Ask the verifier whether a response could match each gold answer, and leave out those that none
-            could. Done once for the same answers.
+        template: Text of the prompt, with {prompt} or any other column of the row in braces. LaTeX braces stay
+            unchanged.
+        response_prefix: Beginning of every response, such as "<think>". null adds none, but a row whose own messages
+            end with an assistant turn begins its responses with that turn; "" leaves that turn out.
+        chat: Ask in chat messages. false asks in plain text, for base models without a chat template. Unless data.stop
+            says otherwise, a response then ends where the next question would begin: at a line that starts with
+            "Question:", "Problem:", "Q:" or the template's own label before its first column.
+        strict: End the run at a bad row.
+        check_answers: Ask the verifier whether a response could match each gold answer, and leave out answers that none
+            could match. The result is cached per set of answers.
     """
 
     def __init__(

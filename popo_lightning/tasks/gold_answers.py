@@ -1,4 +1,4 @@
-"""Gold answers that no response could match, found before a run pays for them."""
+"""Finds gold answers that no response could match, before a run pays for them."""
 
 from __future__ import annotations
 

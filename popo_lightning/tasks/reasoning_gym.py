@@ -25,17 +25,17 @@ SYSTEM = (
 class ReasoningGymTask(Task):
     """Problems of one reasoning-gym data set; needs the extra ``reasoning-gym``.
 
-    Train and held-out problems come from different seeds; a question that occurs in both is left out of training.
+    Train and held-out problems come from different seeds. A question that occurs in both is left out of training.
 
     Args:
         name: Data set, such as "chain_sum" or "knights_knaves".
-        settings: The data set's own settings, such as {min_terms: 2, max_terms: 3}; not seed and size.
-        train_problems: Problems made to train on.
-        held_out_problems: Problems made for the benchmark, which has the data set's name.
-        seed: Of the train problems; held-out ones have the next.
-        format_reward: Least score of a response with an answer, from 0 to below 1.
+        settings: The data set's own settings, such as {min_terms: 2, max_terms: 3}, without seed and size.
+        train_problems: Number of training problems.
+        held_out_problems: Number of problems of the benchmark, which has the data set's name.
+        seed: Seed of the training problems; held-out problems use the next seed.
+        format_reward: Minimum score of a response with an answer, at least 0 and below 1.
         system: System message; null for none.
-        chat: Ask in chat messages; false asks in plain text, and ends responses at a next question, see data.stop.
+        chat: Ask in chat messages. false asks in plain text and ends responses at the next question; see data.stop.
     """
 
     def __init__(

@@ -26,18 +26,18 @@ MISSING = object()
 
 
 class BadValue(Exception):  # noqa: N818  # of one row, and none of the program's errors
-    """Why a row gives no problem, to be read after "row 7 of FILE"."""
+    """Why a row gives no problem; the text follows "row 7 of FILE"."""
 
 
 class RowReader:
-    """Makes problems of a source's rows.
+    """Makes problems from a source's rows.
 
     Args:
-        source: Says which column has what.
+        source: Maps columns to fields.
         template: The question.
         system: System message.
-        response_prefix: Beginning of every response; "" for none, also where a row has one.
-        chat: Ask in messages, and else in plain text.
+        response_prefix: Beginning of every response. "" gives none, even where a row has one.
+        chat: Ask in chat messages, otherwise in plain text.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ def _check_image(file: Path | BytesIO, name: str) -> None:
             warnings.simplefilter("ignore")  # of large pictures, which the limit below is about
             with Image.open(file, formats=IMAGE_FORMATS) as image:
                 pixels = math.prod(image.size)
-    except Exception:  # whatever broken bytes make of a parser
+    except Exception:  # a parser may raise anything on broken bytes
         raise BadValue(f"has {name}, which is no readable image ({', '.join(IMAGE_FORMATS)}); replace it") from None
     if pixels > MAX_PIXELS:
         raise BadValue(f"has {name} of {pixels} pixels, over {MAX_PIXELS}; scale it down")

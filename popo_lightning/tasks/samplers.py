@@ -12,13 +12,13 @@ from popo_lightning.core.groups import Group
 
 
 class PromptSampler(ABC):
-    """Slot: chooses problems by their place in the task's list.
+    """Slot: chooses problems by their index in the task's list.
 
-    ``start`` is called once before anything else; a sampler draws from its own generator, never from global state.
+    ``start`` is called once before anything else. A sampler draws from its own generator, never from global state.
 
     Attributes:
-        supports_async: Whether it makes sense with data.async_level 1: it does not read the policy version of groups it
-            observes.
+        supports_async: Whether the sampler works with data.async_level 1: it does not read the policy version of the
+            groups it observes.
     """
 
     supports_async: bool = True
@@ -55,9 +55,9 @@ class PromptSampler(ABC):
 
 
 class EpochSampler(PromptSampler):
-    """Every problem once per pass, in a new order each pass; ranks take turns, so none asks what another asks.
+    """Asks every problem once per pass, in a new order each pass. Ranks take turns, so no two ask the same problem.
 
-    The order of a pass follows from the seed and the pass alone, so two numbers are the whole state.
+    The seed and the pass alone determine the order, so the whole state is two numbers.
     """
 
     cursor = 0  # draws made so far by all ranks together

@@ -1,4 +1,4 @@
-"""Rows of data files and hub data sets. Files are hostile input: bounded, and an unreadable row is only that."""
+"""Rows of data files and hub data sets. Files are hostile input: sizes are bounded, and a bad row is only a bad row."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 class Columns(TypedDict, total=False):
-    """Which of a source's columns has what; a column not named here is looked for under the name on the left.
+    """Maps columns of a source to fields. A field not named here is read from the column of its own name.
 
     A dotted name reaches into nested columns: reward_model.ground_truth, or final_answer.0 for the first of a list.
 
     Args:
         prompt: Text of the problem, or chat messages.
-        answer: Gold answer. A mapping of names to columns makes a mapping of them, {numbers: nums, target: target}; a
+        answer: Gold answer. A mapping of names to columns makes a mapping of them, {numbers: nums, target: target}. A
             bare number becomes text, as in JSON rows.
-        id: Unique name of the problem; made from the row's place where there is none.
+        id: Unique name of the problem; without it the row's number is used.
         level: Difficulty, for breakdowns.
         subject: Field, for breakdowns.
         images: One image or a list: paths, or images embedded in the data set.
@@ -46,14 +46,15 @@ class Source(TypedDict, total=False):
     r"""Where rows come from. A typed dict, because a later config must replace a source, not fill its gaps.
 
     Args:
-        path: Hub data set, file (.jsonl, .json, .parquet), glob, or folder as the datasets library reads it.
+        path: Hub data set, file (.jsonl, .json, .parquet), glob, or a folder that the datasets library reads.
         config: Configuration of a hub data set.
-        split: Split of a hub data set or folder; "train" unless given.
-        columns: Which column has what.
-        answer_after: The gold answer is what follows the last such mark, without commas: "####" for GSM8K.
+        split: Split of a hub data set or folder; default "train".
+        columns: Maps columns to fields.
+        answer_after: Mark before the gold answer, such as "####" for GSM8K. The answer is the text after the last mark,
+            without commas.
         answer_boxed: The gold answer is the content of the column's last \boxed.
-        skip: Rows left out at the start.
-        limit: Rows taken at most, after those.
+        skip: Number of rows to leave out at the start.
+        limit: Maximum number of rows after those.
     """
 
     path: Required[str]
@@ -68,14 +69,14 @@ class Source(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was found.
+    """One row as read.
 
     Args:
-        source: File or data set, to be named in messages.
-        number: Its number there, from 1.
-        content: Columns and values; None where it cannot be read.
-        folder: What relative paths in it are relative to.
-        unreadable: Why it cannot be read.
+        source: File or data set, for messages.
+        number: Its number in the source, from 1.
+        content: Columns and values; None if the row cannot be read.
+        folder: Base folder of its relative paths.
+        unreadable: Why the row cannot be read.
     """
 
     source: str
@@ -237,7 +238,7 @@ def _dataset_rows(source: Source, place: Path, setting: str, skip: int, limit: i
             data = _saved_split(datasets.load_from_disk(str(place)), split)
         else:
             data = datasets.load_dataset(str(place) if local else path, config, split=split)
-    except Exception as error:  # whatever a library that downloads and parses can raise
+    except Exception as error:  # a library that downloads and parses may raise anything
         raise SettingError(_no_dataset(source, setting, local, error)) from error
     name = f"{path} ({', '.join(filter(None, (config, split)))})"
     last = len(data) if limit is None else min(len(data), skip + limit)

@@ -1,4 +1,4 @@
-"""Text with places to fill from a row. Not str.format: LaTeX braces, in the text and in a row, stay as they are."""
+"""Text with fields to fill from a row. It is not str.format: LaTeX braces, in the text and in a row, stay unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Template:
         return PLACE.sub(lambda match: value(match[1]) if match[1] else match[0], self.text)
 
     def next_question(self) -> tuple[str, ...]:
-        """What a base model writes when it goes on to another question: by custom, and by this text's own label.
+        """Strings with which a base model begins another question: the usual ones, and this text's own label.
 
         The label is what stands before the first place on its line, if it ends in a colon.
         """

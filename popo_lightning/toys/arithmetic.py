@@ -1,6 +1,6 @@
 """Small sums, asked in chat messages: a task within reach of a pretrained model of 135M parameters.
 
-The messages show one worked problem, ``2 + 3`` and ``2 + 3 = 5``, and then ask another. A model so small follows an
+The messages show one worked problem, ``2 + 3`` and ``2 + 3 = 5``, and then ask another. So small a model follows an
 example where it ignores an instruction. Problems are enumerated, not downloaded.
 """
 
@@ -37,17 +37,17 @@ def verify_result(answer: Any, text: str) -> dict[str, float]:
 class Arithmetic(Task):
     """Sums, differences and products of small numbers, split into train and held-out by a hash of the problem.
 
-    Held out means held out in either order: a problem whose terms swap places shares the hash of its mirror image.
+    A problem is held out in either order: a problem with swapped terms has the same hash.
 
     Args:
-        kinds: What is asked, of a+b, a-b, a*b, a+b+c and a+b-c. The kind is the level in breakdowns.
-        smallest_number: Numbers begin here.
-        largest_number: Numbers end here. Results below zero are never asked for.
-        problems_per_kind: Train problems of each kind at most, chosen by hash.
-        held_out_per_kind: Held-out problems of each kind.
-        held_out_share: Share of all problems kept out of training.
-        system: System message; null for none. Without one, chat templates may put in a longer one of their own, which
-            an empty one keeps out; some templates refuse any.
+        kinds: Kinds of problems: a+b, a-b, a*b, a+b+c and a+b-c. The kind is the level in breakdowns.
+        smallest_number: Smallest number in a problem.
+        largest_number: Largest number in a problem. Problems with a negative result are never asked.
+        problems_per_kind: Maximum number of training problems per kind, chosen by hash.
+        held_out_per_kind: Number of held-out problems per kind.
+        held_out_share: Fraction of all problems kept out of training.
+        system: System message; null for none. Without one, some chat templates insert a longer one of their own; an
+            empty message prevents that. Some templates refuse any.
     """
 
     verify = staticmethod(verify_result)

@@ -119,19 +119,19 @@ def counts_of(numbers: int | Sequence[int]) -> list[int]:
 class CountdownSteps(Task):
     """Every solvable problem over small numbers, split into train and held-out by a hash of the problem.
 
-    Held out means held out as a problem: sorted numbers and target, whatever their order in the prompt.
+    A problem is held out by its sorted numbers and target, in any order of the prompt.
 
     Args:
-        numbers: How many numbers a problem has, 2 to 5; or several such counts, of which each gives equally many
-            problems (as many as the one that has the fewest).
+        numbers: Count of numbers per problem, 2 to 5, or a list of counts. Each count in a list gives equally many
+            problems (as many as the count with the fewest).
         largest_number: Numbers are drawn from 1 to this.
-        operations: Which of ``+-*/`` may be used; division must come out whole.
+        operations: Allowed operations of ``+-*/``; division must give a whole number.
         largest_target: Targets are 1 to this.
         held_out_problems: Size of the held-out benchmark.
-        held_out_share: Share of all problems kept out of training.
-        min_ways: Problems with fewer ways to write a solution are left out: the more ways, the easier.
-        orders: In how many orders of its numbers a train problem is asked, each a prompt of its own.
-        seed: Decides the orders.
+        held_out_share: Fraction of all problems kept out of training.
+        min_ways: Minimum number of ways to write a solution. The more ways, the easier the problem.
+        orders: Number of orders in which the numbers of a training problem are asked, each as its own prompt.
+        seed: Seed of the orders.
     """
 
     verify = staticmethod(verify_steps)

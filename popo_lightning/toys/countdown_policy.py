@@ -1,7 +1,7 @@
-"""A tiny policy from scratch for the embedded task, built on first use and kept in a cache.
+"""A tiny policy trained from scratch for the embedded task, built on first use and cached.
 
-The result is an ordinary transformers folder (Llama weights, config, tokenizer): everything after this file treats
-it like any other model.
+The result is an ordinary transformers folder (Llama weights, config, tokenizer). Later code treats it like any other
+model.
 """
 
 from __future__ import annotations
@@ -79,26 +79,26 @@ def symbol_tokenizer(symbols: Sequence[str], **special: Any) -> Any:
 
 
 class CountdownWarmStart(WarmStart):
-    """A small Llama that writes well-formed Countdown steps and is right now and then.
+    """A small Llama that writes well-formed Countdown steps and is sometimes correct.
 
-    It is trained on random true equations over the numbers of train problems, of which a share reaches the target
-    asked for. What is left to learn, reaching the target, is what reinforcement learning is for.
+    It is trained on random true equations over the numbers of training problems. A fraction of these equations reaches
+    the target. Reinforcement learning has to teach the rest: reaching the target.
 
     Args:
-        right: Share of the training examples whose steps reach the target.
-        examples: Training examples seen, counted with repetition.
+        right: Fraction of the training examples whose steps reach the target.
+        examples: Number of training examples, counted with repetition.
         hidden_size: Width of the Llama.
         layers: Depth of the Llama.
         heads: Attention heads; hidden_size / heads must be 32, 64, 80, 96, 112, 128 or 256 for vLLM on a CPU.
         intermediate_size: Width of its feed-forward layers.
-        learning_rate: Peak AdamW learning rate, warmed up over 5% of the steps and decayed to zero by a cosine.
+        learning_rate: Peak AdamW learning rate, with a warm-up over 5% of the steps and cosine decay to zero.
         batch_size: Examples per step.
-        seed: Decides weights and examples.
-        numbers: As data.task.numbers of CountdownSteps.
-        largest_number: As data.task.largest_number.
-        operations: As data.task.operations.
-        held_out_share: As data.task.held_out_share; held-out problems are never trained on.
-        device: Where it is built, such as cpu or cuda. Weights built on different devices differ by rounding.
+        seed: Seed of weights and examples.
+        numbers: Same as data.task.numbers of CountdownSteps.
+        largest_number: Same as data.task.largest_number.
+        operations: Same as data.task.operations.
+        held_out_share: Same as data.task.held_out_share; held-out problems are never trained on.
+        device: Device to build it on, such as cpu or cuda. Weights built on different devices differ by rounding.
     """
 
     name = "countdown-llama"

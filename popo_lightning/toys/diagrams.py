@@ -1,7 +1,7 @@
-"""Small line drawings with numbers in them: what a policy has to read to solve a drawn problem.
+"""Small line drawings with numbers, which a policy has to read to solve a drawn problem.
 
 Black on white, digits in one fixed shape, not to scale. Every side is a multiple of 28 pixels, the square that
-Qwen2.5-VL turns into one token, so that no image is resized on its way to the policy.
+Qwen2.5-VL turns into one token, so no image is resized on its way to the policy.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ GLYPHS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A kind of drawing, before it is moved about.
+    """A kind of drawing, before its corners are moved.
 
     Args:
         size: Width and height in pixels, multiples of 28.
-        corners: Named points. They move from drawing to drawing; those on one height or one upright line stay on one.
+        corners: Named points. They move from drawing to drawing; points on one horizontal or vertical line stay on it.
         lines: Pairs of corners, a letter each.
-        places: Middle of each label, in the order of the labels. Across a multiple of 14 and down 7 more than one, so
-            that each of two digits lies in one patch of the vision tower, wherever the label moves.
+        places: Centre of each label, in the order of the labels. Horizontally a multiple of 14, vertically 7 more than
+            one, so each of two digits lies in one patch of the vision tower, wherever the label moves.
     """
 
     size: Point

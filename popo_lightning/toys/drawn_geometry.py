@@ -47,12 +47,12 @@ STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
 
 @dataclass(frozen=True)
 class Kind:
-    """What is drawn, what is asked, and how it is solved.
+    """A kind of problem: its drawing, its question and its solution.
 
     Args:
-        question: Text behind the image.
+        question: Text after the image.
         figure: The drawing.
-        labels: What stands at the figure's places; ``a`` and ``b`` are the numbers.
+        labels: Labels at the figure's places; ``a`` and ``b`` are the numbers.
         formula: Solves it.
         numbers: All numbers it is asked with.
     """
@@ -140,14 +140,14 @@ def verify_drawn(answer: Any, text: str) -> dict[str, float]:
 class DrawnGeometry(Task):
     """Angles, areas, perimeters and sides from diagrams, split into train and held-out by a hash of the numbers.
 
-    Held out means held out as a problem: the kind and its sorted numbers, in whatever drawing. Every kind is asked
-    equally often; a kind with few numbers is drawn more often with each.
+    A problem is held out by its kind and sorted numbers, in every drawing. Every kind is asked equally often; a kind
+    with few numbers has more drawings of each.
 
     Args:
-        kinds: Names of the kinds asked; "hypotenuse" and "leg" are there too.
-        problems_per_kind: Train problems of each kind.
+        kinds: Names of the kinds asked; "hypotenuse" and "leg" are also available.
+        problems_per_kind: Number of training problems per kind.
         held_out_problems: Size of the held-out benchmark, over all kinds.
-        held_out_share: Share of each kind's numbers kept out of training.
+        held_out_share: Fraction of each kind's numbers kept out of training.
     """
 
     verify = staticmethod(verify_drawn)

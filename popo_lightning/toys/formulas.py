@@ -1,4 +1,4 @@
-"""Calculations with the numbers of a diagram, right ones and the mistakes one makes instead: numbers in, steps out."""
+"""Calculations with the numbers of a diagram, correct ones and typical mistakes: numbers in, steps out."""
 
 from __future__ import annotations
 

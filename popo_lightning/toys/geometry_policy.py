@@ -108,25 +108,25 @@ def wrong_steps(kind: str, numbers: Numbers, usual: float, draw: random.Random) 
 
 
 class GeometryWarmStart(WarmStart):
-    """A small Qwen2.5-VL that reads the numbers of a diagram, and calculates something with them.
+    """A small Qwen2.5-VL that reads the numbers of a diagram and calculates something with them.
 
-    It is trained on true equations over the numbers of train problems, of which a share is what was asked for. What is
-    left to learn, which calculation answers which diagram, is what reinforcement learning is for.
+    It is trained on true equations over the numbers of training problems. A fraction of them calculates what is asked.
+    Reinforcement learning has to teach the rest: which calculation answers which diagram.
 
     Args:
-        right: Share of the training examples that calculate what is asked.
-        usual_mistake: Share of the others that make the same mistake for all diagrams of a kind.
-        examples: Training examples seen, each newly drawn.
+        right: Fraction of the training examples that calculate what is asked.
+        usual_mistake: Fraction of the other examples that make the same mistake for all diagrams of a kind.
+        examples: Number of training examples, each newly drawn.
         hidden_size: Width of the language model; a multiple of 32, which is the width of a head.
         layers: Depth of the language model.
         intermediate_size: Width of its feed-forward layers.
         vision_hidden_size: Width of the vision tower; a multiple of 32, which is the width of a head.
         vision_layers: Depth of the vision tower.
-        learning_rate: Peak AdamW learning rate, warmed up over 5% of the steps and decayed to zero by a cosine.
+        learning_rate: Peak AdamW learning rate, with a warm-up over 5% of the steps and cosine decay to zero.
         batch_size: Examples per step.
-        seed: Decides weights and examples.
-        kinds: As data.task.kinds of DrawnGeometry.
-        held_out_share: As data.task.held_out_share; held-out problems are never trained on.
+        seed: Seed of weights and examples.
+        kinds: Same as data.task.kinds of DrawnGeometry.
+        held_out_share: Same as data.task.held_out_share; held-out problems are never trained on.
     """
 
     name = "geometry-qwen2.5-vl"

@@ -1,4 +1,4 @@
-"""An auxiliary task for a vision tower that has to learn to read from nothing."""
+"""An auxiliary task for a vision tower that has to learn to read from scratch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Glyph = tuple[str, int, int]  # symbol, column and row in patches
 
 
 class GlyphReader(torch.nn.Module):
-    """Teaches the vision tower to tell the symbols apart, and is thrown away with the warm start.
+    """Trains the vision tower to tell the symbols apart; it is discarded after the warm start.
 
-    It names the symbol in each of the four patches of a token from the tower's output. Without it, image and language
-    wait for each other: hundreds of steps pass in which the language model learns to do without the image.
+    It predicts the symbol in each of the four patches of a token from the tower's output. Without it, image and
+    language wait for each other: for hundreds of steps the language model learns to ignore the image.
     """
 
     def __init__(self, width: int) -> None:

@@ -1,4 +1,4 @@
-"""Which problems are held out, by what they are."""
+"""Decides which problems are held out, from their content."""
 
 from __future__ import annotations
 

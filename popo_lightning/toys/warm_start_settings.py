@@ -1,4 +1,4 @@
-"""Sizes of the tiny policies that no transformer can have, or no machine that builds one for a test can hold."""
+"""Refuses sizes of the tiny policies that no transformer can have, or that exceed a test machine's memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer steps that would break the policy: skipped, counted, and after a few in a row the end of the run."""
+"""Skips and counts optimizer steps that would break the policy, and ends the run after several in a row."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class FiniteSteps:
-    """Decides on all ranks alike whether a step is taken, and ends a run that takes none any more.
+    """Decides for all ranks together whether a step is taken, and ends a run after too many skipped steps.
 
-    A skipped step leaves weights, optimizer, scheduler and everything that follows the weights as they were.
+    A skipped step changes neither weights, optimizer and scheduler nor anything that follows the weights.
 
     Args:
-        limit: Steps skipped in a row that end the run.
+        limit: Number of consecutive skipped steps that ends the run.
 
     Attributes:
-        in_a_row: Steps skipped since the last one that was taken; in the checkpoint.
+        in_a_row: Steps skipped since the last one that was taken; part of the checkpoint.
 
     Raises:
         SettingError: The limit is below 1.

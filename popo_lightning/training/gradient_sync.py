@@ -1,4 +1,4 @@
-"""When ranks exchange gradients: once an optimizer step, with its last backward pass, where the strategy allows it."""
+"""When ranks reduce gradients: once per optimizer step, with its last backward pass, if the strategy allows it."""
 
 from __future__ import annotations
 

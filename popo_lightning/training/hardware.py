@@ -1,4 +1,4 @@
-"""What cards can do at best, and the memory that was needed on them."""
+"""Peak performance of known GPUs, and the peak memory used."""
 
 from __future__ import annotations
 

@@ -18,14 +18,14 @@ from popo_lightning.training.token_sums import TokenSums
 
 @dataclass
 class MinibatchLoss:
-    """Adds up what a minibatch's rows cost, and the numbers of its tokens for the log.
+    """Sums the losses of a minibatch's rows, and the statistics of its tokens for the log.
 
-    All of it stays on the device until :meth:`outputs`: to wait for it after each micro-batch leaves a GPU idle.
+    Everything stays on the device until :meth:`outputs`, because waiting after each micro-batch leaves a GPU idle.
 
     Args:
         policy: The PolicyModule that scores rows.
-        objective: For this minibatch.
-        minibatch: Which one.
+        objective: Objective of this minibatch.
+        minibatch: The minibatch.
         size: Denominator of the objective, over micro-batches and ranks.
         tokens: Denominator of the value loss.
     """

@@ -1,4 +1,4 @@
-"""Floating-point operations that training on a row of tokens takes, counted as everybody counts them."""
+"""Floating-point operations of training on a row of tokens, counted by the usual convention."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as transfo
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Of the forward and backward passes of a language model.
+    """Floating-point operations of a language model's forward and backward passes.
 
     A token of a row of L tokens takes 6 operations for each parameter that multiplies it, and 12 x width x L for the
-    attention of each layer (2204.02311, appendix B). That is a convention: the causal half of attention is not taken
-    off, the head counts at every token, and what is computed twice (recomputation) or saved (a prompt that several
-    responses share) makes no difference. Input embeddings and a vision tower do not count; of experts those that a
-    token goes through do.
+    attention of each layer (2204.02311, appendix B). This is a convention: the causal half of attention is not
+    subtracted, the head counts at every token, and recomputation and shared prompts make no difference. Input
+    embeddings and a vision tower do not count; of a mixture of experts, only a token's active experts count.
 
     Args:
-        parameters: That multiply a token: all but the input embedding, with the head.
-        layers: That attend to all earlier tokens.
-        windowed_layers: That attend to the last `window` tokens.
-        window: In tokens; 0 without windowed layers.
-        width: Of a layer's attention: heads x head size, the mean of that of keys and that of values.
+        parameters: Parameters that multiply a token: all but the input embedding, with the head.
+        layers: Number of layers that attend to all earlier tokens.
+        windowed_layers: Number of layers that attend to the last `window` tokens.
+        window: Window in tokens; 0 without windowed layers.
+        width: Width of a layer's attention: heads x head size, the mean of that of keys and that of values.
     """
 
     parameters: float

@@ -1,4 +1,4 @@
-"""The optimizer over policy and critic: fused where nobody decided otherwise, and what a resumed run's obeys."""
+"""The optimizer over policy and critic: fused unless a setting says otherwise, with its settings on resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users compare trainers by: tokens a second, model FLOPs utilisation, memory."""
+"""Throughput metrics: tokens per second, model FLOPs utilization, memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Worker:
-    """What a rank trains on.
+    """The hardware of a rank.
 
     Args:
-        device: Its own.
-        flops: Of the model; None: unknown.
-        peak: TFLOP/s that the device reaches at best; None: unknown, or without flops of no use.
+        device: Its device.
+        flops: Floating-point operations of the model; None if unknown.
+        peak: Peak TFLOP/s of the device; None if unknown or not needed.
     """
 
     device: torch.device
@@ -81,7 +81,7 @@ def throughput_metrics(steps: Sequence[dict[str, float]], ranks: Sequence[dict[s
     perf/throughput divides by the seconds of the whole iteration and by the number of cards.)
 
     `throughput/mfu`: operations of the forward and backward passes on these rows, as :class:`ModelFlops` counts them,
-    over what the cards of all ranks could at best in the same seconds, in bfloat16 whatever is computed in. Absent
+    over the peak of all ranks' cards in the same seconds, always in bfloat16. Absent
     where a card's peak is neither known nor given.
 
     `memory/peak_gib`: most memory of any rank since the iteration before, as :func:`take_peak_memory` measures it.

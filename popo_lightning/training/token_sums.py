@@ -1,4 +1,4 @@
-"""Sums over the response tokens of an iteration, made on the device, and the metrics that follow from them."""
+"""Sums over an iteration's response tokens, computed on the device, and the metrics derived from them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SUMS = (*MAXIMA, "clipped", "capped", "entropy", "gaps", "weight_raw_squared")
 
 @dataclass
 class AgeSums:
-    """Of the tokens of one age, or of several.
+    """Sums over the tokens of one age, or of several.
 
     Args:
-        tokens: How many.
-        sums: (8,) float64, named by SUMS: gap is its absolute value, gaps are the tokens that have one.
+        tokens: Number of tokens.
+        sums: (8,) float64, named by SUMS. gap is an absolute value; gaps counts the tokens that have one.
         maxima: (3,) float64, named by MAXIMA.
     """
 
@@ -52,15 +52,15 @@ class AgeSums:
 
 
 class TokenSums:
-    """What is known of some response tokens: micro-batches are added, minibatches merged.
+    """Statistics of response tokens: micro-batches are added, minibatches merged.
 
-    Nothing here waits for the device before :meth:`to_plain`, and the size does not depend on the number of tokens but
-    for the two samples of raw weights, which are bounded. Rows of age 0 are the fresh ones.
+    Nothing here waits for the device before :meth:`to_plain`. The size does not depend on the number of tokens, except
+    for the two bounded samples of raw weights. Rows of age 0 are the fresh ones.
 
     Attributes:
         ages: Sums by age in policy versions.
         fresh_weights: Sample of the raw weights of fresh rows.
-        replayed_weights: The same of all other rows.
+        replayed_weights: Sample of the raw weights of all other rows.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Verifiers: a gold answer and a response in, reward parts out. Free of torch, for the grading processes."""
+"""Verifiers: map a gold answer and a response to reward components. Free of torch, for the grading processes."""

@@ -1,4 +1,4 @@
-"""The slot a verifier fills."""
+"""The slot of a verifier."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from popo_lightning.core.errors import SettingError
 
 
 class Verifier(ABC):
-    """Grades responses, in a grading process: picklable, importable without torch, and never executing what it reads.
+    """Grades responses in a grading process: picklable, importable without torch, and never executes its input.
 
-    Whatever it raises, and whatever takes too long, is reward 0 and counted; a verifier need not catch anything.
+    An exception or a timeout gives reward 0 and is counted, so a verifier need not catch anything.
     """
 
     @abstractmethod
@@ -24,7 +24,7 @@ class Verifier(ABC):
 
         Returns:
             "score", which trains; "acc", 1 for a right answer and else 0, which evaluates; "format", 1 where the
-            answer could be found, and else 0; and whatever else should be logged. A bare number is the score.
+            answer could be found, and else 0; and other numbers to log. A bare number is the score.
         """
 
     def check_answer(self, answer: Any) -> None:  # noqa: B027  # most answers need no check

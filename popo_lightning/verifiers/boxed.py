@@ -1,4 +1,4 @@
-"""Where a response says its answer: the last box, the last answer tag, the part after the thinking."""
+"""Finds the answer in a response: the last box, the last answer tag, the text after the thinking."""
 
 from __future__ import annotations
 

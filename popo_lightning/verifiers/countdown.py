@@ -1,6 +1,6 @@
 """The verifier of Countdown as TinyZero poses it: one expression between answer tags.
 
-Standard library only and no parser but its own, so that a grading process starts at once and runs nothing it reads.
+Standard library only, with its own parser, so a grading process starts at once and executes nothing it reads.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])", re.ASCII)
 
 
 class CountdownVerifier(Verifier):
-    r"""Right where the last `<answer>...</answer>` uses each number exactly once and its value is exactly the target.
+    r"""Correct if the last `<answer>...</answer>` uses each number exactly once and its value is exactly the target.
 
     The gold is `{"numbers": [...], "target": int}`. Expressions have `+ - * /`, parentheses and signs (`-3+5`, as in
-    Python, where TinyZero evaluates them). As there, `= target` after the expression is wrong: it is one number more.
-    Unlike there, values are exact fractions, the tag may stand on any line, `×`, `·`, `÷`, `−`, `\times`, `\cdot` and
-    `\div` are operators too, and `2**3`, `7//2` and `1.5` for the numbers 1 and 5 are wrong.
+    Python, where TinyZero evaluates them). As there, `= target` after the expression is wrong, because it is one number
+    more. Unlike there, values are exact fractions, the tag may stand on any line, `×`, `·`, `÷`, `−`, `\times`, `\cdot`
+    and `\div` are operators too, and `2**3`, `7//2` and `1.5` for the numbers 1 and 5 are wrong.
 
-    Parts: acc 1 where right, format 1 where there is an answer tag, score 1 where right, else
+    Components: acc is 1 if correct, format is 1 if there is an answer tag, score is 1 if correct, otherwise
     format_reward * format.
 
     Args:
-        format_reward: Score of a wrong answer between answer tags, from 0 to below 1.
+        format_reward: Score of a wrong answer between answer tags, at least 0 and below 1.
     """
 
     def __init__(self, format_reward: float = 0.1) -> None:

@@ -1,4 +1,4 @@
-"""The verifier of geometry with a diagram (Geometry3K), by the recipe of MoPPS."""
+"""The verifier of geometry with a diagram (Geometry3K), following MoPPS."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _OTHER_SIGN = re.compile(r"%|\\\$|[€£₹¥¢°]|\\circ")
 
 
 class GeometryVerifier(Verifier):
-    r"""Right where the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
+    r"""Correct if the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
 
-    Compared as by `MathVerifier`, with units of length and area dropped. A choice letter alone is
-    no answer.
+    Answers are compared as by `MathVerifier`, with units of length and area dropped. A choice letter alone is no
+    answer.
 
-    Parts: acc 1 where right; format 1 for `<think>...</think>` and then a box; score 1 where right and else
-    format_reward * format.
+    Components: acc is 1 if correct, format is 1 for `<think>...</think>` followed by a box, score is 1 if correct,
+    otherwise format_reward * format.
 
     Args:
-        format_reward: Score of a wrong answer in the right format, from 0 to below 1.
+        format_reward: Score of a wrong answer in the right format, at least 0 and below 1.
     """
 
     def __init__(self, format_reward: float = 0.1) -> None:

@@ -17,17 +17,18 @@ MAX_GOLDS = 64
 
 
 class MathVerifier(Verifier):
-    r"""Right where the last `\boxed{...}` of the response is the gold answer; see `equality` for when it is.
+    r"""Correct if the last `\boxed{...}` of the response equals the gold answer, as `equality` defines it.
 
-    The gold is a string, or a list of strings any of which is right. Several values that are all wanted are one string,
-    `1,-2`. The box must follow `</think>` where the response has that tag.
+    The gold is a string, or a list of strings of which any is correct. Several values that are all required are one
+    string, `1,-2`. The box must follow `</think>` if the response has that tag.
 
-    Parts: acc 1 where right, format 1 where there is a box, score 1 where right and else format_reward * format.
+    Components: acc is 1 if correct, format is 1 if there is a box, score is 1 if correct, otherwise format_reward *
+    format.
 
     Args:
-        format_reward: Score of a wrong answer in a box, from 0 to below 1. Above 0 it makes a group effective whose
-            responses differ only in having a box.
-        require_think: Whether a response without `</think>` is wrong, as for models that always think in tags.
+        format_reward: Score of a wrong answer in a box, at least 0 and below 1. Above 0, a group whose responses differ
+            only in having a box is effective.
+        require_think: Count a response without `</think>` as wrong, for models that always think in tags.
     """
 
     def __init__(self, format_reward: float = 0.0, require_think: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The scorers of reasoning-gym, those that only read."""
+"""The scorers of reasoning-gym, except those that execute their input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import last_answer_tag
 
-# Names that let text become a program. A scorer in whose module one occurs is not called, whatever it is used for.
+# Names that let text become a program. A scorer whose module contains one is never called.
 EXECUTING = {
     "compile",
     "eval",
@@ -30,17 +30,17 @@ EXECUTING = {
 
 
 class ReasoningGymVerifier(Verifier):
-    """Grades the last ``<answer>...</answer>`` by the data set's own scorer, where that scorer only reads.
+    """Grades the last ``<answer>...</answer>`` with the data set's own scorer, if that scorer only reads.
 
-    Several of reasoning-gym's scorers (countdown, puzzle24 and others in 0.1.25) run SymPy's parser, which is eval,
-    on what the policy wrote. Those are never called: there an answer is right where it equals the gold answer but for
-    spaces and case, which misses other right answers. For Countdown use CountdownVerifier.
+    Several of reasoning-gym's scorers (countdown, puzzle24 and others in 0.1.25) run SymPy's parser, which is eval, on
+    the policy's text. Those are never called. For these data sets an answer is correct if it equals the gold answer up
+    to spaces and case, which misses other correct answers. For Countdown use CountdownVerifier.
 
-    Parts: acc 1 where the scorer gives 1, format 1 where there is an answer, score what the scorer gives, and at least
-    format_reward where there is an answer.
+    Components: acc is 1 if the scorer gives 1, format is 1 if there is an answer, score is the scorer's, and at least
+    format_reward if there is an answer.
 
     Args:
-        format_reward: Least score of an answer, from 0 to below 1.
+        format_reward: Minimum score of an answer, at least 0 and below 1.
     """
 
     def __init__(self, format_reward: float = 0.0) -> None:

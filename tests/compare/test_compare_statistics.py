@@ -45,7 +45,7 @@ def test_95_percent_of_the_intervals_hold_the_mean(n: int, bootstrap: float) -> 
     assert covered_by(np.array([each.low for each in found]), np.array([each.high for each in found])) == pytest.approx(
         0.95, abs=0.007
     )
-    assert covered_by(*percentile_bootstrap(values)) == pytest.approx(bootstrap, abs=0.015)  # far from .95
+    assert covered_by(*percentile_bootstrap(values)) == pytest.approx(bootstrap, abs=0.015)  # far from 0.95
 
 
 @pytest.mark.parametrize("n", [3, 5])
@@ -58,7 +58,7 @@ def test_95_percent_of_the_paired_differences_hold_the_true_one(n: int) -> None:
         ours, theirs = seeds + 0.03 + random.normal(scale=0.01, size=n), seeds
         found.append(paired(dict(enumerate(ours.tolist())), dict(enumerate(theirs.tolist()))))
     held = sum(each.low <= 0.03 <= each.high for each in found) / len(found)
-    assert held == pytest.approx(0.95, abs=0.014)  # its standard error is .004
+    assert held == pytest.approx(0.95, abs=0.014)  # its standard error is 0.004
 
 
 @pytest.mark.parametrize(

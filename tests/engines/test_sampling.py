@@ -90,7 +90,7 @@ def test_greedy_and_cut_tails() -> None:
     tokens, logps = drawn(logits, uniform, Sampling(1, top_k=2))
     assert set(tokens.tolist()) == {1, 3}
     torch.testing.assert_close(logps, logits[[1, 3]].log_softmax(-1)[(tokens - 1) // 2])
-    tokens, _ = drawn(logits, uniform, Sampling(1, top_p=0.7))  # shares are .64 and .24 at the top
+    tokens, _ = drawn(logits, uniform, Sampling(1, top_p=0.7))  # shares are 0.64 and 0.24 at the top
     assert set(tokens.tolist()) == {1, 3}
 
 

@@ -17,7 +17,7 @@ from popo_lightning.replay.buffer import GroupReplayBuffer
 
 DULL = (1.0, 1.0)
 # behave is -0.5 at every token; of the 4 tokens of a group one has moved to weight w and three stayed:
-# ESS = (3 + w)^2 / (4 (3 + w^2)), which is .893 for w = 2 and .75 for w = 3
+# ESS = (3 + w)^2 / (4 (3 + w^2)), which is 0.893 for w = 2 and 0.75 for w = 3
 MOVED = {0: 1.0, 1: 2.0, 2: 3.0}
 ESS = {0: 1.0, 1: 25 / 28, 2: 36 / 48}
 

@@ -150,7 +150,7 @@ def test_restarts_are_counted_and_prefixes_retire() -> None:
     composer.compose(at(3, fresh, Restarts(d=(1.0, 0.0), a=(0.0, 0.0))))
     assert sorted(composer._stored) == ["c", "d"]  # a was solved from its prompt
     composer.compose(at(4, solved, Restarts(d=(1.0, 0.0), c=(0.0, 0.0))))
-    assert sorted(composer._stored) == ["d"]  # c: 1/6 < .2
+    assert sorted(composer._stored) == ["d"]  # c: 1/6 < 0.2
 
 
 def test_a_problem_that_fails_again_gives_a_new_prefix_unless_the_old_one_is_promising() -> None:
@@ -253,7 +253,7 @@ def test_half_of_each_group_restarts_inside_the_other_half() -> None:
     assert ids(found) == [1, 2, 1001, 1002]
     assert [each.subtree_rewards.tolist() for each in found[:2] if each.subtree_rewards is not None] == [[1, 1], [0, 1]]
     assert [each.subtree_rewards for each in found[2:]] == [None, None]
-    # subtree of a: 0 0 0 1 1, mean .4; of b: 0 1 0 0 1; b's child 0 1, mean .5; a's child is all right
+    # subtree of a: 0 0 0 1 1, mean 0.4; of b: 0 1 0 0 1; b's child 0 1, mean 0.5; a's child is all right
     worth = [[round(float(a), 6) for a in TreeBaseline("mean").for_group(each, "score")] for each in found]
     assert worth == [[-0.4, -0.4, -0.4], [-0.4, 0.6, -0.4], [0, 0], [-0.5, 0.5]]
 

@@ -100,7 +100,7 @@ def test_a_failed_group_gets_a_stored_success_of_its_own_problem() -> None:
     assert marks(helped.responses) == [2, 101, 102, 103]
     assert [each.version for each in helped.responses] == [0, None, None, None]
     assert (helped.id, helped.version, helped.advantages, helped.loss_weight) == (2, 1, None, 1.0)
-    # rewards 1 0 0 0: mean .25, unbiased std .5, so (1 - .25) / .5 and -.25 / .5
+    # rewards 1 0 0 0: mean 0.25, unbiased std 0.5, so (1 - 0.25) / 0.5 and -0.25 / 0.5
     assert GroupNormalized(eps=0.0).for_group(helped, "score") == pytest.approx([1.5, -0.5, -0.5, -0.5])
     assert [row.fresh for row in Minibatch([helped], 1, 0).rows()] == [False, True, True, True]
     assert [row.age for row in Minibatch([helped], 1, 0).rows()] == [1, 0, 0, 0]
@@ -114,9 +114,9 @@ def test_a_failed_group_gets_a_stored_success_of_its_own_problem() -> None:
         ((0.19, 0.19, 0.19, 0.19), True),
         ((0.21, 0.21, 0.21, 0.21), False),  # alike, and not low
         ((1.0, 1.0, 1.0, 1.0), False),
-        ((0.0, 0.0, 0.0, 0.3), False),  # low, and not alike: std .13
-        ((0.0, 0.0, 0.09, 0.09), True),  # std of the population .045, unbiased .052
-        ((0.0, 0.0, 0.11, 0.11), False),  # .055
+        ((0.0, 0.0, 0.0, 0.3), False),  # low, and not alike: std 0.13
+        ((0.0, 0.0, 0.09, 0.09), True),  # std of the population 0.045, unbiased 0.052
+        ((0.0, 0.0, 0.11, 0.11), False),  # 0.055
     ],
 )
 def test_which_groups_have_failed(scores: tuple[float, ...], helped: bool) -> None:
@@ -225,7 +225,7 @@ def test_what_each_retrieval_takes() -> None:
         replayed = compose(stocked(small(retrieval=retrieval), *scores), 9, fresh)[1]
         found[retrieval] = sorted(marks(replayed.responses))
     assert found["recent"] == [300, 400, 500]
-    assert found["reward"] == [0, 100, 300]  # 1, 1, .5
+    assert found["reward"] == [0, 100, 300]  # 1, 1, 0.5
     assert found["all"] == [0, 100, 200, 300, 400, 500]
     # 1 1 0 and 1 0 0 both have a variance of 2/9; the first has the greater sum
     assert sorted(scores[mark // 100] for mark in found["variance"]) == [0.0, 1.0, 1.0]
@@ -294,7 +294,7 @@ def test_the_loss_is_that_of_both_sources_by_hand() -> None:
     )
     objective = Objective(NoCorrection(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
     loss, _ = objective(inputs, objective.aggregation.size(torch.tensor([2, 2, 2, 2])))
-    # fresh: A = -.5, .5 at ratio 1, which cancel. Replayed: A = .5 at 1.2, where e^.4 is clipped, and -.5 at e^.4.
+    # fresh: A = -0.5, 0.5 at ratio 1, which cancel. Replayed: A = 0.5 at 1.2, e^0.4 is clipped, and -0.5 at e^0.4.
     assert float(loss) == pytest.approx(0.5 * (-0.5 * 1.2 + 0.5 * exp(0.4)) / 4)
 
 

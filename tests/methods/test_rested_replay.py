@@ -15,7 +15,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.methods.popo_rested import RestedReplay
 
 DULL = (1.0, 1.0)
-FAR = {2: 3.0}  # weight of one of the four tokens of group 2: ESS = (3 + 3)^2 / (4 (3 + 9)) = .75
+FAR = {2: 3.0}  # weight of one of the four tokens of group 2: ESS = (3 + 3)^2 / (4 (3 + 9)) = 0.75
 
 
 def present(groups: Sequence[Group]) -> list[list[Tensor]]:

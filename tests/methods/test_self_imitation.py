@@ -21,8 +21,8 @@ from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import NoCorrection
 
-HARD = (1.0, 0.0, 0.0, 0.0)  # unbiased std .5: standardised 1.5 and -.5
-EVEN = (1.0, 1.0, 0.0, 0.0)  # std .577: .866
+HARD = (1.0, 0.0, 0.0, 0.0)  # unbiased std 0.5: standardised 1.5 and -0.5
+EVEN = (1.0, 1.0, 0.0, 0.0)  # std 0.577: 0.866
 WRONG = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -63,7 +63,7 @@ def test_the_baseline_leaves_the_current_groups_out() -> None:
     (*_, replayed) = compose(composer, 1, *fresh)
     assert marks([replayed]) == [[0]]
     assert replayed.advantages is not None and replayed.advantages.tolist() == [0.875]
-    assert composer.report()["replay/baseline"] == 1.0  # of .125, 1, 1
+    assert composer.report()["replay/baseline"] == 1.0  # of 0.125, 1, 1
 
 
 def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
@@ -72,10 +72,10 @@ def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
     assert compose(composer, 0, *first) == first
     assert composer.report()["replay/stored_responses"] == 2  # not the even group's
     second = [marked(3, 1, (0.0, 0.4, 0.0, 0.0)), marked(4, 1, (1.0, 1.0, 1.0, 1.0))]
-    assert compose(composer, 1, *second) == second  # 2 kept, 3 needed; the .4 makes three
+    assert compose(composer, 1, *second) == second  # 2 kept, 3 needed; the 0.4 makes three
     third = [marked(5, 2, (0.0, 0.0, 0.0, 0.0)), marked(6, 2, EVEN)]
     found = compose(composer, 2, *third)
-    # group means: .25 .5 .25 | .1 1; sorted .1 .25 .25 .5 1: median .25. The .4 is worth .15.
+    # group means: 0.25 0.5 0.25 | 0.1 1; sorted 0.1 0.25 0.25 0.5 1: median 0.25. The 0.4 is worth 0.15.
     assert found[:2] == third
     assert ids(found[2:]) == [0, 2, 3] and marks(found[2:]) == [[0], [203], [301]]
     assert torch.cat([each.advantages for each in found[2:] if each.advantages is not None]).tolist() == pytest.approx(
@@ -85,14 +85,14 @@ def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
     assert composer.report() == {
         "replay/replayed_responses": 3,
         "replay/stored_responses": 0,
-        "replay/baseline": pytest.approx(0.25),  # with 0 and .5 too
+        "replay/baseline": pytest.approx(0.25),  # with 0 and 0.5 too
     }
     assert len(compose(composer, 3, marked(7, 3, EVEN))) == 1  # what was replayed has left
 
 
 def test_only_what_is_above_the_baseline_is_replayed() -> None:
     composer = SPEAR(start=2, warm_up=0)
-    ordinary = [marked(i, 0, (0.6, 0.6, 0.6, 0.6)) for i in (2, 3, 4)]  # which makes .6 the median, and none is kept
+    ordinary = [marked(i, 0, (0.6, 0.6, 0.6, 0.6)) for i in (2, 3, 4)]  # which makes 0.6 the median, and none is kept
     compose(composer, 0, marked(0, 0, HARD), marked(1, 0, (0.4, 0.0, 0.0, 0.0)), *ordinary)
     found = compose(composer, 1, marked(5, 1, (1.0, 0.5, 0.5, 0.4)))
     assert marks(found[1:]) == [[0]]

@@ -43,7 +43,7 @@ LOG = {ratio: float(torch.tensor(ratio, dtype=torch.float64).log()) for ratio in
 @pytest.mark.parametrize(
     ("method", "rows", "loss", "gradient"),
     [
-        # FreshPER's ratio is policy / behave, e^.6 = 1.822, and held at 1.2; a decoupled weight would make it 1.822
+        # FreshPER's ratio is policy / behave, e^0.6 = 1.822, and held at 1.2; a decoupled weight would make it 1.822
         ("freshper", token(-0.4, -0.4, -1.0, 1.0), -1.2, 0.0),
         ("freshper", token(-0.4, -0.4, -0.4 - LOG[2.9], -1.0), 2.9, 2.9),
         ("freshper", token(-0.4, -0.4, -0.4 - LOG[3.1], -1.0), 0.0, 0.0),  # its filter, at 3

@@ -174,7 +174,7 @@ def test_behave_aligned_by_hand() -> None:
 
 
 def test_filter_of_whole_responses_by_hand() -> None:
-    # prox / behave 9, .9999: geometric mean below 3, kept; 9, 1.001: both rejected; 20 and padding: rejected.
+    # prox / behave 9, 0.9999: geometric mean below 3, kept; 9, 1.001: both rejected; 20 and padding: rejected.
     # Nor does what the policy did since count: r = 5 on the first row, whose ratio to behave 45 is held at 1.2.
     weights = [[9.0, 0.9999], [9.0, 1.001], [20.0, math.nan]]
     ratios = [[5.0, 1.0], [1.0, 1.0], [1.0, math.nan]]

@@ -1,4 +1,4 @@
-"""What a server says it has sampled, checked before any of it is trained on."""
+"""Checks a server's answers before any of them is trained on."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from popo_lightning.engines.stop_strings import StopStrings
 
 
 class MalformedAnswerError(Exception):
-    """An answer of another shape than asked for."""
+    """An answer does not have the requested form."""
 
 
 class WrongVersionError(Exception):
-    """An answer sampled, in whole or in part, with other weights than those last sent."""
+    """An answer was sampled, at least in part, with other weights than those last sent."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an answer has to fit.
+    """What an answer has to match.
 
     Args:
         prompt_ids: (P,) tokens of the prompt.
-        n: Responses.
-        limit: Most tokens of one.
-        ends: Tokens that end one; empty where only the server knows.
+        n: Number of responses.
+        limit: Maximum tokens per response.
+        ends: Tokens that end a response; empty if only the server knows them.
         forbidden: Tokens never to be sampled.
         vocabulary: Number of tokens of the model.
         label: Version of the weights, as the server names it.
-        stop: Strings that end one, too.
+        stop: Strings that also end a response.
     """
 
     prompt_ids: Sequence[int]
@@ -44,7 +44,7 @@ class Asked:
 
 
 class Sampled(NamedTuple):
-    """One response as it came."""
+    """One response as received."""
 
     token_ids: list[int]
     logps: list[float]

@@ -1,4 +1,4 @@
-"""Whether a vLLM server is one that can take the policy's weights and samples as the policy is told."""
+"""Checks that a vLLM server can take the policy's weights and samples as requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP, by the standard library: every wait has an end."""
+"""One vLLM server over HTTP, with the standard library; every wait has a timeout."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ ANSWER_BYTES = 2**20  # of anything but responses
 
 
 class ServerFailedError(Exception):
-    """A server did not answer, or not as one does. Another may."""
+    """A server did not answer, or answered incorrectly. Another server may answer."""
 
 
 class RequestRefusedError(RuntimeError):
-    """A server understood and refuses; so would any other."""
+    """A server understood and refused the request; every other server would refuse it too."""
 
 
 class Server:
-    """Where one server is, and what is known of it.
+    """One server's address and state.
 
     Args:
         url: http or https, host and port.
 
     Attributes:
-        outstanding: Requests it has not answered yet.
-        alive: Whether it is asked at all, until the next sync.
+        outstanding: Number of unanswered requests.
+        alive: Whether requests are sent to it until the next sync.
     """
 
     def __init__(self, url: str) -> None:

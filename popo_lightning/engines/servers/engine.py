@@ -41,35 +41,35 @@ log = logging.getLogger(__name__)
 
 
 class ServerEngine(RolloutEngine):
-    """Samples with vLLM servers that run by themselves, and go on when the trainer stops.
+    """Samples with vLLM servers that run independently and keep running when the trainer stops.
 
     Token ids go in and come out (/inference/v1/generate), with the version of the weights for every token.
-    scripts/serve.sh starts a server with all that is needed. All ranks share the servers; rank 0 sends the weights,
+    scripts/serve.sh starts a server with all required options. All ranks share the servers; rank 0 sends the weights,
     while the others take part in gathering them.
 
-    Weights go through a folder. Of the backends of vLLM 0.32's weight transfer none works on a CPU (measured: ipc ends
-    in "Torch not compiled with CUDA enabled", and takes the server with it; nccl sends over CUDA streams), so weights
-    are saved as safetensors and read by a method of the worker that also renews packed copies of tied heads. The
-    version is vLLM's own, /update_weight_version: a response is taken only if every token of it carries the last one
-    sent, so a server that has restarted, or got weights from another run, trains nothing.
+    Weights are sent through a folder. None of the backends of vLLM 0.32's weight transfer works on a CPU (measured: ipc
+    ends in "Torch not compiled with CUDA enabled" and stops the server; nccl sends over CUDA streams). So weights are
+    saved as safetensors and read by a method of the worker that also renews packed copies of tied heads. The version is
+    vLLM's own, /update_weight_version. A response is accepted only if every token of it carries the last version sent,
+    so a server that has restarted, or received weights from another run, contributes nothing to training.
 
-    Seeds are per prompt, so a call draws the same whichever server takes it; log-probs may differ in their last bits
-    with what else is computed beside it.
+    Seeds are per prompt, so a call draws the same tokens on every server; log-probs may differ in their last bits with
+    the rest of the batch.
 
     Args:
-        urls: Addresses of the servers, such as http://127.0.0.1:8000. Their development endpoints ask for no password.
-        weights_folder: Through which weights go: one that trainer and servers both see. null takes a temporary one, for
-            servers on this machine.
-        requests_per_server: Prompts that one server has before it at a time.
-        attempts: Times a request may fail on servers that are well.
-        start_seconds: Longest wait for servers that are still starting.
-        request_seconds: Longest wait for the responses to one prompt. null is 600 s, and 1 s more for every 1,000
+        urls: Addresses of the servers, such as http://127.0.0.1:8000. Their development endpoints have no password.
+        weights_folder: Folder for sending weights, visible to the trainer and the servers. null uses a temporary
+            folder, for servers on this machine.
+        requests_per_server: Maximum concurrent prompts per server.
+        attempts: Maximum attempts per request on healthy servers before the run fails.
+        start_seconds: Maximum wait for servers that are still starting.
+        request_seconds: Maximum wait for the responses to one prompt. null is 600 s, and 1 s more for every 1,000
             tokens that a server may have before it: response limit x responses x requests_per_server.
-        sync_seconds: Longest wait for a server to read the weights.
+        sync_seconds: Maximum wait for a server to read the weights.
     """
 
     generates_while_training = True
-    loads_model = False  # whatever a server has may be another run's
+    loads_model = False  # a server's weights may be another run's
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class ServerEngine(RolloutEngine):
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Gives all servers the weights, those dropped before as well, and makes sure of the version.
 
-        A collective: no rank may be sampling any more, and all of them go on with the same servers.
+        A collective: no rank may still be sampling, and all continue with the same servers.
         """
         all_gather_object(None)
         self._syncs += 1

@@ -1,4 +1,4 @@
-"""Requests over several servers: each to the one with the least to do, and to another where one fails."""
+"""Distributes requests over several servers: to the one with the fewest, and to another if one fails."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class ServerPool:
-    """Shares requests out. Dropped servers come back, if at all, with the next sync.
+    """Distributes requests. A dropped server is used again from the next sync on, if it answers then.
 
     Args:
-        servers: Where to ask.
-        per_server: Requests that one server is given at a time.
-        attempts: Times one request may fail on servers that are well; then the run stops.
+        servers: The servers.
+        per_server: Maximum concurrent requests per server.
+        attempts: Maximum attempts per request on healthy servers; then the run stops.
     """
 
     def __init__(self, servers: Sequence[Server], per_server: int, attempts: int) -> None:

@@ -1,4 +1,4 @@
-"""Weights on their way to servers: a folder of safetensors files, written parameter by parameter."""
+"""Weights sent to servers: a folder of safetensors files, written parameter by parameter."""
 
 from __future__ import annotations
 

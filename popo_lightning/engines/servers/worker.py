@@ -9,7 +9,7 @@ from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layer
 
 
 class PolicyWorker:
-    """What a server's workers can do besides, by ``--worker-extension-cls``; vLLM mixes it into its worker class.
+    """Worker extension of a server (``--worker-extension-cls``), which vLLM mixes into its worker class.
 
     Nothing here raises: vLLM 0.32 ends a server whose worker raises inside a call of /collective_rpc.
     """
@@ -49,6 +49,6 @@ class PolicyWorker:
                     "error": f"vLLM reloads no weights into {', '.join(stale)}, so this model cannot be trained with it"
                 }
             repack(model)
-        except Exception as error:  # whatever a wrong model's weights lead to
+        except Exception as error:  # weights of a wrong model may raise anything
             return {"error": f"{type(error).__name__}: {error}"[:500]}
         return {"files": len(files)}

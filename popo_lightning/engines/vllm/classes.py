@@ -1,7 +1,7 @@
-"""Classes of transformers that vLLM's own backend of transformers changes, put back as they were.
+"""Restores transformers classes that vLLM's transformers backend has modified.
 
-For a model that vLLM has no code for it runs transformers' and decorates its class in place: the class gets another
-base, ``__init__`` and ``__call__``. The trainer's model is of that class too, and would run what vLLM put there.
+For a model that vLLM has no code for, it runs transformers' own and decorates the class in place: the class gets
+another base, ``__init__`` and ``__call__``. The trainer's model has the same class, and would run vLLM's code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INCIDENTAL = ("__annotations__", "__abstractmethods__", "_abc_impl", "__doc__", 
 
 
 class ClassesBefore:
-    """How the module classes of transformers are now."""
+    """The present state of the module classes of transformers."""
 
     def __init__(self) -> None:
         self._kept = {kind: (kind.__bases__, dict(vars(kind))) for kind in _classes(nn.Module)}

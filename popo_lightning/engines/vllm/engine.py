@@ -46,13 +46,13 @@ class VLLMEngine(RolloutEngine):
     """Colocated vLLM, on the trainer's own device.
 
     Args:
-        gpu_memory_utilization: Share of the GPU's memory that vLLM may take while it samples; ignored on a CPU.
-        cpu_cache_gib: Key-value cache on a CPU, in GiB, all of it taken from the start.
-        enforce_eager: Skip CUDA graphs and compilation: starts in seconds, generates slower on a GPU. null is true on a
+        gpu_memory_utilization: Fraction of the GPU's memory that vLLM may use while it samples; ignored on a CPU.
+        cpu_cache_gib: Size of the key-value cache on a CPU, in GiB, allocated at the start.
+        enforce_eager: Skip CUDA graphs and compilation: a faster start, slower generation on a GPU. null is true on a
             CPU and false on a GPU.
-        sleep_level: What sleep frees on a GPU while the trainer works: 0 nothing, 1 the key-value cache and the
-            weights (kept in host memory), 2 the weights for good, which the next sync then restores. null is 2 on a
-            GPU; on a CPU nothing sleeps.
+        sleep_level: What sleep frees on a GPU while the trainer works. 0 frees nothing. 1 frees the key-value cache and
+            the weights (kept in host memory). 2 drops the weights, which the next sync restores. null is 2 on a GPU; on
+            a CPU nothing sleeps.
         prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
     """
 
@@ -99,7 +99,7 @@ class VLLMEngine(RolloutEngine):
         with ranks_in_environment(context), state_put_back(context.device):
             try:
                 self._llm = LLM(**self._arguments(context))
-            except Exception as error:  # whatever a model's code leads to
+            except Exception as error:  # a model's code may raise anything
                 classes.put_back()
                 raise self._refused(error) from error
         self._llm.apply_model(lambda model: classes.put_back(model.modules()))

@@ -1,4 +1,4 @@
-"""The process that vLLM shares with the trainer: what vLLM reads in it, and what vLLM must leave as it was."""
+"""Settings of the process that vLLM shares with the trainer, and state that vLLM must restore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM's reload_weights leaves undone, and hardly says."""
+"""Completes vLLM's reload_weights, which skips some weights almost silently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNDONE = "Failed to load weights"
 
 
 class _Heard(logging.Handler):
-    """Keeps the classes of layers that vLLM warns of."""
+    """Records the classes of layers that vLLM warns about."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,1 +1,1 @@
-"""Do two written answers say the same? LaTeX, numbers, units, sets, regions, names."""
+"""Decides whether two written answers are equal: LaTeX, numbers, units, sets, regions, names."""

@@ -1,6 +1,7 @@
-"""What may be handed to computer algebra: a whitelist, and bounds on whatever grows faster than its text.
+"""What may be passed to computer algebra: a whitelist, and bounds on everything that grows faster than its text.
 
-Refusing takes microseconds. It need not be perfect: what gets through and runs on is killed with its grading process.
+Refusing takes microseconds. It need not be perfect: an expression that passes and runs too long is killed with its
+grading process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""When an answer is the gold answer: spelling, plain numbers, lists, tuples, assignments, then computer algebra.
 
-- Equal spelling is right, whatever it says. Words may differ in case.
+- Equal spelling is always correct. Words may differ in case.
 - Where both are plain numbers the numbers decide (see `numbers`; `repeating` for `0.\overline{3}`).
 - `1,-2` is a set: order does not matter, every element must be there. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
   `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order, and its brackets, which may be an
@@ -216,7 +216,7 @@ def _listed(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _matched(wanted: list[str], given: list[str], nesting: int) -> bool:
-    """Whether each wanted element is given once, whatever the order; those spelled alike are paired first."""
+    """Whether each wanted element is given once, in any order; those spelled alike are paired first."""
     left = list(given)
     rest = []
     for element in wanted:

@@ -1,9 +1,8 @@
 r"""Equality by computer algebra: latex2sympy reads, math-verify compares. Imported in grading processes only.
 
-math-verify's own `parse` is not used. It looks for answers in prose with regular expressions that backtrack, falls
-back to SymPy's `parse_expr`, which is `eval`, and writes all symbols in lower case, so that `M` equals `m`. Time
-limits are off as well: they are alarms, which C code does not hear. The grading process has a limit of its
-own.
+math-verify's own `parse` is not used. It looks for answers in prose with regular expressions that backtrack, falls back
+to SymPy's `parse_expr`, which is `eval`, and writes all symbols in lower case, so that `M` equals `m`. Its time limits
+are also off: they are alarms, which C code does not receive. The grading process has a limit of its own.
 """
 
 from __future__ import annotations
