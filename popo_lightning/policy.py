@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.minibatch import Minibatch, Row, token_columns
+from popo_lightning.core.minibatch import Minibatch, Row, response_lengths, token_columns
 from popo_lightning.core.ranks import all_gather_tensors, all_reduce, full_tensor
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
@@ -195,7 +195,7 @@ class PolicyModule(PolicyModel):
         objective = self._objective_for(minibatch, rows)
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
         world_size = self.trainer.world_size
-        size = all_reduce(self.trainer, objective.aggregation.size(_lengths(rows)), "sum")
+        size = all_reduce(self.trainer, objective.aggregation.size(response_lengths(rows)), "sum")
         tokens = all_reduce(self.trainer, minibatch.tokens, "sum")
         losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
         add_up_gradients(self, losses, self._passes(minibatch, rows))
@@ -295,7 +295,3 @@ class PolicyModule(PolicyModel):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The benchmark's name; the Evaluation callback writes the responses."""
         return batch[0]
-
-
-def _lengths(rows: Sequence[Row]) -> Tensor:
-    return torch.tensor([len(row.response.token_ids) for row in rows], dtype=torch.long)

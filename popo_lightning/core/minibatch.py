@@ -166,6 +166,11 @@ class Row:
         return len(self.prompt_ids) + len(self.response.token_ids)
 
 
+def response_lengths(rows: Sequence[Row]) -> Tensor:
+    """(R,) response tokens of each row."""
+    return torch.tensor([len(row.response.token_ids) for row in rows], dtype=torch.long)
+
+
 def token_columns(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
     """Flat (N,) columns over all response tokens: log-probs, proximal ones, behaviour ones, advantages, fresh (0 or 1).
 

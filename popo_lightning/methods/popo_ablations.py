@@ -28,9 +28,9 @@ class KLRanked(PrioritizedGroupReplay):
     is the token mean of -d (k1) or of exp(d) - 1 - d (k3); d is clamped to +-20. The groups with the lowest KL are
     replayed, the newest first among equal ones, and no problem twice if that can be avoided.
 
-    Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rescore"), in
-    iterations where there is a choice. Without a place to fill, or with no more candidates than places, every ranking
-    would give the same batch.
+    Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rescore"),
+        in iterations where there is a choice. Without a place to fill, or with no more candidates than places, every
+        ranking would give the same batch.
 
     Deviations: estimator, direction and the mean over tokens are not documented. The direction is the one whose samples
     are available.

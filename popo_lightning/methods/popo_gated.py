@@ -23,8 +23,8 @@ class GatedReplay(PrioritizedGroupReplay):
     ``min_ess`` stay in the buffer unused. The newest of the others are replayed, as in POPO. Places that no group may
     fill stay empty, so the rule becomes the filter at a high learning rate and POPO at a low one.
 
-    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rescore"), in
-    iterations with a place to fill.
+    Stored: what POPO stores. Extra passes: one forward pass over the stored groups of an allowed age (phase "rescore"),
+        in iterations with a place to fill.
 
     Args:
         buffer: Replay buffer of effective groups.
