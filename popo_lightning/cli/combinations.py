@@ -52,12 +52,10 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[A
         yield from _objections_to_lag(policy, data)
     if (sentence := policy.advantage.objection(data.group_size)) is not None:
         yield sentence
-    by = getattr(data.composer, "reward", policy.reward_key)
-    if by != policy.reward_key:
+    if data.composer.follows_reward and (key := getattr(data.composer, "reward_key", None)) != policy.reward_key:
         yield (
-            f"data.composer.reward_key is '{by}', but model.reward_key, which is trained on, is "
-            f"'{policy.reward_key}'; set both to "
-            "the same part"
+            f"data.composer.reward_key is '{key}', but model.reward_key, which is trained on, is "
+            f"'{policy.reward_key}'; set both to the same part"
         )
     if policy.critic is not None and data.composer.fixes_advantages:
         yield (

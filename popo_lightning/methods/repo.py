@@ -48,6 +48,8 @@ class RePO(Composer):
         reward_key: Reward component that retrieval reward and variance use.
     """
 
+    follows_reward = True
+
     def __init__(
         self,
         capacity: int = 16,

@@ -78,6 +78,8 @@ class PrefixRestarts(Composer):
         success_above: A response is a success if that component is greater than this.
     """
 
+    follows_reward = True
+
     def __init__(
         self,
         share: float = 0.25,

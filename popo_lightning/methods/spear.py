@@ -50,6 +50,8 @@ class SPEAR(Composer):
         reward_key: Reward component that is imitated; must be the one trained on (model.reward_key).
     """
 
+    follows_reward = True
+
     fixes_advantages = True
 
     def __init__(

@@ -88,6 +88,8 @@ class PrefixTree(Composer):
         reward_key: Reward component of the subtree's rewards; must be the one trained on (model.reward_key).
     """
 
+    follows_reward = True
+
     supports_async = False
 
     def __init__(self, cut: tuple[float, float] = (0.25, 0.75), reward_key: str = "score") -> None:

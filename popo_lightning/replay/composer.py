@@ -82,10 +82,12 @@ class Composer(ABC):
         supports_async: Whether the composer works with data.async_level 1. It then asks every iteration for the
             sampler's next problems, with group_size responses each, and accepts groups that are one version old.
         fixes_advantages: Whether it returns groups with fixed advantages, from which a critic cannot learn.
+        follows_reward: Whether its `reward_key` must be the component that is trained on.
     """
 
     supports_async: bool = True
     fixes_advantages: bool = False
+    follows_reward: bool = False
 
     @abstractmethod
     def compose(self, iteration: Iteration) -> list[Group]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from helpers.tiny_models import method, popo
 
-from popo_lightning.callbacks.health import MOST_SAID, RECOVERED, WINDOW, Health
+from popo_lightning.callbacks.health import RECOVERED, WINDOW, Health
+from popo_lightning.callbacks.health_courses import MOST_SAID
 from popo_lightning.core.errors import SettingError
 
 WELL = {
@@ -114,7 +115,7 @@ def test_a_resumed_run_does_not_repeat_itself() -> None:
     resumed.health.load_state_dict(state)
     resumed.steps = first.steps
     assert resumed.see(9, policy_entropy=0.05, weight_replayed_ess=0.1) == []
-    assert len(resumed.see(9, policy_entropy=0.05, rollout_truncated_share=0.9)) == 1
+    assert len(resumed.see(9, policy_entropy=0.05, rollout_truncated_frac=0.9)) == 1
 
 
 def test_rank_0_speaks_alone(caplog: pytest.LogCaptureFixture) -> None:

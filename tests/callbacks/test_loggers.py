@@ -60,7 +60,7 @@ def board_of(folder: Path) -> EventAccumulator:
 
 def test_one_of_ones_own_is_added(config: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
-    logger = ["--trainer.logger", "test_loggers.KeepingLogger", "--trainer.logger.path", kept]
+    logger = ["--trainer.logger", "callbacks.test_loggers.KeepingLogger", "--trainer.logger.path", kept]
     popo(*command(config, tmp_path / "run", *logger))
     told = [json.loads(line) for line in kept.read_text().splitlines()]
     settings = [row["settings"] for row in told if "settings" in row]

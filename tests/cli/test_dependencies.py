@@ -16,6 +16,7 @@ from helpers.places import REPOSITORY
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OWN = {"popo_lightning"}
+TESTS = {folder.name for folder in (REPOSITORY / "tests").iterdir() if folder.is_dir()}
 BY_HAND = {"gguf", "trl"}  # of two scripts that say how to install them
 DISTRIBUTIONS = packages_distributions()
 
@@ -66,7 +67,7 @@ def test_the_package() -> None:
 def test_scripts_and_tests() -> None:
     known = declared("cpu", "gpu", "dev", "torchao")
     found = [file for folder in ("scripts", "tests", "benchmarks", "examples") for file in files(folder)]
-    own = OWN | {file.stem for file in found} | BY_HAND
+    own = OWN | TESTS | {file.stem for file in found} | BY_HAND
     assert [line for file in found for line in undeclared(file, known, known, own)] == []
 
 

@@ -54,8 +54,7 @@ def said(args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_help_lists_every_subcommand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = said(["--help"], monkeypatch, capsys)
-    assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare", "show"}
-    assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare", "export", "sample"}
+    assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare", "configs", "show", "export", "sample"}
     for name, about in SUBCOMMANDS.items():
         assert f"  {name} " in out and about in out
     assert max(map(len, out.splitlines())) <= 110
@@ -66,7 +65,7 @@ def test_a_subcommand_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for given, words in {
         "fti": "'fti' is no subcommand; did you mean fit?",
         "compre": "did you mean compare?",
-        "weather": "name one of fit, validate, test, predict, compare, export, sample",
+        "weather": "name one of fit, validate, test, predict, compare, configs, show, export, sample",
         "exprot": "did you mean export?",
         "": "popo: name one of fit",
     }.items():

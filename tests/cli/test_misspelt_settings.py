@@ -57,7 +57,7 @@ OPTIONS = {  # what the command line says, and the sentence
     "--data.task.numbrs 1": "data.task: CountdownSteps has no setting 'numbrs'; did you mean numbers?",
     "--model.critic popo_lightning.model.critic.Critic --model.critic.lrr 1": "model.critic: Critic has no setting "
     "'lrr'",
-    "--model.lowe 1": "Objective has no setting 'lowe'; it has behave_weight, trust_region",
+    "--model.behave_weigt NoCorrection": "did you mean --model.behave_weight?",
     "--data.composer popo_lightning.replay.composer.PrioritisedGroupReplay": "did you mean "
     "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.composer PrioritizedGroupReply": "data.composer: there is no class 'PrioritizedGroupReply'; did you mean "
@@ -65,7 +65,7 @@ OPTIONS = {  # what the command line says, and the sentence
     "--data.composer popo_lightning.replay.composer.PrioritizedGroupReplay": "did you mean "
     "popo_lightning.methods.popo.PrioritizedGroupReplay?",
     "--data.task popo_lightnin.tasks.dataset.DatasetTask": "did you mean popo_lightning.tasks.dataset.DatasetTask?",
-    "--model.behave_weight Decopled": "model.behave_weight: there is no class 'Decopled'; "
+    "--model.behave_weight TruncatdIS": "model.behave_weight: there is no class 'TruncatdIS'; "
     "did you mean popo_lightning.objectives.weights.TruncatedIS?",
     "--model.trust_region popo_lightning.objectives.PPOCli": "mean popo_lightning.objectives.trust_regions.PPOClip?",
     "--model.warm_start CountdownWarmStrt": "did you mean popo_lightning.toys.countdown_policy.CountdownWarmStart?",
@@ -199,7 +199,7 @@ def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "mine": "did you mean configs/mine.yaml?",
         "configs/method/pop.yaml": f"did you mean {REPOSITORY / 'configs' / 'method' / 'popo.yaml'}?",
         "popo": f"did you mean {REPOSITORY / 'configs' / 'method' / 'popo.yaml'}?",
-        "quite_another.yaml": "name a YAML file, such as those in configs/",
+        "quite_another.yaml": "name a YAML file, or one that popo configs lists",
         "configs": "which is a folder",
         "noise.yaml": "write one in UTF-8",
     }.items():
@@ -253,7 +253,7 @@ def test_the_nearest_name() -> None:
     assert nearest("model.group_size", known) == "data.group_size"
     assert nearest("data.weather", known) is None
     assert nearest("x", []) is None
-    assert nearest_class("Decopled") == "popo_lightning.objectives.weights.TruncatedIS"
+    assert nearest_class("TruncatdIS") == "popo_lightning.objectives.weights.TruncatedIS"
     assert nearest_class("Umbrella") is None
     assert class_paths()["TruncatedIS"] == "popo_lightning.objectives.weights.TruncatedIS"
     assert "PopoCLI" not in class_paths() and "ParsedOnly" not in class_paths()

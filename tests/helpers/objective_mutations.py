@@ -52,7 +52,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("bounds swapped", "clamp(1 - low, 1 + high)", "clamp(1 - high, 1 + low)"),
         ("dual clip on A > 0", "(advantages < 0)", "(advantages > 0)"),
         ("dual clip not counted", "clipped | over", "clipped"),
-        ("centre keeps gradient", "centre_logp.detach()", "centre_logp"),
+        ("centre keeps gradient", "center_logp.detach()", "center_logp"),
         ("padding's advantage", "torch.where(mask.bool(), advantages, 0.0)", "advantages * mask"),
         ("score of the wrong sign", "return -torch.where(mask.bool(), coeff", "return torch.where(mask.bool(), coeff"),
         ("padding's log-prob", "* torch.where(mask.bool(), logp, 0.0)", "* logp"),
@@ -122,7 +122,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
     "objectives/detached_loss": [
         ("nothing capped", "capped * advantages", "ratio * advantages"),
         ("no importance weight", "capped * advantages", "advantages"),
-        ("capped ratio keeps gradient", "log_ratio(logp.detach(), centre", "log_ratio(logp, centre"),
+        ("capped ratio keeps gradient", "log_ratio(logp.detach(), center", "log_ratio(logp, center"),
     ],
     "methods/cispo": [
         ("floor forgotten", "else 1 - self.clip_low", "else 0.0"),
@@ -136,7 +136,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         )
     ],
     "methods/rec": [
-        ("REC to prox", "centre = rows.mask.bool(), sampled_logp(rows)", "centre = rows.mask.bool(), rows.prox_logp"),
+        ("REC to prox", "center = rows.mask.bool(), sampled_logp(rows)", "center = rows.mask.bool(), rows.prox_logp"),
         ("one-side of the wrong sign", "(good & not_high) | (bad & not_low)", "(bad & not_high) | (good & not_low)"),
         ("one-side for two-side", "return not_low & not_high\n", "return (good & not_high) | (bad & not_low)\n"),
         ("ring without its ring", " | (good & (ratio <= 1 - ring[0])) | (bad & (ratio >= 1 + ring[1]))", ""),
@@ -145,7 +145,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("mask not applied", "* advantages * kept", "* advantages"),
         ("always weighted", "(ratio if self.weighted else 1.0)", "ratio"),
         ("clipped is kept", "ratio, ~kept)", "ratio, kept)"),
-        ("REC's ratio keeps gradient", " = log_ratio(rows.logp.detach(), centre", " = log_ratio(rows.logp, centre"),
+        ("REC's ratio keeps gradient", " = log_ratio(rows.logp.detach(), center", " = log_ratio(rows.logp, center"),
         (
             "REC's sequence ratio keeps gradient",
             "sequence_log_ratio(rows.logp.detach()",
@@ -199,7 +199,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("width alike for all", "torch.where(rows.mask.bool(), weight, 1.0)", "torch.ones_like(weight)"),
         ("steps a turn late", "math.ceil(max(version", "math.floor(max(version"),
         ("steps from the start", "max(version - start, 0)", "version"),
-        ("share falls on", "/ every), least)\n", "/ every), 0.0)\n"),
+        ("share falls on", "/ interval), min_share)\n", "/ interval), 0.0)\n"),
         ("shares swapped", "share * to_base + (1 - share) * to_prox", "(1 - share) * to_base + share * to_prox"),
         ("base only", "share * to_base + (1 - share) * to_prox", "to_base"),
     ],

@@ -262,11 +262,10 @@ def fit(
     L.seed_everything(1, verbose=False)
     module = PolicyModule(
         path=str(policy),
-        **slots(objective or Objective()),
         optimizer=lambda parameters: optimizer(parameters, lr=lr),
         max_grad_norm=max_grad_norm,
         micro_batch_tokens=micro_batch_tokens,
-        **model or {},
+        **(slots(objective or Objective()) | (model or {})),
     )
     settings = {"problems_per_iteration": 10, "group_size": 4, "minibatches": 2, "max_new_tokens": 10} | data
     rollouts = RolloutDataModule(

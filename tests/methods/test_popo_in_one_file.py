@@ -301,7 +301,7 @@ def test_constants_are_those_of_the_configurations(capsys: pytest.CaptureFixture
     assert {name: getattr(module, name) for name in found} == found
     # what the page has no constant for
     assert (optimizer["weight_decay"], data["temperature"], data["ppo_epochs"], data["async_level"]) == (0, 1, 1, 0)
-    assert (data["effective_key"], model["reward"], data["overlong"]) == ("score", "score", None)
+    assert (data["effective_key"], model["reward_key"], data["overlong"]) == ("score", "score", None)
 
 
 # -- a page to read and to run -------------------------------------------------------------------------------------

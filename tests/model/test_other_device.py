@@ -69,13 +69,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 SETTINGS: dict[str, dict[str, Any]] = {
     "popo": {},
     "critic": {"model": {"advantage": GAE(), "critic": Critic()}, "callbacks": [CriticValues()]},
-    "reference": slots(Objective(regularizers=[KL(0.1)])),
+    "reference": {"model": slots(Objective(regularizers=[KL(0.1)]))},
     "average": {"proximal": ProximalAverage()},
     "set back": {"callbacks": [SlowFastPolicy()], "ppo_epochs": 2},
-    "adaptive": slots(Objective(NoCorrection(), BalancedClip(center="behave"), aggregation=SequenceMean())),
-    "moments": slots(Objective(NoCorrection(), M2PO())),
-    "rec": slots(Objective(NoCorrection(), REC())),
-    "widths": slots(Objective(trust_region=ScaledWidth())),
+    "adaptive": {"model": slots(Objective(NoCorrection(), BalancedClip(center="behave"), aggregation=SequenceMean()))},
+    "moments": {"model": slots(Objective(NoCorrection(), M2PO()))},
+    "rec": {"model": slots(Objective(NoCorrection(), REC()))},
+    "widths": {"model": slots(Objective(trust_region=ScaledWidth()))},
     "lengths": {"model": {"shared_prompts": False}},
 }
 

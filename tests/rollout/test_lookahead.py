@@ -279,7 +279,7 @@ def test_groups_wait_in_order() -> None:
         assert len(each) == 2
         assert [(place, found.id) for place, found in each.take(9, 2)] == [(9, 2), (5, 3)]
         assert len(each) == 0
-    with pytest.raises(SettingError, match=r"data\.lag is 0, but the checkpoint"):
+    with pytest.raises(SettingError, match=r"data\.async_level is 0, but the checkpoint"):
         AsyncRollouts().load_state_dict({"places": [1], "groups": []}, async_level=0)
     ahead.begin([4], PhaseClock(), made(5))
     with pytest.raises(SettingError, match="groups of 2 responses ahead"):

@@ -138,7 +138,7 @@ def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_pa
     cli = popo(*command, *changed, "--run.folder", folder, "--run.resume", "true", "--trainer.max_epochs", "3")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.000123
     assert cli.model.max_grad_norm == 0.01
-    assert cli.model.trust_region.clip_high == 0.05
+    assert cli.model.objective.trust_region.clip_high == 0.05
     assert cli.model.temperature == cli.datamodule.sampling.temperature == 0.9
     assert len(cli.datamodule.composer.buffer) <= 3
     assert cli.trainer.global_step == 3 * MINIBATCHES
