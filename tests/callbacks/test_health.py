@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers.tiny_models import method, popo
 
-from popo_lightning.callbacks.health import RECOVERED, WINDOW, Health
-from popo_lightning.callbacks.health_courses import MOST_SAID
+from popo_lightning.callbacks.health import Health
+from popo_lightning.callbacks.health_courses import MOST_SAID, RECOVERED, WINDOW
 from popo_lightning.core.errors import SettingError
 
 WELL = {

@@ -20,7 +20,7 @@ from runs.test_stopping import two_rank_command
 
 Args = list[str | Path]
 ITERATIONS, STEPS = 3, 9
-ENGINE = ["--data.engine", "test_late_stops.Swallows", "--data.engine.number", str(int(signal.SIGTERM))]
+ENGINE = ["--data.engine", "runs.test_late_stops.Swallows", "--data.engine.number", str(int(signal.SIGTERM))]
 LAST_CALL = 9  # of the engine: three iterations, and a greedy and a sampled one in each of three evaluations
 
 
