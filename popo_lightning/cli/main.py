@@ -284,7 +284,7 @@ def run(args: ArgsType = None) -> PopoCLI:
             raise
         print(
             "popo: this rank stops because another rank is gone, whose own output says why; the newest checkpoint is "
-            f"whole, and --run.resume true goes on from it ({reason(error)})",
+            f"complete, and --run.resume true resumes from it ({reason(error)})",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -165,7 +165,7 @@ class _Watch:
     def _answer(self, number: int) -> None:
         if self._say:
             name = signal.Signals(number).name
-            _print(f"popo: {name}: stopping where the run can go on from; a second one stops at once")
+            _print(f"popo: {name}: stopping where the run can be resumed; a second signal stops it at once")
 
     def _end(self, number: int) -> None:
         self._at_once()
