@@ -248,7 +248,7 @@ def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) ->
 
 
 def _dealt(rows: Sequence[Row], count: int) -> list[Rows]:
-    """Rows over a number of sequences that come out about equally long: the longest row first, to the shortest."""
+    """Distributes rows over a number of sequences of about equal length: the longest row first, to the shortest one."""
     dealt: list[Rows] = [[] for _ in range(count)]
     shortest = [(0, 0, number) for number in range(count)]  # tokens, rows (of empty responses too), which
     for row in sorted(rows, key=lambda row: len(row.response.token_ids), reverse=True):
