@@ -125,7 +125,7 @@ class RolloutEngine(ABC):
 
         Yields:
             Batches (possibly empty) of (prompt index, n responses) as they finish. Every index appears exactly once, in
-                any order.
+            any order.
         """
         yield list(enumerate(self.generate(prompts, n, sampling, seed)))
 
