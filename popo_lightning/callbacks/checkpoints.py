@@ -73,8 +73,8 @@ class Checkpoints(ModelCheckpoint):
         lag = getattr(trainer.datamodule, "async_level", 0)  # type: ignore[attr-defined]
         if self.save_on_exception and (trainer.world_size > 1 or lag):
             raise SettingError(
-                "checkpoint.save_on_exception is true, but a checkpoint is of all ranks and of what was generated "
-                f"ahead, and this run has {trainer.world_size} ranks and data.async_level {lag}; leave it out"
+                "checkpoint.save_on_exception is true, which needs one rank and data.async_level 0, but this run has "
+                f"{trainer.world_size} ranks and data.async_level {lag}; leave it out"
             )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
@@ -123,7 +123,7 @@ class Checkpoints(ModelCheckpoint):
             trainer.datamodule.stopping.disarm()  # type: ignore[attr-defined]
         elif self.save_on_exception and self._place is not None:
             if self._place.weights_moved(trainer):
-                log.warning("no checkpoint on this exception: it came inside a minibatch, which no run can go on from")
+                log.warning("no checkpoint on this exception: it came inside a minibatch, where no run can resume")
             else:
                 self._save_behind(trainer)
         if self._is_set_up and trainer.state.fn == "fit" and trainer.is_global_zero:

@@ -52,8 +52,8 @@ def run(args: ArgsType = None) -> PopoCLI:
         if not lost_rank(error):
             raise
         print(
-            "popo: this rank stops because another rank is gone, whose own output says why; checkpoints are whole, and "
-            f"--run.resume true goes on from the newest, if there is one ({reason(error)})",
+            "popo: this rank stops because another rank is gone, whose own output says why; checkpoints are complete, and "
+            f"--run.resume true resumes from the newest, if there is one ({reason(error)})",
             file=sys.stderr,
         )
         sys.exit(1)

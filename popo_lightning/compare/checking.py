@@ -35,16 +35,16 @@ class ParsedOnly(PopoCLI):
         return LightningCLI.init_parser(self, **kwargs)
 
     def _set_seed(self) -> None:
-        """None is drawn."""
+        """Skipped: nothing is sampled."""
 
     def _settle_folder(self, config: Any) -> None:
-        """Left to the run itself."""
+        """Skipped: the run itself decides."""
 
     def instantiate_classes(self) -> None:
-        """None."""
+        """Skipped: nothing is built."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """None."""
+        """Skipped: nothing is run."""
 
 
 def check_commands(runs: Sequence[PlannedRun]) -> None:

@@ -22,22 +22,22 @@ def all_reduce(trainer: L.Trainer, value: float, operation: str) -> float:
 
 
 def is_distributed() -> bool:
-    """Whether there is another process."""
+    """Whether there are several processes."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def joined() -> bool:
-    """Whether there is a process group, be it of this process alone, as that of DDP on one device."""
+    """Whether there is a process group, even one of this process alone, as with DDP on one device."""
     return dist.is_initialized()
 
 
 def lost_rank(error: RuntimeError) -> bool:
-    """Whether the error is that of a collective whose other end is gone: NCCL's have a class, gloo's only words."""
+    """Whether the error is that of a collective with a dead peer: NCCL's errors have a class, gloo's only words."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of which each rank has a part, gathered, which is a collective; any other as it is."""
+    """Gathers a DTensor (a collective); returns any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -60,7 +60,7 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_object(value: T) -> list[T]:
-    """On rank 0 a plain value of every rank, elsewhere one's own alone. A collective."""
+    """Plain values of every rank on rank 0; on other ranks only their own. A collective."""
     if not is_distributed():
         return [value]
     ranks: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -69,5 +69,5 @@ def gather_object(value: T) -> list[T]:
 
 
 def all_gather_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Flat (N,) CPU tensors, N differing by rank, each joined over all ranks in their order. A collective."""
+    """Joins flat (N,) CPU tensors of every rank, in rank order; N may differ by rank. A collective."""
     return [torch.cat(parts) for parts in zip(*all_gather_object(list(tensors)), strict=True)]

@@ -121,11 +121,11 @@ class RolloutEngine(ABC):
     def stream(
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
     ) -> Iterator[list[tuple[int, list[Response]]]]:
-        """As :meth:`generate`, bit by bit, for what can be done with responses while others are still sampled.
+        """As :meth:`generate`, but yields responses while others are still sampled, for grading in the meantime.
 
         Yields:
-            Now and then, what has become ready, maybe nothing: place of a prompt and its n responses. Once all of it
-            is taken, every prompt has come once, in any order.
+            Batches (possibly empty) of (prompt index, n responses) as they finish. Every index appears exactly once, in
+            any order.
         """
         yield list(enumerate(self.generate(prompts, n, sampling, seed)))
 

@@ -36,7 +36,7 @@ def second_moment_cut(squares: Tensor, budget: float) -> float:
 
 
 def harmful(log_ratios: Tensor, advantages: Tensor) -> Tensor:
-    """Tokens that have gone on in the direction they are pushed to: A > 0 and ratio > 1, or A < 0 and ratio < 1.
+    """Tokens already past behave in the direction of their advantage: A > 0 and ratio > 1, or A < 0 and ratio < 1.
 
     (N,) and (N,) to (N,) bool. Only these can be clipped by PPO's rule.
     """

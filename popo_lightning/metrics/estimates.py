@@ -83,7 +83,7 @@ class PassAtK(Metric):
 
 
 def effective_sample_size(weights: Tensor) -> float:
-    """(sum w)^2 / (N sum w^2), in (0, 1]: the share of tokens that N weighted ones are worth."""
+    """(sum w)^2 / (N sum w^2), in (0, 1]: the effective sample size as a fraction of N."""
     weights = weights.double()
     return float(weights.sum() ** 2 / (len(weights) * weights.square().sum()))
 

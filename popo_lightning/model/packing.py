@@ -53,13 +53,13 @@ OTHER_REACH = (
 
 
 def shares_prompts(model: Any) -> bool:
-    """Whether packed rows give a model exactly what they give apart: all that is not known to is refused.
+    """True only for models known to give identical outputs for packed and separate rows.
 
-    That is a decoder of text in which every layer attends to all earlier tokens, under a mask that it takes as it is
-    given, and knows of positions only by rotary embeddings, at position ids that it takes as they are given.
+    Such a model is a text decoder in which every layer attends to all earlier tokens, under a given mask, and whose
+    only positional information is rotary embeddings at given position ids.
 
     Args:
-        model: Of transformers, without its output head.
+        model: A transformers model without its output head.
     """
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
@@ -89,13 +89,13 @@ def takes_packed_tokens(model: Any) -> bool:
 
 
 def ignores_right_padding(model: Any) -> bool:
-    """Whether a model gives right-padded rows the same without a padding mask: all that is not known to is refused.
+    """True only for models known to give right-padded rows the same outputs without a padding mask.
 
-    That is a decoder of text whose layers attend backwards only, at most within a window, and which knows of positions
-    by rotary embeddings: learned positions, or distances that are added to scores, may be counted from the mask.
+    Such a model is a text decoder whose layers attend backwards only, at most within a window, and which has rotary
+    position embeddings. Learned positions, or distances added to scores, may be counted from the mask.
 
     Args:
-        model: Of transformers, without its output head.
+        model: A transformers model without its output head.
     """
     config = model.config
     return (
@@ -169,15 +169,15 @@ Rows = list[Row]  # of one sequence, behind one copy of their prompt
 
 
 def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | None = None) -> list[list[Rows]]:
-    """Rows in passes of at most ``token_budget`` padded tokens, each a list of sequences.
+    """Splits rows into passes of at most ``token_budget`` padded tokens, each a list of sequences.
 
-    A row longer than the budget makes a pass of its own. The same lengths are always split in the same way, and the
-    loss does not depend on the split, because its denominator is the minibatch's.
+    A row longer than the budget gets a pass of its own. The same lengths are always split in the same way, and the loss
+    does not depend on the split, because its denominator is the minibatch's.
 
     Args:
-        rows: Of a minibatch.
+        rows: Rows of a minibatch.
         token_budget: Tokens of one pass, S x L with its padding, where that is computed.
-        costs: Of a model that shares prompts; None where each row is a sequence of its own.
+        costs: Costs of a model that shares prompts; None if each row is a sequence of its own.
     """
     if costs is not None and costs.flat:
         return _filled(_packed(rows, token_budget, _length), lambda sequences: _total(sequences) <= token_budget)
@@ -191,7 +191,7 @@ def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | No
 
 
 def _filled(sequences: Sequence[Rows], fits: Callable[[Sequence[Rows]], bool]) -> list[list[Rows]]:
-    """Sequences by length, longest first, so that a pass is padded little; each pass as full as its bounds allow."""
+    """Fills each pass with sequences as far as its bounds allow, longest first, so that a pass has little padding."""
     passes: list[list[Rows]] = []
     for sequence in sorted(sequences, key=_length, reverse=True):
         if passes and fits([*passes[-1], sequence]):
@@ -206,7 +206,7 @@ def _total(sequences: Sequence[Rows]) -> int:
 
 
 def _padded(sequences: Sequence[Rows]) -> int:
-    """Tokens of a pass, the first sequence of which is the longest."""
+    """Number of tokens of a pass, whose first sequence is the longest."""
     return len(sequences) * _length(sequences[0])
 
 
@@ -228,12 +228,12 @@ def _length(rows: Rows) -> int:
 
 
 def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) -> list[Rows]:
-    """Sequences of rows that have the same prompt: for each prompt as many as cost the least.
+    """Puts rows with the same prompt into sequences, as many per prompt as cost the least.
 
     Args:
-        rows: Of a minibatch.
-        longest: Tokens of a sequence of several rows.
-        cost: Of a sequence.
+        rows: Rows of a minibatch.
+        longest: Maximum tokens of a sequence of several rows.
+        cost: Cost of a sequence.
     """
     by_prompt: dict[Any, Rows] = {}
     for row in rows:
@@ -248,7 +248,7 @@ def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) ->
 
 
 def _dealt(rows: Sequence[Row], count: int) -> list[Rows]:
-    """Rows over a number of sequences that come out about equally long: the longest row first, to the shortest."""
+    """Distributes rows over a number of sequences of about equal length: the longest row first, to the shortest one."""
     dealt: list[Rows] = [[] for _ in range(count)]
     shortest = [(0, 0, number) for number in range(count)]  # tokens, rows (of empty responses too), which
     for row in sorted(rows, key=lambda row: len(row.response.token_ids), reverse=True):

@@ -69,5 +69,5 @@ def _check_critic(saved: dict[str, Any], own: dict[str, Any]) -> None:
     if there != here:
         raise SettingError(
             f"model.critic is {'set' if here else 'null'}, but the checkpoint {'has' if there else 'lacks'} a value "
-            "model; go on with a method that has what it was trained with"
+            "model; use a method with the same model.critic as in that run"
         )

@@ -107,7 +107,7 @@ class PolicyModel(L.LightningModule):
             split_models(self, first, self.device_mesh["data_parallel"])
 
     def _take(self, model: Any) -> None:
-        """Makes a loaded model the policy, and the critic's and the reference's beginning."""
+        """Makes a loaded model the policy, and the initial critic and reference."""
         if sees_images(model.config):
             self.forbidden_token_ids = image_tokens(model.config)
         if self.gradient_checkpointing:
@@ -165,7 +165,7 @@ class PolicyModel(L.LightningModule):
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
         """(T,) log-probs of every response under the present weights, on the CPU, in row order.
 
-        In the precision of a training step: of other numerics the ratio would speak, not of a moved policy.
+        Uses the training step's precision; otherwise the ratio would measure numerical error instead of policy change.
         """
         return self._row_by_row(minibatch, lambda part: self(part)[0])
 

@@ -72,14 +72,15 @@ def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
 
 
 def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention scores of packed rows: 0 where a token sees another, else -inf.
+    """Additive attention mask for packed rows: 0 where a token sees another, otherwise -inf.
 
-    A token sees the prompt and its own response, up to itself; padding sees something too, or its states were NaN.
-    Added numbers rather than a boolean mask, which attention would turn into numbers, and keep, in every layer.
+    A token sees the prompt and its own response, up to itself. Padding also sees something, or its states would be NaN.
+    It is additive instead of boolean, because attention would convert a boolean mask in every layer, and keep the
+    result.
 
     Args:
         segments: (S, L) 0 prompt, 1, 2, ... responses, -1 padding.
-        dtype: That attention computes in.
+        dtype: Computing type of attention.
 
     Returns:
         (S, 1, L, L)

@@ -108,7 +108,7 @@ class Advantage(ABC):
 
         Args:
             group: K graded responses.
-            reward: Reward part that is trained on.
+            reward: Reward component that is trained on.
             prox_logp: (T,) proximal log-probs of each response; None for a group that prox itself sampled.
             values: (T,) values of the states before each response token, of each response.
 

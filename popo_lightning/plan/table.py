@@ -69,7 +69,7 @@ def _parameters(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:
 def _iteration(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:
     sequences = run.problems * run.group_size
     yield "problems x responses", f"{run.problems} x {run.group_size}"
-    yield "minibatches x sweeps", f"{run.minibatches} x {run.ppo_epochs}"
+    yield "minibatches x epochs", f"{run.minibatches} x {run.ppo_epochs}"
     yield "optimizer steps", f"{run.minibatches * run.ppo_epochs}"
     yield "sequences, and those of a rank", f"{sequences:,}, {run.rank_sequences:,}"
     tokens = sequences * run.sequence_tokens

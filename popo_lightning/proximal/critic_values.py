@@ -25,6 +25,6 @@ class CriticValues(L.Callback):
         found: dict[int, list[Tensor]] = {}
         with data.clock.measure("values"):
             for minibatch in (batch, *data.pending):
-                if minibatch.part not in found:  # later sweeps come back to the same rows
+                if minibatch.part not in found:  # later epochs use the same rows
                     found[minibatch.part] = pl_module.values(minibatch)
                 minibatch.values = found[minibatch.part]

@@ -49,7 +49,7 @@ class ProximalSnapshot(ProximalPolicy):
                 # the first minibatch too where a rule asks for prox before the forward pass that would give it
                 todo = [batch, *data.pending] if pl_module.advantage.needs_prox else data.pending
                 for later in todo:
-                    if later.part not in found:  # later sweeps come back to the same rows
+                    if later.part not in found:  # later epochs use the same rows
                         found[later.part] = self._logprobs(later, pl_module)
                     later.prox_logp, later.prox_is_start = found[later.part], self.recompute_fresh
 

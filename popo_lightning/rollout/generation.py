@@ -77,7 +77,7 @@ class RolloutGenerator:
         if (longest := max(map(len, begun), default=0)) >= sampling.max_new_tokens:
             raise SettingError(
                 f"data.max_new_tokens is {sampling.max_new_tokens}, but a stored prefix has {longest} tokens, so no "
-                "response could go on from it; resume with the limit the run had"
+                "response could continue it; resume with the limit of that run"
             )
         with self.clock.measure("generate"):
             prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, begun, strict=True)]

@@ -90,8 +90,8 @@ def behind(checkpoint: Path) -> Behind:
     state = read_checkpoint(checkpoint)
     if "RolloutDataModule" in state and "callbacks" not in state:
         raise SettingError(
-            f"ckpt_path is '{checkpoint}', which holds weights alone (checkpoint.save_weights_only), so that training "
-            "cannot go on from it; name another file"
+            f"ckpt_path is '{checkpoint}', which holds weights alone (checkpoint.save_weights_only), so training "
+            "cannot resume from it; name another file"
         )
     try:
         callbacks, begun = state["callbacks"], int(state["RolloutDataModule"]["iteration"])

@@ -125,8 +125,8 @@ def read_record(folder: Path) -> RunRecord | None:
         return RunRecord.from_plain(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
         raise SettingError(
-            f"the run's folder '{folder}' has a damaged {RECORD}; delete that file, and name the checkpoint to go on "
-            "from by ckpt_path"
+            f"the run's folder '{folder}' has a damaged {RECORD}; delete that file, and name the checkpoint to "
+            "resume from by ckpt_path"
         ) from error
 
 

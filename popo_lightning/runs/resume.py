@@ -63,7 +63,7 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
     if there is not None and wrote is not None and wrote[0].id != there.id:
         raise SettingError(
             f"'{checkpoint}' was written by another run than the one in '{folder}', which keeps its checkpoints in the "
-            "same place; name the checkpoint to go on from by ckpt_path"
+            "same place; name the checkpoint to resume from by ckpt_path"
         )
     there = there or (None if wrote is None else wrote[0])
     difference = None if there is None else there.another_run(wanted.record)

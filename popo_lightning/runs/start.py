@@ -140,7 +140,7 @@ def _asked_folder(wanted: Wanted, claims: ExitStack) -> Path:
 def _check_free(folder: Path) -> None:
     if holds_run(folder):
         raise SettingError(
-            f"run.folder is '{folder}', which holds an earlier run; name another folder, or go on with that run by "
+            f"run.folder is '{folder}', which holds an earlier run; name another folder, or resume that run by "
             "--run.resume true"
         )
 

@@ -169,7 +169,7 @@ class _Watch:
     def _answer(self, number: int) -> None:
         if self._say:
             name = signal.Signals(number).name
-            _print(f"popo: {name}: stopping between two steps; a second one stops at once")
+            _print(f"popo: {name}: stopping between two steps; a second signal stops at once")
 
     def _end(self, number: int) -> None:
         self._at_once()

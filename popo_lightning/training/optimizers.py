@@ -126,7 +126,7 @@ def check_state(make: Callable[[Any], Optimizer], checkpoint: Mapping[str, Any])
     if missing := sorted(asked - set(states[0])):
         raise SettingError(
             f"model.optimizer is {name}, which needs {', '.join(missing)} of each weight, but the checkpoint's "
-            f"optimizer kept {', '.join(sorted(states[0]))}; go on with the optimizer that it was trained with"
+            f"optimizer kept {', '.join(sorted(states[0]))}; resume with the optimizer of that run"
         )
 
 

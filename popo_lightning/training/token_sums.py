@@ -46,7 +46,7 @@ class AgeSums:
 
     @property
     def effective_sample_size(self) -> float:
-        """(sum w)^2 / (N sum w^2) of the raw weights, in (0, 1]: the share of tokens that N weighted ones are worth."""
+        """(sum w)^2 / (N sum w^2) of the raw weights, in (0, 1]: the effective sample size as a fraction of N."""
         total, squares = (self.sums[SUMS.index(name)] for name in ("weight_raw", "weight_raw_squared"))
         return float(total.square() / (self.tokens * squares))
 

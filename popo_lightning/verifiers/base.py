@@ -16,7 +16,7 @@ class Verifier(ABC):
 
     @abstractmethod
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward parts of one response.
+        """Reward components of one response.
 
         Args:
             answer: The problem's gold answer, in plain JSON types.

@@ -41,7 +41,7 @@ class CountdownVerifier(Verifier):
         self.format_reward = format_reward
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward parts of one response."""
+        """Reward components of one response."""
         expression = last_answer_tag(text)
         if expression is None:
             return {"score": 0.0, "acc": 0.0, "format": 0.0}

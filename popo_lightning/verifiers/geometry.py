@@ -43,7 +43,7 @@ class GeometryVerifier(Verifier):
         import_module("popo_lightning.verifiers.equality.symbolic")
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward parts of one response."""
+        """Reward components of one response."""
         thought, tag, _ = text.rpartition("</think>")
         boxed = last_boxed(after_thinking(text) or "")
         in_format = float(bool(tag) and "<think>" in thought and boxed is not None)

@@ -43,7 +43,7 @@ class MathVerifier(Verifier):
         import_module("popo_lightning.verifiers.equality.symbolic")
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward parts of one response."""
+        """Reward components of one response."""
         rest = after_thinking(text, self.require_think)
         boxed = None if rest is None else last_boxed(rest)
         if boxed is None:

@@ -132,8 +132,8 @@ class ServerEngine(RolloutEngine):
         for server in self.pool.servers:
             if not server.is_private:
                 log.warning(
-                    "%s is no private address, and whoever reaches the development endpoints of a vLLM server can "
-                    "change its weights, since they ask for no password",
+                    "%s is no private address: anybody who reaches the development endpoints of a vLLM server can "
+                    "change its weights, because they have no password",
                     server.url,
                 )
 
