@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from popo_lightning.core.problems import IMAGE_MARK, Problem
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
+from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.boxed import last_boxed
 
 MAX_CHARACTERS = 1_000_000
@@ -80,6 +82,16 @@ class RowReader:
         if marks != len(images):
             raise BadValue(f"has {marks} {IMAGE_MARK} marks in its prompt but {len(images)} images; make them as many")
         return Problem(id, prompt, self._answer(content), self._info(content), images)
+
+    def graded_by(self, problem: Problem, row: Row, verifier: Verifier) -> Problem:
+        """The problem with what its verifier asks for beside the answer. Raises BadValue where the row lacks that."""
+        content = row.content or {}
+        named = {name: reach(content, column) for name, column in self.columns.items() if isinstance(column, str)}
+        values = content | {name: value for name, value in named.items() if value is not MISSING}
+        for name in verifier.columns():
+            _present(values, name)
+        gold = verifier.gold(problem.answer, {**values, "prompt": problem.question})
+        return problem if gold is problem.answer else replace(problem, answer=_plain(gold, "row for the verifier"))
 
     # -- the prompt --------------------------------------------------------------------------------------------
 
