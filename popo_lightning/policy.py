@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, token_columns
 from popo_lightning.core.ranks import all_gather_tensors, all_reduce, full_tensor
@@ -232,6 +233,12 @@ class PolicyModule(PolicyModel):
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         return {"grad_norm": norm} | critics
+
+    def configure_callbacks(self) -> list[Any]:
+        """To train, what a run must have and the trainer lacks: metrics, the proximal policy, a critic's values."""
+        if self.trainer.state.fn == "fit":
+            supply(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return []  # Lightning would put them behind those that read their metrics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""

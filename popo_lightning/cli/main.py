@@ -24,7 +24,7 @@ from popo_lightning.cli.class_faults import Maker, import_fault, show_traceback
 from popo_lightning.cli.combinations import check_combination
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.fit_loop import end_always
-from popo_lightning.cli.parser import OneSentenceParser, refuse
+from popo_lightning.cli.parser import CLI_SETTINGS, OneSentenceParser, refuse
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
@@ -71,6 +71,8 @@ class PopoCLI(LightningCLI):
         claims: Holds the folders that the run writes to, while it lives.
     """
 
+    parser_kind = OneSentenceParser
+
     def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
         self.claims = ExitStack() if claims is None else claims
         super().__init__(*args, **kwargs)
@@ -78,7 +80,7 @@ class PopoCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The usual parser, with errors in one sentence."""
         import_slots()
-        self.parser_class = OneSentenceParser
+        self.parser_class = self.parser_kind
         return super().init_parser(**kwargs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -258,17 +260,7 @@ def run(args: ArgsType = None) -> PopoCLI:
     args = with_config_paths(args) if isinstance(args, list) else args
     claims = ExitStack()
     try:
-        return PopoCLI(
-            PolicyModule,
-            RolloutDataModule,
-            args=args,
-            claims=claims,
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            # A checkpoint's settings must not override the command line's.
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "popo"},
-        )
+        return PopoCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, **CLI_SETTINGS)
     except (SettingError, ValueError) as error:
         # jsonargparse wraps what the constructor of an optional class raises
         refusal = own_refusal(error)

@@ -247,7 +247,8 @@ def test_a_run(folder: Path, config: Path, form: str) -> None:
     rows = [{"prompt": f"{a},{b}>{a + b}:", "answer": str(a + b)} for a in range(1, 9) for b in range(1, a)]
     write(folder / "sums.jsonl", *rows)
     (folder / "sums.py").write_text(
-        "def right(text, answer):\n    return float(text.endswith('=' + answer))\ndef signs(text):\n    return '+' in text\n"
+        "def right(text, answer):\n    return float(text.endswith('=' + answer))\n"
+        "def signs(text):\n    return '+' in text\n"
     )
     given = {
         "option": ["--data.task.verifier", "sums.py:right"],
@@ -265,7 +266,8 @@ def test_a_run(folder: Path, config: Path, form: str) -> None:
     ]
     dataset += ["--data.task.chat", "false"]
     popo("fit", "--config", config, "--config", REPOSITORY / "configs/method/popo.yaml", *dataset, *given,
-         "--trainer.max_epochs", "2", "--evaluation.every_n_iterations", "0", "--run.folder", folder / "run")  # fmt: skip
+         "--trainer.max_epochs", "2",
+         "--evaluation.every_n_iterations", "0", "--run.folder", folder / "run")  # fmt: skip
     found = [row for row in metrics(folder / "run") if "train/loss" in row]
     assert len(found) == 2 and all(row["rollout/grading_failures"] == 0 for row in found)
     assert 0 < found[0]["reward/acc"] < 1
@@ -276,7 +278,7 @@ def test_a_run(folder: Path, config: Path, form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-def test_the_command_refuses_in_one_sentence(folder: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_it(folder: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = [
         "--data.task",
         "DatasetTask",
