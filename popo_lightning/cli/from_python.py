@@ -40,7 +40,7 @@ class FinishedRun:
     Args:
         folder: Its folder, with everything that `popo fit` writes.
         summary: Of summary.json.
-        metrics: A dict an iteration, of metrics.csv, with what was measured in it.
+        metrics: A dict an iteration, of metrics.csv, with what was measured in it and in the evaluation after it.
         policy: The trained policy.
         trainer: Lightning's.
     """
@@ -113,14 +113,22 @@ def fit(
     cli = _run("fit", task, method, configs, reward, settings)
     folder = Path(cli.trainer.default_root_dir)
     summary, table = folder / "summary.json", folder / METRICS
-    rows = read_rows(table) if table.exists() else []
     return FinishedRun(
         folder,
         json.loads(summary.read_text()) if summary.exists() else {},
-        [{name: float(value) for name, value in row.items() if value} for row in rows],
+        _metrics(table) if table.exists() else [],
         cli.model,
         cli.trainer,
     )
+
+
+def _metrics(table: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv; an evaluation's, which is a row of its own there, with its iteration's."""
+    found: dict[str, dict[str, float]] = {}
+    for row in read_rows(table):
+        numbers = {name: float(value) for name, value in row.items() if value}
+        found.setdefault(row["step"], {}).update(numbers)
+    return list(found.values())
 
 
 def validate(

@@ -66,6 +66,8 @@ def test_fit_twice_is_the_command(config: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "command") == metrics(first.folder) == metrics(second.folder)
     assert first.folder == tmp_path / "first" and first.summary["iterations"] == 2
     assert [row["step"] for row in first.metrics if "train/loss" in row] == [1, 2]
+    assert {"train/loss", "eval/countdown/greedy"} <= first.metrics[-1].keys()
+    assert len({row["step"] for row in first.metrics}) == len(first.metrics)  # evaluations are with their iterations
     assert first.trainer.global_step == first.summary["optimizer_steps"] > 0
     assert popo_lightning.validate(configs=[first.folder / "config.yaml"], evaluation={"samples": 2}).keys() >= {
         "eval/countdown/greedy"
