@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths, token_columns
 from popo_lightning.core.ranks import all_gather_tensors, all_reduce, full_tensor
@@ -235,6 +236,12 @@ class PolicyModule(PolicyModel):
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         return {"grad_norm": norm} | critics
 
+    def configure_callbacks(self) -> list[Any]:
+        """To train, what a run must have and the trainer lacks: metrics, the proximal policy, a critic's values."""
+        if self.trainer.state.fn == "fit":
+            supply(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return []  # Lightning would put them behind those that read their metrics
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and, if asked for, scheduler."""
         groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
@@ -285,13 +292,3 @@ class PolicyModule(PolicyModel):
         settings = {name: value for name, value in settings.items() if name not in ("strict", "weights_only")}
         module = loaded_policy(cls, checkpoint_path, settings)
         return module if map_location is None else module.to(map_location)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Nothing to do: the Evaluation callback reads the graded responses in the batch."""
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As :meth:`validation_step`."""
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """The benchmark's name; the Evaluation callback writes the responses."""
-        return batch[0]

@@ -25,6 +25,7 @@ WORDS = {
 }
 SOURCES = ("data.task.train", "data.task.benchmarks")  # lists and mappings, of a part of which a message may be
 OTHERS = {
+    r"FunctionAddress:? does not match": "{0} names no function; write it as my_rewards.py:shout, or in a list",
     r"Missing required keys: \{(.*?)\}\. Got value: (.*)$": "{0} has {2}, which lacks {1}; add it",
     r"Unexpected keys: \{(.*?)\}\. Got value": "{0} has {1}, which it does not take; correct or remove it",
     r"Expected a tuple with (\d+) elements$": "{0} has another number of parts; use a list of {1}",

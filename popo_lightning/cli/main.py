@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from lightning.pytorch.cli import ArgsType
 
 from popo_lightning.cli.class_faults import show_traceback
-from popo_lightning.cli.parser import refuse
+from popo_lightning.cli.parser import CLI_SETTINGS, refuse
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import with_config_paths
@@ -27,17 +27,7 @@ def run(args: ArgsType = None) -> PopoCLI:
     args = with_config_paths(args) if isinstance(args, list) else args
     claims = ExitStack()
     try:
-        return PopoCLI(
-            PolicyModule,
-            RolloutDataModule,
-            args=args,
-            claims=claims,
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            # A checkpoint's settings must not override the command line's.
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "popo"},
-        )
+        return PopoCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, **CLI_SETTINGS)
     except (SettingError, ValueError) as error:
         # jsonargparse wraps what the constructor of an optional class raises
         refusal = own_refusal(error)
@@ -52,8 +42,8 @@ def run(args: ArgsType = None) -> PopoCLI:
         if not lost_rank(error):
             raise
         print(
-            "popo: this rank stops because another rank is gone, whose own output says why; checkpoints are complete, and "
-            f"--run.resume true resumes from the newest, if there is one ({reason(error)})",
+            "popo: this rank stops because another rank is gone, whose own output says why; checkpoints are complete, "
+            f"and --run.resume true resumes from the newest, if there is one ({reason(error)})",
             file=sys.stderr,
         )
         sys.exit(1)

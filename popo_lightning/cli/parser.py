@@ -9,7 +9,15 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from popo_lightning.cli.class_faults import Maker
 from popo_lightning.cli.parser_sentences import Command, explained
+from popo_lightning.core.errors import SettingError
 from popo_lightning.core.one_voice import speak
+
+CLI_SETTINGS: dict[str, Any] = {  # of LightningCLI, for whoever reads settings
+    "seed_everything_default": 1,
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,  # a checkpoint's settings must not override the command line's
+    "parser_kwargs": {"prog": "popo"},
+}
 
 
 class OneSentenceParser(LightningArgumentParser):
@@ -44,6 +52,14 @@ class OneSentenceParser(LightningArgumentParser):
     def refuse(self, sentence: str) -> NoReturn:
         """What happens to the user's mistake."""
         refuse(sentence)
+
+
+class RaisingParser(OneSentenceParser):
+    """Raises, so that others can say the sentence."""
+
+    def refuse(self, sentence: str) -> NoReturn:
+        """The sentence as an error."""
+        raise SettingError(sentence)
 
 
 def command_of(parser: Any) -> Command:

@@ -11,15 +11,10 @@ from traceback import walk_tb
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
 from popo_lightning.cli.missing_packages import needs
+from popo_lightning.cli.union_errors import UNION, of_union
 from popo_lightning.core.errors import SettingError, own_refusal, reason
 from popo_lightning.core.nearest import arguments_of, did_you_mean, nearest, nearest_class, nearest_setting
 
-UNION = re.compile(
-    r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: (.*?) Given value type: .*?"
-    r" Given value:\s*(.*)$"
-)
-KNOWN = re.compile(r"class_path '|dot import path|Option '|Multiple subclasses|No module named|has no attribute")
-DULL = ("Expected a <class", "Expected a typing", "Not a valid subclass", "Expected a path")
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
 # Groups that are not switched off by null, and what switches them off.
 OFF = {
@@ -90,26 +85,10 @@ def one_line(message: str) -> str:
     text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
     text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
     text = re.sub(r"Type typing\.Callable\[.*?\] expects a function or a callable class: ", "", text)
-    text = UNION.sub(_of_union, text)
+    text = UNION.sub(of_union, text)
     text = re.sub(r"(Expected) an? (?:<class '([^']*)'>|typing\.)", r"\1 \2", text)
     text = re.sub(r"(Got value: .*?)\. Got value: .*$", r"\1", text)
     return re.sub(r":\s+(-\s+)+", ": ", text)
-
-
-def _of_union(found: re.Match[str]) -> str:
-    kinds, errors, value = found.groups()
-    dull = (*DULL, "Expected a dot import") if "torch.Tensor" in kinds else DULL  # a number, as far as users care
-    if kinds.startswith("dict[") and value.startswith("NestedArg"):
-        return "Expected a mapping, as '{NAME: {SETTING: VALUE}}', or a file's"
-    telling = [error for error in re.split(r"(?:^| )- ", errors) if error and not error.startswith(dull)]
-    if telling:
-        owner = re.search(r"class_path='[\w.]*?(\w+)'", value)
-        if owner is not None and telling[0].startswith("the following arguments"):
-            return f"Problem with given class_path '{owner.group(1)}': {telling[0]}"
-        return telling[0] if owner is None or KNOWN.search(telling[0]) else f"{owner.group(1)} refuses {telling[0]}"
-    names = re.sub(r"<class '([^']*)'>", r"\1", kinds).replace("NoneType", "null").replace("typing.", "")
-    names = " or ".join(name for name in re.split(r", (?![^\[]*\])", names))
-    return f"Expected {names}. Got value: {value}"
 
 
 def _setting(text: str) -> str:

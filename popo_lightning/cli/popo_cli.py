@@ -68,6 +68,8 @@ class PopoCLI(LightningCLI):
         claims: Holds the folders that the run writes to, while it lives.
     """
 
+    parser_kind = OneSentenceParser
+
     def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
         self.claims = ExitStack() if claims is None else claims
         super().__init__(*args, **kwargs)
@@ -75,7 +77,7 @@ class PopoCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The usual parser, with errors in one sentence."""
         import_slots()
-        self.parser_class = OneSentenceParser
+        self.parser_class = self.parser_kind
         return super().init_parser(**kwargs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

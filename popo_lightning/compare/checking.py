@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
-from popo_lightning.cli.parser import OneSentenceParser
+from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
 from popo_lightning.cli.popo_cli import PopoCLI
-from popo_lightning.cli.slots import import_slots
 from popo_lightning.compare.plan import Arm, PlannedRun
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
 
 
-class RaisingParser(OneSentenceParser):
-    """Raises instead of exiting, so that the sentence can name the method whose settings are wrong."""
-
-    def refuse(self, sentence: str) -> NoReturn:
-        """The sentence as an error."""
-        raise SettingError(sentence)
-
-
 class ParsedOnly(PopoCLI):
     """Reads and checks a command; builds and runs nothing."""
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """The usual parser, but it raises."""
-        import_slots()
-        self.parser_class = RaisingParser
-        return LightningCLI.init_parser(self, **kwargs)
+    parser_kind = RaisingParser
 
     def _set_seed(self) -> None:
         """Skipped: nothing is sampled."""
@@ -75,12 +60,4 @@ def parse(arguments: list[str]) -> ParsedOnly:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")  # as it does here
-        return ParsedOnly(
-            PolicyModule,
-            RolloutDataModule,
-            args=arguments,
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "popo"},
-        )
+        return ParsedOnly(PolicyModule, RolloutDataModule, args=arguments, **CLI_SETTINGS)

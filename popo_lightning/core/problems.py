@@ -30,6 +30,13 @@ class Problem:
     images: tuple[str | bytes, ...] = ()
 
     @property
+    def question(self) -> str:
+        """The prompt's text; of chat messages, the user's last."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return next((str(one["content"]) for one in reversed(self.prompt) if one["role"] == "user"), "")
+
+    @property
     def response_prefix(self) -> str:
         """Beginning of the response that the prompt gives; verifiers read it with what the policy wrote."""
         if isinstance(self.prompt, str) or self.prompt[-1]["role"] != "assistant":

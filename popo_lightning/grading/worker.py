@@ -17,14 +17,22 @@ import signal
 import socket
 import struct
 import sys
+import sysconfig
 from numbers import Real
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from popo_lightning.core.task import Verify
 
 LENGTH = struct.Struct("!I")
 """What precedes every message, in both directions: its length in bytes."""
+
+LIBRARIES = (
+    Path(__file__).parent.parent,
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+"""Where no error is the user's to correct."""
 
 MAX_REPLY_BYTES = 64 * 1024
 
@@ -91,7 +99,7 @@ def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
             return {"parts": parts}
         return {"failure": "invalid", "reason": f"returned {reprlib.repr(given)[:300]} for {shown(text)}"}
     except BaseException as error:  # SystemExit and KeyboardInterrupt too
-        return {"failure": "error", "reason": f"raised {_describe(error)} for {shown(text)}"}
+        return {"failure": "error", "reason": f"raised {_describe(error)}{_place(error)} for {shown(text)}"}
     finally:
         signal.alarm(0)  # an alarm left behind would strike a later response
 
@@ -121,6 +129,16 @@ def _describe(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"[:1000]
     except BaseException:  # the exception is the grader's own class
         return "an exception that cannot be printed"
+
+
+def _place(error: BaseException) -> str:
+    """File and line in the user's own code that an error comes from, if any."""
+    try:
+        files = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
+        own = [(file, line) for file, line in files if not any(file.is_relative_to(folder) for folder in LIBRARIES)]
+        return f" at {own[-1][0].name}:{own[-1][1]}" if own else ""
+    except BaseException:
+        return ""
 
 
 def _die_with(parent: int) -> None:

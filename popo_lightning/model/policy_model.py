@@ -204,3 +204,13 @@ class PolicyModel(L.LightningModule):
             return None
         logp, _ = self(part, self._reference[0].to(self.device))
         return cast(Tensor, logp)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Nothing to do: the Evaluation callback reads the graded responses in the batch."""
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As :meth:`validation_step`."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The benchmark's name; the Evaluation callback writes the responses."""
+        return batch[0]

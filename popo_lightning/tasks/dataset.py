@@ -10,6 +10,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import BadRow, Task
 from popo_lightning.tasks.gold_answers import key, refused_answers
+from popo_lightning.tasks.reward_settings import FunctionAddress, WeightedFunction, try_functions, verifier_of
 from popo_lightning.tasks.rows import BadValue, RowReader, absent_columns
 from popo_lightning.tasks.sources import Row, Source, read_rows
 from popo_lightning.tasks.template import Template
@@ -32,7 +33,8 @@ class DatasetTask(Task):
     A row that gives no problem is left out, shown in the log and counted; see strict.
 
     Args:
-        verifier: Grades responses.
+        verifier: Grades responses: a class, the address of a function (my_rewards.py:shout), or a list of functions
+            with weights ({function: my_rewards.py:shout, weight: 0.5}).
         train: Sources of the training problems, one after the other.
         benchmarks: Source of each held-out benchmark, by name.
         folder: Base folder of the sources' relative paths; null for the working directory. Paths of images are relative
@@ -52,7 +54,7 @@ class DatasetTask(Task):
 
     def __init__(
         self,
-        verifier: Verifier,
+        verifier: Verifier | FunctionAddress | list[FunctionAddress | WeightedFunction],
         train: list[Source],
         benchmarks: dict[str, Source],
         folder: str | None = None,
@@ -71,8 +73,7 @@ class DatasetTask(Task):
                     f"data.task.{name} is '{text}' but data.task.chat is false, which has no messages; write it into "
                     "data.task.template"
                 )
-        self.verify = verifier
-        self.verifier = verifier
+        self.verifier = self.verify = verifier_of(verifier)
         self.train = train
         self.held_out = benchmarks
         self.folder = folder
@@ -151,6 +152,7 @@ class DatasetTask(Task):
                 made_up_id = f"{name}-{place}" if name else str(place)
                 try:
                     problem = self._problem(reader, row, made_up_id, id_prefix, taken)
+                    problem = reader.graded_by(problem, row, self.verifier)
                 except BadValue as error:
                     bad.append(BadRow(row.source, row.number, str(error)))
                 else:
@@ -160,6 +162,7 @@ class DatasetTask(Task):
         self._warn_of_begun(problems, what)
         if not problems:
             raise SettingError(f"{what} gives no problem out of {rows_read} rows: {bad[0]}")
+        try_functions(self.verifier, problems[0])
         return problems
 
     def _rows(self, source: Source, setting: str, reader: RowReader) -> list[Row]:
@@ -169,11 +172,12 @@ class DatasetTask(Task):
                 f"{setting} is '{source['path']}' with skip {source.get('skip', 0)}, which gives no row; correct it"
             )
         readable = [row for row in rows if row.content is not None]
-        absent = absent_columns(reader.needed(), readable) if readable else []
+        needed = {reader.columns.get(name, name): "verifier" for name in self.verifier.columns()} | reader.needed()
+        absent = absent_columns(needed, readable) if readable else []
         if absent:
             there = sorted({column for row in readable for column in row.content or {}})
-            asked_by = reader.needed()[absent[0]]
-            where = "data.task.template" if asked_by == "template" else f"{setting}.{asked_by}"
+            asked_by = needed[absent[0]]
+            where = f"data.task.{asked_by}" if asked_by in ("template", "verifier") else f"{setting}.{asked_by}"
             raise SettingError(
                 f"{where} asks for the column '{absent[0]}', which no row of {rows[0].source} has; there are "
                 + ", ".join(there)[:300]

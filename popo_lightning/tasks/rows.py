@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-import warnings
 from collections.abc import Sequence
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from popo_lightning.core.asking import ASKED, columns_of, gold_like, marked
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import IMAGE_MARK, Problem
+from popo_lightning.tasks.row_images import BadValue, row_image
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
+from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.boxed import last_boxed
 
 MAX_CHARACTERS = 1_000_000
-MAX_PIXELS = 50_000_000
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 OWN_NAMES = ("prompt", "id", "level", "subject")
 ROLES = ("system", "user", "assistant")
 MISSING = object()
-
-
-class BadValue(Exception):  # noqa: N818  # of one row, and none of the program's errors
-    """Why a row gives no problem; the text follows "row 7 of FILE"."""
 
 
 class RowReader:
@@ -106,6 +100,16 @@ class RowReader:
         except BadValue as error:
             raise SettingError(f"PROMPT {error}") from error
         return Problem(ASKED, prompt, answer, images=tuple(images))
+
+    def graded_by(self, problem: Problem, row: Row, verifier: Verifier) -> Problem:
+        """The problem with what its verifier asks for beside the answer. Raises BadValue where the row lacks that."""
+        content = row.content or {}
+        named = {name: reach(content, column) for name, column in self.columns.items() if isinstance(column, str)}
+        values = content | {name: value for name, value in named.items() if value is not MISSING}
+        for name in verifier.columns():
+            _present(values, name)
+        gold = verifier.gold(problem.answer, {**values, "prompt": problem.question})
+        return problem if gold is problem.answer else replace(problem, answer=_plain(gold, "row for the verifier"))
 
     # -- the prompt --------------------------------------------------------------------------------------------
 
@@ -196,7 +200,7 @@ class RowReader:
         found = reach(content, self.columns.get("images", "images"))
         if found is MISSING or found is None:
             return ()
-        return tuple(_image(image, folder) for image in (found if isinstance(found, list) else [found]))
+        return tuple(row_image(image, folder) for image in (found if isinstance(found, list) else [found]))
 
 
 def reach(content: object, column: str) -> Any:
@@ -248,40 +252,6 @@ def _plain(value: Any, column: str) -> Any:
     if len(written) > MAX_CHARACTERS:
         raise BadValue(f"has a '{column}' of over {MAX_CHARACTERS} bytes; remove it")
     return value
-
-
-def _image(image: object, folder: Path) -> str | bytes:
-    """Path or bytes of an image whose header can be read; nothing is decoded."""
-    if isinstance(image, dict):  # the Image feature of the datasets library
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        _check_image(BytesIO(image), "its embedded image")
-        return image
-    if not isinstance(image, str) or not image:
-        raise BadValue("has an image that is neither a path nor embedded; correct it")
-    path = folder / image
-    try:
-        missing = not path.is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        missing = True
-    if missing:
-        raise BadValue(f"names the image '{image[:200]}', but there is no such file in {folder}; add it")
-    _check_image(path, f"the image '{image[:200]}'")
-    return str(path)
-
-
-def _check_image(file: Path | BytesIO, name: str) -> None:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which the limit below is about
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
-                pixels = math.prod(image.size)
-    except Exception:  # a parser may raise anything on broken bytes
-        raise BadValue(f"has {name}, which is no readable image ({', '.join(IMAGE_FORMATS)}); replace it") from None
-    if pixels > MAX_PIXELS:
-        raise BadValue(f"has {name} of {pixels} pixels, over {MAX_PIXELS}; scale it down")
 
 
 def absent_columns(needed: dict[str, str], rows: Sequence[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
@@ -29,6 +30,19 @@ class Verifier(ABC):
 
     def check_answer(self, answer: Any) -> None:  # noqa: B027  # most answers need no check
         """Raises ValueError, saying why in one sentence, for a gold answer that no response could match."""
+
+    def columns(self) -> Sequence[str]:
+        """Columns of a row that have to travel with the answer; a row without one gives no problem."""
+        return ()
+
+    def gold(self, answer: Any, columns: Mapping[str, Any]) -> Any:
+        """What a response is graded by, in plain JSON types.
+
+        Args:
+            answer: The row's gold answer.
+            columns: All that the row has, by our names and by its own, and the prompt as it is asked.
+        """
+        return answer
 
 
 def check_format_reward(format_reward: float) -> None:

@@ -61,7 +61,10 @@ def test_an_evaluation_whose_every_grade_fails_stops_with_the_reason(
 
 
 def test_a_run_whose_every_grade_fails_stops_with_the_reason(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"none of the 40 responses .* the verifier raised KeyError: 'solution' for"):
+    with pytest.raises(
+        SettingError,
+        match=r"none of the 40 responses .* the verifier raised KeyError: 'solution' at graders.py:\d+ for",
+    ):
         fit(policy, tmp_path, task=Graded(FailsOn(0)), iterations=1)
 
 

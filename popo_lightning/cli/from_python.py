@@ -1,0 +1,262 @@
+"""``popo_lightning.fit`` and ``validate``: the command line's runs from a script or a notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGINT
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+
+from popo_lightning.cli.main import PopoCLI
+from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
+from popo_lightning.cli.quiet_libraries import quieten
+from popo_lightning.cli.shipped_configs import config_path, shipped
+from popo_lightning.core.errors import SettingError, own_refusal
+from popo_lightning.core.nearest import did_you_mean
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.metrics.table import METRICS, read_rows
+from popo_lightning.policy import PolicyModule
+from popo_lightning.runs.resume import RunFinished
+from popo_lightning.runs.stopping import Stopped
+
+Config = str | os.PathLike[str]
+Reward = str | Callable[..., Any] | Mapping[str, Any] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run leaves.
+
+    Args:
+        folder: Its folder, with everything that `popo fit` writes.
+        summary: Of summary.json.
+        metrics: A dict an iteration, of metrics.csv, with what was measured in it and in the evaluation after it.
+        policy: The trained policy.
+        trainer: Lightning's.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    metrics: list[dict[str, float]]
+    policy: PolicyModule
+    trainer: L.Trainer
+
+
+class PythonCLI(PopoCLI):
+    """Raises instead of printing a sentence; takes a function as the reward.
+
+    Args:
+        reward: Setting of the verifier, or None to leave it.
+    """
+
+    parser_kind = RaisingParser
+
+    def __init__(self, *args: Any, reward: Any = None, **kwargs: Any) -> None:
+        self.reward = reward
+        super().__init__(*args, **kwargs)
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """As usual; then the reward, as the setting of a task that has one, or around one that has none."""
+        super().parse_arguments(parser, args)
+        if self.reward is None:
+            return
+        data = self.config[self.config.subcommand].data
+        if "verifier" in data.task.init_args:
+            data.task.init_args.verifier = self.reward
+        else:
+            inside = Namespace(task=data.task, verifier=self.reward)
+            data.task = Namespace(class_path="popo_lightning.tasks.regraded.Regraded", init_args=inside)
+
+    def _settle_folder(self, config: Any) -> None:
+        try:
+            super()._settle_folder(config)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, RunFinished):
+                raise SettingError(str(ended.__context__)) from None
+            raise
+
+
+def fit(
+    task: Config | None = None,
+    method: Config | None = None,
+    *,
+    configs: Sequence[Config] = (),
+    reward: Reward | None = None,
+    **settings: Any,
+) -> FinishedRun:
+    """Trains a policy, as `popo fit` does; may be called several times in a process.
+
+    Ctrl-C stops the run where it can go on from, writes its checkpoint and raises KeyboardInterrupt.
+
+    Args:
+        task: Shipped name, such as "countdown_tiny", or a YAML file.
+        method: Shipped name, such as "popo", or a YAML file.
+        configs: Further ones, each over the ones before.
+        reward: Grades responses in place of the task's verifier: a function, the address of one (my_rewards.py:shout),
+            or a list of either and of dicts with function and weight.
+        **settings: Over all of them. A dict is what a YAML would say, ``trainer={"max_epochs": 3}``; a dotted name is
+            an option of the command line, ``**{"model.behave_weight.cap": 2}``.
+
+    Raises:
+        SettingError: A setting that cannot work, in one sentence.
+    """
+    cli = _run("fit", task, method, configs, reward, settings)
+    folder = Path(cli.trainer.default_root_dir)
+    summary, table = folder / "summary.json", folder / METRICS
+    return FinishedRun(
+        folder,
+        json.loads(summary.read_text()) if summary.exists() else {},
+        _metrics(table) if table.exists() else [],
+        cli.model,
+        cli.trainer,
+    )
+
+
+def _metrics(table: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv; an evaluation's, which is a row of its own there, with its iteration's."""
+    found: dict[str, dict[str, float]] = {}
+    for row in read_rows(table):
+        numbers = {name: float(value) for name, value in row.items() if value}
+        found.setdefault(row["step"], {}).update(numbers)
+    return list(found.values())
+
+
+def validate(
+    task: Config | None = None,
+    method: Config | None = None,
+    *,
+    configs: Sequence[Config] = (),
+    reward: Reward | None = None,
+    **settings: Any,
+) -> dict[str, float]:
+    """Evaluates a policy, or a run's newest checkpoint, as `popo validate` does, and gives the numbers by name.
+
+    Args:
+        task: As for :func:`fit`.
+        method: As for :func:`fit`.
+        configs: As for :func:`fit`, such as a run's config.yaml.
+        reward: As for :func:`fit`.
+        **settings: As for :func:`fit`.
+
+    Raises:
+        SettingError: A setting that cannot work, in one sentence.
+    """
+    cli = _run("validate", task, method, configs, reward, settings)
+    found = next(one for one in cli.trainer.callbacks if isinstance(one, Evaluation))  # type: ignore[attr-defined]
+    return found.latest.metrics() if found.latest is not None else {}
+
+
+def _run(
+    subcommand: str,
+    task: Config | None,
+    method: Config | None,
+    configs: Sequence[Config],
+    reward: Reward | None,
+    settings: Mapping[str, Any],
+) -> PopoCLI:
+    args = [subcommand]
+    for room, name in (("task", task), ("method", method)):
+        args += [] if name is None else ["--config", _file(room, name)]
+    if isinstance(configs, str | os.PathLike):
+        raise SettingError(f"configs is {str(configs)!r}; give a list, as [{str(configs)!r}]")
+    args += [word for name in configs for word in ("--config", _file("", name))]
+    args += list(_options(settings))
+    asked = _address(reward)
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # where classes and functions of one's own are found, as by popo
+    with ExitStack() as claims, _errors(), warnings.catch_warnings():
+        quieten()
+        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+        return PythonCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, reward=asked, **CLI_SETTINGS)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Refusals as SettingError, and a Ctrl-C as KeyboardInterrupt, whatever carried them here."""
+    try:
+        yield
+    except ValueError as error:
+        refusal = own_refusal(error)
+        if refusal is None or refusal is error:
+            raise
+        raise refusal from error
+    except Stopped as stop:
+        if stop.number != SIGINT:
+            raise
+        raise KeyboardInterrupt from stop
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _file(room: str, name: Config) -> str:
+    """The file of a configuration."""
+    given = os.fspath(name)
+    known = shipped()
+    path = config_path(f"{room}/{given}" if f"{room}/{given}" in known else given)
+    if not Path(path).is_file():
+        names = [one.removeprefix(f"{room}/") for one in known if one.startswith(room)]
+        remedy = did_you_mean(given, names, "popo configs lists those that come with the package")
+        raise SettingError(f"{room or 'configs'} is '{given}', which is no file and no shipped configuration; {remedy}")
+    return path
+
+
+def _options(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Settings as a command line has them: dicts as one inline YAML, the rest as options."""
+    nested = {name: value for name, value in settings.items() if isinstance(value, Mapping) and "." not in name}
+    if nested:
+        yield from ("--config", json.dumps({name: _plain(value, name) for name, value in nested.items()}))
+    for name, value in settings.items():
+        if name not in nested:
+            plain = _plain(value, name)
+            yield f"--{name}={plain if isinstance(plain, str) else json.dumps(plain)}"
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A value as YAML has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one, f"{name}.{key}") for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(one, f"{name}[{place}]") for place, one in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of numpy or torch
+        return value.item()
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise SettingError(
+        f"{name} is a {type(value).__name__}, which config.yaml could not keep; give numbers, texts, lists and dicts, "
+        'a class as {"class_path": "my_module.MyClass", "init_args": {...}}, or build lightning.Trainer yourself'
+    )
+
+
+def _address(reward: Any) -> Any:
+    """Setting of a verifier for a function, by its address."""
+    if reward is None or isinstance(reward, str):
+        return reward
+    if isinstance(reward, Mapping):
+        return dict(reward) | {"function": _address(reward.get("function"))}
+    if isinstance(reward, list | tuple):
+        return [_address(one) for one in reward]
+    name = getattr(reward, "__qualname__", type(reward).__name__)
+    if not name.isidentifier() or isinstance(reward, type) or not hasattr(reward, "__qualname__"):
+        raise SettingError(
+            f"reward is {name}, which cannot be found by its name; define it by def, at the top level of a file, "
+            "script or notebook"
+        )
+    if getattr(sys.modules.get(reward.__module__), name, None) is not reward:
+        raise SettingError(
+            f"reward is {name}, but the {name} of {reward.__module__} is another one; give it a name of its own"
+        )
+    return f"{reward.__module__}:{name}"

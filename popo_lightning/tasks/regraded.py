@@ -1,0 +1,61 @@
+"""Another task's problems, graded by another rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from popo_lightning.core.problems import Problem
+from popo_lightning.core.task import BadRow, Task
+from popo_lightning.tasks.reward_settings import FunctionAddress, WeightedFunction, try_functions, verifier_of
+from popo_lightning.verifiers.base import Verifier
+
+
+class Regraded(Task):
+    """A task whose own verifier is replaced, such as an embedded one by a function.
+
+    Functions may ask for the fields of ``Problem.info`` and for those of an answer that is a mapping, as for columns.
+
+    Args:
+        task: Whose problems are asked.
+        verifier: Grades responses, as in DatasetTask.
+    """
+
+    def __init__(
+        self, task: Task, verifier: Verifier | FunctionAddress | list[FunctionAddress | WeightedFunction]
+    ) -> None:
+        self.task = task
+        self.verifier = self.verify = verifier_of(verifier)
+        self.stop = task.stop
+
+    def train_problems(self) -> Sequence[Problem]:
+        """The task's."""
+        return self._train_problems
+
+    def benchmarks(self) -> dict[str, Sequence[Problem]]:
+        """The task's."""
+        return dict(self._benchmarks)
+
+    def bad_rows(self) -> Sequence[BadRow]:
+        """The task's."""
+        return self.task.bad_rows()
+
+    @cached_property
+    def _train_problems(self) -> list[Problem]:
+        return self._graded(self.task.train_problems())
+
+    @cached_property
+    def _benchmarks(self) -> dict[str, list[Problem]]:
+        return {name: self._graded(problems) for name, problems in self.task.benchmarks().items()}
+
+    def _graded(self, problems: Sequence[Problem]) -> list[Problem]:
+        found = [replace(problem, answer=self.verifier.gold(problem.answer, _columns(problem))) for problem in problems]
+        if found:
+            try_functions(self.verifier, found[0])
+        return found
+
+
+def _columns(problem: Problem) -> dict[str, object]:
+    parts = problem.answer if isinstance(problem.answer, dict) else {}
+    return {**parts, **problem.info, "id": problem.id, "prompt": problem.question}

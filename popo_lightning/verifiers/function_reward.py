@@ -1,0 +1,123 @@
+"""Plain functions as the verifier: one, or several whose weighted sum is the score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from popo_lightning.core.errors import SettingError
+from popo_lightning.verifiers.base import Verifier
+from popo_lightning.verifiers.function import RewardFunction
+
+ENVELOPE = {"answer", "columns"}  # keys of an answer that has with it what the functions ask for
+
+
+class FunctionReward(Verifier):
+    """Grades by functions, each called with what it asks for by parameter name.
+
+    A function may ask for `text` (or `response`), `answer`, `prompt` (as it was asked), `question` (the row's column,
+    or else the prompt) and any other column of the row; `**columns` gets all of them. It returns a number, the score,
+    or a dict of parts with a `score`.
+
+    Of several functions each score is a part under the function's name, and `score` is their weighted sum. Further
+    parts keep their names; one whose name is taken gets the function's before it. `acc` is the part of that name, or
+    else the score of the first.
+
+    Args:
+        function: Address of a function, or a list of addresses and of mappings with `function` and `weight`.
+        setting: Name of the setting that has it, for sentences.
+
+    Raises:
+        SettingError: A function that cannot be called, a weight that is no number, or two of one name.
+    """
+
+    def __init__(self, function: str | Sequence[str | Mapping[str, Any]], setting: str = "data.task.verifier") -> None:
+        self.alone = isinstance(function, str)
+        given: Sequence[Any] = [function] if isinstance(function, str) else function
+        if not given:
+            raise SettingError(f"{setting} is an empty list; name at least one function, as my_rewards.py:shout")
+        self.functions: list[RewardFunction] = []
+        self.weights: list[float] = []
+        for one in given:
+            if not isinstance(one, str) and not (isinstance(one, Mapping) and isinstance(one.get("function"), str)):
+                raise SettingError(
+                    f"{setting} has {one!r}; give my_rewards.py:shout, or a mapping of function and weight"
+                )
+            address, weight = (one, 1.0) if isinstance(one, str) else (one["function"], one.get("weight", 1.0))
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise SettingError(f"{setting} gives {address} the weight {weight!r}; use a finite number, such as 0.5")
+            self.functions.append(RewardFunction(address, setting))
+            self.weights.append(float(weight))
+        self._check(setting)
+
+    def _check(self, setting: str) -> None:
+        names = [function.name for function in self.functions]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SettingError(f"{setting} has two functions called {twice}, whose parts would be one; rename one")
+        if not self.alone and "score" in names:
+            raise SettingError(f"{setting} has a function called score, as the weighted sum is; rename it")
+        if not any(self.weights):
+            raise SettingError(f"{setting} gives every function the weight 0, so that nothing is learned; raise one")
+
+    def __str__(self) -> str:
+        return ", ".join(function.address for function in self.functions)
+
+    def columns(self) -> list[str]:
+        """Columns of a row without which a function cannot be called."""
+        return list(dict.fromkeys(name for function in self.functions for name in function.columns()))
+
+    def gold(self, answer: Any, columns: Mapping[str, Any]) -> Any:
+        """What travels to a grading process: the answer, with those columns that the functions ask for, if any."""
+        wanted: dict[str, Any] = {}
+        for function in self.functions:
+            asked = function.wanted(columns)
+            wanted |= {name: value for name, value in asked.items() if not function.takes_all or _is_plain(value)}
+        return {"answer": answer, "columns": wanted} if wanted else answer
+
+    @staticmethod
+    def answer_in(gold: Any) -> Any:
+        """The answer alone, of what :meth:`gold` gave."""
+        return gold["answer"] if _has_columns(gold) else gold
+
+    def __call__(self, answer: Any, text: str) -> dict[str, float]:
+        """Reward parts of one response. What a function raises is left to the grading process."""
+        columns: Mapping[str, Any] = answer["columns"] if _has_columns(answer) else {}
+        answer = self.answer_in(answer)
+        if self.alone:
+            parts: dict[str, float] = self.functions[0](answer, text, columns)
+            return parts
+        parts = {}
+        scores: list[float] = []
+        for function in self.functions:
+            given = function(answer, text, columns)
+            others = dict(given) if isinstance(given, dict) else {"score": given}
+            scores.append(_number(others.pop("score", None), function.name, given))
+            parts[function.name if function.name not in parts else f"{function.name}_score"] = scores[-1]
+            for name, value in others.items():
+                parts[name if name not in parts else f"{function.name}_{name}"] = value
+        weighted = (weight * score for weight, score in zip(self.weights, scores, strict=True))
+        return {"score": sum(weighted), "acc": scores[0], **parts}
+
+
+def _has_columns(gold: Any) -> bool:
+    return isinstance(gold, dict) and gold.keys() == ENVELOPE
+
+
+def _number(score: Any, name: str, given: Any) -> float:
+    if getattr(score, "shape", None) == () and hasattr(score, "item"):  # a scalar of numpy or torch
+        score = score.item()
+    if not isinstance(score, Real):
+        raise TypeError(f"{name} returned {given!r}, neither a number nor a dict with a number as its score")
+    return float(score)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
