@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from popo_lightning.core.groups import Group
@@ -24,7 +22,7 @@ from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.model.prompts import PromptEncoder
-from popo_lightning.replay.composer import Composer, Iteration, OnPolicy
+from popo_lightning.replay.composer import Composer, OnPolicy
 from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.checks import check_settings, check_share, warn_of_problems_that_never_return
 from popo_lightning.rollout.engine_gap import EngineCheck
@@ -205,11 +203,11 @@ class RolloutDataModule(EngineRollouts):
             self.synced.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_key)
         with self.clock.measure("compose"):
-            groups = self.composer.compose(self._composers_view(self._rollouts(self.report)))
+            iteration = self._begun(self.report)
+            groups = self.composer.compose(iteration)
             self.report.composed(groups)
-            self.pending = split_minibatches(
-                groups, self.iteration, self.minibatches, self.ppo_epochs, self._random("deal")
-            )
+            deal = iteration.random("deal")
+            self.pending = split_minibatches(groups, self.iteration, self.minibatches, self.ppo_epochs, deal)
         if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
@@ -221,37 +219,23 @@ class RolloutDataModule(EngineRollouts):
         self.iteration += 1
         if self.async_level:
             # after the last iteration too: a run that goes on from its checkpoint must find what it would have had
-            problems = self.problems_per_iteration // self._run.world_size
-            self._rollouts(self.report).generate_ahead(problems, self.group_size)
+            self._begun(self.report).generate_ahead()
 
-    def _rollouts(self, report: RolloutReport) -> IterationRollouts:
+    def _begun(self, report: RolloutReport) -> IterationRollouts:
         return IterationRollouts(
+            self.iteration,
+            self.effective_key,
+            self.problems_per_iteration // self._run.world_size,
+            self.group_size,
+            self.seed,
             self.problems.train,
             self.sampler,
             self.maker,
             self.sampling,
-            self._random,
-            {"data.effective_key": self.effective_key, "model.reward_key": self._module.reward_key},
+            self._module,
             report,
             self.ahead,
         )
-
-    def _composers_view(self, rollouts: IterationRollouts) -> Iteration:
-        return Iteration(
-            version=self.iteration,
-            effective_key=self.effective_key,
-            problems=self.problems_per_iteration // self._run.world_size,
-            group_size=self.group_size,
-            next_problems=rollouts.next_problems,
-            given_problems=rollouts.given_problems,
-            present_logprobs=self._present_logprobs,
-            random=self._random,
-        )
-
-    def _present_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
-        with self.clock.measure("rank"):
-            found = iter(self._module.logprobs(Minibatch(groups, self.iteration, 0)))
-        return [[next(found) for _ in group.responses] for group in groups]
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
@@ -263,11 +247,6 @@ class RolloutDataModule(EngineRollouts):
             seed: Decides all draws.
         """
         return self.maker.make(problems, n, sampling, seed)
-
-    def _random(self, *purpose: object) -> random.Random:
-        """A generator for one purpose: from (seed, rank, iteration), never from global state."""
-        rank = self._run.global_rank
-        return random.Random("/".join(map(str, (self.seed, rank, self.iteration, *purpose))))
 
     # -- loaders -----------------------------------------------------------------------------------------------
 

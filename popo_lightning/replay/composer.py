@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -15,31 +14,22 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(ABC):
     """What a composer may know and do. Whatever it has sampled here counts as generated, trained on or not.
 
-    Args:
+    Attributes:
         version: Present policy version.
         effective_key: Reward part whose spread makes a group effective.
         problems: Problems that this rank samples in an iteration, its share of data.problems_per_iteration.
         group_size: K, responses to a problem.
-        next_problems: Asks the prompt sampler for so many further problems, and samples so many responses to each.
-        given_problems: Samples so many responses to each of these problems; a prefix of each, if there is one, goes
-            behind the prompt.
-        present_logprobs: (T,) log-probs of every response of these groups under the present policy.
-        random: A generator for one purpose, from (seed, rank, iteration, purpose).
     """
 
     version: int
     effective_key: str
     problems: int
     group_size: int
-    next_problems: Callable[[int, int], list[Group]]
-    given_problems: Callable[[Sequence[Problem], int, Sequence[Tensor] | None], list[Group]]
-    present_logprobs: Callable[[Sequence[Group]], list[list[Tensor]]]
-    random: Callable[..., Random]
 
+    @abstractmethod
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
         """Groups of the sampler's next problems, by the present policy, or with data.async_level 1 by the one before
         it.
@@ -48,8 +38,8 @@ class Iteration:
             count: Problems; an iteration's number unless given.
             n: Responses to each; the group size unless given.
         """
-        return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
 
+    @abstractmethod
     def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
         """Groups of given problems, by the present policy.
 
@@ -59,14 +49,17 @@ class Iteration:
             prefixes: (P,) tokens for each problem, the beginning of an earlier response, from which to go on. They
                 become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
         """
-        return self.given_problems(problems, n, prefixes) if problems else []
 
+    @abstractmethod
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """(T,) log-probs of each response under the present policy: one forward pass without gradient.
 
         All ranks have to ask equally often, with no groups if need be: sharded weights are gathered from all of them.
         """
-        return self.present_logprobs(groups)
+
+    @abstractmethod
+    def random(self, *purpose: object) -> Random:
+        """A generator for one purpose, from (seed, rank, iteration, purpose), never from global state."""
 
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """(effective, ineffective), each in order."""

@@ -39,7 +39,7 @@ def run(composer: Composer, versions: range, seed: int = 0, size: int = 2) -> li
     def random(version: int) -> Callable[..., Random]:
         return lambda *purpose: Random(f"{seed}/{version}/{purpose}")
 
-    return [ids(composer.compose(iteration(v, batch(v, size), random=random(v)))) for v in versions]
+    return [ids(composer.compose(iteration(v, batch(v, size), seeded=random(v)))) for v in versions]
 
 
 def resumed(composer: Composer, fresh: Composer, folder: Path) -> Composer:
