@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import Watch
 from popo_lightning.core.minibatch import Minibatch, split_minibatches
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_gather_object
@@ -135,6 +136,7 @@ class RolloutDataModule(EngineRollouts):
         self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
         self.stopping = StopRequests()
         self._stores: dict[str, Any] | None = None  # of sampler and composer, since the iteration began
+        self._watches: Sequence[Watch] = ()  # of both, for what they forget
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
         self.check: EngineCheck | None = None
         self.synced = WeightSync(
@@ -168,6 +170,7 @@ class RolloutDataModule(EngineRollouts):
             return
         check_share(self, world_size)
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
+        self._watches = Watch("data.sampler", self.sampler), Watch("data.composer", self.composer)
         warn_of_problems_that_never_return(self, self._run.max_epochs or 0, world_size)
 
     def teardown(self, stage: str) -> None:

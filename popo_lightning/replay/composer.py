@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
 
 
@@ -67,12 +68,13 @@ class Iteration(ABC):
         return effective, [group for group in groups if not group.is_effective(self.effective_key)]
 
 
-class Composer(ABC):
+class Composer(KeepsState, ABC):
     """Slot: decides what is sampled in an iteration and which groups it trains on.
 
     Attributes:
         supports_async: Whether it makes sense with data.async_level 1: it asks in every iteration for the sampler's
             next problems, with group_size responses each, and may be given groups one version old.
+        state: Attributes that decide later compositions; see :class:`KeepsState`.
         fixes_advantages: Whether it returns groups whose advantages are fixed, which a critic cannot learn from.
     """
 
@@ -101,13 +103,6 @@ class Composer(ABC):
     def report(self) -> dict[str, float]:
         """Further numbers of the last iteration, by metric name."""
         return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides later compositions, in plain containers and tensors."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most rules keep nothing
-        """Inverse of :meth:`state_dict`."""
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """What the ranks of a checkpoint kept, for another number of ranks.

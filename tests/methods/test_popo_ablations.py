@@ -36,7 +36,7 @@ def saved_and_read(state: Any, folder: Path) -> Any:
 
 
 def kept(composer: PrioritizedGroupReplay) -> list[int]:
-    return [plain["id"] for plain in composer.state_dict()["buffer"]["groups"]]
+    return [stored.id for stored, _ in composer.state_dict()["buffer"]["groups"]]
 
 
 # -- KL-ranked -----------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_stopped_inside_an_iteration(
     path = checkpoint(every_step, step)
     pending = torch.load(path, weights_only=True)["RolloutDataModule"]["ranks"][0]["pending"]
     assert len(pending) == -step % MINIBATCHES
-    assert all(minibatch["prox_logp"] is not None for minibatch in pending)
+    assert all(minibatch.prox_logp is not None for minibatch in pending)
     folder = copy_until(every_step, step, tmp_path / "copy")
     popo(*command, *EVERY_STEP, "--run.folder", folder, "--run.resume", "true")
     assert_same_run(folder, whole)
@@ -132,13 +132,13 @@ def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_pa
         "--model.trust_region",
         "popo_lightning.objectives.trust_regions.PPOClip",
     ]
-    changed += ["--model.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
+    changed += ["--model.objective.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
     changed += ["--data.composer.buffer.capacity", "3"]
     changed += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.000123"]
     cli = popo(*command, *changed, "--run.folder", folder, "--run.resume", "true", "--trainer.max_epochs", "3")
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.000123
     assert cli.model.max_grad_norm == 0.01
-    assert cli.model.trust_region.clip_high == 0.05
+    assert cli.model.objective.trust_region.clip_high == 0.05
     assert cli.model.temperature == cli.datamodule.sampling.temperature == 0.9
     assert len(cli.datamodule.composer.buffer) <= 3
     assert cli.trainer.global_step == 3 * MINIBATCHES
