@@ -201,13 +201,14 @@ class RolloutDataModule(EngineRollouts):
         self._stores = None
         with self.clock.measure("wait"):
             self.ahead.join()
-        if self.composer.samples_next():
+        if any(all_gather_object(self.composer.samples_next())):
             # before the composer decides anything by rank: gathering sharded weights takes all of them
             self.synced.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_key)
         with self.clock.measure("compose"):
             iteration = self._begun(self.report)
             groups = self.composer.compose(iteration)
+            iteration.end()
             self.report.composed(groups)
             deal = iteration.random("deal")
             self.pending = split_minibatches(groups, self.iteration, self.minibatches, self.ppo_epochs, deal)

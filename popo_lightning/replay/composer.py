@@ -55,7 +55,8 @@ class Iteration(ABC):
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """(T,) log-probs of each response under the present policy: one forward pass without gradient.
 
-        All ranks have to ask equally often, with no groups if need be: sharded weights are gathered from all of them.
+        Ranks may ask differently often: where weights are split over them, those that do not ask join in. Only a rule
+        that exchanges something between ranks by itself has to ask equally often on all of them before it does.
         """
 
     @abstractmethod
@@ -88,7 +89,7 @@ class Composer(KeepsState, ABC):
     def samples_next(self) -> bool:
         """Whether the next :meth:`compose` samples anything. If not, the engine sleeps on with the weights it has.
 
-        The answer must be the same on all ranks.
+        All ranks get the weights where one of them samples.
         """
         return True
 

@@ -14,6 +14,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import Sampling
 from popo_lightning.replay.composer import Iteration
@@ -84,9 +85,25 @@ class IterationRollouts(Iteration):
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """(T,) log-probs of each response under the present policy."""
-        with self.maker.clock.measure("rank"):
-            found = iter(self.policy.logprobs(Minibatch(groups, self.version, 0)))
+        if not groups:
+            return []
+        self._some_rank_asks(True)
+        found = iter(self._scored(groups))
         return [[next(found) for _ in group.responses] for group in groups]
+
+    def end(self) -> None:
+        """Joins in the passes that other ranks ask for, until none does. Every rank calls it once it has composed."""
+        while self._some_rank_asks(False):
+            self._scored([])
+
+    def _some_rank_asks(self, asks: bool) -> bool:
+        """Split weights are gathered from all ranks for each pass, so all of them meet before it. A collective then."""
+        return self.policy.sharded and bool(all_reduce(self.policy.trainer, asks, "max"))
+
+    def _scored(self, groups: Sequence[Group]) -> list[Tensor]:
+        with self.maker.clock.measure("rank"):
+            found: list[Tensor] = self.policy.logprobs(Minibatch(groups, self.version, 0))
+        return found
 
     def random(self, *purpose: object) -> Random:
         """A generator for one purpose, from (seed, rank, iteration, purpose), never from global state."""

@@ -85,7 +85,7 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "s
         raise AssertionError(f"asked for {asked}")
 
     def nobody(asked: Sequence[Group]) -> list[list[torch.Tensor]]:
-        """A rule may, or must, ask for the log-probs of no group: another rank may have some."""
+        """A rule may ask for the log-probs of no group."""
         assert not asked
         return []
 
