@@ -132,7 +132,7 @@ def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_pa
         "--model.trust_region",
         "popo_lightning.objectives.trust_regions.PPOClip",
     ]
-    changed += ["--model.objective.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
+    changed += ["--model.trust_region.clip_high", "0.05", "--data.temperature", "0.9"]
     changed += ["--data.composer.buffer.capacity", "3"]
     changed += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.000123"]
     cli = popo(*command, *changed, "--run.folder", folder, "--run.resume", "true", "--trainer.max_epochs", "3")
