@@ -356,7 +356,7 @@ def test_precisions_that_the_engine_does_not_follow_are_refused(folder: Path, pr
 
 def test_a_reward_that_nobody_gives_is_named(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"model\.reward_key is 'accuracy'.* acc, format, score"):
-        fit(policy, tmp_path, model={"reward": "accuracy"}, iterations=1)
+        fit(policy, tmp_path, model={"reward_key": "accuracy"}, iterations=1)
 
 
 def test_more_tokens_than_the_model_has_positions_are_named(policy: Path, tmp_path: Path) -> None:
