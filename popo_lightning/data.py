@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import Watch
 from popo_lightning.core.minibatch import Minibatch, split_minibatches
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_gather_object
@@ -24,7 +23,7 @@ from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.model.prompts import PromptEncoder
-from popo_lightning.replay.composer import Composer, Iteration, OnPolicy
+from popo_lightning.replay.composer import Composer, OnPolicy
 from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.checks import check_settings, check_share, warn_of_problems_that_never_return
 from popo_lightning.rollout.engine_gap import EngineCheck
@@ -137,6 +136,7 @@ class RolloutDataModule(EngineRollouts):
         self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
         self.stopping = StopRequests()
         self._stores: dict[str, Any] | None = None  # of sampler and composer, since the iteration began
+        self._watches: Sequence[Watch] = ()  # of both, for what they forget
         weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
         self.check: EngineCheck | None = None
         self.synced = WeightSync(
@@ -170,6 +170,7 @@ class RolloutDataModule(EngineRollouts):
             return
         check_share(self, world_size)
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
+        self._watches = Watch("data.sampler", self.sampler), Watch("data.composer", self.composer)
         warn_of_problems_that_never_return(self, self._run.max_epochs or 0, world_size)
 
     def teardown(self, stage: str) -> None:
@@ -205,16 +206,17 @@ class RolloutDataModule(EngineRollouts):
         self._stores = None
         with self.clock.measure("wait"):
             self.ahead.join()
-        if self.composer.samples_next():
+        if any(all_gather_object(self.composer.samples_next())):
             # before the composer decides anything by rank: gathering sharded weights takes all of them
             self.synced.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_key)
         with self.clock.measure("compose"):
-            groups = self.composer.compose(self._composers_view(self._rollouts(self.report)))
+            iteration = self._begun(self.report)
+            groups = self.composer.compose(iteration)
+            iteration.end()
             self.report.composed(groups)
-            self.pending = split_minibatches(
-                groups, self.iteration, self.minibatches, self.ppo_epochs, self._random("deal")
-            )
+            deal = iteration.random("deal")
+            self.pending = split_minibatches(groups, self.iteration, self.minibatches, self.ppo_epochs, deal)
         if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
@@ -226,37 +228,23 @@ class RolloutDataModule(EngineRollouts):
         self.iteration += 1
         if self.async_level:
             # after the last iteration too: a run resumed from its checkpoint must find the same state
-            problems = self.problems_per_iteration // self._run.world_size
-            self._rollouts(self.report).generate_ahead(problems, self.group_size)
+            self._begun(self.report).generate_ahead()
 
-    def _rollouts(self, report: RolloutReport) -> IterationRollouts:
+    def _begun(self, report: RolloutReport) -> IterationRollouts:
         return IterationRollouts(
+            self.iteration,
+            self.effective_key,
+            self.problems_per_iteration // self._run.world_size,
+            self.group_size,
+            self.seed,
             self.problems.train,
             self.sampler,
             self.maker,
             self.sampling,
-            self._random,
-            {"data.effective_key": self.effective_key, "model.reward_key": self._module.reward_key},
+            self._module,
             report,
             self.ahead,
         )
-
-    def _composers_view(self, rollouts: IterationRollouts) -> Iteration:
-        return Iteration(
-            version=self.iteration,
-            effective_key=self.effective_key,
-            problems=self.problems_per_iteration // self._run.world_size,
-            group_size=self.group_size,
-            next_problems=rollouts.next_problems,
-            given_problems=rollouts.given_problems,
-            present_logprobs=self._present_logprobs,
-            random=self._random,
-        )
-
-    def _present_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
-        with self.clock.measure("rescore"):
-            found = iter(self._module.logprobs(Minibatch(groups, self.iteration, 0)))
-        return [[next(found) for _ in group.responses] for group in groups]
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
@@ -268,11 +256,6 @@ class RolloutDataModule(EngineRollouts):
             seed: Decides all draws.
         """
         return self.maker.make(problems, n, sampling, seed)
-
-    def _random(self, *purpose: object) -> random.Random:
-        """A generator for one purpose: from (seed, rank, iteration), never from global state."""
-        rank = self._run.global_rank
-        return random.Random("/".join(map(str, (self.seed, rank, self.iteration, *purpose))))
 
     # -- loaders -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,5 @@
 """A method of one's own: replay of random stored groups in the place of the most recent ones."""
 
-from typing import Any
-
 from popo_lightning.core.groups import Group
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import Composer, Iteration
@@ -13,6 +11,8 @@ class RandomReplay(Composer):
     Args:
         buffer: Where effective groups wait.
     """
+
+    state = ("buffer",)  # what decides later compositions; a checkpoint keeps it, so that a resumed run is the same run
 
     def __init__(self, buffer: GroupReplayBuffer) -> None:
         self.buffer = buffer
@@ -26,11 +26,3 @@ class RandomReplay(Composer):
         self.buffer.used(replayed)  # counts towards the buffer's max_uses
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
-
-    def state_dict(self) -> dict[str, Any]:
-        """The buffer: what decides later compositions must be in the checkpoint, or a resumed run would be another."""
-        return {"buffer": self.buffer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.buffer.load_state_dict(state["buffer"])

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
-from popo_lightning.rollout.rank_states import PlaceState, containers_copied
+from popo_lightning.core.kept_state import containers_copied
+from popo_lightning.rollout.rank_states import PlaceState
 
 
 @dataclass(eq=False)

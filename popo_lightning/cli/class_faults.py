@@ -40,7 +40,7 @@ class Maker:
         self.config = config
         self.refusal: SettingError | None = None  # the last, which jsonargparse may wrap beyond recognition
 
-    def __call__(self, kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, kind: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The object, as jsonargparse's instantiators give it.
 
         Args:

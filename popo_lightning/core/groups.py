@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from popo_lightning.core.problems import Problem
+from popo_lightning.core.problems import Problem, SavedWhole
 
 # Rewards closer than this count as equal. A test by std > 0 fails: several equal 0.1's have a std of 1e-17.
 REWARD_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Response:
+class Response(SavedWhole):
     """One sampled completion.
 
     Args:
@@ -45,7 +44,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(SavedWhole):
     """The K responses of one prompt, sampled by one policy version.
 
     Args:
@@ -92,50 +91,6 @@ class Group:
         """Response tokens of the group."""
         return sum(len(response.token_ids) for response in self.responses)
 
-    def to_plain(self) -> dict[str, Any]:
-        """Plain containers and tensors only: what a checkpoint read with ``weights_only=True`` accepts."""
-        return {
-            "id": self.id,
-            "version": self.version,
-            "prompt_ids": self.prompt_ids,
-            "images": self.images,
-            "prefix_tokens": self.prefix_tokens,
-            "advantages": self.advantages,
-            "loss_weight": self.loss_weight,
-            "subtree_rewards": self.subtree_rewards,
-            "problem": {
-                "id": self.problem.id,
-                "prompt": self.problem.prompt,
-                "answer": self.problem.answer,
-                "info": self.problem.info,
-                "images": list(self.problem.images),
-            },
-            "responses": [
-                {
-                    "token_ids": response.token_ids,
-                    "behave_logp": response.behave_logp,
-                    "finish_reason": response.finish_reason,
-                    "text": response.text,
-                    "parts": dict(response.parts),
-                    "failure": response.failure,
-                    "version": response.version,
-                }
-                for response in self.responses
-            ],
-        }
 
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Group:
-        """Inverse of :meth:`to_plain`."""
-        return cls(
-            id=plain["id"],
-            problem=Problem(**plain["problem"] | {"images": tuple(plain["problem"].get("images", ()))}),
-            prompt_ids=plain["prompt_ids"],
-            responses=[Response(**response) for response in plain["responses"]],
-            version=plain["version"],
-            images=plain.get("images", {}),
-            prefix_tokens=plain.get("prefix_tokens", 0),
-            advantages=plain.get("advantages"),
-            loss_weight=plain.get("loss_weight", 1.0),
-            subtree_rewards=plain.get("subtree_rewards"),
-        )
+# A checkpoint has them as they are, and is read with weights_only=True.
+torch.serialization.add_safe_globals([Problem, Response, Group])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,28 +92,8 @@ class Minibatch:
                 )
         return rows
 
-    def to_plain(self) -> dict[str, Any]:
-        """Plain containers and tensors for the checkpoint."""
-        return {
-            "groups": [group.to_plain() for group in self.groups],
-            "version": self.version,
-            "index": self.index,
-            "part": self.part,
-            "prox_logp": self.prox_logp,
-            "prox_is_start": self.prox_is_start,
-            "prox_alpha": self.prox_alpha,
-            "values": self.values,
-        }
 
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Minibatch:
-        """Inverse of :meth:`to_plain`."""
-        groups = [Group.from_plain(group) for group in plain["groups"]]
-        minibatch = cls(groups, plain["version"], plain["index"], plain.get("part"))
-        minibatch.prox_logp, minibatch.prox_alpha = plain["prox_logp"], plain.get("prox_alpha")
-        minibatch.prox_is_start = plain.get("prox_is_start", False)
-        minibatch.values = plain.get("values")
-        return minibatch
+torch.serialization.add_safe_globals([Minibatch])  # for checkpoints, as groups are
 
 
 def split_minibatches(

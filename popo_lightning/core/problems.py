@@ -9,8 +9,15 @@ IMAGE_MARK = "<image>"
 """Stands for an image in the text of a prompt."""
 
 
+class SavedWhole:
+    """What a checkpoint has as it is: read back, its fields are looked at as those of a new one."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state)
+
+
 @dataclass(frozen=True)
-class Problem:
+class Problem(SavedWhole):
     """One task item.
 
     Args:

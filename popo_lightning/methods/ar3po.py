@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
@@ -43,6 +42,7 @@ class StagedSampling(Composer):
     """
 
     supports_async = False
+    state = ("_right",)
 
     def __init__(self, stages: int = 2, capacity: int | None = None, max_age: int | None = None) -> None:
         if stages < 1:
@@ -98,14 +98,6 @@ class StagedSampling(Composer):
                 self._right[group.problem.id] = replace(right[-1], version=group.version)
         while self.capacity is not None and len(self._right) > self.capacity:
             del self._right[next(iter(self._right))]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stored responses."""
-        return {"right": {problem: dict(vars(response)) for problem, response in self._right.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._right = {problem: Response(**response) for problem, response in state["right"].items()}
 
 
 def merged(group: Group, further: Group) -> Group:

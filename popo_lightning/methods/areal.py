@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -31,11 +32,11 @@ class LogLinear(ProximalPolicy):
                 f"{type(pl_module.advantage).__name__}, which needs them; use the proximal policy ProximalSnapshot"
             )
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
         """Alpha of every row."""
-        assert isinstance(batch, Minibatch)
-        ages = [batch.version - group.version_of(response) for group in batch.groups for response in group.responses]
-        batch.prox_alpha = [prox_alpha(age) for age in ages]
+        for batch in minibatches:
+            ages = [batch.version - group.version_of(one) for group in batch.groups for one in group.responses]
+            batch.prox_alpha = [prox_alpha(age) for age in ages]
 
 
 def prox_alpha(age: int) -> float:

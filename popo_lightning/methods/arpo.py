@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
@@ -38,6 +37,9 @@ class ARPO(Composer):
         success_key: Reward component that measures success.
         success_above: A response is a success if that component is greater than this.
     """
+
+    state = ("store",)
+    transient = ("_injected",)
 
     def __init__(
         self,
@@ -89,11 +91,3 @@ class ARPO(Composer):
     def report(self) -> dict[str, float]:
         """Responses injected in the last iteration, and the store's size."""
         return {"replay/injected_responses": float(self._injected)} | self.store.report()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The store."""
-        return {"store": self.store.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The store."""
-        self.store.load_state_dict(state["store"])

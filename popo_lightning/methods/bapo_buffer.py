@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 from popo_lightning.core.bounds import at_least, one_of, within
 from popo_lightning.core.errors import SettingError
@@ -54,6 +53,8 @@ class BAPOBuffer(Composer):
         good_capacity: Maximum number of good groups kept, per rank; null bounds them by age only.
         max_age: Maximum age of a replayed group in policy versions.
     """
+
+    state = ("_hard", "_good")
 
     def __init__(
         self,
@@ -173,20 +174,6 @@ class BAPOBuffer(Composer):
 
     def _forget(self, version: int) -> None:
         self._good = deque(group for group in self._good if version - group.version <= self.max_age)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Hard problems and good groups, oldest first."""
-        hard = [asdict(problem) | {"images": list(problem.images), "mu": mu} for problem, mu in self._hard.values()]
-        return {"hard": hard, "good": [group.to_plain() for group in self._good]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hard problems and good groups."""
-        self._hard = {}
-        for plain in state["hard"]:
-            mu = plain["mu"]
-            problem = Problem(**{k: v for k, v in plain.items() if k != "mu"} | {"images": tuple(plain["images"])})
-            self._hard[problem.id] = problem, mu
-        self._good = deque(Group.from_plain(group) for group in state["good"])
 
 
 def _between(low: float, value: float, high: float) -> bool:

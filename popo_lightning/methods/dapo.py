@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 from popo_lightning.core.bounds import above, at_least, one_of
 from popo_lightning.core.errors import SettingError
@@ -111,6 +111,8 @@ class DynamicSampling(Composer):
             ones more than once (MoPPS' recipe). "error" stops the run (verl).
     """
 
+    state = ("_carried",)
+
     def __init__(
         self,
         chunk: ChunkSize = AdaptiveChunk(),  # noqa: B008  # holds settings only
@@ -158,11 +160,3 @@ class DynamicSampling(Composer):
         if self.at_cap == "repeat" and batch:
             return batch + [batch[place % len(batch)] for place in range(missing)]
         return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The carried groups."""
-        return {"carried": [group.to_plain() for group in self._carried]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._carried = [Group.from_plain(group) for group in state["carried"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class FreshPER(Composer):
             the others.
     """
 
+    state = ("_groups",)
+
     def __init__(
         self,
         replay_batches: int = 1,
@@ -101,14 +103,6 @@ class FreshPER(Composer):
         progress = min(1.0, iteration.version / self.beta_iterations)
         beta = self.beta + (1 - self.beta) * progress
         return replace(group, loss_weight=math.exp(-beta * above_least))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stored groups; priorities follow from them."""
-        return {"groups": [group.to_plain() for group in self._groups]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The stored groups, of which the present capacity keeps the newest."""
-        self._groups = deque((Group.from_plain(group) for group in state["groups"]), maxlen=self.capacity)
 
 
 class FilteredBehaveAligned(BehaveAligned):

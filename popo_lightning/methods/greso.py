@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from popo_lightning.core.bounds import above, at_least, within
 from popo_lightning.core.errors import SettingError
@@ -45,6 +45,7 @@ class GRESO(PromptSampler):
     """
 
     supports_async = False
+    state = ("order", "useless", "p", "seen", "version")
 
     def __init__(
         self,
@@ -137,19 +138,3 @@ class GRESO(PromptSampler):
                 reached = self.seen[kind] / groups >= target
                 self.p[kind] = max(self.p[kind] - self.step, low) if reached else min(self.p[kind] + self.step, high)
         self.seen = dict.fromkeys(self.seen, 0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the pass, what is known of the problems, and the p's."""
-        return {
-            "order": self.order.state_dict(),
-            "useless": {place: list(known) for place, known in self.useless.items()},
-            "p": dict(self.p),
-            "seen": dict(self.seen),
-            "version": self.version,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.order.load_state_dict(state["order"])
-        self.useless = {place: (kind, times) for place, (kind, times) in state["useless"].items()}
-        self.p, self.seen, self.version = dict(state["p"]), dict(state["seen"]), state["version"]

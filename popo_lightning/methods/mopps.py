@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
@@ -40,6 +39,8 @@ class MoPPS(PromptSampler):
         success_key: Reward component that measures success.
         success_above: A response is correct if that component is greater than this.
     """
+
+    state = ("draws", "posterior")
 
     def __init__(
         self,
@@ -110,12 +111,3 @@ class MoPPS(PromptSampler):
                 for was, prior, new in zip(old, self.prior, seen, strict=True)
             )
             self.posterior[place] = (alpha, beta)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Posteriors, and the draws made, from which later generators follow."""
-        return {"draws": self.draws, "posterior": {place: list(belief) for place, belief in self.posterior.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Posteriors and draws."""
-        self.draws = state["draws"]
-        self.posterior = {place: (alpha, beta) for place, (alpha, beta) in state["posterior"].items()}

@@ -21,6 +21,8 @@ class PrioritizedGroupReplay(Composer):
         buffer: Replay buffer of effective groups.
     """
 
+    state = ("buffer",)
+
     def __init__(self, buffer: GroupReplayBuffer) -> None:
         self.buffer = buffer
 
@@ -33,14 +35,6 @@ class PrioritizedGroupReplay(Composer):
         self.buffer.used(replayed)
         self.buffer.insert(effective, len(fresh))
         return effective + replayed
-
-    def state_dict(self) -> dict[str, Any]:
-        """The buffer."""
-        return {"buffer": self.buffer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The buffer."""
-        self.buffer.load_state_dict(state["buffer"])
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """All stored groups, dealt out anew."""

@@ -50,8 +50,7 @@ class KLRanked(PrioritizedGroupReplay):
         effective, ineffective = iteration.split(fresh)
         candidates = self.buffer.usable(iteration.version)
         choice = 0 < len(ineffective) < len(candidates)
-        ranked = self._ranked(candidates if choice else [], iteration)
-        candidates = ranked if choice else candidates
+        candidates = self._ranked(candidates, iteration) if choice else candidates
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(candidates, len(ineffective), problems)
         self.buffer.used(replayed)

@@ -49,10 +49,7 @@ class GatedReplay(PrioritizedGroupReplay):
 
 
 def still_worth(groups: list[Group], min_ess: float, iteration: Iteration) -> list[Group]:
-    """Those whose weights under the present policy leave them an effective sample size of ``min_ess`` per token.
-
-    Asks for log-probs even without groups, as :meth:`Iteration.logprobs` wants it.
-    """
+    """Those whose weights under the present policy leave them an effective sample size of ``min_ess`` per token."""
     admitted = []
     for group, present in zip(groups, iteration.logprobs(groups), strict=True):
         behave = torch.cat([response.behave_logp for response in group.responses])

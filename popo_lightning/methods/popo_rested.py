@@ -35,6 +35,8 @@ class RestedReplay(Composer):
         min_ess: Minimum effective sample size per token, from 0 (no test) to 1 (nothing that differs at all).
     """
 
+    state = ("_queue",)
+
     def __init__(self, rest_interval: int = 10, min_ess: float = 0.9) -> None:
         self.rest_interval = int(at_least("data.composer.rest_interval", rest_interval, 1, ", such as 10"))
         self.min_ess = within("data.composer.min_ess", min_ess, 0, 1, "0.9")
@@ -66,14 +68,6 @@ class RestedReplay(Composer):
             gone = set(sorted(range(len(versions)), key=versions.__getitem__)[:surplus])
             self._queue = deque(group for place, group in enumerate(self._queue) if place not in gone)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The queue, in order."""
-        return {"queue": [group.to_plain() for group in self._queue]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._queue = deque(Group.from_plain(group) for group in state["queue"])
-
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """All queues, dealt out anew."""
-        return [{"queue": queue} for queue in redistribute([state["queue"] for state in states], ranks)]
+        return [{"_queue": queue} for queue in redistribute([state["_queue"] for state in states], ranks)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 from torch import Tensor
 
@@ -58,6 +57,7 @@ class RAPID(Composer):
     """
 
     supports_async = False
+    state = ("_waiting",)
 
     def __init__(self, batches: int = 4) -> None:
         self.batches = int(at_least("RAPID.batches", batches, 1, ", such as 4"))
@@ -72,11 +72,3 @@ class RAPID(Composer):
         if not self._waiting:
             self._waiting.extend(iteration.rollout(self.batches * iteration.problems))
         return [self._waiting.popleft() for _ in range(min(iteration.problems, len(self._waiting)))]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The groups sampled ahead."""
-        return {"waiting": [group.to_plain() for group in self._waiting]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The groups sampled ahead."""
-        self._waiting = deque(Group.from_plain(group) for group in state["waiting"])

@@ -55,6 +55,7 @@ class ReMixReplay(Composer):
     """
 
     supports_async = False
+    state = ("_batches", "_replay")
 
     def __init__(
         self,
@@ -112,20 +113,6 @@ class ReMixReplay(Composer):
             coin, place = all_gather_tensors([own])[0][:2].tolist()
             if self._batches and coin < self.probability:
                 self._replay = self._batches[int(place * len(self._batches))][0]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stored batches, and what comes next."""
-        batches = [
-            {"version": version, "groups": [group.to_plain() for group in groups]} for version, groups in self._batches
-        ]
-        return {"batches": batches, "replay": self._replay}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The stored batches, and what comes next."""
-        self._batches = deque(
-            (batch["version"], [Group.from_plain(group) for group in batch["groups"]]) for batch in state["batches"]
-        )
-        self._replay = state["replay"]
 
 
 class Reincarnation(ParameterHook):

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from random import Random
 from statistics import pvariance
-from typing import Any, Literal
+from typing import Literal
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
@@ -49,6 +49,8 @@ class RePO(Composer):
     """
 
     follows_reward = True
+    state = ("store",)
+    transient = ("_replayed",)
 
     def __init__(
         self,
@@ -144,11 +146,3 @@ class RePO(Composer):
     def report(self) -> dict[str, float]:
         """Responses replayed in the last iteration, and the store's size."""
         return {"replay/replayed_responses": float(self._replayed)} | self.store.report()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The store."""
-        return {"store": self.store.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The store."""
-        self.store.load_state_dict(state["store"])

@@ -33,17 +33,6 @@ class StoredPrefix:
     tries: int = 0
     successes: int = 0
 
-    def to_plain(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-        problem = vars(self.problem) | {"images": list(self.problem.images)}
-        return vars(self) | {"problem": problem}
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> StoredPrefix:
-        """Inverse of :meth:`to_plain`."""
-        problem = plain["problem"] | {"images": tuple(plain["problem"]["images"])}
-        return cls(**plain | {"problem": Problem(**problem)})
-
 
 class PrefixRestarts(Composer):
     """RR: some rollouts restart from promising intermediate states of unsolved problems (2504.14363).
@@ -200,9 +189,9 @@ class PrefixRestarts(Composer):
 
     def state_dict(self) -> dict[str, Any]:
         """The prefixes and how they fared."""
-        return {"stored": [prefix.to_plain() for prefix in self._stored.values()]}
+        return {"stored": [dict(vars(prefix)) for prefix in self._stored.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The prefixes and how they fared."""
-        stored = [StoredPrefix.from_plain(plain) for plain in state["stored"]]
+        stored = [StoredPrefix(**plain) for plain in state["stored"]]
         self._stored = {prefix.problem.id: prefix for prefix in stored}

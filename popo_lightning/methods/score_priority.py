@@ -38,6 +38,8 @@ class ScorePriority(Composer):
         insert_first: Store an iteration's effective groups before its draw, as TRL does.
     """
 
+    state = ("_heap", "_seen")
+
     def __init__(self, capacity: int = 64, insert_first: bool = False) -> None:
         self.capacity = int(at_least("ScorePriority.capacity", capacity, 1, ", such as 64"))
         self.insert_first = insert_first
@@ -72,16 +74,11 @@ class ScorePriority(Composer):
             return [entry[2] for entry in random.choices(self._heap, scores, k=count)]
         return [self._heap[i][2] for i in draw([math.log(score) for score in scores], count, random)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The heap, in the order of its array, on which draws depend."""
-        return {"heap": [[score, seen, group.to_plain()] for score, seen, group in self._heap], "seen": self._seen}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The heap, of which the present capacity keeps the best."""
-        heap = [(score, seen, Group.from_plain(group)) for score, seen, group in state["heap"]]
-        if len(heap) > self.capacity:
-            heap = sorted(heap, key=lambda entry: entry[:2])[-self.capacity :]  # a sorted list is a heap
-        self._heap, self._seen = heap, state["seen"]
+        super().load_state_dict(state)
+        if len(self._heap) > self.capacity:
+            self._heap = sorted(self._heap, key=lambda entry: entry[:2])[-self.capacity :]  # a sorted list is a heap
 
 
 def spread_score(rewards: Tensor) -> float:

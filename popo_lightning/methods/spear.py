@@ -53,6 +53,8 @@ class SPEAR(Composer):
     follows_reward = True
 
     fixes_advantages = True
+    state = ("_kept", "_means")
+    transient = ("_replayed",)
 
     def __init__(
         self,
@@ -143,14 +145,9 @@ class SPEAR(Composer):
             "replay/baseline": median(self._means) if self._means else math.nan,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Kept responses and group means."""
-        return {"kept": [group.to_plain() for group in self._kept], "means": list(self._means)}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Kept responses and group means, of which the present sizes keep the newest."""
-        self._means = deque(state["means"], self._means.maxlen)
-        self._kept = [Group.from_plain(plain) for plain in state["kept"]]
+        super().load_state_dict(state)
         while _responses(self._kept) > self.capacity:
             self._kept.pop(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -22,9 +23,13 @@ class CriticValues(L.Callback):
         if pl_module.critic is None or batch.index:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        found: dict[int, list[Tensor]] = {}
         with data.clock.measure("values"):
-            for minibatch in (batch, *data.pending):
-                if minibatch.part not in found:  # later epochs use the same rows
-                    found[minibatch.part] = pl_module.values(minibatch)
-                minibatch.values = found[minibatch.part]
+            self.attach([batch, *data.pending], pl_module)
+
+    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
+        """Values of all minibatches of an iteration; see :meth:`ProximalPolicy.attach`."""
+        found: dict[int, list[Tensor]] = {}
+        for minibatch in minibatches:
+            if minibatch.part not in found:  # later sweeps come back to the same rows
+                found[minibatch.part] = policy.values(minibatch)
+            minibatch.values = found[minibatch.part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -22,6 +23,22 @@ class ProximalPolicy(L.Callback):
 
     prox_differs_on_fresh = False
 
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Before the first step of an iteration."""
+        assert isinstance(batch, Minibatch)
+        if not batch.index:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            with data.clock.measure("prox"):
+                self.attach([batch, *data.pending], pl_module)
+
+    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
+        """Gives an iteration's minibatches what their prox log-probs follow from; this one leaves them without.
+
+        Args:
+            minibatches: All of the iteration, in order. Several sweeps come back to the same ``part``.
+            policy: The PolicyModule, with the weights that the iteration begins with.
+        """
+
 
 class ProximalSnapshot(ProximalPolicy):
     """Log-probs under the weights at the start of the iteration, for fresh and replayed rows alike.
@@ -39,19 +56,15 @@ class ProximalSnapshot(ProximalPolicy):
     def __init__(self, recompute_fresh: bool = True) -> None:
         self.recompute_fresh = recompute_fresh
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Before the first minibatch of an iteration, computes those of the others."""
-        assert isinstance(batch, Minibatch)
-        if batch.index == 0:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            with data.clock.measure("prox"):
-                found: dict[int, list[Tensor]] = {}
-                # the first minibatch too where a rule asks for prox before the forward pass that would give it
-                todo = [batch, *data.pending] if pl_module.advantage.needs_prox else data.pending
-                for later in todo:
-                    if later.part not in found:  # later epochs use the same rows
-                        found[later.part] = self._logprobs(later, pl_module)
-                    later.prox_logp, later.prox_is_start = found[later.part], self.recompute_fresh
+    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
+        """Log-probs of all minibatches but the first."""
+        # the first too where a rule asks for prox before the forward pass that would give it
+        todo = minibatches if policy.advantage.needs_prox else minibatches[1:]
+        found: dict[int, list[Tensor]] = {}
+        for minibatch in todo:
+            if minibatch.part not in found:  # later sweeps come back to the same rows
+                found[minibatch.part] = self._logprobs(minibatch, policy)
+            minibatch.prox_logp, minibatch.prox_is_start = found[minibatch.part], self.recompute_fresh
 
     def _logprobs(self, minibatch: Minibatch, policy: Any) -> list[Tensor]:
         """(T,) of every row."""

@@ -110,15 +110,15 @@ class GroupReplayBuffer:
         return self.max_uses is None or self._uses.get(group.id, 0) < self.max_uses
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-        return {"groups": [group.to_plain() | {"uses": self._uses.get(group.id, 0)} for group in self._groups]}
+        """Each group with its uses."""
+        return {"groups": [(group, self._uses.get(group.id, 0)) for group in self._groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the saved groups, of which the present capacity keeps the newest."""
         saved = state["groups"] if self.capacity is None else state["groups"][-self.capacity :]
         self._groups, self._by_version = deque(), {}
-        self._add(Group.from_plain(group) for group in saved)
-        self._uses = {group["id"]: group.get("uses", 0) for group in saved}
+        self._add(group for group, _ in saved)
+        self._uses = {group.id: uses for group, uses in saved}
 
 
 def redistribute(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -12,35 +11,26 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(ABC):
     """What a composer may know and do. Everything it samples here counts as generated, whether it is trained on or not.
 
-    Args:
+    Attributes:
         version: Present policy version.
         effective_key: Reward component whose spread makes a group effective.
         problems: Problems that this rank samples per iteration, its share of data.problems_per_iteration.
         group_size: K, responses per problem.
-        next_problems: Takes that many further problems from the prompt sampler, and samples that many responses to
-            each.
-        given_problems: Samples that many responses to each of the given problems. A prefix, if given, is appended to
-            the prompt.
-        present_logprobs: (T,) log-probs of every response of the given groups under the present policy.
-        random: A generator for one purpose, from (seed, rank, iteration, purpose).
     """
 
     version: int
     effective_key: str
     problems: int
     group_size: int
-    next_problems: Callable[[int, int], list[Group]]
-    given_problems: Callable[[Sequence[Problem], int, Sequence[Tensor] | None], list[Group]]
-    present_logprobs: Callable[[Sequence[Group]], list[list[Tensor]]]
-    random: Callable[..., Random]
 
+    @abstractmethod
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
         """Groups of the sampler's next problems, by the present policy, or with data.async_level 1 by the one before
         it.
@@ -49,8 +39,8 @@ class Iteration:
             count: Problems; an iteration's number unless given.
             n: Responses to each; the group size unless given.
         """
-        return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
 
+    @abstractmethod
     def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
         """Groups of given problems, by the present policy.
 
@@ -60,14 +50,18 @@ class Iteration:
             prefixes: (P,) tokens for each problem, the beginning of an earlier response to continue. They
                 become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
         """
-        return self.given_problems(problems, n, prefixes) if problems else []
 
+    @abstractmethod
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """(T,) log-probs of each response under the present policy: one forward pass without gradient.
 
-        All ranks have to ask equally often, with no groups if need be: sharded weights are gathered from all of them.
+        Ranks may ask differently often: where weights are split over them, those that do not ask join in. Only a rule
+        that exchanges something between ranks by itself has to ask equally often on all of them before it does.
         """
-        return self.present_logprobs(groups)
+
+    @abstractmethod
+    def random(self, *purpose: object) -> Random:
+        """A generator for one purpose, from (seed, rank, iteration, purpose), never from global state."""
 
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """(effective, ineffective), each in order."""
@@ -75,12 +69,13 @@ class Iteration:
         return effective, [group for group in groups if not group.is_effective(self.effective_key)]
 
 
-class Composer(ABC):
+class Composer(KeepsState, ABC):
     """Slot: decides what is sampled in an iteration and which groups it trains on.
 
     Attributes:
         supports_async: Whether the composer works with data.async_level 1. It then asks every iteration for the
             sampler's next problems, with group_size responses each, and accepts groups that are one version old.
+        state: Attributes that decide later compositions; see :class:`KeepsState`.
         fixes_advantages: Whether it returns groups with fixed advantages, from which a critic cannot learn.
         follows_reward: Whether its `reward_key` must be the component that is trained on.
     """
@@ -96,7 +91,7 @@ class Composer(ABC):
     def samples_next(self) -> bool:
         """Whether the next :meth:`compose` samples anything. If not, the engine sleeps on with the weights it has.
 
-        The answer must be the same on all ranks.
+        All ranks get the weights where one of them samples.
         """
         return True
 
@@ -111,13 +106,6 @@ class Composer(ABC):
     def report(self) -> dict[str, float]:
         """Further numbers of the last iteration, by metric name."""
         return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides later compositions, in plain containers and tensors."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most rules keep nothing
-        """Inverse of :meth:`state_dict`."""
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """What the ranks of a checkpoint kept, for another number of ranks.

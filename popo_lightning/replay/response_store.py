@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.kept_state import KeepsState
 
 
-class ResponseStore:
+class ResponseStore(KeepsState):
     """The newest responses of each problem, by problem id, each with the policy version that sampled it.
 
     Prompts are not stored: a response is replayed with the current prompt of its problem, when the problem is asked
@@ -20,9 +20,11 @@ class ResponseStore:
         capacity: Responses kept per problem; the oldest leave first.
     """
 
+    state = ("_responses",)
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._responses: dict[str, deque[Response]] = {}
+        self._responses: dict[str, list[Response]] = {}
 
     def of(self, problem: str) -> list[Response]:
         """What is kept of a problem, oldest first."""
@@ -31,8 +33,9 @@ class ResponseStore:
     def insert(self, group: Group, responses: Sequence[Response]) -> None:
         """Adds some of a group's responses, each as the newest of its problem."""
         if responses:
-            kept = self._responses.setdefault(group.problem.id, deque(maxlen=self.capacity))
+            kept = self._responses.setdefault(group.problem.id, [])
             kept.extend(replace(response, version=group.version_of(response)) for response in responses)
+            del kept[: -self.capacity]
 
     def report(self) -> dict[str, float]:
         """Problems with something kept, and responses kept."""
@@ -41,12 +44,8 @@ class ResponseStore:
             "replay/stored_responses": float(sum(map(len, self._responses.values()))),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-        return {problem: [dict(vars(each)) for each in kept] for problem, kept in self._responses.items()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the saved responses, of which the present capacity keeps the newest."""
-        self._responses = {
-            problem: deque((Response(**plain) for plain in kept), self.capacity) for problem, kept in state.items()
-        }
+        super().load_state_dict(state)
+        for kept in self._responses.values():
+            del kept[: -self.capacity]

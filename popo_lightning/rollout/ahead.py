@@ -110,7 +110,7 @@ class AsyncRollouts:
             return {}
         return {
             "places": [place for place, _ in self._ready],
-            "groups": [group.to_plain() for _, group in self._ready],
+            "groups": [group for _, group in self._ready],
             "generate_seconds": self._generate_seconds,
         }
 
@@ -126,9 +126,8 @@ class AsyncRollouts:
                 "iteration; "
                 "resume with data.async_level 1"
             )
-        groups = [Group.from_plain(group) for group in state.get("groups", [])]
         self._generate_seconds = state.get("generate_seconds", 0.0)
-        self._ready = list(zip(state.get("places", []), groups, strict=True))
+        self._ready = list(zip(state.get("places", []), state.get("groups", []), strict=True))
 
 
 class _Background:

@@ -29,15 +29,6 @@ class PlaceState:
     mine: RankState
 
 
-def containers_copied(state: Any) -> Any:
-    """Dicts and lists of a state are copied, tensors and numbers are those they were."""
-    if isinstance(state, dict):
-        return {key: containers_copied(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [containers_copied(value) for value in state]
-    return tuple(map(containers_copied, state)) if type(state) is tuple else state
-
-
 class RankKeeper:
     """What callbacks keep of each rank, in the one exchange that a checkpoint makes: Lightning keeps rank 0's alone."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.kept_state import Watch, containers_copied
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.replay.composer import Composer
@@ -17,7 +20,6 @@ from popo_lightning.rollout.problem_sets import ProblemSets
 from popo_lightning.rollout.rank_states import (
     PlaceState,
     RankKeeper,
-    containers_copied,
     reshard,
     rules_of,
     without_other_rules,
@@ -47,6 +49,7 @@ class ResumableRollouts(L.LightningDataModule):
     minibatches: int
     ppo_epochs: int
     _stores: dict[str, Any] | None
+    _watches: Sequence[Watch]
 
     @property
     def steps(self) -> int:
@@ -82,8 +85,10 @@ class ResumableRollouts(L.LightningDataModule):
         if anew or self._stores is None:
             stores = {"sampler": self.sampler.state_dict(), "composer": self.composer.state_dict()}
             self._stores = containers_copied(stores)
+            for each in self._watches:
+                each.tell()
         rest = {
-            "pending": [minibatch.to_plain() for minibatch in self.pending],
+            "pending": [copy.copy(minibatch) for minibatch in self.pending],  # hooks still give them log-probs
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
             "callbacks": self.kept_by_ranks.state(),
@@ -125,7 +130,7 @@ class ResumableRollouts(L.LightningDataModule):
         self.maker.made = mine["groups_made"]
         self.ahead.load_state_dict(mine.get("ahead", {}), self.async_level)
         self.rollout_metrics = mine["rollout_metrics"]
-        self.pending = [Minibatch.from_plain(minibatch) for minibatch in mine["pending"]]
+        self.pending = list(mine["pending"])
         if self.pending and state["steps"] != self.steps:
             raise SettingError(
                 f"data.minibatches x data.ppo_epochs is {self.steps} but the checkpoint stopped inside an iteration of "

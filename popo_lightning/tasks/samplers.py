@@ -9,16 +9,18 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import KeepsState
 
 
-class PromptSampler(ABC):
-    """Slot: chooses problems by their index in the task's list.
+class PromptSampler(KeepsState, ABC):
+    """Slot: chooses problems by their place in the task's list.
 
     ``start`` is called once before anything else. A sampler draws from its own generator, never from global state.
 
     Attributes:
-        supports_async: Whether the sampler works with data.async_level 1: it does not read the policy version of the
-            groups it observes.
+        state: Attributes that decide later draws; see :class:`KeepsState`.
+        supports_async: Whether it makes sense with data.async_level 1: it does not read the policy version of groups it
+            observes.
     """
 
     supports_async: bool = True
@@ -34,16 +36,8 @@ class PromptSampler(ABC):
     def draw(self, count: int) -> list[int]:
         """``count`` places for this rank."""
 
-    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:  # noqa: B027  # uniform rules learn nothing
+    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:  # uniform rules learn nothing
         """Sees the graded groups of the problems it drew, once for each draw; replayed groups never."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides later draws, in plain containers."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """What the ranks of a checkpoint knew, for another number of ranks; see :meth:`Composer.reshard`."""
@@ -60,6 +54,8 @@ class EpochSampler(PromptSampler):
     The seed and the pass alone determine the order, so the whole state is two numbers.
     """
 
+    state = ("cursor",)
+    transient = ("_order", "_ordered")
     cursor = 0  # draws made so far by all ranks together
 
     def draw(self, count: int) -> list[int]:
@@ -74,14 +70,6 @@ class EpochSampler(PromptSampler):
             self._ordered = (self.problems, self.seed, passed)
             self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.problems), self.problems)
         return self._order[within]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The cursor."""
-        return {"cursor": self.cursor}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The cursor."""
-        self.cursor = state["cursor"]
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """The cursor counts the draws of all ranks."""

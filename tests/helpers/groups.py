@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -44,6 +44,34 @@ def ids(groups: Sequence[Group]) -> list[int]:
     return [group.id for group in groups]
 
 
+@dataclass
+class GivenIteration(Iteration):
+    """One whose answers a test gives."""
+
+    version: int
+    effective_key: str
+    problems: int
+    group_size: int
+    next_problems: Callable[[int, int], list[Group]]
+    given_problems: Callable[[Sequence[Problem], int, Sequence[torch.Tensor] | None], list[Group]]
+    present_logprobs: Callable[[Sequence[Group]], list[list[torch.Tensor]]]
+    seeded: Callable[..., Random]
+
+    def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
+        return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
+
+    def sample(
+        self, problems: Sequence[Problem], n: int, prefixes: Sequence[torch.Tensor] | None = None
+    ) -> list[Group]:
+        return self.given_problems(problems, n, prefixes) if problems else []
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[torch.Tensor]]:
+        return self.present_logprobs(groups)
+
+    def random(self, *purpose: object) -> Random:
+        return self.seeded(*purpose)
+
+
 def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "score", **changes: Any) -> Iteration:
     """In which the sampler's next problems are those of the fresh groups, once, and nothing else can be sampled."""
     left = list(fresh)
@@ -57,11 +85,11 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "s
         raise AssertionError(f"asked for {asked}")
 
     def nobody(asked: Sequence[Group]) -> list[list[torch.Tensor]]:
-        """A rule may, or must, ask for the log-probs of no group: another rank may have some."""
+        """A rule may ask for the log-probs of no group."""
         assert not asked
         return []
 
-    made = Iteration(
+    made = GivenIteration(
         version=version,
         effective_key=effective_key,
         problems=len(fresh),
@@ -69,6 +97,6 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "s
         next_problems=next_problems,
         given_problems=refuse,
         present_logprobs=nobody,
-        random=lambda *purpose: Random(f"{version}/{purpose}"),
+        seeded=lambda *purpose: Random(f"{version}/{purpose}"),
     )
     return replace(made, **changes)

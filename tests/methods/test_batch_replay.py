@@ -39,7 +39,7 @@ def run(composer: Composer, versions: range, seed: int = 0, size: int = 2) -> li
     def random(version: int) -> Callable[..., Random]:
         return lambda *purpose: Random(f"{seed}/{version}/{purpose}")
 
-    return [ids(composer.compose(iteration(v, batch(v, size), random=random(v)))) for v in versions]
+    return [ids(composer.compose(iteration(v, batch(v, size), seeded=random(v)))) for v in versions]
 
 
 def resumed(composer: Composer, fresh: Composer, folder: Path) -> Composer:
@@ -107,7 +107,7 @@ def test_every_recent_policy_is_drawn_evenly() -> None:
 def test_on_policy_from_the_reincarnation_on() -> None:
     composer = ReMixReplay(1.0, 2, stop_at=5)
     assert run(composer, range(6))[4:] == [[30, 31], [50, 51]]
-    assert composer.state_dict() == {"batches": [], "replay": None}  # at once: nothing will be replayed again
+    assert composer.state_dict() == {"_batches": [], "_replay": None}  # at once: nothing will be replayed again
     assert run(composer, range(6, 8)) == [[60, 61], [70, 71]]
 
 

@@ -46,7 +46,7 @@ def at(
         return [right(1000 + i, again[problem.id], version, problem.id) for i, problem in enumerate(problems)]
 
     random: Callable[..., Random] = lambda *purpose: Random(f"{seed}/{version}/{purpose}")  # noqa: E731
-    return iteration(version, fresh, given_problems=given, random=random, **changes)
+    return iteration(version, fresh, given_problems=given, seeded=random, **changes)
 
 
 def full(version: int, size: int = 8, first: int = 500) -> list[Group]:

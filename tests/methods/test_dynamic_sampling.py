@@ -124,7 +124,7 @@ def test_adaptive_chunks_see_all_calls_of_the_iteration() -> None:
     # 4 asked, 1 effective, 3 missing: 3 / (1/4) = 12, of which at most 8; these give 4, of which 3 were missing
     assert supply.counts() == [4, 8]
     supply = Supply("1100" + "1000" + "1")
-    composer.load_state_dict({"carried": []})
+    composer.load_state_dict({"_carried": []})
     assert len(composer.compose(supply.iteration(0, problems=4))) == 4
     # 2 / (2/4) = 4, then 1 of 8 asked with 3 effective: 1 / (3/8) = 2.67
     assert supply.counts() == [4, 4, 3]
@@ -190,7 +190,7 @@ def test_state_through_a_checkpoint(tmp_path: Path) -> None:
     supply, first = Supply("110100"), DynamicSampling(FixedChunk(1.0))
     assert run(first, supply, range(1)) == expected[:1]
     state = first.state_dict()
-    assert state["carried"], "nothing carried: the test would test nothing"
+    assert state["_carried"], "nothing carried: the test would test nothing"
     rest = DynamicSampling(FixedChunk(1.0))
     rest.load_state_dict(saved_and_read(state, tmp_path))
     assert run(rest, supply, range(1, 8)) == expected[1:]

@@ -28,12 +28,13 @@ def trained(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trains_and_resumes_exactly(name: str, config: Path, tmp_path: Path) -> None:
+def test_trains_and_resumes_exactly(name: str, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     command = ["fit", "--config", config, *method(name), "--trainer.max_epochs", str(ITERATIONS)]
     command += ["--evaluation.at_start", "false", "--evaluation.every_n_iterations", 0, "--evaluation.samples", 0]
     command += ["--checkpoint.every_n_epochs", 1, "--checkpoint.save_top_k", -1, "--model.optimizer.init_args.lr", 5e-4]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     popo(*map(str, command), "--run.folder", whole)
+    assert "`transient`" not in caplog.text, "a rule forgets what it changes"
     rows = [row for row in metrics(whole) if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(math.isfinite(row[column]) for row in rows for column in ("train/loss", "train/grad_norm"))

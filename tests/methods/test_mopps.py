@@ -177,7 +177,7 @@ def test_its_state_is_a_copy() -> None:
     sampler.observe([0], [answered(1, 2)])
     state = sampler.state_dict()
     sampler.observe([0], [answered(1, 2)])
-    assert state["posterior"] == {0: [2.0, 2.0]}
+    assert state["posterior"] == {0: (2.0, 2.0)}
 
 
 def test_global_randomness_is_neither_read_nor_moved() -> None:

@@ -36,7 +36,7 @@ def saved_and_read(state: Any, folder: Path) -> Any:
 
 
 def kept(composer: PrioritizedGroupReplay) -> list[int]:
-    return [plain["id"] for plain in composer.state_dict()["buffer"]["groups"]]
+    return [stored.id for stored, _ in composer.state_dict()["buffer"]["groups"]]
 
 
 # -- KL-ranked -----------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_random_places_go_to_the_newest_stored_groups_of_any_kind() -> None:
     left: set[int] = set()
     for seed in range(60):
         composer = AnyGroup(buffer_of(*stored))
-        given = iteration(5, fresh, random=lambda *purpose, seed=seed: Random(f"{seed}/{purpose}"))
+        given = iteration(5, fresh, seeded=lambda *purpose, seed=seed: Random(f"{seed}/{purpose}"))
         found = ids(composer.compose(given))
         assert len(found) == 5 and found[3:] == [1, 2]  # two are ineffective, so two places
         assert found[:3] == sorted(found[:3])

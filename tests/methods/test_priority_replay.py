@@ -34,7 +34,7 @@ def resumed(composer: Composer, fresh: Composer, folder: Path) -> Composer:
 
 def at(version: int, fresh: Sequence[Group], seed: int = 0, **changes: Any) -> Iteration:
     random: Callable[..., Random] = lambda *purpose: Random(f"{seed}/{version}/{purpose}")  # noqa: E731
-    return iteration(version, fresh, random=random, **changes)
+    return iteration(version, fresh, seeded=random, **changes)
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.timing import PhaseClock
 from popo_lightning.methods.areal import LogLinear, prox_alpha
 from popo_lightning.methods.ppo_ewma import ProximalAverage, for_smaller_batch
 from popo_lightning.model.padded_rows import pad_rows, proximal_logprobs
@@ -251,10 +252,14 @@ def test_a_group_of_several_versions() -> None:
     mixed = group(0, version=2)
     mixed.responses[1] = response()
     mixed.responses.append(replace(response(), version=1))
-    minibatch = Minibatch([mixed], version=4, index=1)
-    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(steps=2))
-    LogLinear().on_train_batch_start(trainer, None, minibatch, 1)
-    assert minibatch.prox_alpha == pytest.approx([1 / 2, 1 / 2, 2 / 3])
+    first, later = Minibatch([mixed], version=3, index=0), Minibatch([mixed], version=4, index=1)
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(pending=[later], clock=PhaseClock()))
+    LogLinear().on_train_batch_start(trainer, None, first, 0)  # once, for all minibatches of the iteration
+    assert first.prox_alpha == pytest.approx([0, 0, 1 / 2])
+    assert later.prox_alpha == pytest.approx([1 / 2, 1 / 2, 2 / 3])
+    later.prox_alpha = None
+    LogLinear().on_train_batch_start(trainer, None, later, 1)
+    assert later.prox_alpha is None
 
 
 def test_fresh_rows_have_no_weight_and_behave_as_their_centre(policy: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def composed(composer: RestedReplay, version: int, effective: Sequence[int], dul
 
 
 def queue(composer: RestedReplay) -> list[int]:
-    return [stored["id"] for stored in composer.state_dict()["queue"]]
+    return ids(composer.state_dict()["_queue"])
 
 
 def test_the_longest_rested_come_first_and_go_to_the_back() -> None:

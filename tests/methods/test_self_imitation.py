@@ -202,6 +202,7 @@ def test_groups_of_one_response_train(policy: Path, tmp_path: Path) -> None:
     replayed = [row.get("replay/groups", 0.0) for row in run.rows]
     assert replayed[0] == 0 and sum(replayed) > 0
     one = replace(marked(0, 0, (1.0,)), advantages=torch.tensor([0.3]), loss_weight=0.5)
-    read = Minibatch.from_plain(Minibatch([one], 1, 0).to_plain())
+    torch.save(Minibatch([one], 1, 0), tmp_path / "minibatch.pt")
+    read = torch.load(tmp_path / "minibatch.pt", weights_only=True)
     assert run.module.advantages(read)[0].tolist() == pytest.approx(0.3)
     assert read.rows()[0].loss_weight == 0.5

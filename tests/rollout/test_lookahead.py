@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -295,6 +295,8 @@ def test_only_what_is_missing_is_generated() -> None:
             self.observed = list(places)
 
     class Maker:
+        rank = 0
+
         def __init__(self) -> None:
             self.asked: list[tuple[int, int]] = []
 
@@ -312,18 +314,18 @@ def test_only_what_is_missing_is_generated() -> None:
     sampler.start(100, 1, 0, 1)
 
     def rollouts(version: int) -> IterationRollouts:
-        random = lambda *purpose: Random(f"{version}/{purpose}")  # noqa: E731
-        report = RolloutReport(version, "score")
-        return IterationRollouts(list(range(100)), sampler, maker, Sampling(4), random, {}, report, ahead)  # type: ignore[arg-type]
+        report, policy = RolloutReport(version, "score"), SimpleNamespace(reward_key="score")
+        places: list[Any] = list(range(100))
+        return IterationRollouts(version, "score", 6, 2, 1, places, sampler, maker, Sampling(4), policy, report, ahead)  # type: ignore[arg-type]
 
-    rollouts(1).generate_ahead(6, 2)
+    rollouts(1).generate_ahead()
     first = rollouts(1)
-    taken = [found.id for found in first.next_problems(4, 2)]
-    rollouts(2).generate_ahead(6, 2)
+    taken = [found.id for found in first.rollout(4)]
+    rollouts(2).generate_ahead()
     second = rollouts(2)
-    taken += [found.id for found in second.next_problems(6, 2)]
+    taken += [found.id for found in second.rollout()]
     assert len(sampler.observed) == 6
-    taken += [found.id for found in second.next_problems(2, 2)]
+    taken += [found.id for found in second.rollout(2)]
     assert [count for count, _ in maker.asked] == [6, 4, 2]
     assert len({seed for _, seed in maker.asked}) == 3
     twin = EpochSampler()

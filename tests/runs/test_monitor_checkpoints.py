@@ -18,7 +18,8 @@ from helpers.tiny_models import method, metrics
 from training.test_token_sums import added, drawn
 
 from popo_lightning.callbacks.monitor import UNMEASURED, WORK, Monitor, _of_all_ranks
-from popo_lightning.rollout.rank_states import RankKeeper, containers_copied
+from popo_lightning.core.kept_state import containers_copied
+from popo_lightning.rollout.rank_states import RankKeeper
 from popo_lightning.training.token_sums import TokenSums, token_metrics
 
 

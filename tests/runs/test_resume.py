@@ -106,7 +106,7 @@ def test_stopped_inside_an_iteration(
     path = checkpoint(every_step, step)
     pending = torch.load(path, weights_only=True)["RolloutDataModule"]["ranks"][0]["pending"]
     assert len(pending) == -step % MINIBATCHES
-    assert all(minibatch["prox_logp"] is not None for minibatch in pending)
+    assert all(minibatch.prox_logp is not None for minibatch in pending)
     folder = copy_until(every_step, step, tmp_path / "copy")
     popo(*command, *EVERY_STEP, "--run.folder", folder, "--run.resume", "true")
     assert_same_run(folder, whole)

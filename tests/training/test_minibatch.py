@@ -72,8 +72,8 @@ def test_minibatch_survives_a_checkpoint(tmp_path: Path, with_prox: bool) -> Non
     minibatch = Minibatch([seen, group(9, version=5)], version=5, index=1)
     if with_prox:
         minibatch.prox_logp = [torch.tensor([-1e-7, -i]) for i in range(4)]
-    torch.save(minibatch.to_plain(), tmp_path / "minibatch.pt")
-    read = Minibatch.from_plain(torch.load(tmp_path / "minibatch.pt", weights_only=True))
+    torch.save(minibatch, tmp_path / "minibatch.pt")
+    read = torch.load(tmp_path / "minibatch.pt", weights_only=True)
     assert (read.fresh, read.version, read.index) == ([False, True], 5, 1)
     assert [(g.id, g.version) for g in read.groups] == [(8, 3), (9, 5)]
     assert read.groups[0].problem == seen.problem

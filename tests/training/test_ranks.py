@@ -34,7 +34,7 @@ def test_two_ranks_train_and_resume(config: Path, tmp_path: Path) -> None:
     (newest,) = (tmp_path / "checkpoints").glob("epoch=1-*.ckpt")
     ranks_saved = torch.load(newest, weights_only=True)["RolloutDataModule"]["ranks"]
     assert len(ranks_saved) == 2
-    asked = [{g["problem"]["id"] for g in rank["composer"]["buffer"]["groups"]} for rank in ranks_saved]
+    asked = [{group.problem.id for group, _ in rank["composer"]["buffer"]["groups"]} for rank in ranks_saved]
     assert asked[0] != asked[1], "ranks ask different problems"
     two_ranks(*command, "--trainer.max_epochs", "3", "--run.resume", "true")
     assert [row["step"] for row in metrics(tmp_path) if "train/loss" in row] == [1, 2, 3]

@@ -1,0 +1,174 @@
+"""What a rule keeps from one iteration to the next. Its class names it, and what it forgot to name is noticed."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections import OrderedDict, defaultdict, deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popo_lightning.core.errors import SettingError
+
+# What a checkpoint that is read with weights_only=True gives back as it was; to these come the classes that torch's
+# safe globals allow: Problem, Response, Group and Minibatch.
+LEAVES = (type(None), bool, int, float, str, bytes, Tensor)
+
+log = logging.getLogger(__name__)
+
+
+class KeepsState:
+    """An object of which a checkpoint keeps the attributes that its class names.
+
+    Attributes:
+        state: Attributes that decide later iterations; a class adds its own to those of its bases. They hold numbers,
+            text, tensors, problems, responses and groups, in lists, dicts, tuples and sets, in one deque, or in another
+            object that has a state_dict.
+        transient: Attributes that change and need no saving: they are only reported, or computed anew.
+    """
+
+    state: tuple[str, ...] = ()
+    transient: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``state`` names, in containers of its own.
+
+        Raises:
+            SettingError: A checkpoint cannot hold it.
+        """
+        return {name: _stored(self, name) for name in names(self, "state")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; a deque keeps its present length, and drops what stands first."""
+        for name in names(self, "state"):
+            if name not in state:
+                raise SettingError(
+                    f"the checkpoint has nothing of {type(self).__name__}.{name}, which its `state` names by now; "
+                    "resume with the class as it was, or start a new run (run.folder)"
+                )
+            setattr(self, name, _taken_up(getattr(self, name), state[name]))
+
+
+class Watch:
+    """Notices attributes of a rule that change though nothing saves them.
+
+    A rule with a state_dict of its own is left alone: it knows what it does.
+
+    Args:
+        setting: That names the rule.
+        rule: As it begins.
+
+    Raises:
+        SettingError: The rule names attributes that it does not have.
+    """
+
+    def __init__(self, setting: str, rule: KeepsState) -> None:
+        self.rule = rule
+        self._words = f"{setting} {type(rule).__name__}"
+        if missing := [name for name in names(rule, "state") if not hasattr(rule, name)]:
+            raise SettingError(f"{self._words} has no '{missing[0]}', which its `state` names; set it in __init__")
+        self._began = self._fingerprints()
+        self._told: set[str] = set()
+
+    def tell(self) -> None:
+        """Warns of each such attribute once."""
+        if type(self.rule).state_dict is not KeepsState.state_dict:
+            return
+        for name, found in self._fingerprints().items():
+            if found != self._began.get(name) and name not in self._told:
+                self._told.add(name)
+                log.warning(
+                    "%s changes '%s', which neither its `state` nor its `transient` names, so that a resumed run "
+                    "begins without it; name it in `state` if it decides later iterations, else in `transient`",
+                    self._words,
+                    name,
+                )
+
+    def _fingerprints(self) -> dict[str, bytes | int]:
+        known = {*names(self.rule, "state"), *names(self.rule, "transient")}
+        return {name: _fingerprint(value) for name, value in vars(self.rule).items() if name not in known}
+
+
+def names(rule: KeepsState, kind: str) -> list[str]:
+    """Attributes that the class of a rule and its bases name.
+
+    Args:
+        rule: Whose.
+        kind: state or transient.
+
+    Raises:
+        SettingError: They are no tuple of names.
+    """
+    found: list[str] = []
+    for cls in reversed(type(rule).__mro__):
+        named = vars(cls).get(kind, ())
+        if not isinstance(named, tuple | list) or not all(isinstance(name, str) for name in named):
+            raise SettingError(
+                f"{cls.__name__}.{kind} is {named!r}; give a tuple of attribute names, such as ('buffer',)"
+            )
+        found += named
+    return list(dict.fromkeys(found))
+
+
+def containers_copied(state: Any) -> Any:
+    """Dicts, lists and sets of a state are copied, tensors and numbers are those they were."""
+    if isinstance(state, dict):
+        return {key: containers_copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [containers_copied(value) for value in state]
+    if isinstance(state, set):
+        return set(state)
+    return tuple(map(containers_copied, state)) if type(state) is tuple else state
+
+
+def _stored(rule: KeepsState, name: str) -> Any:
+    value = getattr(rule, name)
+    if hasattr(value, "state_dict"):
+        return value.state_dict()
+    if isinstance(value, deque):
+        value = list(value)
+    elif isinstance(value, OrderedDict | defaultdict):
+        value = dict(value)
+    allowed = {*LEAVES, *torch.serialization.get_safe_globals()}
+    if (strange := _strange(value, allowed)) is not None:
+        raise SettingError(
+            f"{type(rule).__name__}.{name} holds an object of class {strange.__name__}, which a checkpoint cannot give "
+            "back; keep numbers, text, tensors, problems, responses and groups in lists, dicts, tuples and sets"
+        )
+    return containers_copied(value)
+
+
+def _strange(value: Any, allowed: set[Any]) -> type | None:
+    """The first class in there that a checkpoint does not give back."""
+    kind = type(value)
+    if kind in allowed:
+        return None
+    if kind is dict:
+        parts = [*value, *value.values()]
+    elif kind in (list, tuple, set):
+        parts = list(value)
+    else:
+        return kind
+    return next((found for part in parts if (found := _strange(part, allowed)) is not None), None)
+
+
+def _taken_up(present: Any, saved: Any) -> Any:
+    if hasattr(present, "load_state_dict"):
+        present.load_state_dict(saved)
+        return present
+    own = containers_copied(saved)
+    if isinstance(present, deque):
+        return deque(own, present.maxlen)
+    if isinstance(present, defaultdict):
+        return defaultdict(present.default_factory, own)
+    return OrderedDict(own) if isinstance(present, OrderedDict) else own
+
+
+def _fingerprint(value: Any) -> bytes | int:
+    """The same as long as nothing in there changes; of what cannot be pickled, which object it is."""
+    try:
+        return pickle.dumps(value)
+    except Exception:  # objects refuse in every way there is
+        return id(value)
