@@ -43,7 +43,7 @@ class PolicyModule(PolicyModel):
 
     Args:
         path: Model folder or hub id, as transformers and vLLM load it. Leave it out to use warm_start.
-        warm_start: Builds a tiny policy on first use, for the embedded tasks.
+        warm_start: Recipe of a tiny policy for the embedded tasks: shipped with the package, or built on first use.
         advantage: Turns the rewards of a group into advantages.
         behave_weight: Corrects for the policy that sampled the tokens, by pi_prox / pi_behave.
         trust_region: Bounds how far a step moves the policy from prox.
