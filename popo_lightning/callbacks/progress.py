@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ class Progress(L.Callback):
             self.console.width = 160  # a log file has no edge to fold tables at
         self._live: Live | None = None
         self._shown: EvaluationResult | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Says what the first seconds, or a minute, are spent on."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and stage == "fit":
+            work = f"loading the policy, starting {type(data.engine).__name__}"
+            self.console.print(f"{trainer.default_root_dir}: {work}", soft_wrap=True, markup=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Opens the live line."""
@@ -103,6 +111,10 @@ class Progress(L.Callback):
         self._show_end(trainer)
         if trainer.is_global_zero and (words := export_words(trainer)) is not None:
             self.console.print(words, soft_wrap=True, markup=False)
+            run = shlex.quote(trainer.default_root_dir)
+            self.console.print(
+                f"look at the run by: popo show {run}   or: tensorboard --logdir {run}", soft_wrap=True, markup=False
+            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Closes the live line, so that the error stands below it."""
