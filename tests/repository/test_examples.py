@@ -108,3 +108,21 @@ def test_largest_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert task.verify(problem.answer, "7*5=35;35*2=70")["score"] == 1
     assert task.verify(problem.answer, "7+5=12;12*2=24")["score"] == 24 / 70
     assert task.verify(problem.answer, "7*5=36;36*2=72")["score"] == 0
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its cells one after the other, in a process of their own, for a few iterations."""
+    content = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert all(cell.get("outputs", []) == [] for cell in content["cells"]), "commit it without outputs"
+    program = "import matplotlib\nmatplotlib.use('Agg')\n" + "\n".join(cells)
+    assert program.count("ITERATIONS = 40") == 1
+    script = tmp_path / "cells.py"
+    script.write_text(program.replace("ITERATIONS = 40", "ITERATIONS = 4"))
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "runs" / "quickstart").rglob("summary.json"))) == 3
