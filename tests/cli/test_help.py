@@ -44,7 +44,7 @@ def said(args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_help_lists_every_subcommand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = said(["--help"], monkeypatch, capsys)
-    assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare"}
+    assert SUBCOMMANDS.keys() == {*PopoCLI.subcommands(), "compare", "configs"}
     for name, about in SUBCOMMANDS.items():
         assert f"  {name} " in out and about in out
     assert max(map(len, out.splitlines())) <= 110
