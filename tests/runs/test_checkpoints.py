@@ -436,8 +436,8 @@ def test_save_on_exception_is_refused_where_one_rank_cannot(policy: Path, tmp_pa
         """Stands for a run of several ranks."""
 
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-            trainer.datamodule.lag = 1
+            trainer.datamodule.async_level = 1
 
     callback = Checkpoints(tmp_path / "checkpoints", save_on_exception=True)
-    with pytest.raises(SettingError, match=r"checkpoint\.save_on_exception is true.*data\.lag 1; leave it out"):
+    with pytest.raises(SettingError, match=r"checkpoint\.save_on_exception is true.*data\.async_level 1; leave it out"):
         fit(policy, tmp_path, callbacks=[Several(), callback], iterations=1)
