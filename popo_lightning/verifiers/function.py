@@ -100,7 +100,6 @@ class RewardFunction:
             columns: What a row has beside them, "prompt" among it.
         """
         there = {**columns, "answer": answer, "text": text, "response": text}
-        there.setdefault("question", columns.get("prompt", ""))
         named = [*self.required, *self.optional]
         given = {name: there[name] for name in named if name in there}
         if self.takes_all:

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from helpers import classes as classes_for_tests
+from helpers import classes
 from helpers.tiny_models import method, popo
 
 DATASET = ["--data.task", "popo_lightning.tasks.dataset.DatasetTask", "--data.task.train", "[{path: a.jsonl}]"]
@@ -20,7 +20,6 @@ SLOTS = {  # the class, the options before its name, what it raises
     "BrokenComposer": (["--data.composer"], "AttributeError: 'BrokenComposer' object has no attribute 'nothing'"),
     "BrokenEngine": (["--data.engine"], "AssertionError"),
     "BrokenSampler": (["--data.sampler"], "NotImplementedError"),
-    "BrokenObjective": (["--model.objective"], "RuntimeError: no objective"),
     "BrokenWeight": (["--model.behave_weight"], "TypeError: TruncatedIS.__init__() got an unexpected"),
     "BrokenProximal": (["--proximal"], "ValueError: invalid literal for int()"),
     "BrokenCallback": (["--trainer.callbacks"], "ImportError: libwords is not there"),
@@ -50,11 +49,11 @@ def test_a_constructor_that_raises(
 ) -> None:
     monkeypatch.delenv("JSONARGPARSE_DEBUG", raising=False)
     options, fault = SLOTS[name]
-    given = [*options, f"classes_for_tests.{name}"]
+    given = [*options, f"helpers.classes.{name}"]
     sentence = refused(capsys, "fit", "--config", config, *method("popo"), "--run.root", tmp_path, *given)
     assert f"{options[-1].lstrip('-')}" in sentence.partition(" is ")[0]
-    assert f"is classes_for_tests.{name}, whose constructor raised {fault}" in sentence
-    lines, first = inspect.getsourcelines(getattr(classes_for_tests, name))
+    assert f"is helpers.classes.{name}, whose constructor raised {fault}" in sentence
+    lines, first = inspect.getsourcelines(getattr(classes, name))
     place = first + len(lines) - 1 if name != "BrokenVerifier" else first + 2
     assert f"helpers/classes.py:{place}; give it other settings" in sentence
 

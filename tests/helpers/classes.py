@@ -9,7 +9,6 @@ import lightning as L
 import torch
 
 from popo_lightning.engines.transformers import TransformersEngine
-from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.proximal.snapshot import ProximalSnapshot
 from popo_lightning.replay.composer import OnPolicy
@@ -54,11 +53,6 @@ class BrokenEngine(TransformersEngine):
 class BrokenSampler(EpochSampler):
     def __init__(self) -> None:
         raise NotImplementedError
-
-
-class BrokenObjective(Objective):
-    def __init__(self) -> None:
-        raise RuntimeError("no objective")
 
 
 class BrokenWeight(TruncatedIS):

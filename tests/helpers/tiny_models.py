@@ -30,7 +30,7 @@ from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.policy import PolicyModule
-from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
+from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import Composer
 from popo_lightning.toys.countdown import CountdownSteps
@@ -282,7 +282,7 @@ def fit(
         max_epochs=iterations,
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=1,
-        callbacks=[monitor or Monitor(), proximal or ProximalSnapshot(), *callbacks],
+        callbacks=[*filter(None, (monitor, proximal)), *callbacks],  # the module supplies what is missing
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
