@@ -30,6 +30,6 @@ class CriticValues(L.Callback):
         """Values of all minibatches of an iteration; see :meth:`ProximalPolicy.attach`."""
         found: dict[int, list[Tensor]] = {}
         for minibatch in minibatches:
-            if minibatch.part not in found:  # later sweeps come back to the same rows
+            if minibatch.part not in found:  # later epochs use the same rows
                 found[minibatch.part] = policy.values(minibatch)
             minibatch.values = found[minibatch.part]

@@ -35,7 +35,7 @@ class ProximalPolicy(L.Callback):
         """Gives an iteration's minibatches what their prox log-probs follow from; this one leaves them without.
 
         Args:
-            minibatches: All of the iteration, in order. Several sweeps come back to the same ``part``.
+            minibatches: All of the iteration, in order. Several epochs share one ``part``.
             policy: The PolicyModule, with the weights that the iteration begins with.
         """
 
@@ -62,7 +62,7 @@ class ProximalSnapshot(ProximalPolicy):
         todo = minibatches if policy.advantage.needs_prox else minibatches[1:]
         found: dict[int, list[Tensor]] = {}
         for minibatch in todo:
-            if minibatch.part not in found:  # later sweeps come back to the same rows
+            if minibatch.part not in found:  # later epochs use the same rows
                 found[minibatch.part] = self._logprobs(minibatch, policy)
             minibatch.prox_logp, minibatch.prox_is_start = found[minibatch.part], self.recompute_fresh
 
