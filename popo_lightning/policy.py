@@ -238,7 +238,8 @@ class PolicyModule(PolicyModel):
 
     def configure_callbacks(self) -> list[Any]:
         """To train, what a run must have and the trainer lacks: metrics, the proximal policy, a critic's values."""
-        if self.trainer.state.fn == "fit":
+        fed = getattr(self.trainer, "datamodule", None) is not None  # else minibatches come from a loader of their own
+        if self.trainer.state.fn == "fit" and fed:
             supply(self.trainer.callbacks)  # type: ignore[attr-defined]
         return []  # Lightning would put them behind those that read their metrics
 

@@ -174,7 +174,7 @@ def _commands(told: Told) -> Iterator[str]:
 
 def _data_sets(saved: SavedPolicy) -> Iterator[str]:
     """Hub ids of the data sets that it was trained on."""
-    sources = saved.setting("data.task.train")
+    sources = saved.setting("data.task.init_args.train")
     for source in sources if isinstance(sources, list) else ():
         path = source.get("path") if isinstance(source, Mapping) else None
         if isinstance(path, str) and path.count("/") == 1 and HUB_ID.fullmatch(path) and not Path(path).suffix:

@@ -85,8 +85,8 @@ def _some(began: BaseModel | None) -> BaseModel:
 def _reference(module: Any, began: BaseModel | None) -> Any:
     if began is None:
         raise SettingError(
-            f"model.objective compares with the model that the run began with, which is no longer in "
-            f"'{module.warm_start.place()}'; set POPO_CACHE to the cache that has it, or give another objective"
+            f"model.regularizers compares with the model that the run began with, which is no longer in "
+            f"'{module.warm_start.place()}'; set POPO_CACHE to the cache that has it, or give other regularizers"
         )
     model = load_trainable(began.weights_at, module.weight_dtype, module.freeze_vision, module.attention)
     return model.requires_grad_(False)

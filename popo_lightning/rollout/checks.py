@@ -70,6 +70,20 @@ def _at_least(name: str, value: int, least: int, reason: str) -> None:
         raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")
 
 
+def check_temperature(sampled: float, scored: float) -> None:
+    """Raises SettingError where log-probs would not be those of the distribution that is sampled from.
+
+    Args:
+        sampled: Of the data module.
+        scored: Of the policy.
+    """
+    if sampled != scored:
+        raise SettingError(
+            f"data.temperature is {sampled}, but model.temperature, at which log-probs are computed, is {scored}; give "
+            "both the same"
+        )
+
+
 def check_share(data: Any, ranks: int) -> None:
     """Raises SettingError where ranks would sample different numbers of problems."""
     if data.problems_per_iteration % ranks:

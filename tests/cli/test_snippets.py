@@ -49,6 +49,7 @@ def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
             return {}
         if arguments[0] == "show":
             show_parser().parse_args(arguments[1:])
+            return {}
         if arguments[0] in OF_A_POLICY:
             (export_options if arguments[0] == "export" else sample_options)(arguments[1:])
             return {}

@@ -510,5 +510,5 @@ def test_open_addresses_are_warned_of(caplog: pytest.LogCaptureFixture, tmp_path
     engine = ServerEngine(urls, weights_folder=str(tmp_path))
     engine._warn_of_open_servers()
     (warning,) = caplog.messages
-    assert "http://8.8.8.8:1" in warning and "ask for no password" in warning
+    assert "http://8.8.8.8:1" in warning and "have no password" in warning
     assert [Server(url).is_here for url in urls] == [True, False, True, False]

@@ -43,16 +43,15 @@ POLICY: dict[str, Any] = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two iterations, whose policy was built for it."""
     folder = tmp_path_factory.mktemp("geometry")
-    prefix = "popo_lightning."
     config = {
         "run": {"task": "geometry", "folder": str(folder / "run")},
         "model": {
-            "warm_start": {"class_path": prefix + "geometry_warm_start.GeometryWarmStart", "init_args": POLICY},
+            "warm_start": {"class_path": "GeometryWarmStart", "init_args": POLICY},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3}},
         },
         "data": {
-            "task": {"class_path": prefix + "tasks.drawn_geometry.DrawnGeometry", "init_args": TASK},
-            "engine": prefix + "rollout.transformers.TransformersEngine",
+            "task": {"class_path": "DrawnGeometry", "init_args": TASK},
+            "engine": "TransformersEngine",
             **{"problems_per_iteration": 4, "group_size": 2, "minibatches": 1, "max_prompt_tokens": 32},
             **{"max_new_tokens": LIMIT, "image_pixels": PIXELS},
         },

@@ -132,7 +132,7 @@ def test_weights_alone_are_enough_with_a_base(checkpoint: Path, policy: Path, tm
     assert "name it by --base" in refused("export", tmp_path / "alone.ckpt", tmp_path / "out")
     code, _, err = said_by("export", tmp_path / "alone.ckpt", tmp_path / "out", "--base", policy)
     assert code == 0, err
-    assert "trained by unknown on unknown" in (tmp_path / "out" / "README.md").read_text()
+    assert "trained by `unknown` on `unknown`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_a_path_means(checkpoint: Path) -> None:

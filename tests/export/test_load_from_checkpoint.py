@@ -20,7 +20,6 @@ from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.generalised_advantage import GAE
-from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
 from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule
@@ -78,9 +77,8 @@ def test_arguments_go_before_the_settings(run: Path, policy: Path, config: Path)
 def test_it_trains_and_evaluates(run: Path, tmp_path: Path) -> None:
     """The first evaluation is the last of the run, whose policy it is."""
     module = PolicyModule.load_from_checkpoint(run)
-    data = RolloutDataModule(
-        tiny_task(), TransformersEngine(), problems_per_iteration=8, max_new_tokens=10, max_prompt_tokens=16
-    )
+    sizes: dict[str, Any] = {"problems_per_iteration": 8, "max_new_tokens": 10, "max_prompt_tokens": 16}
+    data = RolloutDataModule(tiny_task(), TransformersEngine(), **sizes, temperature=module.temperature)
     evaluation = Evaluation(samples=2, avg_k=2, pass_k=2)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -110,15 +108,15 @@ def greedy_texts(folder: Path, iteration: int) -> list[str]:
 def test_the_reference_is_the_model_that_the_run_began_with(
     run: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = Objective(regularizers=[KL(0.1)])
-    module = PolicyModule.load_from_checkpoint(run, objective=objective)
+    regularizers = [KL(0.1)]
+    module = PolicyModule.load_from_checkpoint(run, regularizers=regularizers)
     (reference,) = module._reference
     began = tensors(policy)
     assert all(same_bits(weight.detach(), began[name]) for name, weight in reference.named_parameters())
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     monkeypatch.setenv("POPO_CACHE", str(tmp_path / "empty"))
     with pytest.raises(SettingError, match="no longer in"):
-        PolicyModule.load_from_checkpoint(run, objective=objective)
+        PolicyModule.load_from_checkpoint(run, regularizers=regularizers)
 
 
 def test_a_critic_comes_with_its_weights(config: Path, run: Path, tmp_path: Path) -> None:
@@ -144,3 +142,11 @@ def test_settings_that_are_no_longer_known(run: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"model of the run cannot be built here .*nowhere"):
         PolicyModule.load_from_checkpoint(copy)
     assert PolicyModule.load_from_checkpoint(copy, advantage=GroupNormalized()).restored
+
+
+def test_another_temperature_is_refused(run: Path, tmp_path: Path) -> None:
+    module = PolicyModule.load_from_checkpoint(run)
+    data = RolloutDataModule(tiny_task(), TransformersEngine(), problems_per_iteration=8, temperature=0.5)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(SettingError, match=r"data\.temperature is 0\.5, but model\.temperature.* is 0\.9"):
+        trainer.fit(module, data)

@@ -102,7 +102,7 @@ def test_no_text_breaks_out_of_the_page(run: Path) -> None:
     """Names and settings are a stranger's."""
     hostile = "x`|\n---\n# a\n```\n<script>"
     saved = saved_policy(str(run))
-    record = new_record(hostile, hostile, 1, {"data.task.system": json.dumps(hostile)}, None)
+    record = new_record(hostile, hostile, 1, {"data.task.init_args.system": json.dumps(hostile)}, None)
     told = Told(saved, BaseModel(hostile, Path("a"), hostile, None), "float32", False, "popo export", None)
     keeper = {"run": record.to_plain(), "folder": "a", "command": hostile}
     forged = SavedPolicy(saved.checkpoint, saved.run, {"callbacks": {"RunKeeper": keeper}})

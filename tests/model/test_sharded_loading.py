@@ -71,7 +71,7 @@ def compare(folder: Path, **settings: Any) -> dict[str, Any]:
     return {
         "wrong": wrong,
         "dropouts": dropouts,
-        "described": split.described == policy_checkpoint.describe(whole),
+        "described": split.described == policy_checkpoint.describe(whole) | {policy_checkpoint.REVISION: None},
         "trained": [name for name, p in split.named_parameters() if p.requires_grad],
         "checkpointing": [m.is_gradient_checkpointing for m in (split.model, split.value_model.base)],
         "compiled": sum(getattr(m, "_compiled_call_impl", None) is not None for m in split.model.modules()),

@@ -282,7 +282,7 @@ def test_a_second_signal_stops_at_once() -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143
-    assert "a second one stops at once" in said and "ranks" in said and "stopped at once by SIGTERM" in said
+    assert "a second signal stops at once" in said and "ranks" in said and "stopped at once by SIGTERM" in said
 
 
 def asked_on_one_rank() -> list[int]:

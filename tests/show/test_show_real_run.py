@@ -17,7 +17,7 @@ def test_a_run_of_popo_fit_is_shown_whole(config: Path, tmp_path: Path) -> None:
     popo(*command)
     run = read_run(folder, "run", Limits(samples=1000, evaluated=1000, images=0))
     assert run["command"] == shlex.join(["popo", *map(str, command)]) and run["finished"] and run["iterations"] == 3
-    assert run["skipped"] == {} and run["settings"]["data.composer.buffer.max_age"] == "8"
+    assert run["skipped"] == {} and run["settings"]["data.composer.init_args.buffer.init_args.max_age"] == "8"
     assert set(run["leftOut"].values()) == {0}
     trained = [group for group in run["groups"] if "evaluated" not in group]
     assert {group["iteration"] for group in trained} == {1, 2, 3} and {group["fresh"] for group in trained} == {
