@@ -11,7 +11,7 @@ import yaml
 
 from popo_lightning.cli.config_nodes import check_nodes
 from popo_lightning.cli.parser_sentences import no_group
-from popo_lightning.cli.shipped_configs import shipped_folder
+from popo_lightning.cli.shipped_configs import shipped, shipped_folder
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.nearest import nearest
 
@@ -145,7 +145,7 @@ def _no_yaml(name: str, text: str, error: yaml.MarkedYAMLError) -> SettingError:
 
 def _known_files() -> dict[str, str]:
     """Config files here and of this package's checkout, by path without suffix, and by name alone."""
-    found: dict[str, str] = {}
+    found = {name: name for name in shipped()}
     for folder in (shipped_folder(), Path("configs"), Path()):
         for file in sorted(folder.glob("**/*.yaml" if folder.name == "configs" else "*.yaml")):
             inside = os.path.relpath(file)

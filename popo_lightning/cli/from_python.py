@@ -243,6 +243,8 @@ def _plain(value: Any, name: str) -> Any:
 
 def _address(reward: Any) -> Any:
     """Setting of a verifier for a function, by its address."""
+    if isinstance(reward, str) and ":" not in reward:
+        raise SettingError(f"reward is '{reward}'; give a function, or its address as my_rewards.py:{reward or 'near'}")
     if reward is None or isinstance(reward, str):
         return reward
     if isinstance(reward, Mapping):

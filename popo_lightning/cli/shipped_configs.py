@@ -87,16 +87,19 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--copy", metavar="FILE", type=Path, help="write it to a file of your own instead")
     asked = parser.parse_args(list(args))
     files = shipped()
-    listed = {name: file for name, file in files.items() if asked.name in (None, name.split("/")[0])}
+    listed = {name: file for name, file in files.items() if (asked.name or "").rstrip("/") in ("", name.split("/")[0])}
     if listed and asked.copy is None:
         width = max(map(len, listed))
         for name, file in listed.items():
             print(f"{name:<{width}}  {about(file)}")
         return 0
-    name = str(Path(asked.name or "").with_suffix("")).removeprefix("configs/")
+    if asked.name is None:
+        print("popo: --copy needs the name of a configuration before it, such as method/popo", file=sys.stderr)
+        return 2
+    name = asked.name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".yml")
     if name not in files:
         remedy = did_you_mean(name, files, "popo configs lists them")
-        print(f"popo: '{asked.name or ''}' is no shipped configuration; {remedy}", file=sys.stderr)
+        print(f"popo: '{asked.name}' is no shipped configuration; {remedy}", file=sys.stderr)
         return 2
     if asked.copy is None:
         print(files[name].read_text(encoding="utf-8"), end="")

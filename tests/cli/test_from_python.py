@@ -191,3 +191,8 @@ def test_nothing_is_supplied_twice(policy: Path, config: Path, tmp_path: Path) -
         for kind in (Monitor, ProximalPolicy, CriticValues):
             assert sum(isinstance(one, kind) for one in trainer.callbacks) == 1, kind  # type: ignore[attr-defined]
     assert isinstance(own.callbacks[0], Monitor) and isinstance(own.callbacks[1], EarlyStopping)
+
+
+def test_a_reward_that_is_no_address_is_refused() -> None:
+    with pytest.raises(popo_lightning.SettingError, match=r"reward is 'near'.*my_rewards\.py:near"):
+        popo_lightning.fit("countdown_tiny", "popo", reward="near")

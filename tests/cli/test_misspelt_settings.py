@@ -198,7 +198,7 @@ def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "configs/mien.yaml": "which does not exist; did you mean configs/mine.yaml?",
         "mine": "did you mean configs/mine.yaml?",
         "configs/method/pop.yaml": f"did you mean {REPOSITORY / 'configs' / 'method' / 'popo.yaml'}?",
-        "popo": f"did you mean {REPOSITORY / 'configs' / 'method' / 'popo.yaml'}?",
+        "popo": "did you mean method/popo?",
         "quite_another.yaml": "name a YAML file, or one that popo configs lists",
         "configs": "which is a folder",
         "noise.yaml": "write one in UTF-8",

@@ -13,7 +13,9 @@ import yaml
 from helpers.places import REPOSITORY
 from helpers.tiny_models import environment, metrics
 
+from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.shipped_configs import config_path, main, shipped, with_config_paths
+from popo_lightning.core.errors import SettingError
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -79,6 +81,14 @@ def test_one_is_printed_or_copied_and_replaces_nothing(elsewhere: Path, capsys: 
     assert (elsewhere / "mine" / "rule.yaml").read_text() == "mine"
     assert main(["methd/pop"]) == 2 and "did you mean method/popo?" in capsys.readouterr().err
     assert main(["method", "--copy", "all.yaml"]) == 2
+    assert main(["--copy", "all.yaml"]) == 2 and "needs the name of a configuration" in capsys.readouterr().err
+    assert main(["method/"]) == 0
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest(elsewhere: Path) -> None:
+    for name, near in {"method/popoo": "method/popo", "task/cuntdown_tiny": "task/countdown_tiny"}.items():
+        with pytest.raises(SettingError, match=f"did you mean .*{near}"):
+            check_config_files(["fit", "--config", name])
 
 
 def test_popo_is_four_lines() -> None:
