@@ -62,7 +62,7 @@ def task_of(paper: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda file: file.stem)
 def test_methods_with_paper_files_as_they_are_parsed(paper: Path) -> None:
-    """All methods with one file, and those that append with all. The settings of the others are apart, as shown above."""
+    """All methods with one file, those that append with all. The settings of the others are apart, as shown above."""
     task = task_of(paper)
     append = [method for method in METHODS if ADDED & set(settings(yaml.safe_load(method.read_text())))]
     for method in METHODS if paper is PAPERS[0] else append:
