@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.benchmarks import metric_names
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import MetricsTable
@@ -83,7 +84,7 @@ class Board(L.Callback):
 
 def accuracies(trainer: L.Trainer) -> list[str]:
     """Names of the accuracies that the run's evaluations log."""
-    found = next((each for each in trainer.callbacks if isinstance(each, Evaluation)), None)  # type: ignore[attr-defined]
+    found = callback_of(trainer, Evaluation)
     if found is None:
         return []
     benchmarks = trainer.datamodule.benchmarks()  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.checkpoint import CheckpointException
 
 from popo_lightning.core.errors import reason
@@ -56,6 +57,11 @@ def words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
     return f"{type(error).__name__} ({reason(error)})" if isinstance(error, Exception) else type(error).__name__
+
+
+def keeps_none(kept: ModelCheckpoint) -> bool:
+    """Whether its settings leave no checkpoint at all."""
+    return kept.save_top_k == 0 and not kept.save_last
 
 
 def only_tries(trainer: L.Trainer) -> bool:

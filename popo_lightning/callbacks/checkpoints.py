@@ -17,13 +17,19 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from popo_lightning.callbacks.checkpoint_writing import NotSavedError, is_last, only_tries, words, write_folder
-from popo_lightning.callbacks.closing_words import SavedSoFar, check_saved, fall_in_words, from_before_a_fall
+from popo_lightning.callbacks.checkpoint_writing import (
+    NotSavedError,
+    is_last,
+    keeps_none,
+    only_tries,
+    words,
+    write_folder,
+)
+from popo_lightning.callbacks.closing_words import SavedSoFar, fall_in_words, from_before_a_fall
 from popo_lightning.callbacks.resume_place import ResumePlace
 from popo_lightning.core.errors import NotFiniteError, SettingError
 from popo_lightning.core.ranks import all_gather_object, all_reduce, lost_rank
 from popo_lightning.runs.checkpoint_files import WholeFileIO, take_away, tidy
-from popo_lightning.runs.record import RunRecord
 from popo_lightning.runs.stopping import Stopped
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
 
@@ -85,10 +91,6 @@ class Checkpoints(ModelCheckpoint):
     def _is_local(self) -> bool:
         return bool(self.dirpath) and bool(_is_local_file_protocol(self.dirpath or ""))
 
-    @property
-    def _switched_off(self) -> bool:
-        return self.save_top_k == 0 and not self.save_last
-
     # -- when --------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
@@ -140,7 +142,7 @@ class Checkpoints(ModelCheckpoint):
             where="" if self._saved is None else self._saved.words,
             why=self._why,
             of_the_end=self._saved is not None and self._saved == self._place,
-            off=self._switched_off,
+            off=keeps_none(self),
             weights_only=self.save_weights_only,
             **self._counts,
         )
@@ -175,7 +177,7 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_behind(self, trainer: L.Trainer) -> None:
         """Saves the last point, for any metric, unless it is saved or checkpoints are switched off."""
-        if self._place is None or self._switched_off or only_tries(trainer) or self._saved == self._place:
+        if self._place is None or keeps_none(self) or only_tries(trainer) or self._saved == self._place:
             return
         self._behind = self._place
         try:
@@ -279,22 +281,3 @@ class Checkpoints(ModelCheckpoint):
         skipped = getattr(trainer.lightning_module, "finite_steps", None)
         kept = (skipped is not None and skipped.in_a_row > 0) or from_before_a_fall(trainer, previous)
         return not kept and super()._should_remove_checkpoint(trainer, previous, current)
-
-
-def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> list[str]:
-    """What the end of a run says of its checkpoints.
-
-    Args:
-        trainer: That has ended.
-        record: Of the run.
-        folder: The run's.
-
-    Raises:
-        NothingSavedError: The run leaves nothing to go on from.
-    """
-    found: list[str] = []
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, Checkpoints) and trainer.is_global_zero:
-            check_saved(callback.saved_so_far(trainer), record, folder)
-            found += callback.closing_words(trainer)
-    return found

@@ -10,6 +10,7 @@ import lightning as L
 
 from popo_lightning.callbacks.health import Health
 from popo_lightning.core.errors import NothingSavedError, SettingError
+from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.runs.checkpoint_files import flaw
 from popo_lightning.runs.folder import read_checkpoint
 from popo_lightning.runs.record import RunRecord
@@ -101,7 +102,7 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
         trainer: With its callbacks.
         newest: The newest checkpoint; None without any.
     """
-    health = _health(trainer)
+    health = callback_of(trainer, Health)
     if health is None or not health.fall.certain or newest is None:
         return None
     since, limit = health.fall.since, sound_iterations(trainer, health)
@@ -123,16 +124,11 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
         trainer: With its callbacks.
         checkpoint: About to be removed.
     """
-    health = _health(trainer)
+    health = callback_of(trainer, Health)
     if health is None or not health.fall.suspected:
         return False
     begun = iterations_in(Path(checkpoint))
     return begun is not None and begun <= sound_iterations(trainer, health)
-
-
-def _health(trainer: L.Trainer) -> Health | None:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Health)), None)
 
 
 def sound_iterations(trainer: L.Trainer, health: Health) -> int:

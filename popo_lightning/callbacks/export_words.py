@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning as L
 
+from popo_lightning.callbacks.checkpoint_writing import keeps_none, only_tries
+
 EXPORTED = "exported"  # folder inside the run's that is proposed
 
 
@@ -18,8 +20,7 @@ def export_words(trainer: L.Trainer) -> str | None:
         trainer: Whose training has ended.
     """
     kept: Any = trainer.checkpoint_callback
-    nothing_kept = kept is None or (kept.save_top_k == 0 and not kept.save_last) or vars(trainer).get("fast_dev_run")
-    if nothing_kept or trainer.state.fn != "fit":
+    if kept is None or keeps_none(kept) or only_tries(trainer) or trainer.state.fn != "fit":
         return None
     run = Path(trainer.default_root_dir)
     command = shlex.join(["popo", "export", str(run), str(run / EXPORTED)])

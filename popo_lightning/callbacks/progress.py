@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from popo_lightning.callbacks.export_words import export_words
+from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
@@ -79,7 +80,7 @@ class Progress(L.Callback):
 
     def _show_evaluation(self, trainer: L.Trainer) -> None:
         """A table of the newest evaluation, unless that has been shown."""
-        evaluation = _evaluation(trainer)
+        evaluation = callback_of(trainer, Evaluation)
         result = evaluation.latest if evaluation else None
         if result is None or result is self._shown or not result.benchmarks or not trainer.is_global_zero:
             return
@@ -91,7 +92,7 @@ class Progress(L.Callback):
 
     def _show_end(self, trainer: L.Trainer) -> None:
         """What is worth reading once, at the end: the newest evaluation's parts, and where everything is."""
-        evaluation = _evaluation(trainer)
+        evaluation = callback_of(trainer, Evaluation)
         if evaluation is None or evaluation.latest is None or not trainer.is_global_zero:
             return
         by_part = breakdown_sheet(evaluation.latest)
@@ -131,11 +132,6 @@ class Progress(L.Callback):
         self._show_end(trainer)
 
     on_test_end = on_predict_end = on_validation_end
-
-
-def _evaluation(trainer: L.Trainer) -> Evaluation | None:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Evaluation)), None)
 
 
 def _line(values: dict[str, str]) -> Table:

@@ -61,4 +61,4 @@ class RunKeeper(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the run and its folder to the checkpoint, for a run that resumes from it."""
-        return {"run": self.record.to_plain(), "folder": str(self._folder), "command": self.record.command}
+        return {"run": self.record.to_plain(), "folder": str(self._folder)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 
+from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.benchmarks import MEAN
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import by_benchmark
@@ -55,7 +56,7 @@ class Summary(L.Callback):
     def _content(self, trainer: L.Trainer) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         totals = data.totals
-        evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
+        evaluation = callback_of(trainer, Evaluation)
         history = evaluation.history if evaluation else []
         first = self.origin["iterations"] + 1 if self.origin else 0  # an evaluation before that was another run's
         own = [entry for entry in history if entry["iteration"] >= first]

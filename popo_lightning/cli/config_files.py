@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ import yaml
 
 from popo_lightning.cli.config_nodes import check_nodes
 from popo_lightning.cli.parser_sentences import no_group
-from popo_lightning.cli.shipped_configs import shipped, shipped_folder
+from popo_lightning.cli.shipped_configs import named_configs, shipped, shipped_folder
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.nearest import nearest
 
-OPTIONS = ("--config", "-c")
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder of files that are each a whole method
 LARGEST = 2**22  # bytes of a config file
@@ -30,7 +29,7 @@ def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> Non
     """
     methods: dict[str, str] = {}
     _check_place(args)
-    for name in named_files(args):
+    for _, _, name in named_configs(args):
         content = _read(name, groups)
         run = content.get("run")
         if Path(name).absolute().parent.name == METHODS and isinstance(run, dict) and run.get("method"):
@@ -43,20 +42,10 @@ def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> Non
         )
 
 
-def named_files(args: Sequence[str]) -> Iterator[str]:
-    """What follows --config or -c, in order; not what is written inline."""
-    for place, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option in OPTIONS and (equals or place + 1 < len(args)):
-            found = value if equals else args[place + 1]
-            if "\n" not in found and "{" not in found and ": " not in found:
-                yield found
-
-
 def _check_place(args: Sequence[str]) -> None:
     """Raises SettingError for a subcommand's file before the subcommand, where it would be read as all of theirs."""
     place, subcommand = next(((place, arg) for place, arg in enumerate(args) if arg in SUBCOMMANDS), (0, ""))
-    before = next(named_files(args[:place]), None)
+    before = next((name for _, _, name in named_configs(args[:place])), None)
     if before is not None and not SUBCOMMANDS & _read(before, ()).keys():
         raise SettingError(
             f"--config {before} comes before {subcommand}; write it after: popo {subcommand} --config {before}"

@@ -22,6 +22,8 @@ from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import config_path, shipped
 from popo_lightning.core.errors import SettingError, own_refusal
 from popo_lightning.core.nearest import did_you_mean
+from popo_lightning.core.scalars import plain_scalar
+from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import METRICS, read_rows
@@ -152,8 +154,8 @@ def validate(
         SettingError: A setting that cannot work, in one sentence.
     """
     cli = _run("validate", task, method, configs, reward, settings)
-    found = next(one for one in cli.trainer.callbacks if isinstance(one, Evaluation))  # type: ignore[attr-defined]
-    return found.latest.metrics() if found.latest is not None else {}
+    found = callback_of(cli.trainer, Evaluation)
+    return found.latest.metrics() if found is not None and found.latest is not None else {}
 
 
 def _run(
@@ -231,8 +233,7 @@ def _plain(value: Any, name: str) -> Any:
         return [_plain(one, f"{name}[{place}]") for place, one in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of numpy or torch
-        return value.item()
+    value = plain_scalar(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise SettingError(

@@ -14,8 +14,9 @@ import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from popo_lightning.callbacks.board import Board
-from popo_lightning.callbacks.checkpoints import Checkpoints, closing_sentences
+from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
+from popo_lightning.callbacks.end_of_run import closing_sentences
 from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.progress import Progress
@@ -49,7 +50,6 @@ from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
 from popo_lightning.metrics.table import loggers
 from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
-from popo_lightning.proximal.critic_values import CriticValues
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.runs.evaluation_start import settle_evaluation
@@ -255,7 +255,7 @@ class PopoCLI(LightningCLI):
             origin = self.start.record.origin
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything), origin)
             stops = EarlyStops(self.wanted.stopping, self.start.forks)
-            more: list[Any] = [CriticValues(), stops, Board(record), summary]
+            more: list[Any] = [stops, Board(record), summary]
             if config.trainer.max_time is not None:
                 more.append(at_the_end_of_an_iteration(config.trainer.max_time))
                 kwargs["max_time"] = None

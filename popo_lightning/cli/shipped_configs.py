@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from popo_lightning.core.nearest import did_you_mean
@@ -54,19 +54,20 @@ def _shown(file: Path) -> str:
 def with_config_paths(args: Sequence[str]) -> list[str]:
     """A command line whose --config names are files."""
     found = list(args)
-    for place, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option not in OPTIONS:
-            continue
-        if equals:
-            found[place] = f"{option}={_path_unless_inline(value)}"
-        elif place + 1 < len(args):
-            found[place + 1] = _path_unless_inline(args[place + 1])
+    for place, before, name in named_configs(args):
+        found[place] = before + (config_path(name) if name else name)
     return found
 
 
-def _path_unless_inline(value: str) -> str:
-    return value if "\n" in value or "{" in value or ": " in value or not value else config_path(value)
+def named_configs(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """What a command line names by --config or -c, and does not write inline: the word, its `--config=`, the name."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option not in OPTIONS or not (equals or place + 1 < len(args)):
+            continue
+        word, before, name = (place, f"{option}=", value) if equals else (place + 1, "", args[place + 1])
+        if "\n" not in name and "{" not in name and ": " not in name:
+            yield word, before, name
 
 
 def about(file: Path) -> str:

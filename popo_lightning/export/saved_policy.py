@@ -48,7 +48,7 @@ class SavedPolicy:
     @property
     def command(self) -> str | None:
         """That made the run, where it is recorded."""
-        found = self.state.get("callbacks", {}).get("RunKeeper", {}).get("command")
+        found = None if self.record is None else self.record.command
         return found if isinstance(found, str) else None
 
     @property

@@ -23,6 +23,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.task import Verify
 
 LENGTH = struct.Struct("!I")
@@ -107,14 +108,9 @@ def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
 def _plain(given: Any) -> Any:
     """What a verifier returned, a bare number as the score, and scalars of numpy and torch as Python's numbers."""
     if not isinstance(given, dict):
-        number = _number(given)
+        number = plain_scalar(given)
         return {"score": number} if isinstance(number, Real) else given
-    return {name: _number(value) for name, value in given.items()}
-
-
-def _number(value: Any) -> Any:
-    """The number in a scalar array or tensor; anything else as it is."""
-    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    return {name: plain_scalar(value) for name, value in given.items()}
 
 
 def shown(text: object) -> str:

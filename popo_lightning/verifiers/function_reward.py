@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.function import RewardFunction
 
@@ -108,8 +109,7 @@ def _has_columns(gold: Any) -> bool:
 
 
 def _number(score: Any, name: str, given: Any) -> float:
-    if getattr(score, "shape", None) == () and hasattr(score, "item"):  # a scalar of numpy or torch
-        score = score.item()
+    score = plain_scalar(score)
     if not isinstance(score, Real):
         raise TypeError(f"{name} returned {given!r}, neither a number nor a dict with a number as its score")
     return float(score)

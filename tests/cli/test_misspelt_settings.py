@@ -9,8 +9,9 @@ import pytest
 from helpers.places import REPOSITORY
 from helpers.tiny_models import method, popo
 
-from popo_lightning.cli.config_files import check_config_files, named_files
+from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
+from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.compare.checking import ParsedOnly
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.nearest import class_paths, nearest, nearest_class
@@ -207,7 +208,8 @@ def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             check_config_files([f"--config={given}"])
         assert said in str(refused.value)
     check_config_files(["-c", "configs/mine.yaml", "--config", "data: {ppo_epochs: 1}"])
-    assert list(named_files(["--config=a", "-c", "b", "--config", "{x: 1}", "--config"])) == ["a", "b"]
+    named = named_configs(["--config=a", "-c", "b", "--config", "{x: 1}", "--config"])
+    assert [name for _, _, name in named] == ["a", "b"]
 
 
 def test_two_methods_in_a_row(tmp_path: Path) -> None:

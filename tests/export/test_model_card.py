@@ -104,7 +104,7 @@ def test_no_text_breaks_out_of_the_page(run: Path) -> None:
     saved = saved_policy(str(run))
     record = new_record(hostile, hostile, 1, {"data.task.init_args.system": json.dumps(hostile)}, None)
     told = Told(saved, BaseModel(hostile, Path("a"), hostile, None), "float32", False, "popo export", None)
-    keeper = {"run": record.to_plain(), "folder": "a", "command": hostile}
+    keeper = {"run": replace(record, command=hostile).to_plain(), "folder": "a"}
     forged = SavedPolicy(saved.checkpoint, saved.run, {"callbacks": {"RunKeeper": keeper}})
     page = model_card(replace(told, saved=forged))
     assert front_matter_of(page)["popo_lightning"]["task"] == hostile

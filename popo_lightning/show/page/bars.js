@@ -2,33 +2,11 @@
 
 // spec: title, about, unit, axis, categories: [names], series(): [{run, name, values}]
 function barChart(spec) {
-  const body = el('div', {});
-  const tip = el('div', { class: 'tip', hidden: true });
-  const card = el(
-    'section',
-    { class: 'card chart' },
-    el('header', {}, el('h3', {}, spec.title)),
-    el('p', { class: 'about' }, spec.about),
-    body,
-    tip,
-  );
-  let drawnAt = 0;
-  const draw = () => {
-    const width = body.clientWidth;
-    if (!width) return;
-    drawnAt = width;
-    tip.hidden = true;
+  return chartCard(spec, el('h3', {}, spec.title), (width, tip, card) => {
     const series = spec.series();
     const categories = spec.categories().slice(0, 40);
-    body.replaceChildren(
-      series.length && categories.length
-        ? bars(spec, series, categories, width, tip, card)
-        : el('p', { class: 'none' }, spec.none || 'These runs have no such numbers.'),
-    );
-  };
-  state.redraws.add(draw);
-  new ResizeObserver(() => body.clientWidth !== drawnAt && draw()).observe(body);
-  return card;
+    return series.length && categories.length ? [bars(spec, series, categories, width, tip, card)] : [];
+  });
 }
 
 function bars(spec, series, categories, width, tip, card) {

@@ -7,9 +7,20 @@ const DASHES = { solid: null, dashed: '6 4', dotted: '1.5 4' };
 // spec: title, about, unit, axis (own title of the x axis), log, zero, top and bottom (within the axis), whole (x in whole numbers), strokes (names by dash),
 // series(): [{run, name, x, y, low, high, dash, smooth}]
 function lineChart(spec) {
+  const title = el('h3', {}, spec.title);
+  return chartCard(spec, title, (width, tip, card) => {
+    title.textContent = typeof spec.title === 'function' ? spec.title() : spec.title;
+    const series = spec.series().filter((each) => each.x.length);
+    if (!series.length) return [];
+    const legend = spec.strokes ? [strokeLegend(spec.strokes)] : [];
+    return [plot(spec, series, width, tip, card), ...legend];
+  });
+}
+
+// A card that draws itself anew when its width or the page's state changes; without anything drawn it says so.
+function chartCard(spec, title, drawing) {
   const body = el('div', {});
   const tip = el('div', { class: 'tip', hidden: true });
-  const title = el('h3', {}, spec.title);
   const card = el(
     'section',
     { class: 'card chart' },
@@ -24,14 +35,9 @@ function lineChart(spec) {
     if (!width) return;
     drawnAt = width;
     tip.hidden = true;
-    title.textContent = typeof spec.title === 'function' ? spec.title() : spec.title;
-    const series = spec.series().filter((each) => each.x.length);
-    body.replaceChildren(
-      series.length
-        ? plot(spec, series, width, tip, card)
-        : el('p', { class: 'none' }, 'These runs have no such numbers.'),
-    );
-    if (spec.strokes && series.length) body.append(strokeLegend(spec.strokes));
+    const parts = drawing(width, tip, card);
+    const none = spec.none || 'These runs have no such numbers.';
+    body.replaceChildren(...(parts.length ? parts : [el('p', { class: 'none' }, none)]));
   };
   state.redraws.add(draw);
   new ResizeObserver(() => body.clientWidth !== drawnAt && draw()).observe(body);
