@@ -1,18 +1,19 @@
-"""POPO on one page, in plain PyTorch and transformers. Nothing of popo_lightning is imported.
+"""POPO on one page, in plain PyTorch and transformers. It imports nothing from popo_lightning.
 
     python examples/popo_in_one_file.py
 
 An iteration of `train`, the loop at the end:
 
-    draw      32 problems. "2,7,5>10:" asks for 10 from 2, 7 and 5, each used once; "7-2=5;5*2=10" is right
+    draw      32 problems. "2,7,5>10:" asks for 10 from 2, 7 and 5, each used once; "7-2=5;5*2=10" is correct
     generate  a group of 4 responses to each, with the log-probs of the policy that samples them
-    grade     1 for a right response, else 0; a group is effective if its rewards differ at all
-    replay    the most recent effective groups of a first-in-first-out buffer take the places of the ineffective ones
-    step      the groups are dealt out to two optimizer steps
+    grade     1 for a correct response, else 0; a group is effective if its rewards differ at all
+    replay    the most recent effective groups of a first-in-first-out buffer replace the ineffective ones
+    step      the groups are split into two optimizer steps
 
-POPO is Group Prioritized Off-Policy Optimization, arXiv 2606.01281. docs/methods/popo.md says what of it is documented
-and what is inferred. tests/methods/test_popo_in_one_file.py proves that this page arrives at the weights of `popo fit`
-with configs/task/countdown_tiny.yaml, configs/method/popo.yaml and the transformers engine, from the same tokens.
+POPO is Group Prioritized Off-Policy Optimization, arXiv 2606.01281. docs/methods/popo.md says which parts of it are
+documented and which are inferred. tests/methods/test_popo_in_one_file.py proves that this page reaches the weights of
+`popo fit` with configs/task/countdown_tiny.yaml, configs/method/popo.yaml and the transformers engine, from the same
+tokens.
 """
 
 import argparse
@@ -32,14 +33,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-PROBLEMS = 32  # asked in an iteration
-GROUP_SIZE = 4  # responses to a problem
-MINIBATCHES = 2  # optimizer steps of an iteration
+PROBLEMS = 32  # per iteration
+GROUP_SIZE = 4  # responses per problem
+MINIBATCHES = 2  # optimizer steps per iteration
 MAX_NEW_TOKENS = 24
 LEARNING_RATE, BETAS, MAX_GRAD_NORM = 6e-5, (0.9, 0.98), 1.0
-CLIP_LOW, CLIP_HIGH, DUAL_CLIP = 0.2, 0.28, 10.0  # the ratio's bounds: 0.8 and 1.28; 10 where the advantage is negative
-WEIGHT_CAP = 2.0  # the behaviour weight's bound
-CAPACITY, MAX_AGE = PROBLEMS, 8  # of the buffer, in groups; of a replayed group, in iterations
+CLIP_LOW, CLIP_HIGH, DUAL_CLIP = 0.2, 0.28, 10.0  # bounds of the ratio: 0.8 and 1.28; 10 for negative advantages
+WEIGHT_CAP = 2.0  # upper bound of the behaviour weight
+CAPACITY, MAX_AGE = PROBLEMS, 8  # groups in the buffer; iterations that a replayed group may be old
 
 # The task: all problems of three numbers up to 12 with at least two solutions. A third of them is held out.
 NUMBERS, LARGEST, MAX_TARGET, MIN_SOLUTIONS, ORDERS, HELD_OUT_SHARE, HELD_OUT = 3, 12, 99, 2, 6, 0.33, 500
@@ -55,7 +56,7 @@ class Problem(NamedTuple):
 
 
 def results(numbers: tuple[int, ...]) -> Iterator[int]:
-    """What each way to combine all numbers comes to. No step may have a negative result."""
+    """Yields the result of each way to combine all numbers. No step may have a negative result."""
     if len(numbers) == 1:
         yield numbers[0]
     for left, right in dict.fromkeys(permutations(numbers, 2)):
@@ -66,7 +67,7 @@ def results(numbers: tuple[int, ...]) -> Iterator[int]:
 
 
 def all_problems() -> tuple[list[Problem], list[Problem]]:
-    """(train, held out), as a hash of numbers and target decides. Train has a problem in several orders of numbers."""
+    """Returns (train, held out), split by a hash of numbers and target. Train has problems in several number orders."""
     train, held_out = [], []
     for numbers in combinations_with_replacement(range(1, LARGEST + 1), NUMBERS):
         ways = Counter(results(numbers))
@@ -85,7 +86,7 @@ def all_problems() -> tuple[list[Problem], list[Problem]]:
 
 
 def endless(problems: list[Problem], seed: int) -> Iterator[Problem]:
-    """Every problem once a pass, in a new order each pass."""
+    """Yields every problem once per pass, in a new order each pass."""
     for epoch in count():
         yield from Random(f"{seed}/{epoch}").sample(problems, len(problems))
 
@@ -95,9 +96,9 @@ def endless(problems: list[Problem], seed: int) -> Iterator[Problem]:
 
 @torch.no_grad()
 def generate(model: Any, prompts: list[list[int]], seed: int) -> list[list[tuple[Tensor, Tensor]]]:
-    """GROUP_SIZE responses to each prompt, at temperature 1: (T,) token ids with the end token, and (T,) log-probs.
+    """Samples GROUP_SIZE responses per prompt at temperature 1: (T,) token ids with the end token, and (T,) log-probs.
 
-    Each response draws from a generator of its own: its tokens do not depend on what is sampled beside it.
+    Each response draws from its own generator, so its tokens do not depend on the responses sampled beside it.
     """
     first = [Random(f"{seed}/{place}").getrandbits(62) for place in range(len(prompts))]
     draws = [np.random.default_rng(s + k).random(MAX_NEW_TOKENS) for s in first for k in range(GROUP_SIZE)]
@@ -124,7 +125,7 @@ def generate(model: Any, prompts: list[list[int]], seed: int) -> list[list[tuple
 
 
 def grade(problem: Problem, text: str) -> float:
-    """1 where all steps are true, every number is used once and the last result is the target, else 0."""
+    """Returns 1 if all steps are true, every number is used once and the last result is the target, else 0."""
     at_hand = list(problem.numbers)
     for written in text.strip().split(";"):
         step = re.fullmatch(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", written)
@@ -154,14 +155,14 @@ class Group(NamedTuple):
 
 
 def is_effective(group: Group) -> bool:
-    """Whether its rewards differ. If not, all advantages are 0, and so is the gradient."""
+    """Returns whether its rewards differ. If not, all advantages are 0, and so is the gradient."""
     return bool(group.rewards.max() - group.rewards.min() > 1e-6)
 
 
 def most_recent(buffer: deque[Group], wanted: int, version: int, batch: list[Group]) -> list[Group]:
-    """The newest version's groups first, in order of insertion within a version. They stay in the buffer.
+    """Takes the newest version's groups first, in order of insertion within a version. They stay in the buffer.
 
-    A problem that the batch has already gives way to any other. A short buffer gives fewer groups than wanted.
+    Groups of problems that the batch already has come last. A short buffer gives fewer groups than wanted.
     """
     present = {group.problem for group in batch}
     others, repeated = [], []
@@ -178,12 +179,12 @@ Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # (P,) prompt; (T,) token i
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """(K,) rewards of a group to (K,) advantages: GRPO, arXiv 2402.03300 section 4.1, with the unbiased std."""
+    """Returns (K,) advantages for a group's (K,) rewards: GRPO, arXiv 2402.03300 section 4.1, with the unbiased std."""
     return (rewards - rewards.mean()) / (rewards.std() + 1e-6)
 
 
 def rows_of(groups: list[Group], version: int) -> list[Row]:
-    """The responses of some groups. The longest come first, so that sums are rounded as the framework's are."""
+    """Returns the responses of groups. The longest come first, so that sums are rounded as in the framework."""
     rows = []
     for group in groups:
         for (token_ids, logp), advantage in zip(group.responses, advantages(group.rewards), strict=True):
@@ -193,7 +194,7 @@ def rows_of(groups: list[Group], version: int) -> list[Row]:
 
 
 def logprobs(model: Any, rows: list[Row]) -> Tensor:
-    """(N,) of all response tokens, row after row. Padding on the right needs no mask: no token looks ahead."""
+    """Returns (N,) log-probs of all response tokens, row by row. Right padding needs no mask: no token looks ahead."""
     ids = pad_sequence([torch.cat(row[:2]) for row in rows], batch_first=True)
     sampled = [torch.cat([torch.zeros_like(prompt), torch.ones_like(response)]) for prompt, response, *_ in rows]
     before = pad_sequence(sampled, batch_first=True)[:, 1:].bool()  # a token is chosen in the state before it
@@ -203,7 +204,7 @@ def logprobs(model: Any, rows: list[Row]) -> Tensor:
 
 
 def popo_loss(logp: Tensor, prox_logp: Tensor, behave_logp: Tensor, advantage: Tensor, fresh: Tensor) -> Tensor:
-    """-J, with  J = mean over tokens of  w min(r A, clip(r) A),  w = pi_prox / pi_behave,  r = pi / pi_prox.
+    """Returns -J, with  J = mean over tokens of  w min(r A, clip(r) A),  w = pi_prox / pi_behave,  r = pi / pi_prox.
 
     prox is the policy at the start of the iteration, behave the one that sampled the token: the decoupled objective of
     arXiv 2110.00641. One trust region around prox serves all tokens. w has no gradient; it corrects replayed tokens for
@@ -213,7 +214,7 @@ def popo_loss(logp: Tensor, prox_logp: Tensor, behave_logp: Tensor, advantage: T
     weight = (prox_logp - behave_logp).exp().clamp(max=WEIGHT_CAP)
     weight = torch.where(fresh, 1.0, weight)
     ratio = (logp - prox_logp).exp()
-    # PPO's clip, arXiv 1707.06347 equation 7, and where the advantage is negative the dual clip of arXiv 1912.09729
+    # PPO's clip, arXiv 1707.06347 equation 7, and for negative advantages the dual clip of arXiv 1912.09729
     loss = torch.maximum(-ratio * advantage, -ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage)
     loss = torch.where(advantage < 0, torch.minimum(loss, -DUAL_CLIP * advantage), loss)
     return (weight * loss).mean()
@@ -223,7 +224,7 @@ def popo_loss(logp: Tensor, prox_logp: Tensor, behave_logp: Tensor, advantage: T
 
 
 def graded_groups(model: Any, tokenizer: Any, asked: list[Problem], seed: int, version: int, generate: Callable):
-    """A list of groups, one for each problem."""
+    """Samples a list of groups, one for each problem."""
     groups, prompts = [], [tokenizer(problem.prompt).input_ids for problem in asked]
     for problem, prompt, responses in zip(asked, prompts, generate(model, prompts, seed), strict=True):
         texts = [tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids, _ in responses]
@@ -238,16 +239,16 @@ def train(model: Any, tokenizer: Any, seed: int, generate: Callable = generate) 
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=0.0, fused=True)
     for version in count():
         asked = list(islice(problems, PROBLEMS))
-        draws = Random(f"{seed}/0/{version}/rollout/1").getrandbits(62)  # the seed of all that is drawn for them
+        draws = Random(f"{seed}/0/{version}/rollout/1").getrandbits(62)  # the seed of all their draws
         sampled = graded_groups(model, tokenizer, asked, draws, version, generate)
         effective = [group for group in sampled if is_effective(group)]
         replayed = most_recent(buffer, len(sampled) - len(effective), version, effective)
-        buffer.extend(effective)  # after the choice: an iteration's own groups do not fill its places
+        buffer.extend(effective)  # after the selection, so that an iteration's own groups do not fill its places
         groups = effective + replayed
         Random(f"{seed}/0/{version}/deal").shuffle(groups)
         minibatches = [rows_of(groups[part::MINIBATCHES], version) for part in range(min(MINIBATCHES, len(groups)))]
         with torch.no_grad():
-            prox = [logprobs(model, rows) for rows in minibatches]  # of all of them, before the first step
+            prox = [logprobs(model, rows) for rows in minibatches]  # of all minibatches, before the first step
         for rows, prox_logp in zip(minibatches, prox, strict=True):
             behave_logp, advantage, fresh = (torch.cat(column) for column in list(zip(*rows, strict=True))[2:])
             optimizer.zero_grad()
@@ -263,15 +264,15 @@ def train(model: Any, tokenizer: Any, seed: int, generate: Callable = generate) 
 
 
 def main() -> None:
-    """Trains, and prints the numbers of each iteration and, every 50 iterations, the share of right responses."""
+    """Trains, and prints the numbers of each iteration and, every 50 iterations, the share of correct responses."""
     parser = argparse.ArgumentParser(description="POPO on the embedded Countdown task, on a CPU.")
     parser.add_argument("--model", type=Path, default=Path("runs/starting_policy"), help="built there if missing")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # the model is so small that threads would wait for each other
+    torch.set_num_threads(1)  # in a model this small threads would wait for each other
     if not args.model.exists():
-        from starting_policy import build  # by supervised learning, in the file beside this one
+        from starting_policy import build  # supervised learning, in the file beside this one
 
         build(args.model)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)

@@ -1,9 +1,9 @@
-"""The policy that popo_in_one_file.py starts from: a small Llama, taught by examples. Nothing of popo_lightning here.
+"""The policy that popo_in_one_file.py starts from: a small Llama, trained on examples, without popo_lightning.
 
     python examples/starting_policy.py FOLDER
 
-It learns from random true equations over the numbers of train problems, of which only a quarter reach the target asked
-for. So it writes well-formed steps and is right now and then; reaching the target is left to reinforcement learning.
+It learns from random true equations over the numbers of train problems, of which only a quarter reach the target.
+So it writes well-formed steps and is sometimes correct; reinforcement learning must teach it to reach the target.
 """
 
 import sys
@@ -22,11 +22,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]  # one token each
 BATCHES, BATCH_SIZE, LEARNING_RATE = 1200, 64, 2e-3
-RIGHT = 0.25  # share of the examples that reach their target
+RIGHT = 0.25  # fraction of the examples that reach their target
 
 
 def ways(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
-    """Every way to combine all numbers without a negative result: (as written, what it comes to)."""
+    """Yields every way to combine all numbers without a negative result: (text, result)."""
     if len(numbers) == 1:
         yield "", numbers[0]
     for left, right in dict.fromkeys(permutations(numbers, 2)):
@@ -38,7 +38,7 @@ def ways(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
 
 
 def examples(problems: list[Problem]) -> Iterator[tuple[str, str]]:
-    """(prompt, response) of random problems."""
+    """Draws (prompt, response) pairs of random problems."""
     draw, known = Random(0), {}
     while True:
         problem = draw.choice(problems)

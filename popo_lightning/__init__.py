@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["PolicyModule", "RolloutDataModule", "SettingError", "fit", "validate"]
-_HOMES = {  # imported when they are asked for: the package alone needs neither torch nor vLLM
+_HOMES = {  # imported on first access, so that importing the package loads neither torch nor vLLM
     "PolicyModule": "policy",
     "RolloutDataModule": "data",
     "SettingError": "core.errors",

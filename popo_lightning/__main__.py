@@ -1,4 +1,4 @@
-"""``popo`` and ``python -m popo_lightning``. What needs neither torch nor vLLM is answered without them."""
+"""``popo`` and ``python -m popo_lightning``. Commands that need neither torch nor vLLM run without importing them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from popo_lightning import __version__
 from popo_lightning.cli.shipped_configs import main as configs
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.nearest import did_you_mean
 
-COMPARE, CONFIGS, EXPORT, SAMPLE, SHOW = "compare", "configs", "export", "sample", "show"
+COMPARE, COMPLETION, CONFIGS, ESTIMATE = "compare", "completion", "configs", "estimate"
+EXPORT, SAMPLE, SHOW = "export", "sample", "show"
 SUBCOMMANDS = {
     "fit": "Train a policy.",
     "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
@@ -23,7 +25,13 @@ SUBCOMMANDS = {
     SHOW: "Make one HTML file of runs: curves, evaluations, groups of responses.",
     EXPORT: "Write a trained policy as a folder that transformers and vLLM load.",
     SAMPLE: "Ask a trained policy a question, and print its answers.",
+    ESTIMATE: "Estimate a checkpoint's accuracy from responses that another one sampled.",
+    COMPLETION: "Print a script that completes commands and settings in bash or zsh.",
 }
+NO_WINDOWS = (
+    "Windows lacks the POSIX locks and signals that a run needs; use WSL (wsl --install) or the container of the "
+    "Dockerfile (docs/install.md)"
+)
 HELP = """usage: popo SUBCOMMAND [options]
 
 Off-policy reinforcement learning with verifiable rewards on Lightning, with group replay (POPO).
@@ -40,13 +48,16 @@ Settings come from YAML files, each over the ones before, and from the command l
 
 
 def main() -> None:
-    """Runs the command line. What must be set before torch and vLLM are imported is set here."""
+    """Runs the command line. It first sets the environment variables that torch and vLLM read when imported."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     answer_at_once(sys.argv[1:])
+    if sys.platform == "win32":
+        print(f"popo: {NO_WINDOWS}", file=sys.stderr)
+        sys.exit(2)
     if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
-        sys.path.append(folder)  # where class_path finds classes of one's own
+        sys.path.append(folder)  # so that class_path finds classes in the working directory
     sys.argv[1:] = with_config_paths(sys.argv[1:])
     if sys.argv[1] == CONFIGS:
         sys.exit(configs(sys.argv[2:]))
@@ -66,13 +77,36 @@ def main() -> None:
         from popo_lightning.export.sample_command import main as sample
 
         sys.exit(sample(sys.argv[2:]))
+    if sys.argv[1] == ESTIMATE:
+        from popo_lightning.estimate.command import main as estimate
+
+        sys.exit(estimate(sys.argv[2:]))
+    if sys.argv[1] == COMPLETION:
+        from popo_lightning.cli.completion import main as completion
+
+        sys.exit(completion(sys.argv[2:], other_parsers))
+    if sys.stderr.isatty() and not {"-h", "--help", "--help_all", "--print_config"} & set(sys.argv):
+        print("popo: loading torch, Lightning and transformers", file=sys.stderr)
     from popo_lightning.cli.main import run
 
     run()
 
 
+def other_parsers() -> dict[str, tuple[str, Any]]:
+    """Returns the description and the parser of each subcommand that LightningCLI does not handle."""
+    from popo_lightning.cli import completion, shipped_configs
+    from popo_lightning.compare.command import parser as compare
+    from popo_lightning.estimate.options import estimate_parser
+    from popo_lightning.export.options import export_parser, sample_parser
+    from popo_lightning.show.command import parser as show
+
+    made = {COMPARE: compare, CONFIGS: shipped_configs.parser, SHOW: show, EXPORT: export_parser, SAMPLE: sample_parser}
+    made |= {ESTIMATE: estimate_parser, COMPLETION: completion.parser}
+    return {name: (SUBCOMMANDS[name], make()) for name, make in made.items()}
+
+
 def answer_at_once(args: Sequence[str]) -> None:
-    """Help, the version, and a subcommand that is missing or misspelt: exits with what there is to say."""
+    """Prints help, the version, or an error for a missing or misspelt subcommand, and exits."""
     first = args[0] if args else ""
     if first in ("-h", "--help"):
         listed = "\n".join(f"  {name:<16}{about}" for name, about in SUBCOMMANDS.items())

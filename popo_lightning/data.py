@@ -11,10 +11,8 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import Watch
 from popo_lightning.core.minibatch import Minibatch, split_minibatches
-from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.core.task import Task
 from popo_lightning.core.timing import PhaseClock
@@ -26,6 +24,7 @@ from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.replay.composer import Composer, OnPolicy
 from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.checks import (
+    check_continuations,
     check_settings,
     check_share,
     check_temperature,
@@ -35,11 +34,10 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.iteration import IterationRollouts
+from popo_lightning.rollout.limit import Limit
+from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.problem_sets import Benchmark, ProblemSets
-from popo_lightning.rollout.rank_states import (
-    PlaceState,
-    RankKeeper,
-)
+from popo_lightning.rollout.rank_states import PlaceState, RankKeeper
 from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
 from popo_lightning.rollout.stream import RolloutStream
 from popo_lightning.rollout.weight_sync import WeightSync
@@ -49,7 +47,7 @@ from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
 
 
 class RolloutDataModule(EngineRollouts):
-    r"""Everything between a task and the policy's minibatches. Nothing else generates.
+    r"""Turns a task into the policy's minibatches. Everything that generates during a run goes through it.
 
     One epoch is one rollout iteration: sync weights, sample problems, generate, grade, compose, and yield
     ``minibatches`` minibatches ``ppo_epochs`` times. Each minibatch is one optimizer step. ``trainer.max_epochs`` is
@@ -70,6 +68,11 @@ class RolloutDataModule(EngineRollouts):
             one trains, so responses are one policy version old; it needs an engine apart from the trainer.
         temperature: Sampling temperature in training. There is no top_p and no top_k, because the recorded log-probs
             must be those of the distribution sampled from.
+        temperature_spread: Half the width of the range around temperature from which each response of a group draws a
+            temperature of its own, such as 0.2 for 0.8 to 1.2. 0 samples all at temperature. Prox and policy are
+            scored at temperature, so model.behave_weight must correct fresh rows (correct_fresh true).
+        behave: Whose log-probs of sampled tokens are kept for later weights. engine keeps those recorded at sampling.
+            trainer keeps the policy's own from a forward pass over the samples, free of the engine's rounding.
         max_new_tokens: Response limit in tokens.
         max_prompt_tokens: Prompt limit in tokens. Problems with longer prompts are left out and counted, never cut.
         image_pixels: Minimum and maximum number of pixels of an image. Engine and policy resize images to fit. null
@@ -77,12 +80,14 @@ class RolloutDataModule(EngineRollouts):
         stop: Strings that end a response, such as ["\nQuestion:"], for policies that do not end by themselves. The
             tokens of the string are kept and trained on; verifiers read the text before it. null uses the task's own
             strings: none for chat messages, otherwise those that data.task.chat false implies.
-        effective_key: Reward component that decides whether a group is effective. The default is the one trained on;
-            set acc if partial rewards alone should not make a group effective.
+        effective_key: Reward component that decides whether a group is effective. null takes model.reward_key, the one
+            trained on; set acc if partial rewards alone should not make a group effective.
         overlong: Penalty for responses close to max_new_tokens; null gives none.
+        limits: Bounds on mean costs of responses, by name: length, truncated, kl, a reward part, or PART_error. A
+            number is a bound; docs/limits.md has the settings of each.
         num_graders: Grading processes per rank.
         grading_timeout: Seconds after which a grader is killed and the response gets reward 0.
-        seed: Set from seed_everything.
+        seed: Seed of the run, set from seed_everything.
     """
 
     def __init__(
@@ -98,12 +103,15 @@ class RolloutDataModule(EngineRollouts):
         weight_sync_interval: int = 1,
         async_level: Literal[0, 1] = 0,
         temperature: float = 1.0,
+        temperature_spread: float = 0.0,
+        behave: Literal["engine", "trainer"] = "engine",
         max_new_tokens: int = 1024,
         max_prompt_tokens: int = 1024,
         image_pixels: tuple[int, int] | None = None,
         stop: list[str] | None = None,
-        effective_key: str = "score",
+        effective_key: str | None = None,
         overlong: SoftOverlong | None = None,
+        limits: dict[str, float | Limit] | None = None,
         num_graders: int = 1,
         grading_timeout: float = 5.0,
         seed: int = 1,
@@ -119,7 +127,9 @@ class RolloutDataModule(EngineRollouts):
         self.ppo_epochs = ppo_epochs
         self.weight_sync_interval = weight_sync_interval
         self.async_level = async_level
-        self.sampling = Sampling(max_new_tokens, temperature, stop=tuple(task.stop if stop is None else stop))
+        strings = tuple(task.stop if stop is None else stop)
+        self.sampling = Sampling(max_new_tokens, temperature, stop=strings, temperature_spread=temperature_spread)
+        self.behave = behave
         self.max_prompt_tokens = max_prompt_tokens
         self.image_pixels = image_pixels
         self.effective_key = effective_key
@@ -128,35 +138,44 @@ class RolloutDataModule(EngineRollouts):
         self.grading_timeout = grading_timeout
         self.seed = seed
         check_settings(self)
+        self.limits = Limits(limits, max_new_tokens)
 
         self.clock = PhaseClock()
         self.ahead = AsyncRollouts()
-        self.longest_response = 0  # tokens that an evaluation may ask for
+        self.longest_response = 0  # maximum response tokens of an evaluation
         self.totals = Totals()
-        self.report: RolloutReport | None = None  # of the iteration under way
-        self.rollout_metrics: dict[str, float] = {}  # its numbers, which outlive a resumption
+        self.report: RolloutReport | None = None  # report of the present iteration
+        self.rollout_metrics: dict[str, float] = {}  # its metrics, which checkpoints keep
         self.iteration = 0  # iterations begun
         self.pending: list[Minibatch] = []  # minibatches of this iteration still to come
-        self.kept_by_ranks = RankKeeper()  # what callbacks keep of each rank
-        self.as_of: PlaceState | None = None  # a place behind, whose state the next checkpoint has
+        self.kept_by_ranks = RankKeeper()  # state that callbacks keep for each rank
+        self.as_of: PlaceState | None = None  # an earlier point of the run, whose state the next checkpoint saves
         self.stopping = StopRequests()
-        self._stores: dict[str, Any] | None = None  # of sampler and composer, since the iteration began
-        self._watches: Sequence[Watch] = ()  # of both, for what they forget
-        weights = lambda: self._module.named_weights()  # noqa: E731  # there is no module yet
+        self._stores: dict[str, Any] | None = None  # states of sampler and composer since the iteration began
+        self._watches: Sequence[Watch] = ()  # watch both for attributes that they do not save
+        weights = lambda: self._module.named_weights()  # noqa: E731  # the module does not exist yet
         self.check: EngineCheck | None = None
         self.synced = WeightSync(
-            engine, weight_sync_interval, self.clock, self._engine_context, weights, self.ahead.join
+            engine,
+            weight_sync_interval,
+            self.clock,
+            self._engine_context,
+            weights,
+            self.ahead.join,
+            lambda: self._module.kept_weights(),
+            lambda kept: self._module.weights_kept(kept),
+            lambda: self._module.trained_bits(),
         )
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Loads tokenizer and verifier; to train, also reads the problems and drops those whose prompt is too long."""
+        """Loads tokenizer and verifier. For fit it also reads the problems and drops those with too long prompts."""
         self.engine.check(self._run.strategy.root_device)
         world_size, rank = self._run.world_size, self._run.global_rank
         prompts = PromptEncoder(self._module.folder, self.max_prompt_tokens, self.image_pixels)
         folder = Path(self._run.default_root_dir)
-        if not self._fitting:  # which may be a run's, that has a list of its own
+        if not self._fitting:  # the folder may be a run's, which has its own list
             folder = folder / EVALUATIONS / stage
         self.problems = ProblemSets(self.task, prompts, world_size, folder if self._run.is_global_zero else None)
         self._pool = GradingPool(self.task.verify, self.num_graders, self.grading_timeout)
@@ -170,10 +189,12 @@ class RolloutDataModule(EngineRollouts):
             self._module.compute_dtype,
             self.overlong,
         )
+        self._module.keeps_reference = self.limits.need_reference or self.composer.needs_reference
         self.synced.forget()  # the trainer may have loaded other weights
         if not self._fitting:
             return
         check_share(self, world_size)
+        check_continuations(self, self._module.sharded)
         check_temperature(self.sampling.temperature, self._module.temperature)
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
         self._watches = Watch("data.sampler", self.sampler), Watch("data.composer", self.composer)
@@ -186,26 +207,24 @@ class RolloutDataModule(EngineRollouts):
 
     @property
     def first_grading_failure(self) -> str | None:
-        """What went wrong first in grading on this rank, as a sentence without its end."""
+        """The first grading failure on this rank, as a sentence without a full stop."""
         return self._pool.first_failure
 
     # -- one iteration -----------------------------------------------------------------------------------------
 
     def iterate(self) -> Iterator[Minibatch]:
-        """The minibatches of an iteration: a new one, or the rest of the one a checkpoint interrupted."""
+        """Yields the minibatches of a new iteration, or the rest of the one that a checkpoint interrupted."""
         if not self.pending:
             self.stopping.check(self._run)
             with self.leaves_at_once(self.async_level == 0):
                 self._begin_iteration()
-            if (
-                not self.async_level
-            ):  # what was generated ahead is taken now, and a checkpoint from before would need it
+            if not self.async_level:  # else the groups generated ahead are already taken, which a checkpoint would need
                 self.stopping.check(self._run)
         while self.pending:
             yield self.pending.pop(0)
 
     def leaves_at_once(self, changes_nothing_for_good: bool = True) -> AbstractContextManager[None]:
-        """Where a signal need not wait: a single rank generates, and the last place can still be saved as it was."""
+        """Lets signals act at once if there is a single rank and the last checkpoint state can still be saved."""
         return self.stopping.interruptible(changes_nothing_for_good and self._run.world_size == 1)
 
     def _begin_iteration(self) -> None:
@@ -213,16 +232,18 @@ class RolloutDataModule(EngineRollouts):
         with self.clock.measure("wait"):
             self.ahead.join()
         if any(all_gather_object(self.composer.samples_next())):
-            # before the composer decides anything by rank: gathering sharded weights takes all of them
+            # This precedes the composer's decisions, which differ by rank: gathering sharded weights needs all ranks.
             self.synced.for_rollouts(self._run.global_step, self.iteration)
-        self.report = RolloutReport(self.iteration, self.effective_key)
+        self.report = RolloutReport(self.iteration, self.effective_key or self._module.reward_key)
         with self.clock.measure("compose"):
             iteration = self._begun(self.report)
             groups = self.composer.compose(iteration)
             iteration.end()
             self.report.composed(groups)
+            groups = self.limits.charged(self.report.fresh, groups, self._module, self.iteration)
             deal = iteration.random("deal")
-            self.pending = split_minibatches(groups, self.iteration, self.minibatches, self.ppo_epochs, deal)
+            parts = self.minibatches, self.ppo_epochs
+            self.pending = split_minibatches(groups, self.iteration, *parts, deal, self.composer.trained_last())
         if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
@@ -231,15 +252,15 @@ class RolloutDataModule(EngineRollouts):
             check_grades(counts, all_gather_object(self._pool.first_failure))
         self.totals.add(counts)
         self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
+        self.rollout_metrics |= self.limits.metrics()
         self.iteration += 1
         if self.async_level:
-            # after the last iteration too: a run resumed from its checkpoint must find the same state
-            self._begun(self.report).generate_ahead()
+            self._begun(self.report).generate_ahead()  # also after the last iteration, whose checkpoint may be resumed
 
     def _begun(self, report: RolloutReport) -> IterationRollouts:
         return IterationRollouts(
             self.iteration,
-            self.effective_key,
+            report.effective_key,
             self.problems_per_iteration // self._run.world_size,
             self.group_size,
             self.seed,
@@ -250,31 +271,23 @@ class RolloutDataModule(EngineRollouts):
             self._module,
             report,
             self.ahead,
+            self.limits,
+            self.behave,
+            self.composer,
         )
-
-    def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
-        """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
-
-        Args:
-            problems: What to ask.
-            n: Responses each.
-            sampling: How to draw tokens.
-            seed: Decides all draws.
-        """
-        return self.maker.make(problems, n, sampling, seed)
 
     # -- loaders -----------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Minibatch]:
-        """One rollout iteration."""
-        return DataLoader(RolloutStream(self), batch_size=None, num_workers=0)
+        """Returns a loader of one rollout iteration."""
+        return DataLoader(RolloutStream(self.iterate, self.steps), batch_size=None, num_workers=0)
 
     def benchmarks(self) -> list[Benchmark]:
-        """Held-out problems by benchmark, those with prompts that fit."""
+        """Returns the held-out problems with prompts that fit, by benchmark."""
         return self.problems.benchmarks
 
     def val_dataloader(self) -> Any:
-        """One batch a benchmark. Empty during fit, where the Evaluation callback keeps its own schedule."""
+        """Returns one batch per benchmark; none during fit, where the Evaluation callback has its own schedule."""
         if self._fitting:
             return []
         return DataLoader(self.benchmarks(), batch_size=None, num_workers=0)  # type: ignore[arg-type]
@@ -283,5 +296,5 @@ class RolloutDataModule(EngineRollouts):
     predict_dataloader = val_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves batches where they are: micro-batches go to the device one by one."""
+        """Leaves batches where they are, because micro-batches move to the device one by one."""
         return batch

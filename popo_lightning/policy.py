@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,27 @@ from torch import Tensor
 
 from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.minibatch import Minibatch, Row, response_lengths, token_columns
-from popo_lightning.core.ranks import all_gather_tensors, all_reduce, full_tensor
+from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
+from popo_lightning.core.ranks import all_reduce, full_tensor
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
+from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
 from popo_lightning.objectives.aggregations import Aggregation, TokenMean
 from popo_lightning.objectives.generalised_advantage import moments, whiten
-from popo_lightning.objectives.inputs import MinibatchTokens
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
 from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
+from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
 from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.training.minibatch_loss import MinibatchLoss
+from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
+from popo_lightning.training.whole_minibatch import of_whole_minibatch
 
 
 class PolicyModule(PolicyModel):
@@ -49,6 +52,7 @@ class PolicyModule(PolicyModel):
         trust_region: Bounds how far a step moves the policy from prox.
         regularizers: Additional loss terms; none by default.
         aggregation: Reduces the token losses to one loss.
+        lora: Train low-rank adapters beside frozen weights; null trains all weights.
         critic: A value model beside the policy, for advantages that need one.
         optimizer: Optimizer over the policy's parameters.
         lr_scheduler: Learning-rate scheduler, stepped after every optimizer step.
@@ -69,8 +73,8 @@ class PolicyModule(PolicyModel):
         compile_layers: Compile the policy's layers with torch.compile. The start takes a minute or more longer; passes
             are faster.
         freeze_vision: Train the language model only and freeze the vision tower.
-        dtype: Type of the trained weights. For bfloat16 computation with float32 weights use trainer.precision
-            bf16-mixed. bfloat16 weights take half the memory but lose small updates to rounding.
+        dtype: Type of the weights; adapters are float32 in any case. For bfloat16 computation with float32 weights use
+            trainer.precision bf16-mixed. bfloat16 weights take half the memory but lose small updates to rounding.
         temperature: Set from data.temperature.
         reward_key: Reward component to train on.
     """
@@ -85,6 +89,7 @@ class PolicyModule(PolicyModel):
         trust_region: TrustRegion = PPOClip(),  # noqa: B008
         regularizers: list[Regularizer] | None = None,
         aggregation: Aggregation = TokenMean(),  # noqa: B008
+        lora: Lora | None = None,
         critic: Critic | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -118,13 +123,14 @@ class PolicyModule(PolicyModel):
         if dtype not in ("float32", "bfloat16"):
             raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
         check_gradient_sync(gradient_sync)
-        check_critic(critic, advantage)
+        check_critic(critic, advantage, dtype, lora is not None)
         check_weight(advantage, behave_weight)
         self.automatic_optimization = False
         self.path = path
         self.warm_start = warm_start
         self.objective = Objective(behave_weight, trust_region, regularizers, aggregation)
         self.advantage = advantage
+        self.lora = lora
         self.critic = critic
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
@@ -144,71 +150,67 @@ class PolicyModule(PolicyModel):
 
     # -- training ----------------------------------------------------------------------------------------------
 
-    def advantages(self, minibatch: Minibatch, values: list[Tensor] | None = None) -> list[Tensor]:
-        """One tensor per row: () for the whole response, or (T,); before any whitening.
+    def advantages(self, minibatch: Minibatch) -> list[Tensor]:
+        """Returns one tensor per row, () for the whole response or (T,), before whitening and without charges.
+
+        Uses the critic's recorded values; if none are recorded, computes them.
 
         Args:
-            minibatch: Whose rows.
-            values: (T,) per row, a critic's; null takes those recorded, or without any asks for them here.
+            minibatch: Minibatch with the rows.
         """
-        values = minibatch.values if values is None else values
-        if values is None and self.advantage.needs_values:
-            values = self.values(minibatch)
-        found: list[Tensor] = []
-        for group in minibatch.groups:
-            if group.advantages is not None:
-                found += group.advantages.unbind()
-                continue
-            here = slice(len(found), len(found) + len(group.responses))
-            # none for fresh groups: prox sampled them, and what engine and trainer differ by is no distance
-            old = group.version < minibatch.version and minibatch.prox_logp is not None
-            prox = minibatch.prox_logp[here] if old and minibatch.prox_logp is not None else None
-            found += self.advantage.for_group(group, self.reward_key, prox, None if values is None else values[here])
-        return found
+        return self._targets(minibatch).advantages
+
+    def _targets(self, minibatch: Minibatch) -> MinibatchTargets:
+        known: Mapping[str, Sequence[Tensor]] = minibatch.recorded
+        if self.critic is not None and "values" not in known:
+            known = self.estimates(minibatch)
+        return minibatch_targets(minibatch, self.advantage, self.reward_key, self.critic, known)
 
     def _rows(self, minibatch: Minibatch) -> list[Row]:
-        """A minibatch's rows with their advantages, and what a critic learns from."""
-        values = minibatch.values
-        if self.critic is not None and values is None:
-            values = self.values(minibatch)
-        advantages = self.advantages(minibatch, values)
-        returns = None
-        if values is not None:
-            returns = [advantage + value for advantage, value in zip(advantages, values, strict=True)]
+        """Returns a minibatch's rows with their advantages and the critic's targets."""
+        targets = self._targets(minibatch)
+        advantages = targets.advantages
         if self.advantage.whitens:
             of_all = torch.tensor([all_reduce(self.trainer, float(m), "sum") for m in moments(advantages)])
             advantages = whiten(advantages, of_all)
-        return minibatch.rows(advantages, values, returns)
+        return minibatch.rows(advantages=minibatch.charged(advantages), **targets.of_critic)
+
+    def _rows_of_critic(self, minibatch: Minibatch) -> list[Row]:
+        """Returns the rows of groups that only the critic learns from."""
+        return minibatch.rows(**self._targets(minibatch).of_critic)
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:
-        """One optimizer step on one minibatch.
+        """Takes one optimizer step on one minibatch.
 
         Returns:
             "tokens": TokenSums of its response tokens on this rank, still on the device; "mean_loss", "grad_norm",
-            "stepped" (False where no rank had a token to learn from, or the step was skipped), "skipped" (True where it
-            was not finite), "region" (what the trust region reports); with a critic also "value_loss".
+            "stepped" (False if no rank had a token to learn from, or the step was skipped), "skipped" (True if it was
+            not finite), "region" (the trust region's report); with a critic also "value_loss".
 
         Raises:
-            NotFiniteError: Too many steps in a row were not finite, or the weights are not any more.
+            NotFiniteError: Too many steps in a row were not finite, or the weights no longer are.
         """
         optimizer: Any = self.optimizers()
-        rows = self._rows(minibatch)
-        objective = self._objective_for(minibatch, rows)
+        objective, rows = of_whole_minibatch(self, minibatch, self._rows(minibatch))
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
         world_size = self.trainer.world_size
         size = all_reduce(self.trainer, objective.aggregation.size(response_lengths(rows)), "sum")
-        tokens = all_reduce(self.trainer, minibatch.tokens, "sum")
-        losses = MinibatchLoss(self, objective, minibatch, size / world_size, tokens / world_size)
+        tokens = all_reduce(self.trainer, minibatch.critic_tokens, "sum")
+        running = None if self.critic is None else self.value_model.running_std
+        losses = MinibatchLoss(objective, self.critic, minibatch, size / world_size, tokens / world_size, running)
+        if (further := minibatch.of_critic) is not None:
+            add_up_critic_gradients(self, losses, self._passes(further, self._rows_of_critic(further)))
         add_up_gradients(self, losses, self._passes(minibatch, rows))
-        norms = self._clip_gradients() if size else {"grad_norm": float("nan")}
+        norms = self._clip_gradients(minibatch.version) if size else {"grad_norm": float("nan")}
         found = losses.outputs()
         stepped = bool(size) and self._step(optimizer, minibatch, found, norms)
-        free_gradients(optimizer, self.trainer.strategy.model)  # none lives through a generation
-        step = {"grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
-        return found | step
+        if stepped:
+            follow_critic(self, losses.std_sum, tokens)
+        free_gradients(optimizer, self.trainer.strategy.model)  # so that none occupies memory during generation
+        return found | {"grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
 
     def _step(self, optimizer: Any, minibatch: Minibatch, found: dict[str, Any], norms: dict[str, float]) -> bool:
-        """Takes the optimizer's step, and the scheduler's, if all numbers are finite; whether it did."""
+        """Steps optimizer and scheduler if all numbers are finite. Returns whether it did."""
         losses = {name: found[name] for name in ("mean_loss", "value_loss") if name in found}
         if not self.finite_steps.allows(self.trainer, minibatch, losses | norms):
             return False
@@ -220,52 +222,45 @@ class PolicyModule(PolicyModel):
         self.finite_steps.check_weights(self.trainer, minibatch, trained, self.sharded)
         return True
 
-    def _objective_for(self, minibatch: Minibatch, rows: Sequence[Row]) -> Objective:
-        """The objective, with what it derives from all tokens of a minibatch: one more forward pass."""
-        if not self.objective.needs_minibatch_tokens:
-            return self.objective
-        flat = all_gather_tensors(token_columns(rows, self.logprobs(minibatch)))
-        return self.objective.for_minibatch(MinibatchTokens(flat[0], flat[1], flat[2], flat[3], flat[4].bool()))
-
-    def _clip_gradients(self) -> dict[str, float]:
-        """Norms of the gradients before clipping: the policy's, and a critic's, which is clipped by itself."""
+    def _clip_gradients(self, iteration: int) -> dict[str, float]:
+        """Clips the gradients of the policy and of a critic separately. Returns their norms before clipping."""
         critics = {}
         if self.critic is not None:
+            self.critic.shape_gradients(self.value_model, self.value_target, iteration)
             critics = {"critic_grad_norm": self.critic.clip_gradients(self.value_model)}
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         return {"grad_norm": norm} | critics
 
     def configure_callbacks(self) -> list[Any]:
-        """To train, what a run must have and the trainer lacks: metrics, the proximal policy, a critic's values."""
-        fed = getattr(self.trainer, "datamodule", None) is not None  # else minibatches come from a loader of their own
+        """Adds callbacks that a training run needs and the trainer lacks: metrics, proximal policy, critic values."""
+        fed = getattr(self.trainer, "datamodule", None) is not None  # else minibatches come from some other loader
         if self.trainer.state.fn == "fit" and fed:
             supply(self.trainer.callbacks)  # type: ignore[attr-defined]
-        return []  # Lightning would put them behind those that read their metrics
+        return []  # Lightning would put returned callbacks behind those that read their metrics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and, if asked for, scheduler."""
+        """Returns the optimizer and, if configured, the scheduler."""
         groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
-        if self.critic is not None:  # a group of the one optimizer, so that a training step stays one optimizer step
+        if self.critic is not None:  # shares the optimizer, so that a training step stays one optimizer step
             trained = [p for p in self.value_model.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": self.critic.lr})
         with made("model.optimizer"):
             optimizer = self.make_optimizer(groups)
         fuse(optimizer)
         self._optimizer_settings = group_settings(optimizer)
-        if self.make_lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+        make = self.make_lr_scheduler
+        return optimizer if make is None else {"optimizer": optimizer, "lr_scheduler": make(optimizer)}
 
     def on_train_start(self) -> None:
-        """A resumed run's optimizer obeys the present settings."""
+        """Applies the present settings to a resumed run's optimizer."""
         optimizer: Any = self.optimizers()
         obey(optimizer.optimizer, self._optimizer_settings, scheduled=self.make_lr_scheduler is not None)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes the shapes, so that a checkpoint of another model is recognised, and the steps skipped in a row."""
+        """Saves the shapes, by which a checkpoint of another model is recognised, and the steps skipped in a row."""
         checkpoint |= self.described | {"skipped_in_a_row": self.finite_steps.in_a_row}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,12 +276,12 @@ class PolicyModule(PolicyModel):
     def load_from_checkpoint(  # type: ignore[override]  # settings, not hyperparameters
         cls, checkpoint_path: str | Path, map_location: Any = None, *_: Any, **settings: Any
     ) -> PolicyModule:
-        """A policy with a checkpoint's weights and its run's settings, see :func:`loaded_policy`.
+        """Loads a policy with a checkpoint's weights and its run's settings, see :func:`loaded_policy`.
 
         Args:
-            checkpoint_path: A file, a folder of shards, or a run's folder, whose newest checkpoint counts.
-            map_location: Device that it is moved to.
-            settings: Arguments of this class, which go before the run's.
+            checkpoint_path: A file, a folder of shards, or a run's folder, of which the newest checkpoint is loaded.
+            map_location: Device that the policy is moved to.
+            settings: Arguments of this class, which override the run's.
         """
         from popo_lightning.export.policy_loading import loaded_policy
 

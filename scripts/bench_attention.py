@@ -1,11 +1,11 @@
-"""What attention costs beside a layer's matrices: the constants of popo_lightning.model.packing, for this device.
+"""Cost of attention relative to a layer's matrices: the constants of popo_lightning.model.packing, for this device.
 
 Usage: python scripts/bench_attention.py [--device cpu|cuda] [--dtype bfloat16|float32] [--groups 4] [--repeats 5]
 
-One layer's forward and backward pass of groups of eight responses to a prompt: matrices, attention over padded rows
-without a mask, over packed sequences with a dense mask, and over packed tokens. On a CPU, seconds are those of this
-process; the ways are timed in turns, and medians printed. A weight is how many times as long a multiplication takes in
-attention, over all L x L pairs, as in the matrices.
+Times one layer's forward and backward pass of groups of eight responses per prompt: matrices, attention over padded
+rows without a mask, over packed sequences with a dense mask, and over packed tokens. On a CPU, seconds are those of
+this process. The variants are timed in turns, and medians are printed. A weight is the time of a multiplication in
+attention, over all L x L pairs, divided by its time in the matrices.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, response: int) -> dict[str, Any]:
-    """Milliseconds of each way, and the weights they make."""
+    """Milliseconds of each variant, and the weights computed from them."""
     torch.manual_seed(0)
     lengths = torch.randint(response // 3, 2 * response - response // 3, (options.groups, RESPONSES))
     segments = torch.nn.utils.rnn.pad_sequence(
@@ -101,12 +101,12 @@ def _inputs(options: argparse.Namespace, rows: int, length: int, dtype: torch.dt
 
 
 def _repeated(keys: list[Tensor], options: argparse.Namespace) -> list[Tensor]:
-    """As transformers does where there is a mask."""
+    """Attention as transformers computes it with a mask."""
     return [each.repeat_interleave(options.heads // options.key_heads, 1) for each in keys]
 
 
 def _seconds(way: Callable[[], Tensor], device: str) -> float:
-    """Of a forward and backward pass."""
+    """Milliseconds of a forward and backward pass."""
     if device == "cuda":
         torch.cuda.synchronize()
     clock = time.perf_counter if device == "cuda" else time.process_time

@@ -1,15 +1,15 @@
-"""Seconds of the group buffer's operations over the number of stored groups, and bytes a stored group takes.
+"""Seconds of the group buffer's operations by number of stored groups, and bytes of a stored group.
 
 Usage: python scripts/bench_buffer.py [--out benchmarks/buffer.json] [--sizes 1000 10000 100000 1000000] [--plot-only]
 
-A full buffer without an age limit holds the effective groups of as many iterations as it takes: --sampled groups an
-iteration, half of them effective. Timed is what POPO does in an iteration: it selects a group for each ineffective one
-(newest first, no problem twice) and inserts the effective ones, for which as many of the oldest leave. "all" lists
-every stored group, which rules that rank the whole buffer ask for. Each is the median of repetitions.
+A full buffer without an age limit has the effective groups of several iterations, with --sampled groups per iteration,
+half of them effective. The script times POPO's operations of an iteration: "select" finds a group for each ineffective
+one (newest first, no problem twice), and "insert" adds the effective ones and removes as many of the oldest. "all"
+lists every stored group, as rules that rank the whole buffer do. Each time is the median of repetitions.
 
-Groups are objects of their own but share the tensors of one response each, or a million would take more memory than
-there is; what the operations cost does not depend on tensors, which they never read. The bytes of a stored group are
-taken from --distinct groups that share nothing.
+Groups are separate objects but share the tensors of one response each; otherwise a million would not fit into memory.
+The operations never read tensors, so their cost does not depend on them. The bytes of a stored group are measured on
+--distinct groups that share nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
             "sampled_groups": options.sampled,
             "inserted_groups": options.sampled // 2,
             "problems": options.problems,
-            "bytes": group_bytes(options),  # first: what the operations leave behind would blur it
+            "bytes": group_bytes(options),  # first, because leftovers of the operations would distort it
             "seconds": [seconds(size, options) for size in sorted(options.sizes)],
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def seconds(size: int, options: argparse.Namespace) -> dict[str, Any]:
         version += 1
     coming = [effective(version + repeat) for repeat in range(options.repeats)]
     gc.collect()
-    gc.disable()  # a collection in the midst would walk every group
+    gc.disable()  # a garbage collection in between would visit every group
     found: dict[str, list[float]] = {name: [] for name in OPERATIONS}
     for groups in coming:
         present = groups[0].version
@@ -110,7 +110,7 @@ def timed(operation: Callable[[], Any]) -> float:
 
 
 def group_bytes(options: argparse.Namespace) -> dict[str, Any]:
-    """Of groups that share nothing: in memory, in tensors alone, and in a checkpoint."""
+    """Bytes of groups that share nothing: in memory, in tensors alone, and in a checkpoint."""
     buffer = GroupReplayBuffer(options.distinct, max_age=None)
     gc.collect()
     before = resident()
@@ -142,7 +142,7 @@ def resident() -> int:
 
 
 def responses(count: int, tokens: int) -> list[Response]:
-    """A group's, with tensors of their own, and text of four characters a token."""
+    """Responses of a group, with tensors of their own and text of four characters per token."""
     parts = [{"score": float(place % 2), "acc": float(place % 2), "format": 1.0} for place in range(count)]
     return [
         Response(
@@ -153,12 +153,12 @@ def responses(count: int, tokens: int) -> list[Response]:
 
 
 def problem(number: int) -> Problem:
-    """A question."""
+    """A problem."""
     return Problem(f"problem {number}", f"question {number}:", {"numbers": [1, 2], "target": 3}, {"level": 2})
 
 
 def plot(result: dict[str, Any], out: Path) -> None:
-    """Seconds against groups, log-log."""
+    """Plots seconds against groups, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,16 +1,16 @@
-"""Speed of the transformers engine's decoding beside transformers' own two: `generate` and `generate_batch`.
+"""Speed of the transformers engine's decoding, compared with `generate` and `generate_batch` of transformers.
 
 Usage: python scripts/bench_generation.py [--case countdown|smollm2|qwen3-0.6b ...] [--device cpu|cuda] [--repeats 2]
        [--out FILE.json]
 
 "ours" is popo_lightning.engines.decoding.Decoder; "lock_step" is model.generate, in which a batch runs until its
-longest response ends; "continuous" is model.generate_batch, transformers' continuous batching, its manager kept between
-calls. All sample the same prompts from the same untrained model in this process, one after the other in each repeat. A
-fixed share of the vocabulary ends a response, so that lengths are geometric as far as the limit lets them: some long
-responses, many short ones. Tokens per second count what is in the responses, not what a batch computes beside them.
+longest response ends; "continuous" is model.generate_batch, transformers' continuous batching, with its manager kept
+between calls. All sample the same prompts from the same untrained model in this process, one after the other in each
+repeat. A fixed share of the vocabulary ends a response, so lengths are geometric up to the limit: few long responses,
+many short ones. Tokens per second count the tokens of responses, not those that a batch computes besides.
 
-Prints medians, and the ratio of ours to each of the others: the median of the repeats' ratios. One that does not run on
-the device is reported by its error.
+Prints medians, and the ratio of ours to each of the others: the median of the repeats' ratios. For a way that does not
+run on the device it prints the error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from popo_lightning.model.prompts import Prompt
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, and what is asked of it on a CPU and on a GPU: problems, prompt tokens, mean and most tokens."""
+    """A model's sizes, and for CPU and GPU the problems, prompt tokens, and mean and maximum number of tokens."""
 
     model: dict[str, Any]
     on_cpu: tuple[int, int, int, int]
@@ -87,7 +87,7 @@ class Workload:
         self.prompts = [torch.randint(1, vocabulary, (length,), generator=generator) for length in lengths]
 
     def ours(self, seed: int) -> int:
-        """Tokens sampled."""
+        """Number of sampled tokens."""
         prompts = [Prompt(ids) for ids in self.prompts]
         first = prompt_seeds(seed, len(prompts))
         rows = [Row(place, first[place] + i, self.limit) for place in range(len(prompts)) for i in range(self.n)]
@@ -153,7 +153,7 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, repeats: int, w
                 continue
             try:
                 speed = _speed(run, repeat, device)
-            except Exception as error:  # what one way lacks must not hide the others
+            except Exception as error:  # the failure of one way must not hide the others
                 errors[way] = f"{type(error).__name__}: {error}"[:300]
                 continue
             if repeat:

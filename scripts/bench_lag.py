@@ -1,11 +1,11 @@
-"""What generating one step ahead saves: `popo fit` with data.async_level 0 and 1 in turns, with a vLLM server on this
-machine.
+"""Time that generating one step ahead saves: `popo fit` with data.async_level 0 and 1 in turns, with a vLLM server on
+this machine.
 
 Usage: python scripts/bench_lag.py [--iterations 20] [--repeats 3] [--out FILE.json] [further settings of popo fit ...]
 
-POPO on the embedded Countdown policy. The server has one core and the trainer another, as if each were on a machine of
-its own, under both settings. Seconds are wall clock from the end of one iteration to the end of the next, the first
-five left out.
+Trains POPO on the embedded Countdown policy. Under both settings the server has one core and the trainer another, as if
+they were on separate machines. Seconds are wall clock from the end of one iteration to the end of the next, without the
+first five.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_lag: stopped"))
     folder = CountdownWarmStart().folder()
     runs: dict[int, list[dict[str, float]]] = {0: [], 1: []}
-    os.sched_setaffinity(0, {cores[1]})  # which the processes started here inherit
+    os.sched_setaffinity(0, {cores[1]})  # inherited by the processes started here
     with tempfile.TemporaryDirectory(prefix="bench-lag-") as work, server(folder, cores[0], Path(work)) as url:
         for repeat in range(options.repeats):
             for lag, found in runs.items():
@@ -69,7 +69,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def server(folder: Path, core: int, work: Path) -> Iterator[str]:
-    """Address of a vLLM server that answers, on one core."""
+    """Starts a vLLM server on one core, and yields its address once it answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])

@@ -1,13 +1,13 @@
-"""Peak memory of the log-prob pass over the number of tokens: in recomputed chunks, and with all logits at once.
+"""Peak memory of the log-prob pass by number of tokens: in recomputed chunks, and with all logits at once.
 
 Usage: python scripts/bench_memory.py [--out benchmarks/memory.json] [--device cpu|cuda] [--dtype float32|bfloat16]
        [--tokens 1024 2048 ...] [--plot-only]
 
 Each point is a process of its own, except on CUDA: (N, H) hidden states, an output head, forward and backward. "ours"
-is popo_lightning.model.logprobs.token_logprobs, which computes the entropy as well; "naive" takes the log_softmax of
-all (N, V) logits and no entropy. The peak is counted from when states and head are there, so it holds the gradients of
-both: on a CPU resident memory, on CUDA what torch has allocated. A naive point that would not leave --leave-gib of the
-memory that is free at that moment is skipped and listed as such. Points of other numbers of tokens in --out stay.
+is popo_lightning.model.logprobs.token_logprobs, which also computes the entropy; "naive" takes the log_softmax of
+all (N, V) logits and no entropy. The peak is counted above states and head, so it includes the gradients of
+both: resident memory on a CPU, memory allocated by torch on CUDA. A naive point that would leave less than --leave-gib
+of the free memory is skipped and listed as such. Points of other numbers of tokens in --out stay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from machine import available_bytes, machine
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "benchmarks" / "memory.json"
 TOKENS = (1024, 2048, 4096, 8192, 16384)
 GIB = 2**30
-NAIVE_COPIES = 5.0  # arrays of logits, to be on the safe side until the first naive point has been measured
+NAIVE_COPIES = 5.0  # arrays of logits; a safe estimate until the first naive point has been measured
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Bytes at the peak of one forward and backward pass, above what was there before it."""
+    """Peak bytes of one forward and backward pass, above the memory before it."""
     tokens, dtype = options.tokens[0], getattr(torch, options.dtype)
     torch.manual_seed(0)
     head = torch.nn.Linear(options.hidden, options.vocabulary, bias=False, device=options.device, dtype=dtype)
@@ -78,19 +78,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
-    """The pass that trains."""
+    """Runs the pass of training."""
     from popo_lightning.model.logprobs import token_logprobs
 
     return token_logprobs(hidden, head, targets, temperature=1.0)[0]
 
 
 def naive(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
-    """All logits at once."""
+    """Computes all logits at once."""
     return head(hidden).float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
 def reset_peak(device: str) -> int:
-    """Forgets the peak so far; returns what is used now."""
+    """Resets the peak, and returns the memory in use."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -99,12 +99,12 @@ def reset_peak(device: str) -> int:
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
-    except OSError:  # then the peak is that of the process, which the warm-up keeps small
+    except OSError:  # then the peak is that of the whole process, which the warm-up keeps small
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak(device: str) -> int:
-    """Most that was used since."""
+    """Peak memory since the last reset."""
     if device == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
@@ -121,7 +121,7 @@ def _status(field: str) -> int:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Every point; written after each, beside earlier ones of other numbers of tokens."""
+    """Measures every point and writes after each, beside earlier points of other numbers of tokens."""
     settings = {name: getattr(options, name) for name in ("device", "dtype", "hidden", "vocabulary")}
     earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
     same = all(earlier.get(name) == value for name, value in settings.items())
@@ -138,7 +138,7 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def naive_point(options: argparse.Namespace, tokens: int, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """The naive pass, or why it was left out: memory as the largest one so far took, and a tenth more."""
+    """Runs the naive pass, or says why it is skipped. The estimate is a tenth more than the largest one so far took."""
     taken = [point for point in points if point["pass"] == "naive" and "bytes" in point]
     largest = max(taken, key=lambda point: point["tokens"], default=None)
     per_token = 1.1 * largest["bytes"] / largest["tokens"] if largest else NAIVE_COPIES * options.vocabulary * 4
@@ -150,10 +150,10 @@ def naive_point(options: argparse.Namespace, tokens: int, points: list[dict[str,
 
 
 def in_a_process(options: argparse.Namespace, which: str, tokens: int) -> dict[str, Any]:
-    """One point; on a CPU in a process of its own, whose memory nothing else has grown."""
+    """Measures one point; on a CPU in a process of its own, so that nothing else has increased its memory."""
     names = ("device", "dtype", "hidden", "vocabulary")
     settings = [text for name in names for text in (f"--{name}", str(getattr(options, name)))]
-    if options.device == "cuda":  # whose peak can be set back
+    if options.device == "cuda":  # its peak can be reset
         return measure(argparse.Namespace(**vars(options) | {"point": which, "tokens": [tokens]}))
     command = [sys.executable, __file__, "--point", which, "--tokens", str(tokens), *settings]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -164,12 +164,12 @@ def in_a_process(options: argparse.Namespace, which: str, tokens: int) -> dict[s
 
 
 def free_bytes(device: str) -> int:
-    """Of the device."""
+    """Free memory of the device."""
     return torch.cuda.mem_get_info()[0] if device == "cuda" else available_bytes()
 
 
 def check_alike(points: list[dict[str, Any]]) -> None:
-    """Stops where the two passes did not compute the same: the comparison would mean nothing."""
+    """Stops if the two passes did not compute the same, because the comparison would mean nothing."""
     for tokens in {point["tokens"] for point in points}:
         both = [point for point in points if point["tokens"] == tokens and "bytes" in point]
         for name in ("logp_sum", "gradient_norm"):
@@ -179,7 +179,7 @@ def check_alike(points: list[dict[str, Any]]) -> None:
 
 
 def plot(result: dict[str, Any], out: Path) -> None:
-    """Peak against tokens; points that did not fit are hollow, at the size they would have had."""
+    """Plots peak against tokens; points that did not fit are hollow, at their estimated size."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
-"""What an iteration costs beyond generation and forward/backward.
+"""Measures the cost of an iteration beyond generation and forward/backward.
 
 Runs `popo fit` and, after each of its iterations, repeats the bare work in the same process: `llm.generate` of the
 same prompts with the same seed, and forward, backward, clipping and optimizer step of the same minibatches on a copy
-of the model. Prints the ratio of the two with its spread, and the share of an iteration that is neither generation nor
-training steps; the proximal log-prob pass is counted apart.
+of the model. Prints the ratio of the two with its spread, and the fraction of an iteration that is neither generation
+nor training steps. The proximal log-prob pass is counted separately.
 
 Usage: python scripts/bench_overhead.py [--iterations 60] [--out FILE.json] [settings of popo fit ...]
 """
@@ -37,15 +37,15 @@ WARM_UP = 5
 
 
 class TimedEngine(VLLMEngine):
-    """VLLMEngine that remembers its last training call, to be repeated bare."""
+    """VLLMEngine that remembers its last training call, so that it can be repeated bare."""
 
     def stream(self, prompts: Any, n: int, sampling: Sampling, seed: int) -> Any:
-        """As VLLMEngine."""
+        """Generates as VLLMEngine does, and remembers the call."""
         self.last = (prompts, n, sampling, seed)
         return super().stream(prompts, n, sampling, seed)
 
     def generate_bare(self) -> None:
-        """Runs vLLM alone: the same prompts, the same draws, nothing read from the result."""
+        """Runs vLLM alone, with the same prompts and draws, and reads nothing from the result."""
         from vllm import SamplingParams
 
         prompts, n, sampling, seed = self.last
@@ -65,7 +65,7 @@ class TimedEngine(VLLMEngine):
 
 
 class BareWork(L.Callback):
-    """Before each iteration begins, repeats the work of the last one bare and times it."""
+    """Before each iteration, repeats the last one's work bare and times it."""
 
     rows: ClassVar[list[dict[str, float]]] = []
 
@@ -76,11 +76,11 @@ class BareWork(L.Callback):
         self.minibatches: list[Minibatch] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Collects."""
+        """Collects the minibatches."""
         self.minibatches.append(batch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Repeats and times. Callbacks of trainer.callbacks come first, so no clock of this iteration runs yet."""
+        """Repeats the work and times it. Callbacks of trainer.callbacks run first, before this iteration's clocks."""
         if not self.minibatches:
             return
         metrics = pl_module.iteration_metrics
@@ -96,12 +96,12 @@ class BareWork(L.Callback):
         self.minibatches = []
 
     def step(self, minibatch: Minibatch, advantages: list[Tensor]) -> None:
-        """The least a policy-gradient step can be: one padded forward and backward, clipping, optimizer."""
-        rows = pad_rows(minibatch.rows(advantages))
+        """Takes a minimal policy-gradient step: one padded forward and backward pass, clipping, optimizer."""
+        rows = pad_rows(minibatch.rows(advantages=advantages))
         logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask.long()).logits
         logp = logits[:, :-1].float().log_softmax(-1).gather(-1, rows.input_ids[:, 1:, None]).squeeze(-1)
         predicted = rows.is_response[:, 1:]
-        loss = -(logp * rows.advantages * predicted).sum() / predicted.sum()
+        loss = -(logp * rows.columns["advantages"] * predicted).sum() / predicted.sum()
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -136,8 +136,8 @@ def main() -> None:
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians in milliseconds; of iterations without their proximal pass, the ratio to their bare work and the share
-    that is neither generation nor training steps.
+    """Medians in milliseconds. For iterations without their proximal pass it also has the ratio to their bare work, and
+    the fraction that is neither generation nor training steps.
     """
     own = [r["iteration"] - r.get("prox", 0.0) for r in rows]
     ratios = [seconds / (r["bare_generate"] + r["bare_train"]) for seconds, r in zip(own, rows, strict=True)]

@@ -1,19 +1,19 @@
-"""Responses trained per second and peak memory of GRPO: popo_lightning beside TRL.
+"""Responses trained per second and peak memory of GRPO in popo_lightning and in TRL.
 
 Usage: python scripts/bench_peers.py --case countdown [--problems 32] [--repeats 3] [--iterations 20]
        python scripts/bench_peers.py --case smollm2 [--model models/SmolLM2-135M-Instruct] [--iterations 2]
-What is no option of this script is a setting of popo fit, such as --data.engine=CLASS; --name then keeps results apart.
+All other options are settings of popo fit, such as --data.engine=CLASS; --name then keeps results apart.
 
 Both train the same model folder on the same prompts in the same order, with the same group size, response limit,
-optimizer, clipping and number of optimizer steps per batch, as many threads each, one after the other: TRL, popo, TRL,
-popo, ... TRL (scripts/peer_trl.py) is installed from PyPI into an environment of its own and generates by transformers,
-popo_lightning runs `popo fit` with configs/method/grpo.yaml and generates by vLLM. Neither leaves groups without a
-difference out, so both train every response. Seconds are wall clock from the end of one iteration to the end of the
-next; the first iteration, and all start-up, are reported apart.
+optimizer, clipping, number of optimizer steps per batch and threads, in turns: TRL, popo, TRL, popo, ... TRL
+(scripts/peer_trl.py) is installed from PyPI into an environment of its own and generates with transformers.
+popo_lightning runs `popo fit` with configs/method/grpo.yaml and generates with vLLM. Neither leaves out groups without
+a reward difference, so both train every response. Seconds are wall clock from the end of one iteration to the end of
+the next; the first iteration and all start-up are reported separately.
 
-Cases: "countdown", the embedded 0.5M policy of configs/task/countdown_tiny.yaml, in float32; "smollm2", SmolLM2-135M on
-the same problems asked in chat messages, bfloat16 weights (with --weights float32, computed with in bfloat16).
-Results of other cases and settings in --out stay.
+The case "countdown" is the embedded 0.5M policy of configs/task/countdown_tiny.yaml, in float32. "smollm2" is
+SmolLM2-135M on the same problems in chat messages, with bfloat16 weights (with --weights float32 only the computation
+is in bfloat16). Results of other cases and settings in --out stay.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from popo_lightning.toys.countdown_policy import CountdownWarmStart
 from popo_lightning.verifiers.countdown import CountdownVerifier
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TORCH = "torch==2.13.0"  # what popo_lightning runs on a CPU: both on the same build
-# With an example, which a model so small copies now and then: then rewards differ, by the part for the tags at least.
+TORCH = "torch==2.13.0"  # popo_lightning's on a CPU, so both run on the same build
+# A model this small sometimes copies the example. Then rewards differ, at least by the component for the tags.
 ASKED = (
     "Using the numbers {numbers}, write an expression that equals {target}. Think first, and then give the expression "
     "in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
@@ -55,7 +55,7 @@ LONGEST_PROMPT = {"countdown": 24, "smollm2": 128}
 
 
 def main() -> None:
-    """Installs TRL where need be, runs both and writes."""
+    """Installs TRL if needed, runs both and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=("countdown", "smollm2"), default="countdown")
     parser.add_argument("--problems", type=int, help="an iteration: 32, with smollm2 16")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def with_defaults(options: argparse.Namespace) -> None:
-    """Fills in what depends on the case."""
+    """Fills in the options that depend on the case."""
     tiny = options.case == "countdown"
     options.problems = options.problems or (32 if tiny else 16)
     options.max_new_tokens = options.max_new_tokens or (24 if tiny else 96)
@@ -123,7 +123,7 @@ def installed(environment: Path, trl: str) -> Path:
     return python
 
 
-# -- what is asked ---------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------------------
 
 
 def prepared(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], list[str]]:
@@ -181,7 +181,7 @@ def prepared(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], l
         "evaluation.at_start": "false",
         "evaluation.every_n_iterations": 0,
         "evaluation.samples": 0,
-        "evaluation.limit": 1,  # of the one at the end
+        "evaluation.limit": 1,  # for the evaluation at the end
     }
     configs.append("configs/method/grpo.yaml")
     ours = [text for config in configs for text in ("--config", config)] + more
@@ -217,7 +217,7 @@ def compared(options: argparse.Namespace, settings: list[str], python: Path, wor
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Over repeats, of every number."""
+    """Summary over repeats of every number."""
     return {name: statistics.median(r[name] for r in runs) for name, v in runs[0].items() if isinstance(v, int | float)}
 
 
@@ -255,7 +255,7 @@ def popo_run(options: argparse.Namespace, settings: list[str], work: Path, repea
 
 
 def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
-    """Runs a command to its end; returns when it began, and the most memory that its processes held together."""
+    """Runs a command to its end; returns when it began, and the peak memory of its processes together."""
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "scripts")])
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment = os.environ | offline | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
@@ -274,7 +274,7 @@ def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
         watcher.start()
         try:
             code = process.wait()
-        finally:  # stopped from outside: nothing may go on training
+        finally:  # if stopped from outside, no process may continue training
             process.kill()
             done.set()
             watcher.join()
@@ -284,7 +284,7 @@ def observed(command: list[str], threads: int, work: Path) -> tuple[float, int]:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and all below it hold in main memory; what they share counts once for each."""
+    """Bytes of a process and its descendants in main memory; shared memory counts once for each."""
     try:
         total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         children = [c for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
@@ -294,12 +294,12 @@ def resident(pid: int) -> int:
 
 
 def summary(times: list[float], iterations: list[dict[str, float]], peak: int, began: float) -> dict[str, Any]:
-    """What is said of a run.
+    """Numbers of a run.
 
     Args:
         times: When training began, and when each iteration ended.
-        iterations: Counts of each.
-        peak: Bytes.
+        iterations: Counts of each iteration.
+        peak: Peak memory in bytes.
         began: When the process was started.
     """
     assert len(times) == len(iterations) + 1, (len(times), len(iterations))

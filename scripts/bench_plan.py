@@ -1,12 +1,12 @@
-"""The plan's estimate of memory against what a training step takes at its peak.
+"""The plan's memory estimate, compared with the peak of a training step.
 
 Usage: python scripts/bench_plan.py [--out benchmarks/plan.json] [--device cpu|cuda] [--hidden 512] [--layers 8]
        [--tokens 1024 2048]
 
-Each point is a process of its own: a random Llama in float32 takes two steps of AdamW on one micro-batch of responses,
-the second with the optimizer's state in place, by popo_lightning.model.scoring. What is counted begins before the model
-is there: on a CPU resident memory, on CUDA what torch has allocated. The estimate is `popo fit --plan`'s, for one
-process whose engine is elsewhere, without CUDA's context.
+Each point is a process of its own. In it a random Llama in float32 takes two steps of AdamW on one micro-batch of
+responses, the second with the optimizer's state in place, by popo_lightning.model.scoring. Memory is counted from
+before the model exists: resident memory on a CPU, memory allocated by torch on CUDA. The estimate is that of
+`popo fit --plan` for one process whose engine is elsewhere, without CUDA's context.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def main() -> None:
 
 
 def point(options: argparse.Namespace, model: Model, tokens: int, kind: str) -> dict[str, Any]:
-    """One measurement in a process of its own, beside its estimate."""
+    """Makes one measurement in a process of its own, and adds the estimate."""
     shape = [f"--{name}={getattr(options, name)}" for name in ("device", "hidden", "layers", "vocabulary")]
     command = [sys.executable, __file__, *shape, f"--tokens={tokens}", f"--point={kind}"]
-    # what is freed goes back to the kernel at once, as the estimate has it
+    # freed memory returns to the kernel at once, as in the estimate
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
@@ -80,7 +80,7 @@ def point(options: argparse.Namespace, model: Model, tokens: int, kind: str) -> 
 
 
 def config_of(options: argparse.Namespace) -> Any:
-    """A Llama of the usual proportions."""
+    """Builds a Llama of the usual proportions."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -95,7 +95,7 @@ def config_of(options: argparse.Namespace) -> Any:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Bytes at the peak of two steps, above what was there before the model."""
+    """Peak bytes of two steps, above the memory before the model."""
     from transformers import LlamaConfig
 
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def two_steps(config: Any, options: argparse.Namespace, rows: PaddedRows) -> int:
-    """Trains a new model on one micro-batch twice, and returns how many parameters it has."""
+    """Trains a new model on one micro-batch twice, and returns its number of parameters."""
     from transformers import LlamaForCausalLM
 
     with torch.device(options.device):
@@ -131,7 +131,7 @@ def random_rows(count: int, vocabulary: int) -> PaddedRows:
     rows = []
     for index in range(count):
         prompt, response = torch.randint(vocabulary, (PROMPT,)), torch.randint(vocabulary, (length,))
-        rows.append(Row(index, prompt, Response(response, torch.zeros(length), "length"), torch.zeros(())))
+        rows.append(Row(index, prompt, Response(response, torch.zeros(length), "length")))
     return pad_rows(rows)
 
 

@@ -3,17 +3,17 @@
 Usage: python scripts/bench_trainer.py [--out benchmarks/trainer.json] [--device cpu|cuda] [--seconds 170]
        [--model '{"attention": "flex"}'] [--points 16k 64k ...] [--small]
 
-Each point is a process of its own: Trainer.fit on minibatches made by hand (random prompts and responses, advantages of
-1 and -1), so that a step is PolicyModule's own: forward and backward passes of one sequence each, clipping, AdamW. The
-first steps warm up. --model takes further arguments of PolicyModule. --small is a tiny shape, to try the script.
-Points that --seconds leaves no time for are listed as left out.
+Each point is a process of its own: Trainer.fit on synthetic minibatches (random prompts and responses, advantages of
+1 and -1), so a step is PolicyModule's own: forward and backward passes of one sequence each, clipping, AdamW. The
+first steps warm up. --model takes further arguments of PolicyModule. --small uses a tiny shape, to try the script.
+Points for which --seconds leaves no time are listed as left out.
 
-MFU is as prime-rl computes it, so that the figures compare: FLOPs of a token are
+MFU is computed as in prime-rl, so that the figures are comparable. FLOPs of a token are
 
     6 x (parameters of all matrices and of the head) + 12 x layers x hidden size x tokens of the sequence,
 
-which counts neither recomputation nor that causal attention skips half, and takes hidden size for the width of all
-heads (half of it, for Qwen3-0.6B); over the card's bf16 peak without sparsity.
+divided by the card's bf16 peak without sparsity. This ignores recomputation and the half that causal attention skips,
+and takes the hidden size as the width of all heads (which is half of that width for Qwen3-0.6B).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TINY = SHAPE | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32
 }  # fmt: skip
 PROMPT = 256
-# Rows of a step, one a pass (prime-rl takes two passes a step); steps after the warm-up.
+# Rows of a step, one per pass (prime-rl takes two passes per step); steps after the warm-up.
 POINTS: dict[str, dict[str, Any]] = {
     "16k": {"tokens": 16_384, "rows": 2, "recompute": True, "warm_up": 2, "steps": 4},
     "64k": {"tokens": 65_536, "rows": 1, "recompute": True, "warm_up": 1, "steps": 3},
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 class Clock(L.Callback):
-    """Seconds of each step, the device's work included."""
+    """Seconds of each step, including the device's work."""
 
     def __init__(self, device: str, warm_up: int) -> None:
         self.device, self.warm_up = device, warm_up
@@ -101,14 +101,14 @@ class Clock(L.Callback):
         self.norms: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Starts it, with nothing left to do on the device."""
+        """Starts the clock once the device has finished its work."""
         if batch_idx == self.warm_up and self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self._wait()
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Reads it."""
+        """Reads the clock."""
         self._wait()
         self.seconds.append(time.perf_counter() - self._began)
         self.norms.append(float(outputs["grad_norm"]))
@@ -119,7 +119,7 @@ class Clock(L.Callback):
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Steps of one setting."""
+    """Measures the steps of one setting."""
     point, shape = settings_of(options.point, options.small), shape_of(options.small)
     fused = {"fused": True} if options.device == "cuda" else {}
     module = PolicyModule(
@@ -165,7 +165,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def minibatch(tokens: int, rows: int, vocabulary: int, seed: int) -> Minibatch:
-    """One response each to as many random prompts, pushed up and down in turn."""
+    """Makes one response each to random prompts, with advantages of 1 and -1 in turn."""
     draw = torch.Generator().manual_seed(seed)
     prompt = min(PROMPT, tokens // 4)
     groups = []
@@ -181,7 +181,7 @@ def minibatch(tokens: int, rows: int, vocabulary: int, seed: int) -> Minibatch:
 
 
 def flops_per_token(shape: dict[str, Any], tokens: int) -> int:
-    """As prime-rl counts them, see above."""
+    """FLOPs of a token as in prime-rl, see above."""
     hidden, width = shape["hidden_size"], shape["num_attention_heads"] * shape["head_dim"]
     keys = shape["num_key_value_heads"] * shape["head_dim"]
     layer = hidden * (2 * width + 2 * keys + 3 * shape["intermediate_size"])
@@ -190,7 +190,7 @@ def flops_per_token(shape: dict[str, Any], tokens: int) -> int:
 
 
 def card_peak(device: str) -> float | None:
-    """Dense bf16 FLOPs per second on the data sheet, or None for a card that is not listed."""
+    """Dense bf16 FLOPs per second of the data sheet, or None for a card that is not listed."""
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     return next((peak for card, peak in PEAKS.items() if all(word in name for word in card.split())), None)
 
@@ -199,7 +199,7 @@ def card_peak(device: str) -> float | None:
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Every point in a process of its own; written after each. Returns how many failed."""
+    """Measures every point in a process of its own, and writes after each. Returns the number of failures."""
     began, failed = time.perf_counter(), 0
     found: dict[str, Any] = {
         "machine": machine("transformers", "lightning", "triton"),
@@ -225,7 +225,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def in_a_process(options: argparse.Namespace, name: str, folder: str, left: float) -> dict[str, Any]:
-    """One point; a failure is its last lines. It may take a minute more than is left."""
+    """Measures one point; a failure is reported by its last lines. It may take a minute more than is left."""
     command = [sys.executable, __file__, "--point", name, "--folder", folder, "--device", options.device]
     command += ["--model", json.dumps(options.model), *(["--small"] if options.small else [])]
     try:
@@ -239,7 +239,7 @@ def in_a_process(options: argparse.Namespace, name: str, folder: str, left: floa
 
 
 def save_random_model(folder: Path, options: argparse.Namespace) -> None:
-    """Qwen3 with weights as transformers draws them."""
+    """Builds Qwen3 with weights as transformers initializes them."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -249,12 +249,12 @@ def save_random_model(folder: Path, options: argparse.Namespace) -> None:
 
 
 def shape_of(small: bool) -> dict[str, Any]:
-    """Of the model."""
+    """Shape of the model."""
     return TINY if small else SHAPE
 
 
 def settings_of(name: str, small: bool) -> dict[str, Any]:
-    """Of a point; small ones have sequences shorter by a factor of 64."""
+    """Settings of a point; small ones have sequences shorter by a factor of 64."""
     point = dict(POINTS[name])
     return point | {"tokens": point["tokens"] // 64} if small else point
 

@@ -2,10 +2,10 @@
 
     python scripts/bench_verifiers.py DATA_FOLDER [--rows 300] [--output benchmarks/verifiers.json]
 
-Reads `math/*.jsonl`, `geometry/*.jsonl` and `planning/*.jsonl`, of which a row has `id`, `answer` and, for planning,
+Reads `math/*.jsonl`, `geometry/*.jsonl` and `planning/*.jsonl`. A row has `id`, `answer` and, for planning,
 `numbers`, `target` and `example_solution`; a planning set without solutions is left out. Each row is graded three
-times: its gold, another row's gold, and its gold with the last number one more. Nothing is graded twice, so caches
-hold golds only, as in a run.
+times: its gold, another row's gold, and its gold with the last number increased by one. Nothing is graded twice, so
+caches have only golds, as in a run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def main() -> None:
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = []
     for kind, verifier_class in KINDS.items():
-        # As a grading process gets it: loading computer algebra is a part of starting, not of the first response.
+        # As in a grading process, loading computer algebra belongs to the start, not to the first response.
         verifier = pickle.loads(pickle.dumps(verifier_class()))
         for path in sorted((arguments.folder / kind).glob("*.jsonl")):
             with path.open() as file:
                 rows = [json.loads(line) for line in file]
             if "numbers" in rows[0] and not all(row.get("example_solution") for row in rows):
-                continue  # no right response is at hand
+                continue  # it has no correct response
             results.append(timed(path.stem, verifier, rows, arguments.rows))
     if not results:
         parser.error(f"{arguments.folder} has no math/*.jsonl, geometry/*.jsonl or planning/*.jsonl")
@@ -79,7 +79,7 @@ def timed(name: str, verifier: Verifier, rows: list[dict[str, Any]], most: int) 
 
 
 def accepted(verifier: Verifier, answer: Any) -> bool:
-    """Whether the verifier takes the gold."""
+    """Whether the verifier accepts the gold."""
     try:
         verifier.check_answer(answer)
     except ValueError:
@@ -88,14 +88,14 @@ def accepted(verifier: Verifier, answer: Any) -> bool:
 
 
 def gold(row: dict[str, Any]) -> Any:
-    """The gold answer as a task would give it to the verifier."""
+    """The gold answer as a task passes it to the verifier."""
     if "numbers" in row:
         return {"numbers": row["numbers"], "target": row["target"]}
     return row.get("answers_all", row["answer"])
 
 
 def responses(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """A right response, a plausible wrong one and one that is off by one."""
+    """A correct response, a plausible wrong one and one that is off by one."""
     thought = "<think>" + "Let me see. " * 300 + "</think> "
     if "numbers" in row:
         written = [source["example_solution"] for source in (row, other)]
@@ -104,7 +104,7 @@ def responses(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def one_more(text: str) -> str:
-    """The text with its last number one more."""
+    """The text with its last number increased by one."""
     last = re.search(r"\d+(?!.*\d)", text, re.DOTALL)
     return text[: last.start()] + str(int(last[0]) + 1) + text[last.end() :] if last else text + "+1"
 

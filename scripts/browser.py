@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe by its own protocol (DevTools, https://chromedevtools.github.io)."""
+"""Drives a headless Chromium over a pipe by its own protocol (DevTools, https://chromedevtools.github.io)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Page:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """A command of the protocol, and its answer."""
+        """Sends a command of the protocol and returns its answer."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         if self._session:
@@ -106,14 +106,14 @@ class Page:
         return self
 
     def ask(self, script: str) -> Any:
-        """The value of an expression."""
+        """Returns the value of an expression."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{script}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
     def wait(self, script: str) -> None:
-        """Until an expression holds."""
+        """Waits until an expression is true."""
         ends = time.monotonic() + SECONDS
         while not self.ask(script):
             if time.monotonic() > ends:
@@ -121,7 +121,7 @@ class Page:
             time.sleep(0.05)
 
     def picture(self, x: float, y: float, width: float, height: float) -> bytes:
-        """PNG of a part of the page, wherever it is scrolled to."""
+        """Returns a PNG of a part of the page, regardless of its scroll position."""
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         found = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(found["data"])

@@ -1,4 +1,4 @@
-"""The table and the plot at the end of scripts/demo.sh: every run found below a folder.
+"""Makes the table and the plot at the end of scripts/demo.sh, of every run below a folder.
 
 Usage: python scripts/demo_report.py FOLDER
 """
@@ -43,7 +43,7 @@ def main(root: Path) -> None:
 
 
 def table(summaries: list[dict[str, Any]]) -> Table:
-    """One column a run, before and after where that means something."""
+    """One column per run, with values before and after training where both are meaningful."""
     result = Table(title="Before and after training", title_justify="left")
     result.add_column("")
     for summary in summaries:
@@ -69,7 +69,7 @@ def table(summaries: list[dict[str, Any]]) -> Table:
 
 
 def plot(summaries: list[dict[str, Any]], path: Path) -> None:
-    """avg@k and greedy accuracy against rollout iterations."""
+    """Plots avg@k and greedy accuracy against rollout iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
     colours: dict[str, str] = {}
     for axis, wanted in zip(axes, ("avg_at_", "greedy"), strict=True):
@@ -92,7 +92,7 @@ def plot(summaries: list[dict[str, Any]], path: Path) -> None:
 
 
 def _value(entry: dict[str, float], wanted: str) -> float:
-    """The number of one evaluation: the mean over benchmarks where there are several."""
+    """Value of one evaluation: the mean over benchmarks if there are several."""
     found = {key: value for key, value in entry.items() if key.rsplit("/", 1)[-1].startswith(wanted)}
     means = [value for key, value in found.items() if key.startswith("eval/mean/")]
     return (means or list(found.values()))[0]

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: which files are pages, formulas, and one page of API reference for each folder of the package.
+"""Hooks of mkdocs: they choose the pages, render formulas, and write an API reference page per folder of the package.
 
 A page keeps the path that it has in the repository, so that its links are valid in both places. Files that pages link
 to, such as pictures and scripts, are copied beside them. See mkdocs.yml.
@@ -59,7 +59,7 @@ def reference(room: str, modules: list[str]) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts pages in the place of the folders that the navigation names."""
+    """Replaces the folders that the navigation names by their pages."""
     hidden = config.not_in_nav
     shown = [page for page in pages() if not (hidden and hidden.match_file(page))]
     shown += [f"{REFERENCE}/{room}.md" for room in rooms()]
@@ -70,7 +70,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The repository's pages, what they link to, and the reference, in the place of what lies in docs/."""
+    """Replaces the files of docs/ by the repository's pages, the files that they link to, and the reference."""
     theirs = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(ROOT / "docs")]
     found = pages()
     paths = dict.fromkeys([*found, *(target for page in found for target in linked(page))])
@@ -80,7 +80,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Formulas as MathML, which browsers draw without any script."""
+    """Renders formulas as MathML, which browsers show without a script."""
     return FORMULA.sub(_formula, html)
 
 
@@ -89,7 +89,7 @@ def _formula(found: re.Match[str]) -> str:
 
 
 def entries(nav: Any) -> Iterator[str]:
-    """Pages and folders that a navigation names."""
+    """Yields the pages and folders that a navigation names."""
     if isinstance(nav, str):
         yield nav
     else:
@@ -98,7 +98,7 @@ def entries(nav: Any) -> Iterator[str]:
 
 
 def by_entry(shown: list[str], named: set[str]) -> dict[str, list[str]]:
-    """The pages that each entry stands for: those that no narrower entry has, a README first."""
+    """The pages that each entry stands for: those that no narrower entry has, with a README first."""
     found: dict[str, list[str]] = {}
     for page in sorted(shown, key=lambda page: (Path(page).stem != "README", page)):
         holders = [entry for entry in named if page == entry or (entry.endswith("/") and page.startswith(entry))]

@@ -1,4 +1,4 @@
-"""The picture of one iteration in the README: `python scripts/draw_iteration.py` writes docs/images/iteration.png."""
+"""Draws the README's picture of one iteration: `python scripts/draw_iteration.py` writes docs/images/iteration.png."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ARROWS = [  # from, to, side, side
 
 
 def side(name: str, where: str) -> tuple[float, float]:
-    """The middle of a box's side."""
+    """Middle of a box's side."""
     x, y, width, height, *_ = BOXES[name]
     points = {"left": (x, y + height / 2), "right": (x + width, y + height / 2)}
     points |= {"top": (x + width / 2, y + height), "bottom": (x + width / 2, y)}
@@ -75,7 +75,7 @@ def draw(out: Path = OUT) -> None:
 
 
 def arrow(axes: plt.Axes, a: tuple[float, float], b: tuple[float, float]) -> None:
-    """From one point to another."""
+    """Draws an arrow from one point to another."""
     axes.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=13, color=EDGE, lw=1.3, shrinkA=0))
 
 

@@ -1,11 +1,11 @@
-"""The effective share of an embedded Countdown policy before any training: of how many groups the rewards differ.
+"""Measures the share of groups whose rewards differ for an embedded Countdown policy before training.
 
 Usage: python scripts/effective_share.py --config configs/task/countdown_10m.yaml [--device cuda] [--problems 256]
        [--warm_start '{"right": 0.1}'] [--task '{"min_ways": 2}'] [--out share.json]
 
 Reads model.warm_start, data.task, data.group_size and data.max_new_tokens of the task file, builds the policy if it is
 not in the cache, and samples train problems at temperature 1 with the transformers engine. "bounds" are the shares of
-two policies that write nothing but true steps: one that aims at nothing, and one that answers as its examples do.
+two policies that write only true steps: one that aims at nothing, and one that answers as its examples do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from popo_lightning.toys.countdown_policy import CountdownWarmStart, random_step
 
 
 def main() -> None:
-    """Prints the numbers as JSON, and writes them where asked."""
+    """Prints the numbers as JSON, and writes them to --out if given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -54,8 +54,8 @@ def measure(
 
     Args:
         config: A task file's content.
-        device: Of the engine.
-        problems: How many are asked, drawn from the train problems.
+        device: Device of the engine.
+        problems: Number of problems, drawn from the train problems.
         changed: Settings of the warm start in place of the file's.
         changed_task: Settings of the task in place of the file's.
     """
@@ -102,9 +102,9 @@ def bounds(asked: Sequence[Problem], settings: dict[str, Any], group_size: int, 
 
     Args:
         asked: Problems.
-        settings: Of the warm start.
-        group_size: Responses of a group.
-        draws: Random answers by which it is found how often a problem is solved by chance.
+        settings: Settings of the warm start.
+        group_size: Number of responses in a group.
+        draws: Number of random answers, which estimate how often a problem is solved by chance.
     """
     examples, draw = CountdownWarmStart(**settings), random.Random(0)
     found = []

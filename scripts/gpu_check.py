@@ -1,19 +1,19 @@
-"""Everything that only a GPU shows, in one go: needs no network and no vLLM, and takes less than eight minutes.
+"""Runs all checks that need a GPU, without a network or vLLM, in less than eight minutes.
 
 Usage: bash scripts/gpu_check.sh OUT_FOLDER [STATE_FOLDER] [--parts a b c d e f] [--seconds 480]
        [--device cuda|cpu] [--small]
 
-  a  pytest -m gpu: right against the CPU, packed against plain, ratio 1 at learning rate 0, resumption, seeds, FSDP2
+  a  pytest -m gpu: GPU against CPU, packed against plain, ratio 1 at learning rate 0, resuming, seeds, FSDP2
   b  scripts/bench_trainer.py: tokens/s, MFU and peak memory of a training step, beside prime-rl's
-  c  the embedded Countdown by POPO, its curve
+  c  the embedded Countdown by POPO, with its curve
   d  scripts/bench_memory.py: peak memory of the log-prob pass
-  f  scripts/bench_generation.py, where it exists: throughput of the transformers engine
-  e  with the seconds left, configs/compare/gpu_claims.yaml: several runs at once, as many as get done
+  f  scripts/bench_generation.py, if it exists: throughput of the transformers engine
+  e  in the remaining seconds, configs/compare/gpu_claims.yaml: several runs at once, as many as finish
 
 OUT_FOLDER gets gpu_check.json (each part's verdict, seconds and numbers), plots, and state-*.part: the policy and the
-finished runs of part e. Name the OUT_FOLDER of an earlier call as STATE_FOLDER, and part e goes on where that one
-stopped; `--parts e` does nothing else. A part that fails, or takes too long, does not stop the others; the exit code
-is 1 if any failed. POPO_CHECK_DEVICE is the default of --device; POPO_COMMIT names the commit where git cannot.
+finished runs of part e. With the OUT_FOLDER of an earlier call as STATE_FOLDER, part e continues where that call
+stopped; `--parts e` runs nothing else. A part that fails, or takes too long, does not stop the others; the exit code
+is 1 if any failed. POPO_CHECK_DEVICE is the default of --device; POPO_COMMIT names the commit if git cannot.
 --small runs everything at tiny sizes, to try it.
 """
 
@@ -36,7 +36,7 @@ from gpu_claims import claims
 from gpu_parts import Check, countdown, generation, memory, tests, trainer
 from machine import machine
 
-# In this order, with the most seconds that each may take on a GPU; e has what is left.
+# Parts in their order, with the maximum seconds of each on a GPU; e has the rest.
 PARTS: dict[str, tuple[str, Callable[[Check], dict[str, Any]], float]] = {
     "a": ("tests", tests, 120.0),
     "b": ("trainer", trainer, 165.0),
@@ -49,7 +49,7 @@ CLOSING = 10.0  # seconds kept for plots and files
 
 
 def main() -> int:
-    """Runs the parts; the exit code."""
+    """Runs the parts, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("state", type=Path, nargs="?")
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def check(options: argparse.Namespace, work: Path) -> int:
-    """All parts, with the result written after each."""
+    """Runs all parts, and writes the result after each."""
     began = time.monotonic()
     until = began + options.seconds - CLOSING
     found: dict[str, Any] = circumstances(options)
@@ -94,17 +94,17 @@ def check(options: argparse.Namespace, work: Path) -> int:
 
 
 def make_part(make: Callable[[Check], dict[str, Any]], one: Check, left: float) -> dict[str, Any]:
-    """A part's result; whatever it raises is its failure."""
+    """Returns a part's result; any exception is its failure."""
     if left < 5:
         return {"verdict": "skipped", "reason": "no time was left"}
     try:
         return make(one)
-    except Exception as error:  # the other parts go on, whatever it was
+    except Exception as error:  # the other parts continue in any case
         return {"verdict": "failed", "reason": f"{type(error).__name__}: {error}"}
 
 
 def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    """Card, driver, versions, commit and settings, and room for the parts."""
+    """Card, driver, versions, commit and settings, with a place for the parts."""
     card = None
     if options.device == "cuda":
         card = torch.cuda.get_device_name()
@@ -123,7 +123,7 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def said(*command: str) -> str | None:
-    """A command's output, or None where there is no such command or it fails."""
+    """Output of a command, or None if the command does not exist or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -131,7 +131,7 @@ def said(*command: str) -> str | None:
 
 
 def write(found: dict[str, Any], out: Path, began: float) -> None:
-    """gpu_check.json, whole at any time."""
+    """Writes gpu_check.json, which is complete at any time."""
     found["seconds"] = round(time.monotonic() - began, 1)
     draft = out / "gpu_check.json.draft"
     draft.write_text(json.dumps(found, indent=2) + "\n")

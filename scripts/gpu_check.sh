@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks everything that only a GPU shows, in one go and in less than eight minutes: see scripts/gpu_check.py.
+# Runs all checks that need a GPU, in less than eight minutes: see scripts/gpu_check.py.
 # bash scripts/gpu_check.sh OUT_FOLDER [STATE_FOLDER] [--parts a b ...]; PYTHON names another interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

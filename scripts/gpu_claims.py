@@ -1,4 +1,4 @@
-"""Part e of scripts/gpu_check.py: methods on a policy of about 10M parameters, by whole runs over several calls."""
+"""Part e of scripts/gpu_check.py: compares methods on a policy of about 10M parameters, over several calls."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from gpu_parts import Check, last_line, run
 
-SHARE = (0.2, 0.4)  # between which the policy's effective share must lie; the paper's tasks have 0.25 to 0.35
-PART_BYTES = 15 * 2**20  # of the state's files
+SHARE = (0.2, 0.4)  # range of the policy's effective share; the paper's tasks have 0.25 to 0.35
+PART_BYTES = 15 * 2**20  # maximum size of a file of the state
 MOST_PARTS = 3
-LEAST_SECONDS = 60.0  # of runs worth beginning
+LEAST_SECONDS = 60.0  # with less time no run is started
 CLOSING = 40.0  # seconds kept for the report and the state
-# What a finished run is: small, and enough for the report. No checkpoints.
+# Files of a finished run: small, and enough for the report. No checkpoints.
 KEPT = ("compare.json", "summary.json", "metrics.csv", "log.txt", "evaluations")
 TINY_TASK: dict[str, Any] = {"numbers": [2, 3], "largest_number": 6, "held_out_problems": 20}
 TINY: dict[str, Any] = {
@@ -37,7 +37,7 @@ CONFIG = "configs/task/countdown_10m.yaml"
 
 
 def claims(check: Check) -> dict[str, Any]:
-    """Policy, its effective share, then as many runs as get done; failed where the share or a run is."""
+    """Builds the policy, measures its effective share, then makes runs. Fails if the share or a run fails."""
     taken = take_state(check)
     share = check.work / "share.json"
     changed = ["--warm_start", json.dumps(tiny(check)), "--task", json.dumps(TINY_TASK)] if check.small else []
@@ -92,7 +92,7 @@ def claims(check: Check) -> dict[str, Any]:
 
 
 def root(check: Check) -> Path:
-    """Of the comparison."""
+    """Folder of the comparison."""
     return check.work / "claims"
 
 
@@ -102,7 +102,7 @@ def tiny(check: Check) -> dict[str, Any]:
 
 
 def tiny_comparison(check: Check) -> list[str]:
-    """Two methods, one seed, three iterations."""
+    """Arguments of a comparison of two methods with one seed and three iterations."""
     settings: dict[str, Any] = {f"model.warm_start.{name}": value for name, value in tiny(check).items()}
     settings |= {f"data.task.{name}": value for name, value in TINY_TASK.items()}
     settings |= {
@@ -117,7 +117,7 @@ def tiny_comparison(check: Check) -> list[str]:
 
 
 def summaries(check: Check) -> dict[str, Any]:
-    """Of every finished run what tables are made of; the comparison's own tables."""
+    """Numbers of every finished run that tables need, and the comparison's own tables."""
     finished = []
     for path in sorted(root(check).glob("runs/*/summary.json")):
         summary = json.loads(path.read_text())
@@ -129,7 +129,7 @@ def summaries(check: Check) -> dict[str, Any]:
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file."""
+    """Reads the rows of a CSV file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -137,7 +137,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def report(check: Check) -> str:
-    """The comparison's report.md."""
+    """Text of the comparison's report.md, or nothing without one."""
     path = root(check) / "report.md"
     return path.read_text() if path.exists() else ""
 
@@ -146,7 +146,7 @@ def report(check: Check) -> str:
 
 
 def keep_state(check: Check) -> list[str]:
-    """Policy, finished runs and report as files of at most PART_BYTES; their names."""
+    """Packs policy, finished runs and report into files of at most PART_BYTES; returns their names."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         for folder in sorted((check.work / "cache").glob("countdown-llama-*")):
@@ -171,18 +171,18 @@ def keep_state(check: Check) -> list[str]:
 
 
 def is_of_claims(folder: Path) -> bool:
-    """Whether a built policy is not part c's, which has three layers."""
+    """Whether a built policy is this part's, not that of part c, which has three layers."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return int(config["num_hidden_layers"]) != 3
 
 
 def take_state(check: Check) -> int:
-    """Unpacks an earlier call's state; how many finished runs it brings."""
+    """Unpacks an earlier call's state; returns its number of finished runs."""
     parts = sorted(check.state.glob("state-*.part")) if check.state is not None else []
     if not parts:
         return 0
     with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts)), mode="r:gz") as archive:
         archive.extractall(check.work, filter="data")
-    for path in root(check).glob("*.*"):  # the report is made anew
+    for path in root(check).glob("*.*"):  # the report is written again
         path.unlink() if path.is_file() else shutil.rmtree(path)
     return len(list(root(check).glob("runs/*/summary.json")))

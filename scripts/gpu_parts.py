@@ -1,4 +1,4 @@
-"""The parts of scripts/gpu_check.py but for the claims: each runs a command and gives its verdict and numbers."""
+"""Parts a to d and f of scripts/gpu_check.py: each runs a command and returns its verdict and numbers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENGINE = "popo_lightning.engines.transformers.TransformersEngine"
-LEAST_GAIN = 0.03  # of avg@4 by the embedded Countdown in part c; it gains about 0.1 on a CPU
-PATIENCE = 35.0  # seconds for a command that is asked to stop: popo compare gives its runs 30
+LEAST_GAIN = 0.03  # minimum gain of avg@4 in part c; on a CPU it is about 0.1
+PATIENCE = 35.0  # seconds that a command has for stopping; popo compare gives its runs 30
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a part is told.
+    """Settings of a part.
 
     Args:
         device: cuda or cpu.
-        small: Tiny sizes.
+        small: Whether to use tiny sizes.
         out: Folder of the results.
-        work: Folder for everything else, gone afterwards.
+        work: Folder for everything else, removed afterwards.
         state: Folder of an earlier call's results, or None.
-        until: On the clock of time.monotonic, when the part must be done.
+        until: Time by which the part must be done, on the clock of time.monotonic.
     """
 
     device: str
@@ -42,19 +42,19 @@ class Check:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Remaining seconds."""
         return self.until - time.monotonic()
 
     @property
     def accelerator(self) -> list[str]:
-        """Settings of popo that put a run on the device."""
+        """Settings of popo that run it on the device."""
         return ["--trainer.accelerator", "gpu" if self.device == "cuda" else "cpu", "--trainer.devices", "1"]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the commands: policies are kept in the work folder, and threads leave cores to the other runs."""
+        """Environment of the commands: policies go to the work folder, and threads leave cores to the other runs."""
         own = {"POPO_CACHE": str(self.work / "cache"), "POPO_TEST_DEVICE": self.device}
-        return {"OMP_NUM_THREADS": "1"} | os.environ | own | {"PYTHONUNBUFFERED": "1"}  # errors are the last to be said
+        return {"OMP_NUM_THREADS": "1"} | os.environ | own | {"PYTHONUNBUFFERED": "1"}  # errors come last
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Done:
     """How a command ended.
 
     Args:
-        code: Exit code; None where it was stopped at its time.
-        output: The end of what it printed.
+        code: Exit code; None if it was stopped when its time was up.
+        output: The end of its output.
     """
 
     code: int | None
@@ -79,7 +79,7 @@ class Done:
 
 
 def run(check: Check, *command: str | Path, seconds: float | None = None) -> Done:
-    """A command of this interpreter, stopped when the part's time is up: asked first, then killed."""
+    """Runs a command of this interpreter. When the part's time is up it is asked to stop, then killed."""
     limit = max(1.0, check.left if seconds is None else min(seconds, check.left))
     log = check.work / f"log-{time.monotonic_ns()}.txt"
     with log.open("wb") as file:
@@ -102,7 +102,7 @@ def run(check: Check, *command: str | Path, seconds: float | None = None) -> Don
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """A process and its group; popo compare takes its runs with it, which have groups of their own."""
+    """Stops a process and its group; popo compare stops its own runs, which have groups of their own."""
     for request in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, request)
@@ -113,7 +113,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_line(text: str) -> str:
-    """Of an output, that says something."""
+    """Last line of an output that is not empty."""
     return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
@@ -121,7 +121,7 @@ def last_line(text: str) -> str:
 
 
 def tests(check: Check) -> dict[str, Any]:
-    """a: passed only if some test ran and none failed."""
+    """Part a: passes only if some test ran and none failed."""
     report = check.work / "tests.xml"
     only = ["tests/gpu/test_correctness.py", "-k", "qwen2 or context"] if check.small else ["tests/gpu"]
     command = ["-m", "pytest", *only, "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -140,13 +140,13 @@ def tests(check: Check) -> dict[str, Any]:
 
 
 def state(case: Any) -> str:
-    """Of a test in pytest's report."""
+    """Outcome of a test in pytest's report."""
     found = {child.tag for child in case}
     return "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
 
 
 def trainer(check: Check) -> dict[str, Any]:
-    """b: passed if 16k and 64k were measured; whether they are ahead of the published figures is a number."""
+    """Part b: passes if 16k and 64k were measured. Its numbers say whether they are above the published figures."""
     out = check.work / "trainer.json"
     small = ["--small", "--points", "16k", "64k"] if check.small else []
     seconds = max(1.0, check.left - 60)
@@ -170,7 +170,7 @@ def trainer(check: Check) -> dict[str, Any]:
 
 
 def ahead_of(published: dict[str, float], measured: dict[str, Any], name: str) -> dict[str, bool]:
-    """By number, whether the best setting of a length with recomputation is ahead."""
+    """For each number, whether the best setting of a length with recomputation is ahead."""
     points = [point for label, point in measured.items() if label.split()[0] == name and point["recompute"]]
     if not points:
         return {}
@@ -184,7 +184,7 @@ def ahead_of(published: dict[str, float], measured: dict[str, Any], name: str) -
 
 
 def countdown(check: Check) -> dict[str, Any]:
-    """c: passed if held-out avg@4 rose by LEAST_GAIN."""
+    """Part c: passes if held-out avg@4 rose by LEAST_GAIN."""
     folder = check.work / "countdown"
     iterations = 4 if check.small else 160
     settings = ["--data.engine", ENGINE, "--model.warm_start.device", check.device]
@@ -220,7 +220,7 @@ def curve(path: Path) -> dict[str, list[float]]:
 
 
 def memory(check: Check) -> dict[str, Any]:
-    """d: passed if every pass in chunks was measured; one with all logits may not fit."""
+    """Part d: passes if every pass in chunks was measured; one with all logits may not fit."""
     out = check.work / "memory.json"
     sizes = ["--tokens", *map(str, (1024, 2048, 4096, 8192, 16384, 32768, 65536))]
     settings = ["--hidden", "1024", "--dtype", "bfloat16", *sizes]
@@ -236,7 +236,7 @@ def memory(check: Check) -> dict[str, Any]:
 
 
 def generation(check: Check) -> dict[str, Any]:
-    """f: passed if the tiny case was measured and none failed; a large one that is not done in time is named."""
+    """Part f: passes if the tiny case was measured and none failed; names large cases that did not finish in time."""
     script = REPOSITORY / "scripts" / "bench_generation.py"
     if not script.exists():
         return {"verdict": "skipped", "reason": "there is no scripts/bench_generation.py"}

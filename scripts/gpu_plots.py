@@ -1,4 +1,4 @@
-"""The plots of scripts/gpu_check.py: one for each part that measured something."""
+"""Draws the plots of scripts/gpu_check.py: one for each part that measured something."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ GIB = 2**30
 
 
 def draw(found: dict[str, Any], out: Path) -> dict[str, str]:
-    """Draws what there is to be drawn.
+    """Draws the plots of all parts with results.
 
     Args:
-        found: The content of gpu_check.json.
-        out: Where the files go.
+        found: Content of gpu_check.json.
+        out: Folder of the plots.
 
     Returns:
-        By part, why its plot could not be drawn.
+        For each part whose plot could not be drawn, the reason.
     """
     import matplotlib
 
@@ -34,13 +34,13 @@ def draw(found: dict[str, Any], out: Path) -> dict[str, str]:
         if part.get("numbers"):
             try:
                 make(part, found["card"] or "CPU", out / f"{name}.png")
-            except Exception as error:  # a plot is not worth the numbers
+            except Exception as error:  # a failed plot must not lose the numbers
                 failures[name] = f"{type(error).__name__}: {error}"
     return failures
 
 
 def draw_trainer(part: dict[str, Any], card: str, out: Path) -> None:
-    """Tokens per second and peak memory of each setting, the published figures beside them."""
+    """Plots tokens per second and peak memory of each setting beside the published figures."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -70,7 +70,7 @@ def draw_trainer(part: dict[str, Any], card: str, out: Path) -> None:
 
 
 def written(bar: dict[str, Any], name: str) -> str:
-    """What stands beside a bar."""
+    """Label beside a bar."""
     if bar[name] is None:
         return "not measured"
     if name == "peak_gib":
@@ -79,7 +79,7 @@ def written(bar: dict[str, Any], name: str) -> str:
 
 
 def draw_countdown(part: dict[str, Any], card: str, out: Path) -> None:
-    """Held-out accuracy and training reward by iteration, and seconds an iteration."""
+    """Plots held-out accuracy and training reward by iteration, and seconds per iteration."""
     import matplotlib.pyplot as plt
 
     curve, evaluations = part["curve"], part["numbers"]["evaluations"]
@@ -106,14 +106,14 @@ def draw_countdown(part: dict[str, Any], card: str, out: Path) -> None:
 
 
 def draw_memory(part: dict[str, Any], card: str, out: Path) -> None:
-    """As benchmarks/memory.png."""
+    """Draws a plot like benchmarks/memory.png."""
     from bench_memory import plot
 
     plot(part["numbers"], out)
 
 
 def draw_claims(part: dict[str, Any], card: str, out: Path) -> None:
-    """Held-out avg@4 by iteration and by responses sampled: each run thin, each method's mean thick."""
+    """Plots held-out avg@4 by iteration and by sampled responses: each run thin, each method's mean thick."""
     import matplotlib.pyplot as plt
 
     runs = part["numbers"].get("finished", [])
@@ -143,7 +143,7 @@ def draw_claims(part: dict[str, Any], card: str, out: Path) -> None:
 
 
 def evaluations(run: dict[str, Any]) -> list[dict[str, float]]:
-    """Accuracy with the iterations and, taken as even over the run, the responses before it."""
+    """Accuracy with the number of iterations and of responses before it, spread evenly over the run."""
     found = []
     for each in run["evaluations"]:
         avg = next(v for k, v in each.items() if "/avg_at_" in k)

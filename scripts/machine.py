@@ -32,7 +32,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """By distribution, of those that are installed."""
+    """Versions by distribution, of those that are installed."""
     found = {}
     for package in packages:
         try:
@@ -43,7 +43,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def available_bytes() -> int:
-    """Main memory that could be had without swapping; -1 where the system does not say."""
+    """Main memory available without swapping; -1 if the system does not report it."""
     found = re.search(r"MemAvailable:\s*(\d+) kB", _text("/proc/meminfo"))
     return int(found[1]) * 1024 if found else -1
 

@@ -1,4 +1,4 @@
-"""The curve on each page of docs/methods: a method and GRPO, from the curves.csv of a comparison.
+"""Draws the curve on each page of docs/methods, of a method and GRPO, from the curves.csv of a comparison.
 
 Usage: python scripts/method_curves.py COMPARISON_FOLDER [METHOD...]
 Writes docs/methods/curves/METHOD.png, one panel for each held-out number, and the page's section "Curve".
@@ -25,7 +25,7 @@ Points = dict[int, list[float]]  # values of all seeds by iteration
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, Points]], set[str]]:
-    """(values by method and number, seeds)."""
+    """Reads (values by method and number, seeds)."""
     curves: dict[str, dict[str, Points]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     seeds = set()
     with (folder / "curves.csv").open(newline="") as file:
@@ -38,7 +38,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Points]], set[str]]:
 
 
 def draw(method: str, curves: dict[str, dict[str, Points]], path: Path) -> None:
-    """One panel a number: the method, and the baseline in grey behind it; means over seeds."""
+    """Draws one panel per number: means over seeds of the method, and of the baseline in grey behind it."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.6), sharex=True)
     for axis, (number, title) in zip(axes, PANELS.items(), strict=True):
         for name, colour in ((BASELINE, "0.65"), (method, "C0")):
@@ -56,7 +56,7 @@ def draw(method: str, curves: dict[str, dict[str, Points]], path: Path) -> None:
 
 
 def write_section(method: str, seeds: int) -> None:
-    """The page's section, new or renewed, before "Where it deviates"."""
+    """Adds or replaces the page's section, before "Where it deviates"."""
     page = PAGES / f"{method}.md"
     text = re.sub(r"## Curve\n.*?(?=\n## |\Z)", "", page.read_text(), flags=re.DOTALL)
     many = "one seed, which shows only that it learns" if seeds == 1 else f"mean of {seeds} seeds"
@@ -69,7 +69,7 @@ def write_section(method: str, seeds: int) -> None:
 
 
 def main(folder: Path, wanted: list[str]) -> None:
-    """Draws all methods there are, or those wanted."""
+    """Draws all methods, or those named on the command line."""
     curves, seeds = read(folder)
     (PAGES / "curves").mkdir(exist_ok=True)
     for method in wanted or sorted(curves):

@@ -11,18 +11,18 @@ import lightning as L
 
 
 class Clock(L.Callback):
-    """Writes clock.json into the run's folder: when training began, each iteration's end, seconds of engine start."""
+    """Writes clock.json into the run's folder: start of training, end of each iteration, seconds of engine start."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Starts."""
+        """Notes the start of training."""
         self.times = [time.time()]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Notes. What others do at the end of an iteration comes after, and counts towards the next one."""
+        """Notes the end. Other callbacks' work at the end of an iteration comes later, and counts for the next one."""
         self.times.append(time.time())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes."""
+        """Writes the file."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         found = {"times": self.times, "engine_start": data.start_seconds}
         Path(trainer.default_root_dir, "clock.json").write_text(json.dumps(found))

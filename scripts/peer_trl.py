@@ -1,11 +1,11 @@
-"""GRPO by TRL on the prompts that bench_peers.py gives it, in TRL's own environment.
+"""Runs TRL's GRPO on the prompts of bench_peers.py, in TRL's own environment.
 
 Usage: TRL_PYTHON scripts/peer_trl.py SETTINGS.json OUT.json
 
-Plain settings that are TRL's best on a CPU: no gradient checkpointing, no reference model (beta 0), no logging, no
-checkpoints, transformers generation with its cache, the fused AdamW that transformers takes by default. The reward is
-the verifier that popo_lightning trains on, called as a plain function; its package must be importable and brings no
-further package along.
+The settings are plain and TRL's fastest on a CPU: no gradient checkpointing, no reference model (beta 0), no logging,
+no checkpoints, transformers generation with its cache, and transformers' default fused AdamW. The reward is the
+verifier that popo_lightning trains on, called as a plain function. Its package must be importable, and needs no other
+package.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Clock(TrainerCallback):
     """Notes when each optimizer step ended."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Starts."""
+        """Notes the start of training."""
         self.times = [time.time()]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Notes."""
+        """Notes the end of a step."""
         self.times.append(time.time())
 
 
 class Reward:
-    """Grades, and counts what was generated in each iteration."""
+    """Grades responses, and counts the output of each iteration."""
 
     __name__ = "verifier"
 
@@ -54,7 +54,7 @@ class Reward:
     def __call__(
         self, completions: list[str], completion_ids: list[list[int]], answer: list[str], prefix: list[str], **_: Any
     ) -> list[float]:
-        """One score a response."""
+        """Returns one score per response."""
         texts = [begun + text for begun, text in zip(prefix, completions, strict=True)]
         scores = [self.verify(json.loads(a), text)["score"] for a, text in zip(answer, texts, strict=True)]
         groups = [scores[start : start + self.group_size] for start in range(0, len(scores), self.group_size)]
@@ -88,7 +88,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         model_init_kwargs={"dtype": settings["weights"]},
         disable_dropout=True,
         gradient_checkpointing=False,
-        # an iteration generates all its responses at once; each optimizer step takes an equal share of them
+        # an iteration generates all its responses at once; each optimizer step takes an equal number of them
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=responses // steps // micro,
         generation_batch_size=responses,

@@ -1,4 +1,4 @@
-"""Curves of one or more runs: training reward and effective share, and every number of every benchmark.
+"""Plots curves of one or more runs: training reward and effective share, and every number of every benchmark.
 
 Usage: python scripts/plot_runs.py OUT.png RUN_FOLDER...
 Runs of one method share a colour. Reads metrics.csv.
@@ -22,7 +22,7 @@ LEFT_OUT = ("seconds", "grading_failures")
 
 
 def read(folder: Path) -> dict[str, Curve]:
-    """(iterations, values) by metric name."""
+    """Reads (iterations, values) by metric name."""
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
     with (folder / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -34,12 +34,12 @@ def read(folder: Path) -> dict[str, Curve]:
 
 
 def smoothed(values: list[float], width: int) -> list[float]:
-    """Mean over a window behind each value: rewards of small batches are noisy."""
+    """Mean over a window that ends at each value, because rewards of small batches are noisy."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
 def main(out: Path, folders: list[Path]) -> None:
-    """Draws one panel a metric."""
+    """Draws one panel per metric."""
     runs = {folder: read(folder) for folder in folders}
     names = sorted({name for run in runs.values() for name in run}, key=lambda name: (name.startswith("eval/"), name))
     names = [name for name in names if not name.endswith(LEFT_OUT)]

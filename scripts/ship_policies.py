@@ -1,9 +1,9 @@
-"""Builds the tiny policies of the embedded tasks by their recipes and puts them where the package ships them.
+"""Builds the tiny policies of the embedded tasks by their recipes and puts them into the package.
 
     python scripts/ship_policies.py [--only countdown]
 
-Weights built on another kind of processor differ by rounding and are as good (`pytest -m slow tests/toys`). Each takes
-one to two minutes.
+Weights built on another kind of processor differ by rounding and are equally good (`pytest -m slow tests/toys`). Each
+policy takes one to two minutes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ RECIPES = {"countdown": CountdownWarmStart, "geometry": GeometryWarmStart}
 
 
 def ship(name: str) -> Path:
-    """Builds one anew; the old folder of the same policy goes.
+    """Builds a policy and replaces its old folder.
 
     Args:
-        name: Of RECIPES.
+        name: Name in RECIPES.
     """
     recipe = RECIPES[name]()
     with tempfile.TemporaryDirectory() as cache:

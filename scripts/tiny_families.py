@@ -1,4 +1,4 @@
-"""Untrained models of every family, small enough for a CPU, for scripts/families.py and the tests."""
+"""Makes untrained models of every family, small enough for a CPU, for scripts/families.py and the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popo_lightning.toys.countdown_policy import SYMBOLS, symbol_tokenizer
 
 WIDTH, HEADS, LAYERS = 64, 2, 2
 
-# What most configurations have, under the names that some of them use.
+# Settings that most configurations have, under all names in use.
 SHARED: dict[str, Any] = {
     "hidden_size": WIDTH,
     "n_embd": WIDTH,
@@ -74,7 +74,7 @@ SHARED: dict[str, Any] = {
 
 
 def text_config(kind: str, **settings: Any) -> Any:
-    """A small configuration of a text family: what it has of SHARED, and what is set."""
+    """Small configuration of a text family: its settings among SHARED, and the given ones."""
     from transformers import AutoConfig
 
     default = AutoConfig.for_model(kind)
@@ -84,7 +84,7 @@ def text_config(kind: str, **settings: Any) -> Any:
 
 
 def peaked(model: Any, scale: float = 0.2) -> Any:
-    """A model whose distributions are peaked, and in which no parameter is left at 0 or 1, nor a router's bias."""
+    """Changes a model so that its distributions are peaked and no parameter or router bias stays at 0 or 1."""
     saved = {name for name in model.state_dict() if name.endswith("bias")}
     biases = [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
     with torch.no_grad():
@@ -101,8 +101,8 @@ def make(kind: str, folder: Path) -> Path:
     """Saves an untrained model of a family, with a tokenizer.
 
     Args:
-        kind: transformers' model type, of those in FAMILIES.
-        folder: Where to.
+        kind: Model type of transformers, from FAMILIES.
+        folder: Folder of the model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -131,12 +131,12 @@ MLA = {
     "head_dim": 64,
 }
 TWO_KINDS = {"layer_types": ["full_attention", "conv"]}
-# As published configurations name it; vLLM does not know the class of transformers.
+# The class name in published configurations; vLLM does not know the class of transformers.
 ARCHITECTURES = {"phimoe": "PhiMoEForCausalLM"}
 DENSE, EXPERTS, SCALED, WINDOW = "dense", "experts", "scaled logits", "sliding window"
 HYBRID, STATES, BACKEND, VISION = "hybrid", "state space", "vLLM's transformers backend", "vision"
 
-# By model type of transformers: what kind it is of, and what its small configuration needs.
+# For each model type of transformers: its kind, and the settings of its small configuration.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (DENSE, {}),
     "qwen2": (DENSE, {}),
@@ -203,7 +203,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def prompts(folder: Path) -> list[Problem]:
-    """What is asked: short and long, the longest beyond a block of vLLM's cache on a CPU; images for those that see."""
+    """Short and long prompts, the longest beyond a block of vLLM's CPU cache; with images for models that take them."""
     draw = Random(3)
     texts = ["".join(draw.choice("0123456789+-*") for _ in range(length)) for length in (1, 5, 11, 150)]
     found = [Problem(str(place), text, None) for place, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Untrained vision-language models for scripts/families.py."""
+"""Makes untrained vision-language models for scripts/families.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEMPLATE = (
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
-# Rotary frequencies of time, height and width. vLLM reads from the configuration whether they take turns.
+# Rotary frequencies of time, height and width. The configuration tells vLLM whether they are interleaved.
 BLOCKS: dict[str, Any] = {"mrope_section": [4, 6, 6]}
 POSITIONS = {
     "qwen2_vl": BLOCKS,
@@ -45,12 +45,12 @@ TOWERS: dict[str, dict[str, Any]] = {
 
 
 def vision_model(kind: str, folder: Path, tokenizer: Any, text: dict[str, Any]) -> Any:
-    """A model of Qwen's kind, after its processor is saved; of other kinds the configuration alone is, and None given.
+    """Saves the processor and returns a model like Qwen's. For other kinds it saves the configuration and returns None.
 
     Args:
-        kind: transformers' model type.
-        folder: Where to.
-        tokenizer: To which image tokens are added.
+        kind: Model type of transformers.
+        folder: Folder of the model.
+        tokenizer: Tokenizer that image tokens are added to.
         text: Settings of the language model.
     """
     import torch
@@ -91,7 +91,7 @@ def _processor(kind: str, tokenizer: Any) -> Any:
 
 
 def picture(size: int) -> bytes:
-    """A square with two halves, as PNG."""
+    """Draws a square with two halves, as PNG."""
     from PIL import Image
 
     image = Image.new("RGB", (size, size), "white")

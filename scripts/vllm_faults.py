@@ -1,9 +1,9 @@
-"""Why vLLM's CPU build computes some families otherwise than their files say.
+"""Shows why vLLM's CPU build computes some families differently from their files.
 
-    python scripts/vllm_faults.py     # each of those families again, with vLLM's fault mended: it must agree
+    python scripts/vllm_faults.py     # each of these families again, with vLLM's fault fixed: it must agree
 
-A configuration that is too small could be at fault as well as vLLM. So each reason names one piece of vLLM's code, and
-with that piece alone mended, in the memory of one process, the same model agrees with the trainer.
+The fault could also be that a configuration is too small. So each reason names one part of vLLM's code, and with only
+that part fixed, in the memory of one process, the same model agrees with the trainer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 ROTARY = "rotates heads wrongly where they have an axis of their own (its kernel of rotary embeddings)"
 ROUTER = "scores experts that are not in groups by softmax alone, and leaves out their router's bias"
 
-# By family, in a sentence that begins with "vLLM"; what mends it is in MENDED.
+# Reason for each family, as the rest of a sentence after "vLLM"; MENDED has the fixes.
 REASONS = {
     "ernie4_5_moe": f"on a CPU {ROUTER}",
     "deepseek_v2": f"on a CPU {ROTARY}",
@@ -30,7 +30,7 @@ REASONS = {
 
 
 def mend_rotary() -> None:
-    """Plain torch in the place of the kernel."""
+    """Replaces the kernel by plain torch."""
     from vllm.model_executor.layers.rotary_embedding import base, deepseek_scaling_rope
 
     for module in (base, deepseek_scaling_rope):
@@ -40,7 +40,7 @@ def mend_rotary() -> None:
 
 
 def mend_router() -> None:
-    """Experts by their scores and the bias; weights by the scores alone."""
+    """Chooses experts by scores and bias, and weights them by the scores alone."""
     from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
     before = CPURouter._compute_routing
@@ -60,7 +60,7 @@ def mend_router() -> None:
 
 
 def mend_head() -> None:
-    """The head's bias is added."""
+    """Adds the head's bias."""
     from vllm.model_executor.models.phimoe import PhiMoEForCausalLM
 
     def logits(self: Any, hidden: Any) -> Any:
@@ -81,17 +81,17 @@ MENDED: dict[str, tuple[Callable[[], None], ...]] = {
 
 
 def mend(family: str) -> None:
-    """Mends in this process what one family needs; call it before the family's model is loaded."""
+    """Fixes vLLM for one family in this process; call it before the family's model is loaded."""
     for each in MENDED[family]:
         each()
 
 
 def main() -> None:
-    """The command: exit code 1 where a family does not agree for all that."""
+    """Runs the command. The exit code is 1 if a family still does not agree."""
     import families
 
     asked = sys.argv[1:] or list(REASONS)
-    found = [each for family in asked for each in families.run([family], mended=True)]  # no fault of another is mended
+    found = [each for family in asked for each in families.run([family], mended=True)]  # without other families' fixes
     print(families.table(found))
     sys.exit(0 if all(each.verdict == "works" for each in found) else 1)
 

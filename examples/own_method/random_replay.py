@@ -1,4 +1,4 @@
-"""A method of one's own: replay of random stored groups in the place of the most recent ones."""
+"""A method of your own: replays random stored groups instead of the most recent ones."""
 
 from popo_lightning.core.groups import Group
 from popo_lightning.replay.buffer import GroupReplayBuffer
@@ -6,19 +6,19 @@ from popo_lightning.replay.composer import Composer, Iteration
 
 
 class RandomReplay(Composer):
-    """The place of each ineffective group goes to a random stored effective one.
+    """Replaces each ineffective group by a random stored effective one.
 
     Args:
-        buffer: Where effective groups wait.
+        buffer: Stores effective groups.
     """
 
-    state = ("buffer",)  # what decides later compositions; a checkpoint keeps it, so that a resumed run is the same run
+    state = ("buffer",)  # decides later compositions; a checkpoint saves it, so that a resumed run is the same run
 
     def __init__(self, buffer: GroupReplayBuffer) -> None:
         self.buffer = buffer
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then replayed ones. A generator of this iteration decides, so that seeds repeat."""
+        """Returns effective fresh groups, then replayed ones. The iteration's generator draws, so seeds repeat."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         stored = self.buffer.usable(iteration.version)

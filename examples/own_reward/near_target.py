@@ -1,4 +1,4 @@
-"""A reward of one's own: a part of it for true steps that end near the target.
+"""A reward of your own: true steps that end near the target get a part of it.
 
 It runs in grading processes, so the module must not import torch.
 """
@@ -10,11 +10,11 @@ from popo_lightning.verifiers.base import Verifier
 
 
 class NearTarget(Verifier):
-    """1 for a right response. True steps with another result get `most`, halved with every `half` of distance.
+    """Gives 1 for a correct response. True steps with another result get `most`, halved with every `half` of distance.
 
     Args:
-        most: Of a wrong response, below 1.
-        half: Distance from the target.
+        most: Maximum reward of a wrong response, below 1.
+        half: Distance from the target that halves the reward.
     """
 
     def __init__(self, most: float = 0.5, half: float = 4.0) -> None:
@@ -22,7 +22,7 @@ class NearTarget(Verifier):
         self.half = half
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """`score` is trained on, `acc` is evaluated, and all parts are logged."""
+        """Returns `score`, which is trained on, and `acc`, which is evaluated. All components are logged."""
         parts = verify_steps(answer, text)
         if parts["format"] and not parts["acc"]:
             result = int(text.strip().rsplit("=", 1)[1])

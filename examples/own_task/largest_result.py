@@ -1,6 +1,6 @@
-"""A task of one's own: combine three numbers to as large a result as possible.
+"""A task of your own: combine three numbers to as large a result as possible.
 
-A prompt reads `2,7,5>99:`, in the symbols of the embedded policy, which tries to reach 99. `7*5=35;35*2=70` is right.
+A prompt is `2,7,5>99:`, in the symbols of the embedded policy, which tries to reach 99. `7*5=35;35*2=70` is correct.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from popo_lightning.toys.held_out import place_of
 
 
 def verify_largest(answer: Any, text: str) -> dict[str, float]:
-    """The share of the largest result that true steps over all numbers come to. Runs in grading processes."""
+    """Returns the result of true steps over all numbers as a fraction of the largest. Runs in grading processes."""
     parts = verify_steps({"numbers": answer["numbers"], "target": answer["largest"]}, text)
     if parts["format"]:
         parts["score"] = int(text.strip().rsplit("=", 1)[1]) / answer["largest"]
@@ -22,12 +22,12 @@ def verify_largest(answer: Any, text: str) -> dict[str, float]:
 
 
 class LargestResult(Task):
-    """Every choice of numbers, split into train and held-out by a hash.
+    """Has every choice of numbers, split into train and held-out problems by a hash.
 
     Args:
-        numbers: How many a problem has.
-        largest_number: Numbers are drawn from 1 to this.
-        held_out_share: Share of the problems that is not trained on.
+        numbers: Number of numbers in a problem.
+        largest_number: Numbers are from 1 to this.
+        held_out_share: Fraction of the problems that is not trained on.
     """
 
     verify = staticmethod(verify_largest)
@@ -47,9 +47,9 @@ class LargestResult(Task):
         return found
 
     def train_problems(self) -> Sequence[Problem]:
-        """All that are not held out."""
+        """Returns all problems that are not held out."""
         return self._problems(held_out=False)
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """One benchmark."""
+        """Returns one benchmark."""
         return {"largest_result": self._problems(held_out=True)}

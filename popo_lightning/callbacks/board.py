@@ -1,4 +1,4 @@
-"""What TensorBoard opens on, and the run's settings for every logger."""
+"""Chart layout and run outcomes for TensorBoard, and the run's settings for every logger."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from popo_lightning.core.hidden_secrets import without_secrets
 from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.benchmarks import metric_names
 from popo_lightning.evaluation.callback import Evaluation
@@ -16,7 +17,7 @@ from popo_lightning.metrics.table import MetricsTable
 from popo_lightning.runs.record import RunRecord
 
 MULTILINE, MARGIN = "Multiline", "Margin"
-ACCURACY = ("greedy", "avg", "pass")  # how the last part of a metric of an evaluation begins that is one
+ACCURACY = ("greedy", "avg", "pass")  # how an accuracy's name begins, after its last slash
 # Charts under Custom Scalars: patterns of metrics, or one with its lower and upper bound.
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "learning": {
@@ -39,8 +40,14 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "seconds of an iteration": [MULTILINE, ["^time/iteration$"]],
     },
 }
+LIMITS: dict[str, dict[str, list[Any]]] = {  # charts of a run that has limits
+    "limits": {
+        "mean cost and bound": [MULTILINE, ["^limits/.*/(value|bound)$"]],
+        "multiplier and lambda": [MULTILINE, ["^limits/.*/(multiplier|lambda)$"]],
+    }
+}
 OUTCOMES = ("reward/score", "rollout/effective_share", "replay/share", "policy/entropy")
-# Settings in which runs are compared: these, and all below the second.
+# Settings that tell runs apart: those in COMPARED, and all below the names in COMPARED_BELOW.
 DATA = ("problems_per_iteration", "group_size", "minibatches", "ppo_epochs", "async_level")
 COMPARED = tuple(f"data.{name}" for name in DATA)
 SLOTS = ("advantage", "behave_weight", "trust_region", "regularizers", "aggregation", "optimizer")
@@ -48,36 +55,37 @@ COMPARED_BELOW = ("data.composer", "data.sampler", *(f"model.{name}" for name in
 
 
 class Board(L.Callback):
-    """Lays out charts and names settings in TensorBoard, and tells further loggers all settings.
+    """Lays out charts and names settings in TensorBoard, and logs all settings to the other loggers.
 
     Args:
-        record: Of the run.
+        record: Record of the run.
     """
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the layout, and the settings with the names of the metrics whose last value counts."""
+        """Writes the layout, and the settings with the names of the outcome metrics."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(LAYOUT)
+                limited = len(trainer.datamodule.limits)  # type: ignore[attr-defined]
+                logger.experiment.add_custom_scalars(LAYOUT | LIMITS if limited else LAYOUT)
                 self._add(logger, trainer, ended=False)
             elif not isinstance(logger, MetricsTable):
                 logger.log_hyperparams(all_settings(self.record))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Says that the run has ended well."""
+        """Marks the run as successfully finished in TensorBoard."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 self._add(logger, trainer, ended=True)
 
     def _add(self, logger: Logger, trainer: L.Trainer, ended: bool) -> None:
-        names = dict.fromkeys((*OUTCOMES, *accuracies(trainer)), 0.0)  # names alone: values are those logged
+        names = dict.fromkeys((*OUTCOMES, *accuracies(trainer)), 0.0)  # only names count: values are those logged
         experiment, started, end = hparams(compared_settings(self.record), names)
-        writer = logger.experiment._get_file_writer()  # type: ignore[attr-defined]  # as Lightning's own does
+        writer = logger.experiment._get_file_writer()  # type: ignore[attr-defined]  # as Lightning's logger does
         for summary in (end,) if ended else (experiment, started):
             writer.add_summary(summary)
 
@@ -93,12 +101,12 @@ def accuracies(trainer: L.Trainer) -> list[str]:
 
 
 def all_settings(record: RunRecord) -> dict[str, Any]:
-    """Those that decide what is trained, by dotted name."""
-    return _names(record) | {name: json.loads(value) for name, value in record.settings.items()}
+    """Settings that decide what is trained, by dotted name, without secrets: anybody may read a logger's page."""
+    return without_secrets(_names(record) | {name: json.loads(value) for name, value in record.settings.items()})
 
 
 def compared_settings(record: RunRecord) -> dict[str, str | float | bool]:
-    """The few settings in which runs usually differ, by short names; classes without the path of their module."""
+    """The few settings in which runs usually differ, by short names; classes are named without their module."""
     found: dict[str, str | float | bool] = {**_names(record)}
     for name, text in record.settings.items():
         value = json.loads(text)

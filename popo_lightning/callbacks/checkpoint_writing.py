@@ -1,4 +1,4 @@
-"""A checkpoint written to the disk, or the reason why it could not be."""
+"""Writes a checkpoint to the disk, or says why that failed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from popo_lightning.runs.checkpoint_files import draft_for, finish_folder
 
 
 class NotSavedError(Exception):
-    """A checkpoint that was not written; the run goes on.
+    """Raised if a checkpoint was not written; the run continues.
 
     Args:
-        checkpoint: Its path.
-        why: The reason.
+        checkpoint: Path of the checkpoint.
+        why: Reason why it was not written.
     """
 
     def __init__(self, checkpoint: str, why: str) -> None:
@@ -30,19 +30,19 @@ class NotSavedError(Exception):
 
 
 def write_folder(trainer: L.Trainer, checkpoint: dict[str, Any], target: Path) -> str | None:
-    """Shards of all ranks, in a folder that comes to its place when all are written. Why it cannot be made, or None."""
+    """Writes the shards of all ranks to a draft and moves it into place. Returns why it cannot be made, or None."""
     first = trainer.is_global_zero
     with draft_for(target) if first else nullcontext(target) as draft:
         if (why := broadcast_object(made(draft) if first else None)) is not None:
             return why
-        trainer.strategy.save_checkpoint(checkpoint, draft)  # rank 0 says where
+        trainer.strategy.save_checkpoint(checkpoint, draft)  # the path of rank 0 counts
         if first:
             finish_folder(draft, target)
     return None
 
 
 def made(folder: Path) -> str | None:
-    """Makes a folder; the reason why it cannot be, or None."""
+    """Makes a folder. Returns the reason if it cannot be made, else None."""
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -51,7 +51,7 @@ def made(folder: Path) -> str | None:
 
 
 def words(error: BaseException) -> str:
-    """A reason on one line: of a full disk "No space left on device"."""
+    """The reason on one line, such as "No space left on device" for a full disk."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
@@ -60,12 +60,12 @@ def words(error: BaseException) -> str:
 
 
 def keeps_none(kept: ModelCheckpoint) -> bool:
-    """Whether its settings leave no checkpoint at all."""
+    """Whether the settings keep no checkpoint at all."""
     return kept.save_top_k == 0 and not kept.save_last
 
 
 def only_tries(trainer: L.Trainer) -> bool:
-    """Whether it is a fast_dev_run, which leaves nothing behind."""
+    """Whether the run is a fast_dev_run, which writes nothing."""
     return bool(vars(trainer).get("fast_dev_run"))
 
 

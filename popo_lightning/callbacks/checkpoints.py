@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
+from popo_lightning.callbacks.checkpoint_names import NamedByIterations
 from popo_lightning.callbacks.checkpoint_writing import (
     NotSavedError,
     is_last,
@@ -33,7 +33,7 @@ from popo_lightning.runs.checkpoint_files import WholeFileIO, take_away, tidy
 from popo_lightning.runs.stopping import Stopped
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
 
-# what Lightning notes before it saves
+# attributes that Lightning sets before it saves
 NOTED = (
     "best_model_path",
     "best_model_score",
@@ -47,7 +47,7 @@ NOTED = (
 log = logging.getLogger(__name__)
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(NamedByIterations):
     """Lightning's ModelCheckpoint with atomic files; it also saves at the end and where no optimizer step is taken.
 
     It counts iterations and minibatches, because Lightning's own saves nothing while no optimizer step is taken. Every
@@ -55,22 +55,24 @@ class Checkpoints(ModelCheckpoint):
     weight is not finite, the log gives the reason, the run continues and the previous checkpoint stays. A run that a
     signal stops saves the last point from which it can be resumed bit for bit; save_on_exception saves that point too.
 
-    The arguments are ModelCheckpoint's. every_n_epochs counts iterations, every_n_train_steps minibatches.
+    The arguments are ModelCheckpoint's. every_n_epochs counts iterations, every_n_train_steps minibatches. Without a
+    filename a checkpoint's name is iteration-0015, after 15 iterations, and iteration-0015-minibatch-2 between two
+    minibatches. With a monitor the newest is kept beside the best ones.
     """
 
-    _is_set_up = False  # what comes before needs no words
+    _is_set_up = False  # an error before setup needs no closing words
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes every writer atomic; removes the remains of a writer that died.
+        """Makes every writer atomic, and removes the files that a killed writer left behind.
 
         Raises:
-            SettingError: save_on_exception where a rank alone cannot save.
+            SettingError: save_on_exception is set, but one rank alone cannot save.
         """
         super().setup(trainer, pl_module, stage)
         self._place: ResumePlace | None = None  # the last resumable point
         self._saved: ResumePlace | None = None
-        self._tried: ResumePlace | None = None  # the last that was to be saved
-        self._behind: ResumePlace | None = None  # that is being saved now, if it is one behind
+        self._tried: ResumePlace | None = None  # the last place that a save was tried for
+        self._behind: ResumePlace | None = None  # the place being saved, if it is not the present one
         self._written: str | None = None  # the newest checkpoint of this process
         self._counts, self._why = {"written": 0, "failed": 0}, ""  # and the reason of the last failure
         self._is_set_up = True
@@ -94,14 +96,14 @@ class Checkpoints(ModelCheckpoint):
     # -- when --------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        """Every n minibatches."""
+        """Saves every n minibatches."""
         self._place = ResumePlace.here(trainer)
         due = self._every_n_train_steps >= 1 and self._place.batches % self._every_n_train_steps == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
             self._save_scheduled(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Every n iterations, and after the last: before its evaluation, which may take long."""
+        """Saves every n iterations and after the last, before its evaluation, which may take long."""
         self._place = ResumePlace.here(trainer, finished=True)
         if self._should_skip_saving_checkpoint(trainer):
             return
@@ -112,11 +114,11 @@ class Checkpoints(ModelCheckpoint):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Runs after any error that ended the run."""
+        """Saves the end of the run."""
         self._save_end(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """The last place: if the run was asked to stop, all ranks are here; else only with save_on_exception."""
+        """Saves the last place: on all ranks if the run was asked to stop, else only with save_on_exception."""
         if isinstance(exception, Stopped):
             if trainer.state.fn == "fit":
                 self._save_behind(trainer)
@@ -148,13 +150,13 @@ class Checkpoints(ModelCheckpoint):
         )
 
     def closing_words(self, trainer: L.Trainer) -> list[str]:
-        """Sentences for the end of the run: what could not be written, and whether the newest is worth taking up."""
+        """Sentences for the end of the run: the checkpoints that failed, and whether the newest is worth resuming."""
         saved = self.saved_so_far(trainer)
         found = [None if saved.newest is None else saved.failures(), fall_in_words(trainer, saved.newest)]
         return [sentence for sentence in found if sentence is not None]
 
     def _should_skip_saving_checkpoint(self, trainer: L.Trainer) -> bool:
-        """Also while steps are skipped, since the weights may be on their way out: the one before stays."""
+        """Also skips while steps are skipped, since the weights may be breaking; the checkpoint before stays."""
         skipped = getattr(trainer.lightning_module, "finite_steps", None)
         return bool(
             only_tries(trainer)
@@ -167,41 +169,51 @@ class Checkpoints(ModelCheckpoint):
     def _save_scheduled(self, trainer: L.Trainer) -> None:
         candidates = self._monitor_candidates(trainer)
         self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
+        self._save_newest(trainer, candidates)
 
     def _save_end(self, trainer: L.Trainer) -> None:
-        """Unless the last place is saved, or could not be."""
+        """Saves the last place unless it is saved or its save failed."""
         done = [place.batches for place in (self._saved, self._tried) if place is not None]
         if self._place is not None and self._place.batches not in done:
             self._save_behind(trainer)
 
     def _save_behind(self, trainer: L.Trainer) -> None:
-        """Saves the last point, for any metric, unless it is saved or checkpoints are switched off."""
+        """Saves the last place whatever its metric, unless it is saved or checkpoints are switched off."""
         if self._place is None or keeps_none(self) or only_tries(trainer) or self._saved == self._place:
             return
         self._behind = self._place
         try:
             candidates = self._monitor_candidates(trainer) | self._place.counters
-            if self.monitor is not None or (self.save_last and self.save_last != "link"):
-                self._save_as_last(trainer, candidates)
-            else:
+            if self.monitor is None and (not self.save_last or self.save_last == "link"):
                 self._save_topk_checkpoint(trainer, candidates)
-                self._save_last_checkpoint(trainer, candidates)
+            self._save_newest(trainer, candidates)
         finally:
             self._behind = None
 
-    def _save_as_last(self, trainer: L.Trainer, candidates: dict[str, Tensor]) -> None:
-        """Beside the best ones by a metric, which this one need not be one of."""
-        setting, self.save_last = self.save_last, True
-        try:
-            self._save_last_checkpoint(trainer, candidates)
-        finally:
-            self.save_last = setting
+    def _save_newest(self, trainer: L.Trainer, candidates: dict[str, Tensor]) -> None:
+        """Saves the newest beside the best by a metric, or as last.ckpt if save_last asks for that."""
+        if self.monitor is None or self.save_last or not self.save_top_k:
+            setting = self.save_last
+            if self._behind is not None and self.monitor is not None:
+                self.save_last = True  # a link would lead to an older one
+            try:
+                self._save_last_checkpoint(trainer, candidates)
+            finally:
+                self.save_last = setting
+            return
+        with self._as_before_if_not_saved(trainer):
+            saved = self._written if self._saved == (self._behind or self._place) else None  # as one of the best
+            target = saved or self.format_checkpoint_name(candidates)
+            previous, self.last_model_path = self.last_model_path, target
+            if saved is None:
+                self._save_checkpoint(trainer, target)
+            if previous and self._should_remove_checkpoint(trainer, previous, target):
+                self._remove_checkpoint(trainer, previous)
 
     # -- how ---------------------------------------------------------------------------------------------------
 
     def _newest(self, trainer: L.Trainer) -> str | None:
-        """The newest checkpoint: written by this process, or the one it resumes from, unknown until it does."""
+        """The newest checkpoint: the one this process wrote last, else the one that it resumes from."""
         return self._written or (None if trainer.ckpt_path is None else str(trainer.ckpt_path))
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
@@ -214,7 +226,7 @@ class Checkpoints(ModelCheckpoint):
 
     @contextmanager
     def _as_before_if_not_saved(self, trainer: L.Trainer) -> Iterator[None]:
-        """Nothing is noted, and no older checkpoint removed, where the new one was not written."""
+        """Keeps Lightning's attributes and the older checkpoints as they were if the new one is not written."""
         before = {name: copy.copy(getattr(self, name)) for name in NOTED if hasattr(self, name)}
         try:
             yield
@@ -227,10 +239,10 @@ class Checkpoints(ModelCheckpoint):
             log.warning("%s; %s%s", error, kept, "" if trainer.interrupted else then)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        """Of all ranks.
+        """Saves a checkpoint of all ranks. A collective.
 
         Raises:
-            NotSavedError: On all of them; nothing has changed on the disk.
+            NotSavedError: Raised on all ranks; nothing has changed on the disk.
         """
         self._tried = self._behind or self._place
         why = self._broken(trainer)
@@ -253,7 +265,7 @@ class Checkpoints(ModelCheckpoint):
         return None
 
     def _write(self, trainer: L.Trainer, filepath: str) -> str | None:
-        """Why this rank could not, or None. A rank that cannot write leaves no other waiting."""
+        """Returns why this rank could not write, or None. A rank that fails leaves no other rank waiting."""
         if self._behind is None:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
         else:
@@ -277,7 +289,8 @@ class Checkpoints(ModelCheckpoint):
             take_away(Path(filepath))
 
     def _should_remove_checkpoint(self, trainer: L.Trainer, previous: str, current: str) -> bool:
-        """Not while steps are skipped, or the policy may be broken: the last good one stays."""
+        """Keeps the newest and best, and the last good one while steps are skipped or the policy may be broken."""
         skipped = getattr(trainer.lightning_module, "finite_steps", None)
         kept = (skipped is not None and skipped.in_a_row > 0) or from_before_a_fall(trainer, previous)
+        kept = kept or previous in self.best_k_models or previous == self.last_model_path
         return not kept and super()._should_remove_checkpoint(trainer, previous, current)

@@ -1,4 +1,4 @@
-"""What a run says of its checkpoints when it ends: which one to take up, and what became of the others."""
+"""Sentences about checkpoints when a run ends: which one to resume from, and what became of the others."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class SavedSoFar:
     """What became of a run's checkpoints.
 
     Args:
-        newest: That this process has written, or goes on from; None without any.
-        where: The last thing that is in it, in words; "" where this process has not written it.
-        written: Checkpoints that this process has written.
-        failed: Those that it could not.
+        newest: Newest checkpoint that this process wrote, else the one it resumed from; None if there is none.
+        where: Place in the run that the newest was saved at, in words; "" if this process did not write it.
+        written: Number of checkpoints that this process wrote.
+        failed: Number of checkpoints that could not be written.
         why: Reason of the last failure.
         of_the_end: Whether the newest holds the last place of the run.
-        off: Whether none is to be written.
-        weights_only: Whether they hold weights alone.
+        off: Whether the settings keep no checkpoint.
+        weights_only: Whether checkpoints hold only weights.
     """
 
     newest: str | None
@@ -43,7 +43,7 @@ class SavedSoFar:
 
     @property
     def unusable(self) -> str:
-        """Why training cannot go on from what is saved, as a clause; "" where it can."""
+        """Why no run can resume from what is saved, as a clause; "" if one can."""
         if self.newest is None and self.off:
             return "nothing is saved, as checkpoint.save_top_k is 0"
         if self.newest is None and self.failed:
@@ -56,14 +56,14 @@ class SavedSoFar:
         return ""
 
     def taken_up(self) -> str:
-        """How to go on after an end that nobody asked for, as a sentence."""
+        """How to resume after an unrequested end, as a sentence."""
         if self.newest is None or self.unusable:
             return self.unusable or "nothing was saved before that"
         after = f", after {self.where}" if self.where else ""
         return f"--run.resume true takes up the newest checkpoint, {self.newest}{after}; --ckpt_path an earlier one"
 
     def failures(self) -> str | None:
-        """Of writing, as a sentence; None without any."""
+        """Says how many checkpoints could not be written, as a sentence; None if all were."""
         if not self.failed:
             return None
         tried = self.failed + self.written
@@ -76,15 +76,15 @@ class SavedSoFar:
 
 
 def check_saved(saved: SavedSoFar, record: RunRecord, folder: Path) -> None:
-    """Raises for a run that is over and leaves nothing to go on from, though it was to.
+    """Raises for an ended run whose checkpoints all failed, so that nothing of it is left to resume from.
 
     Args:
-        saved: Of the run.
-        record: Of the run.
-        folder: The run's.
+        saved: What became of the run's checkpoints.
+        record: Record of the run.
+        folder: Folder of the run.
 
     Raises:
-        NothingSavedError: None of its checkpoints could be written.
+        NothingSavedError: None of the run's checkpoints could be written.
     """
     origin = record.origin
     of_another = origin is not None and saved.newest is not None and same(saved.newest, origin["checkpoint"])
@@ -96,11 +96,11 @@ def check_saved(saved: SavedSoFar, record: RunRecord, folder: Path) -> None:
 
 
 def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
-    """Which checkpoint is from before the policy broke, as a sentence; None where it did not.
+    """Says which checkpoint is from before the policy broke, as a sentence; None if it did not break.
 
     Args:
-        trainer: With its callbacks.
-        newest: The newest checkpoint; None without any.
+        trainer: Trainer with its callbacks.
+        newest: Newest checkpoint; None if there is none.
     """
     health = callback_of(trainer, Health)
     if health is None or not health.fall.certain or newest is None:
@@ -118,11 +118,11 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
 
 
 def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
-    """Whether a checkpoint may be the last sound one: the policy may be broken, and was not yet when it was written.
+    """Whether a checkpoint may be the last sound one: the policy may be broken now but was not when it was written.
 
     Args:
-        trainer: With its callbacks.
-        checkpoint: About to be removed.
+        trainer: Trainer with its callbacks.
+        checkpoint: Checkpoint that is about to be removed.
     """
     health = callback_of(trainer, Health)
     if health is None or not health.fall.suspected:
@@ -132,18 +132,18 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
 
 
 def sound_iterations(trainer: L.Trainer, health: Health) -> int:
-    """Iterations after which the policy was certainly not broken yet."""
+    """Number of iterations after which the policy was certainly not broken yet."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return health.fall.sound_iterations(data.async_level + data.weight_sync_interval - 1)
 
 
 def last_sound(newest: str, began_from: Any, limit: int) -> str | None:
-    """The newest of a folder's whole checkpoints with at most so many iterations behind it, or the one begun from.
+    """The newest intact checkpoint of a folder that has at most `limit` iterations; the origin counts as well.
 
     Args:
-        newest: One of the folder.
-        began_from: The checkpoint that the run went on from, or None.
-        limit: Iterations.
+        newest: A checkpoint in the folder.
+        began_from: Checkpoint that the run resumed from, or None.
+        limit: Largest number of iterations.
     """
     found = [*Path(newest).parent.glob("*.ckpt"), *([Path(str(began_from))] if began_from else [])]
     counts = {path: iterations_in(path) for path in found if flaw(path) is None}
@@ -152,7 +152,7 @@ def last_sound(newest: str, began_from: Any, limit: int) -> str | None:
 
 
 def iterations_in(checkpoint: Path) -> int | None:
-    """Iterations that a checkpoint has behind it, one that has begun among them; None where it cannot be read."""
+    """Number of iterations that a checkpoint has begun; None if it cannot be read."""
     try:
         return int(read_checkpoint(checkpoint)["RolloutDataModule"]["iteration"])
     except (SettingError, KeyError):

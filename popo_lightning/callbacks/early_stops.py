@@ -1,4 +1,4 @@
-"""A run that EarlyStopping has ended stays ended, and a resumed or forked one obeys the settings that it is given."""
+"""Keeps a run that EarlyStopping ended from continuing; gives resumed and forked runs the command's settings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class EarlyStops(L.Callback):
-    """Remembers in checkpoints that EarlyStopping has ended the run, and why; a resumed one then ends at once.
+    """Saves in checkpoints that EarlyStopping ended the run, and why. A resumed run then ends at once.
 
-    It goes on where the settings of EarlyStopping in trainer.callbacks have changed since, or where it is left out.
-    Lightning itself would train for one iteration more, and take the checkpoint's patience for the command's.
+    The run continues if the settings of EarlyStopping in trainer.callbacks have changed or were removed. Lightning
+    itself would train one more iteration, and would replace the command's patience by the checkpoint's.
 
     Args:
-        settings: Of EarlyStopping, as one text.
-        forks: Whether the run begins from another run's checkpoint: what that one waited for is none of its own.
+        settings: Settings of EarlyStopping as one text.
+        forks: Whether the run begins from another run's checkpoint; that run's counts of EarlyStopping are discarded.
     """
 
     def __init__(self, settings: str, forks: bool) -> None:
@@ -31,12 +31,17 @@ class EarlyStops(L.Callback):
         self._ended: dict[str, Any] | None = None
         self._patience: list[int] = []
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether EarlyStopping has ended the run."""
+        return self._ended is not None
+
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Notes what a checkpoint would replace."""
+        """Notes the patience of the settings, which a checkpoint would replace."""
         self._patience = [callback.patience for callback in _early(trainer)]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Ends a run that was ended."""
+        """Restores the patience of the settings, and ends a run that EarlyStopping had ended."""
         for callback, patience in zip(_early(trainer), self._patience, strict=True):
             callback.patience = patience
             if self.forks:
@@ -50,7 +55,7 @@ class EarlyStops(L.Callback):
             log.warning("%s", early_stop_in_words(trainer.default_root_dir, self._ended))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Looks whether the run has been ended, after all who measure."""
+        """Notes whether EarlyStopping has ended the run; comes after the callbacks that measure."""
         for callback in _early(trainer):
             if trainer.should_stop and callback.stopping_reason_message and self._ended is None:
                 why = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
@@ -58,7 +63,7 @@ class EarlyStops(L.Callback):
                 self._ended = {"iteration": iteration, "why": why, "settings": self.settings}
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the run has been ended."""
+        """Where and why EarlyStopping ended the run, or None."""
         return {"ended": self._ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

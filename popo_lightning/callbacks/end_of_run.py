@@ -1,4 +1,4 @@
-"""The sentences that end a run: what became of its checkpoints, and which one to take."""
+"""Sentences that end a run: what became of its checkpoints, and which one to use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from popo_lightning.runs.record import RunRecord
 
 
 def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> list[str]:
-    """What the end of a run says of its checkpoints.
+    """Sentences about checkpoints at the end of a run.
 
     Args:
-        trainer: That has ended.
-        record: Of the run.
-        folder: The run's.
+        trainer: Trainer that has ended.
+        record: Record of the run.
+        folder: Folder of the run.
 
     Raises:
-        NothingSavedError: The run leaves nothing to go on from.
+        NothingSavedError: The run leaves nothing to resume from.
     """
     found: list[str] = []
     for callback in trainer.checkpoint_callbacks:

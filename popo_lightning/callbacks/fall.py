@@ -1,21 +1,21 @@
-"""A policy that gives no right response any more: an optimizer step broke it, though its weights are finite."""
+"""Detects that an optimizer step broke the policy: no response is right any more, though its weights are finite."""
 
 from __future__ import annotations
 
 from typing import Any
 
-WINDOW = 10  # iterations before the fall that are looked at
-MOST_WRONG = 0.5  # of their groups were all wrong on average: else several such iterations may be chance
+WINDOW = 10  # iterations before the fall that are averaged
+MOST_WRONG = 0.5  # limit of their mean share of all-wrong groups: above it, several such iterations may be chance
 
 
 class Fall:
-    """Watches the share of fresh groups without a right response.
+    """Detects a fall from the share of fresh groups without a right response.
 
     Args:
-        patience: Iterations in a row without any right response after which it is a fall.
+        patience: Consecutive iterations without any right response that make a fall.
 
     Attributes:
-        since: The first of the present iterations without a right response; None where the last one had some.
+        since: First of the present iterations without a right response; None if the last iteration had one.
     """
 
     def __init__(self, patience: int) -> None:
@@ -26,11 +26,11 @@ class Fall:
         self._told = False
 
     def see(self, all_wrong_share: float | None, iteration: int) -> bool:
-        """Takes note of an iteration, and says whether it is time to speak.
+        """Notes an iteration, and returns whether to warn now.
 
         Args:
-            all_wrong_share: `rollout/all_wrong_share`; None where nothing was sampled.
-            iteration: Counted from 1.
+            all_wrong_share: `rollout/all_wrong_share`; None if nothing was sampled.
+            iteration: Number of the iteration, counted from 1.
         """
         if all_wrong_share is None:
             return False
@@ -46,30 +46,30 @@ class Fall:
 
     @property
     def before(self) -> float:
-        """Mean share of groups without a right response before."""
+        """Mean share of groups without a right response before the fall."""
         return sum(self._before) / len(self._before) if self._before else 1.0
 
     @property
     def suspected(self) -> bool:
-        """Whether the last iteration had no right response, though those before it had."""
+        """Whether the last iteration had no right response although most groups had one before."""
         return self.since is not None and self.before < MOST_WRONG
 
     @property
     def certain(self) -> bool:
-        """Whether so many in a row had none that it is no chance."""
+        """Whether so many consecutive iterations had none that it is not chance."""
         return self.suspected and self._wrong >= self.patience
 
     def sound_iterations(self, behind: int) -> int:
-        """Iterations after which the policy was certainly not broken yet.
+        """Number of iterations after which the policy was certainly not broken yet.
 
         Args:
-            behind: Iterations by which the weights that sample may be older than the newest.
+            behind: Largest number of iterations by which the sampling weights are older than the newest.
         """
         assert self.since is not None
-        return self.since - 2 - behind  # what iteration n samples with was trained in iteration n - 1
+        return self.since - 2 - behind  # iteration n samples with the weights of iteration n - 1
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return {"since": self.since, "before": self._before, "wrong": self._wrong, "told": self._told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

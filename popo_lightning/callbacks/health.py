@@ -88,12 +88,12 @@ class Health(L.Callback):
                 log.warning("iteration %d: %s", iteration, sentence)
 
     def statements(self, metrics: dict[str, float]) -> list[str]:
-        """What is to be said of an iteration's metrics; to be called once for each."""
+        """Warnings about an iteration's metrics; call it once per iteration."""
         kinds = (self._ess, self._weight, self._entropy, self._replayed, self._share, self._cut, self._still)
         return [sentence for kind in kinds if (sentence := kind(metrics))]
 
     def _course(self, name: str, metrics: dict[str, float]) -> Course:
-        """Of a metric, with its present value if there is one."""
+        """Course of a metric, with its present value added if there is one."""
         course = self._courses.setdefault(name, Course())
         if name in metrics:
             course.add(metrics[name])
@@ -191,7 +191,7 @@ class Health(L.Callback):
         )
 
     def _judged(self, kind: str, is_outside: bool | None, sentence: Callable[[], str]) -> str:
-        """The sentence and its setting, where it is time to say it; None stands for a metric that is not there."""
+        """The sentence and its setting if it is time to warn, else ""; None stands for a missing metric."""
         if is_outside is None or not self._watched.setdefault(kind, Watched()).sees(is_outside, self.patience):
             return ""
         return f"{sentence()} (health.{kind}; README has the healthy ranges)"
@@ -199,7 +199,7 @@ class Health(L.Callback):
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """So that a resumed run does not repeat itself."""
+        """State for a checkpoint, so that a resumed run does not repeat warnings."""
         return {
             "watched": {kind: asdict(watched) for kind, watched in self._watched.items()},
             "courses": {name: asdict(course) for name, course in self._courses.items()},
@@ -212,12 +212,12 @@ class Health(L.Callback):
         self._watched = {kind: Watched(**watched) for kind, watched in state_dict["watched"].items()}
         self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
         self._steps = state_dict["steps"]
-        if "fall" in state_dict:  # which an earlier version did not have
+        if "fall" in state_dict:  # an earlier version saved none
             self.fall.load_state_dict(state_dict["fall"])
 
 
 def _why(course: Course, metrics: dict[str, float]) -> str:
-    """What hardly any effective group means, and what to do."""
+    """Says why hardly any group is effective, and what to do."""
     if metrics.get("rollout/all_wrong_share", 0.0) <= 0.5:
         return "the problems are too easy: take harder ones, or raise data.group_size"
     if course.start >= 2 * course.now and course.start > 0:

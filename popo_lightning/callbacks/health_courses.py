@@ -1,23 +1,23 @@
-"""The course of a metric over iterations, and when it has been out of range long enough to be spoken of."""
+"""The course of a metric over iterations, and whether it has been out of range long enough for a warning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-WINDOW = 10  # iterations over which the effective share is averaged: that of a few groups is often 0 by chance
-RECOVERED = 10  # iterations in range, after which a metric may be spoken of again
-MOST_SAID = 3  # times that a kind is spoken of in a run
+WINDOW = 10  # iterations in a mean: the effective share of a few groups is often 0 by chance
+RECOVERED = 10  # consecutive iterations in range, after which a kind may be warned of again
+MOST_SAID = 3  # warnings of one kind per run
 
 
 @dataclass
 class Watched:
-    """What is remembered of one kind of statement.
+    """State of one kind of warning.
 
     Args:
-        outside: Iterations in a row out of range.
-        inside: Iterations in a row in range.
-        told: Whether the present excursion has been spoken of.
-        said: Times it has been spoken of.
+        outside: Consecutive iterations out of range.
+        inside: Consecutive iterations in range.
+        told: Whether the present excursion has been warned of.
+        said: Number of warnings so far.
     """
 
     outside: int = 0
@@ -26,7 +26,7 @@ class Watched:
     said: int = 0
 
     def sees(self, is_outside: bool, patience: int) -> bool:
-        """Takes note of an iteration, and says whether it is time to speak."""
+        """Notes an iteration, and returns whether to warn now."""
         self.outside = self.outside + 1 if is_outside else 0
         self.inside = 0 if is_outside else self.inside + 1
         if self.inside >= RECOVERED:
@@ -39,43 +39,43 @@ class Watched:
 
 @dataclass
 class Course:
-    """What a metric was at the start of the run and is now.
+    """Values of a metric at the start of the run and now.
 
     Args:
-        first: Values of the first iterations that have it.
-        recent: Those of the last.
+        first: Values of the first iterations that have the metric.
+        recent: Values of the last iterations that have it.
     """
 
     first: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
 
     def add(self, value: float) -> None:
-        """The next iteration's."""
+        """Adds the value of the next iteration."""
         if len(self.first) < WINDOW:
             self.first.append(value)
         self.recent = [*self.recent, value][-WINDOW:]
 
     @property
     def start(self) -> float:
-        """Mean at the start."""
+        """Mean of the first values."""
         return sum(self.first) / max(1, len(self.first))
 
     @property
     def now(self) -> float:
-        """Mean of late."""
+        """Mean of the recent values."""
         return sum(self.recent) / max(1, len(self.recent))
 
     @property
     def whole(self) -> bool:
-        """Whether there are enough values for a mean."""
+        """Whether there are enough recent values for a mean."""
         return len(self.recent) == WINDOW
 
 
 def below(value: float | None, limit: float | None) -> bool | None:
-    """None where the metric is not there, or nothing is asked of it."""
+    """Whether the value is below the limit; None if there is no value or no limit."""
     return None if value is None or limit is None else value < limit
 
 
 def above(value: float | None, limit: float | None) -> bool | None:
-    """As :func:`below`."""
+    """Whether the value is above the limit; None if there is no value or no limit."""
     return None if value is None or limit is None else value > limit

@@ -13,14 +13,15 @@ import torch
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import all_gather_object, broadcast_object, gather_object
+from popo_lightning.metrics.buffer_estimate import SUMS, buffer_metrics, buffer_sums
 from popo_lightning.metrics.monitors import publish
 from popo_lightning.rollout.engine_gap import GapLimits
 from popo_lightning.training.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.training.token_sums import TokenSums, token_metrics
 
-WORK = ("row_tokens", "flops")  # of a training step on one rank
-BEFORE_STEPS = ("prox", "values")  # phases of a training step that come before its passes
-# nan or infinite where there is nothing to measure: no replayed group, no step, no effective group so far
+WORK = ("row_tokens", "flops")  # numbers of a training step on one rank
+BEFORE_STEPS = ("prox", "values")  # phases of a training step before its passes
+# These are nan or infinite if there is nothing to measure: no replayed group, no step, no effective group so far.
 UNMEASURED = ("replay/age_mean", "replay/age_max", "train/loss", "train/grad_norm", "total/dynamic_sampling_responses")
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Monitor(L.Callback):
             bfloat16; after the first sync of unchanged weights it takes the default of gap_warning. null only warns.
         peak_tflops: Peak of the GPU in dense bfloat16 TFLOP/s, for throughput/mfu. null looks the GPU up by its name.
             throughput/mfu is left out for an unknown GPU and on a CPU.
+        estimate_buffer: Log estimate/buffer_acc, what the present policy would score on the replayed problems, by the
+            proximal log-probs of all minibatches but the first. It costs no pass.
     """
 
     def __init__(
@@ -48,22 +51,30 @@ class Monitor(L.Callback):
         gap_warning: float | None = None,
         gap_error: float | Literal["auto"] | None = "auto",
         peak_tflops: float | None = None,
+        estimate_buffer: bool = False,
     ) -> None:
         for name, value in (("gap_warning", gap_warning), ("gap_error", gap_error)):
             if value is not None and value != "auto" and not value > 0:
                 raise SettingError(f"monitor.{name} is {value}; use a positive number of nats, or null")
         self.limits = GapLimits(gap_warning, gap_error)
         self.peak_tflops = check_peak(peak_tflops)
+        self.estimate_buffer = estimate_buffer
         self._tokens = TokenSums()
         self._steps: list[dict[str, float]] = []
         self._named = False  # whether the log has names of metrics that were not finite
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Has engine and policy compared before they train or evaluate."""
-        trainer.datamodule.compare_engine(self.limits)  # type: ignore[attr-defined]
+        """Lets the data module compare engine and policy before they train or evaluate."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and self.estimate_buffer and data.steps < 2:
+            raise SettingError(
+                f"monitor.estimate_buffer is true, but data.minibatches is {data.minibatches}, whose first has no "
+                "proximal log-probs; use 2 or more, or set it to false"
+            )
+        data.compare_engine(self.limits)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Goes on with an iteration that a checkpoint interrupted: Lightning starts, or ends, it no second time."""
+        """Continues an interrupted iteration: Lightning does not start it again, nor end it if no step is left."""
         self._worker = Worker.of_policy(pl_module, self.peak_tflops)
         self.on_train_epoch_start(trainer, pl_module)
         kept = trainer.datamodule.kept_by_ranks  # type: ignore[attr-defined]
@@ -74,7 +85,7 @@ class Monitor(L.Callback):
             self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Starts the iteration's wall clock, which the engine's start does not count against."""
+        """Starts the iteration's wall clock, which excludes the start of the engine."""
         self._began = time.perf_counter()
         self._start_before = trainer.datamodule.start_seconds  # type: ignore[attr-defined]
 
@@ -87,15 +98,18 @@ class Monitor(L.Callback):
         """Collects the step's numbers."""
         seconds = time.perf_counter() - self._step_began
         before = trainer.datamodule.clock.seconds(*BEFORE_STEPS) - self._before_began  # type: ignore[attr-defined]
-        if not outputs.get("skipped"):  # its numbers are no longer those of anything
+        if not outputs.get("skipped"):  # the token sums of a skipped step describe no step
             self._tokens.merge(outputs["tokens"])
         step = {name: float(value) for name, value in outputs.items() if name not in ("tokens", "region")}
         step |= {f"region/{name}": value for name, value in outputs.get("region", {}).items()}
         step |= {"seconds": seconds, "train_seconds": seconds - before, "first": float(batch.index == 0)}
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.estimate_buffer and batch.index >= data.steps - data.minibatches:  # each group once, in the last pass
+            step |= buffer_sums(batch)
         self._steps.append(step | self._worker.work(batch))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Computes and logs."""
+        """Computes and logs the iteration's metrics."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         learned = any(step["stepped"] for step in self._steps)
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
@@ -108,12 +122,12 @@ class Monitor(L.Callback):
             logger.log_metrics(finite, step=data.iteration)
         publish(trainer, pl_module, metrics, learned)
         exact = pl_module.compute_dtype == torch.float32
-        # rank 0 has it over the tokens of every rank; a rank that stopped for its own would leave the others waiting
+        # the mean over all ranks' tokens, from rank 0: a rank that stopped alone would leave the others waiting
         gap = broadcast_object(metrics.get("engine/logp_gap_mean", 0.0))
         self._check_gap(gap, exact, data.gap_floor)
 
     def _not_finite(self, metrics: dict[str, float], iteration: int) -> list[str]:
-        """Names of what was measured and is not finite: loggers leave it out, so it is counted, and named once."""
+        """Names of measured metrics that are not finite. Loggers omit them, so they are counted, and named once."""
         found = [name for name, value in metrics.items() if not math.isfinite(value) and name not in UNMEASURED]
         if found and not self._named:
             log.warning(
@@ -139,10 +153,13 @@ class Monitor(L.Callback):
         for name, shown in names.items():
             values = [step[name] for step in stepped if name in step]
             metrics |= {shown: _mean(values)} if values else {}
+        metrics |= buffer_metrics(steps)
         metrics |= throughput_metrics(steps, all_gather_object(self._worker.state()))
-        return metrics | token_metrics(
-            [TokenSums.from_plain(of_rank) for of_rank in gather_object(self._tokens.to_plain())]
-        )
+        found = token_metrics([TokenSums.from_plain(of_rank) for of_rank in gather_object(self._tokens.to_plain())])
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.sampling.temperature_spread or data.behave == "trainer":  # not the gap of engine and trainer
+            found = {name: value for name, value in found.items() if not name.startswith("engine/")}
+        return metrics | found
 
     def _seconds(self, data: Any) -> dict[str, float]:
         seconds = data.clock.take()
@@ -154,7 +171,7 @@ class Monitor(L.Callback):
 
     def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
         warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)
-        if error < math.inf and not gap <= error:  # nan is no small gap
+        if error < math.inf and not gap <= error:  # nan counts as too large
             raise RuntimeError(
                 f"engine and policy disagree by {gap:.3g} nats a token on average (monitor.gap_error is "
                 f"{self.limits.error}, here {error:.3g}): the engine does not have the policy's weights, or samples "
@@ -169,18 +186,18 @@ class Monitor(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps of an iteration that a checkpoint interrupts, on this rank; `data.kept_by_ranks` has all ranks'."""
+        """This rank's steps of an interrupted iteration; `data.kept_by_ranks` saves those of all ranks."""
         return {"steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: what all ranks kept comes with the rollouts."""
+        """Does nothing: the data module restores what all ranks kept."""
 
     def _own(self) -> dict[str, Any]:
-        """What this rank collected of the iteration."""
+        """What this rank collected in the iteration."""
         return {"steps": self._steps, "tokens": self._tokens.to_plain()}
 
     def _resume(self, saved: Sequence[dict[str, Any]], rank: int, ranks: int) -> None:
-        """Takes up what each rank had collected, each rank its own where their number is the same."""
+        """Restores what the ranks had collected. Each rank gets its own if the number of ranks is the same."""
         if saved:
             self._steps = saved[rank]["steps"] if len(saved) == ranks else _dealt_out(saved, ranks)
         for of_rank in saved[rank::ranks]:
@@ -188,17 +205,17 @@ class Monitor(L.Callback):
 
 
 def _dealt_out(saved: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, float]]:
-    """Steps that other ranks took, as each of these would have: together they are what they were."""
+    """Steps of another number of ranks, divided among these so that sums over ranks stay the same."""
     steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*(rank["steps"] for rank in saved), strict=True)]
-    return [step | {name: step[name] / ranks for name in WORK} for step in steps]
+    return [step | {name: step[name] / ranks for name in (*WORK, *SUMS) if name in step} for step in steps]
 
 
 def _of_all_ranks(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """One step. Each rank's losses are divided by the tokens of all, times the ranks; its work adds up to the step's,
-    which takes as long as the slowest; the rest is the same.
+    """Merges one step over ranks. Losses are averaged, since each rank scales its own by ranks / tokens of all ranks.
+    Work is summed, the slowest rank gives the seconds, and the rest is equal on all ranks.
     """
     losses = {name: _mean([step[name] for step in steps]) for name in ("mean_loss", "value_loss") if name in steps[0]}
-    work = {name: sum(step[name] for step in steps) for name in WORK}
+    work = {name: sum(step[name] for step in steps) for name in (*WORK, *SUMS) if name in steps[0]}
     return steps[0] | losses | work | {"train_seconds": max(step["train_seconds"] for step in steps)}
 
 

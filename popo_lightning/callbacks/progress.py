@@ -1,8 +1,7 @@
-"""One live line in a terminal, one plain line every few iterations in a log file."""
+"""A bar in a terminal, one plain line every few iterations in a log file, and the block that ends a run."""
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from popo_lightning.callbacks.export_words import export_words
+from popo_lightning.callbacks.closing_block import closing_block
+from popo_lightning.callbacks.progress_lines import Course, bar, hours
 from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.core.work import Work
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
@@ -25,10 +25,15 @@ SHOWN = {
     "entropy": ("policy/entropy", "{:.3f}"),
     "rollouts": ("total/responses", "{:,.0f}"),
 }
+BETWEEN = 30.0  # seconds between two lines of a log about one piece of work
+SAMPLING = "sampling"
 
 
 class Progress(L.Callback):
-    """Prints iteration, reward, shares, entropy, rollouts and remaining time, and the tables of evaluations.
+    """Prints what a run is doing, iterations, times, reward, shares, entropy and rollouts, and tables of evaluations.
+
+    In a terminal, a bar shows iterations, elapsed time, seconds per iteration, the time left and the present work. The
+    end of a run prints where everything is, and the commands that look at the run, export it and train it further.
 
     Args:
         every_n_iterations: Iterations between lines if the output is not a terminal.
@@ -38,48 +43,71 @@ class Progress(L.Callback):
         self.every_n_iterations = every_n_iterations
         self.console = Console(stderr=True, highlight=False)
         if not self.console.is_terminal:
-            self.console.width = 160  # a log file has no edge to fold tables at
+            self.console.width = 160  # a log file is not as narrow as a terminal
         self._live: Live | None = None
         self._shown: EvaluationResult | None = None
+        self._course: Course | None = None
+        self._work = Work()
+        self._values: dict[str, str] = {}
+        self._began = self._said = time.perf_counter()
+        self._ended = False
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Says what the first seconds, or a minute, are spent on."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and stage == "fit":
-            work = f"loading the policy, starting {type(data.engine).__name__}"
-            self.console.print(f"{trainer.default_root_dir}: {work}", soft_wrap=True, markup=False)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Opens the live line."""
-        self._began, self._first = time.perf_counter(), trainer.current_epoch
-        if trainer.is_global_zero and self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=False)
-            self._live.start()
-        self._show_evaluation(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refreshes."""
+        """Shows what the first seconds, or a minute, are spent on."""
         if not trainer.is_global_zero:
             return
-        self._show_evaluation(trainer)
-        done = trainer.current_epoch + 1
-        values = self._values(pl_module.iteration_metrics, done, trainer.max_epochs or -1)
-        if self._live is not None:
-            self._live.update(_line(values))
-        elif done % self.every_n_iterations == 0 or done == trainer.max_epochs:
-            self.console.print("  ".join(f"{name} {value}" for name, value in values.items()), soft_wrap=True)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._began, self._ended, self._course = time.perf_counter(), False, None
+        self._work = data.maker.work
+        self._work.changed = self._on_work
+        self._work.what = f"loading the policy, starting {type(data.engine).__name__}"
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._bar, transient=True)
+            self._live.start()
+        else:
+            self._print(self._work.what)
 
-    def _values(self, metrics: dict[str, float], done: int, whole: int) -> dict[str, str]:
-        shown = {"iteration": f"{done}/{whole}" if whole > 0 else str(done)}
-        shown |= {name: form.format(metrics[key]) for name, (key, form) in SHOWN.items() if key in metrics}
-        if whole > 0:
-            a_piece = (time.perf_counter() - self._began) / max(1, done - self._first)
-            left = int(a_piece * (whole - done))
-            shown["left"] = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        return shown
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Shows the first evaluation; everything is loaded by now."""
+        self._work.what = SAMPLING
+        self._course = Course(max(0, trainer.max_epochs or 0), trainer.current_epoch)
+        self._show_evaluation(trainer)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Shows that the policy trains."""
+        self._work.what, self._work.whole = "training", 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Shows that the next responses are sampled."""
+        self._work.what, self._work.whole = SAMPLING, 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Updates the bar, or prints a line every few iterations."""
+        if not trainer.is_global_zero or self._course is None:
+            return
+        self._show_evaluation(trainer)
+        done, metrics = trainer.current_epoch + 1, pl_module.iteration_metrics
+        self._course.advance(done)
+        self._values = {name: form.format(metrics[key]) for name, (key, form) in SHOWN.items() if key in metrics}
+        if self._live is None and (done % self.every_n_iterations == 0 or done == trainer.max_epochs):
+            numbers = self._course.values() | self._values
+            self._print("  ".join(f"{name} {value}" for name, value in numbers.items()))
+
+    def _bar(self) -> Any:
+        return bar(self._course, str(self._work), self._values, self._began)
+
+    def _on_work(self) -> None:
+        """Prints a line in a log about work that takes long."""
+        now = time.perf_counter()
+        if self._live is None and now - self._said > BETWEEN and self._work.whole:
+            self._print(f"{hours(now - self._began)}  {self._work}")
+
+    def _print(self, line: str) -> None:
+        self._said = time.perf_counter()
+        self.console.print(line, soft_wrap=True, markup=False)
 
     def _show_evaluation(self, trainer: L.Trainer) -> None:
-        """A table of the newest evaluation, unless that has been shown."""
+        """Prints a table of the newest evaluation unless it has been shown."""
         evaluation = callback_of(trainer, Evaluation)
         result = evaluation.latest if evaluation else None
         if result is None or result is self._shown or not result.benchmarks or not trainer.is_global_zero:
@@ -91,7 +119,7 @@ class Progress(L.Callback):
         self.console.print(benchmark_sheet(result, title).for_terminal(), "", crop=False)
 
     def _show_end(self, trainer: L.Trainer) -> None:
-        """What is worth reading once, at the end: the newest evaluation's parts, and where everything is."""
+        """Prints once, at the end: the newest evaluation by part, the change since the first, and its files."""
         evaluation = callback_of(trainer, Evaluation)
         if evaluation is None or evaluation.latest is None or not trainer.is_global_zero:
             return
@@ -103,22 +131,26 @@ class Progress(L.Callback):
                 change_sheet(evaluation.history[0], evaluation.history[-1]).for_terminal(), "", crop=False
             )
         if evaluation.written is not None:
-            self.console.print(f"evaluation written to {evaluation.written}", soft_wrap=True, markup=False)
+            self._print(f"evaluation written to {evaluation.written}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Closes the live line; the last evaluation with its parts, and the first beside it."""
+        """Closes the bar; prints the last evaluation, also by part and compared with the first."""
         self._close()
         self._show_evaluation(trainer)
         self._show_end(trainer)
-        if trainer.is_global_zero and (words := export_words(trainer)) is not None:
-            self.console.print(words, soft_wrap=True, markup=False)
-            run = shlex.quote(trainer.default_root_dir)
-            self.console.print(
-                f"look at the run by: popo show {run}   or: tensorboard --logdir {run}", soft_wrap=True, markup=False
-            )
+        self._ended = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Prints where everything is and the commands that continue from there, once all is saved."""
+        self._close()
+        if stage == "fit" and self._ended and trainer.is_global_zero:
+            block = closing_block(trainer)
+            width = max(map(len, block))
+            for name, value in block.items():
+                self._print(f"{name:<{width}}  {value}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Closes the live line, so that the error stands below it."""
+        """Closes the bar, so that the error is printed below it."""
         self._close()
 
     def _close(self) -> None:
@@ -127,16 +159,9 @@ class Progress(L.Callback):
             self._live = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The result of validate, with its parts and where it is written."""
+        """Prints the result of validate, also by part, and the path that it is written to."""
+        self._close()
         self._show_evaluation(trainer)
         self._show_end(trainer)
 
     on_test_end = on_predict_end = on_validation_end
-
-
-def _line(values: dict[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in values:
-        table.add_column(name, no_wrap=True)
-    table.add_row(*values.values())
-    return table

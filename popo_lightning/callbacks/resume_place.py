@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
+from popo_lightning.callbacks.checkpoint_names import ITERATION, MINIBATCH, counters
 from popo_lightning.core.kept_state import containers_copied
 from popo_lightning.rollout.rank_states import PlaceState
 
@@ -27,6 +28,7 @@ class ResumePlace:
         words: Description for the user.
         entries: Entries of the checkpoint.
         data: The data module's state on this rank.
+        names: Iterations and minibatches done, for the checkpoint's name.
     """
 
     batches: int
@@ -34,11 +36,13 @@ class ResumePlace:
     words: str
     entries: dict[str, Any]
     data: PlaceState | None
+    names: dict[str, Tensor]
 
     @classmethod
     def here(cls, trainer: L.Trainer, finished: bool = False) -> ResumePlace:
-        """The place the run is at. Not a collective."""
+        """The run's present place. Not a collective."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names = counters(trainer)
         entries = {
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
@@ -48,9 +52,10 @@ class ResumePlace:
         return cls(
             trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             finished,
-            _words(trainer, data),
+            _words(names, data),
             containers_copied(entries),
             data.place_state(anew=False) if hasattr(data, "place_state") else None,
+            names,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -58,20 +63,21 @@ class ResumePlace:
 
     @property
     def counters(self) -> dict[str, Tensor]:
-        """For the checkpoint's name."""
-        return {"epoch": torch.tensor(self.entries["epoch"]), "step": torch.tensor(self.entries["global_step"])}
+        """Counters for the checkpoint's name."""
+        lightnings = {"epoch": self.entries["epoch"], "step": self.entries["global_step"]}
+        return self.names | {name: torch.tensor(value) for name, value in lightnings.items()}
 
     def weights_moved(self, trainer: L.Trainer) -> bool:
-        """Whether a minibatch has begun since: its steps, and what comes around them, move weights."""
+        """Whether a minibatch has begun since; its steps and the hooks around them change weights."""
         return self.batches != trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
     def dump(self, trainer: L.Trainer, weights_only: bool, own_key: str) -> dict[str, Any]:
-        """The checkpoint of this place, made later. A collective.
+        """Makes the checkpoint of this place at a later time. A collective.
 
         Args:
-            trainer: Whose weights and optimizer are still those of the place.
-            weights_only: As of Lightning.
-            own_key: Of the callback that saves, whose state is the present one.
+            trainer: Trainer whose weights and optimizer are still those of this place.
+            weights_only: Lightning's setting of that name.
+            own_key: Key of the callback that saves; its state is the present one.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.data is not None:
@@ -88,7 +94,6 @@ class ResumePlace:
         return checkpoint
 
 
-def _words(trainer: L.Trainer, data: Any) -> str:
-    iteration, left = getattr(data, "iteration", trainer.current_epoch + 1), len(getattr(data, "pending", ()))
-    steps = getattr(data, "steps", 0)
-    return f"iteration {iteration}" + (f", minibatch {steps - left} of {steps}" if left else "")
+def _words(names: dict[str, Tensor], data: Any) -> str:
+    done, steps = int(names[ITERATION]), int(names[MINIBATCH])
+    return f"iteration {done + 1}, minibatch {steps} of {data.steps}" if steps else f"iteration {done}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ import lightning as L
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.rollout.report import Totals
-from popo_lightning.runs.record import RunRecord
+from popo_lightning.runs.record import CONFIG, RunRecord
 from popo_lightning.runs.stopping import Stopped
-
-CONFIG = "config.yaml"
 
 
 class RunKeeper(L.Callback):
@@ -23,23 +22,31 @@ class RunKeeper(L.Callback):
     Args:
         record: Identity of the run.
         save_config: Writes the settings to a path.
-        forks: Whether the run begins from another run's checkpoint: what that one has done is none of its own.
+        forks: Whether the run begins from another run's checkpoint, whose counts are then reset.
+        opening: Gives the sentences that the run begins with. They are printed once nothing can refuse the run.
     """
 
-    def __init__(self, record: RunRecord, save_config: Callable[[Path], None], forks: bool = False) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        save_config: Callable[[Path], None],
+        forks: bool = False,
+        opening: Callable[[L.Trainer], Iterable[str]] = lambda trainer: (),
+    ) -> None:
         self.record = record
         self.forks = forks
+        self.opening = opening
         self._save_config = save_config
         self._folder = Path()
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """All ranks take rank 0's folder: it alone has claimed one, which may be another than they found free."""
-        # no public way to set it
+        """Gives all ranks rank 0's folder: only rank 0 claims one, which may differ from the one they found free."""
+        # Lightning has no public way to set it
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
         self._folder = Path(trainer.default_root_dir).absolute()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the files; of a run that forks, counts begin anew."""
+        """Writes the files, and resets the counts of a run that forks."""
         if self.forks:
             trainer.datamodule.totals = Totals()  # type: ignore[attr-defined]
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -53,6 +60,8 @@ class RunKeeper(L.Callback):
             self._save_config(draft)
             draft.replace(self._folder / CONFIG)
             self.record.write(self._folder)
+            for sentence in self.opening(trainer):
+                print(f"popo: {sentence}", file=sys.stderr)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Tells the command line what the run began from."""

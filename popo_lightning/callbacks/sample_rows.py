@@ -1,4 +1,4 @@
-"""Lines of samples.jsonl: a response, what was asked, what it was worth, and how old it is."""
+"""Rows of samples.jsonl: a response with its prompt, rewards, advantage and age."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
 
 SHOWN_CHARACTERS = 2000
-IMAGES = "samples_images"  # of the run's folder: images that problems hold as bytes
+IMAGES = "samples_images"  # folder inside the run's, for images that problems hold as bytes
 
 
 def group_rows(group: Group, advantages: Sequence[Tensor | None], version: int) -> Iterator[dict[str, Any]]:
-    """A row for each response of a group. Long texts are cut.
+    """Yields a row for each response of a group. Long texts are cut.
 
     Args:
-        group: Graded.
-        advantages: One a response, of one number or one a token, whose mean is noted; None where nothing is trained on.
+        group: Graded group.
+        advantages: One per response, with one number or one per token; rows show the mean. None if nothing is trained.
         version: Policy version of the iteration.
     """
     problem = group.problem
     images = {"images": [_name(image) for image in problem.images]} if problem.images else {}
     for response, advantage in zip(group.responses, advantages, strict=True):
-        yield {
-            "iteration": version + 1,
-            "group": group.id,
-            "problem": problem.id,
-            "prompt": _cut(problem.prompt),
-            "answer": problem.answer,
-            "response": response.text[:SHOWN_CHARACTERS],
-            "score": response.parts["score"],
-            "parts": response.parts,
-            "failure": response.failure,
-            "advantage": None if advantage is None else round(float(advantage.float().mean()), 3),
-            "age": version - group.version_of(response),
-            "fresh": group.version == version,
-            "finish_reason": response.finish_reason,
-            "tokens": len(response.token_ids),
-        } | images
+        yield (
+            {
+                "iteration": version + 1,
+                "group": group.id,
+                "problem": problem.id,
+                "prompt": _cut(problem.prompt),
+                "answer": problem.answer,
+                "response": response.text[:SHOWN_CHARACTERS],
+                "score": response.parts["score"],
+                "parts": response.parts,
+                "failure": response.failure,
+                "advantage": None if advantage is None else round(float(advantage.float().mean()), 3),
+                "age": version - group.version_of(response),
+                "fresh": group.version == version,
+                "finish_reason": response.finish_reason,
+                "tokens": len(response.token_ids),
+            }
+            | ({} if response.temperature is None else {"temperature": round(response.temperature, 3)})
+            | images
+        )
 
 
 def save_images(folder: Path, problem: Problem) -> None:
@@ -55,12 +59,12 @@ def save_images(folder: Path, problem: Problem) -> None:
 
 
 def _name(image: str | bytes) -> str:
-    """Its path; that of bytes is relative to the run's folder."""
+    """Path of an image. For bytes it is relative to the run's folder."""
     return image if isinstance(image, str) else f"{IMAGES}/{hashlib.sha256(image).hexdigest()[:24]}"
 
 
 def _cut(prompt: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """A prompt of at most so many characters, or messages of so many each."""
+    """Cuts a prompt, or each of its messages, to SHOWN_CHARACTERS."""
     if isinstance(prompt, str):
         return prompt[:SHOWN_CHARACTERS]
     return [

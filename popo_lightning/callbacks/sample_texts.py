@@ -1,4 +1,4 @@
-"""Samples for TensorBoard's text tab: what was asked, what is right, and the responses with a mark each."""
+"""Samples for TensorBoard's text tab: the prompt, the gold answer, and each response marked right or wrong."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HEADER = ("", "response", "score", "advantage", "age", "tokens", "end")
 
 
 def sample_text(rows: Sequence[Mapping[str, Any]], image_tags: Mapping[int, Sequence[str]]) -> str:
-    """Markdown of the rows of samples.jsonl, group after group.
+    """Markdown of rows of samples.jsonl, one group after another.
 
     Args:
-        rows: Of one iteration; those of a group together.
-        image_tags: Under which tags the images of a group are shown, by the group's id.
+        rows: Rows of one iteration, with those of a group next to each other.
+        image_tags: Tags under which the images of a group are shown, by the group's id.
     """
     parts = []
     for group, of_group in groupby(rows, key=lambda row: row["group"]):
@@ -29,12 +29,12 @@ def sample_text(rows: Sequence[Mapping[str, Any]], image_tags: Mapping[int, Sequ
 
 
 def is_right(row: Mapping[str, Any]) -> bool:
-    """Whether the verifier took a response's answer for the gold one."""
+    """Whether the verifier accepted the response's answer."""
     return row["parts"].get("acc", 0.0) > 0
 
 
 def _title(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Of numbers alone, since a heading is no code."""
+    """Heading of a group. It holds no model output, since headings are not escaped."""
     first = rows[0]
     age = max(row["age"] for row in rows)
     origin = "fresh" if first["fresh"] else f"replayed, {age} version{'s' * (age != 1)} old"

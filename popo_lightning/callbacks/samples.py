@@ -1,4 +1,4 @@
-"""Tables of what the policy wrote: prompt, response, reward, advantage, age."""
+"""Tables of what the policy wrote: prompt, response, reward, advantage and age."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from popo_lightning.callbacks.checkpoint_writing import words
 from popo_lightning.callbacks.sample_rows import group_rows, save_images
 from popo_lightning.callbacks.sample_texts import sample_text
 from popo_lightning.core.errors import SettingError
@@ -22,6 +23,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.evaluation.files import to_json
 from popo_lightning.model.prompts import open_image
+from popo_lightning.runs.checkpoint_files import draft_for
 
 SAMPLES = "samples.jsonl"
 
@@ -46,12 +48,27 @@ class SampleTable(L.Callback):
         self.groups = groups
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Drops what a run wrote after the checkpoint that it resumes from."""
+        """Drops what a run wrote after the checkpoint that it resumes from.
+
+        Raises:
+            SettingError: The disk does not take what is left; the file stays as it is.
+        """
         file = Path(trainer.default_root_dir) / SAMPLES
-        if trainer.is_global_zero and file.exists():
-            iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]
-            lines = file.read_text().splitlines(keepends=True)
-            file.write_text("".join(line for line in lines if _iteration(line) <= iteration))
+        if not trainer.is_global_zero or not file.exists():
+            return
+        lines = file.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _iteration(line) <= trainer.datamodule.iteration]  # type: ignore[attr-defined]
+        if len(kept) == len(lines):
+            return
+        try:
+            with draft_for(file) as draft:
+                draft.write_text("".join(kept))
+                draft.replace(file)
+        except OSError as error:
+            raise SettingError(
+                f"run.folder is '{trainer.default_root_dir}', where {SAMPLES} cannot be written ({words(error)}); make "
+                "room, or name another folder"
+            ) from error
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Writes the table of the first minibatch, whose proximal log-probs and critic's values are now recorded."""
@@ -59,7 +76,7 @@ class SampleTable(L.Callback):
         due = self.every_n_iterations and batch.version % self.every_n_iterations == 0
         if not due or batch.index != 0 or not trainer.is_global_zero:
             return
-        advantages = pl_module.advantages(batch) if batch.groups else None
+        advantages = batch.charged(pl_module.advantages(batch)) if batch.groups else None
         if advantages is None:
             report = trainer.datamodule.report  # type: ignore[attr-defined]
             batch = Minibatch(report.fresh if report else [], batch.version, batch.index)
@@ -80,13 +97,13 @@ class SampleTable(L.Callback):
                 logger.experiment.add_text("samples", sample_text(rows, tags), batch.version + 1)
 
     def _chosen(self, batch: Minibatch) -> list[int]:
-        """Places of the groups to show: replayed ones first, then fresh ones."""
+        """Indices of the groups to show: replayed groups first, then fresh ones."""
         order = sorted(range(len(batch.groups)), key=lambda i: batch.fresh[i])
         half = max(1, self.groups // 2)
         return list(dict.fromkeys(order[:half] + order[::-1][: self.groups - half]))
 
     def _rows(self, batch: Minibatch, chosen: list[int], advantages: list[Tensor] | None) -> list[dict[str, Any]]:
-        """Lines of the table; advantages are one a response of the batch, or None where nothing is trained on."""
+        """Rows of the table. advantages has one entry per response of the batch; None if nothing is trained on."""
         remaining = iter([] if advantages is None else advantages)
         per_group = [[next(remaining, None) for _ in group.responses] for group in batch.groups]
         return [row for place in chosen for row in group_rows(batch.groups[place], per_group[place], batch.version)]
@@ -96,7 +113,7 @@ def _show_images(logger: TensorBoardLogger, groups: Sequence[Group], step: int) 
     """Shows the images of the groups, in their order and under their step.
 
     Returns:
-        Tags, by the group's id.
+        Tags by the group's id.
     """
     tags: dict[int, list[str]] = {}
     for group in groups:
@@ -110,7 +127,7 @@ def _show_images(logger: TensorBoardLogger, groups: Sequence[Group], step: int) 
 
 
 def _iteration(line: str) -> float:
-    """Of a line of the file; a line that a killed process left half-written belongs to none."""
+    """Iteration of a line of the file; infinite for a line that a killed process left half-written."""
     try:
         return float(json.loads(line)["iteration"])
     except ValueError:

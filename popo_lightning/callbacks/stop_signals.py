@@ -13,23 +13,23 @@ from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests
 
 
 class StopSignals(L.Callback):
-    """Ctrl-C, SIGTERM, SIGHUP and SLURM's requeue signal stop a run where it can be resumed; a second one at once.
+    """Ctrl-C, SIGTERM, SIGHUP and SLURM's requeue signal stop a run where it can resume; a second one stops it at once.
 
     It replaces Lightning's own handlers, which exchange tensors with other ranks while a collective may be running, and
     which save in the middle of a minibatch. It must be the first callback.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Takes the signals over, after Lightning has."""
+        """Takes the signals over from Lightning, which has installed its handlers by now."""
         self._requests(trainer).arm(_signals(trainer), trainer.is_global_zero, lambda: _kill_ranks(trainer))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Between two minibatches of an iteration; before the first, the rollouts look themselves."""
+        """Checks for a stop between two minibatches; before the first one the rollouts check."""
         if getattr(batch, "index", 0):
             self._requests(trainer).check(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """What changes no weights stops at once."""
+        """Lets signals stop validate, test and predict at once, since these change no weights."""
         if trainer.state.fn != "fit":
             self._requests(trainer).arm(_signals(trainer), say=False)
             self._requests(trainer).leave_at_once()
@@ -37,7 +37,7 @@ class StopSignals(L.Callback):
     on_test_start = on_predict_start = on_validation_start
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Tells the command line what it has to say."""
+        """Tells the command line what to report."""
         if isinstance(exception, Stopped):
             exception.folder = trainer.default_root_dir
             environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -47,7 +47,7 @@ class StopSignals(L.Callback):
             self._requests(trainer).disarm()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Gives the signals back."""
+        """Restores the earlier handlers."""
         self._requests(trainer).disarm()
 
     @staticmethod
@@ -59,12 +59,12 @@ class StopSignals(L.Callback):
 def _signals(trainer: L.Trainer) -> tuple[int, ...]:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     requeue = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
-    if requeue is None and "SLURM_JOB_ID" in os.environ:  # a job whose ranks another launcher starts
+    if requeue is None and "SLURM_JOB_ID" in os.environ:  # a SLURM job whose ranks another launcher starts
         requeue = signal.SIGUSR1
     return SIGNALS if requeue is None else (*SIGNALS, requeue)
 
 
 def _kill_ranks(trainer: L.Trainer) -> None:
-    """Those that this process started."""
+    """Kills the ranks that this process started."""
     if trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)

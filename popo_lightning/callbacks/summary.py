@@ -45,7 +45,7 @@ class Summary(L.Callback):
                 self._phases[name.removeprefix("time/")] = self._phases.get(name.removeprefix("time/"), 0) + value
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the file, unless the run was asked to stop: then the last evaluation is made again."""
+        """Writes the file unless the run was asked to stop; a resumed run then repeats the last evaluation."""
         trainer.datamodule.stopping.check(trainer)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "summary.json"
@@ -58,7 +58,7 @@ class Summary(L.Callback):
         totals = data.totals
         evaluation = callback_of(trainer, Evaluation)
         history = evaluation.history if evaluation else []
-        first = self.origin["iterations"] + 1 if self.origin else 0  # an evaluation before that was another run's
+        first = self.origin["iterations"] + 1 if self.origin else 0  # earlier evaluations are another run's
         own = [entry for entry in history if entry["iteration"] >= first]
         evaluation_seconds = sum(v for entry in own for k, v in entry.items() if k.endswith("/seconds"))
         needed = totals.dynamic_sampling_responses
@@ -82,7 +82,7 @@ class Summary(L.Callback):
         }
 
     def begin_anew(self) -> None:
-        """Forgets the seconds of another run."""
+        """Resets the seconds, which are another run's."""
         self._earlier_seconds, self._phases = 0.0, {}
 
     def _seconds(self) -> float:
@@ -93,20 +93,20 @@ class Summary(L.Callback):
         return {"seconds": self._seconds(), "phases": self._phases}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restores the seconds so far."""
         self._earlier_seconds = state_dict["seconds"]
         self._phases = state_dict["phases"]
 
 
 def first_of(history: list[dict[str, float]]) -> dict[str, float] | None:
-    """The evaluation before training, or else the earliest of several: one alone, at the end, is no first one."""
+    """The evaluation before training, else the earliest of several; None if the only one is at the end."""
     return history[0] if history and (len(history) > 1 or history[0]["iteration"] == 0) else None
 
 
 def flat(entry: dict[str, float]) -> dict[str, float | None]:
-    """An evaluation's means over the benchmarks under fixed names, with the k they were taken at.
+    """Means of an evaluation over the benchmarks under fixed names, with their k.
 
-    Of several k of pass@k the largest of each benchmark counts. A k that benchmarks do not share is null.
+    If a benchmark has several k of pass@k, the largest counts. A k that differs between benchmarks is null.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for benchmark, numbers in by_benchmark(entry).items():
@@ -126,4 +126,4 @@ def flat(entry: dict[str, float]) -> dict[str, float | None]:
         result[f"{kind}_k"] = ks.pop() if len(ks) == 1 else None
     names = {"greedy": "greedy", "avg": "avg_at_k", "pass": "pass_at_k"}
     means = {kind: sum(v for _, v in values) / len(values) for kind, values in found.items()}
-    return result | {name: means.get(kind) for kind, name in names.items()}  # null where it was not evaluated
+    return result | {name: means.get(kind) for kind, name in names.items()}  # null if it was not evaluated

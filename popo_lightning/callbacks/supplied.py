@@ -1,4 +1,4 @@
-"""Callbacks that training cannot do without, for a trainer that was made without them."""
+"""Adds the callbacks that training needs to a trainer that was made without them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
 
 
 def supply(callbacks: list[Any]) -> None:
-    """Puts those that are missing where the command line has them: metrics before all who read them.
+    """Inserts missing callbacks in the command line's order: metrics before all callbacks that read them.
 
     Args:
-        callbacks: A trainer's, which are changed in place.
+        callbacks: Callbacks of a trainer; changed in place.
     """
     if _last(callbacks, Monitor) < 0:
         callbacks.insert(0, Monitor())
@@ -26,5 +26,5 @@ def supply(callbacks: list[Any]) -> None:
 
 
 def _last(callbacks: list[Any], kind: type) -> int:
-    """Place of the last one of a kind, -1 for none."""
+    """Index of the last callback of a kind; -1 if there is none."""
     return max((place for place, one in enumerate(callbacks) if isinstance(one, kind)), default=-1)

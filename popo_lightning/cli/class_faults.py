@@ -1,4 +1,4 @@
-"""Faults of a class or module that a setting names, as one sentence with the setting, the fault and its place."""
+"""Describes a fault in a class or module that a setting names, in one sentence with the setting and the place."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from popo_lightning.core.errors import SettingError, reason
 PACKAGE = Path(__file__).parent
 LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 KNOWN = ("popo_lightning", "lightning", "torch")
-# What a known class says of its own settings, for which there are sentences without a place.
+# Errors with which a known class refuses its settings; other code reports these, without a place.
 REFUSALS = (MisconfigurationException, ImportError, TypeError, ValueError)
-DEBUG = "JSONARGPARSE_DEBUG"  # of jsonargparse, for errors of its own
+DEBUG = "JSONARGPARSE_DEBUG"  # environment variable of jsonargparse for debugging
 TRACEBACK = f"{DEBUG}=true in the environment shows the traceback"
 
 
 class ClassFaultError(SettingError):
-    """A user's class, or its module, raised an error; the cause is that error."""
+    """Raised if a user's class or its module raised an error, which is the cause."""
 
 
 class Maker:
@@ -38,18 +38,18 @@ class Maker:
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.refusal: SettingError | None = None  # the last, which jsonargparse may wrap beyond recognition
+        self.refusal: SettingError | None = None  # the last one; jsonargparse may wrap it beyond recognition
 
     def __call__(self, kind: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """The object, as jsonargparse's instantiators give it.
+        """Makes the object; jsonargparse calls this as its instantiator.
 
         Args:
-            kind: A class, or a function that gives an object.
-            args: Of it.
-            kwargs: Of it.
+            kind: Class, or function that returns an object.
+            args: Positional arguments of `kind`.
+            kwargs: Keyword arguments of `kind`.
 
         Raises:
-            ClassFaultError: It raised what is no refusal of a known class.
+            ClassFaultError: It raised an error that is not a known class's refusal of its settings.
         """
         try:
             return kind(*args, **kwargs)
@@ -69,18 +69,18 @@ class Maker:
 
 
 def show_traceback(refusal: SettingError) -> None:
-    """That of a fault in a class or module, where jsonargparse's own switch asks for it."""
+    """Prints the traceback of a fault in a class or module if jsonargparse's debug variable is set."""
     if isinstance(refusal, ClassFaultError) and os.environ.get(DEBUG, "").lower() == "true":
         print_exception(refusal.__cause__)
 
 
 def settings_of(config: Any, kind: Callable[..., Any], above: str = "") -> Iterator[str]:
-    """Settings whose class_path names a class, by their names.
+    """Yields the names of the settings whose class_path names a class.
 
     Args:
-        config: Settings as they were parsed.
+        config: Settings as parsed.
         kind: The class.
-        above: The name of what the settings are of.
+        above: Name of the setting that holds `config`.
     """
     if isinstance(config, list | tuple):
         for place, value in enumerate(config):
@@ -95,10 +95,10 @@ def settings_of(config: Any, kind: Callable[..., Any], above: str = "") -> Itera
 
 
 def import_fault(error: BaseException) -> ClassFaultError | None:
-    """What a module raised while it was imported for a class_path, or None for any other error.
+    """The error that a module raised while it was imported for a class_path, or None for any other error.
 
     Args:
-        error: Of jsonargparse.
+        error: Error that jsonargparse raised.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     paths = [frame.f_locals.get("name") for frame in frames if frame.f_code.co_name == "import_object"]
@@ -122,7 +122,7 @@ def said(error: BaseException) -> str:
 
 
 def _at(error: BaseException, kind: Callable[..., Any] | None) -> str:
-    """Where, in the code that the user can change: the innermost place outside libraries, or of the class's package."""
+    """The innermost place in the user's code, else in the package of the class, as " at FILE:LINE"; else ""."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" at {_shown(Path(error.filename))}:{error.lineno}"
     places = list(_places(error.__traceback__))

@@ -1,10 +1,11 @@
-"""Checks config files before they are parsed, and names a fault by file, line and remedy."""
+"""Checks config files before they are parsed, and reports a fault with file, line and remedy."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -16,21 +17,27 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.nearest import nearest
 
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
-METHODS = "method"  # folder of files that are each a whole method
+METHODS = "method"  # folder whose files each describe a whole method
+RUN_GROUPS = ("run", "model", "data", "trainer", "evaluation", "checkpoint", "proximal", "parameter_hook", "samples")
+COMPARISON = {"methods", "seeds"}
 LARGEST = 2**22  # bytes of a config file
 
 
 def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> None:
-    """Raises SettingError for a config file that does not say what it should, or two that cannot both hold.
+    """Raises SettingError for a faulty config file, or for two that contradict each other.
 
     Args:
-        args: The command line.
-        groups: Settings of the first level that null does not switch off.
+        args: Arguments of the command line.
+        groups: Top-level groups of settings, which null does not switch off.
     """
     methods: dict[str, str] = {}
     _check_place(args)
     for _, _, name in named_configs(args):
         content = _read(name, groups)
+        if content.keys() >= COMPARISON and SUBCOMMANDS & set(args):
+            raise SettingError(
+                f"--config is '{name}', which is a comparison; run it by popo compare --config {quote(name)}"
+            )
         run = content.get("run")
         if Path(name).absolute().parent.name == METHODS and isinstance(run, dict) and run.get("method"):
             methods[str(run["method"])] = name
@@ -42,13 +49,28 @@ def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> Non
         )
 
 
+def check_comparison_files(args: Sequence[str]) -> None:
+    """Raises SettingError if popo compare is given a file of popo fit.
+
+    Args:
+        args: Command line of popo compare.
+    """
+    for _, _, name in named_configs(args):
+        if found := [key for key in _read(name, ()) if key in RUN_GROUPS]:
+            raise SettingError(
+                f"--config is '{name}', which has settings of a run ({', '.join(found)}), but popo compare needs a "
+                "comparison: a file with name, task, methods and seeds, such as compare/quick (popo configs compare "
+                f"lists some); a run of this one is made by popo fit --config {quote(name)}"
+            )
+
+
 def _check_place(args: Sequence[str]) -> None:
-    """Raises SettingError for a subcommand's file before the subcommand, where it would be read as all of theirs."""
+    """Raises SettingError for a subcommand's file before the subcommand, where a file must name subcommands."""
     place, subcommand = next(((place, arg) for place, arg in enumerate(args) if arg in SUBCOMMANDS), (0, ""))
     before = next((name for _, _, name in named_configs(args[:place])), None)
     if before is not None and not SUBCOMMANDS & _read(before, ()).keys():
         raise SettingError(
-            f"--config {before} comes before {subcommand}; write it after: popo {subcommand} --config {before}"
+            f"--config {before} comes before {subcommand}; write it after: popo {subcommand} --config {quote(before)}"
         )
 
 
@@ -103,7 +125,7 @@ def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
         found: dict[str, Any] = yaml.load(text, Loader=_Plain)
     except yaml.MarkedYAMLError as error:
         raise _no_yaml(name, text, error) from error
-    except ValueError as error:  # of a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise SettingError(
             f"--config is '{name}', which has a value that is none ({reason(error)}); correct it"
         ) from error
@@ -111,7 +133,7 @@ def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
 
 
 class _Plain(yaml.SafeLoader):
-    """Takes tags of others, such as jsonargparse's, for text."""
+    """Loads values with unknown tags, such as jsonargparse's, as null."""
 
 
 _Plain.add_constructor(None, lambda loader, node: None)
@@ -133,7 +155,7 @@ def _no_yaml(name: str, text: str, error: yaml.MarkedYAMLError) -> SettingError:
 
 
 def _known_files() -> dict[str, str]:
-    """Config files here and of this package's checkout, by path without suffix, and by name alone."""
+    """Shipped config files and those in this folder, by path without suffix and by name."""
     found = {name: name for name in shipped()}
     for folder in (shipped_folder(), Path("configs"), Path()):
         for file in sorted(folder.glob("**/*.yaml" if folder.name == "configs" else "*.yaml")):

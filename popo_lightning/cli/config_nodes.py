@@ -1,4 +1,4 @@
-"""YAML that settings do not allow: duplicate or nontext names, cycles, and numbers that YAML misreads."""
+"""Finds YAML that settings do not allow: duplicate or non-text names, cycles, and numbers that YAML misreads."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ TAGS = {
     STANDARD + name
     for name in ("bool", "float", "int", "map", "merge", "null", "seq", "set", "str", "timestamp", "value")
 }
-NAMED = 2  # levels whose names are those of settings, and never numbers
-MOST = 10**6  # settings of a file, counted as often as aliases repeat them
-ODD = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+")  # octal, and sixties, to YAML 1.1
+NAMED = 2  # levels whose names are names of settings, so never numbers
+MOST = 10**6  # settings per file; those that aliases repeat count each time
+ODD = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+")  # octal and base-60 numbers in YAML 1.1
 
 
 def check_nodes(file: str, root: yaml.Node) -> None:
-    """Raises SettingError for the first node of a config file that settings do not take.
+    """Raises SettingError for the first node of a config file that settings do not allow.
 
     Args:
-        file: As --config has it.
-        root: Of its YAML.
+        file: File name as given to --config.
+        root: Root node of its YAML.
     """
     _Nodes(file).count(root, "", (), 0)
 
 
 class _Nodes:
-    """Looks at each node once, wherever aliases repeat it.
+    """Checks each node once, however often aliases repeat it.
 
     Args:
-        file: For sentences.
+        file: File name for error messages.
     """
 
     def __init__(self, file: str) -> None:
@@ -40,7 +40,7 @@ class _Nodes:
         self.sizes: dict[int, int] = {}
 
     def count(self, node: yaml.Node, path: str, above: tuple[int, ...], level: int) -> int:
-        """Scalars in a node, after looking at each."""
+        """Checks a node and returns the number of scalars and containers in it."""
         if id(node) in above:
             raise self._wrong(node, f"gives {path} itself as a part of it", "take the alias out")
         if id(node) not in self.sizes:

@@ -1,4 +1,4 @@
-"""Says what a setting accepts, in words: "Expected int or null. Got value: many" as a sentence with a remedy."""
+"""Says what a setting accepts: turns "Expected int or null. Got value: many" into a sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = {
     "tuple": "a list",
     "dict": "a mapping of names to values",
 }
-SOURCES = ("data.task.train", "data.task.benchmarks")  # lists and mappings, of a part of which a message may be
+SOURCES = ("data.task.train", "data.task.benchmarks")  # a message may be about a part of these
 OTHERS = {
     r"FunctionAddress:? does not match": "{0} names no function; write it as my_rewards.py:shout, or in a list",
     r"Missing required keys: \{(.*?)\}\. Got value: (.*)$": "{0} has {2}, which lacks {1}; add it",
@@ -35,15 +35,15 @@ OTHERS = {
         "{0} is '{1}', which is no import path; write one as package.module.Class"
     ),
 }
-SHOWN = 100  # characters of a value
+SHOWN = 100  # longest value in a message, in characters
 
 
 def misfit(setting: str, text: str) -> str | None:
-    """A sentence about a value of the wrong kind, or None where the message is about something else.
+    """Returns a sentence about a value of the wrong kind, or None if the message is about something else.
 
     Args:
-        setting: The setting's name.
-        text: Of jsonargparse, on one line.
+        setting: Name of the setting.
+        text: jsonargparse's message on one line.
     """
     found = EXPECTED.search(text)
     kinds = found and _kinds(found.group(1))
@@ -63,11 +63,11 @@ def misfit(setting: str, text: str) -> str | None:
 
 
 def misnamed(setting: str, text: str) -> str | None:
-    """A sentence about a mapping that lacks a name or has another, or about no class, or None for another message.
+    """Returns a sentence about a missing or unknown name in a mapping or a value that is no class, else None.
 
     Args:
-        setting: The setting's name.
-        text: Of jsonargparse, on one line.
+        setting: Name of the setting.
+        text: jsonargparse's message on one line.
     """
     for pattern, sentence in OTHERS.items():
         found = re.search(pattern, text)
@@ -77,11 +77,11 @@ def misnamed(setting: str, text: str) -> str | None:
 
 
 def no_subclass(setting: str, text: str) -> str | None:
-    """A sentence about a class that cannot take a slot, or None where the message is about something else.
+    """Returns a sentence about a class that does not fit a slot, or None if the message is about something else.
 
     Args:
-        setting: The setting's name.
-        text: Of jsonargparse, on one line.
+        setting: Name of the setting.
+        text: jsonargparse's message on one line.
     """
     found = ABSTRACT.search(text)
     if found is not None:
@@ -96,10 +96,10 @@ def no_subclass(setting: str, text: str) -> str | None:
 
 
 def _kinds(text: str) -> list[str]:
-    """Kinds of value in a message, each a key of WORDS or a description."""
+    """Kinds of value in a message, each a key of WORDS or a description; empty if one is unknown."""
     kinds: list[str] = []
     for part in re.split(r" or (?![^\[]*\])", text):
-        if part == "torch.Tensor":  # a number, as far as users care
+        if part == "torch.Tensor":  # users write a number
             continue
         described = _kind(part)
         if not described:
@@ -138,7 +138,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _hint(setting: str, kinds: list[str], value: str) -> str:
-    """How a value that was meant well is written."""
+    """Says how to write a value whose meaning is clear."""
     if not {"int", "float"} & set(kinds):
         return ""
     if re.fullmatch(r"[-+]?\d+,\d+", value):

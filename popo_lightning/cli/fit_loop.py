@@ -1,4 +1,4 @@
-"""A training without remaining iterations still begins and ends, for its last evaluation and its summary."""
+"""Makes a training without remaining iterations still begin and end, for its last evaluation and its summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 
 class WholeFitLoop(_FitLoop):
-    """Lightning's loop, which otherwise skips on_train_start and on_train_end if a checkpoint has all iterations."""
+    """Lightning's fit loop, but it calls on_train_start and on_train_end even if a checkpoint has all iterations."""
 
     @property
     def skip(self) -> bool:
@@ -16,5 +16,5 @@ class WholeFitLoop(_FitLoop):
 
 
 def end_always(trainer: L.Trainer) -> None:
-    """Gives a trainer that loop."""
+    """Gives a trainer this loop."""
     trainer.fit_loop.__class__ = WholeFitLoop

@@ -1,4 +1,4 @@
-"""``popo_lightning.fit`` and ``validate``: the command line's runs from a script or a notebook."""
+"""``popo_lightning.fit`` and ``validate``: run the command line's commands from a script or a notebook."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Reward = str | Callable[..., Any] | Mapping[str, Any] | Sequence[Any]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run leaves.
+    """Results of a run.
 
     Args:
-        folder: Its folder, with everything that `popo fit` writes.
-        summary: Of summary.json.
-        metrics: A dict an iteration, of metrics.csv, with what was measured in it and in the evaluation after it.
+        folder: Folder of the run, with everything that `popo fit` writes.
+        summary: Contents of summary.json.
+        metrics: One dict per iteration from metrics.csv, with its metrics and those of the evaluation after it.
         policy: The trained policy.
-        trainer: Lightning's.
+        trainer: Lightning's trainer.
     """
 
     folder: Path
@@ -55,10 +55,10 @@ class FinishedRun:
 
 
 class PythonCLI(PopoCLI):
-    """Raises instead of printing a sentence; takes a function as the reward.
+    """The command line, but it raises errors instead of printing them, and takes a function as the reward.
 
     Args:
-        reward: Setting of the verifier, or None to leave it.
+        reward: Setting of the verifier; None keeps the task's.
     """
 
     parser_kind = RaisingParser
@@ -68,7 +68,7 @@ class PythonCLI(PopoCLI):
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """As usual; then the reward, as the setting of a task that has one, or around one that has none."""
+        """Parses as usual, then sets the reward as the task's verifier, or wraps a task that has none."""
         super().parse_arguments(parser, args)
         if self.reward is None:
             return
@@ -98,19 +98,19 @@ def fit(
 ) -> FinishedRun:
     """Trains a policy, as `popo fit` does; may be called several times in a process.
 
-    Ctrl-C stops the run where it can go on from, writes its checkpoint and raises KeyboardInterrupt.
+    Ctrl-C stops the run where it can be resumed, writes its checkpoint and raises KeyboardInterrupt.
 
     Args:
         task: Shipped name, such as "countdown_tiny", or a YAML file.
         method: Shipped name, such as "popo", or a YAML file.
-        configs: Further ones, each over the ones before.
+        configs: Further configurations; each overrides those before it.
         reward: Grades responses in place of the task's verifier: a function, the address of one (my_rewards.py:shout),
             or a list of either and of dicts with function and weight.
-        **settings: Over all of them. A dict is what a YAML would say, ``trainer={"max_epochs": 3}``; a dotted name is
-            an option of the command line, ``**{"model.behave_weight.cap": 2}``.
+        **settings: Settings that override all configurations. A dict stands for YAML, ``trainer={"max_epochs": 3}``; a
+            dotted name is an option of the command line, ``**{"model.behave_weight.cap": 2}``.
 
     Raises:
-        SettingError: A setting that cannot work, in one sentence.
+        SettingError: A setting cannot work; the message is one sentence.
     """
     cli = _run("fit", task, method, configs, reward, settings)
     folder = Path(cli.trainer.default_root_dir)
@@ -125,7 +125,7 @@ def fit(
 
 
 def _metrics(table: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv; an evaluation's, which is a row of its own there, with its iteration's."""
+    """Rows of metrics.csv by iteration; the row of an evaluation is merged into its iteration's."""
     found: dict[str, dict[str, float]] = {}
     for row in read_rows(table):
         numbers = {name: float(value) for name, value in row.items() if value}
@@ -141,17 +141,17 @@ def validate(
     reward: Reward | None = None,
     **settings: Any,
 ) -> dict[str, float]:
-    """Evaluates a policy, or a run's newest checkpoint, as `popo validate` does, and gives the numbers by name.
+    """Evaluates a policy, or a run's newest checkpoint, as `popo validate` does, and returns the metrics by name.
 
     Args:
-        task: As for :func:`fit`.
-        method: As for :func:`fit`.
-        configs: As for :func:`fit`, such as a run's config.yaml.
-        reward: As for :func:`fit`.
-        **settings: As for :func:`fit`.
+        task: Same as for :func:`fit`.
+        method: Same as for :func:`fit`.
+        configs: Same as for :func:`fit`; a run's config.yaml, for example.
+        reward: Same as for :func:`fit`.
+        **settings: Same as for :func:`fit`.
 
     Raises:
-        SettingError: A setting that cannot work, in one sentence.
+        SettingError: A setting cannot work; the message is one sentence.
     """
     cli = _run("validate", task, method, configs, reward, settings)
     found = callback_of(cli.trainer, Evaluation)
@@ -175,7 +175,7 @@ def _run(
     args += list(_options(settings))
     asked = _address(reward)
     if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.append(folder)  # where classes and functions of one's own are found, as by popo
+        sys.path.append(folder)  # where the user's own classes and functions are found, as popo does
     with ExitStack() as claims, _errors(), warnings.catch_warnings():
         quieten()
         warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
@@ -184,7 +184,7 @@ def _run(
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Refusals as SettingError, and a Ctrl-C as KeyboardInterrupt, whatever carried them here."""
+    """Raises every refusal as SettingError and every Ctrl-C as KeyboardInterrupt, however they arrive."""
     try:
         yield
     except ValueError as error:
@@ -197,13 +197,13 @@ def _errors() -> Iterator[None]:
             raise
         raise KeyboardInterrupt from stop
     except SystemExit as ended:
-        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
+        if isinstance(ended.__context__, KeyboardInterrupt):  # how Lightning passes it on
             raise KeyboardInterrupt from None
         raise
 
 
 def _file(room: str, name: Config) -> str:
-    """The file of a configuration."""
+    """Path of a configuration."""
     given = os.fspath(name)
     known = shipped()
     path = config_path(f"{room}/{given}" if f"{room}/{given}" in known else given)
@@ -215,7 +215,7 @@ def _file(room: str, name: Config) -> str:
 
 
 def _options(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Settings as a command line has them: dicts as one inline YAML, the rest as options."""
+    """Settings as command-line arguments: dicts as one inline YAML, the others as options."""
     nested = {name: value for name, value in settings.items() if isinstance(value, Mapping) and "." not in name}
     if nested:
         yield from ("--config", json.dumps({name: _plain(value, name) for name, value in nested.items()}))
@@ -226,7 +226,7 @@ def _options(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A value as YAML has it."""
+    """Converts a value to what YAML can hold."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one, f"{name}.{key}") for key, one in value.items()}
     if isinstance(value, list | tuple | set):
@@ -243,7 +243,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _address(reward: Any) -> Any:
-    """Setting of a verifier for a function, by its address."""
+    """Setting of the verifier that names a function by its address."""
     if isinstance(reward, str) and ":" not in reward:
         raise SettingError(f"reward is '{reward}'; give a function, or its address as my_rewards.py:{reward or 'near'}")
     if reward is None or isinstance(reward, str):

@@ -1,4 +1,4 @@
-"""The ``popo`` command: LightningCLI over the policy, the rollouts and the callbacks, without logic of its own."""
+"""The ``popo`` command: runs LightningCLI over policy, rollouts and callbacks, with no logic of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from popo_lightning.cli.class_faults import show_traceback
 from popo_lightning.cli.parser import CLI_SETTINGS, refuse
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
-from popo_lightning.cli.shipped_configs import with_config_paths
+from popo_lightning.cli.shipped_configs import with_config_names, with_config_paths
 from popo_lightning.core.errors import NotFiniteError, NothingSavedError, SettingError, own_refusal, reason
 from popo_lightning.core.one_voice import speak
 from popo_lightning.core.ranks import lost_rank
@@ -22,7 +22,7 @@ from popo_lightning.runs.stopping import Stopped, stopped_in_words
 
 
 def run(args: ArgsType = None) -> PopoCLI:
-    """Runs one command; a user's mistake is one sentence and exit code 2."""
+    """Runs one command; for a user's mistake it prints one sentence and exits with code 2."""
     quieten()
     args = with_config_paths(args) if isinstance(args, list) else args
     claims = ExitStack()
@@ -49,17 +49,16 @@ def run(args: ArgsType = None) -> PopoCLI:
         sys.exit(1)
     except Stopped as stop:
         if stop.speaks:
-            for sentence in (
-                *getattr(stop, "__notes__", ()),
-                stopped_in_words(stop, sys.argv[1:] if args is None else args),
-            ):
+            given = sys.argv[1:] if args is None else args
+            where = stopped_in_words(stop, with_config_names(given) if isinstance(given, list) else given)
+            for sentence in (*getattr(stop, "__notes__", ()), where):
                 print(f"popo: {sentence}", file=sys.stderr)
-        # a rank that another one started ends well: that one gives the exit code, and would be killed for another's
+        # a rank that another one started exits with 0: its starter gives the exit code, and would be killed otherwise
         sys.exit(0 if stop.launched else stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except SystemExit as ended:
-        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way of passing it on
+        if isinstance(ended.__context__, KeyboardInterrupt):  # how Lightning passes it on
             sys.exit(128 + signal.SIGINT)
         raise
     finally:

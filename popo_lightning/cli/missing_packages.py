@@ -1,4 +1,4 @@
-"""Packages that a setting needs and that are not installed, with the command that installs them."""
+"""Reports packages that a setting needs and that are not installed, with the command that installs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints"
 
 
 def needs(package: str, versions: str) -> str:
-    """That a package is missing, with a command for those that are known: a name misspelt may be a stranger's."""
+    """Says that a package is missing. The command is given for known names only: a misspelt one may be a stranger's."""
     known = [file.name for file in sorted(CONSTRAINTS.glob("*.txt")) if f"\n{package.lower()}==" in file.read_text()]
     if not versions and not known:
         return (

@@ -1,4 +1,4 @@
-"""jsonargparse's complaints about wrong settings, as one sentence with the nearest correct setting."""
+"""Turns jsonargparse's complaints about wrong settings into one sentence with the nearest correct setting."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
 from popo_lightning.cli.missing_packages import needs
 from popo_lightning.cli.union_errors import UNION, of_union
 from popo_lightning.core.errors import SettingError, own_refusal, reason
-from popo_lightning.core.nearest import arguments_of, did_you_mean, nearest, nearest_class, nearest_setting
+from popo_lightning.core.nearest import (
+    arguments_of,
+    did_you_mean,
+    nearest,
+    nearest_class,
+    nearest_owner,
+    nearest_setting,
+)
 
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
-# Groups that are not switched off by null, and what switches them off.
+# Groups that null does not switch off, and what does.
 OFF = {
     "checkpoint": "to write no checkpoints, set checkpoint.save_top_k to 0",
     "evaluation": "to evaluate before and after training only, set evaluation.every_n_iterations to 0",
@@ -35,22 +42,24 @@ class Command:
     """The command line that was misunderstood.
 
     Args:
-        name: As the user called it, such as "popo fit".
-        options: By command, settings and options with neither dashes nor values.
-        given: The arguments.
+        name: Name of the command as the user called it, such as "popo fit".
+        options: Settings and options by command, without dashes and values.
+        given: Arguments of the command line.
+        others: Gives the options of further commands; called only for an option that `options` lacks.
     """
 
     name: str
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     given: Sequence[str] = ()
+    others: Callable[[], Mapping[str, Sequence[str]]] = dict
 
 
 def explained(message: str, command: Command) -> str:
-    """One sentence that begins with the setting, and has the nearest right name where a name was wrong.
+    """Returns one sentence that begins with the setting and suggests the nearest name for a wrong one.
 
     Args:
-        message: Of jsonargparse, over several lines.
-        command: What the user called.
+        message: jsonargparse's message, over several lines.
+        command: Command that the user called.
     """
     text = one_line(message)
     for rule in RULES:
@@ -63,7 +72,7 @@ def explained(message: str, command: Command) -> str:
 
 @contextmanager
 def constructors_refusals() -> Iterator[None]:
-    """What jsonargparse says of a constructor that refuses its settings, and Lightning of its own, as one sentence."""
+    """Turns jsonargparse's errors from constructors, and Lightning's about its classes, into one sentence."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     try:
@@ -80,7 +89,7 @@ def constructors_refusals() -> Iterator[None]:
 
 
 def one_line(message: str) -> str:
-    """A nested explanation without what its nesting repeats."""
+    """Puts a nested message on one line and removes what its nesting repeats."""
     text = re.sub(r"\s+", " ", message.strip())
     text = re.sub(r"Expected a path but \S+ either not accessible or invalid", "", text)
     text = re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", text)
@@ -92,7 +101,7 @@ def one_line(message: str) -> str:
 
 
 def _setting(text: str) -> str:
-    """The setting that a message is about, with those it is nested in, as "data.composer.buffer"."""
+    """The setting that a message is about, with its parents, such as "data.composer.buffer"."""
     bare = re.sub(r"Problem with given class_path '[^']*': ", "", text)
     found = re.match(r"(?:[\w.]+: )+", bare)
     first, *others = found.group().rstrip(": ").split(": ") if found else [""]
@@ -104,7 +113,7 @@ def _about(text: str) -> str:
     return f"{setting}: " if (setting := _setting(text)) else ""
 
 
-# -- rules: each gives a sentence, or None for a message that it knows nothing of ------------------------------------
+# -- rules: each returns a sentence, or None for a message that it does not apply to ---------------------------------
 
 
 def _unknown_option(text: str, command: Command) -> str | None:
@@ -117,7 +126,7 @@ def _unknown_option(text: str, command: Command) -> str | None:
         return f"{given} is no option of {command.name}; write it with two dashes, as --{name}"
     if not given.startswith("-"):
         return f"'{given}' is no option of {command.name}; a setting is given as --name value"
-    elsewhere = [other for other, options in command.options.items() if name in options]
+    elsewhere = [other for other, options in {**command.options, **command.others()}.items() if name in options]
     if elsewhere:
         return f"{given} is an option of {' and '.join(elsewhere)}, not of {command.name}; leave it out"
     return f"{given} is no option of {command.name}; {_instead(name, command, '--')}"
@@ -131,7 +140,8 @@ def _unknown_key(text: str, command: Command) -> str | None:
 
 
 def _instead(name: str, command: Command, dashes: str) -> str:
-    near = nearest_setting(name, command.options.get(command.name, ()))
+    options = command.options.get(command.name, ())
+    near = nearest_setting(name, options) or nearest_owner(name, options)
     return f"did you mean {dashes}{near}?" if near else f"{command.name} --help lists them all"
 
 
@@ -146,7 +156,7 @@ def _group(text: str, command: Command) -> str | None:
 
 
 def no_group(name: str) -> str:
-    """That null does not switch a group of settings off."""
+    """Says that null does not switch a group of settings off."""
     return f"{name} is null, but it is a group of settings; {OFF.get(name, 'leave it out')}"
 
 
@@ -159,7 +169,7 @@ def _missing_package(text: str, command: Command) -> str | None:
         return None
     package = found.group(1)
     near = nearest(package, OURS)
-    if near is not None and abs(len(near) - len(package)) < 2:  # a name misspelt
+    if near is not None and abs(len(near) - len(package)) < 2:  # a misspelt name
         return None
     wanted = re.search(rf"({package}\.[\w.]+)", text)
     return f"{_about(text)}{wanted.group(1) if wanted else package} {needs(package, '')}"
@@ -195,6 +205,7 @@ def _unknown_class(text: str, command: Command) -> str | None:
 
 def _unknown_argument(text: str, command: Command) -> str | None:
     found = re.search(r"Option '([^']+)' is not accepted", text)
+    found = found or re.search(r"class_path '[^']+': unrecognized arguments: --([\w.]+)", text)
     if found is None:
         return None
     given = found.group(1)
@@ -202,6 +213,7 @@ def _unknown_argument(text: str, command: Command) -> str | None:
     name = owner[-1].rpartition(".")[2] if owner else "its class"
     known = arguments_of(owner[-1]) if owner else []
     first = given.partition(".")[0]
+    given = given if first in known else first  # the misspelt part
     written = nearest(first, ("class_path", "init_args", "dict_kwargs"))
     if first not in known and written is not None:
         return f"{_about(text)}a class is given by class_path and init_args, not {first}; did you mean {written}?"

@@ -1,4 +1,4 @@
-"""LightningCLI over the policy, the rollouts and the callbacks: its settings, and the order of a run's parts."""
+"""LightningCLI over policy, rollouts and callbacks: its settings, and the order of a run's parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.end_of_run import closing_sentences
 from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.opening_words import opening_sentences
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.samples import SampleTable
@@ -28,9 +30,11 @@ from popo_lightning.cli.class_faults import Maker, import_fault
 from popo_lightning.cli.combinations import check_combination
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.fit_loop import end_always
+from popo_lightning.cli.help_texts import add_help_all
 from popo_lightning.cli.parser import OneSentenceParser
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
 from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
+from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.cli.slots import import_slots
 from popo_lightning.cli.trainer_settings import (
     at_the_end_of_an_iteration,
@@ -52,7 +56,7 @@ from popo_lightning.model.sharding import check_checkpoint, check_sharding, sett
 from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
-from popo_lightning.runs.evaluation_start import settle_evaluation
+from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation
 from popo_lightning.runs.folder import is_first_rank
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import settle
@@ -62,35 +66,51 @@ from popo_lightning.training.optimizers import check_optimizer
 
 
 class PopoCLI(LightningCLI):
-    """Fixed classes at the top, class_path wherever users extend.
+    """The command line: fixed classes at the top, class_path wherever users extend.
 
     Args:
-        claims: Holds the folders that the run writes to, while it lives.
+        claims: Holds the run's folders during the run.
     """
 
     parser_kind = OneSentenceParser
 
     def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
         self.claims = ExitStack() if claims is None else claims
+        self.plan = PlanOptions()
+        given = kwargs.get("args")
+        self._called = str(next(iter(sys.argv[1:] if given is None else given), ""))
         super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """The usual parser, with errors in one sentence."""
+        """Makes the usual parser, with errors in one sentence."""
         import_slots()
         self.parser_class = self.parser_kind
         return super().init_parser(**kwargs)
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Adds only the called subcommand: making four parsers takes long. Error messages make the others."""
+        every = self.subcommands()
+        if self._called not in every:
+            super()._add_subcommands(parser, **kwargs)
+            return
+        self.subcommands = lambda: {self._called: every[self._called]}  # type: ignore[method-assign]
+        super()._add_subcommands(parser, **kwargs)
+        self.subcommands = lambda: every  # type: ignore[method-assign]
+        parser.others = lambda: {  # type: ignore[attr-defined]
+            name: self._prepare_subcommand_parser(L.Trainer, name) for name in every if name != self._called
+        }
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        add_help_all(parser)
         if subcommand == "fit":
-            self.plan = PlanOptions()
             self.plan.add_to(parser)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks every run has, and the values that two classes share."""
+        """Adds the callbacks of every run, and links the values that two classes share."""
         parser.add_class_arguments(RunSettings, "run")
-        # This order is the order of their hooks: metrics before those who show them, checkpoints always last.
+        # This is the order of their hooks: metrics before the callbacks that show them, checkpoints always last.
         parser.add_lightning_class_args(Monitor, "monitor")
         parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(ParameterHook, "parameter_hook", subclass_mode=True, required=False)
@@ -105,7 +125,6 @@ class PopoCLI(LightningCLI):
                 "proximal": {"class_path": "popo_lightning.proximal.snapshot.ProximalSnapshot"},
                 "checkpoint.every_n_epochs": 20,
                 "checkpoint.save_on_train_epoch_end": True,
-                "checkpoint.filename": "{epoch}-{step}",
                 "trainer.max_epochs": 100,
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.enable_progress_bar": False,
@@ -119,7 +138,7 @@ class PopoCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Looks at config files before they are parsed."""
+        """Checks config files before they are parsed."""
         if args is None or isinstance(args, list):
             check_config_files(sys.argv[1:] if args is None else args, OFF)
         try:
@@ -131,7 +150,7 @@ class PopoCLI(LightningCLI):
             raise fault from error
 
     def instantiate_classes(self) -> None:
-        """Refusals of Lightning's classes, and of loggers whose package is missing, are one sentence too."""
+        """Turns refusals of Lightning's classes, and of loggers without their package, into one sentence."""
         assert self.subcommand is not None
         maker = Maker(self.config[self.subcommand])
         self.parser.maker = maker  # type: ignore[attr-defined]
@@ -148,10 +167,10 @@ class PopoCLI(LightningCLI):
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the settings in a checkpoint override the command line's."""
+        """Does nothing: Lightning would let a checkpoint's settings override the command line's."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses what would be silently wrong, and settles where the run writes."""
+        """Refuses settings that would be silently wrong, and decides where the run writes."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         check_numbers(config)
@@ -172,16 +191,17 @@ class PopoCLI(LightningCLI):
 
     def _settle_evaluation(self, config: Any) -> None:
         run = config.run
+        run.folder = folder_of_run(run.folder, map(str, config.config or ()))
         folder, checkpoint = settle_evaluation(
             run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
         )
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
         config.trainer.logger = False
-        self.save_config_callback = None  # the folder may be a run's, which has its own config.yaml
+        self.save_config_callback = None  # the folder may be a run's and have its own config.yaml
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
 
     def _settle_folder(self, config: Any) -> None:
-        plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
+        plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json", skip_validation=True))
         try:
             self.wanted = wanted_of(config, plain)
             self.start = settle(self.wanted, self.claims)
@@ -191,17 +211,19 @@ class PopoCLI(LightningCLI):
             sys.exit(0)
         start = self.start
         config.run.folder = config.trainer.default_root_dir = str(start.folder)
-        self.asked = config.clone()  # for config.yaml, which has to make sense in another folder and once resumed
+        self.asked = config.clone()  # for config.yaml, which must stay valid in another folder and after a resume
         self.asked.trainer.default_root_dir = None
         self.asked.ckpt_path = start.record.origin["checkpoint"] if start.record.origin else None
         config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
         config.checkpoint.dirpath = str(start.checkpoints)
 
     def _save_config(self, path: Path) -> None:
-        self._parser("fit").save(self.asked, path, skip_none=False, overwrite=True, multifile=False)
+        self._parser("fit").save(
+            self.asked, path, skip_none=False, skip_validation=True, overwrite=True, multifile=False
+        )
 
     def before_fit(self) -> None:
-        """Refuses choices that make no sense together, before a model loads."""
+        """Refuses settings that make no sense together, before a model loads."""
         check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
         check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
         check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
@@ -211,10 +233,10 @@ class PopoCLI(LightningCLI):
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)
 
     def after_fit(self) -> None:
-        """Says what became of the checkpoints, and answers a signal that came too late.
+        """Reports what became of the checkpoints, and answers a signal that came too late.
 
         Raises:
-            NothingSavedError: The run leaves nothing to go on from.
+            NothingSavedError: The run leaves nothing to resume from.
         """
         for sentence in closing_sentences(self.trainer, self.start.record, self.start.folder):
             print(f"popo: {sentence}", file=sys.stderr)
@@ -223,7 +245,7 @@ class PopoCLI(LightningCLI):
             print(f"popo: {late}", file=sys.stderr)
 
     def before_validate(self) -> None:
-        """Settles the strategy, and refuses what it cannot do."""
+        """Sets up the strategy and refuses settings that it does not support."""
         self._check_strategy()
 
     before_test = before_predict = before_validate
@@ -244,11 +266,13 @@ class PopoCLI(LightningCLI):
         if kwargs["accelerator"] == "cpu":
             check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
-            self.save_config_callback = None  # the run's keeper does it, later
-            record = replace(self.start.record, command=shlex.join(["popo", *getattr(self.parser, "given", ())]))
-            keeper = RunKeeper(record, self._save_config, self.start.forks)
+            self.save_config_callback = None  # RunKeeper saves it later
+            command = ["popo", *with_config_names(getattr(self.parser, "given", ()))]
+            record = replace(self.start.record, command=shlex.join(command))
+            opening = partial(opening_sentences, self.start, method=config.run.method)
+            keeper = RunKeeper(record, self._save_config, self.start.forks, opening)
             given = config.trainer.callbacks or []
-            # the keeper first, before an evaluation takes hours
+            # the keeper comes first, since an evaluation may take hours
             kwargs["callbacks"] = [keeper, *(given if isinstance(given, list) else [given])]
             if config.trainer.logger is not False:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind, config.trainer.logger)
@@ -262,6 +286,6 @@ class PopoCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # signals first, whatever comes
+        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # always the first callback
         end_always(trainer)
         return trainer

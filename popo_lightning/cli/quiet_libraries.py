@@ -7,25 +7,25 @@ import warnings
 
 
 def quieten() -> None:
-    """Silences advice that does not apply to rollouts, so that what is left is worth reading."""
+    """Silences advice that does not apply to rollouts, so that the rest is worth reading."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what trainer.profiler was asked for
-    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU is no news
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # trainer.profiler asked for these
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # expected on a CPU
     for about in (
         ".*num_workers.*",  # the dataset holds the engine
         ".*`__len__`.*",  # see RolloutStream
         ".*Total length of `list` across ranks is zero.*",  # val_dataloader during fit
         ".*in eval mode at the start of training.*",  # see PolicyModule.configure_model
         "You're resuming from a checkpoint that ended before the epoch ended.*",  # RolloutDataModule keeps the rest
-        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see metrics_table.py
-        "Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        "Experiment logs directory .* exists.*",  # metrics.csv is kept, see metrics/table.py
+        "Checkpoint directory .* exists and is not empty.*",  # the resumed run's own
         "The dirpath has changed from .*",  # a run's folder may be moved
-        "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # after the step is what we want
-        "Be aware that when using `ckpt_path`.*",  # validate makes no use of them
+        "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",  # saving after the step is intended
+        "Be aware that when using `ckpt_path`.*",  # validate does not use those callbacks
         ".*reduce_op.*",  # vLLM's own use of torch
         ".*LeafSpec.*",  # Lightning's own use of torch
     ):

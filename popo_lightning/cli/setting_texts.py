@@ -1,4 +1,4 @@
-"""Refuses names and empty values that the parser accepts and a run cannot use."""
+"""Refuses names and empty values that the parser accepts but a run cannot use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 
-LONGEST = 100  # bytes of a folder's name, to which a seed and a number are added
-# Slots that every run fills, and what fills them with nothing.
+LONGEST = 100  # bytes of a folder's name, before seed and number are added
+# Slots that every run fills, and the default class of each.
 FILLED = {
     "proximal": "popo_lightning.proximal.snapshot.ProximalSnapshot",
     "parameter_hook": "popo_lightning.proximal.parameter_hook.ParameterHook",
@@ -18,10 +18,10 @@ FILLED = {
 
 
 def check_texts(config: Any) -> None:
-    """Raises SettingError for names of folders that name none.
+    """Raises SettingError for texts that cannot name a folder.
 
     Args:
-        config: Settings as they were parsed.
+        config: Settings as parsed.
     """
     for name in ("run.root", "run.folder", "ckpt_path", "checkpoint.dirpath"):
         if config.get(name) == "":
@@ -37,7 +37,7 @@ def check_texts(config: Any) -> None:
 
 
 def check_checkpoints(kept: Any) -> None:
-    """Raises SettingError for times and names of checkpoints that Lightning would not obey, or refuse at the first.
+    """Raises SettingError for checkpoint intervals and names that Lightning would ignore, or refuse only when saving.
 
     Args:
         kept: Settings of class `checkpoint`.
@@ -74,24 +74,24 @@ def _check_filename(name: str | None) -> None:
     try:
         for _, value, form, _ in Formatter().parse(name):
             if value is not None:
-                format(1 if value in ("epoch", "step") else 0.5, form or "")
+                format(1 if value in ("epoch", "step", "iteration", "minibatch") else 0.5, form or "")
     except ValueError as error:
         raise SettingError(
-            f"checkpoint.filename is '{name}', which no name can be made of ({error}); write values as {{epoch}} or "
-            "{step:06d}"
+            f"checkpoint.filename is '{name}', which no name can be made of ({error}); write values as "
+            "{iteration} or {step:06d}"
         ) from error
     if not name or "/" in name:
         raise SettingError(
-            f"checkpoint.filename is '{name}', which is no name of a file; write one such as {{epoch}}-{{step}}, and "
-            "the folder as checkpoint.dirpath"
+            f"checkpoint.filename is '{name}', which is no name of a file; write one such as "
+            "{iteration}-{step}, and the folder as checkpoint.dirpath"
         )
 
 
 def check_slots(config: Any) -> None:
-    """Raises SettingError for null where a class, or a number of one, belongs.
+    """Raises SettingError for null where a class or an argument of one is required.
 
     Args:
-        config: Settings as they were parsed.
+        config: Settings as parsed.
     """
     for name, nothing in FILLED.items():
         if config.get(name, nothing) is None:

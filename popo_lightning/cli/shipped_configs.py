@@ -1,4 +1,4 @@
-"""The configurations shipped with the package: found by name from any folder, listed and copied by `popo configs`."""
+"""The configurations shipped with the package: found by name in any folder, listed and copied by `popo configs`."""
 
 from __future__ import annotations
 
@@ -9,36 +9,34 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from popo_lightning.core.config_options import SUFFIXES, existing_file, given_configs
 from popo_lightning.core.nearest import did_you_mean
 
 PACKAGE = Path(__file__).parent.parent
-OPTIONS = ("--config", "-c")
-SUFFIXES = ("", ".yaml", ".yml")
 DESCRIPTION = """Lists the configurations that come with the package, or prints or copies one.
 
 popo fit takes them by name from any folder: popo fit --config task/countdown_tiny --config method/popo"""
 
 
 def shipped_folder() -> Path:
-    """Where they lie: in a checkout beside the package, in an installed package inside it."""
+    """Folder of the configurations: beside the package in a checkout, inside the package if installed."""
     checkout = PACKAGE.parent / "configs"
     return checkout if (checkout / "method" / "popo.yaml").exists() else PACKAGE / "configs"
 
 
 def shipped() -> dict[str, Path]:
-    """Files by name, such as method/popo, in the order of their folders."""
+    """Shipped files by name, such as method/popo, sorted by path."""
     folder = shipped_folder()
     return {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.glob("*/*.yaml"))}
 
 
 def config_path(name: str) -> str:
-    """The file that a --config means: one here, or else a shipped one, with or without suffix and `configs/` before it.
+    """Finds the file that a --config means: an existing one, else a shipped one; suffix and `configs/` are optional.
 
-    A name that is neither comes back as it is, for the sentence about it.
+    Any other name is returned unchanged, for the error message.
     """
-    for suffix in SUFFIXES:
-        if Path(name + suffix).is_file():
-            return name + suffix
+    if (own := existing_file(name)) is not None:
+        return own
     parts = Path(name).parts
     inside = Path(*parts[1:]) if parts[:1] == ("configs",) and len(parts) > 1 else Path(name)
     file = shipped().get(str(inside.with_suffix("") if inside.suffix in SUFFIXES else inside))
@@ -46,47 +44,59 @@ def config_path(name: str) -> str:
 
 
 def _shown(file: Path) -> str:
-    """A path as short as it can be said from here."""
+    """A path relative to the current folder if the file is below it, else the path as it is."""
     relative = os.path.relpath(file)
     return str(file) if relative.startswith("..") else relative
 
 
 def with_config_paths(args: Sequence[str]) -> list[str]:
-    """A command line whose --config names are files."""
+    """Replaces the names given to --config by paths of files."""
     found = list(args)
     for place, before, name in named_configs(args):
         found[place] = before + (config_path(name) if name else name)
     return found
 
 
+def with_config_names(args: Sequence[str]) -> list[str]:
+    """Inverse of :func:`with_config_paths`, for commands that are shown: names shipped files by their short names."""
+    names = {str(file.resolve()): name for name, file in shipped().items()}
+    found = list(args)
+    for place, before, path in named_configs(args):
+        name = names.get(str(Path(path).resolve()))
+        if name is not None and Path(config_path(name)).samefile(path):  # no file here hides the shipped one
+            found[place] = before + name
+    return found
+
+
 def named_configs(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """What a command line names by --config or -c, and does not write inline: the word, its `--config=`, the name."""
-    for place, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option not in OPTIONS or not (equals or place + 1 < len(args)):
-            continue
-        word, before, name = (place, f"{option}=", value) if equals else (place + 1, "", args[place + 1])
+    """Yields the names that --config or -c has (none inline): index of the word, its `--config=` prefix, and name."""
+    for word, before, name in given_configs(args):
         if "\n" not in name and "{" not in name and ": " not in name:
             yield word, before, name
 
 
 def about(file: Path) -> str:
-    """A file's first line, if it is a comment."""
+    """First line of a file, if it is a comment."""
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
+def parser() -> argparse.ArgumentParser:
+    """Parser of `popo configs`."""
+    made = argparse.ArgumentParser("popo configs", description=DESCRIPTION, allow_abbrev=False)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("name", nargs="?", help="print this one, such as method/popo, or list a folder, such as method")
+    made.add_argument("--copy", metavar="FILE", type=Path, help="write it to a file of your own instead")
+    return made
+
+
 def main(args: Sequence[str]) -> int:
-    """`popo configs`.
+    """Runs `popo configs`.
 
     Args:
-        args: What follows the subcommand.
+        args: Arguments after the subcommand.
     """
-    parser = argparse.ArgumentParser("popo configs", description=DESCRIPTION, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", nargs="?", help="print this one, such as method/popo, or list a folder, such as method")
-    parser.add_argument("--copy", metavar="FILE", type=Path, help="write it to a file of your own instead")
-    asked = parser.parse_args(list(args))
+    asked = parser().parse_args(list(args))
     files = shipped()
     listed = {name: file for name, file in files.items() if (asked.name or "").rstrip("/") in ("", name.split("/")[0])}
     if listed and asked.copy is None:

@@ -9,7 +9,7 @@ ROOMS = ("objectives", "methods", "model", "replay", "engines", "tasks", "toys",
 
 
 def import_slots() -> None:
-    """Imports the rooms whose classes settings may name: jsonargparse knows subclasses that are imported by name."""
+    """Imports the rooms whose classes settings may name, since jsonargparse only knows imported subclasses by name."""
     for room in ROOMS:
         package = import_module(f"popo_lightning.{room}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

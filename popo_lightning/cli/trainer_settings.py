@@ -1,4 +1,4 @@
-"""Refuses unusable settings of Lightning's trainer in one sentence before a trainer is made."""
+"""Refuses unusable settings of Lightning's trainer, each in one sentence, before a trainer is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.plan.run_settings import check_precision, count_devices
 
 INSTEAD = "evaluation.every_n_iterations and evaluation.limit"
-# Settings that an iteration could not obey, or would obey by half: what they may be, and what a user may want instead.
+# Settings that an iteration could not obey, or only in part: the values allowed, and what to set instead.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_steps": ((-1,), "would end the run inside an iteration; set trainer.max_epochs, which counts iterations"),
     "min_steps": ((None,), "counts optimizer steps; set trainer.min_epochs, which counts iterations"),
@@ -51,7 +51,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_checkpointing": ((None, True), "is not how a run goes without; set checkpoint.save_top_k to 0"),
     "barebones": ((False,), "leaves out loggers, callbacks and checkpoints, which a run is made of; leave it out"),
 }
-# Callbacks that a run cannot be right with, by class name, and why.
+# Callbacks that break a run, by class name, and why.
 REFUSED = {
     "GradientAccumulationScheduler": "a minibatch is one optimizer step; set data.minibatches",
     "StochasticWeightAveraging": "its last epoch trains nothing and would be an iteration; set parameter_hook instead",
@@ -59,25 +59,25 @@ REFUSED = {
     "LearningRateFinder": "its trial steps would be iterations; set model.optimizer's lr",
 }
 
-PROCESSES = 16  # that are no mistake on a machine of fewer cores
-SEEDS = 2**32  # numpy takes those below
+PROCESSES = 16  # processes that are allowed even on a machine with fewer cores
+SEEDS = 2**32  # numpy takes seeds below this
 
 
 def check_seed(seed: Any) -> None:
-    """Raises SettingError for a seed that draws nothing, or another one each time.
+    """Raises SettingError for a seed that is not a fixed number in numpy's range.
 
     Args:
-        seed: seed_everything.
+        seed: Setting seed_everything.
     """
     if isinstance(seed, bool) or not 0 <= seed < SEEDS:
         raise SettingError(f"seed_everything is {seed}; use a whole number from 0 to {SEEDS - 1}")
 
 
 def check_trainer(trainer: Any) -> None:
-    """Raises SettingError for settings that Lightning would refuse later, or obey in part.
+    """Raises SettingError for settings that Lightning would refuse later or obey only in part.
 
     Args:
-        trainer: Settings as they were parsed.
+        trainer: Settings as parsed.
     """
     for name, (fine, consequence) in FIXED.items():
         value = getattr(trainer, name, fine[0])
@@ -102,11 +102,11 @@ def _check_iterations(trainer: Any) -> None:
 
 
 def check_root(root: str | None, folder: str | None) -> None:
-    """Raises SettingError for a folder that a run would not write into.
+    """Raises SettingError for a folder that the run would not write to.
 
     Args:
-        root: trainer.default_root_dir.
-        folder: run.folder, which a config.yaml of an earlier version repeats there.
+        root: Setting trainer.default_root_dir.
+        folder: Setting run.folder, which the config.yaml of an earlier version repeats in default_root_dir.
     """
     if root is not None and root != folder:
         raise SettingError(
@@ -115,17 +115,32 @@ def check_root(root: str | None, folder: str | None) -> None:
         )
 
 
+class TimeLimit(Timer):
+    """Ends training after the iteration in which this process has trained for so long.
+
+    Lightning's own goes on counting where a checkpoint's run stopped: a chain of jobs, or a new run from a checkpoint,
+    would find its time used up and train nothing.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes nothing from a checkpoint."""
+
+
 def at_the_end_of_an_iteration(limit: Any) -> Timer:
-    """trainer.max_time as a callback: Lightning's own would end a run in the middle of an iteration.
+    """Makes trainer.max_time a callback: Lightning's own would end a run in the middle of an iteration.
 
     Args:
-        limit: trainer.max_time.
+        limit: Setting trainer.max_time.
 
     Raises:
-        SettingError: No time.
+        SettingError: The limit is not a positive time.
     """
     try:
-        timer = Timer(limit, interval="epoch")
+        timer = TimeLimit(limit, interval="epoch")
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise SettingError(
             f"trainer.max_time is '{limit}', which is no time; write DD:HH:MM:SS, such as 00:12:00:00"
@@ -136,11 +151,11 @@ def at_the_end_of_an_iteration(limit: Any) -> Timer:
 
 
 def check_callbacks(callbacks: Iterable[Any], checkpoint_io: Any) -> None:
-    """Raises SettingError for callbacks and plugins that put a run out of step.
+    """Raises SettingError for callbacks and plugins that break iterations or checkpoints.
 
     Args:
-        callbacks: The trainer's.
-        checkpoint_io: What its strategy writes checkpoints by.
+        callbacks: Callbacks of the trainer.
+        checkpoint_io: Writes the checkpoints of the trainer's strategy.
     """
     for callback in callbacks:
         for kind in type(callback).__mro__:
@@ -189,10 +204,10 @@ def _check_devices(trainer: Any) -> None:
 
 
 def check_cpu_devices(devices: Any) -> None:
-    """Raises SettingError for what asks for GPUs.
+    """Raises SettingError if trainer.devices asks for GPUs or too many processes on a CPU.
 
     Args:
-        devices: trainer.devices of a run on CPUs.
+        devices: Setting trainer.devices.
     """
     if devices != "auto" and not str(devices).strip().isdecimal():
         raise SettingError(
@@ -204,15 +219,15 @@ def check_cpu_devices(devices: Any) -> None:
 
 
 def chosen_accelerator(setting: Any) -> Any:
-    """The device of trainer and engine: auto is CUDA where torch sees a GPU, and else the CPU.
+    """Chooses the accelerator of trainer and engine: auto is CUDA if torch sees a GPU, else the CPU.
 
-    Lightning's own auto would be MPS on a Mac, which lacks the float64 that numbers over ranks are summed in.
+    Lightning's auto would be MPS on a Mac, which lacks the float64 that sums over ranks need.
 
     Args:
-        setting: trainer.accelerator.
+        setting: Setting trainer.accelerator.
 
     Raises:
-        SettingError: A device that is not here, or that nothing here is made for.
+        SettingError: The device is missing or unsupported.
     """
     found = torch.cuda.is_available()
     if setting == "auto":
@@ -232,10 +247,10 @@ def chosen_accelerator(setting: Any) -> Any:
 
 
 def check_nodes(trainer: L.Trainer) -> None:
-    """Raises SettingError where other nodes are waited for that nobody has told of this one.
+    """Raises SettingError if the run would wait for other nodes that no launcher has started.
 
     Args:
-        trainer: As it is made, before its processes are joined.
+        trainer: New trainer, before its processes are joined.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
@@ -247,7 +262,7 @@ def check_nodes(trainer: L.Trainer) -> None:
 
 @contextmanager
 def lightnings_refusals() -> Iterator[None]:
-    """What Lightning's trainer refuses, as one sentence."""
+    """Turns what Lightning's trainer refuses into one sentence."""
     try:
         yield
     except SettingError:

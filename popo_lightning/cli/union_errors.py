@@ -1,4 +1,4 @@
-"""What jsonargparse says of a value that fits none of several types, in the words of the one that was meant."""
+"""Shortens jsonargparse's error about a value that fits none of several types to the type that was meant."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DULL = ("Expected a <class", "Expected a typing", "Not a valid subclass", "Expec
 
 
 def of_union(found: re.Match[str]) -> str:
-    """The part of it that says most.
+    """Returns the most informative part of the error.
 
     Args:
-        found: Of :data:`UNION`.
+        found: Match of :data:`UNION`.
     """
     kinds, errors, value = found.groups()
     alone = "FunctionAddress" in kinds and "Errors: " not in errors
@@ -24,7 +24,7 @@ def of_union(found: re.Match[str]) -> str:
         return "a FunctionAddress does not match"
     if "FunctionAddress" in kinds and "Errors: " in errors:
         return _of_functions(errors.rpartition("Errors: ")[2], value)
-    dull = (*DULL, "Expected a dot import") if "torch.Tensor" in kinds else DULL  # a number, as far as users care
+    dull = (*DULL, "Expected a dot import") if "torch.Tensor" in kinds else DULL  # users write a number
     if kinds.startswith("dict[") and value.startswith("NestedArg"):
         return "Expected a mapping, as '{NAME: {SETTING: VALUE}}', or a file's"
     telling = [error for error in re.split(r"(?:^| )- ", errors) if error and not error.startswith(dull)]
@@ -39,7 +39,7 @@ def of_union(found: re.Match[str]) -> str:
 
 
 def _of_functions(errors: str, value: str) -> str:
-    """Of a list of functions, what is wrong with one."""
+    """Returns what is wrong with one function of a list."""
     value = value.partition(" Given value")[0]
     text, *others = [error for error in re.split(r"(?:^| )- ", errors) if error]
     if "does not match" in text or not others:

@@ -33,10 +33,10 @@ class ParsedOnly(PopoCLI):
 
 
 def check_commands(runs: Sequence[PlannedRun]) -> None:
-    """Parses the command of one run of each arm: a third of a second each.
+    """Parses the command of one run per arm, which takes a third of a second each.
 
     Raises:
-        SettingError: The first that popo fit would refuse.
+        SettingError: popo fit would refuse a command; the first such refusal is raised.
     """
     checked: set[Arm] = set()
     for run in runs:
@@ -50,14 +50,14 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
 
 
 def parse(arguments: list[str]) -> ParsedOnly:
-    """Parses and checks one command; its settings are the result's `config`.
+    """Parses and checks one command. The settings are the result's `config`.
 
     Args:
-        arguments: Of popo.
+        arguments: Command line of popo.
 
     Raises:
-        SettingError: What popo fit would refuse.
+        SettingError: popo fit would refuse the command.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")  # as it does here
+        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")  # as here
         return ParsedOnly(PolicyModule, RolloutDataModule, args=arguments, **CLI_SETTINGS)

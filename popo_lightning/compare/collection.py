@@ -1,4 +1,4 @@
-"""All finished runs of a comparison, and the planned ones that are missing."""
+"""Collects the finished runs of a comparison and the planned ones that are missing."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ class Collection:
 
     @property
     def runs(self) -> list[RunResult]:
-        """All of them."""
+        """All runs."""
         return [run for seeds in self.arms.values() for run in seeds.values()]
 
     def numbers(self, arm: Arm, number: Number) -> dict[int, float]:
-        """A number of each run of an arm, by seed; NaN, which stands for "has none", left out."""
+        """A number of each run of an arm, by seed. Runs where it is NaN, which means none, are left out."""
         found = {seed: number(run) for seed, run in self.arms.get(arm, {}).items()}
         return {seed: value for seed, value in found.items() if value == value}
 
     def reference(self, arm: Arm, method: str | None) -> Arm | None:
-        """The arm of the method that an arm is measured against: the one with the same sweep label."""
+        """The arm of the method that an arm is measured against, with the same sweep label."""
         if method is None:
             return None
         found = Arm(method, arm.sweep)
         return found if found in self.arms else None
 
     def final(self, metric: str) -> Number:
-        """Final accuracy of a run."""
+        """Returns a function that gives a run's final accuracy."""
         return lambda run: run.final(metric, self.comparison.final_evaluations)
 
     def metric_name(self, metric: str) -> str:
-        """For tables and axes."""
+        """Name of a metric in tables and on axes."""
         return metric_name(metric, self.runs)
 
     def best_label(self, method: str, metric: str) -> str | None:
@@ -83,7 +83,7 @@ class Collection:
 
 
 def metric_name(metric: str, runs: Sequence[RunResult]) -> str:
-    """Such as avg@4, or avg@k where the runs have different k."""
+    """Name of a metric, such as avg@4, or avg@k if the runs have different k."""
     if metric == "greedy":
         return "greedy accuracy"
     kind = metric.partition("_")[0]
@@ -92,15 +92,15 @@ def metric_name(metric: str, runs: Sequence[RunResult]) -> str:
 
 
 def total(name: str) -> Number:
-    """A total of a run."""
+    """Returns a function that gives a total of a run."""
     return lambda run: run.totals[name]
 
 
 def collect(comparison: Comparison, planned: Sequence[PlannedRun]) -> Collection:
-    """Reads the planned runs that are finished, and other seeds of the same arms that were made with equal settings.
+    """Reads the planned runs that are finished, and other seeds of the same arms that ran with equal settings.
 
     Raises:
-        SettingError: A planned run's folder holds another run, or damaged files.
+        SettingError: A planned run's folder holds another run or damaged files.
     """
     found = Collection(comparison, {run.arm: {} for run in planned})
     circumstances: dict[str, None] = {}

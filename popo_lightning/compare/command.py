@@ -1,4 +1,4 @@
-"""The subcommand: reads settings, makes runs, writes the report."""
+"""The subcommand `popo compare`: reads settings, runs the planned runs and writes the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace
 from rich.console import Console
 
-from popo_lightning.cli.config_files import check_config_files
+from popo_lightning.cli.config_files import check_comparison_files, check_config_files
 from popo_lightning.cli.parser import OneSentenceParser, refuse
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.compare.checking import check_commands
@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
 
     Returns:
-        Exit code: 0, or 1 where a run failed, or 130 where it was interrupted.
+        Exit code: 0, 1 if a run failed, or 130 if it was interrupted.
     """
     quieten()
     try:
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def parser() -> OneSentenceParser:
-    """Of the subcommand."""
+    """Parser of the subcommand."""
     made = OneSentenceParser(prog="popo compare", description=DESCRIPTION)
     made.add_argument("-c", "--config", action=ActionConfigFile, help="YAML with the settings below; may be repeated.")
     made.add_class_arguments(Comparison)
@@ -59,6 +59,7 @@ def parser() -> OneSentenceParser:
 def parsed(args: Sequence[str]) -> Comparison:
     """Settings from the command line and the files it names."""
     check_config_files(args)
+    check_comparison_files(args)
     found = parser().parse_args(list(args))
     values = {name: value for name, value in vars(found).items() if name != "config"}
     methods = {name: Method(**vars(m)) if isinstance(m, Namespace) else m for name, m in values.pop("methods").items()}
@@ -66,7 +67,7 @@ def parsed(args: Sequence[str]) -> Comparison:
 
 
 def compare(comparison: Comparison) -> int:
-    """Makes what is not finished, then reports on everything that is."""
+    """Runs the planned runs that are not finished, then reports on all finished ones."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
 
     def say(line: str) -> None:
@@ -93,13 +94,13 @@ def compare(comparison: Comparison) -> int:
 
 
 def report(comparison: Comparison, planned: Sequence[PlannedRun], failures: Sequence[Outcome]) -> None:
-    """Collects, draws, writes, and prints what was asked."""
+    """Collects the runs, draws the figures, writes the report and prints the main tables."""
     found = collect(comparison, planned)
     figures = draw(found) if comparison.plots and found.runs else {}
     files: list[Path] = write_report(found, failures, figures)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a log file has no edge to fold tables at
+        console.width = 160  # a log file is not as narrow as a terminal
     for line in facts(found):
         console.print(line, markup=False)
     for part in main_parts(found) if found.runs else []:

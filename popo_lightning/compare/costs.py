@@ -54,7 +54,7 @@ def cost_part(found: Collection) -> Part:
 
 
 def health_part(found: Collection) -> Part:
-    """What the runs' groups, weights and policy were like."""
+    """Numbers about the runs' groups, weights and policy."""
     columns = {
         "effective share": ("effective_share", "{:.1%}"),
         "replayed share": ("replay_share", "{:.1%}"),

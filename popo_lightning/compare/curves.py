@@ -51,12 +51,13 @@ class RunResult:
         seed: Seed of the run.
         folder: Folder of the run.
         points: Its evaluations in order.
-        totals: iterations, responses, tokens, seconds, wall_seconds and dynamic_sampling_responses at the end.
+        totals: iterations, responses, tokens (trained on), generated_tokens, seconds, wall_seconds and
+            dynamic_sampling_responses at the end.
         health: Shares, ages, clipping, entropy and weights; see :func:`health`.
         ess_by_age: Mean effective sample size of the weights by age of the replayed groups.
         effective: Effective share of fresh groups by iteration.
         phases: Wall seconds by phase.
-        ks: k of avg@k and of pass@k, where benchmarks share one.
+        ks: k of avg@k and of pass@k, if benchmarks share one.
         benchmarks: Problems and samples of each benchmark in the last evaluation.
     """
 
@@ -77,7 +78,7 @@ class RunResult:
         return [point for point in self.points if metric in point.numbers]
 
     def final(self, metric: str, evaluations: int) -> float:
-        """Mean of the last evaluations, the one before training not among them; NaN without any."""
+        """Mean of the last evaluations after training began; NaN if there is none."""
         after = [point.numbers[metric] for point in self.curve(metric) if point.iteration > 0]
         return mean(after[-evaluations:])
 
@@ -116,7 +117,7 @@ def read_run(folder: Path, arm: Arm, seed: int) -> RunResult:
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Finite numbers of metrics.csv by iteration, training's and evaluation's rows of one iteration together."""
+    """Finite numbers of metrics.csv by iteration; the rows of one iteration are merged."""
     rows: dict[int, dict[str, float]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -126,7 +127,7 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def points(entries: Sequence[Mapping[str, float]], rows: Mapping[int, Mapping[str, float]]) -> list[Point]:
-    """Evaluations beside what had been spent by then."""
+    """Each evaluation with what the run had spent by then."""
     found = []
     for entry in entries:
         iteration = entry["iteration"]
@@ -145,7 +146,7 @@ def points(entries: Sequence[Mapping[str, float]], rows: Mapping[int, Mapping[st
 
 
 def health(rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """Shares, ages, clipping and weights of a run; NaN where its method has no such number."""
+    """Shares, ages, clipping, entropy and weights of a run; NaN if its method has no such number."""
 
     def column(name: str) -> list[float]:
         return [row[name] for row in rows.values() if name in row]
@@ -161,7 +162,7 @@ def health(rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
 
 
 def ess_by_age(rows: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
-    """Mean over the iterations in which groups of that age were replayed."""
+    """Mean effective sample size by age, over the iterations that replayed groups of that age."""
     found: dict[int, list[float]] = {}
     for row in rows.values():
         for name, value in row.items():
@@ -178,6 +179,7 @@ def _totals(summary: Mapping[str, Any], rows: Mapping[int, Mapping[str, float]])
         "responses": float(summary["responses"]),
         "dynamic_sampling_responses": math.nan if needed is None else float(needed),
         "tokens": sum(row.get("train/tokens", 0.0) for row in rows.values()),
+        "generated_tokens": max((row.get("total/tokens", 0.0) for row in rows.values()), default=0.0),
         "seconds": sum(row.get("time/iteration", 0.0) for row in rows.values()),
         "wall_seconds": float(summary["wall_seconds"]),
     }

@@ -1,4 +1,4 @@
-"""The runs of a comparison, their folders, and the test whether a folder holds the planned run."""
+"""The runs of a comparison, their folders, and the check that a folder holds the planned run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, order=True)
 class Arm:
-    """What runs of all seeds have in common.
+    """What the runs of all seeds have in common.
 
     Args:
         method: Name of the method.
@@ -37,7 +37,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """For tables and legends."""
+        """Label for tables and legends."""
         return f"{self.method}, {self.sweep}" if self.sweep else self.method
 
 
@@ -48,9 +48,9 @@ class PlannedRun:
     Args:
         arm: Method and sweep label.
         seed: Seed of the run.
-        folder: Folder it writes to.
+        folder: Folder that the run writes to.
         config: YAML files, in order.
-        settings: Settings that the command line adds after them, without the seed.
+        settings: Settings added on the command line after the files, without the seed.
     """
 
     arm: Arm
@@ -61,21 +61,21 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """Label for messages."""
         return f"{self.arm.label}, seed {self.seed}"
 
     def arguments(self) -> list[str]:
-        """Of popo."""
+        """Arguments of popo."""
         files = [word for file in self.config for word in ("--config", file)]
         own = [f"--run.folder={self.folder}", "--run.resume=true", f"--seed_everything={self.seed}"]
         return ["fit", *files, *self.settings, *own]
 
     def command(self) -> list[str]:
-        """The process."""
+        """Command that starts the process."""
         return [sys.executable, "-m", "popo_lightning", *self.arguments()]
 
     def record(self) -> dict[str, Any]:
-        """What decides the run's numbers, to be kept beside them."""
+        """What decides the run's numbers, written beside them."""
         return {
             "method": self.arm.method,
             "sweep": self.arm.sweep,
@@ -91,7 +91,7 @@ class PlannedRun:
 
 
 def plan(comparison: Comparison) -> list[PlannedRun]:
-    """All runs: seeds outermost, so that a comparison that is stopped early has whole sets of methods."""
+    """All planned runs. Seeds are outermost, so that a comparison stopped early has whole sets of methods."""
     seeds = list(dict.fromkeys([*comparison.seeds, *(s for m in comparison.methods.values() for s in m.seeds or [])]))
     return [
         planned_run(comparison, Arm(name, label), seed)
@@ -103,7 +103,7 @@ def plan(comparison: Comparison) -> list[PlannedRun]:
 
 
 def planned_run(comparison: Comparison, arm: Arm, seed: int) -> PlannedRun:
-    """One of them."""
+    """Plans one run."""
     method = comparison.methods[arm.method]
     settings = flattened(comparison.arguments) | flattened(comparison.variants()[arm.sweep])
     settings |= flattened(method.arguments)
@@ -115,7 +115,7 @@ def planned_run(comparison: Comparison, arm: Arm, seed: int) -> PlannedRun:
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether the run's folder holds it, finished; False where it is yet to be begun or to be gone on with.
+    """Whether the run's folder holds the finished run; False if it has yet to begin or to be resumed.
 
     Raises:
         SettingError: The folder holds another run.
@@ -138,10 +138,10 @@ def is_finished(run: PlannedRun) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What lies beside a run, or None.
+    """Reads the record beside a run; None if there is none.
 
     Raises:
-        SettingError: A file that is no record.
+        SettingError: The file is not a valid record.
     """
     path = folder / RECORD
     if not path.exists():
@@ -155,16 +155,16 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(run: PlannedRun) -> None:
-    """Keeps what the run is made with."""
+    """Writes the record of a run into its folder."""
     draft = run.folder / f"{RECORD}.draft"
     draft.write_text(json.dumps(run.record(), indent=2) + "\n")
     draft.replace(run.folder / RECORD)
 
 
 def difference_between(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """The first thing that differs among what decides the numbers, the seed apart, or None.
+    """The first difference in what decides the numbers, apart from the seed; None if there is none.
 
-    Files count by their content, not by where they lie.
+    Files are compared by name and content, not by folder.
     """
     then, now = _decisive(there), _decisive(wanted)
     for name in [*then, *(name for name in now if name not in then)]:
@@ -186,5 +186,5 @@ def _digest(file: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """As the command line reads it back."""
+    """Formats a value so that the command line reads it back."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -13,7 +13,7 @@ from popo_lightning.compare.settings import METRICS
 from popo_lightning.compare.statistics import Interval, extent, interval
 from popo_lightning.core.errors import SettingError
 
-# Okabe and Ito's colours, which stay apart for colour-blind eyes; black last, yellow, too light for a line, not at all
+# Okabe and Ito's colors, distinct to color-blind readers. Black comes last; yellow is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
@@ -24,14 +24,14 @@ AXIS_NAMES = {
     "tokens": "response tokens trained on",
 }
 WINDOW = 10
-LEAST_SEEDS = 3  # the interval of two is some twenty times as wide as what they span, and would hide everything else
+LEAST_SEEDS = 3  # an interval of two seeds is about twenty times as wide as their range and would dwarf the rest
 
 
 def check_plots() -> None:
-    """Refuses before the first run what would fail after the last.
+    """Raises before the first run if drawing would fail after the last.
 
     Raises:
-        SettingError: No matplotlib.
+        SettingError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingError(
@@ -40,7 +40,7 @@ def check_plots() -> None:
 
 
 def draw(found: Collection) -> dict[str, str]:
-    """Draws what there is to draw into the comparison's folder.
+    """Draws all figures that the runs allow into the comparison's folder.
 
     Returns:
         Captions by file name.
@@ -64,7 +64,8 @@ def draw(found: Collection) -> dict[str, str]:
         )
     if found.comparison.sweep and captions:
         _save(found, "sweep.png", sweep(found))
-        captions["sweep.png"] = f"Final {name} by sweep label, and its difference to the baseline at the same label."
+        beside = ", and its difference to the baseline at the same label" if _has_others(found) else ""
+        captions["sweep.png"] = f"Final {name} by sweep label{beside}."
     if any(run.effective for run in found.runs):
         _save(found, "effective.png", effective_share(found))
         captions["effective.png"] = (
@@ -74,7 +75,7 @@ def draw(found: Collection) -> dict[str, str]:
 
 
 def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
-    """The metric against each of the four things a run spends."""
+    """Plots the metric against each of the four things that a run spends."""
     figure, axes = _figure(2, 2, (11, 7.5))
     metric = found.comparison.metric
     for axis, spent in zip(axes.flat, AXES, strict=True):
@@ -102,7 +103,7 @@ def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
 
 
 def final_accuracies(found: Collection) -> Any:
-    """A row an arm, a panel a metric."""
+    """Plots final accuracies: one row per arm, one panel per metric."""
     metrics = [metric for metric in METRICS if any(run.curve(metric) for run in found.runs)]
     arms = list(found.arms)
     figure, axes = _figure(1, len(metrics), (1.6 + 3.2 * len(metrics), 1.2 + 0.36 * len(arms)), sharey=True)
@@ -119,7 +120,7 @@ def final_accuracies(found: Collection) -> Any:
 
 
 def sweep(found: Collection) -> Any:
-    """The metric by label, and the difference to the baseline."""
+    """Plots the metric by sweep label, and its difference to the baseline."""
     comparison = found.comparison
     panels: list[tuple[str, Callable[[Arm], Interval]]] = [
         (
@@ -127,7 +128,7 @@ def sweep(found: Collection) -> Any:
             lambda arm: interval(list(found.numbers(arm, found.final(comparison.metric)).values())),
         )
     ]
-    if comparison.baseline is not None:
+    if _has_others(found):
         panels.append(
             (
                 f"difference to {comparison.baseline}",
@@ -151,8 +152,13 @@ def sweep(found: Collection) -> Any:
     return _with_legend(figure, found, list(found.arms))
 
 
+def _has_others(found: Collection) -> bool:
+    """Whether there is a baseline, and a method to compare with it."""
+    return found.comparison.baseline is not None and len(found.comparison.methods) > 1
+
+
 def effective_share(found: Collection) -> Any:
-    """Over the iterations, smoothed."""
+    """Plots the effective share over iterations, smoothed."""
     labels = list(found.comparison.variants())
     figure, axes = _figure(1, len(labels), (2.5 + 4.8 * len(labels), 4), sharey=True)
     for axis, label in zip(axes[0], labels, strict=True):
@@ -168,7 +174,7 @@ def effective_share(found: Collection) -> Any:
 
 
 def _mean_share(runs: Sequence[RunResult]) -> tuple[list[int], list[float]]:
-    """Iterations that all seeds have, and the mean over seeds and over the iterations of a window behind each."""
+    """Iterations that all seeds have, and the mean over seeds and over a window that ends at each iteration."""
     series = [dict(run.effective) for run in runs]
     shared = sorted(set.intersection(*(set(each) for each in series)))
     means = [sum(each[i] for each in series) / len(series) for i in shared]
@@ -188,14 +194,14 @@ def _point(axis: Any, found: Interval, place: float, style: dict[str, str], acro
 
 
 def _style(found: Collection, arm: Arm) -> dict[str, str]:
-    """The same for a method in every figure."""
+    """Style of a method, the same in every figure."""
     place = list(found.comparison.methods).index(arm.method)
     line = LINES[place // len(COLOURS) % len(LINES)]
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linestyle": line}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # no pyplot: nothing is shown, and no backend is changed
+    from matplotlib.figure import Figure  # no pyplot: no figure is displayed and no backend changes
 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
@@ -206,7 +212,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float], sharey: bool = F
 
 
 def _with_legend(figure: Any, found: Collection, arms: Sequence[Arm]) -> Any:
-    """Beside the panels, where it hides nothing; each method once."""
+    """Adds a legend beside the panels, with each method once."""
     from matplotlib.lines import Line2D
 
     styles = {arm.method: _style(found, arm) for arm in arms}

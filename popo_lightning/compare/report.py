@@ -14,6 +14,7 @@ from typing import Any
 from popo_lightning.compare.collection import Collection
 from popo_lightning.compare.costs import age_part, cost_part, health_part, phase_part
 from popo_lightning.compare.curves import AXES, RunResult
+from popo_lightning.compare.frontier import frontier_part
 from popo_lightning.compare.plan import planned_run
 from popo_lightning.compare.runs import Outcome
 from popo_lightning.compare.settings import METRICS
@@ -22,7 +23,7 @@ from popo_lightning.compare.target import goal, spent, target_part
 
 
 def main_parts(found: Collection) -> list[Part]:
-    """What was asked: how good, how much better, how fast, at what cost."""
+    """Parts of the report that answer: how good, how much better, how fast, at what cost."""
     comparison = found.comparison
     others = list(dict.fromkeys(filter(None, (comparison.baseline, comparison.dynamic_sampling))))
     parts = [
@@ -30,26 +31,27 @@ def main_parts(found: Collection) -> list[Part]:
         *(difference_part(found, method) for method in others),
         target_part(found),
         sweep_part(found),
+        frontier_part(found),
         cost_part(found),
     ]
     return [part for part in parts if part is not None]
 
 
 def other_parts(found: Collection) -> list[Part]:
-    """Why it may be so."""
+    """Parts of the report that help to explain the results."""
     return [part for part in (health_part(found), age_part(found), phase_part(found)) if part is not None]
 
 
 def write_report(found: Collection, failures: Sequence[Outcome], figures: Mapping[str, str]) -> list[Path]:
-    """Writes everything but the figures.
+    """Writes all files of the report except the figures.
 
     Args:
-        found: The runs.
-        failures: Runs that failed just now.
-        figures: Captions of the figures drawn, by file name.
+        found: Runs of the comparison.
+        failures: Runs that failed in this call.
+        figures: Captions of the figures by file name.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     folder = found.comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def write_report(found: Collection, failures: Sequence[Outcome], figures: Mappin
 
 
 def markdown(found: Collection, failures: Sequence[Outcome], figures: Mapping[str, str]) -> str:
-    """The report."""
+    """The report as Markdown."""
     blocks = [f"# {found.comparison.name}", _facts(found)]
     if found.runs:
         blocks += [_section(part) for part in main_parts(found)]
@@ -77,7 +79,7 @@ def markdown(found: Collection, failures: Sequence[Outcome], figures: Mapping[st
 
 
 def facts(found: Collection) -> list[str]:
-    """What the numbers rest on."""
+    """Sentences about what the numbers rest on."""
     counts = sorted({len(seeds) for seeds in found.arms.values()})
     seeds = " to ".join(map(str, sorted({counts[0], counts[-1]}))) if counts else "0"
     lines = [f"{len(found.runs)} finished runs: {len(found.arms)} methods or variants of {seeds} seeds each."]
@@ -119,7 +121,7 @@ def _section(part: Part) -> str:
 
 
 def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Names to the left, numbers to the right. All words in it are names that the settings' check has let through."""
+    """A Markdown table with names on the left and numbers on the right. All words have passed the settings' check."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -135,7 +137,7 @@ def _absent(found: Collection, failures: Sequence[Outcome]) -> str:
 
 
 def _settings(found: Collection) -> str:
-    """A command for each arm."""
+    """The command of each arm."""
     lines = []
     for arm, seeds in found.arms.items():
         run = planned_run(found.comparison, arm, next(iter(seeds)))
@@ -145,7 +147,7 @@ def _settings(found: Collection) -> str:
 
 
 def run_row(found: Collection, run: RunResult) -> dict[str, Any]:
-    """A line of runs.csv."""
+    """A row of runs.csv."""
     took = spent(found, run)
     row: dict[str, Any] = {"method": run.arm.method, "sweep": run.arm.sweep, "seed": run.seed}
     row |= {f"final_{metric}": run.final(metric, found.comparison.final_evaluations) for metric in METRICS}
@@ -162,13 +164,13 @@ def run_row(found: Collection, run: RunResult) -> dict[str, Any]:
 
 
 def curve_rows(run: RunResult) -> list[dict[str, Any]]:
-    """Lines of curves.csv."""
+    """Rows of curves.csv."""
     name = {"method": run.arm.method, "sweep": run.arm.sweep, "seed": run.seed}
     return [name | {axis: getattr(point, axis) for axis in AXES} | point.numbers for point in run.points]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with every row's columns; what a row lacks is left empty."""
+    """CSV with the columns of all rows; a missing value is left empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -21,8 +21,8 @@ from popo_lightning.core.errors import SettingError
 LOCK = "lock"
 LOG = "log.txt"
 TAIL_LINES, TAIL_BYTES = 15, 32_000
-PATIENCE = 15.0  # seconds for a run that is asked to stop
-POLL = 0.05  # seconds between looks at the runs under way
+PATIENCE = 15.0  # seconds to wait after each request to stop
+POLL = 0.05  # seconds between checks of the runs in progress
 
 Say = Callable[[str], None]
 
@@ -34,7 +34,7 @@ class Outcome:
     Args:
         run: The run.
         state: State of the run; "elsewhere" means that another process is running it.
-        seconds: Time it took here, beside the runs in progress at the same time.
+        seconds: Seconds that the run took here, beside the runs in progress at the same time.
         reason: Reason of a failure: the end of the log.
     """
 
@@ -50,8 +50,8 @@ class UnderWay:
 
     Args:
         run: The run.
-        process: Its process, which leads a process group of its own.
-        held: Its folder's lock.
+        process: Process of the run, which leads its own process group.
+        held: Lock on the folder of the run.
         place: Position of its output line.
         began: Start time on the clock of time.perf_counter.
     """
@@ -64,7 +64,7 @@ class UnderWay:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the run began."""
         return time.perf_counter() - self.began
 
 
@@ -75,21 +75,21 @@ def run_all(
     at_once: int = 1,
     seconds_per_run: float | None = None,
 ) -> list[Outcome]:
-    """Makes the runs that are not finished.
+    """Runs the planned runs that are not finished.
 
     Args:
-        runs: In the order they begin.
+        runs: Runs in the order in which they begin.
         say: Prints a line.
-        accuracy: Of a finished run, for its line.
-        at_once: How many are under way at the same time.
-        seconds_per_run: One that takes longer is stopped and counts as failed; None lets it take its time.
+        accuracy: Gives the accuracy of a finished run, for its line.
+        at_once: Number of concurrent runs.
+        seconds_per_run: Time limit; a run that exceeds it is stopped and counts as failed. None sets no limit.
 
     Returns:
-        What became of those that were not finished before, in the order they ended.
+        Outcomes of the runs that were not finished before, in the order in which they ended.
 
     Raises:
-        SettingError: A folder holds another run; nothing has begun then.
-        KeyboardInterrupt: Stopped; so are the runs that were under way.
+        SettingError: A folder holds another run; no run has begun.
+        KeyboardInterrupt: A signal stopped this process, and with it the runs in progress.
     """
     to_do = [run for run in runs if not is_finished(run)]
     say(f"{len(runs)} runs: {len(runs) - len(to_do)} finished before, {len(to_do)} to do")
@@ -105,7 +105,7 @@ def run_all(
 
 
 class _Making:
-    """The runs that wait, those under way and what became of the others; arguments as of :func:`run_all`."""
+    """The waiting runs, those in progress and the outcomes. The arguments are those of :func:`run_all`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Making:
         self._at_once, self._seconds_per_run = at_once, seconds_per_run
 
     def goes_on(self) -> bool:
-        """Begins what there is room for and looks at what is under way; whether anything is left."""
+        """Begins runs while there is room, stops late ones and collects ended ones. Returns whether any is left."""
         while self.waiting and len(self.under_way) < self._at_once:
             self._begin(*self.waiting.pop(0))
         for one in self.under_way:
@@ -134,7 +134,7 @@ class _Making:
         return bool(self.waiting or self.under_way)
 
     def stop(self) -> None:
-        """Ends what is under way."""
+        """Stops the runs in progress."""
         stop([one.process for one in self.under_way])
         for one in self.under_way:
             one.held.close()
@@ -156,7 +156,7 @@ class _Making:
 
 
 def make(run: PlannedRun) -> Outcome:
-    """Makes one run, unless another process does or has just done so. An interruption stops it first."""
+    """Makes one run unless another process is making it or has just made it. An interruption stops the run first."""
     begun = begin(run, run.label)
     if isinstance(begun, Outcome):
         return begun
@@ -179,7 +179,7 @@ def begin(run: PlannedRun, place: str) -> UnderWay | Outcome:
         try:
             if is_finished(run):
                 return Outcome(run, "finished")
-        except SettingError as error:  # another process began it with other settings since all were looked at
+        except SettingError as error:  # another process has begun it with other settings since the first check
             return Outcome(run, "failed", reason=str(error))
         write_record(run)
         began = time.perf_counter()
@@ -187,7 +187,7 @@ def begin(run: PlannedRun, place: str) -> UnderWay | Outcome:
 
 
 def end(begun: UnderWay, seconds_per_run: float | None = None) -> Outcome:
-    """What became of a run whose process has ended; lets go of its folder."""
+    """Returns the outcome of a run whose process has ended, and releases its folder."""
     run, code, seconds = begun.run, begun.process.returncode, begun.seconds
     begun.held.close()
     if code == 0 and (run.folder / SUMMARY).exists():
@@ -200,10 +200,10 @@ def end(begun: UnderWay, seconds_per_run: float | None = None) -> Outcome:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[IO[bytes] | None]:
-    """Holds the run's lock, or gives None where another process does.
+    """Holds the run's lock, or yields None if another process holds it.
 
-    The kernel lets go of it when the last process that has the file open ends, however it ends. The run's own process
-    inherits it: one that outlives a killed popo compare is not begun a second time beside itself.
+    The kernel releases the lock when the last process with the open file ends, however it ends. The run's own process
+    inherits the lock, so a run that outlives a killed popo compare is not started a second time.
     """
     with (folder / LOCK).open("ab") as file:
         try:
@@ -215,7 +215,7 @@ def locked(folder: Path) -> Iterator[IO[bytes] | None]:
 
 
 def launch(run: PlannedRun, lock: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Starts the process, whose output goes to the run's log."""
+    """Starts the run's process and writes its output to the run's log."""
     with (run.folder / LOG).open("ab") as log:
         log.write(f"$ {shlex.join(run.command())}\n".encode())
         log.flush()
@@ -225,12 +225,12 @@ def launch(run: PlannedRun, lock: IO[bytes]) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[lock.fileno()],
-            process_group=0,  # Ctrl-C reaches only us, and we stop it together with its graders
+            process_group=0,  # Ctrl-C reaches only this process, which stops the run together with its graders
         )
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks politely first: a checkpoint being written is worth a moment."""
+    """Stops processes by ever stronger signals, with time between them to finish writing a checkpoint."""
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         running = [process for process in processes if process.poll() is None]
         for process in running:
@@ -242,13 +242,13 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """A terminal that closes and a polite kill are Ctrl-C: without this the present run would continue alone."""
+    """Treats SIGTERM and SIGHUP like Ctrl-C; otherwise the present run would continue alone."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup keeps its effect
     before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
@@ -258,7 +258,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def tail(path: Path) -> str:
-    """The last lines of a log, without what would move a cursor."""
+    """The last lines of a log, without control characters."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         text = file.read().decode(errors="replace")
@@ -275,7 +275,7 @@ def _ending(outcome: Outcome, accuracy: Callable[[PlannedRun], str]) -> str:
 
 
 def _time_left(outcomes: Sequence[Outcome], left: int, at_once: int) -> str:
-    """A guess from the runs made here; those under way count as yet to be begun."""
+    """Estimates the time left from the runs made here; runs in progress count as not begun."""
     seconds = [outcome.seconds for outcome in outcomes if outcome.state == "finished" and outcome.seconds]
     if not left or not seconds:
         return ""

@@ -14,7 +14,7 @@ from popo_lightning.core.errors import SettingError
 Metric = Literal["avg_at_k", "greedy", "pass_at_k"]
 METRICS: tuple[Metric, ...] = ("greedy", "avg_at_k", "pass_at_k")
 OWN = ("config", "ckpt_path", "seed_everything", "run.folder", "run.root", "run.method", "run.resume")
-# Not Any, below which the parser would make what looks like a class of a mapping with a class_path; here it stays data.
+# Not Any: the parser would then turn a mapping with a class_path into a class. With these types it stays data.
 Setting = None | bool | int | float | str | list | dict
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -49,6 +49,8 @@ class Comparison:
         root: Folder of the runs and of the report; null uses runs/compare/NAME.
         baseline: Method to which the others are compared; null for none.
         dynamic_sampling: Method whose number of responses is the reference for the others; null for none.
+        frontier: Method whose sweep labels differ in how often responses are trained on, such as by data.ppo_epochs.
+            The report fits the responses needed against that reuse; null leaves it out.
         metric: Accuracy shown in curves, targets and sweeps.
         target: Target accuracy; null uses the baseline's final accuracy at the same seed.
         final_evaluations: Number of last evaluations whose mean is the final accuracy.
@@ -69,6 +71,7 @@ class Comparison:
     root: str | None = None
     baseline: str | None = None
     dynamic_sampling: str | None = None
+    frontier: str | None = None
     metric: Metric = "avg_at_k"
     target: float | None = None
     final_evaluations: int = 2
@@ -79,18 +82,18 @@ class Comparison:
 
     @property
     def folder(self) -> Path:
-        """Of the runs and of the report."""
+        """Folder of the runs and of the report."""
         return Path(self.root) if self.root is not None else Path("runs") / "compare" / self.name
 
     def variants(self) -> Mapping[str, dict[str, Any]]:
-        """The sweep's settings by label; one without label where nothing is swept."""
+        """Settings of the sweep by label; a single empty label if nothing is swept."""
         return self.sweep or {"": {}}
 
     def check(self) -> None:
-        """Refuses what cannot work.
+        """Refuses settings that cannot work.
 
         Raises:
-            SettingError: A name, file, seed or number that cannot be used.
+            SettingError: A name, file, seed or number cannot be used.
         """
         self._check_names()
         self._check_files()
@@ -130,9 +133,16 @@ class Comparison:
                 raise SettingError(
                     f"{place} has the name '{name}', which cannot be a folder's; use letters, digits, '.', '_' and '-'"
                 )
-        for place, wanted in (("baseline", self.baseline), ("dynamic_sampling", self.dynamic_sampling)):
+        named = {"baseline": self.baseline, "dynamic_sampling": self.dynamic_sampling, "frontier": self.frontier}
+        for place, wanted in named.items():
             if wanted is not None and wanted not in self.methods:
                 raise SettingError(f"{place} is '{wanted}'; name one of methods ({', '.join(self.methods)}), or null")
+
+        if self.frontier is not None and len(self.variants()) < 3:
+            raise SettingError(
+                f"frontier is '{self.frontier}', but sweep has {len(self.sweep or {})} labels; a law needs three "
+                "settings or more that train on responses differently often, such as data.ppo_epochs 1, 2 and 4"
+            )
 
     def _check_files(self) -> None:
         lists = [("task", self.task), *((f"methods.{name}.config", each.config) for name, each in self.methods.items())]
@@ -159,8 +169,8 @@ class Comparison:
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted name.
 
-    A mapping below a dotted name is that setting's value. Below a name without a dot it comes from the command line
-    (--arguments.trainer.max_epochs 10), and overrides what has the same dotted name.
+    A mapping below a dotted name is the value of that setting. A mapping below a plain name comes from the command line
+    (--arguments.trainer.max_epochs 10) and overrides settings with the same dotted name.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():

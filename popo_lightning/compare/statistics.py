@@ -1,4 +1,4 @@
-"""Means, intervals and differences over seeds, and when a curve reaches a value. Pure functions."""
+"""Means, intervals and differences over seeds, and the point where a curve reaches a value. Pure functions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Median:
-    """A median over seeds, of which some may never have reached the target.
+    """A median over seeds, some of which may never have reached the target.
 
     Args:
-        value: The median, with those that never did counted as infinite; None if it is infinite or there is no value.
+        value: Median in which a seed that never reached the target is infinite; None if infinite or without values.
         reached: Number of seeds that reached the target.
         n: Number of seeds.
     """
@@ -46,8 +46,8 @@ class Median:
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95% t interval of the mean over the values.
 
-    The ends are mean -+ t * std / sqrt(n), with the unbiased std and Student's t for n - 1 degrees of freedom. Of
-    normal values 95% of such intervals hold the true mean, for any n from 2 on.
+    The ends are mean -+ t * std / sqrt(n), with the unbiased std and Student's t for n - 1 degrees of freedom. For
+    normal values 95% of such intervals contain the true mean, for any n >= 2.
     """
     n = len(values)
     if n < 2:
@@ -58,7 +58,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def extent(values: Sequence[float]) -> Interval:
-    """Mean, least and largest of the values: for costs, which a t interval over two seeds would let be negative."""
+    """Mean, minimum and maximum; for costs, since a t interval over two seeds could be negative."""
     found = interval(values)
     return replace(found, low=min(values), high=max(values)) if found.n > 1 else found
 
@@ -67,12 +67,12 @@ def extent(values: Sequence[float]) -> Interval:
 def t_quantile(freedom: int, covered: float = COVERED) -> float:
     """The t for which Student's distribution has `covered` of its mass between -t and t.
 
-    That mass is a finite sum of powers of the cosine of arctan(t / sqrt(freedom)) (Abramowitz and Stegun 26.7.3 and
-    26.7.4); the angle is found by bisection.
+    The mass is a finite sum of powers of the cosine of arctan(t / sqrt(freedom)) (Abramowitz and Stegun 26.7.3 and
+    26.7.4); bisection finds the angle.
 
     Args:
         freedom: Degrees of freedom, at least 1.
-        covered: In (0, 1).
+        covered: Fraction of the mass, in (0, 1).
     """
     below, above = 0.0, math.pi / 2
     for _ in range(60):
@@ -96,21 +96,21 @@ def _mass_within(angle: float, freedom: int) -> float:
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval:
     """Mean and t interval of the values minus the baseline's at the same seed.
 
-    Seeds that one of them lacks are left out. What a seed does to both alike cancels out of a difference.
+    Seeds that either lacks are left out. An effect of the seed that both share cancels out.
     """
     return interval([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 
 
 def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval:
-    """Mean, least and largest of the values as multiples of the baseline's at the same seed."""
+    """Mean, minimum and maximum of the ratio of the values to the baseline's at the same seed."""
     seeds = sorted(values.keys() & baseline.keys())
     return extent([values[seed] / baseline[seed] for seed in seeds if baseline[seed]])
 
 
 def reached_at(curve: Sequence[float], target: float) -> float | None:
-    """Where a curve first comes to the target: the index of a point, or a fraction between two of them.
+    """Index at which a curve first reaches the target; may be a fraction between two points.
 
-    Straight lines are drawn between the points. None if it never gets there.
+    The curve is linear between points. None if it never reaches the target.
     """
     for place, value in enumerate(curve):
         if value >= target:
@@ -122,14 +122,14 @@ def reached_at(curve: Sequence[float], target: float) -> float | None:
 
 
 def at(values: Sequence[float], place: float) -> float:
-    """The value at a place between two points."""
+    """Value at a fractional index, by linear interpolation."""
     below = min(int(place), len(values) - 1)
     above = min(below + 1, len(values) - 1)
     return values[below] + (place - below) * (values[above] - values[below])
 
 
 def median(values: Sequence[float | None]) -> Median:
-    """Median in which None, "never", is above every number: dropping it would flatter who often fails."""
+    """Median in which None, "never reached", exceeds every number; dropping it would favor methods that often fail."""
     ordered = sorted(math.inf if value is None else value for value in values)
     n = len(ordered)
     reached = sum(math.isfinite(value) for value in ordered)
@@ -140,6 +140,6 @@ def median(values: Sequence[float | None]) -> Median:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean of the finite values; NaN without any."""
+    """Mean of the finite values; NaN if there is none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan

@@ -33,7 +33,7 @@ class Part:
 
 
 def spread(found: Interval, form: str = "{:.3f}") -> str:
-    """Mean and interval."""
+    """Formats a mean with its interval."""
     if not found.n:
         return NONE
     mean, low, high = (form.format(value) for value in (found.mean, found.low, found.high))
@@ -52,7 +52,7 @@ def accuracy_part(found: Collection) -> Part:
 
 
 def difference_part(found: Collection, method: str) -> Part | None:
-    """Final accuracy minus another method's, seed by seed."""
+    """Final accuracy minus another method's at the same seed."""
     metrics = _measured(found)
     rows = []
     for arm in found.arms:
@@ -70,7 +70,7 @@ def difference_part(found: Collection, method: str) -> Part | None:
 
 
 def sweep_part(found: Collection) -> Part | None:
-    """The metric by method and sweep label, with differences to the baseline."""
+    """Metric by method and sweep label, with differences to the baseline."""
     comparison = found.comparison
     if not comparison.sweep:
         return None
@@ -108,16 +108,16 @@ def _final_note(found: Collection) -> str:
 
 
 def mean_cell(found: Collection, arm: Arm, number: Number, form: str = "{:.3f}") -> str:
-    """Mean of a number over an arm's seeds, with its 95% interval."""
+    """Formats the mean of a number over an arm's seeds, with its 95% interval."""
     return spread(interval(list(found.numbers(arm, number).values())), form)
 
 
 def extent_note(found: Collection) -> list[str]:
-    """What brackets mean in a table of `extent_cell`, if there are any."""
+    """Says what brackets mean in a table of `extent_cell`; empty if there are none."""
     several = any(len(seeds) > 1 for seeds in found.arms.values())
     return ["Brackets are the least and the largest seed."] if several else []
 
 
 def extent_cell(found: Collection, arm: Arm, number: Number, form: str) -> str:
-    """Mean of a number over an arm's seeds, with the least and the largest."""
+    """Formats the mean of a number over an arm's seeds, with the minimum and maximum."""
     return spread(extent(list(found.numbers(arm, number).values())), form)

@@ -1,4 +1,4 @@
-"""What a run spends to reach the baseline's accuracy, or a given one."""
+"""What a run spends to reach the baseline's accuracy or a given one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spent:
         iterations: Rollout iterations.
         responses: Responses generated for training.
         seconds: Training time.
-        share: Fraction of the iterations of the baseline's whole run at the same seed; None without one.
+        share: Iterations as a fraction of the baseline's whole run at the same seed; None without a baseline.
     """
 
     iterations: float
@@ -30,7 +30,7 @@ class Spent:
 
 
 def goal(found: Collection, run: RunResult) -> float | None:
-    """The accuracy the run is to reach: the given one, or the baseline's final one at the same seed and label."""
+    """Accuracy that the run must reach: the given one, or the baseline's final one at the same seed and label."""
     comparison = found.comparison
     if comparison.target is not None:
         return comparison.target
@@ -40,7 +40,7 @@ def goal(found: Collection, run: RunResult) -> float | None:
 
 
 def spent(found: Collection, run: RunResult) -> Spent | None:
-    """Until the run's goal was reached; None if it never was, or there is none."""
+    """Cost until the run reached its goal; None if it never did or has no goal."""
     wanted = goal(found, run)
     points = run.curve(found.comparison.metric)
     place = None if wanted is None else reached_at([point.numbers[found.comparison.metric] for point in points], wanted)
@@ -55,7 +55,7 @@ def spent(found: Collection, run: RunResult) -> Spent | None:
 
 
 def target_part(found: Collection) -> Part | None:
-    """Medians over seeds for each arm."""
+    """Table of medians over seeds for each arm."""
     comparison = found.comparison
     if comparison.target is None and comparison.baseline is None:
         return None

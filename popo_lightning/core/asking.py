@@ -1,4 +1,4 @@
-"""Questions of a user's own, asked as a task asks its problems."""
+"""Turns a user's own question into a problem that is asked like a task's problems."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import IMAGE_MARK, Problem
 
-ASKED = "asked"  # id of such a problem
+ASKED = "asked"  # id of the user's problem
 SHOWN_CHARACTERS = 200
 
 
 def asked_like(problem: Problem, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
-    """A question in the frame of another problem: its messages with the last of the user's replaced, or plain text.
+    """Puts a question into another problem's format: its messages with the last user message replaced, or plain text.
 
     Args:
-        problem: One of the task.
-        question: What is asked.
-        images: Paths; their marks go before the question unless it has its own.
-        gold: The right answer.
+        problem: Problem of the task.
+        question: Text of the question.
+        images: Paths of images; their marks are put before the question unless it has marks.
+        gold: Right answer.
 
     Raises:
-        SettingError: The answer is of another kind than the problem's.
+        SettingError: The marks do not fit the images, or the answer is of another kind than the problem's.
     """
     answer = None if gold is None else gold_like(problem.answer, gold)
     text = marked(question, images)
@@ -36,10 +36,10 @@ def asked_like(problem: Problem, question: str, images: Sequence[str] = (), gold
 
 
 def marked(question: str, images: Sequence[str]) -> str:
-    """A question with the marks of its images, before it unless it has marks.
+    """Puts the marks of images before a question, unless it has marks.
 
     Raises:
-        SettingError: It has marks, and not as many.
+        SettingError: The question has marks, but not one per image.
     """
     marks = question.count(IMAGE_MARK)
     if marks and marks != len(images):
@@ -48,14 +48,14 @@ def marked(question: str, images: Sequence[str]) -> str:
 
 
 def gold_like(answer: Any, gold: str) -> Any:
-    """A right answer as a task's verifier takes it: text, or JSON of the kind that its problems have.
+    """Converts a right answer to what the task's verifier reads: text, or JSON of the kind that its problems have.
 
     Args:
-        answer: Of one of the task's problems.
-        gold: As the user wrote it.
+        answer: Answer of one of the task's problems.
+        gold: Right answer as the user wrote it.
 
     Raises:
-        SettingError: It is of another kind.
+        SettingError: The right answer is of another kind.
     """
     if isinstance(answer, str):
         return gold
@@ -69,7 +69,7 @@ def gold_like(answer: Any, gold: str) -> Any:
 
 
 def json_of(text: str) -> Any:
-    """What a text is as JSON; None for one that is no JSON."""
+    """Parses a text as JSON; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -77,15 +77,15 @@ def json_of(text: str) -> Any:
 
 
 def columns_of(question: str, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:
-    """A row out of a question: the text of its prompt, or a JSON object where the template has other places.
+    """Makes a row from a question: the text of its prompt, or a JSON object if the template has other places.
 
     Args:
-        question: What is asked.
+        question: Text of the question.
         names: Places of the template.
-        columns: Column that fills each.
+        columns: Column that fills each place.
 
     Raises:
-        SettingError: An object is needed, and it is none, or lacks a place.
+        SettingError: An object is needed, and the question is none or lacks a place.
     """
     if list(names) == ["prompt"]:
         return {columns["prompt"]: question}

@@ -9,28 +9,28 @@ from popo_lightning.core.errors import SettingError
 
 
 def above(setting: str, value: float, bound: float, example: str) -> float:
-    """Give the value back if it is a finite number above the bound; `example` ends the sentence otherwise."""
+    """Returns the value if it is a finite number above the bound; else raises an error that ends with `example`."""
     if not bound < value < math.inf:
         raise SettingError(f"{setting} is {value}; it must be a finite number above {bound:g}, such as {example}.")
     return value
 
 
 def at_least(setting: str, value: float, bound: float, remedy: str = "") -> float:
-    """Give the value back if it is a finite number of at least the bound."""
+    """Returns the value if it is a finite number of at least the bound."""
     if not bound <= value < math.inf:
         raise SettingError(f"{setting} is {value}; it must be a finite number of at least {bound:g}{remedy}.")
     return value
 
 
 def within(setting: str, value: float, low: float, high: float, example: str) -> float:
-    """Give the value back if it is in [low, high]."""
+    """Returns the value if it is in [low, high]."""
     if not low <= value <= high:
         raise SettingError(f"{setting} is {value}; it must be in [{low:g}, {high:g}], such as {example}.")
     return value
 
 
 def one_of(setting: str, value: str, allowed: Sequence[str]) -> str:
-    """Give the value back if it is one of the allowed ones."""
+    """Returns the value if it is one of the allowed ones."""
     if value not in allowed:
         raise SettingError(f"{setting} is {value!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
     return value

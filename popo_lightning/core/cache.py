@@ -1,4 +1,4 @@
-"""Where expensive results are kept for the next run."""
+"""The folder in which expensive results are kept for later runs."""
 
 from __future__ import annotations
 

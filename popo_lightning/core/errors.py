@@ -1,8 +1,8 @@
-"""Errors that the command line prints as one sentence: a user's mistake (exit code 2), and a run that diverged (1)."""
+"""Errors printed as one sentence: a user's mistake (exit code 2), and a run that diverged or saved nothing (1)."""
 
 
 class SettingError(ValueError):
-    """A setting, file or folder that cannot work.
+    """A setting, file or folder cannot work.
 
     The message is one sentence that names the setting, its value and the remedy.
     """
@@ -14,7 +14,7 @@ DIVERGED_REMEDY = (
 
 
 class NothingSavedError(RuntimeError):
-    """A run that is over, and of which no checkpoint could be written.
+    """A run has ended, and none of its checkpoints could be written.
 
     The message is one sentence with the reason and the remedy.
     """
@@ -28,11 +28,11 @@ class NotFiniteError(RuntimeError):
 
 
 def reason(error: Exception, most: int = 300) -> str:
-    """Another library's explanation on one line, to stand inside a sentence.
+    """Puts another library's explanation on one line, for use inside a sentence.
 
     Args:
-        error: That it gives.
-        most: Characters of the line; what does not fit is left out from the end of a word on.
+        error: Error with the explanation.
+        most: Maximum number of characters; the words that do not fit are left out.
     """
     text = " ".join(str(error).split())
     if isinstance(error, KeyError) or not text:  # a key alone says nothing
@@ -41,7 +41,7 @@ def reason(error: Exception, most: int = 300) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """A line's beginning of whole words, with … where something is left out; a longer word is cut."""
+    """Cuts a line after a whole word and adds … if it is too long; a single longer word is cut."""
     if len(text) <= most:
         return text
     words = text[: most - 1].rpartition(" ")[0].rstrip(" ,;:.(")
@@ -49,7 +49,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def own_refusal(error: BaseException) -> SettingError | None:
-    """The refusal that an error is, or that it wraps, as jsonargparse does with what a nested class raises."""
+    """The SettingError that an error is or wraps, or None. jsonargparse wraps what a nested class raises."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, SettingError):
         seen = seen.__cause__ or seen.__context__

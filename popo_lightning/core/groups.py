@@ -19,12 +19,15 @@ class Response(SavedWhole):
 
     Args:
         token_ids: (T,) int64, including the end-of-sequence token if the policy sampled it.
-        behave_logp: (T,) float32 log-probs under the policy that sampled, as the engine recorded them.
+        behave_logp: (T,) float32 log-probs under the policy that sampled, as the engine recorded them or, by
+            data.behave, as the trainer computes them.
         finish_reason: "stop" (the policy ended it) or "length" (cut at the token limit).
         text: Text decoded without special tokens; the verifier reads it.
         parts: Reward components by name; always includes "score" and "acc" once graded.
         failure: Why grading failed, or None.
-        version: Policy version that sampled it, if a rule has put it into a group of another version; otherwise None.
+        version: Policy version that sampled it, if a rule has put it into another version's group; otherwise None.
+        temperature: Sampling temperature, if each response has its own; otherwise None.
+        penalty: Penalty that limits charge (docs/limits.md), in the unit of advantages.
     """
 
     token_ids: Tensor
@@ -34,6 +37,8 @@ class Response(SavedWhole):
     parts: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     version: int | None = None
+    temperature: float | None = None
+    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.token_ids.shape != self.behave_logp.shape or self.token_ids.dim() != 1:
@@ -60,6 +65,7 @@ class Group(SavedWhole):
         advantages: (K,) advantages fixed by a composer; None leaves them to the advantage slot.
         loss_weight: Multiplies the loss of the group's responses.
         subtree_rewards: (N,) rewards of other responses that restart inside this group's, for tree baselines.
+        critic_only: Whether a critic alone learns from the group; the policy's loss and its metrics leave it out.
     """
 
     id: int
@@ -72,6 +78,7 @@ class Group(SavedWhole):
     advantages: Tensor | None = None
     loss_weight: float = 1.0
     subtree_rewards: Tensor | None = None
+    critic_only: bool = False
 
     def version_of(self, response: Response) -> int:
         """Policy version that sampled one of the responses."""
@@ -81,9 +88,17 @@ class Group(SavedWhole):
         """(K,) float32 rewards of one part; 0 for a response whose grading failed."""
         return torch.tensor([response.parts.get(part, 0.0) for response in self.responses], dtype=torch.float32)
 
+    def penalties(self) -> Tensor:
+        """(K,) float32 penalties that limits charge; 0 without limits."""
+        return torch.tensor([response.penalty for response in self.responses], dtype=torch.float32)
+
+    def combined(self, part: str = "score") -> Tensor:
+        """(K,) float32 rewards of one part minus the penalties."""
+        return self.rewards(part) - self.penalties()
+
     def is_effective(self, part: str = "score") -> bool:
-        """Whether the rewards differ at all, so that the group carries a gradient (2606.01281, section 1)."""
-        rewards = self.rewards(part)
+        """Whether the combined rewards differ, so that the group carries a gradient (2606.01281, section 1)."""
+        rewards = self.combined(part)
         return bool(rewards.max() - rewards.min() > REWARD_TOLERANCE)
 
     @property
@@ -92,5 +107,5 @@ class Group(SavedWhole):
         return sum(len(response.token_ids) for response in self.responses)
 
 
-# A checkpoint has them as they are, and is read with weights_only=True.
+# Checkpoints hold these objects and are read with weights_only=True.
 torch.serialization.add_safe_globals([Problem, Response, Group])

@@ -1,4 +1,4 @@
-"""What a rule keeps from one iteration to the next. Its class names it, and what it forgot to name is noticed."""
+"""Saves what a rule keeps between iterations: the attributes that its class names. Forgotten ones are reported."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 
-# What a checkpoint that is read with weights_only=True gives back as it was; to these come the classes that torch's
-# safe globals allow: Problem, Response, Group and Minibatch.
+# Types that a checkpoint read with weights_only=True returns unchanged, besides the classes in torch's safe globals:
+# Problem, Response, Group and Minibatch.
 LEAVES = (type(None), bool, int, float, str, bytes, Tensor)
 
 log = logging.getLogger(__name__)
 
 
 class KeepsState:
-    """An object of which a checkpoint keeps the attributes that its class names.
+    """An object whose class names the attributes that a checkpoint keeps.
 
     Attributes:
         state: Attributes that decide later iterations; a class adds its own to those of its bases. They hold numbers,
@@ -33,15 +33,15 @@ class KeepsState:
     transient: tuple[str, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``state`` names, in containers of its own.
+        """The attributes that ``state`` names, in new containers.
 
         Raises:
-            SettingError: A checkpoint cannot hold it.
+            SettingError: A checkpoint cannot hold an attribute.
         """
         return {name: _stored(self, name) for name in names(self, "state")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`; a deque keeps its present length, and drops what stands first."""
+        """Inverse of :meth:`state_dict`; a deque keeps its present length and drops the first entries."""
         for name in names(self, "state"):
             if name not in state:
                 raise SettingError(
@@ -52,13 +52,13 @@ class KeepsState:
 
 
 class Watch:
-    """Notices attributes of a rule that change though nothing saves them.
+    """Reports attributes of a rule that change but are not saved.
 
-    A rule with a state_dict of its own is left alone: it knows what it does.
+    A rule with its own state_dict is not watched.
 
     Args:
-        setting: That names the rule.
-        rule: As it begins.
+        setting: Setting that names the rule.
+        rule: The rule in its initial state.
 
     Raises:
         SettingError: The rule names attributes that it does not have.
@@ -95,11 +95,11 @@ def names(rule: KeepsState, kind: str) -> list[str]:
     """Attributes that the class of a rule and its bases name.
 
     Args:
-        rule: Whose.
-        kind: state or transient.
+        rule: The rule.
+        kind: "state" or "transient".
 
     Raises:
-        SettingError: They are no tuple of names.
+        SettingError: The names of a class are not a tuple of text.
     """
     found: list[str] = []
     for cls in reversed(type(rule).__mro__):
@@ -113,7 +113,7 @@ def names(rule: KeepsState, kind: str) -> list[str]:
 
 
 def containers_copied(state: Any) -> Any:
-    """Dicts, lists and sets of a state are copied, tensors and numbers are those they were."""
+    """Copies the dicts, lists and sets of a state; tensors and numbers are shared."""
     if isinstance(state, dict):
         return {key: containers_copied(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -141,7 +141,7 @@ def _stored(rule: KeepsState, name: str) -> Any:
 
 
 def _strange(value: Any, allowed: set[Any]) -> type | None:
-    """The first class in there that a checkpoint does not give back."""
+    """The first class inside a value that a checkpoint cannot hold; None if there is none."""
     kind = type(value)
     if kind in allowed:
         return None
@@ -167,8 +167,8 @@ def _taken_up(present: Any, saved: Any) -> Any:
 
 
 def _fingerprint(value: Any) -> bytes | int:
-    """The same as long as nothing in there changes; of what cannot be pickled, which object it is."""
+    """A value that changes when the object does; the id of an object that cannot be pickled."""
     try:
         return pickle.dumps(value)
-    except Exception:  # objects refuse in every way there is
+    except Exception:  # pickling may raise any exception
         return id(value)

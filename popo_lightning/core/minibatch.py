@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -23,25 +24,36 @@ class Minibatch:
         version: Policy version at the start of the iteration. The age of a group is ``version - group.version``.
         index: Position among the iteration's optimizer steps.
         part: Index of this minibatch's groups within the iteration, shared by all epochs. None uses `index`.
+        further: Groups of the same step that a critic alone learns from.
 
     Attributes:
-        prox_logp: One (T,) tensor per row; None if not computed (yet).
-        prox_is_start: Whether prox_logp is of the policy that the iteration began with, which sampled the fresh rows.
-        prox_alpha: One number per row: the interpolation from behave to the policy, in log-probs, that prox is. None
-            means that prox_logp holds.
-        values: One (T,) tensor per row of a critic's values at the start of the iteration. None: computed before the
-            step.
+        recorded: Quantities from the start of the iteration, one tensor () or (T,) per row, by the field of
+            ObjectiveInputs that they fill. `prox_logp` has log-probs under prox; without it the policy's own forward
+            pass gives them. `prox_alpha` says instead how far prox lies from behave to the policy, in log-probs.
+            `values` are a critic's; without them they are computed before the step.
+        prox_is_start: Whether prox is the policy that the iteration began with, which sampled the fresh rows.
+        of_critic: Minibatch of the further groups; None if there are none.
+
+    Setting any other attribute raises AttributeError: a row's quantity outside `recorded` would reach no loss.
     """
 
-    def __init__(self, groups: Sequence[Group], version: int, index: int, part: int | None = None) -> None:
+    __slots__ = ("groups", "index", "of_critic", "part", "prox_is_start", "recorded", "version")
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        version: int,
+        index: int,
+        part: int | None = None,
+        further: Sequence[Group] = (),
+    ) -> None:
         self.groups = list(groups)
+        self.of_critic: Minibatch | None = Minibatch(further, version, index, part) if further else None
         self.version = version
         self.index = index
         self.part = index if part is None else part
-        self.prox_logp: list[Tensor] | None = None
+        self.recorded: dict[str, list[Tensor]] = {}
         self.prox_is_start = False
-        self.prox_alpha: list[float] | None = None
-        self.values: list[Tensor] | None = None
 
     @property
     def fresh(self) -> list[bool]:
@@ -50,7 +62,7 @@ class Minibatch:
 
     @property
     def responses(self) -> list[Response]:
-        """All rows, group after group."""
+        """All responses, group after group."""
         return [response for group in self.groups for response in group.responses]
 
     @property
@@ -58,19 +70,33 @@ class Minibatch:
         """Response tokens: this rank's share of the loss denominator."""
         return sum(group.tokens for group in self.groups)
 
-    def rows(
-        self,
-        advantages: Sequence[Tensor] | None = None,
-        values: Sequence[Tensor] | None = None,
-        returns: Sequence[Tensor] | None = None,
-    ) -> list[Row]:
-        """One row per response; all arguments have one tensor per row, in the order of :attr:`responses`.
+    @property
+    def critic_tokens(self) -> int:
+        """Response tokens that a critic learns from."""
+        return self.tokens + (0 if self.of_critic is None else self.of_critic.tokens)
+
+    def charged(self, advantages: Sequence[Tensor]) -> list[Tensor]:
+        """Subtracts what limits charge from advantages: each response's penalty minus the mean of its group.
 
         Args:
-            advantages: () for the whole response or (T,). None where only log-probs are wanted.
-            values: (T,) of a critic before the step.
-            returns: (T,) that the critic learns.
+            advantages: One tensor per row, () or (T,), in the order of :attr:`responses`.
         """
+        if not any(response.penalty for response in self.responses):
+            return list(advantages)
+        charges: list[Tensor] = []
+        for group in self.groups:
+            penalties = group.penalties()
+            charges += (penalties - penalties.mean()).unbind()
+        return [advantage - charge for advantage, charge in zip(advantages, charges, strict=True)]
+
+    def rows(self, **computed: Sequence[Tensor]) -> list[Row]:
+        """One row per response, in the order of :attr:`responses`.
+
+        Args:
+            computed: One tensor per row, () or (T,), by the field of ObjectiveInputs that it fills, such as
+                `advantages`. They are added to those of :attr:`recorded`.
+        """
+        columns = self.recorded | computed
         rows: list[Row] = []
         for group in self.groups:
             for response in group.responses:
@@ -80,91 +106,90 @@ class Minibatch:
                         index=index,
                         prompt_ids=group.prompt_ids,
                         response=response,
-                        advantage=torch.zeros(()) if advantages is None else advantages[index],
-                        prox_logp=None if self.prox_logp is None else self.prox_logp[index],
-                        prox_alpha=None if self.prox_alpha is None else self.prox_alpha[index],
                         age=self.version - group.version_of(response),
                         loss_weight=group.loss_weight,
                         images=group.images,
-                        value=None if values is None else values[index],
-                        returns=None if returns is None else returns[index],
+                        tensors={name: column[index] for name, column in columns.items()},
                     )
                 )
         return rows
 
 
-torch.serialization.add_safe_globals([Minibatch])  # for checkpoints, as groups are
+torch.serialization.add_safe_globals([Minibatch])  # for checkpoints, like groups
 
 
 def split_minibatches(
-    groups: Sequence[Group], version: int, minibatches: int, ppo_epochs: int, random: Random
+    groups: Sequence[Group],
+    version: int,
+    minibatches: int,
+    ppo_epochs: int,
+    random: Random,
+    last: Collection[int] = (),
 ) -> list[Minibatch]:
     """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed.
 
+    Groups for a critic alone are dealt out separately, so that they do not change the other parts. They only go to
+    parts that have other groups: without such a group, no step is taken.
+
     Args:
-        groups: Those of one iteration.
+        groups: Groups of one iteration.
         version: Policy version.
-        minibatches: Parts, of which some are empty where there are fewer groups.
-        ppo_epochs: Times the parts come, in the same order and with the same groups.
-        random: Decides the order.
+        minibatches: Number of parts; some are empty if there are fewer groups.
+        ppo_epochs: Number of times that the parts are repeated, in the same order and with the same groups.
+        random: Random generator for the order.
+        last: Ids of groups that come after all others, in the last parts.
     """
-    order = list(range(len(groups)))
+    trained = [group for group in groups if not group.critic_only]
+    further = [group for group in groups if group.critic_only]
+    order = list(range(len(trained)))
     random.shuffle(order)
-    dealt = [[groups[i] for i in order[part::minibatches]] for part in range(minibatches)]
+    parts = [order[part::minibatches] for part in range(minibatches)]
+    if last:
+        order.sort(key=lambda place: trained[place].id in last)
+        ends = list(accumulate(map(len, parts)))
+        parts = [order[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
+    filled = sum(map(bool, parts)) or minibatches  # the filled parts come first
     return [
-        Minibatch(part, version, sweep * minibatches + place, place)
+        Minibatch(
+            [trained[each] for each in part],
+            version,
+            sweep * minibatches + place,
+            place,
+            further[place::filled] if place < filled else (),
+        )
         for sweep in range(ppo_epochs)
-        for place, part in enumerate(dealt)
+        for place, part in enumerate(parts)
     ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One response with everything its loss needs; ``index`` is its position in the minibatch."""
+    """One response with everything its loss needs.
+
+    Args:
+        index: Position in the minibatch.
+        prompt_ids: (P,) int64 prompt tokens.
+        response: The response.
+        age: Policy versions since the response was sampled; 0 for a fresh row.
+        loss_weight: Multiplies the row's loss.
+        images: The vision tower's inputs for the prompt's images; empty for text.
+        tensors: Tensors, () or (T,), by the field of ObjectiveInputs that they fill.
+    """
 
     index: int
     prompt_ids: Tensor
     response: Response
-    advantage: Tensor
-    prox_logp: Tensor | None = None
-    prox_alpha: float | None = None
     age: int = 0
     loss_weight: float = 1.0
     images: dict[str, Tensor] = field(default_factory=dict)
-    value: Tensor | None = None
-    returns: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def fresh(self) -> bool:
-        """Whether the present policy version sampled it."""
+        """Whether the present policy version sampled the response."""
         return self.age == 0
-
-    @property
-    def length(self) -> int:
-        """Prompt and response tokens."""
-        return len(self.prompt_ids) + len(self.response.token_ids)
 
 
 def response_lengths(rows: Sequence[Row]) -> Tensor:
-    """(R,) response tokens of each row."""
+    """(R,) number of response tokens of each row."""
     return torch.tensor([len(row.response.token_ids) for row in rows], dtype=torch.long)
-
-
-def token_columns(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
-    """Flat (N,) columns over all response tokens: log-probs, proximal ones, behaviour ones, advantages, fresh (0 or 1).
-
-    Args:
-        rows: Of a minibatch.
-        logp: (T,) log-probs of each row under the policy.
-    """
-    columns: list[list[Tensor]] = [[] for _ in range(5)]
-    for row, present in zip(rows, logp, strict=True):
-        behave = row.response.behave_logp
-        prox = present if row.prox_logp is None else row.prox_logp
-        if row.prox_alpha is not None:
-            prox = torch.lerp(behave, present, row.prox_alpha)
-        advantage = row.advantage.float().expand(len(present))
-        values = (present, prox, behave, advantage, torch.full_like(present, row.fresh))
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    return [torch.cat(column) if column else torch.empty(0) for column in columns]

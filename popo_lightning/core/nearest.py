@@ -1,4 +1,4 @@
-"""Did you mean: the known name nearest to a misspelt one."""
+"""Did you mean: finds the known name nearest to a misspelt one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-ALIKE = 0.65  # of difflib's ratio: names below are other names
-SHORTEST, BEGUN = 3, 0.9  # an abbreviation of so many letters is as good as so alike
-# What people look for under another name.
+ALIKE = 0.65  # smallest difflib ratio of similar names
+SHORTEST, BEGUN = 3, 0.9  # an abbreviation of at least SHORTEST letters counts as BEGUN similar
+# Names that users try, and the settings that they mean.
 HABITS = {"model.learning_rate": "model.optimizer.init_args.lr", "model.lr": "model.optimizer.init_args.lr"}
 PACKAGE = Path(__file__).parent.parent
 SLOTS = (
@@ -30,9 +30,9 @@ OTHERS = (
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like a given one, or None where none is.
+    """The known name that is most similar to a given one, or None if none is similar.
 
-    Names have parts between dots or slashes. The last part decides; a forgotten or misspelt beginning is found too.
+    Names have parts between dots or slashes. The last part decides; a missing or misspelt beginning is tolerated.
     """
     found = max(known, key=lambda name: _likeness(given, name), default=None)
     return found if found is not None and _likeness(given, found) > 0 else None
@@ -58,21 +58,30 @@ def _ratio(one: str, other: str) -> float:
 
 
 def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
-    """The end of a sentence about an unknown name.
+    """Returns the end of a sentence about an unknown name.
 
     Args:
-        given: The name.
-        known: Those there are.
-        otherwise: What to say where none is near.
+        given: The unknown name.
+        known: Known names.
+        otherwise: What to say if no known name is near.
     """
     found = nearest(given, known)
     return f"did you mean {found}?" if found is not None else otherwise
 
 
 def nearest_setting(given: str, settings: Iterable[str]) -> str | None:
-    """As :func:`nearest`, for settings of the command line, by their habitual names too."""
+    """Like :func:`nearest`, for settings of the command line and the names in HABITS."""
     found = nearest(given, [*settings, *HABITS])
     return HABITS.get(found, found) if found is not None else None
+
+
+def nearest_owner(given: str, settings: Iterable[str]) -> str | None:
+    """Corrects the class's setting in the name of a setting inside it, such as model.behave_wieght.cap."""
+    parts, known = given.split("."), list(settings)
+    for length in range(len(parts) - 1, 1, -1):
+        if (found := nearest(".".join(parts[:length]), known)) is not None:
+            return ".".join((found, *parts[length:]))
+    return None
 
 
 def nearest_class(path: str) -> str | None:
@@ -83,7 +92,7 @@ def nearest_class(path: str) -> str | None:
 
 
 def arguments_of(path: str) -> list[str]:
-    """Names of the settings of a class or function, none where it cannot be imported."""
+    """Names of the settings of a class or function; empty if it cannot be imported."""
     module, _, name = path.rpartition(".")
     try:
         return [p for p in inspect.signature(getattr(import_module(module), name)).parameters if p != "self"]

@@ -1,4 +1,4 @@
-"""Refuses numbers in settings that no computation accepts: not finite, too large for an integer or for memory."""
+"""Refuses numbers that no computation accepts: not finite, or too large for an integer or for memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 
-LARGEST = 2**63 - 1  # of a machine's integers
-# What each unit takes memory of, or a process.
+LARGEST = 2**63 - 1  # the largest 64-bit integer
+# Largest values, and what each unit takes: memory, or a process.
 MOST: dict[str, tuple[int, str]] = {
     "data.problems_per_iteration": (2**20, "each is held in memory with its responses"),
     "data.group_size": (2**20, "each response is held in memory"),
@@ -17,17 +17,17 @@ MOST: dict[str, tuple[int, str]] = {
     "data.num_graders": (1024, "each is a process"),
     "evaluation.samples": (2**16, "each response is held in memory"),
 }
-RESPONSES = 2**24  # of an iteration
-LINKED = ("model.temperature", "data.seed")  # which have another setting's value
-# Classes of others may mean something by a number that is not finite.
+RESPONSES = 2**24  # per iteration
+LINKED = ("model.temperature", "data.seed")  # these take another setting's value
+# Classes of other packages may use a number that is not finite.
 KNOWN = ("popo_lightning", "lightning", "torch", "torchao")
 
 
 def check_numbers(config: Any) -> None:
-    """Raises SettingError for the first number that no computation takes.
+    """Raises SettingError for the first number that no computation accepts.
 
     Args:
-        config: Settings as they were parsed.
+        config: Settings as parsed.
     """
     for setting, value, known in _numbers(config, "", True):
         if isinstance(value, float):
@@ -47,13 +47,13 @@ def check_numbers(config: Any) -> None:
 
 
 def shortened(value: int) -> str:
-    """An integer by its first digits where it has very many."""
+    """Formats an integer; one with 100 digits or more by its number of digits."""
     digits = math.floor(abs(value).bit_length() * math.log10(2)) + 1
     return str(value) if digits < 100 else f"a number of about {digits} digits"
 
 
 def _numbers(value: Any, setting: str, known: bool) -> Iterator[tuple[str, int | float, bool]]:
-    """Numbers in settings: the setting, the number, and whether a known class takes it."""
+    """Yields the numbers in settings: the setting, the number, and whether a known class takes it."""
     if isinstance(value, bool):
         return
     if isinstance(value, int | float):

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch.distributed as dist
 
-SAID = "popo_refusal"  # key of what rank 0 has said
-SECONDS = 10.0  # that rank 0 may take to come to the same point
+SAID = "popo_refusal"  # key of the sentence that rank 0 has printed
+SECONDS = 10.0  # time that rank 0 may take to reach the same point
 
 
 def speak(sentence: str) -> None:
-    """Prints a sentence on rank 0; on another rank only if rank 0 has said nothing when it had time to.
+    """Prints a sentence on rank 0; on another rank only if rank 0 printed none in time.
 
-    Ranks are those of the process group, or before there is one those that torchrun has started. Where nothing joins
-    the ranks yet, as under SLURM before the first collective, each speaks for itself.
+    Ranks are those of the process group, or those that torchrun started if there is no group yet. If nothing connects
+    the ranks yet, as under SLURM before the first collective, each rank prints the sentence.
 
     Args:
-        sentence: Without the name of the command.
+        sentence: Sentence without the name of the command.
     """
     store, rank = _store(os.environ)
     if store is not None and rank and _has_spoken(store):
@@ -32,7 +32,7 @@ def speak(sentence: str) -> None:
 
 
 def _store(environment: Mapping[str, str]) -> tuple[Any, int]:
-    """What the ranks share, None for nothing, and which of them this is."""
+    """The store that the ranks share, or None, and this process's rank."""
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store(), dist.get_rank()
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("WORLD_SIZE", "1") == "1":
@@ -49,9 +49,9 @@ def _store(environment: Mapping[str, str]) -> tuple[Any, int]:
 def _has_spoken(store: Any) -> bool:
     try:
         store.wait([SAID], timedelta(seconds=SECONDS))
-    except dist.DistStoreError:  # rank 0 had time enough
+    except dist.DistStoreError:  # rank 0 printed nothing in time
         return False
-    except RuntimeError:  # it has ended, and with it what the ranks share
+    except RuntimeError:  # rank 0 has ended, and the store with it
         return True
     return True
 
@@ -59,5 +59,5 @@ def _has_spoken(store: Any) -> bool:
 def _tell(store: Any, sentence: str) -> None:
     try:
         store.set(SAID, sentence)
-    except RuntimeError:  # nobody is left who would hear
+    except RuntimeError:  # no rank is left to read it
         return

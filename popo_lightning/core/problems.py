@@ -1,4 +1,4 @@
-"""What a policy is asked. Free of torch, so that grading processes start in milliseconds."""
+"""Problems, which a policy is asked. Free of torch, so that grading processes start in milliseconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IMAGE_MARK = "<image>"
 
 
 class SavedWhole:
-    """What a checkpoint has as it is: read back, its fields are looked at as those of a new one."""
+    """Base of objects that a checkpoint holds as they are; reading one back checks its fields like a new one's."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, **state)
@@ -38,14 +38,14 @@ class Problem(SavedWhole):
 
     @property
     def question(self) -> str:
-        """The prompt's text; of chat messages, the user's last."""
+        """Text of the prompt; of chat messages, the last one of the user."""
         if isinstance(self.prompt, str):
             return self.prompt
         return next((str(one["content"]) for one in reversed(self.prompt) if one["role"] == "user"), "")
 
     @property
     def response_prefix(self) -> str:
-        """Beginning of the response that the prompt gives; verifiers read it with what the policy wrote."""
+        """Beginning of the response that the prompt gives; verifiers read it together with what the policy wrote."""
         if isinstance(self.prompt, str) or self.prompt[-1]["role"] != "assistant":
             return ""
         prefix: str = self.prompt[-1]["content"]

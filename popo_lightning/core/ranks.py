@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def all_reduce(trainer: L.Trainer, value: float, operation: str) -> float:
     """The sum or max of a number over all ranks. A collective."""
-    # on the device: NCCL reduces nothing else; in float64: token counts are exact there
+    # on the device, since NCCL reduces nothing else; in float64, where token counts are exact
     tensor = torch.tensor(float(value), dtype=torch.float64, device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(tensor, reduce_op=operation))
 
@@ -26,13 +26,23 @@ def is_distributed() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank, and the number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def part_of_rank(rank: int, ranks: int) -> str:
+    """Suffix of a rank's own file, such as ".rank0-of-2"; empty for a single rank."""
+    return "" if ranks == 1 else f".rank{rank}-of-{ranks}"
+
+
 def joined() -> bool:
-    """Whether there is a process group, even one of this process alone, as with DDP on one device."""
+    """Whether there is a process group, even one of a single process, as with DDP on one device."""
     return dist.is_initialized()
 
 
 def lost_rank(error: RuntimeError) -> bool:
-    """Whether the error is that of a collective with a dead peer: NCCL's errors have a class, gloo's only words."""
+    """Whether the error comes from a collective with a dead peer. NCCL's has its own class, gloo's only its text."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
@@ -42,7 +52,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """A plain value of every rank, in their order. A collective."""
+    """Gathers a plain value of every rank on every rank, in rank order. A collective."""
     if not is_distributed():
         return [value]
     ranks: list[Any] = [None] * dist.get_world_size()
@@ -51,7 +61,7 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's plain value, on every rank. A collective."""
+    """Returns rank 0's plain value on every rank. A collective."""
     if not is_distributed():
         return value
     told = [value]
@@ -60,7 +70,7 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_object(value: T) -> list[T]:
-    """Plain values of every rank on rank 0; on other ranks only their own. A collective."""
+    """Gathers plain values of every rank on rank 0; other ranks get only their own. A collective."""
     if not is_distributed():
         return [value]
     ranks: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

@@ -1,4 +1,4 @@
-"""Numbers of other libraries, read without importing them."""
+"""Reads numbers of other libraries without importing them."""
 
 from __future__ import annotations
 

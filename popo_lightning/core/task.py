@@ -22,7 +22,7 @@ class BadRow:
 
     Args:
         source: File or hub data set.
-        row: Its number in the source, from 1.
+        row: Number of the row in the source, from 1.
         reason: The fault and the remedy; the text follows "row 7 of FILE".
     """
 
@@ -41,7 +41,7 @@ class Task(ABC):
     """A top-level function or picklable object, importable without torch: it runs in the grading processes."""
 
     stop: Sequence[str] = ()
-    """Strings that end a response, where data.stop is null: what would begin the next question of a plain prompt."""
+    """Strings that end a response if data.stop is null: they would begin the next question of a plain prompt."""
 
     @abstractmethod
     def train_problems(self) -> Sequence[Problem]:
@@ -52,15 +52,15 @@ class Task(ABC):
         """Held-out problems by benchmark name."""
 
     def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
-        """A question of a user's own as one of the task's problems, for `popo sample`.
+        """Makes a user's question one of the task's problems, for `popo sample`.
 
         Args:
-            question: What is asked, without what the task puts around it.
-            images: Paths.
-            gold: The right answer, as text or JSON; None leaves it open.
+            question: Text of the question, without what the task puts around it.
+            images: Paths of images.
+            gold: Right answer, as text or JSON; None leaves it open.
 
         Raises:
-            SettingError: The task cannot ask it, or takes another kind of answer.
+            SettingError: The task cannot ask the question, or takes another kind of answer.
         """
         return asked_like(self.train_problems()[0], question, images, gold)
 

@@ -1,4 +1,4 @@
-"""Seconds by phase of an iteration."""
+"""Measures the seconds of an iteration by phase."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PhaseClock:
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a phase, but for those that phases measured inside have taken."""
+        """Adds the seconds spent inside to a phase, except those of phases measured inside."""
         start, others = time.perf_counter(), sum(self._seconds.values())
         try:
             yield
@@ -25,16 +25,16 @@ class PhaseClock:
             self._seconds[phase] += time.perf_counter() - start - inner
 
     def seconds(self, *phases: str) -> float:
-        """Spent in some phases since the last :meth:`take`."""
+        """Seconds spent in some phases since the last :meth:`take`."""
         return sum(self._seconds.get(phase, 0.0) for phase in phases)
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since the last call."""
+        """Returns the seconds by phase since the last call."""
         seconds = dict(self._seconds)
         self._seconds.clear()
         return seconds
 
     def give_back(self, seconds: dict[str, float]) -> None:
-        """Adds seconds taken before."""
+        """Adds seconds that were taken before."""
         for phase, value in seconds.items():
             self._seconds[phase] += value

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from popo_lightning.core.cache import cache_folder
 from popo_lightning.core.errors import SettingError, reason
 
-# Policies that come with the package, by name and recipe; scripts/ship_policies.py makes them anew.
+# Policies that come with the package, by name and recipe; scripts/ship_policies.py makes them.
 SHIPPED = Path(__file__).parent.parent / "toys" / "policies"
 
 
@@ -34,7 +34,7 @@ class WarmStart(ABC):
 
     @property
     def address(self) -> str:
-        """The folder's name: another recipe has another one."""
+        """Name of the folder; another recipe has another name."""
         digest = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.name}-{digest}"
 
@@ -43,16 +43,16 @@ class WarmStart(ABC):
         """Writes model and tokenizer into an empty folder."""
 
     def config(self) -> Any:
-        """The model's configuration, as transformers has it; a recipe that knows it without building says so."""
+        """The model's configuration from transformers; a recipe that knows it without building overrides this."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.folder())
 
     def folder(self) -> Path:
-        """The folder that comes with the package for this recipe, or the one built before, or built now.
+        """The folder shipped for this recipe, else the one built before, else one built now.
 
-        An interrupted build leaves nothing behind: it happens aside and is moved into place when it is whole. Several
-        processes may ask at once; one builds. It is built on the CPU, in every device context.
+        An interrupted build leaves no folder: a draft is moved into place when it is complete. If several processes ask
+        at once, one builds. The build runs on the CPU, in every device context.
         """
         target = self.place()
         if not target.exists():
@@ -71,12 +71,12 @@ class WarmStart(ABC):
         return type(self).config is not WarmStart.config
 
     def place(self) -> Path:
-        """Where the folder is, whether or not it has been built: with the package, or in the cache."""
+        """Path of the folder, built or not: in the package or in the cache."""
         shipped = SHIPPED / self.address
         return shipped if shipped.is_dir() else cache_folder() / self.address
 
     def build_at(self, target: Path) -> None:
-        """Builds aside and moves into place when all is there.
+        """Builds a draft and moves it into place when it is complete.
 
         Args:
             target: Folder that does not exist yet.

@@ -33,6 +33,8 @@ class Sampling:
         top_p: Nucleus sampling probability mass.
         top_k: Number of most likely tokens to sample from; 0 means all.
         stop: Strings that end a response, see :class:`StopStrings`.
+        temperature_spread: Half the width of the range around `temperature` from which each response draws one of its
+            own; 0 samples all at `temperature`.
     """
 
     max_new_tokens: int
@@ -40,6 +42,21 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    temperature_spread: float = 0.0
+
+    def temperature_of(self, seed: int) -> float | None:
+        """The temperature of one response: uniform in the range, and decided by the response's seed.
+
+        Args:
+            seed: Seed of the response: its prompt's seed plus its index among the prompt's responses.
+
+        Returns:
+            The temperature, or None without a spread, since then all responses have `temperature`.
+        """
+        if not self.temperature_spread:
+            return None
+        low, high = self.temperature - self.temperature_spread, self.temperature + self.temperature_spread
+        return random.Random(f"{seed}/temperature").uniform(low, high)
 
 
 @dataclass(frozen=True)
@@ -79,9 +96,10 @@ class RolloutEngine(ABC):
 
     Attributes:
         version: Policy version of those weights; -1 before the first update.
-        holds_weights: Whether it still has them; a deep sleep may have dropped them.
+        holds_weights: Whether the engine still has its weights; a deep sleep may have dropped them.
         generates_while_training: Whether :meth:`generate` may run in another thread while the trainer works. It then
             needs memory, cores and weights of its own, and must never change the process's random state.
+        spreads_temperature: Whether it samples each response at its own :meth:`Sampling.temperature_of`.
         checked: Whether its log-probs are compared with the trainer's before a run trains.
         loads_model: Whether it can sample with the model's own weights before the first update.
     """
@@ -89,14 +107,15 @@ class RolloutEngine(ABC):
     version: int = -1
     holds_weights: bool = True
     generates_while_training: bool = False
+    spreads_temperature: bool = False
     checked: bool = True
     loads_model: bool = True
 
     def check(self, device: torch.device) -> None:  # noqa: B027  # most engines compute wherever the trainer does
-        """Called before any model loads; raises SettingError where the engine cannot sample beside such a trainer.
+        """Raises SettingError if the engine cannot sample beside such a trainer. Called before any model loads.
 
         Args:
-            device: The trainer's.
+            device: Device of the trainer.
         """
 
     @abstractmethod
@@ -108,10 +127,10 @@ class RolloutEngine(ABC):
         """Samples n responses for each prompt.
 
         Args:
-            prompts: What is asked, with its images.
-            n: Responses per prompt.
+            prompts: Prompts with their images.
+            n: Number of responses per prompt.
             sampling: How to draw tokens.
-            seed: Decides every draw of this call; the process's own random state is left as it was.
+            seed: Seed of every draw in this call; the process's own random state does not change.
 
         Returns:
             For each prompt in order, n responses with token ids (end token included, or those that complete a stop
@@ -121,7 +140,7 @@ class RolloutEngine(ABC):
     def stream(
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
     ) -> Iterator[list[tuple[int, list[Response]]]]:
-        """As :meth:`generate`, but yields responses while others are still sampled, for grading in the meantime.
+        """Like :meth:`generate`, but yields responses while others are still being sampled, so that they can be graded.
 
         Yields:
             Batches (possibly empty) of (prompt index, n responses) as they finish. Every index appears exactly once, in
@@ -131,7 +150,7 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def update_weights(self, weights: NamedTensors, version: int) -> None:
-        """Replaces all weights, drops every cache computed with the old ones and takes on the version."""
+        """Replaces all weights, drops every cache computed with the old ones and sets the version."""
 
     def forget_prompts(self) -> None:  # noqa: B027
         """Drops cached prompts, so that the next samples do not depend on earlier ones."""
@@ -140,27 +159,68 @@ class RolloutEngine(ABC):
         """Frees what generation needs while the trainer works."""
 
     def wake(self) -> None:  # noqa: B027
-        """Undoes :meth:`sleep` as far as weights need it, which may be updated next."""
+        """Undoes :meth:`sleep` far enough that the weights can be updated."""
 
     def stop(self) -> None:  # noqa: B027
         """Frees the model for good."""
 
 
 def prompt_seeds(seed: int, count: int) -> list[int]:
-    """A seed below 2^62 for each of a call's prompts: what a prompt draws does not depend on what is asked beside it.
+    """A seed below 2^62 for each prompt of a call. A prompt's draws do not depend on the other prompts.
 
     Args:
-        seed: Of the call.
-        count: Prompts.
+        seed: Seed of the call.
+        count: Number of prompts.
     """
     return [random.Random(f"{seed}/{place}").getrandbits(62) for place in range(count)]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to an engine that samples several responses of a prompt at one temperature.
+
+    Args:
+        place: Index of the prompt in the call.
+        n: Number of responses.
+        seed: Seed of the first response; those of the others follow it.
+        temperature: Temperature of all responses.
+    """
+
+    place: int
+    n: int
+    seed: int
+    temperature: float
+
+
+def asks(count: int, n: int, sampling: Sampling, seed: int) -> list[Ask]:
+    """Splits a call into requests: one per prompt, or one per response if each has its own temperature.
+
+    Args:
+        count: Number of prompts.
+        n: Number of responses per prompt.
+        sampling: How to draw tokens.
+        seed: Seed of the call.
+    """
+    seeds = prompt_seeds(seed, count)
+    if not sampling.temperature_spread:
+        return [Ask(place, n, own, sampling.temperature) for place, own in enumerate(seeds)]
+    found = [(place, own + i) for place, own in enumerate(seeds) for i in range(n)]
+    return [Ask(place, 1, own, sampling.temperature_of(own) or sampling.temperature) for place, own in found]
+
+
+def temperatures_of(asked: Sequence[Ask], sampling: Sampling) -> list[list[float] | None]:
+    """Temperatures of each prompt's responses in a call; None for a prompt whose responses have the call's."""
+    found: dict[int, list[float]] = {}
+    for each in asked:
+        found.setdefault(each.place, []).append(each.temperature)
+    return [of if sampling.temperature_spread else None for of in found.values()]
 
 
 def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
     """Tokens that end a response: those of the model's generation config, and the tokenizer's end token.
 
-    Without a generation config they are those of the model's configuration, as transformers and vLLM have it. The two
-    may name different tokens; vLLM always ends at the tokenizer's, so every engine does.
+    Without a generation config, the model's configuration names them, as in transformers and vLLM. The tokenizer's end
+    token may be another one. vLLM always ends at it, so every engine does.
 
     Args:
         folder: Model folder or hub id.
@@ -186,26 +246,41 @@ def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
 
 
 def responses_of(
-    tokenizer: Any, sampled: Sequence[tuple[Sequence[int], Sequence[float], str]], stop: Sequence[str] = ()
+    tokenizer: Any,
+    sampled: Sequence[tuple[Sequence[int], Sequence[float], str]],
+    stop: Sequence[str] = (),
+    temperatures: Sequence[float] | None = None,
 ) -> list[Response]:
-    """Responses from (token ids, their log-probs, finish reason), which end with the first stop string, if any.
+    """Makes responses of (token ids, their log-probs, finish reason) that end with the first stop string, if any.
 
-    Their text is without special tokens, without an end token that the tokenizer takes for an ordinary one, and without
-    the stop string.
+    Their text excludes special tokens, an end token that the tokenizer treats as an ordinary one, and the stop string.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        sampled: What the engine drew.
+        stop: Strings that end a response.
+        temperatures: Temperature of each response, if each has its own.
     """
     strings = StopStrings(tokenizer, stop)
     spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
+    own: Sequence[float | None] = temperatures or [None] * len(sampled)
     return [
-        _response(ids, logp, reason, text, strings.cut(ids))
-        for (ids, logp, reason), text in zip(sampled, texts, strict=True)
+        _response(ids, logp, reason, text, strings.cut(ids), temperature)
+        for (ids, logp, reason), text, temperature in zip(sampled, texts, own, strict=True)
     ]
 
 
 def _response(
-    ids: Sequence[int], logp: Sequence[float], reason: str, text: str, cut: tuple[int, str] | None
+    ids: Sequence[int],
+    logp: Sequence[float],
+    reason: str,
+    text: str,
+    cut: tuple[int, str] | None,
+    temperature: float | None,
 ) -> Response:
     if cut is not None:
         kept, text = cut
         ids, logp, reason = ids[:kept], logp[:kept], "stop"
-    return Response(torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32), reason, text)
+    tokens, logps = torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32)
+    return Response(tokens, logps, reason, text, temperature=temperature)

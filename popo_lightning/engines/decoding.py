@@ -19,10 +19,10 @@ from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.loading import image_marks
 from popo_lightning.model.prompts import Prompt
 
-PREFILL_TOKENS = 2**16  # of prompts in one forward pass, padding included
-FINISHED_SHARE = 0.0625  # of the rows, from which on it pays to take them out
-UNUSED_SHARE = 0.25  # of the columns, from which on it pays to copy the others to the left
-STEPS_UNREAD = 4  # on CUDA, between two looks at what has finished: a look waits for the device
+PREFILL_TOKENS = 2**16  # prompt tokens in one forward pass, padding included
+FINISHED_SHARE = 0.0625  # fraction of the rows at which removing them pays
+UNUSED_SHARE = 0.25  # fraction of the columns at which shifting the others to the left pays
+STEPS_UNREAD = 4  # on CUDA, steps between checks for finished rows; a check waits for the device
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,19 @@ class Finished:
 
 @dataclass
 class Flight:
-    """What is known of R rows under way, on the model's device; count tokens of each are drawn.
+    """State of R rows in progress, on the model's device. Each row has `count` tokens so far.
 
     Args:
-        number: (R,) places in the list of rows.
+        number: (R,) indices in the list of rows.
         first: (R,) position of the first response token.
-        length: (R,) columns of the cache that the row fills; the same steps later all have grown alike.
-        limit: (R,) most tokens.
+        length: (R,) columns of the cache that the row fills; each step adds one to every row.
+        limit: (R,) maximum number of tokens.
         count: (R,) tokens drawn.
-        last: (R,) the newest token.
-        done: (R,) whether it has ended; it runs along until it is taken out.
-        uniform: (R, C + 1) numbers that decide its draws. The last column is for rows that are done.
-        token_ids: (R, C + 1) tokens.
+        last: (R,) newest token.
+        done: (R,) whether the row has ended; it stays in the batch until it is removed.
+        temperature: (R,) float32 temperature of each row; 0 if all have the call's.
+        uniform: (R, C + 1) numbers in [0, 1) for the row's draws. The last column is for rows that are done.
+        token_ids: (R, C + 1) tokens drawn.
         logps: (R, C + 1) their log-probs.
     """
 
@@ -74,12 +75,13 @@ class Flight:
     count: Tensor
     last: Tensor
     done: Tensor
+    temperature: Tensor
     uniform: Tensor
     token_ids: Tensor
     logps: Tensor
 
     def taken(self, rows: Tensor) -> Flight:
-        """Some of the rows."""
+        """Selects rows."""
         return Flight(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def __len__(self) -> int:
@@ -87,20 +89,20 @@ class Flight:
 
 
 def joined(flights: Sequence[Flight]) -> Flight:
-    """The rows of all."""
+    """Joins the rows of several flights."""
     return Flight(*(torch.cat([getattr(each, field.name) for each in flights]) for field in fields(Flight)))
 
 
 class Decoder:
-    """Samples rows of one call.
+    """Samples the rows of one call.
 
     Args:
         model: A causal language model in eval mode.
-        prompts: Of the call.
+        prompts: Prompts of the call.
         sampling: How to draw tokens.
         ends: (E,) tokens that end a response.
         forbidden: (F,) tokens that are never drawn.
-        batch_size: Most rows side by side.
+        batch_size: Maximum number of rows in the batch.
         stop: Strings that end a row; the caller cuts off the tokens after them.
     """
 
@@ -126,8 +128,8 @@ class Decoder:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> Iterator[list[Finished]]:
-        """Yields rows as they finish, in no particular order. Those of a prompt should lie side by side."""
-        # longest prompts first: later rows are no wider than the present ones
+        """Yields rows as they finish, in any order. Rows of the same prompt should be adjacent."""
+        # longest prompts first, so that later rows are no wider than the present ones
         self.rows = sorted(rows, key=lambda row: -len(self.prompts[row.place].ids))
         self.cache = RowCache(min(self.batch_size, len(self.rows)))
         waiting = deque(range(len(self.rows)))
@@ -142,7 +144,7 @@ class Decoder:
             flights += [self._begin(chunk) for chunk in self._next_chunks(waiting, free)]
 
     def _advance(self, flight: Flight) -> Tensor:
-        """Steps until enough rows are done to take them out, and says which."""
+        """Steps until enough rows are done to remove them, and returns their indices."""
         lengths, columns = flight.length.tolist(), self.cache.get_seq_length()
         padding = columns - flight.length if min(lengths) < columns else None
         enough = max(1, FINISHED_SHARE * len(flight))
@@ -154,15 +156,15 @@ class Decoder:
         return finished
 
     def _end_at_strings(self, flight: Flight, stop: StopStrings) -> None:
-        """Rows whose text has reached a stop string are done; a few more tokens of them may be there."""
+        """Marks rows whose text has reached a stop string as done; they may have a few more tokens."""
         last = flight.count[:, None] - stop.tail + torch.arange(stop.tail, device=self.device)
-        tails = flight.token_ids.gather(1, last.clamp(min=0))  # of short rows the first token over and over
+        tails = flight.token_ids.gather(1, last.clamp(min=0))  # short rows repeat their first token
         for place in stop.among(tails.tolist()):
             ids = flight.token_ids[place, : flight.count[place]].tolist()
             flight.done[place] |= stop.cut(ids) is not None
 
     def _without_finished(self, flight: Flight) -> Flight:
-        """The other rows, in the first places: the last ones go where finished ones were."""
+        """Removes finished rows; the last rows move to their places."""
         done = flight.done.tolist()
         left = done.count(False)
         targets = [place for place in range(left) if done[place]]
@@ -180,7 +182,7 @@ class Decoder:
         return flight
 
     def _next_chunks(self, waiting: deque[int], free: int) -> Iterator[list[int]]:
-        """Takes rows that are waiting, for the places that are free, as many at a time as one pass takes."""
+        """Takes waiting rows for the free places, in chunks that fit one forward pass."""
         while free and waiting:
             widest = len(self.prompts[self.rows[waiting[0]].place].ids)
             chunk: list[int] = []
@@ -210,6 +212,7 @@ class Decoder:
             count=torch.zeros_like(of_prompt),
             last=torch.zeros_like(of_prompt),
             done=torch.zeros(len(rows), dtype=torch.bool, device=self.device),
+            temperature=torch.tensor([self.sampling.temperature_of(r.seed) or 0.0 for r in rows], device=self.device),
             uniform=uniforms([row.seed for row in rows], columns).to(self.device),
             token_ids=torch.zeros(len(rows), columns, dtype=torch.long, device=self.device),
             logps=torch.zeros(len(rows), columns, device=self.device),
@@ -218,7 +221,7 @@ class Decoder:
         return flight
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, DynamicCache, Tensor]:
-        """((P, V) logits of the first tokens, the prompts' cache, (P,) positions of the first tokens)."""
+        """Returns ((P, V) logits of the first tokens, the prompts' cache, (P,) positions of the first tokens)."""
         longest = max(len(prompt.ids) for prompt in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -245,7 +248,7 @@ class Decoder:
         return out.logits[:, -1].float(), cache, positions.reshape(-1, len(prompts), longest).amax((0, 2)) + 1
 
     def _images(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
-        """What the model's forward reads besides tokens; empty for text."""
+        """Inputs of the model's forward besides tokens; empty for text."""
         found = [prompt.images for prompt in prompts if prompt.images]
         if not found:
             return {}
@@ -253,7 +256,7 @@ class Decoder:
         return images | {"mm_token_type_ids": image_marks(self.model.config, ids)}
 
     def _step(self, flight: Flight, padding: Tensor | None) -> None:
-        """One token of every row; padding is (R,) columns that are not a row's."""
+        """Generates one token of every row. padding is the (R,) number of columns before each row begins."""
         mask = None
         if padding is not None:
             mask = torch.arange(self.cache.get_seq_length() + 1, device=self.device) >= padding[:, None]
@@ -269,10 +272,10 @@ class Decoder:
         self._draw(flight, out.logits[:, -1].float())
 
     def _draw(self, flight: Flight, logits: Tensor) -> None:
-        """Draws the next token of every row, and notes it for those that are not done."""
+        """Draws the next token of every row, and records it for rows that are not done."""
         column = flight.count.masked_fill(flight.done, flight.uniform.shape[1] - 1)[:, None]
         uniform = flight.uniform.gather(1, column).squeeze(1)
-        flight.last, logp = draw(logits, uniform, self.sampling, self.forbidden)
+        flight.last, logp = draw(logits, uniform, self.sampling, self.forbidden, flight.temperature)
         flight.token_ids.scatter_(1, column, flight.last[:, None])
         flight.logps.scatter_(1, column, logp[:, None])
         flight.count += ~flight.done

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-ROOM = 32  # columns to spare, and
-GROWTH = 1.25  # by how much a full cache grows, so that few steps copy it
+ROOM = 32  # spare columns of a new or grown cache
+GROWTH = 1.25  # factor by which a full cache grows, so that few steps copy it
 
 
 class RowLayer(DynamicLayer):
@@ -36,7 +36,7 @@ class RowLayer(DynamicLayer):
         return found[0], found[1]
 
     def get_seq_length(self) -> int:
-        """Columns in use."""
+        """Number of columns in use."""
         return self.length
 
     def put(self, prefilled: Any, of_prompt: Tensor, width: int) -> None:
@@ -48,12 +48,12 @@ class RowLayer(DynamicLayer):
         rows = slice(self.rows, self.rows + len(of_prompt))
         begin = self.length - prefilled.keys.shape[-2]
         for stored, new in ((self.keys, prefilled.keys), (self.values, prefilled.values)):
-            stored[rows, :, :begin] = 0  # masked, but 0 times what is not a number is not a number either
+            stored[rows, :, :begin] = 0  # masked, but 0 times nan is nan
             stored[rows, :, begin : self.length] = new[of_prompt]
         self.rows += len(of_prompt)
 
     def keep(self, rows: int, sources: Tensor, targets: Tensor, dropped: int) -> None:
-        """Copies rows over others, forgets all behind a number of rows, and drops columns on the left."""
+        """Copies rows over others, drops all rows after the first ones, and drops columns on the left."""
         for stored in (self.keys, self.values):
             if len(sources):
                 stored[targets, :, : self.length] = stored[sources, :, : self.length]
@@ -74,7 +74,7 @@ class RowLayer(DynamicLayer):
 
 
 class RowCache(Cache):
-    """The layers of a model. All rows end at the last column in use, and occupy the first places.
+    """The caches of all layers. Rows occupy the first places, and all end at the last column in use.
 
     Args:
         places: Maximum number of rows.
@@ -84,12 +84,12 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=partial(RowLayer, places))
 
     def put(self, prefilled: DynamicCache, of_prompt: Tensor, width: int) -> None:
-        """Adds rows behind those that are there.
+        """Adds rows after the present ones.
 
         Args:
-            prefilled: Has a row for each prompt, which all end at its last column. Emptied, to save memory.
-            of_prompt: (R,) which of them each new row begins with.
-            width: Columns in use if there was nothing yet: at least the prompts'.
+            prefilled: Cache with one row per prompt; all rows end at its last column. Emptied, to save memory.
+            of_prompt: (R,) row of `prefilled` that each new row begins with.
+            width: Columns in use if the cache is empty; at least the longest prompt.
         """
         for index, layer in enumerate(prefilled.layers):
             if index == len(self.layers):
@@ -98,6 +98,6 @@ class RowCache(Cache):
             layer.reset()
 
     def keep(self, rows: int, sources: Tensor, targets: Tensor, dropped: int) -> None:
-        """Copies rows at sources to targets, forgets rows from the given number on, and drops columns on the left."""
+        """Copies rows at sources to targets, drops all rows after the first `rows`, and drops columns on the left."""
         for layer in self.layers:
             layer.keep(rows, sources, targets, dropped)

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from popo_lightning.engines.base import Sampling
 
-BRANCHES = 64  # parts into which a vocabulary, and then each part again, is divided to find a token
+BRANCHES = 64  # parts into which a vocabulary, and then the part with the token, is divided
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    """(len(seeds), count) float64 numbers in [0, 1), those of a row from a generator of its own.
+    """(len(seeds), count) float64 numbers in [0, 1); each row comes from its own generator.
 
     Args:
-        seeds: At least 0. The first numbers of a seed do not depend on how many are asked for.
-        count: Numbers each.
+        seeds: Seed of each row, at least 0. Its first numbers do not depend on `count`.
+        count: Numbers per row.
     """
     drawn = np.empty((len(seeds), count))
     for row, seed in enumerate(seeds):
@@ -26,21 +26,26 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of each distribution, by its inverse cumulative distribution at the given number.
+def draw(
+    logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor, temperatures: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draws one token of each distribution: the inverse of its cumulative distribution at the given number.
 
     Args:
         logits: (R, V) float32; overwritten.
         uniform: (R,) float64 in [0, 1).
-        sampling: Temperature, 0 for the most likely token, and what is cut off.
+        sampling: Temperature (0 takes the most likely token), top_k and top_p.
         forbidden: (F,) tokens that get probability 0.
+        temperatures: (R,) temperature of each row; used only if sampling has a temperature spread.
 
     Returns:
-        ((R,), (R,)) tokens and their float32 log-probs, of the distribution that was drawn from.
+        ((R,), (R,)) tokens, and their float32 log-probs under the distribution that was drawn from.
     """
     if len(forbidden):
         logits.index_fill_(-1, forbidden, -torch.inf)
-    if sampling.temperature not in (0, 1):
+    if sampling.temperature_spread and temperatures is not None:
+        logits.div_(temperatures[:, None])
+    elif sampling.temperature not in (0, 1):
         logits.div_(sampling.temperature)
     if sampling.temperature != 0:
         logits = cut_tail(logits, sampling)
@@ -54,14 +59,14 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor)
 
 
 def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The first token of each row at which the cumulative weight exceeds its share of the row's total.
+    """Finds the first token of each row at which the cumulative weight exceeds a share of the row's total.
 
-    The sums are float64, so that 150,000 tokens lose nothing. They are taken over parts of the vocabulary, then over
-    parts of the part that was found, and so on: the weights are read once, and nothing as large is written.
+    The sums are float64, which is precise enough for 150,000 tokens. They are taken over parts of the vocabulary, then
+    over parts of the part that was found, and so on: the weights are read once, and no tensor as large is written.
 
     Args:
         weights: (R, V) float32, at least 0, with a positive one in each row. A weight of 0 is never drawn.
-        uniform: (R,) float64 in [0, 1).
+        uniform: (R,) float64 in [0, 1), the share of the total.
 
     Returns:
         ((R,), (R,)) tokens and float64 totals.
@@ -87,13 +92,13 @@ def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_beyond(weights: Tensor, share: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative weight exceeds the share, and how much of the share is left for inside there.
+    """Index at which the cumulative weight exceeds the share, and the rest of the share for inside that part.
 
-    A product with a triangle of ones, because torch has no deterministic cumsum of floats on CUDA.
+    A product with a triangle of ones replaces cumsum, which is not deterministic for floats on CUDA in torch.
     """
     size = weights.shape[1]
-    reached = (weights @ triangle[:size, :size]) * (weights > 0)  # a weight of 0 is never beyond anything
-    share = torch.minimum(share, reached.amax(-1) * (1 - 2**-52))  # rounding must not leave it behind all
+    reached = (weights @ triangle[:size, :size]) * (weights > 0)  # a weight of 0 never exceeds the share
+    share = torch.minimum(share, reached.amax(-1) * (1 - 2**-52))  # after rounding, some weight must still exceed it
     found = (reached > share[:, None]).byte().argmax(-1)
     before = (reached - weights).gather(-1, found[:, None]).squeeze(-1)
     return found, (share - before).clamp_(min=0)
@@ -106,7 +111,7 @@ def cut_tail(logits: Tensor, sampling: Sampling) -> Tensor:
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if sampling.top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass ahead of each token
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass before each token
         outside = before >= sampling.top_p
         logits = logits.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
     return logits

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-SPARE_TOKENS = 16  # of a response's end that are read besides those that may make up a stop string
+SPARE_TOKENS = 16  # tokens at a response's end that are read besides those that may form a stop string
 
 
 class StopStrings:
-    """Finds where the text of a response first contains one of some strings.
+    """Finds where the text of a response first contains one of several strings.
 
     Every engine ends a response by this rule, so all keep the same tokens: those up to the one that completes the
     string. These tokens were sampled, so they stay in the response and are trained on; this is how a policy learns
@@ -34,14 +34,14 @@ class StopStrings:
         return bool(self.strings)
 
     def found(self, text: str, begin: int = 0) -> int | None:
-        """Place of the first string in a text, from some place on; None without any."""
+        """Index of the first string in a text at or after `begin`; None if there is none."""
         return min((place for string in self.strings if (place := text.find(string, begin)) >= 0), default=None)
 
     def cut(self, ids: Sequence[int]) -> tuple[int, str] | None:
-        """(tokens up to and with the one that completes the first string, the text before it); None without any."""
+        """(number of tokens until the first string is complete, the text before the string); None if there is none."""
         if not self.strings or self.found(self._text(ids)) is None:
             return None
-        below, enough = 0, len(ids)  # a text that has a string keeps it however much follows
+        below, enough = 0, len(ids)  # a text that contains a string still does with more tokens
         while enough - below > 1:
             middle = (below + enough) // 2
             below, enough = (below, middle) if self.found(self._text(ids[:middle])) is not None else (middle, enough)
@@ -49,7 +49,7 @@ class StopStrings:
         return enough, text[: self.found(text)]
 
     def among(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        """Places of the rows of tokens whose text has a string."""
+        """Indices of the rows of tokens whose text contains a string."""
         texts = self.tokenizer.batch_decode(list(rows), skip_special_tokens=True)
         return [place for place, text in enumerate(texts) if self.found(text) is not None]
 

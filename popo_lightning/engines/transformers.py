@@ -1,4 +1,4 @@
-"""Plain transformers generation: slower than vLLM, without its dependency, and the reference to check it against."""
+"""Generation with plain transformers: slower than vLLM, without its dependency, and the reference to check it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.loading import load_model
 from popo_lightning.model.prompts import Prompt
 
-KEY_VALUE_LAYERS = {"full_attention", "sliding_attention"}  # of transformers' layer types; a mask makes a window
+KEY_VALUE_LAYERS = {"full_attention", "sliding_attention"}  # transformers' types; a mask makes the window
 
 
 class TransformersEngine(RolloutEngine):
@@ -39,6 +39,8 @@ class TransformersEngine(RolloutEngine):
         batch_size: Number of responses generated in parallel.
     """
 
+    spreads_temperature = True
+
     def __init__(self, batch_size: int = 512) -> None:
         if batch_size < 1:
             raise SettingError(f"data.engine.batch_size is {batch_size}; use at least 1")
@@ -48,7 +50,7 @@ class TransformersEngine(RolloutEngine):
         """Loads the model and its tokenizer.
 
         Raises:
-            SettingError: No model loads from there, or one with layers that keep something else than keys and values.
+            SettingError: No model loads from the folder, or its layers keep other state than keys and values.
         """
         from transformers import AutoTokenizer
 
@@ -74,7 +76,7 @@ class TransformersEngine(RolloutEngine):
     def stream(
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
     ) -> Iterator[list[tuple[int, list[Response]]]]:
-        """See :class:`RolloutEngine`. A prompt comes once the last of its responses has ended."""
+        """See :class:`RolloutEngine`. A prompt is yielded when its last response has ended."""
         return self._ready(prompts, n, sampling, seed)
 
     def _ready(
@@ -97,10 +99,11 @@ class TransformersEngine(RolloutEngine):
             yield [(place, self._responses(finished.pop(place) * copies, sampling)) for place in ready]
 
     def _responses(self, finished: list[Finished], sampling: Sampling) -> list[Response]:
-        """Those of one prompt, in the order of their seeds."""
+        """Responses of one prompt, in the order of their seeds."""
         ordered = sorted(finished, key=lambda each: each.row.seed)
         sampled = [(each.token_ids, each.logps, each.reason) for each in ordered]
-        return responses_of(self._tokenizer, sampled, sampling.stop)
+        own = [t for each in ordered if (t := sampling.temperature_of(each.row.seed)) is not None]
+        return responses_of(self._tokenizer, sampled, sampling.stop, own)
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         """Copies every named tensor over the model's own."""

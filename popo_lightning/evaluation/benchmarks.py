@@ -56,17 +56,17 @@ class EvalSettings:
     limit: int
 
     def changed(self, settings: BenchmarkSettings) -> EvalSettings:
-        """With one benchmark's own settings."""
+        """These settings, changed by one benchmark's own."""
         own: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(settings)}
         if own["pass_k"] is not None:
             own["pass_k"] = several(own["pass_k"])
         return replace(self, **{name: value for name, value in own.items() if value is not None})
 
     def check(self, place: str) -> None:
-        """Refuses what cannot be evaluated.
+        """Refuses settings that evaluate nothing or cannot be used.
 
         Args:
-            place: Where the settings stand, "evaluation" or "evaluation.benchmarks.NAME".
+            place: Name of the settings, "evaluation" or "evaluation.benchmarks.NAME".
         """
         if self.samples < 0:
             raise SettingError(f"{place}.samples is {self.samples}; use 0 (greedy only) or more")
@@ -95,24 +95,54 @@ class EvalSettings:
                 raise SettingError(f"{place}.{name} is {getattr(self, name)}; use {remedy}")
 
     def chosen(self, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """At most ``limit`` problems, in their order: a fixed random choice, since files are often sorted.
+        """At most ``limit`` problems, chosen by :func:`a_part`."""
+        return a_part(problems, self.limit) if self.limit else problems
 
-        A smaller limit takes a part of what a larger one takes.
-        """
-        if not self.limit or len(problems) <= self.limit:
-            return problems
-        places = list(range(len(problems)))
-        random.Random("evaluation/limit").shuffle(places)
-        return [problems[place] for place in sorted(places[: self.limit])]
+
+def a_part(problems: Sequence[Problem], most: int) -> Sequence[Problem]:
+    """At most `most` problems in their order. The choice is random, since files are often sorted, but fixed.
+
+    A smaller `most` chooses a subset of what a larger one chooses.
+    """
+    if len(problems) <= most:
+        return problems
+    places = list(range(len(problems)))
+    random.Random("evaluation/limit").shuffle(places)
+    return [problems[place] for place in sorted(places[:most])]
+
+
+def ids_of_part(problems: Sequence[Problem], most: int) -> set[str]:
+    """Ids of the problems that :func:`a_part` chooses."""
+    return {problem.id for problem in a_part(problems, most)}
+
+
+def checked_number_kept(problems: int, write_samples: bool) -> int:
+    """Checks evaluation.keep_responses.
+
+    Args:
+        problems: Setting evaluation.keep_responses.
+        write_samples: Setting evaluation.write_samples; the responses are written to its files.
+
+    Raises:
+        SettingError: The number is below 0, or no files are written.
+    """
+    if problems < 0:
+        raise SettingError(f"evaluation.keep_responses is {problems}; use 0 (no tokens are written) or more problems")
+    if problems and not write_samples:
+        raise SettingError(
+            f"evaluation.keep_responses is {problems}, but evaluation.write_samples false writes no responses; set it "
+            "to true"
+        )
+    return problems
 
 
 def several(k: int | Sequence[int]) -> tuple[int, ...]:
-    """One k or several, each once, ascending."""
+    """One k or several as a tuple, each once, ascending."""
     return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
 
 
 def metric_names(regimes: Mapping[str, EvalSettings]) -> list[str]:
-    """Names of the metrics of an evaluation, by the regime of each benchmark."""
+    """Names of the metrics of an evaluation, given the settings of each benchmark."""
     labels = {name: _labels(regime) for name, regime in regimes.items()}
     always = ("response_tokens", "truncated_frac", "grading_failures", "seconds")
     found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
@@ -133,12 +163,12 @@ def _labels(regime: EvalSettings) -> list[str]:
 def check_names(
     benchmarks: Mapping[str, Sequence[Problem]], named: Mapping[str, BenchmarkSettings], breakdown: Sequence[str]
 ) -> None:
-    """Refuses settings for what the task does not have.
+    """Refuses settings for benchmarks and fields that the task does not have.
 
     Args:
         benchmarks: Problems by benchmark, as the task gives them.
-        named: evaluation.benchmarks.
-        breakdown: evaluation.breakdown.
+        named: Setting evaluation.benchmarks.
+        breakdown: Setting evaluation.breakdown.
     """
     there = ", ".join(benchmarks) or "none"
     for name in named:
@@ -157,4 +187,17 @@ def check_names(
 
 
 DEFAULT_BREAKDOWN = ("level", "subject")
-"""Looked for in every task, and left out in silence where there is none."""
+"""Default fields of a breakdown. A field that the task lacks is left out silently."""
+
+
+def seed_of_draws(seed: int, rank: int, benchmark: str, iteration: int | None) -> int:
+    """Seed of one rank's draws for a benchmark.
+
+    Args:
+        seed: Setting evaluation.seed.
+        rank: The rank.
+        benchmark: Name of the benchmark. With one seed for all, any two would share the noise of their first problems.
+        iteration: Iteration that is evaluated; None if all iterations have the same draws.
+    """
+    place = f"evaluation/{seed}/{rank}/{benchmark}"
+    return random.Random(place if iteration is None else f"{place}/{iteration}").getrandbits(62)

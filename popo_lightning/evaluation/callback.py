@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,10 @@ from popo_lightning.evaluation.benchmarks import (
     BenchmarkSettings,
     EvalSettings,
     check_names,
+    checked_number_kept,
+    ids_of_part,
     metric_names,
+    seed_of_draws,
     several,
 )
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
@@ -35,8 +37,7 @@ from popo_lightning.runs.folder import EVALUATIONS
 class Evaluation(L.Callback):
     """Evaluates before training, every few iterations and at the end; validate, test and predict run it too.
 
-    Its random draws have their own seeds, which are the same at every evaluation. Training's random states are
-    unchanged. Results and responses are written to the folder evaluations in the run's folder.
+    Its draws leave training's random states unchanged. Results and responses are written to the folder evaluations.
 
     Args:
         every_n_iterations: Iterations between evaluations; 0 evaluates only before and after training.
@@ -50,11 +51,12 @@ class Evaluation(L.Callback):
         top_k: Number of most likely tokens to sample from; 0 means all.
         max_new_tokens: Response limit in tokens; null uses training's limit.
         limit: Maximum number of problems per benchmark, a fixed random subset; 0 means all.
-        benchmarks: Overrides for single benchmarks, by name: samples, avg_k, pass_k, greedy, temperature, top_p, top_k,
-            max_new_tokens, limit.
+        benchmarks: The settings from samples to limit, overridden for single benchmarks by name.
         breakdown: Fields of a problem's info by which results are broken down, in tables and in results.json.
         write_samples: Write every response of every evaluation, one file per benchmark.
+        keep_responses: Problems per benchmark whose responses are written for popo estimate, 25 bytes a token.
         seed: Seed of the evaluation's draws.
+        new_draws: Draw anew at every evaluation, so that two of a run are independent; false repeats the seeds.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class Evaluation(L.Callback):
         benchmarks: dict[str, BenchmarkSettings] | None = None,
         breakdown: Sequence[str] = DEFAULT_BREAKDOWN,
         write_samples: bool = True,
+        keep_responses: int = 0,
         seed: int = 0,
+        new_draws: bool = False,
     ) -> None:
         if every_n_iterations < 0:
             raise SettingError(
@@ -89,20 +93,22 @@ class Evaluation(L.Callback):
         self.at_start = at_start
         self.breakdown = tuple(dict.fromkeys(breakdown))
         self.write_samples = write_samples
+        self.keep_responses = checked_number_kept(keep_responses, write_samples)
         self.seed = seed
-        self.history: list[dict[str, float]] = []  # one entry an evaluation, "iteration" among its keys
-        self.latest: EvaluationResult | None = None  # of this process
-        self.written: Path | None = None  # where the latest's files are
-        self._results: list[BenchmarkResult] = []  # of the validate, test or predict under way
-        self._responses: ReplacedFile | None = None  # of predict
+        self.new_draws = new_draws
+        self.history: list[dict[str, float]] = []  # one entry per evaluation, with "iteration" among its keys
+        self.latest: EvaluationResult | None = None  # the latest of this process
+        self.written: Path | None = None  # its folder or file
+        self._results: list[BenchmarkResult] = []  # results of the present validate, test or predict
+        self._responses: ReplacedFile | None = None  # file of predict
 
     def regime_of(self, benchmark: str) -> EvalSettings:
-        """How a benchmark is evaluated."""
+        """Settings with which a benchmark is evaluated."""
         settings = self.benchmarks.get(benchmark)
         return self.regime if settings is None else self.regime.changed(settings)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses settings for benchmarks that are not there, before a model loads."""
+        """Refuses settings for benchmarks that the task does not have, before a model loads."""
         data = self._data(trainer)
         found = dict(data.benchmarks())
         check_names(found, self.benchmarks, self.breakdown)
@@ -117,13 +123,13 @@ class Evaluation(L.Callback):
             names = metric_names({name: self.regime_of(name) for name in found})
             check_evaluation_monitors(trainer, names, self.every_n_iterations)
             settle_stopping(trainer)
-        # an engine has to make room for the longest response before it starts
+        # an engine must make room for the longest response before it starts
         data.longest_response = max((self.regime_of(name).max_new_tokens or 0 for name in found), default=0)
 
     # -- when --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Before training, unless resumed; then only where the checkpoint came between an iteration and its end."""
+        """Evaluates before training; when resumed, only if the checkpoint lacks its iteration's evaluation."""
         data = self._data(trainer)
         if data.iteration == 0:
             if self.at_start and not self.history:
@@ -132,7 +138,7 @@ class Evaluation(L.Callback):
             self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Every n iterations."""
+        """Evaluates every n iterations."""
         iteration = self._data(trainer).iteration
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
             self._evaluate_all(trainer)
@@ -141,30 +147,30 @@ class Evaluation(L.Callback):
         return bool(self.history) and self.history[-1]["iteration"] == iteration
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """At the end, unless that has just happened."""
+        """Evaluates at the end, unless this iteration has been evaluated."""
         if not self._evaluated(self._data(trainer).iteration):
             self._evaluate_all(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Results of an earlier validate are not this one's."""
+        """Drops the results of an earlier validate."""
         self._results = []
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """In validate and test, a batch is a benchmark."""
+        """Evaluates a benchmark: in validate and test, each batch is one."""
         name, problems = batch
         self._results.append(self._evaluate(trainer, name, problems, self._folder(trainer)))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Shows and writes what validate or test found."""
+        """Logs and writes the results of validate or test."""
         if self._results:
             self._finish(trainer, self._results, self._folder(trainer))
 
     on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Every response goes to responses.jsonl."""
+        """Opens responses.jsonl for all responses."""
         self._results = []
         root = Path(trainer.default_root_dir)
         self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
@@ -172,19 +178,19 @@ class Evaluation(L.Callback):
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """As validate, but only the sampled responses are kept, or the most likely ones where none is sampled."""
+        """Evaluates like validate, but keeps only the sampled responses, or the greedy ones if none is sampled."""
         name, problems = batch
         self._results.append(self._evaluate(trainer, name, problems, None))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Puts responses.jsonl in its place."""
+        """Puts responses.jsonl in its place, and logs the results."""
         assert self._responses is not None
         self._responses.finish()
         self._responses = None
         if self._results:
             self._finish(trainer, self._results, None)
         self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
-        for result in self._results:  # what was sampled is worth keeping
+        for result in self._results:  # only now, since the responses are worth keeping
             check_evaluation_grades(result, self._data(trainer))
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -200,7 +206,7 @@ class Evaluation(L.Callback):
         self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
         assert self.latest is not None
         self.history.append({"iteration": data.iteration} | self.latest.metrics())
-        if data.iteration:  # the first policy's numbers are no progress, nor a lack of it
+        if data.iteration:  # the first policy's numbers show neither progress nor a lack of it
             consult(trainer, trainer.lightning_module, self.latest.metrics())
 
     def _evaluate(
@@ -211,41 +217,37 @@ class Evaluation(L.Callback):
         regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
         data.stopping.check(trainer)
         data.ahead.join()
-        spent = data.clock.take()  # this generation is not training's
+        spent = data.clock.take()  # training does not count this generation
         problems = regime.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
         with data.leaves_at_once():
             data.sync()
-            greedy = self._sample(trainer, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
-            sampled = self._sample(trainer, name, mine, regime.samples, regime) if regime.samples else []
+            greedy = self._sample(data, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
+            sampled = self._sample(data, name, mine, regime.samples, regime) if regime.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
-        data.stopping.check(trainer)  # there may be no next benchmark whose beginning would notice
+        data.stopping.check(trainer)  # there may be no next benchmark that checks
         if folder is not None and self.write_samples:
+            kept = ids_of_part(problems, self.keep_responses)
             with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
-                for row in sample_rows(name, greedy, sampled, self.breakdown):
-                    file.write(row)
+                file.write_all(sample_rows(name, greedy, sampled, self.breakdown, kept))
         if self._responses is not None:
-            for row in sample_rows(name, [] if sampled else greedy, sampled, self.breakdown):
-                self._responses.write(row)
+            self._responses.write_all(sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
         result = measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
         if self._responses is None and not (trainer.state.fn == "fit" and data.iteration):
             check_evaluation_grades(result, data)
         return result
 
-    def _sample(
-        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings
-    ) -> list[Group]:
+    def _sample(self, data: Any, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings) -> list[Group]:
         assert regime.max_new_tokens is not None
         cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
-        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=self._data(trainer).sampling.stop)
-        # by benchmark: with one seed for all, the first problems of any two would be answered with the same noise
-        seed = random.Random(f"evaluation/{self.seed}/{trainer.global_rank}/{name}").getrandbits(62)
-        groups: list[Group] = self._data(trainer).sample(problems, n, sampling, seed)
-        return groups
+        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=data.sampling.stop)
+        seed = seed_of_draws(self.seed, data.trainer.global_rank, name, data.iteration if self.new_draws else None)
+        with data.maker.work.named(f"evaluating {name} ({f'{n} sampled each' if regime.temperature else 'greedy'})"):
+            return list(data.sample(problems, n, sampling, seed))
 
     def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
-        """Logs and writes; Progress shows ``latest``."""
+        """Logs and writes results; Progress shows ``latest``."""
         iteration = self._data(trainer).iteration
         self.latest = EvaluationResult(iteration, results)
         metrics = self.latest.metrics()
@@ -262,17 +264,18 @@ class Evaluation(L.Callback):
             self.written = folder
 
     def _origin(self, trainer: L.Trainer) -> dict[str, Any]:
-        """What the numbers follow from, apart from the settings that stand beside them."""
+        """What the numbers depend on, besides the settings written next to them."""
         fitting = trainer.state.fn == "fit"
         return {
             "model": str(trainer.lightning_module.folder),
             "checkpoint": None if fitting or trainer.ckpt_path is None else str(trainer.ckpt_path),
             "seed": self.seed,
+            "new_draws": self.new_draws,
             "ranks": trainer.world_size,
         }
 
     def _folder(self, trainer: L.Trainer) -> Path:
-        """Of an evaluation during training one for each iteration, of validate and test one for the command."""
+        """Folder of an evaluation: one per iteration during training, one per command for validate and test."""
         assert trainer.state.fn is not None
         fitting = trainer.state.fn == "fit"
         name = f"iteration-{self._data(trainer).iteration:06d}" if fitting else trainer.state.fn.value
@@ -283,7 +286,7 @@ class Evaluation(L.Callback):
         return trainer.datamodule  # type: ignore[attr-defined]
 
     def keep_present(self, iteration: int) -> None:
-        """Forgets the evaluations of another run, but for one of the weights that this run begins with."""
+        """Drops another run's evaluations, except that of the weights that this run begins with."""
         self.history = [entry for entry in self.history if entry["iteration"] == iteration]
 
     def state_dict(self) -> dict[str, Any]:

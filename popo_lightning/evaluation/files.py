@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 from popo_lightning.core.groups import Group
+from popo_lightning.core.ranks import part_of_rank
 
 ALWAYS_SHOWN = ("level", "subject")
 
@@ -37,13 +38,18 @@ class ReplacedFile:
         """Adds a line."""
         self._file.write(to_json(row) + "\n")
 
+    def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds lines."""
+        for row in rows:
+            self.write(row)
+
     def finish(self) -> None:
-        """Puts the file in its place."""
+        """Moves the file into place."""
         self._file.close()
         self._draft.replace(self._path)
 
     def abandon(self) -> None:
-        """Leaves the earlier file as it is."""
+        """Keeps the earlier file and drops the new lines."""
         self._file.close()
         self._draft.unlink(missing_ok=True)
 
@@ -55,23 +61,22 @@ class ReplacedFile:
 
 
 def rank_file(folder: Path, stem: str, rank: int, world_size: int) -> Path:
-    """A file of each rank: STEM.jsonl where there is one rank, else STEM.rank0-of-2.jsonl and so on.
+    """Path of a rank's file: STEM.jsonl for a single rank, else STEM.rank0-of-2.jsonl and so on.
 
-    Ranks may have gigabytes of text, so it is not sent to rank 0. Rank 0 removes what a run with another number of
-    ranks left, or a reader of STEM*.jsonl would count it too.
+    Ranks may have gigabytes of text, so it is not sent to rank 0. Rank 0 removes the files of a run with another number
+    of ranks, since a reader of STEM*.jsonl would count them too.
     """
     stem = quote(stem, safe=" ")  # a benchmark's name may hold slashes
-    part = "" if world_size == 1 else f".rank{rank}-of-{world_size}"
     if rank == 0:
         for path in folder.glob("*.jsonl"):
             found = re.fullmatch(re.escape(stem) + r"(?:\.rank\d+-of-(\d+))?\.jsonl", path.name)
             if found and int(found[1] or 1) != world_size:
                 path.unlink()
-    return folder / f"{stem}{part}.jsonl"
+    return folder / f"{stem}{part_of_rank(rank, world_size)}.jsonl"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """One JSON document, put in its place when it is whole."""
+    """Writes a JSON document, which is moved into place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     draft.write_text(to_json(content, indent=2) + "\n", encoding="ascii")
@@ -79,43 +84,63 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def sample_rows(
-    benchmark: str, greedy: Sequence[Group], sampled: Sequence[Group], fields: Sequence[str]
+    benchmark: str,
+    greedy: Sequence[Group],
+    sampled: Sequence[Group],
+    fields: Sequence[str],
+    kept: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A row for each response, those of a problem together, the most likely one first.
+    """Yields a row for each response, grouped by problem, with the greedy response first.
 
     Args:
-        benchmark: Its name.
-        greedy: Groups of one most likely response, or nothing.
-        sampled: Groups of sampled responses to the same problems, or nothing.
-        fields: Of ``Problem.info``, to note beside level and subject.
+        benchmark: Name of the benchmark.
+        greedy: Groups of one greedy response each; empty without them.
+        sampled: Groups of sampled responses to the same problems; empty without them.
+        fields: Fields of ``Problem.info`` to write besides level and subject.
+        kept: Ids of the problems whose sampled responses are written with tokens and log-probs.
     """
     for place in range(max(len(greedy), len(sampled))):
-        for groups in (greedy, sampled):
-            if groups:
-                yield from _rows(benchmark, groups[place], groups is greedy, fields)
+        if greedy:
+            yield from _rows(benchmark, greedy[place], True, fields, False)
+        if sampled:
+            yield from _rows(benchmark, sampled[place], False, fields, sampled[place].problem.id in kept)
 
 
-def _rows(benchmark: str, group: Group, is_greedy: bool, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(
+    benchmark: str, group: Group, is_greedy: bool, fields: Sequence[str], is_kept: bool
+) -> Iterator[dict[str, Any]]:
     problem = group.problem
     info = {field: problem.info.get(field) for field in (*ALWAYS_SHOWN, *fields)}
     if problem.images:
         info["images"] = list(problem.images)
     for number, response in enumerate(group.responses):
-        yield info | {
-            "benchmark": benchmark,
-            "problem": problem.id,
-            "prompt": problem.prompt,
-            "answer": problem.answer,
-            "greedy": is_greedy,
-            "sample": number,
-            "response": response.text,
-            "score": response.parts.get("score", 0.0),
-            "acc": response.parts.get("acc", 0.0),
-            "parts": response.parts,
-            "failure": response.failure,
-            "finish_reason": response.finish_reason,
-            "tokens": len(response.token_ids),
-        }
+        tokens = _tokens(group, number) if is_kept else {}
+        yield (
+            info
+            | {
+                "benchmark": benchmark,
+                "problem": problem.id,
+                "prompt": problem.prompt,
+                "answer": problem.answer,
+                "greedy": is_greedy,
+                "sample": number,
+                "response": response.text,
+                "score": response.parts.get("score", 0.0),
+                "acc": response.parts.get("acc", 0.0),
+                "parts": response.parts,
+                "failure": response.failure,
+                "finish_reason": response.finish_reason,
+                "tokens": len(response.token_ids),
+            }
+            | tokens
+        )
+
+
+def _tokens(group: Group, number: int) -> dict[str, Any]:
+    """What a forward pass needs of a response. The prompt's tokens are written with a problem's first response."""
+    response = group.responses[number]
+    found = {"token_ids": response.token_ids.tolist(), "behave_logp": response.behave_logp.tolist()}
+    return found if number else {"prompt_ids": group.prompt_ids.tolist()} | found
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -131,5 +156,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return f"({len(value)} bytes)"  # an image
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no number for it
+        return str(value)  # JSON has no such number
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)

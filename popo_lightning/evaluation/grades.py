@@ -1,4 +1,4 @@
-"""A benchmark of which no response could be graded: its numbers would say nothing."""
+"""Refuses a benchmark of which no response could be graded, since its numbers would mean nothing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from popo_lightning.grading.pool import check_grades
 
 
 def check_evaluation_grades(result: BenchmarkResult, data: Any) -> None:
-    """Stops all ranks where the verifier failed for every response to a benchmark.
+    """Stops all ranks if the verifier failed for every response to a benchmark.
 
     Args:
-        result: Of the benchmark, over all ranks.
-        data: The rollouts, which know what went wrong first on this rank.
+        result: Result of the benchmark over all ranks.
+        data: Data module, which knows the first grading failure on this rank.
 
     Raises:
-        SettingError: With that reason.
+        SettingError: Every grading failed; the message has the reason.
     """
     responses = result.numbers["problems"] * (result.regime.samples + result.regime.greedy)
     failures = result.numbers["grading_failures"]
-    if failures == responses:  # on all ranks or none: the rest is a collective
+    if failures == responses:  # on all ranks or none, since the rest is a collective
         counts = {"responses": responses, "failures": failures}
         check_grades(counts, all_gather_object(data.first_grading_failure), f"to benchmark '{result.name}'")

@@ -22,7 +22,7 @@ from popo_lightning.metrics.estimates import AvgAtK, PassAtK
 Numbers = dict[str, float]
 """problems, greedy, avg_at_K, pass_at_K, response_tokens, truncated_frac, grading_failures."""
 
-MAX_PARTS = 100  # a field with more values is no category
+MAX_PARTS = 100  # a field with more values is not broken down
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class BenchmarkResult:
 
     Args:
         name: Name of the benchmark.
-        regime: The settings it was evaluated with.
+        regime: Settings of the evaluation.
         numbers: Metrics of the whole benchmark.
         breakdown: Metrics by field of ``Problem.info`` and by value. Fields with a single value are left out.
         seconds: Time of weight sync, generation and grading on this rank.
@@ -60,9 +60,9 @@ class EvaluationResult:
 
     @property
     def mean(self) -> Numbers:
-        """Unweighted means over the benchmarks, where there are several, of what all of them have.
+        """Unweighted means over two or more benchmarks of the numbers that all of them have.
 
-        Where their k of avg@k differ, "avg" is the mean of each one's own.
+        If their k of avg@k differ, "avg" is the mean of each benchmark's own.
         """
         if len(self.benchmarks) < 2:
             return {}
@@ -81,7 +81,7 @@ class EvaluationResult:
         return means
 
     def metrics(self) -> Numbers:
-        """Flat, under the names that loggers know; parts are not among them, they would be hundreds."""
+        """Flat metrics under the names that loggers use, without the breakdown, which may have hundreds."""
         metrics: Numbers = {}
         for each in self.benchmarks:
             metrics |= {f"eval/{each.name}/{k}": v for k, v in each.numbers.items() if k != "problems"}
@@ -89,7 +89,7 @@ class EvaluationResult:
         return metrics | {f"eval/{MEAN}/{label}": value for label, value in self.mean.items()}
 
     def to_plain(self) -> dict[str, Any]:
-        """Everything, for results.json."""
+        """All results, for results.json."""
         return {
             "iteration": self.iteration,
             "benchmarks": {
@@ -106,7 +106,7 @@ class EvaluationResult:
 
 
 def by_benchmark(entry: Mapping[str, float]) -> dict[str, Numbers]:
-    """The numbers of each benchmark, by label, out of flat metrics; the mean over all of them counts as one."""
+    """Splits flat metrics into the numbers of each benchmark, by label. The mean over all counts as a benchmark."""
     found: dict[str, Numbers] = {}
     for key, value in entry.items():
         if key.startswith("eval/"):
@@ -125,17 +125,17 @@ def measured(
     fields: Sequence[str],
     seconds: float,
 ) -> BenchmarkResult:
-    """The numbers of a benchmark and of its parts.
+    """Computes the numbers of a benchmark and of its parts.
 
     Args:
-        trainer: Of this rank.
-        name: Of the benchmark.
-        regime: How it was evaluated.
-        problems: All of them, of every rank: ranks add up the same parts in the same order.
-        greedy: This rank's most likely responses, a group of one each; empty without them.
+        trainer: Trainer of this rank.
+        name: Name of the benchmark.
+        regime: Settings of the evaluation.
+        problems: Problems of all ranks, so that every rank adds up the same parts in the same order.
+        greedy: This rank's greedy responses, one per group; empty without them.
         sampled: This rank's sampled responses; empty without them.
-        fields: Of ``Problem.info``, to break down by.
-        seconds: What it took.
+        fields: Fields of ``Problem.info`` to break down by.
+        seconds: Seconds that the evaluation took.
     """
     breakdown = {}
     for field in fields:
@@ -155,7 +155,7 @@ NO_VALUE = "(none)"
 
 
 def value_of(problem: Problem, field: str) -> str:
-    """A field of ``Problem.info`` as text, so that a breakdown's parts have names."""
+    """A field of ``Problem.info`` as text, which names a part of a breakdown."""
     value = problem.info.get(field)
     if value is None:
         return NO_VALUE
@@ -163,14 +163,14 @@ def value_of(problem: Problem, field: str) -> str:
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Each value once: numbers by size, then words, then what has no value."""
+    """Each value once: numbers by size, then words, then NO_VALUE."""
 
     def key(value: str) -> tuple[int, float, str]:
         try:
             number = float(value)
         except ValueError:
             number = math.nan
-        if math.isfinite(number):  # every rank has to come to the same order, and nan has none
+        if math.isfinite(number):  # every rank must get the same order, and nan has none
             return 0, number, value
         return 2 if value == NO_VALUE else 1, 0.0, value
 
@@ -182,7 +182,7 @@ def _part(groups: Sequence[Group], values: Sequence[str], value: str) -> list[Gr
 
 
 def _numbers(trainer: L.Trainer, regime: EvalSettings, greedy: Sequence[Group], sampled: Sequence[Group]) -> Numbers:
-    """Over all ranks, some of which may have no group of this part."""
+    """Numbers over all ranks, some of which may have no group of this part."""
     device = trainer.strategy.root_device
     either = sampled if regime.samples else greedy
     numbers = {"problems": _sum_over_ranks(trainer, torch.ones(len(either)))}
@@ -217,5 +217,5 @@ def _sum_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
 
 
 def _mean_over_ranks(trainer: L.Trainer, values: Tensor) -> float:
-    """Mean over all ranks' values, however unevenly they are spread."""
+    """Mean over the values of all ranks, which may have different numbers of them."""
     return _sum_over_ranks(trainer, values) / _sum_over_ranks(trainer, torch.ones(len(values)))

@@ -34,11 +34,11 @@ class Sheet:
     words: int = 1
 
     def for_terminal(self) -> Table:
-        """As rich prints it, a row a line. Cells are texts, in which brackets are no markup."""
+        """Table for rich, one row per line. Cells are text, so that brackets are not markup."""
         title = Text(_clean(self.title), style="bold")
         table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
         for place, name in enumerate(self.header):
-            numeric = place >= self.words  # in a narrow terminal names are cut, never numbers
+            numeric = place >= self.words  # a narrow terminal cuts names, never numbers
             least = None if numeric else min(10, max([len(name), *(len(row[place]) for row in self.rows)]))
             justify: Literal["left", "right"] = "right" if numeric else "left"
             table.add_column(Text(_clean(name)), justify=justify, no_wrap=numeric, min_width=least)
@@ -47,12 +47,12 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """As TensorBoard renders it."""
+        """Markdown for TensorBoard."""
         return markdown_table(self.header, [[_clean(cell) for cell in row] for row in self.rows])
 
 
 def benchmark_sheet(result: EvaluationResult, title: str) -> Sheet:
-    """A row a benchmark, and their mean."""
+    """One row per benchmark, and one for their mean."""
     labels = _labels([each.numbers for each in result.benchmarks] + [result.mean])
     rows = [[each.name, *_cells(each.numbers, labels)] for each in result.benchmarks]
     if result.mean:
@@ -61,7 +61,7 @@ def benchmark_sheet(result: EvaluationResult, title: str) -> Sheet:
 
 
 def breakdown_sheet(result: EvaluationResult) -> Sheet | None:
-    """A row for each part of each benchmark; None where nothing can be broken down."""
+    """One row per part of each benchmark; None if nothing is broken down."""
     parts = [
         ([each.name, field, value], numbers)
         for each in result.benchmarks
@@ -78,7 +78,7 @@ def breakdown_sheet(result: EvaluationResult) -> Sheet | None:
 
 
 def change_sheet(first: Mapping[str, float], last: Mapping[str, float]) -> Sheet:
-    """How right the policy was at the first and the last evaluation of a run, from their metrics."""
+    """Accuracies at the first and the last evaluation of a run, from their metrics."""
     before, after = by_benchmark(first), by_benchmark(last)
     labels = [label for label in _labels(after.values()) if label == "greedy" or label.startswith(("avg", "pass"))]
     rows = [
@@ -89,7 +89,7 @@ def change_sheet(first: Mapping[str, float], last: Mapping[str, float]) -> Sheet
 
 
 def _labels(numbers: Iterable[Numbers]) -> list[str]:
-    """Labels worth a column, in the order of the columns; failures only where there are any."""
+    """Labels that get a column, in the order of the columns; failures only if there are any."""
     numbers = list(numbers)
     found = {label for each in numbers for label in each} - {"seconds"}
     if not any(each.get("grading_failures") for each in numbers):
@@ -125,6 +125,6 @@ def _change(before: Numbers, after: Numbers, label: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """On one line, short, and nothing that would move a cursor or not encode."""
+    """Puts a text on one line, cuts it, and replaces what would move a cursor or not encode."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

@@ -1,10 +1,11 @@
-"""A saved policy that answers a question, asked and graded as its run asked and graded."""
+"""Asks a saved policy a question as its run asked, and grades the answers as its run graded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,11 +18,10 @@ from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
-from popo_lightning.export.base_model import BaseModel, base_model
+from popo_lightning.export.adapted_policy import policy_model
+from popo_lightning.export.base_model import BaseModel, base_model, weights_folder
 from popo_lightning.export.built_classes import built
-from popo_lightning.export.rebuilt_model import rebuilt
 from popo_lightning.export.saved_policy import SavedPolicy
-from popo_lightning.export.weights import weights_of
 from popo_lightning.grading.pool import GradingPool
 from popo_lightning.model.loading import image_tokens, sees_images
 from popo_lightning.model.prompts import PromptEncoder
@@ -29,21 +29,21 @@ from popo_lightning.model.saved_weights import as_saved, saved_buffers
 from popo_lightning.rollout.generation import RolloutGenerator
 
 ENGINES = {"transformers": TransformersEngine, "vllm": VLLMEngine}
-NEW_TOKENS, PROMPT_TOKENS = 1024, 1024  # data's defaults, for a run whose settings are not known
+NEW_TOKENS, PROMPT_TOKENS = 1024, 1024  # data's defaults, for a run with unknown settings
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and how answers are drawn.
+    """A question, and how its answers are sampled.
 
     Args:
-        text: Without what the task puts around it.
-        images: Paths.
-        gold: The right answer; None for answers that nobody grades.
-        n: Answers.
-        temperature: 0 is greedy.
-        max_new_tokens: None for the run's limit.
-        seed: Of the draws.
+        text: Question, without what the task puts around it.
+        images: Paths of images.
+        gold: Right answer; None leaves the answers ungraded.
+        n: Number of answers.
+        temperature: Sampling temperature; 0 is greedy.
+        max_new_tokens: Response limit in tokens; None uses the run's.
+        seed: Seed of the draws.
     """
 
     text: str
@@ -58,16 +58,16 @@ class Question:
 def answers(
     saved: SavedPolicy, question: Question, engine: str = "transformers", base: str | None = None
 ) -> list[Response]:
-    """Answers of a saved policy, with their grades where there is a right one.
+    """Samples answers of a saved policy, and grades them if there is a right one.
 
     Args:
         saved: The policy.
-        question: What is asked.
-        engine: transformers or vllm.
-        base: The model that the run began with, if it is no longer where it was.
+        question: The question.
+        engine: Name of the engine, "transformers" or "vllm".
+        base: Model that the run began with, if it is no longer where the run found it.
 
     Raises:
-        SettingError: The task cannot ask this, or the engine cannot sample here.
+        SettingError: The task cannot ask the question, or the engine cannot sample here.
     """
     if saved.record is None:
         raise SettingError(f"the checkpoint '{saved.checkpoint}' does not say how its run asked; name a run's folder")
@@ -100,7 +100,7 @@ def _responses(maker: RolloutGenerator, problem: Problem, question: Question, sa
 def _started(
     saved: SavedPolicy, began: BaseModel, encoder: PromptEncoder, problem: Problem, sampling: Sampling, name: str
 ) -> RolloutEngine:
-    """An engine with the policy's weights, and room for the prompt and its answers."""
+    """Starts an engine with the policy's weights, and with room for the prompt and its answers."""
     config = began.config()
     length = _length(encoder, problem)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -110,12 +110,14 @@ def _started(
             f"PROMPT has {length} tokens and --max_new_tokens is {sampling.max_new_tokens}, more than the {positions} "
             "positions of the policy; lower --max_new_tokens, or ask something shorter"
         )
-    model = rebuilt(config, weights_of(saved))
+    model = policy_model(saved, began)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "vllm" and find_spec("vllm") is None:
+        raise SettingError("--engine is vllm, which is not installed here; leave it out, which is transformers")
     engine = _engine(saved, name)
     engine.check(device)
     context = EngineContext(
-        folder=began.weights_at,
+        folder=weights_folder(began),
         device=device,
         dtype=model.dtype,
         rank=0,
@@ -138,12 +140,12 @@ def _length(encoder: PromptEncoder, problem: Problem) -> int:
         return encoder.length(problem)
     except SettingError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL and the processor's resizing raise
+    except (OSError, ValueError, SyntaxError) as error:  # from PIL and the processor's resizing
         raise SettingError(f"PROMPT or --image cannot be read: {error}") from error
 
 
 def _engine(saved: SavedPolicy, name: str) -> RolloutEngine:
-    """With the run's own settings of it, where the run sampled by the same."""
+    """An engine of the named kind, with the run's settings if the run used the same kind."""
     kind = ENGINES[name]
     own = saved.setting("data.engine", {})
     if str(own.get("class_path", "")).rpartition(".")[2] == kind.__name__:

@@ -11,9 +11,9 @@ from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.export.built_classes import built
 from popo_lightning.export.saved_policy import SavedPolicy
 from popo_lightning.model.files import check_model_files
-from popo_lightning.model.policy_checkpoint import REVISION
+from popo_lightning.model.policy_checkpoint import FOLDER, REVISION
 
-# what a policy needs of a model on the hub: configurations, tokenizer, chat templates
+# files that a policy needs of a model on the hub: configurations, tokenizer, chat templates
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 
 
@@ -22,10 +22,10 @@ class BaseModel:
     """The model that a run began with.
 
     Args:
-        name: For readers: the hub id, the folder's name, or that of the warm start.
-        folder: That its configuration and tokenizer load from: of the hub, the cached files of its revision.
-        revision: Commit on the hub, or the recipe's digest of a warm start; None where it is not known.
-        hub_id: None for a folder.
+        name: Name for readers: the hub id, or the name of the folder or of the warm start.
+        folder: Folder with configuration and tokenizer; of a model on the hub, the cached files of its revision.
+        revision: Commit on the hub, or the digest of a warm start's recipe; None if unknown.
+        hub_id: Hub id; None for a folder.
     """
 
     name: str
@@ -34,31 +34,31 @@ class BaseModel:
     hub_id: str | None
 
     @property
-    def weights_at(self) -> str | Path:
-        """Folder or hub id that its weights load from, too, for an engine."""
-        return self.hub_id or self.folder
+    def address(self) -> str:
+        """Hub id or folder, for error messages."""
+        return self.hub_id or str(self.folder)
 
     def config(self) -> Any:
-        """Its configuration.
+        """The model's configuration.
 
         Raises:
-            SettingError: None loads from there.
+            SettingError: No configuration loads from the folder.
         """
         from transformers import AutoConfig
 
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as error:  # a damaged file fails in every way there is
+        except Exception as error:  # a damaged file may raise any exception
             raise SettingError(
                 f"the run's model '{self.name}' gives no configuration ({reason(error)}); name its folder or hub id by "
                 "--base"
             ) from error
 
     def generation_config(self, config: Any) -> Any:
-        """Its generation config, or what transformers makes of its configuration.
+        """The model's generation config, or the one that transformers makes of its configuration.
 
         Args:
-            config: Its configuration.
+            config: Configuration of the model.
         """
         from transformers import GenerationConfig
 
@@ -69,20 +69,24 @@ class BaseModel:
 
 
 def base_model(saved: SavedPolicy, given: str | None = None) -> BaseModel:
-    """The model that a checkpoint's run began with.
+    """Finds the model that a checkpoint's run began with.
 
     Args:
         saved: The checkpoint.
-        given: Where it is now, if the run's own settings do not say so.
+        given: Place of the model, if the run's own settings no longer have it.
 
     Raises:
-        SettingError: It is gone, or nothing says which it was.
+        SettingError: The model is gone, or nothing says which it was.
     """
     if given is not None:
-        return _named(given, "--base", None)
+        return _named(given, "--base", may_be_hub=True)
     path = saved.setting("model.path")
     if path is not None:
-        return _named(str(path), "model.path of the run", recorded_revision(saved))
+        if (revision := recorded_revision(saved)) is not None:  # whatever folder has the same name here
+            return _of_hub(str(path), revision)
+        recorded = saved.state.get(FOLDER)
+        there = isinstance(recorded, str) and Path(recorded).exists()  # wherever the run was started
+        return _named(str(recorded if there else path), "model.path of the run", may_be_hub=False)
     start = warm_start(saved)
     if start is None:
         raise SettingError(
@@ -98,36 +102,62 @@ def base_model(saved: SavedPolicy, given: str | None = None) -> BaseModel:
 
 
 def warm_start(saved: SavedPolicy) -> WarmStart | None:
-    """What built the model that a run began with; None where it had model.path.
+    """The warm start that built the model that a run began with; None if the run had model.path.
 
     Args:
-        saved: The run's checkpoint.
+        saved: Checkpoint of the run.
     """
     settings = saved.setting("model.warm_start")
     return None if settings is None else built(WarmStart, settings, "model.warm_start")  # type: ignore[type-abstract]
 
 
 def recorded_revision(saved: SavedPolicy) -> str | None:
-    """Commit on the hub of the model that a run began with; None where it is not recorded."""
+    """Hub commit of the model that a run began with; None if it is not recorded."""
     found = saved.state.get(REVISION)
     return found if isinstance(found, str) else None
 
 
-def _named(name: str, setting: str, revision: str | None) -> BaseModel:
+def weights_folder(began: BaseModel) -> Path:
+    """A folder with its weights: of the hub, those of its revision.
+
+    Args:
+        began: The model.
+
+    Raises:
+        SettingError: The hub does not give them.
+    """
+    if began.hub_id is None:
+        return began.folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        for kind in ("*.safetensors", "*.bin"):
+            found = snapshot_download(began.hub_id, revision=began.revision, allow_patterns=[*SMALL, kind])
+            if any(Path(found).glob(kind)):
+                break
+        return Path(found)
+    except Exception as error:  # no network, or no such model
+        raise SettingError(
+            f"the run's model '{began.hub_id}' at revision {began.revision} is neither cached nor given by the hub "
+            f"({reason(error)}), and its weights are needed; name a folder that has them by --base"
+        ) from error
+
+
+def _named(name: str, setting: str, may_be_hub: bool) -> BaseModel:
     path = Path(name).expanduser()
     if path.exists():
         check_model_files(path)
         return BaseModel(path.resolve().name, path, None, None)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not may_be_hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise SettingError(
             f"{setting} is '{name}', which is no longer there, and the configuration and tokenizer come from it; "
             "name the folder or hub id that has them by --base"
         )
-    return _of_hub(name, revision)
+    return _of_hub(name, None)
 
 
 def _of_hub(hub_id: str, revision: str | None) -> BaseModel:
-    """Its files but the weights, from the cache or from the hub."""
+    """Gets a hub model's files except the weights, from the cache or from the hub."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,4 +1,4 @@
-"""Objects that a run's settings name, built as the command line builds them, without the rest of its settings."""
+"""Builds objects that a run's settings name, as the command line does, but without the run's other settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Kind = TypeVar("Kind")
 
 
 def built(kind: type[Kind], settings: Any, name: str) -> Kind:
-    """An object of a class that settings name by class_path and init_args.
+    """Builds an object whose class settings name by class_path and init_args.
 
     Args:
-        kind: What it must be.
-        settings: Of it.
-        name: Of the setting, for sentences.
+        kind: Class that the object must have.
+        settings: Settings of the object.
+        name: Name of the setting, for error messages.
 
     Raises:
-        SettingError: There is no such class here, or it takes other settings now.
+        SettingError: The class does not exist here, or takes other settings now.
     """
     from jsonargparse import ArgumentParser
 
@@ -30,15 +30,15 @@ def built(kind: type[Kind], settings: Any, name: str) -> Kind:
 
 
 def arguments_built(kind: type[Any], settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """Arguments of a class, with the objects that settings name in them; those left out have their defaults.
+    """Arguments of a class, with the objects that settings name in them. Arguments left out keep their defaults.
 
     Args:
         kind: The class.
-        settings: As in a config file.
-        name: Of the setting, for sentences.
+        settings: Settings as in a config file.
+        name: Name of the setting, for error messages.
 
     Raises:
-        SettingError: A class that they name is not here, or takes other settings now.
+        SettingError: A class in the settings does not exist here, or takes other settings now.
     """
     from jsonargparse import ArgumentParser
 

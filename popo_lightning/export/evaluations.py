@@ -1,4 +1,4 @@
-"""What a run measured of a policy that it has saved."""
+"""Reads what a run measured of a policy that it has saved."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Measured:
     """An evaluation.
 
     Args:
-        iteration: Of the run, after which it was.
-        benchmarks: Numbers by label, by benchmark; of all of them together, the mean.
-        settings: How each was evaluated, where it is known.
+        iteration: Iteration after which the run evaluated.
+        benchmarks: Numbers by benchmark and label; the mean over all benchmarks counts as one.
+        settings: Settings of each benchmark's evaluation, if known.
     """
 
     iteration: int
@@ -33,7 +33,7 @@ class Measured:
 
 
 def last_measured(saved: SavedPolicy) -> Measured | None:
-    """The newest evaluation of a policy no newer than a saved one; None where there is none.
+    """The newest evaluation that is no newer than a saved policy; None if there is none.
 
     Args:
         saved: The policy.
@@ -42,16 +42,16 @@ def last_measured(saved: SavedPolicy) -> Measured | None:
     history = saved.state.get("callbacks", {}).get("Evaluation", {}).get("history", [])
     found += [Measured(int(entry["iteration"]), by_benchmark(entry)) for entry in history]
     past = [each for each in found if each.iteration <= saved.iterations]
-    return max(past, key=lambda each: each.iteration, default=None)  # of two of one iteration the first
+    return max(past, key=lambda each: each.iteration, default=None)  # the first of two with the same iteration
 
 
 def measured_after(run: Path, iteration: int) -> Measured | None:
-    """The evaluation after an iteration of a run; None without one."""
+    """The evaluation after an iteration of a run; None if there is none."""
     return next((each for each in _in_folder(run) if each.iteration == iteration), None)
 
 
 def _in_folder(run: Path) -> Iterator[Measured]:
-    """Evaluations while the run trained, as far as their files can be read."""
+    """Evaluations during training whose files can be read."""
     for file in sorted((run / EVALUATIONS).glob(f"iteration-*/{RESULTS}")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def _in_folder(run: Path) -> Iterator[Measured]:
             settings = {name: dict(each["settings"]) for name, each in benchmarks.items()}
             yield Measured(int(content["iteration"]), numbers, settings)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            continue  # it is a report, which a damaged file gives nothing to
+            continue  # a damaged file adds nothing to the report
 
 
 def _numbers(content: Mapping[str, Any]) -> Numbers:
@@ -70,5 +70,5 @@ def _numbers(content: Mapping[str, Any]) -> Numbers:
 
 
 def accuracies(numbers: Numbers) -> Numbers:
-    """Of a benchmark's numbers those that say how often the policy is right."""
+    """The numbers of a benchmark that are accuracies."""
     return {label: value for label, value in numbers.items() if MEASURED.fullmatch(label)}

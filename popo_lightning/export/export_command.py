@@ -14,7 +14,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
 
     Returns:
-        Exit code: 0, or 1 where the folder is whole and the hub did not take it, or 130 where it was interrupted.
+        Exit code: 0, 1 if the folder is complete but its upload failed, or 130 if it was interrupted.
     """
     from popo_lightning.export.options import export_options
 
@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     try:
         if asked.push_to_hub is not None:
             check_hub(asked.push_to_hub)
-        saved = export(asked.source, target, command, asked.dtype, asked.best, asked.base)
+        saved = export(asked.source, target, command, asked.dtype, asked.best, asked.base, adapter=asked.adapter)
         print(f"exported {saved.checkpoint} (after iteration {saved.iterations}) to {target}", file=sys.stderr)
         if asked.push_to_hub is not None:
             print(f"uploaded to {push(target, asked.push_to_hub)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A saved policy as a folder that transformers and vLLM load."""
+"""Writes a saved policy as a folder that transformers and vLLM load."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 
+from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.base import end_token_ids
+from popo_lightning.export.adapted_policy import adapted_model, has_adapters, policy_model, write_adapter
 from popo_lightning.export.base_model import BaseModel, base_model
 from popo_lightning.export.evaluations import last_measured
 from popo_lightning.export.model_card import CARD, Told, model_card
 from popo_lightning.export.new_folder import check_free, check_room, written_beside
-from popo_lightning.export.rebuilt_model import cast, rebuilt, size_of
+from popo_lightning.export.rebuilt_model import cast, size_of
 from popo_lightning.export.saved_policy import SavedPolicy, saved_policy
-from popo_lightning.export.weights import POLICY, weights_of
+from popo_lightning.export.weights import POLICY
 from popo_lightning.model.loading import image_tokens, sees_images
 from popo_lightning.model.policy_checkpoint import SHAPES
 from popo_lightning.model.prompts import PromptEncoder
 
-SHARD_BYTES = 5 * 10**9  # of a file of weights at most
+SHARD_BYTES = 5 * 10**9  # largest file of weights
 
 
 def export(
@@ -31,34 +33,39 @@ def export(
     best: bool = False,
     base: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    adapter: bool = False,
 ) -> SavedPolicy:
     """Writes weights, configurations, tokenizer, processor and model card.
 
     The weights are in memory once: those of a checkpoint file are read from the disk as they are written, those of
-    shards are put together first. Another type takes the place of each weight in turn.
+    shards are assembled first. With a dtype, the weights are converted one at a time.
 
     Args:
-        source: A run's folder or a checkpoint.
-        target: Nothing or an empty folder.
-        command: That asks for it, for the card.
-        dtype: Of the weights; None leaves every bit as it is.
+        source: Folder of a run, or a checkpoint.
+        target: Place of the folder; nothing or an empty folder.
+        command: Command of the export, for the card.
+        dtype: dtype of the written weights; None keeps every bit.
         best: Take the run's best checkpoint.
-        base: The model that the run began with, if it is no longer where it was.
-        shard_bytes: Of a file of weights at most.
+        base: Model that the run began with, if it is no longer where the run found it.
+        shard_bytes: Size of the largest file of weights, in bytes.
+        adapter: Write only the adapters, for peft, instead of weights that they are added to.
 
     Returns:
-        What was exported.
+        The exported policy.
 
     Raises:
         SettingError: There is nothing to export, or no place to write it to.
     """
     check_free(target)
     saved = saved_policy(source, best)
-    check_room(target, _noted_size(saved, dtype))
     began = base_model(saved, base)
+    if adapter:
+        _write_adapter(saved, began, target, command, dtype)
+        return saved
+    check_room(target, _noted_size(saved, dtype))
     config = began.config()
     encoder = PromptEncoder(began.folder, 0, _image_pixels(saved))
-    model = rebuilt(config, weights_of(saved))
+    model = policy_model(saved, began, None if dtype is None else getattr(torch, dtype))
     model.generation_config = generation_config(saved, began, config, encoder.tokenizer)
     check_room(target, _written_size(model, dtype))
     if dtype is not None:
@@ -71,16 +78,38 @@ def export(
     return saved
 
 
+def _write_adapter(saved: SavedPolicy, began: BaseModel, target: Path, command: str, dtype: str | None) -> None:
+    """Writes adapters, tokenizer and model card.
+
+    Raises:
+        SettingError: The checkpoint has no adapters, or --dtype asks for a type.
+    """
+    if not has_adapters(saved):
+        raise SettingError(
+            f"--adapter is given, but the checkpoint '{saved.checkpoint}' holds all weights, not adapters; leave it out"
+        )
+    if dtype is not None:
+        raise SettingError(f"--dtype is {dtype}, but --adapter writes float32 as it was trained; leave one of them out")
+    model = adapted_model(saved, began)
+    encoder = PromptEncoder(began.folder, 0, _image_pixels(saved))
+    images = sees_images(model.config)
+    told = Told(saved, began, "float32, of an adapter", images, command, last_measured(saved), adapter=True)
+    with written_beside(target) as draft:
+        _tokenizer_or_processor(encoder, images).save_pretrained(draft)
+        write_adapter(model, draft, began.address)
+        (draft / CARD).write_text(model_card(told), encoding="utf-8", errors="backslashreplace")
+
+
 def generation_config(saved: SavedPolicy, base: BaseModel, config: Any, tokenizer: Any) -> Any:
     """How the run sampled: at its temperature, from the whole distribution, up to the same end tokens.
 
-    The base model's own may cut tails and penalise repetition, with which nothing was trained or evaluated.
+    The base model's own config may cut tails and penalise repetition, which training and evaluation did not.
 
     Args:
         saved: The policy.
-        base: That its run began with.
-        config: Its configuration.
-        tokenizer: Its tokenizer.
+        base: Model that the run began with.
+        config: Configuration of the base.
+        tokenizer: Tokenizer of the base.
     """
     from transformers import GenerationConfig
 
@@ -95,12 +124,12 @@ def generation_config(saved: SavedPolicy, base: BaseModel, config: Any, tokenize
         eos_token_id=end_token_ids(base.folder, tokenizer),
     )
     if sees_images(config):
-        made.suppress_tokens = image_tokens(config)  # no features would belong to them
+        made.suppress_tokens = image_tokens(config)  # they would have no image features
     return made
 
 
 def _tokenizer_or_processor(encoder: PromptEncoder, images: bool) -> Any:
-    """The tokenizer with its chat template, or the processor that has both, with the run's limits of an image."""
+    """The tokenizer, or for images the processor, which also has the run's limits of an image's pixels."""
     return encoder.processor if images else encoder.tokenizer
 
 
@@ -110,7 +139,7 @@ def _image_pixels(saved: SavedPolicy) -> tuple[int, int] | None:
 
 
 def _noted_size(saved: SavedPolicy, dtype: str | None) -> int:
-    """Bytes of the weights by the shapes that a checkpoint notes, before any is read; 0 where it notes none."""
+    """Bytes of the weights, from the shapes that a checkpoint notes, before any is read; 0 if it notes none."""
     wide: torch.dtype = getattr(torch, dtype or saved.setting("model.dtype", "float32"))
     shapes = saved.state.get(SHAPES, {})
     return sum(math.prod(shape) * wide.itemsize for name, shape in shapes.items() if name.startswith(POLICY))

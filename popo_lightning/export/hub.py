@@ -1,21 +1,22 @@
-"""An exported folder on the hub of Hugging Face, by its own client."""
+"""Uploads an exported folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from popo_lightning.core.errors import SettingError, reason
 
 
 class NotTakenError(RuntimeError):
-    """The folder is whole, and the hub has not taken it."""
+    """The folder is complete, but the hub did not take it."""
 
 
 def check_hub(name: str) -> None:
-    """Raises SettingError where nothing can be uploaded, before anything is written.
+    """Raises SettingError before anything is written if an upload cannot succeed.
 
     Args:
-        name: Of the repository, with or without its owner.
+        name: Name of the repository, with or without its owner.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -35,17 +36,17 @@ def check_hub(name: str) -> None:
 
 
 def push(folder: Path, name: str) -> str:
-    """Uploads a folder; a repository that is not there yet is made, private.
+    """Uploads a folder. A missing repository is created, as a private one.
 
     Args:
-        folder: Whole.
-        name: Of the repository.
+        folder: Complete folder.
+        name: Name of the repository.
 
     Returns:
-        Its address.
+        Address of the repository.
 
     Raises:
-        NotTakenError: It is not all there.
+        NotTakenError: The upload failed.
     """
     from huggingface_hub import HfApi
 
@@ -53,9 +54,9 @@ def push(folder: Path, name: str) -> str:
     try:
         made = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder)
-    except Exception as error:  # whatever a network does
+    except Exception as error:  # a network may raise any exception
         raise NotTakenError(
-            f"'{folder}' is whole, but the hub did not take it ({reason(error)}); try again by: hf upload {name} "
-            f"{folder}"
+            f"'{folder}' is whole, but the hub did not take it ({reason(error)}); try again by: "
+            f"{shlex.join(['hf', 'upload', name, str(folder)])}"
         ) from error
     return str(made)

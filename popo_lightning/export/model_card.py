@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from popo_lightning import __version__
+from popo_lightning.core.hidden_secrets import shown_command, without_secrets
 from popo_lightning.core.markdown import markdown_table
 from popo_lightning.evaluation.benchmarks import MEAN
 from popo_lightning.export.base_model import BaseModel
@@ -20,8 +21,8 @@ from popo_lightning.export.saved_policy import SavedPolicy
 from popo_lightning.tasks.sources import HUB_ID
 
 CARD = "README.md"
-LABEL = re.compile(r"[a-z0-9_]+")  # of an evaluation's numbers
-TOLD = {  # settings that the first table has, by what it calls them
+LABEL = re.compile(r"[a-z0-9_]+")  # label of an evaluation's number
+TOLD = {  # settings in the first table, by their names there
     "optimizer": "model.optimizer.class_path",
     "learning rate": "model.optimizer.init_args.lr",
     "groups": "data.composer.class_path",
@@ -37,15 +38,16 @@ TOLD = {  # settings that the first table has, by what it calls them
 
 @dataclass(frozen=True)
 class Told:
-    """What a card is written from.
+    """Facts for a model card.
 
     Args:
         saved: The policy.
-        base: That its run began with.
-        dtype: Of the written weights.
-        sees_images: Whether it is a vision-language model.
-        command: That exports it.
-        measured: The newest evaluation of it, or of one before it.
+        base: Model that the run began with.
+        dtype: dtype of the written weights.
+        sees_images: Whether the policy is a vision-language model.
+        command: Command that exports it.
+        measured: Newest evaluation of the policy or of an earlier one; None if there is none.
+        adapter: Whether only adapters are written.
     """
 
     saved: SavedPolicy
@@ -54,19 +56,20 @@ class Told:
     sees_images: bool
     command: str
     measured: Measured | None
+    adapter: bool = False
 
     @property
     def names(self) -> tuple[str, str, int | None]:
-        """Method, task and seed; "unknown" and None where an earlier version wrote the checkpoint."""
+        """Method, task and seed; "unknown" and None if an earlier version wrote the checkpoint."""
         record = self.saved.record
         return ("unknown", "unknown", None) if record is None else (record.method, record.task, record.seed)
 
 
 def model_card(told: Told) -> str:
-    """The page, with its front matter.
+    """The card with its front matter.
 
     Args:
-        told: What it is written from.
+        told: Facts for the card.
     """
     method, task, _ = told.names
     parts = [
@@ -77,7 +80,7 @@ def model_card(told: Told) -> str:
         *_evaluation(told),
         "## Settings",
         "Those that decide what was trained:",
-        _fenced("yaml", yaml.safe_dump(told.saved.settings, sort_keys=False)),
+        _fenced("yaml", yaml.safe_dump(without_secrets(told.saved.settings), sort_keys=False)),
         "## Commands",
         *_commands(told),
     ]
@@ -102,10 +105,12 @@ def _front_matter(told: Told) -> str:
         if name != MEAN
     ]
     hub: dict[str, Any] = (
-        {"base_model": told.base.hub_id, "base_model_relation": "finetune"} if told.base.hub_id else {}
+        {"base_model": told.base.hub_id, "base_model_relation": "adapter" if told.adapter else "finetune"}
+        if told.base.hub_id
+        else {}
     )
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if told.adapter else "transformers",
         pipeline_tag=_pipeline(told),
         tags=["popo_lightning", "reinforcement-learning", "rlvr", _plain(method), _plain(task)],
         datasets=list(_data_sets(told.saved)) or None,
@@ -167,13 +172,13 @@ def _regime(settings: Mapping[str, Any]) -> str:
 def _commands(told: Told) -> Iterator[str]:
     command = told.saved.command
     made = [command] if command else []
-    yield _fenced("bash", "\n".join([*made, told.command]))
+    yield _fenced("bash", "\n".join(map(shown_command, [*made, told.command])))
     if not command:
         yield "The command that trained it is not recorded; the settings above are."
 
 
 def _data_sets(saved: SavedPolicy) -> Iterator[str]:
-    """Hub ids of the data sets that it was trained on."""
+    """Hub ids of the data sets that the policy was trained on."""
     sources = saved.setting("data.task.init_args.train")
     for source in sources if isinstance(sources, list) else ():
         path = source.get("path") if isinstance(source, Mapping) else None
@@ -186,18 +191,18 @@ def _pipeline(told: Told) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as tags have them."""
+    """A name in the form of a tag."""
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-") or "unnamed"
 
 
 def _fenced(language: str, text: str) -> str:
-    """A block that no text inside can end."""
+    """A fenced block that no text inside can end."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
 def _code(text: str) -> str:
-    """On one line, as code: names may be anybody's."""
+    """A text on one line and as code, since names are not trusted."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return "`" + line.replace("`", "'") + "`"

@@ -1,4 +1,4 @@
-"""A folder that is whole at its place or not there: written beside it, and moved there once it is on the disk."""
+"""Writes a folder completely or not at all: beside its place, and moved there once it is on the disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.runs.checkpoint_files import DRAFT, remove, sync_folder
 from popo_lightning.runs.claim import NO_LOCKS
 
-BESIDES = 2**24  # bytes for what is written besides the weights
+BESIDES = 2**24  # bytes for the files besides the weights
 
 
 def check_free(target: Path) -> None:
-    """Raises SettingError where something is at the place already.
+    """Raises SettingError if the place is taken.
 
     Args:
-        target: A place for a folder.
+        target: Place of a folder.
     """
     if target.is_dir() and not any(target.iterdir()):
         return
@@ -33,11 +33,11 @@ def check_free(target: Path) -> None:
 
 
 def check_room(target: Path, needed: int) -> None:
-    """Raises SettingError where the disk has too little room.
+    """Raises SettingError if the disk has too little room.
 
     Args:
-        target: A place for a folder.
-        needed: Bytes of its weights.
+        target: Place of a folder.
+        needed: Bytes of the folder's weights.
     """
     above = next(path for path in (target, *target.absolute().parents) if path.exists())
     free = shutil.disk_usage(above).free
@@ -50,15 +50,15 @@ def check_room(target: Path, needed: int) -> None:
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
-    """A hidden folder in the same place, which becomes the target once all is written, and is gone if writing failed.
+    """Yields a hidden folder beside the target, which becomes the target when all is written, or is removed on failure.
 
-    A process that is killed leaves the hidden folder; the next one that writes to the same target removes it.
+    A killed process leaves the hidden folder; the next writer to the same target removes its files.
 
     Args:
-        target: Nothing or an empty folder.
+        target: Place of the folder; nothing or an empty folder.
 
     Raises:
-        SettingError: Another process writes there, or the disk takes no more.
+        SettingError: Another process writes to the target, or the target cannot be written.
     """
     target = target.resolve() if target.exists() else target.absolute()
     draft = target.with_name(f".{target.name}{DRAFT}")
@@ -75,7 +75,7 @@ def written_beside(target: Path) -> Iterator[Path]:
                 remove(left)
             yield draft
             _sync(draft)
-            draft.rename(target)  # over an empty folder too, and over nothing else
+            draft.rename(target)  # replaces an empty folder, and nothing else
             sync_folder(target.parent)
         except BaseException:
             remove(draft)
@@ -97,7 +97,7 @@ def _take(lock: int, target: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Puts the bytes on the disk. Who may read one file may read all: safetensors gives its own to nobody else."""
+    """Flushes the files to the disk. All get the widest permissions among them: safetensors' files are private."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     allowed = max((file.stat().st_mode & 0o777 for file in files), default=0)
     for file in files:
@@ -114,7 +114,7 @@ def _not_written(target: Path, error: Exception) -> SettingError:
 
 
 def in_words(size: float) -> str:
-    """Bytes as "1.2 GiB"."""
+    """Formats bytes, such as "1.2 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

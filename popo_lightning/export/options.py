@@ -1,4 +1,4 @@
-"""The command lines of `popo export` and `popo sample`, without torch: their --help is answered at once."""
+"""The command lines of `popo export` and `popo sample`, without torch, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SOURCE = "RUN_OR_CHECKPOINT"
 
 
 class CommandLine(argparse.ArgumentParser):
-    """Refuses what it does not know in one sentence, with exit code 2."""
+    """Reports a mistake in one sentence, with exit code 2."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"popo {command}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the sentence."""
+        """Prints the sentence and exits."""
         print(f"popo: {self._sentence(message)}", file=sys.stderr)
         sys.exit(2)
 
@@ -40,17 +40,22 @@ class CommandLine(argparse.ArgumentParser):
 
 
 def export_options(args: Sequence[str]) -> argparse.Namespace:
-    """What `popo export` is asked for.
+    """Parses the command line of `popo export`.
 
     Args:
-        args: Behind the subcommand.
+        args: Arguments after the subcommand.
     """
+    return export_parser().parse_args(list(args))
+
+
+def export_parser() -> CommandLine:
+    """Parser of `popo export`."""
     made = CommandLine("export", "Writes a trained policy as a transformers folder.")
     made.add_argument("source", metavar=SOURCE, help="A run's folder, whose newest checkpoint counts, or a checkpoint.")
     made.add_argument("folder", metavar="FOLDER", help="Where to write; a folder that is not there yet, or is empty.")
     made.add_argument(
         "--dtype",
-        type=_one_of(DTYPES),
+        type=one_of(DTYPES),
         metavar="{" + ",".join(DTYPES) + "}",
         help="Type of the written weights (default: as in the checkpoint, bit for bit).",
     )
@@ -59,17 +64,27 @@ def export_options(args: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="Of the checkpoints that a run has kept, the best by checkpoint.monitor, or else by its evaluations.",
     )
+    made.add_argument(
+        "--adapter",
+        action="store_true",
+        help="Write the adapters alone, for peft, of a run with model.lora (default: weights that they are added to).",
+    )
     _add_base(made)
     made.add_argument("--push_to_hub", metavar="NAME", help="Also upload it to NAME on the hub, private if it is new.")
-    return made.parse_args(list(args))
+    return made
 
 
 def sample_options(args: Sequence[str]) -> argparse.Namespace:
-    """What `popo sample` is asked for.
+    """Parses the command line of `popo sample`.
 
     Args:
-        args: Behind the subcommand.
+        args: Arguments after the subcommand.
     """
+    return sample_parser().parse_args(list(args))
+
+
+def sample_parser() -> CommandLine:
+    """Parser of `popo sample`."""
     made = CommandLine("sample", "Asks a trained policy a question, as its run asked, and prints the answers.")
     made.add_argument("source", metavar=SOURCE, help="A run's folder, whose newest checkpoint counts, or a checkpoint.")
     made.add_argument("prompt", metavar="PROMPT", help="The question; - reads it from the standard input.")
@@ -87,7 +102,7 @@ def sample_options(args: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--gold", metavar="ANSWER", help="The right answer: the run's verifier then grades each answer.")
     made.add_argument(
         "--engine",
-        type=_one_of(ENGINES),
+        type=one_of(ENGINES),
         default="transformers",
         metavar="{" + ",".join(ENGINES) + "}",
         help="What samples (default: transformers).",
@@ -95,7 +110,7 @@ def sample_options(args: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--seed", type=_whole(0), default=1, help="Of the draws (default: 1).")
     made.add_argument("--best", action="store_true", help="As popo export.")
     _add_base(made)
-    return made.parse_args(list(args))
+    return made
 
 
 def _add_base(made: CommandLine) -> None:
@@ -106,7 +121,13 @@ def _add_base(made: CommandLine) -> None:
     )
 
 
-def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+def one_of(known: Sequence[str]) -> Callable[[str], str]:
+    """Returns a function that reads one of several words.
+
+    Args:
+        known: The words.
+    """
+
     def read(text: str) -> str:
         if text not in known:
             raise argparse.ArgumentTypeError(f"'{text}' is not known; use {', '.join(known[:-1])} or {known[-1]}")

@@ -1,4 +1,4 @@
-"""A model of transformers out of a configuration and weights, without those that it began with."""
+"""Makes a transformers model from a configuration and weights, without the weights that it began with."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from popo_lightning.model.loading import sees_images, usable_attention
 MOST_FLOAT16 = torch.finfo(torch.float16).max
 
 
-def rebuilt(config: Any, weights: Mapping[str, Tensor], attention: str | None = None) -> Any:
-    """A model that has given tensors as its weights, not copies of them.
+def rebuilt(
+    config: Any, weights: Mapping[str, Tensor], attention: str | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """Makes a model that takes the given tensors as its weights, without copies.
 
     Args:
-        config: Of a language model, with or without a vision tower.
-        weights: All of them, by parameter name; tied ones may be missing.
-        attention: Implementation by transformers' name; None for its default.
+        config: Configuration of a language model, with or without a vision tower.
+        weights: All weights by parameter name; tied ones may be missing.
+        attention: Attention implementation by transformers' name; None for its default.
+        dtype: Type for which transformers makes buffers; None for the type of the largest weight.
 
     Raises:
-        SettingError: They are the weights of another model.
+        SettingError: The weights are another model's.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
 
     kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
     chosen = usable_attention(config, attention)
-    with no_init_weights(), torch.device("cpu"):  # memory that is never written to is never taken
-        model = kind.from_config(config, attn_implementation=chosen, trust_remote_code=False)
+    dtype = dtype or max(weights.values(), key=Tensor.numel, default=torch.empty(0)).dtype
+    with no_init_weights(), torch.device("cpu"):  # memory that is not written to is not taken
+        model = kind.from_config(config, dtype=dtype, attn_implementation=chosen, trust_remote_code=False)
     model.tie_weights()
     tied = set(model.all_tied_weights_keys or {})
     try:
@@ -45,14 +49,14 @@ def rebuilt(config: Any, weights: Mapping[str, Tensor], attention: str | None = 
 
 
 def cast(model: Any, dtype: torch.dtype) -> None:
-    """Gives the weights another type, one at a time, but for those that the model keeps in float32.
+    """Converts the weights one at a time, except those that the model keeps in float32.
 
     Args:
-        model: Of transformers.
-        dtype: The type.
+        model: Transformers model.
+        dtype: Target dtype.
 
     Raises:
-        SettingError: A weight is too large for it.
+        SettingError: A weight is too large for the dtype.
     """
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     for name, parameter in model.named_parameters():
@@ -66,7 +70,7 @@ def cast(model: Any, dtype: torch.dtype) -> None:
 
 
 def size_of(model: Any) -> int:
-    """Bytes of a model's weights, tied ones counted once."""
+    """Bytes of a model's weights; tied weights count once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 

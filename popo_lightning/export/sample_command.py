@@ -17,7 +17,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
 
     Returns:
-        Exit code: 0, or 130 where it was interrupted.
+        Exit code: 0, or 130 if it was interrupted.
     """
     from popo_lightning.export.options import sample_options
 
@@ -42,18 +42,18 @@ def main(args: Sequence[str]) -> int:
         return INTERRUPTED
     output: Any = sys.stdout
     if hasattr(output, "reconfigure"):
-        output.reconfigure(errors="backslashreplace")  # a terminal that has no such characters
+        output.reconfigure(errors="backslashreplace")  # for a terminal that lacks some characters
     for line in lines(found, graded=asked.gold is not None):
         print(line)
     return 0
 
 
 def lines(found: Sequence[Response], graded: bool) -> Iterator[str]:
-    """What is printed of answers: a heading, the answer, and an empty line.
+    """Lines for answers: a heading, the answer and an empty line each.
 
     Args:
         found: Answers.
-        graded: Whether their grades are of a right answer.
+        graded: Whether the answers were graded against a right one.
     """
     from popo_lightning.export.visible_text import visible
 
@@ -69,6 +69,6 @@ def lines(found: Sequence[Response], graded: bool) -> Iterator[str]:
 
 
 def _read() -> str:
-    """The standard input as one prompt, without its last line end."""
+    """Reads the standard input as one prompt, without its last newline."""
     found = sys.stdin.read(MOST_CHARACTERS)
     return found.removesuffix("\n")

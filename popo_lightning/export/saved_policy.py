@@ -1,4 +1,4 @@
-"""The checkpoint that a command means, and what it says of its run."""
+"""Finds the checkpoint that a command means, and reads what it says of its run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.export.options import SOURCE
-from popo_lightning.runs.checkpoint_files import META, flaw, state_in
+from popo_lightning.runs.checkpoint_files import META, flaw, state_file, state_in
 from popo_lightning.runs.folder import CHECKPOINTS, checkpoint_folders, holds_run, home_of, newest_of
+from popo_lightning.runs.progress import progress
 from popo_lightning.runs.record import RunRecord, read_record, record_in
 
 MODEL_CONFIG = "config.json"
@@ -23,9 +24,9 @@ class SavedPolicy:
     """A checkpoint.
 
     Args:
-        checkpoint: Its file, or its folder of shards.
-        run: Folder of the run that wrote it; None where it is not to be found.
-        state: What it holds: of a file the weights too, which are read from the disk when they are used.
+        checkpoint: Path of its file or of its folder of shards.
+        run: Folder of the run that wrote it; None if it cannot be found.
+        state: Contents. Those of a file include the weights, which are read from the disk when they are used.
     """
 
     checkpoint: Path
@@ -34,7 +35,7 @@ class SavedPolicy:
 
     @cached_property
     def record(self) -> RunRecord | None:
-        """Of the run; None where an earlier version wrote it."""
+        """Record of the run; None if an earlier version wrote the checkpoint."""
         found = record_in(self.state)
         if found is not None:
             return found[0]
@@ -42,32 +43,37 @@ class SavedPolicy:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Those that decide what is trained, nested as in a config file; empty where they are not recorded."""
+        """Settings that decide what is trained, nested as in a config file; empty if they are not recorded."""
         return {} if self.record is None else nested(self.record.settings)
 
     @property
     def command(self) -> str | None:
-        """That made the run, where it is recorded."""
+        """Command that made the run; None if it is not recorded."""
         found = None if self.record is None else self.record.command
         return found if isinstance(found, str) else None
 
     @property
     def under_way(self) -> int:
-        """Optimizer steps of an iteration that had not ended."""
-        return len(self.state.get("callbacks", {}).get("Monitor", {}).get("steps", ()))
+        """Optimizer steps of an iteration that has minibatches left."""
+        return self._progress[1]
 
     @property
     def iterations(self) -> int:
-        """Finished before it was written."""
-        begun = int(self.state.get("RolloutDataModule", {}).get("iteration", 0))
-        return begun - bool(self.under_way)
+        """Iterations that ended before the checkpoint was written."""
+        return self._progress[0]
+
+    @property
+    def _progress(self) -> tuple[int, int]:
+        data = self.state.get("RolloutDataModule", {})
+        left = max((len(rank.get("pending", ())) for rank in data.get("ranks", ())), default=0)
+        return progress(int(data.get("iteration", 0)), int(data.get("steps", left)), left)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A setting by its dotted name.
 
         Args:
-            name: Such as data.temperature.
-            default: Where it is not recorded.
+            name: Dotted name, such as data.temperature.
+            default: Value of a setting that is not recorded.
         """
         found: Any = self.settings
         for part in name.split("."):
@@ -78,14 +84,14 @@ class SavedPolicy:
 
 
 def saved_policy(place: str, best: bool = False) -> SavedPolicy:
-    """The checkpoint that a path means: itself, or the newest whole one of a run.
+    """Opens the checkpoint that a path means: itself, or the newest intact one of a run.
 
     Args:
         place: A run's folder, a checkpoint, or a run's folder of checkpoints.
-        best: Take the run's best instead of its newest.
+        best: Take the run's best checkpoint instead of its newest.
 
     Raises:
-        SettingError: Nothing of a run is there, or its checkpoint is damaged.
+        SettingError: No run is there, or its checkpoint is damaged.
     """
     path = Path(place).expanduser()
     if not path.exists():
@@ -114,28 +120,28 @@ def saved_policy(place: str, best: bool = False) -> SavedPolicy:
 
 
 def opened(checkpoint: Path, run: Path | None = None) -> SavedPolicy:
-    """A checkpoint by its path.
+    """Opens a checkpoint by its path.
 
     Args:
-        checkpoint: A file or a folder of shards.
-        run: Folder of its run, where it is known.
+        checkpoint: Path of a file or of a folder of shards.
+        run: Folder of its run, if known.
 
     Raises:
-        SettingError: It is not whole, or popo fit did not write it.
+        SettingError: The checkpoint is not intact, or popo fit did not write it.
     """
     why = flaw(checkpoint)
     if why is not None:
         raise SettingError(f"the checkpoint '{checkpoint}' {why}; name another one")
-    state = state_in(checkpoint / META if checkpoint.is_dir() else checkpoint)
+    state = state_in(state_file(checkpoint))
     assert state is not None, "flaw() has looked"
     return SavedPolicy(checkpoint, run if run is not None else home_of(checkpoint.absolute()), state)
 
 
 def nested(settings: Mapping[str, str]) -> dict[str, Any]:
-    """Settings by dotted name as mappings within mappings.
+    """Nests settings that have dotted names.
 
     Args:
-        settings: As run.json has them, each value as JSON.
+        settings: Settings as in run.json, each value as JSON.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():

@@ -1,7 +1,7 @@
-"""Tensors out of a checkpoint that is a folder of shards, on one process, whatever the number of ranks that wrote it.
+"""Reads tensors from a checkpoint that is a folder of shards, on one process, for any number of ranks that wrote it.
 
-torch.distributed.checkpoint puts them together. Its own reader unpickles the folder's list of contents, which may run
-code of whoever wrote it; this one makes of it what such a list consists of, and refuses anything else.
+torch.distributed.checkpoint assembles them. Its own reader unpickles the folder's metadata, which may run an untrusted
+writer's code. This reader only builds the objects that such metadata consists of, and refuses anything else.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def tensors_of(folder: Path, prefix: str) -> dict[str, Tensor]:
     """Whole tensors by name.
 
     Args:
-        folder: Of shards.
-        prefix: Of their names there, which is left out of those that are returned.
+        folder: Folder of shards.
+        prefix: Prefix of their names in the folder; the returned names lack it.
 
     Raises:
-        Exception: Damaged or hostile bytes fail in every way there is.
+        Exception: Damaged or hostile bytes may raise any exception.
     """
     reader = TensorReader(folder)
     contents = reader.read_metadata()
@@ -50,19 +50,19 @@ def tensors_of(folder: Path, prefix: str) -> dict[str, Tensor]:
     }
     _check_parts(folder, contents, wanted)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is a single process
+        warnings.simplefilter("ignore")  # torch warns of a single process
         load_shards(wanted, storage_reader=reader, no_dist=True)
     return {name[len(prefix) :]: tensor for name, tensor in wanted.items()}
 
 
 class TensorReader(FileSystemReader):
-    """torch's reader of a folder, whose list of contents is read without importing what it names."""
+    """torch's reader of a folder of shards, but it reads the metadata without importing what they name."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The list of contents.
+        """Reads the metadata.
 
         Raises:
-            pickle.UnpicklingError: It names something that no such list has.
+            pickle.UnpicklingError: The metadata name something that they should not.
         """
         with (Path(self.path) / CONTENTS).open("rb") as file:
             found = _Contents(file).load()
@@ -74,7 +74,7 @@ class TensorReader(FileSystemReader):
 
 
 class _Contents(pickle.Unpickler):
-    """Makes plain containers and the few classes that describe tensors in files."""
+    """Unpickles plain containers and the few classes that describe tensors in files."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in KNOWN and name in NAMES:
@@ -93,7 +93,7 @@ class _Contents(pickle.Unpickler):
 
 
 def _check_parts(folder: Path, contents: Metadata, wanted: dict[str, Tensor]) -> None:
-    """Raises ValueError for a part outside the folder, one that a tensor lacks, or whose bytes have changed."""
+    """Raises ValueError for a part that is outside the folder, missing or changed."""
     parts: dict[str, int] = dict.fromkeys(wanted, 0)
     for index, part in contents.storage_data.items():
         if index.fqn not in wanted:

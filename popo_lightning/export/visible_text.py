@@ -1,19 +1,19 @@
-"""Text of a policy as a terminal may be given it: what would move its cursor or turn its text round is spelled out."""
+"""Makes a policy's text safe for a terminal: spells out what would move the cursor or reverse text."""
 
 from __future__ import annotations
 
 import unicodedata
 
 LAYOUT = "\n\t"
-# controls, formats such as those that reverse the direction of text, halves of characters, private and unknown ones
+# controls, formats such as those that reverse text, surrogates, private and unassigned characters
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def visible(text: str) -> str:
-    r"""The text with ``\x1b`` for an escape and the like; line ends and tabs stay as they are.
+    r"""Spells out hidden characters, such as ``\x1b`` for an escape; newlines and tabs stay.
 
     Args:
-        text: Whatever a policy has written.
+        text: Any text of a policy.
     """
     return "".join(
         character if character in LAYOUT or unicodedata.category(character) not in HIDDEN else _spelled(character)

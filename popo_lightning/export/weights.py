@@ -1,4 +1,4 @@
-"""The policy's weights out of a checkpoint: tensors and nothing else, whatever a stranger has put into it."""
+"""Reads the policy's weights from a checkpoint that is not trusted: tensors and nothing else."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.export.saved_policy import SavedPolicy
 
-POLICY, CRITIC = "model.", "value_model."
-BITS = 2**26  # bytes of a tensor that are summed up at a time
+POLICY, CRITIC, TARGET = "model.", "value_model.", "value_target."
+BITS = 2**26  # bytes of a tensor in one step of its checksum
 
 
 def weights_of(saved: SavedPolicy, prefix: str = POLICY) -> dict[str, Tensor]:
-    """Weights by parameter name, as their bits are in the checkpoint.
+    """Weights by parameter name, bit for bit as in the checkpoint.
 
-    Those of a file stay on the disk until they are used; those of shards are put together in memory, each once.
+    Those of a file stay on the disk until they are used; those of shards are assembled in memory, once each.
 
     Args:
         saved: The checkpoint.
-        prefix: Of their names there: the policy's, or the critic's.
+        prefix: Prefix of their names in the checkpoint: the policy's or the critic's.
 
     Raises:
-        SettingError: There are none, or their bits have changed since they were written.
+        SettingError: There are no weights, or their bits have changed since they were written.
     """
     try:
         if saved.checkpoint.is_dir():
@@ -42,7 +42,7 @@ def weights_of(saved: SavedPolicy, prefix: str = POLICY) -> dict[str, Tensor]:
             _check_sums(saved.checkpoint, found)
     except SettingError:
         raise
-    except Exception as error:  # damaged bytes fail in every way there is
+    except Exception as error:  # damaged bytes may raise any exception
         raise _damaged(saved.checkpoint, reason(error)) from error
     weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if prefix == POLICY and not weights:
@@ -51,7 +51,7 @@ def weights_of(saved: SavedPolicy, prefix: str = POLICY) -> dict[str, Tensor]:
 
 
 def _check_sums(file: Path, tensors: Mapping[str, object]) -> None:
-    """Raises SettingError for a tensor whose bytes are none that the file's list of contents has the checksum of."""
+    """Raises SettingError for a tensor whose size and checksum the file does not list."""
     with zipfile.ZipFile(file) as archive:
         written = {(entry.file_size, entry.CRC) for entry in archive.infolist()}
     summed: set[int] = set()

@@ -27,7 +27,7 @@ class SoftOverlong:
         self.most = most
 
     def check(self, limit: int) -> None:
-        """Raises SettingError where the penalty would strike every response."""
+        """Raises SettingError if the penalty would apply to every response."""
         if self.buffer_tokens >= limit:
             raise SettingError(
                 f"data.overlong.buffer_tokens is {self.buffer_tokens} but data.max_new_tokens only {limit}; every "
@@ -35,11 +35,11 @@ class SoftOverlong:
             )
 
     def penalties(self, lengths: Sequence[int], limit: int) -> list[float]:
-        """One number from -most to 0 per response.
+        """One number from -most to 0 for each response.
 
         Args:
-            lengths: Response tokens.
-            limit: Most tokens a response may have.
+            lengths: Number of tokens of each response.
+            limit: Maximum number of tokens of a response.
         """
         free = limit - self.buffer_tokens
         return [-self.most * min(1.0, max(0, length - free) / self.buffer_tokens) for length in lengths]

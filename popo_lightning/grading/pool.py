@@ -1,4 +1,4 @@
-"""Verifier calls in processes of their own, under a time limit: model output is hostile input.
+"""Calls verifiers in separate processes under a time limit, because model output is hostile input.
 
 A process can be killed at any time, and a thread cannot. This is no sandbox: a verifier that executes a response
 gives that response this user's rights, and a child that leaves its process group survives the kill.
@@ -37,7 +37,7 @@ FAILURES = {
     "crash": "ended its process (status {status}) over",
     "invalid": "sent a reply that is no grade for",
 }
-"""What a verifier did that never came to say it, before the response."""
+"""Beginning of the message about a grader that did not report its failure itself; the response follows."""
 
 
 class GradingPool:
@@ -74,24 +74,24 @@ class GradingPool:
         self._workers: list[GradingProcess] = []
         self._queue: deque[tuple[int, bytes]] = deque()
         self._grades: dict[int, Grade] = {}
-        self._texts: list[str] = []  # of what is offered, for the log
+        self._texts: list[str] = []  # texts of the offered items, for the log
         self._failed_starts = 0
         self._close = weakref.finalize(self, _kill_all, self._workers, os.getpid())
 
     def grade(self, items: Sequence[tuple[Any, str]]) -> list[Grade]:
-        """Grade (gold answer, response text) pairs; the grades come in the order of the items.
+        """Grades (gold answer, response text) pairs, in their order.
 
         Raises:
             RuntimeError: The verifier cannot be imported by a worker, workers die or stall (30 s) three times in a
                 row before they are ready, or the pool is closed.
-            Exception: Whatever pickle raises for a gold answer that it cannot pickle; nothing has been graded then.
+            Exception: Pickle cannot pickle a gold answer; nothing has been graded.
         """
         self.forget()
         self.offer(items)
         return self.collect()
 
     def offer(self, items: Sequence[tuple[Any, str]]) -> None:
-        """Hands over items to be graded meanwhile, as :meth:`grade` would, for :meth:`collect`. Never waits."""
+        """Queues items to be graded in the background; :meth:`collect` returns their grades. Never waits."""
         if not self._close.alive:
             raise RuntimeError("this grading pool is closed")
         first = len(self._texts)
@@ -108,12 +108,12 @@ class GradingPool:
         self.go_on()
 
     def go_on(self) -> None:
-        """Takes the grades that are there and hands out further items. Never waits; call it now and then."""
+        """Takes the grades that are ready and hands out further items. Never waits; call it repeatedly."""
         if len(self._grades) < len(self._texts):
             self._advance(0.0)
 
     def collect(self) -> list[Grade]:
-        """Waits for the grades of all items offered since the last call; they come in the order of the items."""
+        """Waits for the grades of all items offered since the last call, and returns them in the order of the items."""
         try:
             while len(self._grades) < len(self._texts):
                 soonest = min((worker.deadline for worker in self._workers), default=0.0)
@@ -125,14 +125,14 @@ class GradingPool:
             self.forget()
 
     def forget(self) -> None:
-        """Drops what was offered, and the workers that have an item of it."""
+        """Drops the offered items, and kills the workers that grade one."""
         for worker in [worker for worker in self._workers if worker.item is not None]:
             self._discard(worker)
         self._queue.clear()
         self._grades, self._texts = {}, []
 
     def close(self) -> None:
-        """End the workers. Safe to call twice."""
+        """Ends the workers. Safe to call twice."""
         self._close()
 
     def __enter__(self) -> GradingPool:
@@ -142,10 +142,10 @@ class GradingPool:
         self.close()
 
     def _advance(self, seconds: float) -> None:
-        """One round; waits at most so long for a reply."""
+        """Runs one round; waits at most `seconds` for a reply."""
         self._refill()
-        # Replies are read before deadlines are judged: a parent that was held up must not fail a grade it has. And a
-        # worker that died since the last round must not be given an item.
+        # Replies are read before deadlines are checked: a delayed parent must not fail a grade that has arrived, and a
+        # worker that has died since the last round must not get an item.
         self._receive(seconds)
         for worker in list(self._workers):
             if time.monotonic() >= worker.deadline:
@@ -182,7 +182,7 @@ class GradingPool:
         self._failed_starts = 0
 
     def _lose(self, worker: GradingProcess, failure: str | None = None) -> None:
-        """Kill a worker and fail its item. `failure` is None at a deadline."""
+        """Kills a worker and fails its item. `failure` is None at a deadline."""
         status = self._discard(worker)
         if worker.item is not None:
             # At a deadline the process may be long dead with the socket kept open by its child: that is a crash.
@@ -202,19 +202,19 @@ class GradingPool:
         return worker.kill()
 
     def _fail(self, index: int, failure: str, what: str) -> None:
-        """The grade of an item whose verifier could not say itself what went wrong."""
+        """Fails an item whose verifier could not report the reason itself."""
         self._grades[index] = failed(failure)
         self._note(f"{what} {shown(self._texts[index])}")
 
     def _note(self, reason: str) -> None:
-        """Logs a failure: the first as a warning, while later ones, which most often repeat it, are counted alone."""
+        """Logs a failure: the first as a warning, later ones, which mostly repeat it, only for debugging."""
         sentence = f"the verifier {ascii(reason)[1:-1][:1000]}"
         logger.log(logging.DEBUG if self.first_failure else logging.WARNING, "%s; that response gets 0", sentence)
         self.first_failure = self.first_failure or sentence
 
 
 def _kill_all(workers: list[GradingProcess], owner: int) -> None:
-    if os.getpid() == owner:  # a forked copy of the parent (a data loader's worker) must not end them
+    if os.getpid() == owner:  # a forked copy of the parent, such as a data loader's worker, must not end them
         while workers:
             workers.pop().kill()
 
@@ -222,12 +222,12 @@ def _kill_all(workers: list[GradingProcess], owner: int) -> None:
 def check_grades(
     counts: dict[str, float], reasons: Sequence[str | None], of_what: str = "of the first iteration"
 ) -> None:
-    """Raises SettingError where no response could be graded: nothing would be learned, and no number means anything.
+    """Raises SettingError if no response could be graded: nothing would be learned, and no number would mean anything.
 
     Args:
-        counts: "responses" and "failures" of all ranks, so that all of them stop.
-        reasons: The first failure of each rank's pool.
-        of_what: Which responses, for the sentence.
+        counts: "responses" and "failures" of all ranks together, so that all ranks stop.
+        reasons: First failure of each rank's pool.
+        of_what: Which responses they are, for the message.
     """
     if counts["responses"] and counts["failures"] == counts["responses"]:
         raise SettingError(

@@ -43,12 +43,12 @@ class Grade:
 
 
 def failed(failure: str) -> Grade:
-    """Reward 0, and why."""
+    """A grade with reward 0 and the reason."""
     return Grade({"score": 0.0, "acc": 0.0}, failure)
 
 
 class ProtocolError(Exception):
-    """A worker wrote what `serve` never writes: it is subverted or confused."""
+    """A worker wrote what `serve` never writes, so it is subverted or confused."""
 
 
 class GradingProcess:
@@ -58,9 +58,9 @@ class GradingProcess:
         verify: The pickled verifier.
 
     Attributes:
-        ready: Whether it has loaded the verifier.
-        item: Index of the item it works on, or None.
-        deadline: Time of the reply's deadline, on the monotonic clock in seconds.
+        ready: Whether the process has loaded the verifier.
+        item: Index of the item that the process works on, or None.
+        deadline: Deadline of the reply, in seconds on the monotonic clock.
     """
 
     start_seconds = 30.0
@@ -81,14 +81,14 @@ class GradingProcess:
         self._flush()
 
     def start_item(self, index: int, request: bytes, seconds: float) -> None:
-        """Hands it an item."""
+        """Sends the process an item."""
         self.item = index
         self.deadline = time.monotonic() + seconds
         self.outbox = memoryview(LENGTH.pack(len(request)) + request)
         self._flush()
 
     def finish_item(self, reply: dict[str, Any]) -> tuple[int, Grade]:
-        """Place and grade of its item. Raises ProtocolError for a reply that `serve` would not write."""
+        """Returns index and grade of the item. Raises ProtocolError for a reply that `serve` would not write."""
         index = self.item
         if index is None or reply.get("item") != index:
             raise ProtocolError
@@ -103,7 +103,7 @@ class GradingProcess:
         return index, grade
 
     def exchange(self) -> dict[str, Any] | None:
-        """Write and read what the socket takes and has. The reply once it is whole; EOFError at the end of file."""
+        """Writes and reads what the socket allows; returns a complete reply, else None. EOFError at the end of file."""
         self._flush()
         try:
             data = self.socket.recv(MAX_REPLY_BYTES)
@@ -132,9 +132,9 @@ class GradingProcess:
         return reply
 
     def kill(self) -> int:
-        """Kill the process group and return the exit status (that of an earlier death, where there was one)."""
+        """Kills the process group and returns the exit status, that of an earlier death if there was one."""
         self.socket.close()
-        if self._process.returncode is None:  # not reaped, so the number is still this process's
+        if self._process.returncode is None:  # not reaped, so the process id is still its own
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
@@ -145,12 +145,12 @@ class GradingProcess:
                 self.outbox = self.outbox[self.socket.send(self.outbox) :]
         except BlockingIOError:
             pass
-        except OSError:  # the worker is gone, which the next read reports
+        except OSError:  # the worker is gone; the next read reports it
             self.outbox = memoryview(b"")
 
 
 def ready_processes(workers: Sequence[GradingProcess], seconds: float) -> list[GradingProcess]:
-    """The workers with something to read or room to write, waiting at most so long for the first."""
+    """The workers with something to read or room to write; waits at most `seconds` for the first."""
     poll = select.poll()
     for worker in workers:
         poll.register(worker.socket, select.POLLIN | (select.POLLOUT if worker.outbox else 0))

@@ -1,4 +1,4 @@
-"""The child's side of `popo_lightning.grading.pool`: one process that calls the verifier and writes replies.
+"""The child's side of `popo_lightning.grading.pool`: a process that calls the verifier and writes replies.
 
 Standard library only, so that a worker starts in a fraction of a second.
 """
@@ -27,25 +27,25 @@ from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.task import Verify
 
 LENGTH = struct.Struct("!I")
-"""What precedes every message, in both directions: its length in bytes."""
+"""Precedes every message in both directions, with the message's length in bytes."""
 
 LIBRARIES = (
     Path(__file__).parent.parent,
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
-"""Where no error is the user's to correct."""
+"""Folders whose errors the user cannot correct."""
 
 MAX_REPLY_BYTES = 64 * 1024
 
 SHOWN = 200
-"""Characters of a response that are shown in the log with what went wrong."""
+"""Maximum characters of a response that the log shows with its failure."""
 
 MAX_MEMORY_BYTES = 4 * 1024**3
-"""What one grader may allocate. A response that makes it take more is an error or a crash of its own grader."""
+"""Memory that one grader may allocate. A response that needs more is an error or a crash of its own grader."""
 
 
 def checked_parts(parts: object) -> dict[str, float] | None:
-    """The reward parts as finite floats, "acc" taken from "score" where missing; None where they are no such thing."""
+    """The reward parts as finite floats, with "acc" from "score" if it is missing; None if they are invalid."""
     if not isinstance(parts, dict) or "score" not in parts:
         return None
     checked: dict[str, float] = {}
@@ -63,11 +63,11 @@ def checked_parts(parts: object) -> dict[str, float] | None:
 
 
 def serve(fd: int, parent: int) -> None:
-    """Load the verifier from the first message, then answer every further one, until the parent is gone.
+    """Loads the verifier from the first message, then answers every further one until the parent is gone.
 
     Args:
-        fd: The socket to the parent.
-        parent: The parent's process id.
+        fd: File descriptor of the socket to the parent.
+        parent: Process id of the parent.
     """
     _die_with(parent)
     _limit_memory()
@@ -85,7 +85,7 @@ def serve(fd: int, parent: int) -> None:
     while True:
         item, body = pickle.loads(_receive(channel))
         reply = _graded(verify, body)
-        if os.getpid() != pid:  # the verifier forked and both copies came back
+        if os.getpid() != pid:  # the verifier forked, and both copies returned
             os._exit(0)
         _send(channel, {"item": item, **reply})
 
@@ -102,11 +102,11 @@ def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
     except BaseException as error:  # SystemExit and KeyboardInterrupt too
         return {"failure": "error", "reason": f"raised {_describe(error)}{_place(error)} for {shown(text)}"}
     finally:
-        signal.alarm(0)  # an alarm left behind would strike a later response
+        signal.alarm(0)  # an alarm that remains would hit a later response
 
 
 def _plain(given: Any) -> Any:
-    """What a verifier returned, a bare number as the score, and scalars of numpy and torch as Python's numbers."""
+    """A verifier's result, with a bare number as the score and numpy's and torch's scalars as Python numbers."""
     if not isinstance(given, dict):
         number = plain_scalar(given)
         return {"score": number} if isinstance(number, Real) else given
@@ -114,7 +114,7 @@ def _plain(given: Any) -> Any:
 
 
 def shown(text: object) -> str:
-    """The end of a response, where its answer stands."""
+    """Quotes the end of a response, where its answer is."""
     if not isinstance(text, str):
         return "a response that is no text"
     return f"the response {text!r}" if len(text) <= SHOWN else f"the response that ends in {text[-SHOWN:]!r}"
@@ -123,12 +123,12 @@ def shown(text: object) -> str:
 def _describe(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:1000]
-    except BaseException:  # the exception is the grader's own class
+    except BaseException:  # the exception may be a class of the verifier's
         return "an exception that cannot be printed"
 
 
 def _place(error: BaseException) -> str:
-    """File and line in the user's own code that an error comes from, if any."""
+    """File and line in the user's own code where an error arose, if any."""
     try:
         files = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
         own = [(file, line) for file, line in files if not any(file.is_relative_to(folder) for folder in LIBRARIES)]
@@ -138,17 +138,17 @@ def _place(error: BaseException) -> str:
 
 
 def _die_with(parent: int) -> None:
-    """Die when the parent does, kill -9 included and even inside a loop in C; and die first when memory runs out."""
+    """Makes the process die with its parent, even after kill -9 or in a loop in C, and first when memory runs out."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent died before the line above
         sys.exit(0)
 
 
 def _limit_memory() -> None:
-    """Bound what the process allocates, not what it maps: libraries map far more than they use. No core dumps."""
+    """Limits what the process allocates, not what it maps: libraries map far more than they use. No core dumps."""
     for limit, most in ((resource.RLIMIT_DATA, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(limit)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)

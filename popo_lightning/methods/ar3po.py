@@ -9,7 +9,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
 
-RIGHT = 0.5  # acc above it is a right response
+RIGHT = 0.5  # a response is correct if its acc is above this
 
 
 class StagedSampling(Composer):
@@ -57,10 +57,10 @@ class StagedSampling(Composer):
         self.stages = stages
         self.capacity = capacity
         self.max_age = max_age
-        self._right: dict[str, Response] = {}  # newest right response by problem, in order of its storing
+        self._right: dict[str, Response] = {}  # newest correct response by problem id, oldest first
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """All fresh groups in order, of different sizes."""
+        """Returns all fresh groups in order; their sizes differ."""
         first, *later = self._sizes(iteration.group_size)
         groups = iteration.rollout(n=first)
         for size in later:
@@ -73,7 +73,7 @@ class StagedSampling(Composer):
         return composed
 
     def _sizes(self, group_size: int) -> list[int]:
-        """Responses of each stage."""
+        """Returns the number of responses of each stage."""
         size, left_over = divmod(group_size, self.stages)
         sizes = [size + (stage < left_over) for stage in range(self.stages)]
         if sizes[0] < 2 or not size:
@@ -101,7 +101,7 @@ class StagedSampling(Composer):
 
 
 def merged(group: Group, further: Group) -> Group:
-    """A group with the responses of another of the same problem and policy version behind its own."""
+    """Appends the responses of another group, which must have the same problem and policy version."""
     if (group.problem.id, group.version) != (further.problem.id, further.version):
         raise ValueError(f"groups {group.id} and {further.id} differ in problem or policy version")
     return replace(group, responses=[*group.responses, *further.responses])

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import torch
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
@@ -24,23 +26,25 @@ class LogLinear(ProximalPolicy):
     takes one for every minibatch but the first.
     """
 
+    prox_is_behave_on_fresh = True
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuses an advantage that asks for what is never computed."""
+        """Refuses an advantage that needs prox log-probs, which are never computed."""
         if pl_module.advantage.needs_prox:
             raise SettingError(
                 f"proximal is LogLinear, which computes no prox log-probs, but model.advantage is "
                 f"{type(pl_module.advantage).__name__}, which needs them; use the proximal policy ProximalSnapshot"
             )
 
-    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
-        """Alpha of every row."""
+    def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
+        """Records every row's alpha."""
         for batch in minibatches:
             ages = [batch.version - group.version_of(one) for group in batch.groups for one in group.responses]
-            batch.prox_alpha = [prox_alpha(age) for age in ages]
+            batch.recorded["prox_alpha"] = [torch.tensor(prox_alpha(age)) for age in ages]
 
 
 def prox_alpha(age: int) -> float:
-    """Alpha: (v_prox - v_behave) / (v_policy - v_behave), where v_prox is v_policy - 1, and 0 for fresh rows.
+    """Returns (v_prox - v_behave) / (v_policy - v_behave), where v_prox is v_policy - 1. Fresh rows have alpha 0.
 
     Args:
         age: v_policy - v_behave, at least 0.

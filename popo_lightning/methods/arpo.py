@@ -60,10 +60,10 @@ class ARPO(Composer):
         self.success_key = success_key
         self.success_above = success_above
         self.store = ResponseStore(capacity)
-        self._injected = 0  # in the last iteration
+        self._injected = 0  # responses injected in the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The fresh groups, of which the failed ones have a stored success if there is one."""
+        """Returns the fresh groups. Failed ones contain a stored success if there is one."""
         fresh = iteration.rollout()
         composed = [self._helped(group, iteration.random("ARPO", place)) for place, group in enumerate(fresh)]
         self._injected = sum(after is not before for after, before in zip(composed, fresh, strict=True))
@@ -85,9 +85,9 @@ class ARPO(Composer):
         return response.failure is None and response.parts.get(self.success_key, 0.0) > self.success_above
 
     def passes_before_replay(self, group_size: int) -> int:
-        """Times a problem must have been asked before any of its responses can be replayed."""
+        """Returns how often a problem must have been asked before any of its responses can be replayed."""
         return 1
 
     def report(self) -> dict[str, float]:
-        """Responses injected in the last iteration, and the store's size."""
+        """Returns the number of responses injected in the last iteration, and the store's size."""
         return {"replay/injected_responses": float(self._injected)} | self.store.report()

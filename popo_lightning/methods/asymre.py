@@ -32,5 +32,5 @@ class ShiftedBaseline(Advantage):
         self.shift = shift
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         return rewards - (rewards.mean(dim=-1, keepdim=True) + self.shift)

@@ -20,13 +20,14 @@ from popo_lightning.objectives.trust_regions import (
 
 
 def positive_share(ratio: Tensor, advantages: Tensor, low: float, high: float) -> float:
-    """Share of tokens with A > 0 in what a minibatch contributes to the loss under these bounds.
+    """Returns the share of tokens with A > 0 in a minibatch's contribution to the loss under these bounds.
 
-    Contribution of A > 0: sum of min(ratio, high) A; of A < 0: sum of max(ratio, low) |A|. 1 where nothing is negative.
+    Tokens with A > 0 contribute sum of min(ratio, high) A; those with A < 0 sum of max(ratio, low) |A|. The share is 1
+    if no token is negative.
 
     Args:
-        ratio: (N,), policy over centre.
-        advantages: (N,).
+        ratio: (N,) pi_policy / pi_centre of each token.
+        advantages: (N,) advantage of each token.
         low: Lower bound of the ratio.
         high: Upper bound of the ratio.
     """
@@ -36,7 +37,7 @@ def positive_share(ratio: Tensor, advantages: Tensor, low: float, high: float) -
 
 
 def steps(start: float, end: float, step: float) -> list[float]:
-    """From start to end by step, the end included even if it is no whole step away."""
+    """Returns the numbers from start to end by step. The end is included even if the last step is shorter."""
     return [*(start + step * k for k in range(math.ceil((end - start) / step - 1e-9))), end]
 
 
@@ -94,7 +95,7 @@ class BalancedClip(TrustRegion):
         self.bounds = lower + [(low_to, high) for high in steps(high_from, high_to, step)[1:]]
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
-        """Give the clip at the first bounds that reach the target, or else at the widest."""
+        """Returns the clip with the first bounds that reach the target, or with the last bounds if none do."""
         center = sampled_tokens(tokens) if self.includes_is_weight else tokens.prox_logp
         logs = (tokens.logp - center).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         ratio = logs.exp()
@@ -106,5 +107,5 @@ class BalancedClip(TrustRegion):
         return clip(1 - low, high - 1, self.dual_clip, {"positive_share": share})
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Refuse: the bounds come from the minibatch."""
+        """Refuses, because the bounds depend on the minibatch."""
         raise RuntimeError("BalancedClip's bounds are those of a minibatch; call for_minibatch first.")

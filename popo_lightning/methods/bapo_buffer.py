@@ -12,7 +12,7 @@ from popo_lightning.core.groups import REWARD_TOLERANCE, Group
 from popo_lightning.core.problems import Problem
 from popo_lightning.replay.composer import Composer, Iteration
 
-# Mean rewards between which the authors' code moves its thresholds.
+# Range of mean rewards over which the authors' code moves its thresholds.
 CODE_REWARD_RANGE = (0.2, 0.8)
 
 
@@ -94,7 +94,7 @@ class BAPOBuffer(Composer):
         self._good: deque[Group] = deque()
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """X1, X2 and X3."""
+        """Returns the groups of X1, X2 and X3."""
         fresh = iteration.rollout()
         self._check_part(fresh)
         batch = [group for group in fresh if self._mixed(group)]
@@ -107,7 +107,7 @@ class BAPOBuffer(Composer):
         return float(group.rewards(self.reward_key).double().mean())
 
     def _mixed(self, group: Group) -> bool:
-        """Whether the group belongs to X1."""
+        """Returns whether the group belongs to X1."""
         one = 1 / len(group.responses)
         return _between(one, self._mu(group), 1 - one)
 
@@ -120,7 +120,7 @@ class BAPOBuffer(Composer):
             )
 
     def _asked_again(self, chosen: Sequence[Group], iteration: Iteration) -> list[Group]:
-        """X2."""
+        """Samples X2."""
         room = iteration.problems - len(chosen)
         if iteration.version % self.interval or not room:
             return []
@@ -138,7 +138,7 @@ class BAPOBuffer(Composer):
         return self.hard + REWARD_TOLERANCE < mu < 1 - REWARD_TOLERANCE
 
     def _thresholds(self, fresh: Sequence[Group]) -> tuple[float, float]:
-        """The c2 and c3 of this iteration."""
+        """Returns this iteration's c2 and c3."""
         if self.adaptive == "off":
             return self.good
         reward = sum(map(self._mu, fresh)) / len(fresh)
@@ -149,7 +149,7 @@ class BAPOBuffer(Composer):
         return c2, c3
 
     def _replayed(self, chosen: Sequence[Group], thresholds: tuple[float, float], iteration: Iteration) -> list[Group]:
-        """X3."""
+        """Draws X3."""
         self._forget(iteration.version)
         present = {group.problem.id for group in chosen}
         newest = {group.problem.id: group for group in self._good if group.problem.id not in present}
@@ -177,5 +177,5 @@ class BAPOBuffer(Composer):
 
 
 def _between(low: float, value: float, high: float) -> bool:
-    """Whether low <= value <= high, but for rounding: a mean of rewards is not exactly k / K."""
+    """Returns whether low <= value <= high, but for rounding: a mean of rewards is not exactly k / K."""
     return low - REWARD_TOLERANCE <= value <= high + REWARD_TOLERANCE

@@ -29,7 +29,7 @@ class CISPO(TrustRegion):
         self.clip_high = above("CISPO.clip_high", clip_high, 0, "4.0")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Apply `capped_score_loss` around prox."""
+        """Applies `capped_score_loss` around prox."""
         low = 0.0 if self.clip_low is None else 1 - self.clip_low
         bounds = low, 1 + self.clip_high
         return capped_score_loss(rows.logp, rows.prox_logp, rows.advantages, rows.mask, *bounds)

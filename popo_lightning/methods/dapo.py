@@ -20,13 +20,13 @@ class ChunkSize(ABC):
 
     @abstractmethod
     def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
-        """Problems of the next engine call.
+        """Returns the number of problems of the next engine call.
 
         Args:
-            missing: Effective groups still wanted.
-            asked: Problems asked in this iteration so far.
-            ineffective: Those of them whose group was ineffective.
-            problems: Problems of a usual iteration.
+            missing: Number of effective groups still wanted.
+            asked: Number of problems asked so far in this iteration.
+            ineffective: Number of ineffective groups so far in this iteration.
+            problems: Number of problems of a usual iteration.
         """
 
 
@@ -41,12 +41,12 @@ class FixedChunk(ChunkSize):
         self.share = above("data.composer.chunk.share", share, 0, "0.25 of the usual problems")
 
     def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
-        """A share of the usual number."""
+        """Returns `share` of the usual number."""
         return math.ceil(self.share * problems)
 
 
 class AdaptiveChunk(ChunkSize):
-    """Asks as many problems as should give what is missing: factor x missing / (1 - observed ineffective share).
+    """Asks as many problems as should fill the batch: factor x missing / (1 - observed ineffective share).
 
     GRESO's adaptive batch (2506.02177; Infini-AI-Lab/GRESO, ray_trainer) has factor 1.25 and bounds of 64 and 384
     problems at a batch of 256, which are fractions of 0.25 and 1.5. GRESO observes the share in its last call; this
@@ -71,7 +71,7 @@ class AdaptiveChunk(ChunkSize):
         self.max_share = max_share
 
     def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
-        """What is missing over the observed effective share, within bounds."""
+        """Returns the missing groups divided by the observed effective share, times the factor, within bounds."""
         min_share, max_share = math.ceil(self.min_share * problems), math.ceil(self.max_share * problems)
         effective = asked - ineffective
         wanted = math.ceil(self.factor * missing * asked / effective) if effective else max_share
@@ -85,7 +85,7 @@ class DynamicSampling(Composer):
     a chunk size.
 
     Formula: ask as many problems as groups are wanted, keep the effective groups, and ask another chunk while some are
-    missing. The batch is the first of them in the order asked, so nothing depends on which finished first.
+    missing. The batch is the first effective groups in the order asked, so it does not depend on which finished first.
 
     Surplus: a last chunk usually gives more than was missing. `discard` is DAPO as published: surplus groups are
     discarded although they were paid for. `carry` trains on them first in the next iteration, which asks that many
@@ -129,7 +129,7 @@ class DynamicSampling(Composer):
         self._carried: list[Group] = []
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """As many effective groups as an iteration has problems; carried ones first."""
+        """Returns as many effective groups as an iteration has problems; carried ones come first."""
         wanted, max_share = iteration.problems, math.floor(self.max_batches * iteration.problems)
         effective, ineffective, asked = list(self._carried), list[Group](), 0
         while (missing := wanted - len(effective)) > 0 and asked < max_share:

@@ -20,7 +20,7 @@ from popo_lightning.objectives.trust_regions import TrustRegionOutput
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.priorities import draw
 
-# Added to a priority's base, so that everything stored can be drawn; FreshPER's.
+# FreshPER adds this to a priority's base, so that every stored group can be drawn.
 LEAST_BASE = 1e-6
 
 
@@ -81,7 +81,7 @@ class FreshPER(Composer):
         self._groups: deque[Group] = deque(maxlen=self.capacity)
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The fresh groups, then the drawn ones; the draw comes before the fresh groups are stored."""
+        """Returns the fresh groups, then the drawn ones. The draw precedes the storing of fresh groups."""
         fresh = iteration.rollout()
         stored = list(self._groups)
         log_priorities = [self._log_priority(group, iteration) for group in stored]
@@ -93,7 +93,7 @@ class FreshPER(Composer):
         return fresh + replayed
 
     def _log_priority(self, group: Group, iteration: Iteration) -> float:
-        """The logarithm of p^alpha: a priority itself would vanish after some thousand versions."""
+        """Returns log p^alpha, because p itself would underflow after some thousand versions."""
         rewards = group.rewards(iteration.effective_key)
         values = rewards if self.base == "reward" else group_normalized(rewards[None])[0]
         age = iteration.version - group.version
@@ -134,7 +134,7 @@ class FilteredBehaveAligned(BehaveAligned):
         self.max_ratio = above("FilteredBehaveAligned.max_ratio", max_ratio, 1, "3.0")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Apply `ppo_clip` around `sampled_logp` to the responses that are kept; the others have loss 0."""
+        """Applies `ppo_clip` around `sampled_logp` to the kept responses; rejected ones have loss 0."""
         found = super().__call__(rows, weight)
         log_mean = sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)
         rejected = (log_mean > math.log(self.max_ratio)) & rows.mask.bool()

@@ -17,7 +17,7 @@ Kind = Literal["easy", "hard"]
 class GRESO(PromptSampler):
     """Passes over the problems in a new order each time and skips one that was too easy or too hard z times in a row.
 
-    Facts after arXiv 2506.02177 and github.com/Infini-AI-Lab/GRESO. The probability of skipping is
+    Sources: arXiv 2506.02177 and github.com/Infini-AI-Lab/GRESO. The probability of skipping is
 
         1 - max(p^z, min_probability)
 
@@ -27,8 +27,8 @@ class GRESO(PromptSampler):
     until the batch is full: use the composer DynamicSampling with an AdaptiveChunk. Stored: two numbers for each
     problem whose last group had no spread. Extra forward passes: none.
 
-    Deviations: the spread itself is tested, where the code tests mean rewards (at most 0.11 for hard, at least 0.98 for
-    easy), which at more than 9 responses calls a group with one success hard. A group without spread that is not easy
+    Deviations: the spread itself is tested. The code tests mean rewards (at most 0.11 for hard, at least 0.98 for
+    easy), so with more than 9 responses it calls a group with one success hard. A group without spread that is not easy
     is hard. The end of an iteration is noticed at the next iteration's first groups, after its first problems have been
     chosen. Every rank passes over its own share of the problems (index % ranks == rank) with its own p's.
 
@@ -40,11 +40,12 @@ class GRESO(PromptSampler):
         step: Change of a p per iteration.
         bounds: Minimum and maximum of p.
         min_probability: Minimum probability of asking a problem, however often it had no spread.
-        reward_key: Reward component whose spread is tested, as in data.effective_key.
+        reward_key: Reward component whose spread is tested; must be that of data.effective_key.
         easy_from: A group without spread is easy if its mean reward is at least this.
     """
 
     supports_async = False
+    follows_reward = True
     state = ("order", "useless", "p", "seen", "version")
 
     def __init__(
@@ -79,8 +80,8 @@ class GRESO(PromptSampler):
     def _forget(self) -> None:
         self.p = dict(self.first_p)
         self.order = EpochSampler()
-        self.useless: dict[int, tuple[Kind, int]] = {}  # by place: what its last groups were, and how many in a row
-        self.seen = {"easy": 0, "hard": 0, "spread": 0}  # groups of the iteration under way, from the second pass on
+        self.useless: dict[int, tuple[Kind, int]] = {}  # by problem index: kind of the last groups, and z
+        self.seen = {"easy": 0, "hard": 0, "spread": 0}  # groups of the present iteration, from the second pass on
         self.version = -1
 
     def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
@@ -93,9 +94,9 @@ class GRESO(PromptSampler):
         self.order.start(len(self._share), seed, 0, 1)
 
     def draw(self, count: int) -> list[int]:
-        """The next places of the pass, without those that chance skips."""
+        """Returns the pass's next problem indices, without those skipped at random."""
         chosen: list[int] = []
-        while len(chosen) < count:  # ends: least is above 0
+        while len(chosen) < count:  # ends, because min_probability is above 0
             chance = random.Random(f"{self.seed}/{self.rank}/greso/{self.order.cursor}").random()
             (within_share,) = self.order.draw(1)
             place = self._share[within_share]
@@ -104,14 +105,14 @@ class GRESO(PromptSampler):
         return chosen
 
     def skip_probability(self, place: int) -> float:
-        """0 for a problem that was never asked or whose last group had a spread."""
+        """Returns a problem's probability of being skipped; 0 if it is new or its last group had a spread."""
         if place not in self.useless:
             return 0.0
         kind, times = self.useless[place]
         return 1 - max(self.p[kind] ** times, self.min_probability)
 
     def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
-        """Counts on, or from nothing where a problem had a spread or has changed sides."""
+        """Updates each problem's z. A spread clears it, and a change between easy and hard restarts it at 1."""
         for place, group in zip(places, groups, strict=True):
             if group.version > self.version:
                 self._steer()
@@ -131,7 +132,7 @@ class GRESO(PromptSampler):
         return "easy" if float(group.rewards(self.reward_key).mean()) >= self.easy_from else "hard"
 
     def _steer(self) -> None:
-        """Moves the p's by the iteration that is over."""
+        """Updates each p from the groups of the iteration that has ended."""
         low, high = self.bounds
         if groups := sum(self.seen.values()):
             for kind, target in self.targets.items():

@@ -30,7 +30,7 @@ class GSPO(TrustRegion):
         self.clip_high = above("GSPO.clip_high", clip_high, 0, "4e-4")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Apply `clipped_surrogate` to s, the same for all tokens of a row."""
+        """Applies `clipped_surrogate` to s, which is the same for all tokens of a row."""
         log_s = sequence_log_ratio(rows.logp, rows.prox_logp, rows.mask)
         ratio = straight_through(log_s, rows.logp, rows.mask).clamp(max=LOG_SEQUENCE_RATIO_BOUND).exp()
         return clipped_surrogate(ratio, rows.advantages, rows.mask, self.clip_low, self.clip_high)

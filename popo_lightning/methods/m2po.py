@@ -14,17 +14,18 @@ from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutp
 
 
 def second_moment_cut(squares: Tensor, budget: float) -> float:
-    """The greatest |log-ratio| among the tokens at which cutting all of them keeps their mean square within the budget.
+    """Finds the largest |log-ratio| of a token at which clamping all of them keeps their mean square in the budget.
 
-    Sorted ascending v_1 <= ... <= v_n: the greatest v_k with v_1 + ... + v_k + (n - k) v_k < n * budget; its root. As
-    the official code does, one of the values is taken, not the point between two of them where the budget is met.
+    With the squares sorted ascending, v_1 <= ... <= v_n, it is the root of the largest v_k with
+    v_1 + ... + v_k + (n - k) v_k < n * budget. As in the official code, the cut is one of the values, not the point
+    between two of them where the budget is met exactly.
 
     Args:
         squares: (N,) squared log-ratios.
-        budget: Bound of their mean.
+        budget: Upper bound of the mean square.
 
     Returns:
-        The cut; infinite if their mean is within the budget already, 0 if even the smallest is too much.
+        The cut. It is infinite if the mean is already within the budget, and 0 if even the smallest value exceeds it.
     """
     if not len(squares) or float(squares.double().mean()) <= budget:
         return math.inf
@@ -36,9 +37,9 @@ def second_moment_cut(squares: Tensor, budget: float) -> float:
 
 
 def harmful(log_ratios: Tensor, advantages: Tensor) -> Tensor:
-    """Tokens already past behave in the direction of their advantage: A > 0 and ratio > 1, or A < 0 and ratio < 1.
+    """Marks tokens already past behave in the direction of their advantage: A > 0, ratio > 1 or A < 0, ratio < 1.
 
-    (N,) and (N,) to (N,) bool. Only these can be clipped by PPO's rule.
+    Maps (N,) and (N,) to (N,) bool. PPO's rule can clip only these.
     """
     return advantages * log_ratios > 0
 
@@ -71,7 +72,7 @@ class M2PO(TrustRegion):
         self.min_clip_high = at_least("M2PO.min_clip_high", min_clip_high, 0, ", such as 0.5")
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
-        """Give the clip at the cut found in these tokens."""
+        """Returns the clip at the cut found in these tokens."""
         logs = (tokens.logp - sampled_tokens(tokens)).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         squares = logs[harmful(logs, tokens.advantages)].square()
         cut = second_moment_cut(squares, self.budget)
@@ -81,5 +82,5 @@ class M2PO(TrustRegion):
         return FixedBehaveClip(low, high, None, {"m2": m2, "m2_cut": cut})
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Refuse: the bounds come from the minibatch."""
+        """Refuses, because the bounds depend on the minibatch."""
         raise RuntimeError("M2PO's bounds are those of a minibatch; call for_minibatch first.")

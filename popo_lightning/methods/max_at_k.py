@@ -22,9 +22,9 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 @lru_cache(maxsize=64)
 def _choices(size: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(one, two, three), each (size + 1,) float64 and divided by C(size, k).
+    """Returns (one, two, three), each (size + 1,) float64 and divided by C(size, k).
 
-    Entry p counts the subsets of k of which 1, 2 or 3 members are named and the others come from p places.
+    Entry p counts the subsets of size k with 1, 2 or 3 given members, whose other members come from p candidates.
     """
 
     def choose(named: int) -> Tensor:
@@ -35,14 +35,14 @@ def _choices(size: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def max_at_k(rewards: Tensor, k: int) -> Tensor:
-    """Unbiased estimate of the expected best reward of k responses: the mean of the best over all subsets of size k.
+    """Estimates the expected best reward of k responses, without bias, by the mean best of all subsets of size k.
 
     Args:
-        rewards: (..., K).
-        k: From 1, where it is the mean, to K, where it is the maximum.
+        rewards: (..., K) rewards.
+        k: Subset size, from 1 (gives the mean) to K (gives the maximum).
 
     Returns:
-        (...) float64.
+        (...) estimates, float64.
     """
     size = rewards.shape[-1]
     ascending = rewards.double().sort(dim=-1).values
@@ -50,20 +50,20 @@ def max_at_k(rewards: Tensor, k: int) -> Tensor:
 
 
 def best_with(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
-    """Per response, the best reward summed over the subsets of size k that contain it, divided by C(K, k).
+    """Sums, for each response, the best reward over the subsets of size k that contain it, divided by C(K, k).
 
-    A subset counts (1 + the sum of its members' deviations) times: to first order the product of their ratios.
+    A subset has the weight 1 + the sum of its members' deviations, which to first order is the product of their ratios.
 
     Args:
-        rewards: (K,) float64 in ascending order.
+        rewards: (K,) rewards, float64, in ascending order.
         deviation: (K,) float64, ratio - 1 of each response.
         k: Size of the subsets.
     """
     size = len(rewards)
     one, two, three = _choices(size, k)
-    place = torch.arange(size)  # responses below
+    place = torch.arange(size)  # number of responses below each
     below = deviation.cumsum(0) - deviation
-    # Clamped places stand where nothing is below, and what they multiply is 0.
+    # Clamped indices belong to responses with nothing below, and are multiplied by 0.
     two, three = two[(place - 1).clamp(min=0)], three[(place - 2).clamp(min=0)]
     itself = one[:size] * (1 + deviation) + two * below
     # Another response j is the best: k - 2 members are left to draw from those below it without i.
@@ -73,9 +73,10 @@ def best_with(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
 
 
 def best_without(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
-    """As `best_with`, with the best reward of the subset's other members; for k = 1 the mean of the other responses.
+    """Does as `best_with`, but with the best reward among the subset's other members.
 
-    Independent of the response's own reward, and therefore a baseline that leaves the gradient unbiased.
+    For k = 1 it uses the mean reward of the other responses. The result does not depend on the response's own reward,
+    so it is a baseline that leaves the gradient unbiased.
     """
     size = len(rewards)
     if k == 1:
@@ -84,7 +85,7 @@ def best_without(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
     _, two, three = _choices(size, k)
     below = deviation.cumsum(0) - deviation
     index = torch.arange(size)
-    # Places below the best one j among the others: one fewer where the response itself, i, stands below it.
+    # Number of other responses below the best one j: one fewer if the response itself, i, is below it.
     is_below = index[:, None] < index
     place = index - is_below.long()
     pair = two[place] * (1 + deviation[:, None] + deviation)
@@ -95,7 +96,7 @@ def best_without(rewards: Tensor, deviation: Tensor, k: int) -> Tensor:
 def max_at_k_advantages(
     rewards: Tensor, k: int, deviation: Tensor | None = None, baseline: Baseline = "none"
 ) -> Tensor:
-    """Advantages whose REINFORCE gradient, averaged over the group's responses, is that of the best of k.
+    """Returns advantages whose REINFORCE gradient, averaged over the group's responses, is that of the best of k.
 
     arXiv 2510.23393. With d = ratio - 1 of each response, S running over the subsets of size k,
 
@@ -104,13 +105,13 @@ def max_at_k_advantages(
     which for k = 1 and d = 0 is R_i. The baselines are `MaxAtK`'s.
 
     Args:
-        rewards: (K,).
-        k: Responses of which the best counts.
-        deviation: (K,) pi_prox / pi_behave - 1 of each response; None is 0.
-        baseline: What is subtracted.
+        rewards: (K,) rewards.
+        k: Number of responses of which the best counts.
+        deviation: (K,) pi_prox / pi_behave - 1 of each response; None means 0.
+        baseline: Baseline to subtract.
 
     Returns:
-        (K,), of the type of `rewards`.
+        (K,) advantages, with the dtype of `rewards`.
     """
     size = len(rewards)
     ascending, order = rewards.double().sort()
@@ -119,7 +120,7 @@ def max_at_k_advantages(
     if baseline == "leave_one_out":
         advantages = advantages - size * best_without(ascending, given, k)
     elif baseline == "centered":
-        # k times the metric, where a subset without the response counts the response's own deviation too.
+        # k times the metric; subsets without the response also include the response's own deviation in their weight.
         plain = best_with(ascending, torch.zeros_like(given), k)
         metric = best_with(ascending, given, k).sum() + given * (max_at_k(ascending, k) - plain) * k
         advantages = (advantages - metric) * size / (size - k)
@@ -138,7 +139,7 @@ class MaxAtK(Advantage):
     With `off_policy` a replayed group's subsets are weighted by the product of the members' pi_prox / pi_behave over
     whole responses, to first order. The product contains the response's own ratio, so the behaviour weight must be
     `NoCorrection` (`includes_is_weight`). It needs the proximal log-probs of replayed groups, which the proximal policy
-    records in any case. A group that prox itself sampled gets the on-policy weights exactly. Stored: nothing. Extra
+    records in any case. A group that prox itself sampled gets exactly the on-policy weights. Stored: nothing. Extra
     passes: none.
 
     The source, as far as it could be read, has no baseline. The baselines are
@@ -173,7 +174,7 @@ class MaxAtK(Advantage):
         self.includes_is_weight = off_policy
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K), as of groups that prox sampled."""
+        """Maps rewards (G, K) to advantages (G, K) of groups that prox sampled."""
         return torch.stack([self._of_group(row, None) for row in rewards])
 
     def for_group(
@@ -183,12 +184,12 @@ class MaxAtK(Advantage):
         prox_logp: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Advantages (), one a response."""
+        """Returns one scalar advantage per response."""
         deviation = self.deviation(group, prox_logp) if self.off_policy and prox_logp is not None else None
         return list(self._of_group(group.rewards(reward), deviation).unbind())
 
     def objection(self, group_size: int) -> str | None:
-        """The best of k needs k responses."""
+        """Objects to groups of fewer than k responses."""
         if self.k <= group_size:
             return None
         return (
@@ -197,7 +198,7 @@ class MaxAtK(Advantage):
         )
 
     def deviation(self, group: Group, prox_logp: Sequence[Tensor]) -> Tensor:
-        """(K,) capped pi_prox / pi_behave of whole responses, minus 1."""
+        """Returns (K,) the capped pi_prox / pi_behave of whole responses, minus 1."""
         log_ratios = [
             float((prox.double() - response.behave_logp.double()).sum())
             for prox, response in zip(prox_logp, group.responses, strict=True)
@@ -234,7 +235,7 @@ class BestMinusSecond(Advantage):
         self.eps = at_least("BestMinusSecond.eps", eps, 0, ", such as 1e-6")
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         check_group_size(rewards)
         best, place = rewards.topk(2, dim=-1)
         lead = best[..., :1] - best[..., 1:]

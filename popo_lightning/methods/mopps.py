@@ -1,4 +1,4 @@
-"""MoPPS: chooses problems by a posterior of their success rates, before anything is sampled for them."""
+"""MoPPS: chooses problems by a posterior of their success rates, before it samples any response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from popo_lightning.tasks.samplers import PromptSampler
 class MoPPS(PromptSampler):
     """Asks problems whose success rate, drawn from a Beta posterior, is nearest to one half (2507.04632).
 
-    Facts after arXiv 2507.04632 and github.com/thu-rllab/MoPPS. Each draw proposes ``candidates * count`` problems at
+    Sources: arXiv 2507.04632 and github.com/thu-rllab/MoPPS. Each draw proposes ``candidates * count`` problems at
     random, draws gamma ~ Beta(alpha, beta) for each (Thompson sampling) and keeps the ``count`` with the smallest
     (gamma - target)^2. Once the K responses of a problem are graded, with s of them correct,
 
@@ -71,8 +71,8 @@ class MoPPS(PromptSampler):
         self.prior = prior
         self.success_key = success_key
         self.success_above = success_above
-        self.posterior: dict[int, tuple[float, float]] = {}  # by place, of the problems seen so far
-        self.draws = 0  # calls of draw, each with a generator of its own
+        self.posterior: dict[int, tuple[float, float]] = {}  # by problem index, for the problems seen so far
+        self.draws = 0  # calls of draw; each has its own generator
 
     def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
         """Begins without any knowledge."""
@@ -83,7 +83,7 @@ class MoPPS(PromptSampler):
             raise SettingError(f"the task has {problems} problems for {world_size} ranks; use fewer trainer.devices")
 
     def draw(self, count: int) -> list[int]:
-        """The most informative places of a random choice; all of them, over and over, where there are too few."""
+        """Returns the best of a random choice of problems. A count above the share first takes whole passes over it."""
         generator = random.Random(f"{self.seed}/{self.rank}/mopps/{self.draws}")
         self.draws += 1
         passes, count = divmod(count, len(self._share))
@@ -92,7 +92,7 @@ class MoPPS(PromptSampler):
         return list(self._share) * passes + sorted(proposed, key=distance.__getitem__)[:count]
 
     def belief(self, place: int) -> tuple[float, float]:
-        """Alpha and beta of a problem's success rate."""
+        """Returns alpha and beta of a problem's success rate."""
         return self.posterior.get(place, self.prior)
 
     def _distance(self, gamma: float) -> float:

@@ -26,7 +26,7 @@ class SoftBaseline(Advantage):
         self.tau = above("SoftBaseline.tau", tau, 0, "1.0")
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         check_group_size(rewards)
         total = torch.logsumexp(rewards / self.tau, dim=-1, keepdim=True)
         baseline = self.tau * (total - math.log(rewards.shape[-1]))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from popo_lightning.core.groups import Group
-from popo_lightning.replay.buffer import GroupReplayBuffer, redistribute
+from popo_lightning.replay.buffer import GroupReplayBuffer, resharded
 from popo_lightning.replay.composer import Composer, Iteration
+from popo_lightning.replay.continuations import checked_share, fresh_continuations
 
 
 class PrioritizedGroupReplay(Composer):
@@ -15,28 +16,27 @@ class PrioritizedGroupReplay(Composer):
 
     Selection precedes insertion, so an iteration's own groups cannot fill its own places; they would be copies with
     weight 1. A buffer with too few groups is a normal state: places that cannot be filled stay empty, and the loss
-    divides by the tokens of the groups there are.
+    divides by the tokens of the remaining groups.
 
     Args:
         buffer: Replay buffer of effective groups.
+        fresh_continuations: Continue this share of the replayed responses from a random place, for a critic alone
+            (MAD-TD, 2410.08896), such as 0.05; 0 for none. They count in total/responses.
     """
 
     state = ("buffer",)
 
-    def __init__(self, buffer: GroupReplayBuffer) -> None:
+    def __init__(self, buffer: GroupReplayBuffer, fresh_continuations: float = 0.0) -> None:
         self.buffer = buffer
+        self.fresh_continuations = checked_share("PrioritizedGroupReplay", fresh_continuations)
+        self.supports_async = not self.fresh_continuations  # continuations need the present policy
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then replayed ones: as many as were sampled, if the buffer has them."""
-        fresh = iteration.rollout()
-        effective, ineffective = iteration.split(fresh)
-        problems = {group.problem.id for group in effective}
-        replayed = self.buffer.newest(len(ineffective), iteration.version, exclude_problems=problems)
-        self.buffer.used(replayed)
-        self.buffer.insert(effective, len(fresh))
-        return effective + replayed
+        """Returns effective fresh groups, then replayed ones, up to the number sampled if the buffer has enough."""
+        effective, ineffective = iteration.split(iteration.rollout())
+        replayed = self.buffer.replay(effective, ineffective, iteration.version)
+        return effective + replayed + fresh_continuations(self.fresh_continuations, replayed, iteration)
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-        """All stored groups, dealt out anew."""
-        dealt = redistribute([state["buffer"]["groups"] for state in states], ranks)
-        return [{"buffer": {"groups": groups}} for groups in dealt]
+        """Redistributes all stored groups over the ranks."""
+        return resharded(states, ranks)

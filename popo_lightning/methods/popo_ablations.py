@@ -1,6 +1,6 @@
 """POPO's ablations (2606.01281): POPO with one of its choices reversed. One class per ablation.
 
-The paper's body could not be read. What each ablation is comes from the authors' article; how it is built is inferred.
+The paper's body could not be read. The authors' article says what each ablation is; how it is built is inferred.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class KLRanked(PrioritizedGroupReplay):
     replayed, the newest first among equal ones, and no problem twice if that can be avoided.
 
     Stored: what POPO stores. Extra passes: one forward pass over all stored groups of an allowed age (phase "rescore"),
-        in iterations where there is a choice. Without a place to fill, or with no more candidates than places, every
+        in iterations where there is a choice. With no place to fill, or at least as many places as candidates, every
         ranking would give the same batch.
 
     Deviations: estimator, direction and the mean over tokens are not documented. The direction is the one whose samples
@@ -45,7 +45,7 @@ class KLRanked(PrioritizedGroupReplay):
         self.estimator = one_of("data.composer.estimator", estimator, ("k1", "k3"))
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then the stored ones nearest to the present policy."""
+        """Returns effective fresh groups, then the stored ones nearest to the present policy."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         candidates = self.buffer.usable(iteration.version)
@@ -63,17 +63,17 @@ class KLRanked(PrioritizedGroupReplay):
             group_kl(group.responses, present, self.estimator)
             for group, present in zip(candidates, logprobs, strict=True)
         ]
-        order = sorted(range(len(candidates)), key=lambda place: estimates[place])  # stable: the newest of equal ones
+        order = sorted(range(len(candidates)), key=lambda place: estimates[place])  # stable: newest first among equals
         return [candidates[place] for place in order]
 
 
 def group_kl(responses: list[Response], present_logp: list[Tensor], estimator: str) -> float:
-    """KL(behave || policy) of a group, estimated by its own tokens.
+    """Estimates KL(behave || policy) of a group from its own tokens.
 
     Args:
         responses: K stored responses.
-        present_logp: (T,) for each of them, under the present policy.
-        estimator: k1 or k3.
+        present_logp: (T,) log-probs of each response under the present policy.
+        estimator: KL estimator, k1 or k3.
     """
     behave = torch.cat([response.behave_logp for response in responses])
     moved = (torch.cat(present_logp) - behave).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
@@ -82,12 +82,12 @@ def group_kl(responses: list[Response], present_logp: list[Tensor], estimator: s
 
 
 class AnyGroup(PrioritizedGroupReplay):
-    """POPO without its distinction: any group is stored, and any place is given up.
+    """POPO that does not distinguish effective groups: stores any group and replaces any group.
 
     Source: POPO's ablation without effective and ineffective groups (2606.01281), worse than POPO.
 
-    Formula: as many fresh groups as are ineffective, but drawn at random, give their places to the newest stored
-    groups, effective or not. The replayed share is therefore POPO's, and only the prioritization is removed.
+    Formula: the newest stored groups, effective or not, replace fresh groups drawn at random, as many as are
+    ineffective. The replayed share is therefore POPO's, and only the prioritization is removed.
 
     Stored: up to the buffer's capacity of groups, whether effective or not; null keeps an iteration's worth. Extra
     passes: none.
@@ -110,7 +110,7 @@ class AnyGroup(PrioritizedGroupReplay):
         self.replaced = replaced
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Fresh groups in order, those that kept their places, then stored ones."""
+        """Returns the fresh groups that are not replaced, in order, then the stored ones."""
         fresh = iteration.rollout()
         count = self._places(fresh, iteration)
         given_up = iteration.random("places").sample(range(len(fresh)), count)
@@ -128,7 +128,7 @@ class AnyGroup(PrioritizedGroupReplay):
 
 
 class Stale(PrioritizedGroupReplay):
-    """POPO with groups of a minimum age: the newest that are at least that many versions old.
+    """POPO with groups of a minimum age: replays the newest that are at least that many versions old.
 
     Source: POPO's ablation stale(10) (2606.01281), which collapses on the paper's tasks.
 
@@ -136,11 +136,11 @@ class Stale(PrioritizedGroupReplay):
     replay and train on their effective groups alone.
 
     Stored: (min_age + 1) x the groups an iteration samples, unless capacity says more. That is the worst case, in which
-    every group of min_age iterations was effective and too young, and a whole batch is wanted. A smaller capacity could
-    silently be the filter ablation, and is refused. Extra passes: none.
+    every group of min_age iterations was effective and too young, and a whole batch is wanted. A smaller capacity is
+    refused, because it could silently become the filter ablation. Extra passes: none.
 
-    Deviations: it takes the newest groups of at least that age, where a buffer delayed by that many steps is also
-    possible. Which of the two the paper means is not documented.
+    Deviations: it takes the newest groups of at least that age. The paper may instead mean a buffer delayed by that
+    many steps; this is not documented.
 
     Args:
         buffer: Replay buffer of effective groups. Its capacity is null or at least as above, its max_age null or at
@@ -160,7 +160,7 @@ class Stale(PrioritizedGroupReplay):
         self.min_age = min_age
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then replayed ones of the minimum age."""
+        """Returns effective fresh groups, then replayed ones of at least the minimum age."""
         self._check_capacity(iteration.problems)
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)

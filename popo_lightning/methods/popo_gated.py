@@ -16,8 +16,8 @@ from popo_lightning.replay.composer import Iteration
 class GatedReplay(PrioritizedGroupReplay):
     """POPO with an admission test: replays a stored group only while its effective sample size is large enough.
 
-    Source: none. POPO (2606.01281) bounds off-policy data by age alone, and how far a policy moves in one version
-    depends on the learning rate. The test bounds the effective sample size instead, where the harm shows.
+    Source: none. POPO (2606.01281) bounds off-policy data by age alone, but how far a policy moves in one version
+    depends on the learning rate. The test bounds the effective sample size instead, which measures the harm.
 
     Formula: with w = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). Groups with an ESS below
     ``min_ess`` stay in the buffer unused. The newest of the others are replayed, as in POPO. Places that no group may
@@ -28,7 +28,7 @@ class GatedReplay(PrioritizedGroupReplay):
 
     Args:
         buffer: Replay buffer of effective groups.
-        min_ess: Minimum effective sample size per token, from 0 (POPO) to 1 (nothing that differs at all).
+        min_ess: Minimum effective sample size per token, from 0 (POPO) to 1 (only groups whose weights are all equal).
     """
 
     def __init__(self, buffer: GroupReplayBuffer, min_ess: float = 0.9) -> None:
@@ -36,7 +36,7 @@ class GatedReplay(PrioritizedGroupReplay):
         self.min_ess = within("data.composer.min_ess", min_ess, 0, 1, "0.9")
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then the newest stored ones that pass the test."""
+        """Returns effective fresh groups, then the newest stored ones that pass the test."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         candidates = self.buffer.usable(iteration.version) if ineffective else []
@@ -49,7 +49,7 @@ class GatedReplay(PrioritizedGroupReplay):
 
 
 def still_worth(groups: list[Group], min_ess: float, iteration: Iteration) -> list[Group]:
-    """Those whose weights under the present policy leave them an effective sample size of ``min_ess`` per token."""
+    """Returns the groups whose weights under the present policy have an ESS of at least ``min_ess`` per token."""
     admitted = []
     for group, present in zip(groups, iteration.logprobs(groups), strict=True):
         behave = torch.cat([response.behave_logp for response in group.responses])

@@ -1,4 +1,4 @@
-"""Replays the groups that have rested longest and still fit the present policy. A rule of this project."""
+"""Replays the groups unused for longest that still fit the present policy. A rule of this project."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from popo_lightning.replay.composer import Composer, Iteration
 
 
 class RestedReplay(Composer):
-    """Replaces ineffective groups by the stored ones that were not trained on for longest and still pass a test.
+    """Replaces ineffective groups by the stored ones unused for longest that still pass a test.
 
-    Source: none. POPO (2606.01281) takes the newest stored group, most often one trained on an iteration ago, whose
-    gradient the optimizer's momentum still carries. A group that has rested is other data. The distance that the policy
-    has moved from it limits its rest, and is measured.
+    Source: none. POPO (2606.01281) takes the newest stored group, usually one trained on an iteration ago, whose
+    gradient is still in the optimizer's momentum. A group that has rested is different data. How far the policy has
+    moved from it limits its rest; the test measures this distance.
 
     Formula: stored groups wait in a queue. The groups at its front, as many as an iteration samples, are tested: with w
     = prox / behave of a group's N tokens, ESS = (sum w)^2 / (N sum w^2). A group with an ESS below ``min_ess`` leaves
@@ -32,7 +32,7 @@ class RestedReplay(Composer):
 
     Args:
         rest_interval: Iterations between two uses of a group that passes the test.
-        min_ess: Minimum effective sample size per token, from 0 (no test) to 1 (nothing that differs at all).
+        min_ess: Minimum effective sample size per token, from 0 (no test) to 1 (only groups with all weights equal).
     """
 
     state = ("_queue",)
@@ -43,7 +43,7 @@ class RestedReplay(Composer):
         self._queue: deque[Group] = deque()
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Effective fresh groups, then the longest rested ones that pass the test."""
+        """Returns effective fresh groups, then the longest rested ones that pass the test."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         replayed = self._rested(len(ineffective), {group.problem.id for group in effective}, iteration)
@@ -52,7 +52,7 @@ class RestedReplay(Composer):
         return effective + replayed
 
     def _rested(self, count: int, problems: set[str], iteration: Iteration) -> list[Group]:
-        """Takes ``count`` groups out of the queue, and those that fail the test."""
+        """Takes up to ``count`` groups out of the queue, and removes tested groups that fail."""
         tests = min(iteration.problems, len(self._queue)) if count else 0
         tested = [self._queue.popleft() for _ in range(tests)]
         admitted = still_worth(tested, self.min_ess, iteration)
@@ -69,5 +69,5 @@ class RestedReplay(Composer):
             self._queue = deque(group for place, group in enumerate(self._queue) if place not in gone)
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-        """All queues, dealt out anew."""
+        """Redistributes all queues over the ranks."""
         return [{"_queue": queue} for queue in redistribute([state["_queue"] for state in states], ranks)]

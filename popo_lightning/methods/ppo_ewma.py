@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.run_data import run_data
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot, trainable_parameters
 from popo_lightning.proximal.snapshot import ProximalPolicy
 
@@ -18,14 +19,14 @@ from popo_lightning.proximal.snapshot import ProximalPolicy
 class ProximalAverage(ProximalPolicy):
     """Centres the trust region on an exponential average of the weights after every optimizer step (2110.00641).
 
-    After arXiv 2110.00641 and github.com/openai/ppo-ewma. The average starts at the first weights with W = 1. After
+    Sources: arXiv 2110.00641 and github.com/openai/ppo-ewma. The average starts at the first weights with W = 1. After
     each step
 
         W' = beta W + 1,   average <- average + (policy - average) / W',   W <- W'
 
     which is the exact normalized average sum(beta^age weights) / sum(beta^age). Before each minibatch, its rows' prox
     log-probs are computed under the average. A policy near the average has been near it for about ``center_of_mass``
-    steps, whatever an iteration's length, so the batch size may change (`for_smaller_batch`).
+    steps, regardless of an iteration's length, so the batch size may change (`for_smaller_batch`).
 
     prox is not behave even on fresh rows, so the behaviour weight must correct them: use TruncatedIS with correct_fresh
     true, and a cap of 100 as in their code. Stored: one float32 copy of the trained weights, in the checkpoint as well.
@@ -48,10 +49,10 @@ class ProximalAverage(ProximalPolicy):
             )
         self.beta = 1 - 1 / (center_of_mass + 1)
         self.average: Weights | None = None
-        self.mass = 1.0  # W: sum of the weights of the average, the newest having 1
+        self.mass = 1.0  # W: sum of the average's coefficients; the newest weights have 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Begins at the present weights, or continues a checkpoint's average."""
+        """Starts the average at the present weights, or continues a checkpoint's average."""
         refuse_sharded(trainer, "proximal ProximalAverage")
         start = {name: weight.float() for name, weight in snapshot(pl_module.model).items()}
         if self.average is None:
@@ -59,27 +60,27 @@ class ProximalAverage(ProximalPolicy):
         self.average = {name: self.average[name].to(weight.device) for name, weight in start.items()}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Log-probs of the minibatch's rows under the average."""
+        """Records the log-probs of the minibatch's rows under the average."""
         assert isinstance(batch, Minibatch) and self.average is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = run_data(trainer)
         with data.clock.measure("prox"):
-            batch.prox_logp = under(self.average, pl_module, batch)
+            batch.recorded["prox_logp"] = under(self.average, pl_module, batch)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Takes the step's weights into the average."""
+        """Adds the weights after the step to the average."""
         if outputs["stepped"]:
             self.add(pl_module.model)
 
     @torch.no_grad()
     def add(self, model: torch.nn.Module) -> None:
-        """One more set of weights, the newest."""
+        """Adds the newest weights to the average."""
         assert self.average is not None
         self.mass = self.beta * self.mass + 1
         for name, parameter in trainable_parameters(model).items():
             self.average[name].lerp_(parameter.float(), 1 / self.mass)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and its mass."""
+        """Returns the average and its mass."""
         return {"average": self.average, "mass": self.mass}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,7 +89,7 @@ class ProximalAverage(ProximalPolicy):
 
 
 def under(weights: Weights, pl_module: Any, minibatch: Minibatch) -> list[Tensor]:
-    """Log-probs of a minibatch's rows under other weights, which the module has for as long as it takes."""
+    """Returns the log-probs of a minibatch's rows under other weights, which it loads into the module meanwhile."""
     own = snapshot(pl_module.model)
     restore(weights, pl_module.model)
     try:
@@ -101,17 +102,16 @@ def under(weights: Weights, pl_module: Any, minibatch: Minibatch) -> list[Tensor
 def for_smaller_batch(
     learning_rate: float, center_of_mass: float, shrink: float, optimizer: Literal["adam", "sgd"] = "adam"
 ) -> tuple[float, float]:
-    """Settings with which PPO-EWMA learns from batches ``shrink`` times smaller as it did before (2110.00641).
+    """Returns settings with which PPO-EWMA learns from ``shrink`` times smaller batches as before (2110.00641).
 
-    For each response learned from, the policy then moves and is held back as with the large batches; there are
-    ``shrink`` times as many optimizer steps. The rule fails where batches are so small that Adam's own averages reach
-    over fewer responses than they need.
+    Per response, the policy then moves and is held back as with the large batches; there are ``shrink`` times as many
+    optimizer steps. The rule fails if batches are so small that Adam's own averages cover too few responses.
 
     Args:
-        learning_rate: With the present batch.
-        center_of_mass: Of ProximalAverage, with the present batch.
-        shrink: Present size over the new one; below 1 for a larger batch.
-        optimizer: "adam" (AdamW too), whose learning rate goes with the root of the size, or "sgd", with the size.
+        learning_rate: Learning rate with the present batch.
+        center_of_mass: ProximalAverage's center_of_mass with the present batch.
+        shrink: Present batch size divided by the new one; below 1 for a larger batch.
+        optimizer: "adam" (also AdamW) scales the learning rate with the root of the batch size, "sgd" with the size.
 
     Returns:
         (learning_rate, center_of_mass) for the new size.

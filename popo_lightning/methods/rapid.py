@@ -33,7 +33,7 @@ class CappedImportance(TrustRegion):
         self.cap = above("CappedImportance.cap", cap, 1, "2.0")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Apply `capped_score_loss` around behave."""
+        """Applies `capped_score_loss` around behave."""
         return capped_score_loss(rows.logp, sampled_logp(rows), rows.advantages, rows.mask, 0.0, self.cap)
 
 
@@ -41,12 +41,12 @@ class RAPID(Composer):
     """RAPID: samples H batches at once, then trains on one per iteration (arXiv 2510.03515).
 
     Every H iterations the engine answers H times an iteration's problems with the present weights, in one call. This
-    iteration and the next H - 1 train on one of the batches each, without rollouts. The batch of the i-th of these
-    iterations is i versions old, which its loss corrects by min(rho, 2): use CappedImportance with behaviour weight
-    NoCorrection.
+    iteration and the next H - 1 each train on one of the batches; the latter sample nothing. The batch of the i-th of
+    these iterations is i versions old, which its loss corrects by min(rho, 2): use CappedImportance with behaviour
+    weight NoCorrection.
 
-    Stored: at most H - 1 batches. Extra passes: none. Rollouts are as many as on-policy, in calls H times as large, and
-    the engine is woken and given weights H times less often.
+    Stored: at most H - 1 batches. Extra passes: none. There are as many rollouts as on-policy, in calls H times as
+    large; the engine wakes and receives weights H times less often.
 
     Deviations: the paper's H and its importance-aware group baseline could not be read. H is a setting, and the
     advantage slot is unchanged. Batches are trained on in the order the sampler drew their problems, which is already
@@ -64,11 +64,11 @@ class RAPID(Composer):
         self._waiting: deque[Group] = deque()
 
     def samples_next(self) -> bool:
-        """Only once nothing is waiting."""
+        """Returns whether no batch is waiting."""
         return not self._waiting
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The next batch."""
+        """Returns the next batch."""
         if not self._waiting:
             self._waiting.extend(iteration.rollout(self.batches * iteration.problems))
         return [self._waiting.popleft() for _ in range(min(iteration.problems, len(self._waiting)))]

@@ -19,19 +19,19 @@ RECMask = Literal["none", "one-side", "two-side", "ring"]
 def rec_mask(
     ratio: Tensor, advantages: Tensor, mask: RECMask, clip: tuple[float, float], ring: tuple[float, float]
 ) -> Tensor:
-    """Tokens that REC keeps, (R, T) bool.
+    """Marks the tokens that REC keeps, (R, T) bool.
 
-    one-side: A >= 0 and ratio <= 1 + clip[1], or A <= 0 and ratio >= 1 - clip[0]: those PPO gives a gradient to.
+    one-side: A >= 0 and ratio <= 1 + clip[1], or A <= 0 and ratio >= 1 - clip[0]; PPO gives these tokens a gradient.
     two-side: ratio in [1 - clip[0], 1 + clip[1]].
-    ring: two-side, and farther out the tokens that are to come back: A >= 0 and ratio <= 1 - ring[0], or A <= 0 and
-    ratio >= 1 + ring[1].
+    ring: two-side, and tokens farther out whose advantage pulls them back: A >= 0 and ratio <= 1 - ring[0], or A <= 0
+    and ratio >= 1 + ring[1].
 
     Args:
-        ratio: (R, T).
-        advantages: (R, T).
-        mask: Which rule.
-        clip: Distances below and above 1.
-        ring: Distances below and above 1, farther out.
+        ratio: (R, T) ratios.
+        advantages: (R, T) advantages.
+        mask: Name of the rule.
+        clip: Distances of the inner bounds below and above 1.
+        ring: Distances of the outer bounds below and above 1.
     """
     not_low, not_high = ratio >= 1 - clip[0], ratio <= 1 + clip[1]
     good, bad = advantages >= 0, advantages <= 0
@@ -92,7 +92,7 @@ class REC(TrustRegion):
         )
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Give -c A M log pi, the detached ratio, and which tokens the mask drops."""
+        """Returns -c A M log pi, the detached ratio, and which tokens the mask drops."""
         mask, center = rows.mask.bool(), sampled_logp(rows)
         if self.ratio == "token":
             logs = log_ratio(rows.logp.detach(), center, mask)

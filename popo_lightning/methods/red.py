@@ -27,7 +27,7 @@ class DropSurplusNegatives(Advantage):
     """
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         check_group_size(rewards)
         wins = rewards >= rewards.mean(dim=-1, keepdim=True)
         losers_so_far = (~wins).cumsum(dim=-1)
@@ -52,6 +52,6 @@ class ExponentialWeight(Advantage):
         self.temperature = above("ExponentialWeight.temperature", temperature, 0, "1.0")
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         advantages = group_normalized(rewards, normalize_by_std=False)
         return advantages * (advantages / self.temperature).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).exp()

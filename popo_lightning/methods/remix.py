@@ -74,7 +74,7 @@ class ReMixReplay(Composer):
         self._replay: int | None = None  # iteration whose batch the next one trains on
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """A stored batch, or a new one, or a mixture by group."""
+        """Returns a stored batch, a new batch, or a mixture by group."""
         if self._replay is not None:
             groups = dict(self._batches)[self._replay]
         elif self.mix == "group":
@@ -85,7 +85,7 @@ class ReMixReplay(Composer):
         return list(groups)
 
     def samples_next(self) -> bool:
-        """Unless a whole batch will be replayed."""
+        """Returns whether no whole batch will be replayed."""
         return self._replay is None
 
     def _mixed(self, iteration: Iteration) -> list[Group]:
@@ -101,13 +101,13 @@ class ReMixReplay(Composer):
         return fresh
 
     def _look_ahead(self, iteration: Iteration) -> None:
-        """Decides now what the next iteration does, so that the engine need not be woken for nothing."""
+        """Decides what the next iteration does, so that the engine is not woken if it samples nothing."""
         following = iteration.version + 1
         oldest = following - self.policies if self.stop_at is None or following < self.stop_at else following
         self._batches = deque((version, groups) for version, groups in self._batches if version >= oldest)
         self._replay = None
         if self.mix == "batch":
-            # rank 0's draws: nothing is saved unless all ranks go without rollouts
+            # All ranks use rank 0's draws, because rollouts are saved only if all ranks skip them.
             random = iteration.random("remix")
             own = torch.tensor([random.random(), random.random()], dtype=torch.float64)
             coin, place = all_gather_tensors([own])[0][:2].tolist()
@@ -132,31 +132,37 @@ class Reincarnation(ParameterHook):
         if iteration < 0:
             raise SettingError(f"Reincarnation.iteration is {iteration}; use 0 or a later iteration, such as 50")
         self.iteration = iteration
-        self.reference: Weights | None = None  # once exchanged
+        self.reference: Weights | None = None  # None until it is replaced
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses to exchange what no rule looks at, before a model loads."""
+        """Refuses, before a model loads, a run whose reference is unused or cannot be replaced."""
         if stage == "fit" and not pl_module.objective.needs_reference:
             raise SettingError(
                 "parameter_hook is Reincarnation, but no term of model.regularizers has a reference to "
                 "exchange; add popo_lightning.methods.remix.ConvexKL or KL, or drop the hook"
             )
 
+        if stage == "fit" and pl_module.lora is not None:
+            raise SettingError(
+                "parameter_hook is Reincarnation, which exchanges the reference, but with model.lora that is the model "
+                "without its adapters; leave one of the two out"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Gives a resumed run the reference it had."""
+        """Restores a resumed run's reference."""
         refuse_sharded(trainer, "parameter_hook Reincarnation")
         if self.reference is not None:
             restore(self.reference, pl_module._reference[0])
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Exchanges the reference before the iteration's first step."""
+        """Replaces the reference before the iteration's first step."""
         assert isinstance(batch, Minibatch)
         if batch.index == 0 and batch.version == self.iteration:
             self.reference = snapshot(pl_module.model)
             restore(self.reference, pl_module._reference[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """The reference, once it has been exchanged."""
+        """Returns the reference, or None before it is replaced."""
         return {"reference": self.reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -184,16 +190,15 @@ class ScaledWidth(TrustRegion):
         self.dual_clip = checked_dual_clip("ScaledWidth", dual_clip)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Apply `ppo_clip` with a width for each token."""
+        """Applies `ppo_clip` with a width for each token."""
         width = self.clip / torch.where(rows.mask.bool(), weight, 1.0)
         return ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, width, width, self.dual_clip)
 
 
 def base_share(version: int, start: int = 50, interval: int = 10, step: float = 0.1, min_share: float = 0.5) -> float:
-    """lambda(t) of ReMix: 1 up to `start`, then `step` less at once and again after `interval` iterations, to
-    `min_share`.
+    """Returns ReMix's lambda(t): 1 up to `start`, then `step` less every `interval` iterations, down to `min_share`.
 
-    max(1 - step * ceil(max(t - start, 0) / every), least), arXiv 2507.06892.
+    max(1 - step * ceil(max(t - start, 0) / interval), min_share), arXiv 2507.06892. The first decrement comes at once.
     """
     return max(1 - step * math.ceil(max(version - start, 0) / interval), min_share)
 
@@ -235,11 +240,11 @@ class ConvexKL(Regularizer):
 
     @property
     def needs_reference(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Give coefficient * the mixture of two `kl_loss`."""
+        """Returns coefficient * the mixture of two `kl_loss`."""
         if rows.ref_logp is None:
             raise ValueError("ConvexKL needs the reference log-prob of every token; the caller gave none.")
         share = base_share(rows.version, self.start, self.interval, self.step, self.min_share)

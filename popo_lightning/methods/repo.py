@@ -22,7 +22,7 @@ class RePO(Composer):
 
     J = J_on + coefficient * J_off, both PPO's clipped surrogate of pi_policy / pi_behave around 1 (trust region
     `BehaveAligned`, behave weight `NoCorrection`). A problem's responses are replayed once `start` of them are stored.
-    With advantages "split" the replayed ones form a group of their own, are normalized among themselves, and have the
+    With advantages "split" the replayed ones form a separate group, are normalized among themselves, and have the
     coefficient as loss weight. With "mixed" one group holds all of them. Replayed responses are chosen before the fresh
     ones are stored. Stored: the newest `capacity` responses of each problem with their behave log-probs. Extra
     rollouts: none. Extra rows: `replays` for each problem that has enough.
@@ -33,10 +33,10 @@ class RePO(Composer):
 
     Deviations: both terms are divided by one denominator, that of fresh and replayed rows together. With `SequenceMean`
     this is the public code's loss type grpo. The paper's formula divides each by its own count, which makes a step with
-    replays up to twice as long. "mixed" has no coefficient other than 1. Ranks replay what they sampled themselves,
-    where the code shares all. Among equally rewarded responses `reward` takes the newest.
+    replays up to twice as long. "mixed" has no coefficient other than 1. Ranks replay only their own samples, where the
+    code shares all. Among equally rewarded responses `reward` takes the newest.
 
-    A problem must come back: with K responses at a time, ceil(start / K) times before the first replay.
+    A problem with K responses at a time must have been asked ceil(start / K) times before its first replay.
 
     Args:
         capacity: Responses kept per problem.
@@ -87,10 +87,10 @@ class RePO(Composer):
         self.coefficient = coefficient
         self.reward_key = reward_key
         self.store = ResponseStore(capacity)
-        self._replayed = 0  # in the last iteration
+        self._replayed = 0  # responses replayed in the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The fresh groups, each followed by the replayed responses of its problem, or holding them."""
+        """Returns the fresh groups; each is followed by its problem's replayed responses, or contains them."""
         fresh = iteration.rollout()
         composed: list[Group] = []
         self._replayed = 0
@@ -104,7 +104,7 @@ class RePO(Composer):
         return composed
 
     def _chosen(self, stored: list[Response], random: Random) -> list[Response]:
-        """Of the stored ones, oldest first."""
+        """Chooses the responses to replay from the stored ones, which are given oldest first."""
         count = min(self.replays, len(stored))
         if self.retrieval == "all":
             return stored
@@ -120,7 +120,7 @@ class RePO(Composer):
 
     def _variance_and_sum(self, responses: list[Response]) -> tuple[float, float]:
         rewards = [self._reward(response) for response in responses]
-        return pvariance(rewards), sum(rewards)  # pvariance is exact, so that equal ones are equal
+        return pvariance(rewards), sum(rewards)  # pvariance is exact, so equal variances compare equal
 
     def _reward(self, response: Response) -> float:
         return response.parts.get(self.reward_key, 0.0)
@@ -140,9 +140,9 @@ class RePO(Composer):
         return [group, replayed]
 
     def passes_before_replay(self, group_size: int) -> int:
-        """Times a problem must have been asked before any of its responses can be replayed."""
+        """Returns how often a problem must have been asked before any of its responses can be replayed."""
         return math.ceil(self.start / group_size)
 
     def report(self) -> dict[str, float]:
-        """Responses replayed in the last iteration, and the store's size."""
+        """Returns the number of responses replayed in the last iteration, and the store's size."""
         return {"replay/replayed_responses": float(self._replayed)} | self.store.report()

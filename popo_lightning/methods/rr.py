@@ -106,11 +106,11 @@ class PrefixRestarts(Composer):
         self.reward_key = reward_key
         self.success_key = success_key
         self.success_above = success_above
-        self._stored: dict[str, StoredPrefix] = {}  # by problem
-        self._restarted: list[Group] = []  # of the last iteration
+        self._stored: dict[str, StoredPrefix] = {}  # by problem id
+        self._restarted: list[Group] = []  # restarted groups of the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Fresh groups, then restarted ones in the place of others."""
+        """Returns fresh groups, then restarted ones, which replace as many fresh ones."""
         if self.stop_at is not None and iteration.version >= self.stop_at:
             self._stored, self._restarted = {}, []
             return iteration.rollout()
@@ -128,12 +128,12 @@ class PrefixRestarts(Composer):
         return fresh + self._restarted
 
     def value(self, prefix: StoredPrefix) -> float:
-        """Estimated success of a rollout from here."""
+        """Estimates the success rate of a rollout from this prefix."""
         a, b = self.prior
         return (prefix.successes + a) / (prefix.tries + a + b)
 
     def _rank(self, problem: str) -> tuple[float, int]:
-        """Best first."""
+        """Returns the sort key: greatest value first, then newest."""
         prefix = self._stored[problem]
         return -self.value(prefix), -prefix.version
 
@@ -148,7 +148,7 @@ class PrefixRestarts(Composer):
         return [self._stored[problem] for problem in best]
 
     def _tried(self, prefix: StoredPrefix, group: Group) -> None:
-        """Learns from the restarts of one prefix."""
+        """Updates a prefix by its restarts, and drops it if it has become useless."""
         successes = self._successes(group)
         prefix.tries += len(group.responses)
         prefix.successes += successes
@@ -156,7 +156,7 @@ class PrefixRestarts(Composer):
             del self._stored[prefix.problem.id]
 
     def _asked(self, group: Group, random: Random) -> None:
-        """Learns from one fresh group."""
+        """Drops the prefix of a solved problem, or stores a new one for an unsolved problem."""
         problem = group.problem.id
         if self._successes(group):
             self._stored.pop(problem, None)
@@ -165,7 +165,7 @@ class PrefixRestarts(Composer):
         longest = max(len(response.token_ids) for response in group.responses)
         if longest < 2 or (before is not None and self.value(before) > self.prior[0] / sum(self.prior)):
             return
-        # of one token there is no beginning
+        # A response of one token has no prefix.
         rewards = [
             r.parts.get(self.reward_key, 0.0) if len(r.token_ids) > 1 else -float("inf") for r in group.responses
         ]
@@ -177,7 +177,7 @@ class PrefixRestarts(Composer):
         return int((group.rewards(self.success_key) > self.success_above).sum())
 
     def report(self) -> dict[str, float]:
-        """Prefixes kept, and the restarts of the last iteration."""
+        """Returns the number of prefixes, and numbers about the last iteration's restarts."""
         restarts = [len(group.responses) for group in self._restarted]
         found = {"replay/stored_prefixes": float(len(self._stored)), "replay/restarted_groups": float(len(restarts))}
         if restarts:
@@ -188,10 +188,10 @@ class PrefixRestarts(Composer):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The prefixes and how they fared."""
+        """Returns the prefixes with their outcomes."""
         return {"stored": [dict(vars(prefix)) for prefix in self._stored.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The prefixes and how they fared."""
+        """Inverse of :meth:`state_dict`."""
         stored = [StoredPrefix(**plain) for plain in state["stored"]]
         self._stored = {prefix.problem.id: prefix for prefix in stored}

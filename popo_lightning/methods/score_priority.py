@@ -43,11 +43,11 @@ class ScorePriority(Composer):
     def __init__(self, capacity: int = 64, insert_first: bool = False) -> None:
         self.capacity = int(at_least("ScorePriority.capacity", capacity, 1, ", such as 64"))
         self.insert_first = insert_first
-        self._heap: list[tuple[float, int, Group]] = []  # the number breaks ties: groups have no order
+        self._heap: list[tuple[float, int, Group]] = []  # the number breaks ties, because groups have no order
         self._seen = 0
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The effective fresh groups, then one drawn for each ineffective one."""
+        """Returns the effective fresh groups, then one drawn group for each ineffective one."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         if self.insert_first:
@@ -59,7 +59,7 @@ class ScorePriority(Composer):
 
     def _insert(self, groups: Sequence[Group], part: str) -> None:
         for group in groups:
-            entry = (spread_score(group.rewards(part)), self._seen, group)
+            entry = (spread_score(group.combined(part)), self._seen, group)
             self._seen += 1
             if len(self._heap) < self.capacity:
                 heapq.heappush(self._heap, entry)
@@ -75,16 +75,16 @@ class ScorePriority(Composer):
         return [self._heap[i][2] for i in draw([math.log(score) for score in scores], count, random)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The heap, of which the present capacity keeps the best."""
+        """Restores the heap, and keeps the best groups if the capacity is smaller now."""
         super().load_state_dict(state)
         if len(self._heap) > self.capacity:
             self._heap = sorted(self._heap, key=lambda entry: entry[:2])[-self.capacity :]  # a sorted list is a heap
 
 
 def spread_score(rewards: Tensor) -> float:
-    """TRL's score of a group: sum |A| times the std of the rewards.
+    """Returns TRL's score of a group: sum |A| times the std of the rewards.
 
     Args:
-        rewards: (K,).
+        rewards: (K,) rewards.
     """
     return float(group_normalized(rewards[None]).abs().sum() * rewards.std(correction=1))

@@ -12,6 +12,7 @@ from popo_lightning.core.bounds import above, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_reduce
+from popo_lightning.core.run_data import run_data
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, snapshot, trainable_parameters
 from popo_lightning.proximal.parameter_hook import ParameterHook
 
@@ -19,7 +20,7 @@ from popo_lightning.proximal.parameter_hook import ParameterHook
 class SlowFastPolicy(ParameterHook):
     """SFPO: fast passes over the batch, an interpolation back to the start, and one slow pass (2510.04072).
 
-    After arXiv 2510.04072 and github.com/Urheen/SFPO. With data.ppo_epochs K + 1, an iteration's weights move from
+    Sources: arXiv 2510.04072 and github.com/Urheen/SFPO. With data.ppo_epochs K + 1, an iteration's weights move from
     theta0 to thetaK in K passes, are set to
 
         theta = theta0 + interpolation (thetaK - theta0)
@@ -36,7 +37,7 @@ class SlowFastPolicy(ParameterHook):
     Args:
         interpolation: Fraction of the way from theta0 to thetaK that is kept: 1 continues from thetaK, 0 from theta0.
             Their scripts use 0.8, and 0.9 for one model.
-        entropy_window: Number of iterations whose entropies are compared. SFPO cannot stop before there are as many.
+        entropy_window: Number of latest iterations whose entropies are compared. SFPO cannot stop before that many.
         z_threshold: Standard deviations above the mean at which SFPO stops; null never stops it.
     """
 
@@ -48,19 +49,19 @@ class SlowFastPolicy(ParameterHook):
             )
         self.entropy_window = entropy_window
         self.z_threshold = None if z_threshold is None else above("SlowFastPolicy.z_threshold", z_threshold, 0, "1.0")
-        self.start: Weights | None = None  # theta0, until the weights are set back
-        self.entropies: list[float] = []  # of the last iterations
+        self.start: Weights | None = None  # theta0, until the weights are interpolated
+        self.entropies: list[float] = []  # mean entropies of the last iterations
         self.stopped = False
-        self._entropy_sum = self._tokens = 0.0  # of the iteration under way
+        self._entropy_sum = self._tokens = 0.0  # of the present iteration
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuses weights that are split over ranks."""
         refuse_sharded(trainer, "parameter_hook SlowFastPolicy")
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Keeps theta0 at the iteration's start, and sets the weights back before the last sweep."""
+        """Keeps theta0 at the iteration's start, and interpolates the weights before the last pass."""
         assert isinstance(batch, Minibatch)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = run_data(trainer)
         if data.ppo_epochs == 1:
             return
         if batch.index == 0 and self.stopped:
@@ -74,14 +75,14 @@ class SlowFastPolicy(ParameterHook):
             self.start = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Adds up entropies, and looks at them after the last step of an iteration."""
+        """Sums entropies, and decides after an iteration's last step whether SFPO stops."""
         if self.stopped or self.z_threshold is None:
             return
         if not outputs.get("skipped"):  # a step that was not finite has no entropy
-            # over all ranks: they have to stop together, and a checkpoint keeps rank 0's numbers
+            # Summed over all ranks: they must stop together, and a checkpoint keeps rank 0's numbers.
             self._entropy_sum += all_reduce(trainer, outputs["tokens"].entropy, "sum")
             self._tokens += all_reduce(trainer, outputs["tokens"].count, "sum")
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = run_data(trainer)
         if batch.index == data.steps - 1:
             if self._tokens:
                 self.entropies = [*self.entropies, self._entropy_sum / self._tokens][-self.entropy_window :]
@@ -95,7 +96,7 @@ class SlowFastPolicy(ParameterHook):
         return (self.entropies[-1] - statistics.fmean(self.entropies)) / spread >= threshold
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights of the start inside an iteration, the entropies, and whether it has stopped."""
+        """Returns theta0 (within an iteration), the entropies, and whether SFPO has stopped."""
         return {
             "start": self.start,
             "entropies": self.entropies,
@@ -113,6 +114,6 @@ class SlowFastPolicy(ParameterHook):
 
 @torch.no_grad()
 def interpolate_back(start: Weights, model: torch.nn.Module, interpolation: float) -> None:
-    """The weights become start + advance (weights - start), in place."""
+    """Sets the weights to start + interpolation (weights - start), in place."""
     for name, parameter in trainable_parameters(model).items():
         parameter.copy_(start[name].to(parameter.device).lerp(parameter, interpolation))

@@ -90,11 +90,11 @@ class SPEAR(Composer):
         self.warm_up = warm_up
         self.reward_key = reward_key
         self._means: deque[float] = deque(maxlen=baseline_groups)
-        self._kept: list[Group] = []  # oldest first, each with those of its responses that are kept
-        self._replayed = 0  # responses, in the last iteration
+        self._kept: list[Group] = []  # oldest first; each has only the responses that are kept
+        self._replayed = 0  # responses replayed in the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """All fresh groups, and at times what was kept before them."""
+        """Returns all fresh groups, then replayed responses once enough are stored."""
         fresh = iteration.rollout()
         replayed = self._replay(iteration.version)
         self._replayed = _responses(replayed)
@@ -103,7 +103,7 @@ class SPEAR(Composer):
         return fresh + replayed
 
     def loss_weight(self, version: int) -> float:
-        """Coefficient at a policy version."""
+        """Returns the loss weight of replayed responses at a policy version."""
         if version >= self.warm_up:
             return self.coefficient
         return self.coefficient * (1 - math.cos(math.pi * version / self.warm_up)) / 2
@@ -118,7 +118,7 @@ class SPEAR(Composer):
         return [group for group in found if group.responses]
 
     def _above(self, group: Group, baseline: float, weight: float) -> Group:
-        """The group's responses with a reward above the baseline, and what they are above it by."""
+        """Returns the group's responses with a reward above the baseline; the excess is their advantage."""
         advantages = group.rewards(self.reward_key) - baseline
         better = (advantages > 0).tolist()
         return replace(
@@ -138,7 +138,7 @@ class SPEAR(Composer):
             self._kept.pop(0)
 
     def report(self) -> dict[str, float]:
-        """Responses replayed in the last iteration and kept now, and the baseline of the next replay."""
+        """Returns the numbers of responses replayed last and stored now, and the next replay's baseline."""
         return {
             "replay/replayed_responses": float(self._replayed),
             "replay/stored_responses": float(_responses(self._kept)),
@@ -146,7 +146,7 @@ class SPEAR(Composer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept responses and group means, of which the present sizes keep the newest."""
+        """Restores responses and group means, and keeps the newest if the sizes are smaller now."""
         super().load_state_dict(state)
         while _responses(self._kept) > self.capacity:
             self._kept.pop(0)

@@ -23,13 +23,12 @@ Kind = Literal["mean", "max", "min"]
 class TreeBaseline(Advantage):
     """Tree-OPO's heuristic advantages: R minus mean, max or min of the prefix's subtree (arXiv 2509.09284).
 
-    The subtree of a prefix holds the group's own responses and those of deeper restarts, `group.subtree_rewards`, which
-    a composer that restarts from prefixes attaches. mean expects what the subtree got, max is optimistic (only the best
-    response is not punished), min pessimistic (only the worst is not rewarded). There is no division by the std. Extra
-    passes: none.
+    The subtree of a prefix holds the group's own responses and those of deeper restarts. A composer that restarts from
+    prefixes attaches the latter's rewards as `group.subtree_rewards`. max is optimistic: only the best response is not
+    punished. min is pessimistic: only the worst is not rewarded. There is no division by the std. Extra passes: none.
 
-    A group whose subtree's rewards all agree gets exactly 0. A group that is all wrong beside correct restarts does
-    not, because a correct answer was within reach.
+    A group whose subtree's rewards are all equal gets exactly 0. A group that is all wrong but has correct restarts
+    does not, because a correct answer was within reach.
 
     Deviations: the source's main rule, a quadratic program with order constraints over the tree, is not this class.
     Subtree rewards are the training reward, where the source has outcomes of 0 and 1.
@@ -43,7 +42,7 @@ class TreeBaseline(Advantage):
         self.kind: Kind = kind
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K), as of groups without deeper restarts."""
+        """Maps rewards (G, K) to advantages (G, K) of groups without deeper restarts."""
         return self._against(rewards, rewards)
 
     def for_group(
@@ -53,7 +52,7 @@ class TreeBaseline(Advantage):
         prox_logp: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Advantages (), one a response."""
+        """Returns one scalar advantage per response."""
         rewards = group.rewards(reward)
         deeper = group.subtree_rewards
         subtree = rewards if deeper is None else torch.cat((rewards, deeper.to(rewards)))
@@ -97,7 +96,7 @@ class PrefixTree(Composer):
         self.reward_key = reward_key
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Parents, which know their children's rewards, then children."""
+        """Returns the parents, with their children's rewards attached, then the children."""
         restarts = iteration.group_size // 2
         if restarts < 2:
             raise SettingError(

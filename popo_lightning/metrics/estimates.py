@@ -12,10 +12,10 @@ from popo_lightning.core.errors import SettingError
 
 
 class _MeanOverProblems(Metric):
-    """Mean of a number of each problem, over all ranks.
+    """Averages one number per problem over all problems of all ranks.
 
     Args:
-        k: Samples of a problem that it takes.
+        k: Number of samples of each problem that it needs.
     """
 
     full_state_update = False
@@ -32,10 +32,10 @@ class _MeanOverProblems(Metric):
         self.add_state("problems", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, correct: Tensor) -> None:
-        """Adds problems.
+        """Adds problems to the mean.
 
         Args:
-            correct: (problems, n) accuracies with n >= k.
+            correct: (problems, n) accuracies, with n >= k.
         """
         if correct.dim() != 2 or correct.shape[1] < self.k:
             raise ValueError(f"expected (problems, at least {self.k}) accuracies, got shape {tuple(correct.shape)}")
@@ -44,10 +44,10 @@ class _MeanOverProblems(Metric):
 
     @abstractmethod
     def of_problems(self, correct: Tensor) -> Tensor:
-        """(problems,) float64 of (problems, n) accuracies."""
+        """Maps (problems, n) accuracies to one float64 number per problem, (problems,)."""
 
     def compute(self) -> Tensor:
-        """The mean over problems."""
+        """Returns the mean over problems."""
         return (self.total / self.problems).float()
 
 
@@ -55,11 +55,11 @@ class AvgAtK(_MeanOverProblems):
     """avg@k: accuracy of k samples per problem, averaged over samples and then over problems.
 
     Args:
-        k: Number of samples of each problem that count, the first ones.
+        k: Number of samples of each problem that count. These are the first k.
     """
 
     def of_problems(self, correct: Tensor) -> Tensor:
-        """Mean of the first k."""
+        """Returns the mean of the first k samples."""
         return correct[:, : self.k].double().mean(1)
 
 
@@ -74,15 +74,15 @@ class PassAtK(_MeanOverProblems):
     """
 
     def of_problems(self, correct: Tensor) -> Tensor:
-        """The probability for each problem."""
+        """Returns the probability for each problem."""
         n = correct.shape[1]
         wrong = (correct <= 0.5).sum(1)
         i = torch.arange(self.k, device=correct.device)
-        # the chance that k draws without replacement are all wrong; a factor is 0 once the wrong ones run out
+        # The product is the probability that k draws without replacement are all wrong; it is 0 if wrong < k.
         return 1 - ((wrong[:, None] - i).clamp(min=0).double() / (n - i)).prod(1)
 
 
 def effective_sample_size(weights: Tensor) -> float:
-    """(sum w)^2 / (N sum w^2), in (0, 1]: the effective sample size as a fraction of N."""
+    """Returns the effective sample size as a fraction of N: (sum w)^2 / (N sum w^2), in (0, 1]."""
     weights = weights.double()
     return float(weights.sum() ** 2 / (len(weights) * weights.square().sum()))

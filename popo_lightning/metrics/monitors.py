@@ -1,7 +1,7 @@
-"""What EarlyStopping and ModelCheckpoint may monitor: the metrics of an iteration, and those of an evaluation.
+"""The metrics that EarlyStopping and ModelCheckpoint may monitor: those of an iteration, and those of an evaluation.
 
-Lightning would look for them at the end of every epoch, whether or not they have been measured since. Here each
-measurement notifies EarlyStopping, so that its patience counts measurements.
+Lightning would read them at the end of every epoch, whether or not they have been measured since. Here each measurement
+notifies EarlyStopping, so that its patience counts measurements.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.ranks import broadcast_object
 
 EVALUATION = "eval/"
-DIVERGING = ("train/", "policy/")  # of these a number that is not finite says something once a step was taken
+DIVERGING = ("train/", "policy/")  # once a step was taken, a non-finite number of these kinds is a measurement
 WEIGHTS = ("mean", "max", "ess", "p05", "p50", "p95", "p99")
 PHASES = (
     "start",
@@ -30,6 +30,7 @@ PHASES = (
     "compose",
     "rescore",
     "prox",
+    "values",
     "train",
     "sync",
     "other",
@@ -37,13 +38,15 @@ PHASES = (
     "wait",
     "ahead",
 )
-# The README's table, without rewards, whose parts a verifier names.
+# The metrics of the README's table, without rewards, whose components a verifier names.
 NAMES = (
     *(f"rollout/{name}" for name in ("effective_share", "all_wrong_share", "truncated_frac", "response_tokens")),
     "rollout/grading_failures",
     *(f"replay/{name}" for name in ("groups", "share", "trained_groups", "age_mean", "age_max", "stored_problems")),
     *(f"replay/{name}" for name in ("stored_prefixes", "restarted_groups", "restart_success", "prefix_tokens")),
     *(f"replay/{name}" for name in ("stored_responses", "injected_responses", "replayed_responses", "baseline")),
+    *(f"replay/{name}" for name in ("grafted_groups", "left_out_responses")),
+    *(f"pairs/{name}" for name in ("margin", "kept_margin", "accuracy", "bootstrapped_share")),
     *(f"policy/{name}" for name in ("entropy", "ratio_mean", "ratio_max", "clip_frac")),
     *(f"policy/clip_frac_{age}" for age in ("fresh", "replayed")),
     *(f"weight/{age}_{name}" for age in ("fresh", "replayed") for name in WEIGHTS),
@@ -54,14 +57,16 @@ NAMES = (
     *(f"total/{name}" for name in ("responses", "tokens", "dynamic_sampling_responses")),
     *(f"time/{name}" for name in PHASES),
     *(f"throughput/{name}" for name in ("train_tokens_per_second", "generated_tokens_per_second", "mfu")),
+    *(f"estimate/buffer_{name}" for name in ("acc", "sampled_acc", "effective", "groups")),
     "memory/peak_gib",
 )
-KINDS = {name.partition("/")[0] for name in NAMES} | {"reward", "region", "eval"}
+KINDS = {name.partition("/")[0] for name in NAMES} | {"reward", "region", "eval", "limits"}
 REWARDS = ("reward/score", "reward/acc", "reward/format", "reward/overlong")
-OPEN = re.compile(r"weight/(ess|share)_age_\d+|region/\w+|reward/\w+")  # of these, which there are depends
-# What an iteration has only where something was replayed, sampled or waited for.
+LIMITS = r"limits/[^/]+/(value|bound|lambda|multiplier|violated)"
+OPEN = re.compile(rf"weight/(ess|share)_age_\d+|region/\w+|reward/\w+|{LIMITS}")  # which ones exist depends on the run
+# Metrics that an iteration has only if something was replayed, sampled or waited for.
 SOMETIMES = re.compile(
-    r"(rollout|weight|engine|seconds|throughput)/\w+|policy/clip_frac_\w+"
+    r"(rollout|weight|engine|time|throughput|pairs|estimate)/\w+|policy/clip_frac_\w+|region/pair_\w+"
     r"|replay/(age_\w+|restart_success|prefix_tokens|baseline)"
 )
 
@@ -69,7 +74,7 @@ log = logging.getLogger(__name__)
 
 
 def watchers(trainer: L.Trainer) -> Iterator[tuple[Any, str, str]]:
-    """Callbacks that watch a metric: the callback, the setting that names the metric, and the metric."""
+    """Yields each callback that watches a metric, the setting that names the metric, and the metric."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping):
             yield callback, f"the monitor of {type(callback).__name__} in trainer.callbacks", callback.monitor
@@ -81,9 +86,9 @@ def check_monitors(trainer: L.Trainer, ours: bool) -> None:
     """Raises SettingError for a metric that no iteration logs, before a model loads.
 
     Args:
-        trainer: With its callbacks.
-        ours: Whether composer and trust region are this project's; others, and callbacks, may report under names of
-            their own.
+        trainer: Trainer with its callbacks.
+        ours: Whether composer and trust region are this project's. Foreign ones, and foreign callbacks, may report
+            under their own names.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     ours = ours and all(type(each).__module__.startswith(("popo_lightning.", "lightning.")) for each in callbacks)
@@ -94,7 +99,7 @@ def check_monitors(trainer: L.Trainer, ours: bool) -> None:
 
 
 def reports_are_ours(policy: Any, data: Any) -> bool:
-    """Whether composer and trust region are this project's; others report under names of their own."""
+    """Returns whether composer and trust region are this project's; foreign ones report under their own names."""
     parts = (data.composer, policy.objective.trust_region)
     return all(type(part).__module__.startswith("popo_lightning.") for part in parts)
 
@@ -103,9 +108,9 @@ def check_evaluation_monitors(trainer: L.Trainer, names: Iterable[str], every_n_
     """Raises SettingError for a metric that no evaluation has, or checkpoints of weights that were not evaluated.
 
     Args:
-        trainer: With its callbacks.
-        names: Metrics of an evaluation.
-        every_n_iterations: Iterations between evaluations; 0 for none between the first and the last.
+        trainer: Trainer with its callbacks.
+        names: Names of an evaluation's metrics.
+        every_n_iterations: Iterations between evaluations; 0 means none between the first and the last.
     """
     known = list(names)
     for callback, setting, name in watchers(trainer):
@@ -128,7 +133,7 @@ def check_evaluation_monitors(trainer: L.Trainer, names: Iterable[str], every_n_
 
 
 def settle_stopping(trainer: L.Trainer) -> None:
-    """EarlyStopping waits for what is measured, by way of Lightning's hook for the end of a validation."""
+    """Lets EarlyStopping check in Lightning's hook for the end of a validation, which `consult` calls."""
     for callback, _, _ in watchers(trainer):
         if isinstance(callback, EarlyStopping):
             callback._check_on_train_epoch_end = False
@@ -138,13 +143,13 @@ def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learn
     """Gives an iteration's metrics to the callbacks that monitor them. A collective.
 
     Args:
-        trainer: Of this rank.
+        trainer: Trainer of this rank.
         module: The policy.
-        metrics: Of rank 0, which alone has all.
+        metrics: Metrics of the iteration; only rank 0's are complete, and they are used.
         learned: Whether an optimizer step was taken.
 
     Raises:
-        SettingError: A metric is watched that the iteration does not have, nor a later one.
+        SettingError: A callback monitors a metric that neither this iteration nor a later one has.
     """
     told = broadcast_object(dict(metrics))
     names = [
@@ -152,7 +157,7 @@ def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learn
         for callback, setting, name in watchers(trainer)
         if not name.startswith(EVALUATION) and getattr(callback, "strict", True)
     ]
-    # what was measured earlier is not of this iteration, but for what a callback of somebody's own has logged
+    # Earlier values do not belong to this iteration, except for metrics that a foreign callback has logged.
     logged = {name for name in trainer.callback_metrics if name.partition("/")[0] not in KINDS}
     missing = {name: math.nan for _, name in names if name not in told and name not in logged}
     values = {name: torch.tensor(value) for name, value in (told | missing).items()}
@@ -170,7 +175,7 @@ def consult(trainer: L.Trainer, module: Any, names: Iterable[str]) -> None:
         if not isinstance(callback, EarlyStopping) or name not in measured:
             continue
         stopping = trainer.should_stop
-        callback.on_validation_end(trainer, module)  # of all ranks together
+        callback.on_validation_end(trainer, module)  # decides for all ranks together
         if trainer.should_stop and not stopping and trainer.is_global_zero:
             message = str(callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
             log.warning("this iteration is the last: %s", message)
@@ -181,7 +186,7 @@ def _says_something(name: str, value: float, learned: bool) -> bool:
 
 
 def _may_come(name: str, told: Iterable[str]) -> bool:
-    """Whether a later iteration may have what this one, in which the policy learned, has not."""
+    """Returns whether a later iteration may have a metric that this one, in which the policy learned, lacks."""
     sampled = any(other.startswith("reward/") for other in told)
     return SOMETIMES.fullmatch(name) is not None or (name.startswith("reward/") and not sampled)
 

@@ -26,7 +26,7 @@ class Behind:
 
     Args:
         iterations: Iterations with a row in metrics.csv.
-        begun: Iterations begun, including the present one.
+        begun: Number of iterations begun, including the present one.
         evaluated: Iterations after which the checkpoint records an evaluation.
     """
 
@@ -35,7 +35,7 @@ class Behind:
     evaluated: frozenset[int]
 
     def knows(self, row: Row) -> bool:
-        """Whether it was written after a row of metrics.csv."""
+        """Returns whether the checkpoint was written after a row of metrics.csv."""
         step = step_of(row)
         if step is None or step > self.iterations:
             return False
@@ -59,7 +59,7 @@ class MetricsTable(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> RowWriter:
-        """Who writes the rows."""
+        """Writer of the rows."""
         if self._experiment is None:
             self._experiment = RowWriter(self.log_dir, self._behind)
         return self._experiment  # type: ignore[return-value]
@@ -74,7 +74,7 @@ class RowWriter(ExperimentWriter):
         self._began = False
 
     def save(self) -> None:
-        """Writes the rows logged since the last time; before the first ones, drops those of an earlier process."""
+        """Writes the rows logged since the last call. The first call drops earlier rows that the checkpoint lacks."""
         if self.metrics and not self._began:
             self._begin()
             self._began = True
@@ -97,19 +97,19 @@ class RowWriter(ExperimentWriter):
         _write_rows(path, fieldnames, read_rows(path))
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning's deletes the file."""
+        """Does nothing, because Lightning's version deletes the file."""
 
 
 def loggers(
     folder: Path, behind: Behind | None, further: Logger | Iterable[Logger] | bool | None = None
 ) -> list[Logger]:
-    """metrics.csv and TensorBoard events, in the folder itself, and whatever loggers are wanted beside them.
+    """Returns the loggers: metrics.csv and TensorBoard events in the folder itself, and any further loggers.
 
     Args:
         folder: The run's folder.
-        behind: Of the checkpoint that is gone on from: what it knows stays, later rows, which will be written again, go
-            (to metrics.csv.before-resume). None for a run that begins.
-        further: trainer.logger; true and null are none.
+        behind: Progress of the checkpoint that the run resumes from. Rows that it knows stay; later ones, which will be
+            written again, move to metrics.csv.before-resume. None for a new run.
+        further: Value of trainer.logger; true and null mean no further logger.
 
     Raises:
         SettingError: A further logger would write over the run's own files.
@@ -130,7 +130,7 @@ def loggers(
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Of metrics.csv; a line that a dying process left half-written is no row."""
+    """Reads the rows of metrics.csv, without a line that a dying process left half-written."""
     with path.open(newline="") as file:
         whole = [line for line in file if line.endswith("\n")]
     rows = list(csv.DictReader(whole))
@@ -138,7 +138,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def step_of(row: Row) -> int | None:
-    """The iteration of a row; None where it has none."""
+    """Returns the iteration of a row, or None if it has none."""
     try:
         return int(row["step"])
     except (KeyError, TypeError, ValueError):
@@ -146,7 +146,7 @@ def step_of(row: Row) -> int | None:
 
 
 def iterations_logged(folder: Path) -> int:
-    """How many iterations the rows of a run's metrics.csv go up to; 0 where there is none."""
+    """Returns the last iteration in a run's metrics.csv; 0 without a row."""
     path = folder / METRICS
     return max((step_of(row) or 0 for row in read_rows(path)), default=0) if path.exists() else 0
 

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIMIT = 2**18  # values kept: one MiB
+LIMIT = 2**18  # maximum number of values kept, which is one MiB
 
 
 class WeightSample:
-    """All added values, or every stride-th of them once there are too many.
+    """Keeps all added values, or every stride-th of them once there are too many.
 
     Up to LIMIT values are kept. Beyond it every second one is dropped and the stride doubles, so that between LIMIT / 2
-    and LIMIT values remain. Which ones remain depends on their order alone. The probability p of a quantile is then off
-    by about sqrt(p (1 - p) / kept): 0.14 percentage points at the median, 0.03 at p99, or less.
+    and LIMIT values remain. Which ones remain depends only on their order. The error of a quantile's probability p is
+    then about sqrt(p (1 - p) / kept): at most 0.14 percentage points at the median, 0.03 at p99.
 
     Attributes:
         count: Number of values added.
         stride: One of this many values is kept.
-        values: (kept,) on the device that they were added on.
+        values: (kept,) values, on the device that they were added on.
     """
 
     def __init__(self) -> None:
@@ -34,14 +34,14 @@ class WeightSample:
         """Adds some elements of a tensor, without waiting for the device.
 
         Args:
-            values: Of any shape.
-            places: (N,) on the CPU: flat places in it, in order.
+            values: Tensor of any shape.
+            places: (N,) flat indices into `values`, in order, on the CPU.
         """
         kept = places[:: self.stride].to(values.device, non_blocking=True)
         self._join(values.take(kept), len(places))
 
     def merge(self, other: WeightSample) -> None:
-        """Adds what another was given, behind one's own."""
+        """Appends another sample's values."""
         stride = max(self.stride, other.stride)
         self.values = self.values[:: stride // self.stride]
         self.stride = stride
@@ -56,7 +56,7 @@ class WeightSample:
             self.stride *= 2
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain numbers and a CPU tensor, for the checkpoint and for other ranks."""
+        """Returns plain numbers and a CPU tensor, for the checkpoint and for other ranks."""
         return {"count": self.count, "stride": self.stride, "values": self.values.cpu()}
 
     @classmethod
@@ -68,13 +68,13 @@ class WeightSample:
 
 
 def quantiles(samples: Sequence[WeightSample], shares: Sequence[float]) -> list[float]:
-    """Quantiles of all values of several ranks, each sample standing for as many values as were added to it.
+    """Returns quantiles of the values of several ranks; each sample counts as many values as were added to it.
 
-    Between two values it is interpolated linearly. Of complete samples that is torch.quantile of all values.
+    Quantiles are interpolated linearly. For complete samples they equal torch.quantile of all values.
 
     Args:
-        samples: On the CPU; one of them has a value.
-        shares: Between 0 and 1.
+        samples: Samples on the CPU; at least one has a value.
+        shares: Probabilities of the quantiles, between 0 and 1.
     """
     filled = [sample for sample in samples if sample.count]
     values = torch.cat([sample.values.double() for sample in filled])

@@ -1,8 +1,8 @@
 """Attention over packed tokens that computes only what their mask shows, and the choice of a model's implementation.
 
-Rows of a pass, several of them behind one copy of their prompt, become one sequence of tokens without any padding. The
-layers' matrices then see each token once. Only attention knows of rows: on CUDA by a block mask of flex_attention,
-which computes only blocks with something visible; on a CPU by rectangles of rows of about equal length.
+The rows of a pass, several of them behind one copy of their prompt, become one sequence of tokens without padding. The
+layers' matrices then process each token once. Only attention distinguishes rows: on CUDA by a block mask of
+flex_attention, which computes only blocks with something visible; on a CPU by rectangles of rows of similar length.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.attention_rows import PackedRows, packed_rows
 
-PACKED = "popo_packed"  # the name that transformers knows the attention of this file by
-BLOCK = 128  # tokens of a block of the mask, on both sides
+PACKED = "popo_packed"  # name of this file's attention in transformers
+BLOCK = 128  # tokens per block of the mask, in queries and in keys
 INSTALLED = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
 def check_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises SettingError for an implementation that is not there, or does not train on this device in this type.
+    """Raises SettingError for an implementation that is not installed, or cannot train on this device in this dtype.
 
     Args:
-        attention: model.attention.
-        device: That the policy is trained on.
-        dtype: That the policy computes in.
+        attention: Value of model.attention.
+        device: Device that the policy is trained on.
+        dtype: Type that the policy computes in.
     """
     if attention in (None, "sdpa", "eager"):
         return
@@ -56,7 +56,7 @@ def check_attention(attention: str | None, device: torch.device, dtype: torch.dt
 
 
 def register_packed_attention() -> None:
-    """Tells transformers, in this process, of the attention of this file."""
+    """Registers this file's attention with transformers, for this process."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -65,7 +65,7 @@ def register_packed_attention() -> None:
 
 
 def use_packed_attention(model: Any) -> None:
-    """Lets a model of transformers take packed tokens; with any other mask, or none, it computes what sdpa does."""
+    """Lets a transformers model take packed tokens. With any other mask, or none, it computes as with sdpa."""
     register_packed_attention()
     model.set_attn_implementation(PACKED)
 
@@ -74,25 +74,25 @@ def use_packed_attention(model: Any) -> None:
 
 
 class PackedMask(BlockMask):
-    """A block mask that may know the rows instead, for attention on a CPU."""
+    """A block mask. For attention on a CPU it holds the rows instead of blocks."""
 
     rows: PackedRows | None
 
 
 def flat_mask(segments: Tensor) -> PackedMask:
-    """Who sees whom among the tokens of a pass, put one after the other without padding.
+    """Makes the attention mask of a pass whose tokens follow one another without padding.
 
     Args:
-        segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
+        segments: (S, L) 0 for the prompt, 1, 2, ... for its responses, -1 for padding at the right.
 
     Returns:
-        Of (1, 1, N, N), with N the tokens that are no padding, on CUDA filled up to whole blocks.
+        A mask of shape (1, 1, N, N). N is the number of tokens without padding, on CUDA rounded up to whole blocks.
     """
     return block_mask(segments, BLOCK) if segments.is_cuda else row_mask(segments)
 
 
 def row_mask(segments: Tensor) -> PackedMask:
-    """As :func:`flat_mask`, by rows. Its one block is there for transformers, which would make a mask of its own."""
+    """Makes :func:`flat_mask` by rows. Its single block keeps transformers from making its own mask."""
     rows = packed_rows(segments)
     tokens = len(rows.places)
     block = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=segments.device)
@@ -102,11 +102,11 @@ def row_mask(segments: Tensor) -> PackedMask:
 
 
 def block_mask(segments: Tensor, multiple: int = 1) -> PackedMask:
-    """As :func:`flat_mask`, by blocks.
+    """Makes :func:`flat_mask` by blocks.
 
     Args:
-        segments: (S, L)
-        multiple: Tokens are filled up to this, by tokens that see only one another.
+        segments: (S, L) segments as for :func:`flat_mask`.
+        multiple: The number of tokens is rounded up to a multiple of this, by tokens that see only one another.
     """
     kept = segments >= 0
     text = torch.arange(len(segments), device=segments.device)[:, None].expand_as(segments)[kept]
@@ -120,7 +120,7 @@ def block_mask(segments: Tensor, multiple: int = 1) -> PackedMask:
 
 
 def _numbered(segments: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """((N,), (N,)): for each token the number of its segment, counted through all texts, and of its text's prompt."""
+    """Returns ((N,), (N,)): each token's segment number, counted over all texts, and that of its text's prompt."""
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[1:] = (segments[1:] != segments[:-1]) | (text[1:] != text[:-1])
     own = begins.cumsum(0) - 1
@@ -130,7 +130,7 @@ def _numbered(segments: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block_mask(own: Tensor, prompt: Tensor) -> PackedMask:
-    """The mask from the numbers of segments, which never fall: blocks are judged by their first and last tokens."""
+    """Makes the mask from segment numbers. They never decrease, so a block's first and last token decide about it."""
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = (own[query] == own[key]) | (prompt[query] == own[key])
@@ -142,7 +142,7 @@ def _block_mask(own: Tensor, prompt: Tensor) -> PackedMask:
     low, high, of, of_last = own[first], own[last], prompt[first], prompt[last]
     earlier = torch.ones(len(first), len(first), dtype=torch.bool, device=own.device).tril_(-1)
     row, column = slice(None), None
-    # of a block of queries only the first text and its first segment can have begun in an earlier block
+    # In a block of queries, only the first text and its first segment can have begun in an earlier block.
     reached = (high[None] >= low[row, column]) | ((low[None] <= of[row, column]) & (of[row, column] <= high[None]))
     one_segment = (low == high)[row, column]
     whole = (of == of_last)[row, column] & (
@@ -159,7 +159,7 @@ def _block_mask(own: Tensor, prompt: Tensor) -> PackedMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(Q, K) true where a block belongs to a list, as ((1, 1, Q) how many, (1, 1, Q, K) which, those first)."""
+    """Converts (Q, K), true for listed blocks, to ((1, 1, Q) their number, (1, 1, Q, K) key indices, listed first)."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1).int()[None, None], order.int()[None, None]
 
@@ -177,20 +177,20 @@ def packed_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it.
+    """Computes attention, with the arguments of transformers' attention functions.
 
     Args:
-        module: Whose attention.
-        query: (B, heads, N, D)
-        key: (B, key heads, N, D), of which several query heads may share one.
-        value: (B, key heads, N, V), where V may differ from D.
-        attention_mask: A `flat_mask`, or what sdpa takes.
-        scaling: Of the scores; None for 1 / sqrt(D).
-        dropout: Only for sdpa.
-        others: What sdpa takes.
+        module: The layer's attention module.
+        query: (B, heads, N, D) queries.
+        key: (B, key heads, N, D) keys; several query heads may share one key head.
+        value: (B, key heads, N, V) values, where V may differ from D.
+        attention_mask: A `flat_mask`, or any mask that sdpa takes.
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+        dropout: Dropout probability, used only by sdpa.
+        others: Further arguments of sdpa.
 
     Returns:
-        (B, N, heads, V) and no attention weights.
+        (B, N, heads, V) outputs, and None for the attention weights.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -209,41 +209,41 @@ def packed_attention(
 
 
 def _computed_in(value: Tensor) -> torch.dtype:
-    """What autocast makes of scaled_dot_product_attention's arguments: flex_attention's it leaves as they are."""
+    """Returns the dtype to which autocast casts sdpa's arguments; it does not cast those of flex_attention."""
     if torch.is_autocast_enabled(value.device.type):
         return torch.get_autocast_dtype(value.device.type)
     return value.dtype
 
 
 def _flex(device: str) -> Any:
-    # inside a layer that is compiled it is part of that; on a CPU the plain one needs no C++ compiler
+    # Inside a compiled layer it is compiled with the layer. On a CPU the plain version needs no C++ compiler.
     return flex_attention if device == "cpu" or torch.compiler.is_compiling() else _compiled_flex()
 
 
 @cache
 def _compiled_flex() -> Any:
-    # dynamic: passes are of any number of tokens, and each static one would be compiled anew for half a minute. Their
-    # number is a multiple of BLOCK, so that no pass is short enough for the kernel that decodes.
+    # dynamic: passes have any number of tokens, and static compilation would take half a minute for each new number. It
+    # is a multiple of BLOCK, so no pass is short enough for the decoding kernel.
     return torch.compile(flex_attention, dynamic=True)
 
 
 def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale: float) -> Tensor:
-    """Attention of each row by itself, in rectangles of rows of about equal length.
+    """Computes attention separately for each row, in rectangles of rows of about equal length.
 
     Args:
-        query: (1, heads, N, D)
-        key: (1, key heads, N, D)
-        value: (1, key heads, N, V)
-        rows: That the N tokens make.
-        scale: Of the scores.
+        query: (1, heads, N, D) queries.
+        key: (1, key heads, N, D) keys.
+        value: (1, key heads, N, V) values.
+        rows: Rows that the N tokens form.
+        scale: Factor of the scores.
 
     Returns:
-        (1, N, heads, V), under autocast too of the given type
+        (1, N, heads, V) outputs of the queries' dtype, also under autocast.
     """
     heads, tokens = query.shape[1:3]
-    # A CPU's kernel is faster in float32 than in bfloat16, and rounds nothing.
+    # On a CPU the kernel is faster in float32 than in bfloat16, and does not round.
     exact = torch.float32 if query.dtype == torch.bfloat16 else query.dtype
-    # (N, heads x width): embedding takes rows of a matrix, and its backward pass adds up what came of one row fastest.
+    # (N, heads x width): embedding gathers rows of a matrix, and its backward pass sums a row's gradients fastest.
     flat = [each[0].transpose(0, 1).reshape(tokens, -1).to(exact) for each in (query, key, value)]
     grouped, found = heads != key.shape[1], []
     for each in rows.rectangles:
@@ -251,7 +251,7 @@ def over_rows(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, scale
             embedding(places, of).unflatten(-1, (whole.shape[1], -1)).transpose(1, 2)
             for places, of, whole in zip((each.queries, each.keys, each.keys), flat, (query, key, value), strict=True)
         )
-        with torch.autocast(query.device.type, enabled=False):  # which would round them again
+        with torch.autocast(query.device.type, enabled=False):  # autocast would round them again
             seen = scaled_dot_product_attention(q, k, v, attn_mask=each.mask.to(exact), scale=scale, enable_gqa=grouped)
         found.append(seen.transpose(1, 2).flatten(2).flatten(0, 1))
     return embedding(rows.places, torch.cat(found)).view(1, tokens, heads, -1).to(query.dtype)

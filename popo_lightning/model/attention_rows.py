@@ -1,4 +1,4 @@
-"""Rows of packed tokens as rectangles of about equal length, for attention that computes each row by itself."""
+"""Rows of packed tokens as rectangles of about equal length, for attention that computes each row separately."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A rectangle takes rows from its longest down to this share of it, and shorter ones until it has so many pairs of
-# tokens: below, a further rectangle costs more than the padding it saves.
+# A rectangle takes rows down to this fraction of its longest row. It also takes shorter ones until it has this many
+# pairs of tokens, because below that a further rectangle costs more than the padding it saves.
 LEAST_SHARE, LEAST_PAIRS = 0.75, 2**16
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens that see one another backwards, and a prompt before them whole."""
+    """Consecutive tokens. Each sees the earlier ones and the whole prompt before them."""
 
     start: int
     tokens: int
-    prompt: int = 0  # place of the first token of the prompt
-    before: int = 0  # tokens of the prompt; 0 for a prompt itself
+    prompt: int = 0  # index of the prompt's first token
+    before: int = 0  # number of prompt tokens; 0 for a prompt itself
 
     @property
     def pairs(self) -> int:
-        """Queries x keys."""
+        """Number of queries x number of keys."""
         return self.tokens * (self.before + self.tokens)
 
 
@@ -32,14 +32,14 @@ class Piece:
 class Rectangle:
     """R pieces of at most T tokens behind prompts of at most P, padded to queries of T and keys of P + T."""
 
-    queries: Tensor  # (R, T) places of the tokens that look; 0 at padding
-    keys: Tensor  # (R, P + T) places of the tokens they look at: prompt and padding, piece and padding
-    order: Tensor  # (R T,) places of the queries, flat; -1 at padding
-    mask: Tensor  # (R, 1, T, P + T) to be added to scores: 0 where a query sees a key, else -inf
+    queries: Tensor  # (R, T) indices of the query tokens; 0 at padding
+    keys: Tensor  # (R, P + T) indices of the key tokens: prompt and padding, piece and padding
+    order: Tensor  # (R T,) indices of the query tokens, flat; -1 at padding
+    mask: Tensor  # (R, 1, T, P + T) added to the scores: 0 where a query sees a key, else -inf
 
     @property
     def length(self) -> int:
-        """P + T."""
+        """Number of keys, P + T."""
         return self.keys.shape[1]
 
 
@@ -48,14 +48,14 @@ class PackedRows:
     """The rows of a pass."""
 
     rectangles: list[Rectangle]
-    places: Tensor  # (N,) of each token among the queries of all rectangles, one after the other
+    places: Tensor  # (N,) index of each token among the queries of all rectangles in turn
 
 
 def packed_rows(segments: Tensor) -> PackedRows:
-    """The rows of a pass, whose tokens follow one another without padding.
+    """Returns the rows of a pass whose tokens follow one another without padding.
 
     Args:
-        segments: (S, L) 0 prompt, 1, 2, ... its responses, -1 padding at the right.
+        segments: (S, L) 0 for the prompt, 1, 2, ... for its responses, -1 for padding at the right.
     """
     found = rectangles(segments)
     order = torch.cat([each.order for each in found])
@@ -63,7 +63,7 @@ def packed_rows(segments: Tensor) -> PackedRows:
 
 
 def rectangles(segments: Tensor) -> list[Rectangle]:
-    """What attention computes of :func:`packed_rows`."""
+    """Returns the rectangles of :func:`packed_rows`."""
     parts = torch.zeros(len(segments), int(segments.max()) + 2, dtype=torch.long, device=segments.device)
     parts.scatter_add_(1, segments + 1, torch.ones_like(segments))
     prompts, responses, start = [], [], 0
@@ -78,7 +78,7 @@ def rectangles(segments: Tensor) -> list[Rectangle]:
 
 
 def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces, longest first, with those of about their length."""
+    """Groups pieces of about equal length, longest first."""
     found: list[list[Piece]] = []
     pairs = 0
     for piece in sorted(pieces, key=lambda piece: piece.tokens + piece.before, reverse=True):
@@ -108,7 +108,7 @@ def _rectangle(pieces: Sequence[Piece], device: torch.device) -> Rectangle:
 
 
 def _mask(of_its_own: Tensor, tokens: int) -> Tensor:
-    """(R, 1, T, P + T); what stands at padding sees something too, or it were NaN, and nothing else sees it."""
+    """Makes the mask (R, 1, T, P + T). Padding sees something, or it would be NaN; no token sees padding."""
     rows, before = of_its_own.shape
     mask = torch.zeros(rows, 1, tokens, before + tokens, device=of_its_own.device)
     mask[..., :before].masked_fill_(~of_its_own[:, None, None], -torch.inf)

@@ -19,10 +19,10 @@ POINTER = b"version https://git-lfs"
 
 
 def check_model_files(folder: str | Path) -> None:
-    """Raises SettingError for a folder that no model loads from. A hub id is left to the hub.
+    """Raises SettingError for a folder that no model loads from. A hub id is not checked.
 
     Args:
-        folder: model.path.
+        folder: Value of model.path.
     """
     path = Path(folder)
     if path.exists():

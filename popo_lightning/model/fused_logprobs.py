@@ -1,4 +1,4 @@
-"""Log-probs of a linear head with a hand-written gradient: a chunk holds its logits once instead of five times."""
+"""Log-probs of a linear head with a hand-written gradient. A chunk holds its logits once instead of five times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 
 
 def fuses(head: nn.Module) -> bool:
-    """Whether a head is a plain linear layer whose weights are here whole.
+    """Returns whether a head is a plain linear layer with whole weights.
 
-    A subclass, a hook or a split weight may do what is not repeated here.
+    A subclass, a hook or a sharded weight may compute something that this file does not.
     """
     return (
         type(head) is nn.Linear
@@ -33,19 +33,19 @@ def fused_logprobs(
     entropy_gradient: bool,
     rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """As `logprobs.token_logprobs`, which says what the arguments are; its gradients are the same up to rounding.
+    """Computes `logprobs.token_logprobs`, with the same gradients up to rounding.
 
     Args:
-        hidden: (N, H)
-        head: One that `fuses`.
-        targets: (N,)
+        hidden: (N, H) last hidden states, each at the position before its target.
+        head: A head that `fuses`.
+        targets: (N,) token ids.
         temperature: The sampling temperature.
         forbidden_token_ids: Tokens the engine cannot sample.
         entropy_gradient: Whether the entropy must carry a gradient.
-        rows: Of a chunk.
+        rows: Number of rows per chunk.
 
     Returns:
-        ((N,), (N,)) float32.
+        ((N,), (N,)) float32 log-probs and entropies in nats.
     """
     device = hidden.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
@@ -58,7 +58,7 @@ def fused_logprobs(
 
 
 class _HeadLogProbs(torch.autograd.Function):
-    """Log-probs and entropies of targets, from states and head; the backward pass recomputes the logits."""
+    """Computes log-probs and entropies of targets from states and head. The backward pass recomputes the logits."""
 
     @staticmethod
     def forward(
@@ -82,11 +82,11 @@ class _HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_logp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        """D logit = p (d_entropy (-log p - entropy) - d_logp), and d_logp more at the target; over the temperature."""
+        """d_logit = (p (d_entropy (-log p - entropy) - d_logp) + d_logp at the target) / temperature."""
         hidden, weight, bias, targets, forbidden = ctx.saved_tensors
         cast = weight.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # always in float32: a sum over many chunks would lose more than each chunk
+        # Always in float32, because a sum over many chunks would lose more precision than each chunk.
         d_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros(bias.shape, device=bias.device) if bias is not None and ctx.needs_input_grad[2] else None
         for part, logp in _chunks(hidden, weight, bias, forbidden, ctx.temperature, ctx.rows):
@@ -108,7 +108,7 @@ class _HeadLogProbs(torch.autograd.Function):
 def _chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, forbidden: Tensor, temperature: float, rows: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(which of the N rows, (rows, V) float32 log-probs, which are the caller's to change)."""
+    """Yields slices of the N rows with their (rows, V) float32 log-probs, which the caller may overwrite."""
     cast, added = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     for start in range(0, max(len(hidden), 1), rows):
         part = slice(start, start + rows)
@@ -116,17 +116,17 @@ def _chunks(
         if temperature != 1:
             logits.div_(temperature)
         if len(forbidden):
-            logits.index_fill_(-1, forbidden, -1e9)  # probability 0, and 0 * log 0 stays a number
+            logits.index_fill_(-1, forbidden, -1e9)  # probability 0, but 0 * log 0 is not NaN
         yield part, logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
 def _entropy(logp: Tensor) -> Tensor:
-    """(N,) entropies in nats of (N, V) log-probs."""
+    """Returns (N,) entropies in nats of (N, V) log-probs."""
     return -logp.exp().mul_(logp).sum(-1)
 
 
 def _d_logits(logp: Tensor, targets: Tensor, d_logp: Tensor, d_entropy: Tensor, entropy: Tensor | None) -> Tensor:
-    """(N, V), in place of (N, V) log-probs unless the entropy has a gradient."""
+    """Returns (N, V) gradients of the logits, which overwrite the log-probs unless the entropy has a gradient."""
     if entropy is None:
         found = logp.exp_().mul_(-d_logp[:, None])
     else:

@@ -13,29 +13,30 @@ from torch import Tensor, nn
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.model.attention import use_packed_attention
 from popo_lightning.model.logit_form import logit_form
+from popo_lightning.model.lora import Lora, adapt
 from popo_lightning.model.packing import takes_packed_tokens
 
-# What transformers and safetensors raise for files that are not there, unreadable or damaged.
+# Errors of transformers and safetensors for missing, unreadable or damaged files.
 LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError)
-# Settings of layers that pass a state on.
+# Settings of layers that pass a state from token to token.
 STATES = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "linear_conv_kernel_dim", "block_types")
-# What a vision tower is called inside transformers' models.
+# Names of vision towers inside transformers' models.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
 def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = None) -> Any:
-    """A language model on the CPU, with its vision tower where it has one.
+    """Loads a language model on the CPU, with its vision tower if it has one.
 
     Lightning enters a device context around ``configure_model``. transformers would take that context for a
     device_map, which needs accelerate, so the model loads on the CPU and the strategy moves it.
 
     Args:
         folder: Model folder or hub id.
-        dtype: Of its weights.
+        dtype: Type of the weights.
         attention: Implementation by transformers' name; None for its default.
 
     Raises:
-        SettingError: No model loads from there.
+        SettingError: No model loads from the folder.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -63,15 +64,15 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
 
 
 def usable_attention(config: Any, attention: str | None, folder: str | Path = "") -> str | None:
-    """The attention implementation that a model can be computed with, None for transformers' default.
+    """Returns an attention implementation that computes the model correctly, None for transformers' default.
 
     Args:
-        config: Of the model.
-        attention: That is asked for, if any.
-        folder: Of the model, for the sentence.
+        config: Configuration of the model.
+        attention: Requested implementation, or None.
+        folder: Model folder, for the error message.
 
     Raises:
-        SettingError: It leaves something out that the model has.
+        SettingError: The requested implementation leaves out something that the model needs.
     """
     if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
         return attention
@@ -84,23 +85,23 @@ def usable_attention(config: Any, attention: str | None, folder: str | Path = ""
 
 
 def check_adapter(folder: str | Path) -> None:
-    """Raises SettingError for the folder of a LoRA adapter, which is no whole model."""
+    """Raises SettingError for the folder of a LoRA adapter, which is not a whole model."""
     if (Path(folder) / "adapter_config.json").is_file():
         raise SettingError(
-            f"model.path is '{folder}', an adapter (it has an adapter_config.json), but all weights are trained here; "
-            "merge it into its base model (peft: merge_and_unload, then save_pretrained, with the tokenizer) and give "
-            "that folder"
+            f"model.path is '{folder}', an adapter (it has an adapter_config.json) without its model; merge it into "
+            "its base model (peft: merge_and_unload, then save_pretrained, with the tokenizer), give that folder, and "
+            "set model.lora to train a new adapter"
         )
 
 
 def family(folder: str | Path) -> str:
-    """The architecture that a model folder's configuration names, such as Qwen3ForCausalLM; "model" without one."""
+    """Returns the architecture in a model folder's configuration, such as Qwen3ForCausalLM; "model" without one."""
     config = _config(folder)
     return str((getattr(config, "architectures", None) or ["model"])[0])
 
 
 def passes_states(folder: str | Path) -> bool:
-    """Whether some of a model's layers pass a state on from token to token, instead of attending or beside it."""
+    """Returns whether some of a model's layers pass a state from token to token, with or without attention."""
     config = _config(folder)
     if config is None:
         return False
@@ -111,7 +112,7 @@ def passes_states(folder: str | Path) -> bool:
 
 
 def _config(folder: str | Path) -> Any:
-    """A model folder's configuration, or None; the error at loading the model gives the reason."""
+    """Returns a model folder's configuration, or None. Loading the model later gives the reason."""
     from transformers import AutoConfig
 
     try:
@@ -120,29 +121,44 @@ def _config(folder: str | Path) -> Any:
         return None
 
 
-def load_trainable(folder: str | Path, dtype: torch.dtype, freeze_vision: bool, attention: str | None = None) -> Any:
-    """A model to train: without dropout, with its vision tower frozen where asked.
+def load_trainable(
+    folder: str | Path,
+    dtype: torch.dtype,
+    freeze_vision: bool,
+    attention: str | None = None,
+    lora: Lora | None = None,
+) -> Any:
+    """Loads a model to train: without dropout, and optionally with a frozen vision tower or with adapters.
 
     Args:
         folder: Model folder or hub id.
-        dtype: Of its weights.
+        dtype: Type of the weights.
         freeze_vision: Train the language model only.
-        attention: Implementation by transformers' name; None for that of packed tokens where it is exact.
+        attention: Implementation by transformers' name; None takes that of packed tokens if it is exact.
+        lora: Settings of adapters, which are then the only trained weights.
 
     Raises:
-        SettingError: No model loads from there, or one whose log-probs or images would be read wrongly.
+        SettingError: No model loads from the folder, or its log-probs or images would be computed wrongly.
     """
-    return made_trainable(load_model(folder, dtype, attention), folder, freeze_vision, attention)
+    return made_trainable(load_model(folder, dtype, attention), folder, freeze_vision, attention, lora)
 
 
-def made_trainable(model: Any, folder: str | Path, freeze_vision: bool, attention: str | None = None) -> Any:
-    """As :func:`load_trainable`, of a model that is loaded.
+def made_trainable(
+    model: Any,
+    folder: str | Path,
+    freeze_vision: bool,
+    attention: str | None = None,
+    lora: Lora | None = None,
+) -> Any:
+    """Prepares a loaded model for training, see :func:`load_trainable`.
 
     Args:
-        model: Of transformers.
-        folder: That it is from, for sentences.
+        model: A transformers model.
+        folder: Model folder, for error messages.
         freeze_vision: Train the language model only.
-        attention: That it was loaded with, by transformers' name; None for that of packed tokens where it is exact.
+        attention: Implementation it was loaded with, by transformers' name; None takes that of packed tokens if it is
+            exact.
+        lora: Settings of adapters, which are then the only trained weights.
     """
     if attention is None and takes_packed_tokens(model):
         use_packed_attention(model)
@@ -161,35 +177,35 @@ def made_trainable(model: Any, folder: str | Path, freeze_vision: bool, attentio
                 f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out"
             )
         tower.requires_grad_(False)
-    return model
+    return model if lora is None else adapt(model, lora, folder, freeze_vision, vision_tower(model))
 
 
 def compile_layers(model: Any) -> None:
-    """Compiles each of a model's layers, for passes of any shape; a C++ compiler is needed on a CPU."""
+    """Compiles each of a model's layers, for passes of any shape. On a CPU this needs a C++ compiler."""
     for layer in layers(model):
         layer.compile(dynamic=True)
 
 
 def layers(model: Any) -> list[nn.Module]:
-    """A model's decoder layers, and a vision tower's, as transformers names them."""
+    """Returns the layers of a model's decoder and vision tower, by transformers' class names."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def remove_dropout(model: nn.Module) -> None:
-    """Sets every dropout to 0: with it the ratio would differ from 1 on unchanged weights."""
+    """Sets every dropout to 0, because with dropout the ratio would differ from 1 on unchanged weights."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):  # functions are given it
+            if "dropout" in name and isinstance(value, float):  # layers pass it to functions
                 setattr(module, name, 0.0)
 
 
 def settle_modes(model: nn.Module, checkpointing: bool) -> None:
-    """Leaves a model in eval mode, but for itself and modules that recompute activations.
+    """Puts a model in eval mode. With checkpointing, it and modules that recompute activations stay in training mode.
 
-    transformers recomputes in training mode only, in which routers of experts draw noise.
+    transformers recomputes only in training mode, but there routers of experts draw noise.
     """
     model.eval()
     for module in model.modules() if checkpointing else ():
@@ -197,12 +213,12 @@ def settle_modes(model: nn.Module, checkpointing: bool) -> None:
 
 
 def sees_images(config: Any) -> bool:
-    """Whether a model configuration has a vision tower."""
+    """Returns whether a model configuration has a vision tower."""
     return getattr(config, "vision_config", None) is not None
 
 
 def check_vision(config: Any, folder: str | Path) -> None:
-    """Raises SettingError for a vision tower of another build than Qwen-VL's."""
+    """Raises SettingError for a vision tower that is not built like Qwen-VL's."""
     fields = ("spatial_merge_size", "temporal_patch_size", "patch_size")
     if not all(hasattr(config.vision_config, field) for field in fields):
         raise SettingError(
@@ -212,13 +228,13 @@ def check_vision(config: Any, folder: str | Path) -> None:
 
 
 def image_tokens(config: Any) -> list[int]:
-    """Tokens that stand for image features. A response must not contain any: no features would belong to them."""
+    """Returns the tokens that stand for image features. A response must not contain any, as it has no features."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index")
     return sorted({token for name in names if isinstance(token := getattr(config, name, None), int)})
 
 
 def vision_tower(model: nn.Module) -> nn.Module | None:
-    """The part of a model that encodes images, or None."""
+    """Returns the part of a model that encodes images, or None."""
     base = getattr(model, "base_model", model)
     for name in VISION_TOWERS:
         if isinstance(tower := getattr(base, name, None), nn.Module):
@@ -227,22 +243,22 @@ def vision_tower(model: nn.Module) -> nn.Module | None:
 
 
 def image_marks(config: Any, input_ids: Tensor) -> Tensor:
-    """(R, L) 1 at image tokens and 0 elsewhere: transformers 5 places text and image positions by it."""
+    """Returns (R, L) 1 at image tokens and 0 elsewhere. transformers 5 computes positions from it."""
     return (input_ids == config.image_token_id).int()
 
 
 def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zero, through the vision tower: ranks without an image must not leave the others, nor DDP, waiting for it."""
+    """Computes zero through the vision tower, so that DDP and other ranks do not wait for a rank without an image."""
     blank = blank_image(model.config, device, dtype)
-    # the pooler's output has been through all of the tower, the hidden states stop before its merger; beside it,
-    # Qwen3-VL gives features of inner layers
+    # The pooler's output has passed the whole tower; the hidden states stop before its merger. Qwen3-VL also gives
+    # features of inner layers.
     seen: Any = vision_tower(model)(blank["pixel_values"], grid_thw=blank["image_grid_thw"])  # type: ignore[misc]
     outputs: list[Tensor] = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
     return torch.stack([output.sum() for output in outputs]).sum() * 0
 
 
 def blank_image(config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The smallest image a Qwen-VL tower takes, in its own input format."""
+    """Returns the smallest image that a Qwen-VL tower takes, in its own input format."""
     vision = config.vision_config
     side = vision.spatial_merge_size
     channels = getattr(vision, "in_channels", None) or vision.in_chans

@@ -1,8 +1,8 @@
-"""What a model does to its logits after the linear head: some families scale them, or cap them smoothly.
+"""A model's transformation of its head's outputs to logits: some families scale them, or cap them smoothly.
 
-Log-probs are computed from hidden states and the head, chunk by chunk, so they have to repeat it. Settings of the same
-name multiply in one family and divide in another. So each form that a configuration may mean is tried, and the one that
-gives the model's own logits is taken.
+Log-probs are computed from hidden states and the head, chunk by chunk, so they must repeat the transformation. A
+setting of the same name multiplies in one family and divides in another. So each form that a configuration may mean is
+tried, and the one that gives the model's own logits is taken.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of configurations: what logits, or the states before the head, are multiplied or divided by.
+# Settings in configurations by which logits, or the states before the head, are multiplied or divided.
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap")
-PROBED = 3  # states; their logits are of the head alone
+PROBED = 3  # number of states in the trial
 
 
 @dataclass(frozen=True)
 class LogitForm:
-    """From a linear head's outputs to logits: ``cap * tanh(scale * output / cap)``, or only scaling without a cap.
+    """Maps a linear head's outputs to logits: ``cap * tanh(scale * output / cap)``, or only scaling without a cap.
 
     Args:
         scale: Factor of the outputs.
@@ -33,7 +33,7 @@ class LogitForm:
     cap: float | None = None
 
     def of(self, outputs: Tensor) -> Tensor:
-        """Logits of (..., V) outputs of the head."""
+        """Returns the logits of (..., V) outputs of the head."""
         if self.scale != 1:
             outputs = outputs * self.scale
         return outputs if self.cap is None else (outputs / self.cap).tanh() * self.cap
@@ -54,7 +54,7 @@ class _States(tuple[Tensor]):
 
 @torch.no_grad()
 def logit_form(model: Any) -> LogitForm | None:
-    """The form of a model's logits, or None where no form gives them from its hidden states.
+    """Finds the form of a model's logits; None if no form gives them from its hidden states.
 
     Args:
         model: A causal language model of transformers on the CPU, with its weights.
@@ -62,7 +62,7 @@ def logit_form(model: Any) -> LogitForm | None:
     head = model.get_output_embeddings()
     if head is None:
         return None
-    with torch.device("cpu"):  # where the model is, in every device context
+    with torch.device("cpu"):  # the model is on the CPU, whatever the device context
         states, own = _probe(model, head)
         outputs = head(states).float()
         close = 1e-4 if states.dtype == torch.float32 else 3e-2
@@ -74,7 +74,7 @@ def logit_form(model: Any) -> LogitForm | None:
 
 
 def _forms(config: Any) -> Iterator[LogitForm]:
-    """All that a configuration may mean."""
+    """Yields all forms that a configuration may mean."""
     caps, values = (
         [v for n in names if isinstance(v := getattr(config, n, None), float | int) and v] for names in (CAPS, SCALES)
     )
@@ -84,14 +84,15 @@ def _forms(config: Any) -> Iterator[LogitForm]:
 
 
 def _probe(model: Any, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """((1, 3, H) states, (1, 3, V) float32 logits that the model makes of them).
+    """Returns (1, 3, H) states and the (1, 3, V) float32 logits that the model computes from them.
 
-    The base model is left out, since its layers may be large. A model that gets by its forward is asked in earnest.
+    The base model is replaced, because its layers may be large. If the model does not call the replacement, or fails
+    with it, the whole model runs.
     """
     base, asked = model.base_model, []
     weight: Any = head.weight
     generator = torch.Generator().manual_seed(0)
-    # so large that a cap bends them
+    # The states are so large that a cap changes the logits.
     states = 8 * torch.randn(1, PROBED, weight.shape[1], generator=generator) / weight.float().norm(dim=1).mean()
     states = states.to(weight.dtype)
 
@@ -104,7 +105,7 @@ def _probe(model: Any, head: nn.Module) -> tuple[Tensor, Tensor]:
     try:
         own = model(input_ids=ids, use_cache=False).logits
     except Exception:
-        asked.clear()  # it needs more of its base model than states
+        asked.clear()  # the model needs more than states from its base model
     finally:
         del base.forward
     if not asked:

@@ -1,4 +1,4 @@
-"""Token log-probs without ever holding (tokens x vocabulary) for a whole minibatch."""
+"""Token log-probs that never hold (tokens x vocabulary) for a whole minibatch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from popo_lightning.model.fused_logprobs import fused_logprobs, fuses
 from popo_lightning.model.logit_form import PLAIN, LogitForm
 
 CHUNK_ELEMENTS = 2**25  # float32 logits of one chunk: 128 MiB
-# On CUDA 512 MiB, held twice at most by `fused_logprobs`: 883 rows of a vocabulary of 152k. Each chunk adds to the
-# head's gradient, 0.6 GiB in float32 for such a vocabulary and states of 1,024, so that fewer rows take longer; twice
-# as many would be the peak of a step of a model of 0.6B parameters.
+# On CUDA 512 MiB, held at most twice by `fused_logprobs`: 883 rows for a vocabulary of 152k. Each chunk adds to the
+# head's gradient (0.6 GiB in float32 for this vocabulary and states of 1,024), so smaller chunks are slower. Chunks
+# twice as large would set the peak memory of a step for a model of 0.6B parameters.
 CUDA_CHUNK_ELEMENTS = 2**27
-# On a CPU glibc gets every block above 32 MiB from the kernel, page by page, and gives it back: with 49k tokens chunks
-# below that take 3/4 of the time. Not with so few rows that adding up the head's gradient chunk by chunk takes longer.
+# On a CPU glibc gets every block above 32 MiB from the kernel, page by page, and returns it. With a vocabulary of 49k
+# smaller chunks take 3/4 of the time, unless they have so few rows that summing the head's gradient takes longer.
 CPU_CHUNK_ELEMENTS, CPU_LEAST_ROWS = 2**23, 128
 
 
@@ -30,16 +30,16 @@ def token_logprobs(
     entropy_gradient: bool = False,
     form: LogitForm = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of each target and entropy of each distribution, in chunks that are recomputed in the backward pass.
+    """Computes each target's log-prob and each distribution's entropy, in chunks that the backward pass recomputes.
 
     Args:
         hidden: (N, H) last hidden states, each at the position before its target.
         head: Maps hidden states to logits.
         targets: (N,) token ids.
         temperature: The sampling temperature; log-probs are those of the distribution sampled from.
-        forbidden_token_ids: Tokens the engine cannot sample; they take no probability here either.
+        forbidden_token_ids: Tokens the engine cannot sample; they have probability 0 here, too.
         entropy_gradient: Whether the entropy must carry a gradient.
-        form: What the model does to the head's outputs.
+        form: The model's transformation of the head's outputs.
 
     Returns:
         ((N,), (N,)) float32 log-probs and entropies in nats.
@@ -56,7 +56,7 @@ def token_logprobs(
         if temperature != 1:
             logits = logits / temperature
         if forbidden_token_ids:
-            # -1e9 rather than -inf: probability 0 all the same, and 0 * log 0 stays a number
+            # -1e9 also gives probability 0, but with -inf 0 * log 0 would be NaN.
             logits = logits.index_fill(-1, torch.tensor(forbidden_token_ids, device=logits.device), -1e9)
         return logits
 
@@ -64,7 +64,7 @@ def token_logprobs(
         logp = logits_of(hidden).log_softmax(-1)
         if entropy_gradient:
             entropy = -(logp.exp() * logp).sum(-1)
-        elif known:  # the backward pass recomputes what has a gradient, and entropy has none
+        elif known:  # entropy has no gradient, so the backward pass need not recompute it
             entropy = known[0]
         else:
             entropy = entropy_of(logp.detach())
@@ -84,7 +84,7 @@ def token_logprobs(
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """How many distributions a chunk has."""
+    """Returns the number of distributions per chunk."""
     if device.type == "cuda":
         return max(1, CUDA_CHUNK_ELEMENTS // vocabulary)
     rows, on_cpu = CHUNK_ELEMENTS // vocabulary, CPU_CHUNK_ELEMENTS // vocabulary
@@ -92,5 +92,5 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
 
 
 def entropy_of(logp: Tensor) -> Tensor:
-    """(N,) entropies in nats of (N, V) log-probs, without a gradient: one further (N, V) is held, not two."""
+    """Returns (N,) entropies in nats of (N, V) log-probs, without gradient, with one further (N, V) tensor."""
     return -logp.exp().mul_(logp).sum(-1)

@@ -1,15 +1,15 @@
 """Splits rows into forward passes, with a group's prompt computed once where that is exact and cheaper.
 
-Responses to one prompt can lie behind one copy of it in one sequence: positions restart after the prompt, and a mask
-lets a response see the prompt and itself. Where attention computes only what the mask shows (`attention.py`), that
-saves the prompt's other copies and costs nothing. Where it computes all pairs of a sequence and discards masked ones,
-prompts are shared by cost:
+Several responses to one prompt can follow a single copy of it in one sequence: positions restart after the prompt, and
+a mask lets a response see the prompt and itself. If attention computes only what the mask shows (`attention.py`), this
+saves the prompt's other copies and costs nothing. If it computes all pairs of a sequence and discards masked ones, the
+cost decides which responses share a prompt:
 
-    a sequence of L tokens costs  linear L + attention L^2,
+    a sequence of L tokens costs  linear L + attention L^2
 
-both of one layer, in multiplications and additions of the forward pass; the backward pass doubles both, and all layers
-cost the same. The cost per response token is lowest with about sqrt(P (linear / attention + P)) response tokens behind
-a prompt of P tokens.
+in one layer, in multiplications and additions of the forward pass. The backward pass costs twice as much, and all
+layers cost the same. The cost per response token is lowest with about sqrt(P (linear / attention + P)) response tokens
+behind a prompt of P tokens.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import torch
 from popo_lightning.core.minibatch import Row
 from popo_lightning.model.attention import PACKED
 
-# Entries of one pass's mask, 256 MiB in float32. It is made once a pass and shared by layers and heads.
+# Maximum entries of one pass's mask, 256 MiB in float32. Each pass makes one, which layers and heads share.
 MASK_ENTRIES = 2**26
-# Attention that takes a mask of its caller's: flash attention takes none.
+# Attention implementations that take a given mask; flash attention takes none.
 MASKED_ATTENTION = ("sdpa", "eager", PACKED)
-# flex_attention's kernels take no narrower heads.
+# Minimum width of heads in flex_attention's kernels.
 LEAST_WIDTH = 16
-# Rotary embeddings whose angles depend on a token's position alone, and not on how long the pass's texts are.
+# Rotary embeddings whose angles depend only on a token's position, not on the length of the pass's texts.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-# Settings with which tokens affect others other than through attention to all earlier tokens.
+# Settings with which tokens affect others by means other than attention to all earlier tokens.
 WINDOWS = ("sliding_window", "attention_window_size")
 OTHER_REACH = (
     "attention_chunk_size",
@@ -53,7 +53,7 @@ OTHER_REACH = (
 
 
 def shares_prompts(model: Any) -> bool:
-    """True only for models known to give identical outputs for packed and separate rows.
+    """Returns true only for models known to give identical outputs for packed and separate rows.
 
     Such a model is a text decoder in which every layer attends to all earlier tokens, under a given mask, and whose
     only positional information is rotary embeddings at given position ids.
@@ -74,7 +74,7 @@ def shares_prompts(model: Any) -> bool:
 
 
 def takes_packed_tokens(model: Any) -> bool:
-    """Whether `attention.packed_attention` is exact for a model, with its output head or without."""
+    """Returns whether `attention.packed_attention` is exact for a model, with its output head or without."""
     config = model.config
     width = getattr(config, "head_dim", None) or 0
     if not width and getattr(config, "num_attention_heads", None):
@@ -82,14 +82,14 @@ def takes_packed_tokens(model: Any) -> bool:
     return (
         shares_prompts(model.base_model)
         and config._attn_implementation == "sdpa"
-        and type(model)._supports_attention_backend  # calls what is registered, not code of its own
+        and type(model)._supports_attention_backend  # calls the registered attention, not its own code
         and not getattr(config, "attn_logit_softcapping", None)
         and (width >= LEAST_WIDTH or not torch.cuda.is_available())
     )
 
 
 def ignores_right_padding(model: Any) -> bool:
-    """True only for models known to give right-padded rows the same outputs without a padding mask.
+    """Returns true only for models known to give right-padded rows the same outputs without a padding mask.
 
     Such a model is a text decoder whose layers attend backwards only, at most within a window, and which has rotary
     position embeddings. Learned positions, or distances added to scores, may be counted from the mask.
@@ -113,16 +113,17 @@ class PairWeights:
     """Time of a multiplication in attention relative to one in a layer's matrices, over all L^2 pairs.
 
     Args:
-        causal: Without a mask.
-        masked: With a mask for each sequence.
+        causal: Relative time without a mask.
+        masked: Relative time with a mask for each sequence.
     """
 
     causal: float
     masked: float
 
 
-# The CPU's lie between those that scripts/bench_attention.py finds for responses of 56 and 300 tokens: causal 7.3 and
-# 3.0, masked 3.6 and 2.7. CUDA's are estimates, of a kernel that skips what lies ahead and one that reads a mask.
+# The CPU's weights lie between those that scripts/bench_attention.py measures for responses of 56 and 300 tokens:
+# causal 7.3 and 3.0, masked 3.6 and 2.7. CUDA's are estimates for a kernel that skips later tokens and one that reads a
+# mask.
 PAIR_WEIGHTS = {"cpu": PairWeights(4.0, 3.0), "cuda": PairWeights(1.5, 7.0)}
 
 
@@ -144,16 +145,16 @@ class LayerCosts:
     flat: bool = False
 
     def of(self, length: int, masked: bool) -> float:
-        """Of a sequence that attention computes all pairs of."""
+        """Returns the cost of a sequence of which attention computes all pairs."""
         return length * (self.linear + (self.masked if masked else self.causal) * length)
 
     @classmethod
     def of_model(cls, config: Any, device: str = "cpu") -> LayerCosts:
-        """Those of a gated feed-forward layer after grouped attention; a mixture of experts counts as one expert.
+        """Returns the costs of grouped attention and a gated feed-forward layer. Experts count as one expert.
 
         Args:
-            config: Of a model of transformers.
-            device: Type of the device that computes; any that is no CPU counts as CUDA.
+            config: Configuration of a transformers model.
+            device: Type of the computing device; all but "cpu" count as CUDA.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or hidden // heads)
@@ -165,19 +166,19 @@ class LayerCosts:
         return cls(2.0 * parameters, pair * weights.causal, pair * weights.masked, flat)
 
 
-Rows = list[Row]  # of one sequence, behind one copy of their prompt
+Rows = list[Row]  # rows of one sequence, behind one copy of their prompt
 
 
 def micro_batches(rows: Sequence[Row], token_budget: int, costs: LayerCosts | None = None) -> list[list[Rows]]:
     """Splits rows into passes of at most ``token_budget`` padded tokens, each a list of sequences.
 
-    A row longer than the budget gets a pass of its own. The same lengths are always split in the same way, and the loss
-    does not depend on the split, because its denominator is the minibatch's.
+    A row longer than the budget gets its own pass. The same lengths are always split in the same way, and the loss does
+    not depend on the split, because its denominator is the minibatch's.
 
     Args:
         rows: Rows of a minibatch.
-        token_budget: Tokens of one pass, S x L with its padding, where that is computed.
-        costs: Costs of a model that shares prompts; None if each row is a sequence of its own.
+        token_budget: Maximum tokens of one pass: S x L with padding, or without padding if passes have none.
+        costs: Costs of a model that shares prompts; None makes each row a sequence.
     """
     if costs is not None and costs.flat:
         return _filled(_packed(rows, token_budget, _length), lambda sequences: _total(sequences) <= token_budget)
@@ -219,7 +220,7 @@ def _mask_fits(sequences: Sequence[Rows]) -> bool:
 
 
 def _cost(sequences: Sequence[Rows], costs: LayerCosts) -> float:
-    """Of a pass."""
+    """Returns the cost of a pass."""
     return len(sequences) * costs.of(_length(sequences[0]), _masked(sequences))
 
 
@@ -248,9 +249,9 @@ def _packed(rows: Sequence[Row], longest: int, cost: Callable[[Rows], float]) ->
 
 
 def _dealt(rows: Sequence[Row], count: int) -> list[Rows]:
-    """Distributes rows over a number of sequences of about equal length: the longest row first, to the shortest one."""
+    """Distributes rows over sequences of about equal length: each row, longest first, goes to the shortest sequence."""
     dealt: list[Rows] = [[] for _ in range(count)]
-    shortest = [(0, 0, number) for number in range(count)]  # tokens, rows (of empty responses too), which
+    shortest = [(0, 0, number) for number in range(count)]  # (tokens, rows, sequence); rows count empty responses
     for row in sorted(rows, key=lambda row: len(row.response.token_ids), reverse=True):
         tokens, behind, number = shortest[0]
         dealt[number].append(row)

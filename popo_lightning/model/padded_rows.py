@@ -3,68 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from popo_lightning.core.groups import Response
-from popo_lightning.core.minibatch import Row
+from popo_lightning.core.minibatch import Row, response_lengths
+from popo_lightning.objectives.inputs import ObjectiveInputs
 
 
 @dataclass(frozen=True)
 class PaddedRows:
     """R rows as S sequences of at most L tokens: a prompt, and the responses of one row or of several.
 
-    Sequences are right-padded. The rows have the order in which their responses stand in the sequences, so the N true
-    places of ``is_response`` and those of ``mask`` are the same tokens in the same order.
+    Sequences are right-padded. The rows are ordered as their responses are in the sequences, so the N true entries of
+    ``is_response`` and those of ``mask`` are the same tokens in the same order.
     """
 
-    index: Tensor  # (R,) place in the minibatch
+    index: Tensor  # (R,) index of the row in the minibatch
     input_ids: Tensor  # (S, L)
-    attention_mask: Tensor  # (S, L) bool: no padding
-    is_response: Tensor  # (S, L) bool: tokens that were sampled
+    attention_mask: Tensor  # (S, L) bool, false at padding
+    is_response: Tensor  # (S, L) bool, true at sampled tokens
     segments: Tensor | None  # (S, L) 0 prompt, 1, 2, ... its responses, -1 padding. None: every sequence is one row
-    positions: Tensor | None  # (S, L) in the text that the engine saw, where there are segments
-    source: Tensor  # (N,) flat places in (S, L) of the states in which the response tokens are chosen
+    positions: Tensor | None  # (S, L) positions in the text that the engine saw; None without segments
+    source: Tensor  # (N,) flat indices into (S, L) of the states before the response tokens
     mask: Tensor  # (R, T) bool: response tokens, response-aligned
-    behave_logp: Tensor  # (R, T)
-    prox_logp: Tensor | None  # (R, T)
-    prox_alpha: Tensor | None  # (R, 1)
-    advantages: Tensor  # (R, 1) or (R, T)
-    loss_weight: Tensor  # (R,)
-    fresh: Tensor  # (R,) bool
     age: Tensor  # (R,) policy versions
-    values: Tensor | None  # (R, T) of the critic before the step
-    returns: Tensor | None  # (R, T)
-    images: dict[str, Tensor]  # of all rows one after the other, by the model's argument names; empty for text
+    columns: dict[str, Tensor]  # (R,), (R, 1) or (R, T), by the field of ObjectiveInputs that they fill
+    images: dict[str, Tensor] = field(default_factory=dict)  # image inputs of all rows, by the model's argument names
+
+    @property
+    def fresh(self) -> Tensor:
+        """(R,) bool, true if the present policy version sampled the row."""
+        return self.age == 0
 
     def to(self, device: torch.device) -> PaddedRows:
-        """All tensors on one device."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "images"}
-        moved = {name: t.to(device, non_blocking=True) for name, t in found.items() if t is not None}
-        return replace(self, **moved, images={name: t.to(device, non_blocking=True) for name, t in self.images.items()})
+        """Returns these rows with all tensors on one device."""
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved(own), columns=moved(self.columns), images=moved(self.images))
+
+    def inputs(self, logp: Tensor, **of_pass: Any) -> ObjectiveInputs:
+        """Returns the inputs of a loss, see :func:`objective_inputs`."""
+        return objective_inputs(self.columns, self.mask, self.fresh, logp, **of_pass)
+
+
+@dataclass(frozen=True)
+class PassOutputs:
+    """Outputs of one forward pass over R rows of T tokens, zero at padding.
+
+    Args:
+        rows: The rows, on the policy's device.
+        logp: (R, T) log-probs under the policy, float32.
+        entropy: (R, T) entropies in nats.
+        ref_logp: (R, T) log-probs under the frozen reference, if a regularizer needs them.
+        values: (R, T) or (R, T, O) output of the critic, if there is one.
+    """
+
+    rows: PaddedRows
+    logp: Tensor
+    entropy: Tensor
+    ref_logp: Tensor | None = None
+    values: Tensor | None = None
 
 
 def pad_rows(rows: Sequence[Row]) -> PaddedRows:
-    """Every row a sequence of its own."""
+    """Pads rows, each as its own sequence."""
     return pad_sequences([[row] for row in rows])
 
 
 def pad_sequences(sequences: Sequence[Sequence[Row]]) -> PaddedRows:
-    """Right-pads sequences into one rectangle. Padding value 0 where no mask says what counts.
+    """Right-pads sequences into one rectangle. The padding value is 0; masks say which entries count.
 
     Args:
-        sequences: Rows behind one copy of their prompt each; none is empty.
+        sequences: Sequences of rows behind one copy of their prompt; none is empty.
     """
     rows = [row for sequence in sequences for row in sequence]
     ids = [torch.cat((sequence[0].prompt_ids, *(row.response.token_ids for row in sequence))) for sequence in sequences]
     input_ids = pad_sequence(ids, batch_first=True)
     segments, positions = _places(sequences)
     is_response = segments > 0
-    lengths = torch.tensor([len(row.response.token_ids) for row in rows])
-    behave_logp = pad_sequence([row.response.behave_logp for row in rows], batch_first=True)
     packed = len(rows) > len(sequences)
     return PaddedRows(
         index=torch.tensor([row.index for row in rows]),
@@ -74,28 +98,51 @@ def pad_sequences(sequences: Sequence[Sequence[Row]]) -> PaddedRows:
         segments=segments if packed else None,
         positions=positions if packed else None,
         source=_source(sequences, positions, is_response),
-        mask=torch.arange(behave_logp.shape[1]) < lengths[:, None],
-        behave_logp=behave_logp,
-        prox_logp=_padded([row.prox_logp for row in rows]),
-        prox_alpha=None if rows[0].prox_alpha is None else torch.tensor([[row.prox_alpha] for row in rows]),
-        advantages=_advantages(rows),
-        loss_weight=torch.tensor([row.loss_weight for row in rows]),
-        fresh=torch.tensor([row.fresh for row in rows]),
+        mask=response_mask(rows),
         age=torch.tensor([row.age for row in rows]),
-        values=_padded([row.value for row in rows]),
-        returns=_padded([row.returns for row in rows]),
+        columns=columns_of(rows),
         images=_images(rows),
     )
 
 
+def response_mask(rows: Sequence[Row]) -> Tensor:
+    """Returns (R, T), true at response tokens."""
+    lengths = response_lengths(rows)
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Returns the recorded quantities of rows, padded, by the field of ObjectiveInputs that they fill.
+
+    A quantity per token is (R, T), one per response (R, 1). Rows without advantages have 0.
+
+    Args:
+        rows: One row or more, all with the same names of tensors.
+    """
+    columns = {
+        "behave_logp": pad_sequence([row.response.behave_logp for row in rows], batch_first=True),
+        "advantages": torch.zeros(len(rows), 1),
+        "loss_weight": torch.tensor([row.loss_weight for row in rows]),
+    }
+    return columns | {name: _column([row.tensors[name].float() for row in rows], rows) for name in rows[0].tensors}
+
+
+def _column(tensors: Sequence[Tensor], rows: Sequence[Row]) -> Tensor:
+    """Returns (R, 1) if every row has one number, or (R, T) if any row has one per token."""
+    if all(tensor.dim() == 0 for tensor in tensors):
+        return torch.stack(list(tensors))[:, None]
+    of_tokens = [each.expand(len(row.response.token_ids)) for each, row in zip(tensors, rows, strict=True)]
+    return pad_sequence(of_tokens, batch_first=True)
+
+
 def _places(sequences: Sequence[Sequence[Row]]) -> tuple[Tensor, Tensor]:
-    """((S, L), (S, L)): which part of its sequence a token belongs to, and where it stands in its row's text."""
+    """Returns ((S, L) segment of each token in its sequence, (S, L) position of each token in its row's text)."""
     segments, positions = [], []
     for sequence in sequences:
         prompt = len(sequence[0].prompt_ids)
         lengths = torch.tensor([prompt, *(len(row.response.token_ids) for row in sequence)])
         segment = torch.arange(len(lengths)).repeat_interleave(lengths)
-        # a response begins where the prompt ends, independent of what is packed before it
+        # A response's positions follow the prompt's, regardless of the responses packed before it.
         shift = lengths.cumsum(0) - lengths - prompt
         shift[0] = 0
         segments.append(segment)
@@ -104,43 +151,55 @@ def _places(sequences: Sequence[Sequence[Row]]) -> tuple[Tensor, Tensor]:
 
 
 def _source(sequences: Sequence[Sequence[Row]], positions: Tensor, is_response: Tensor) -> Tensor:
-    """(N,) flat places of the tokens before the response tokens: before a response's first is its prompt's last."""
+    """Returns (N,) flat indices of the tokens before the response tokens; a prompt's last precedes each response."""
     prompts = torch.tensor([len(sequence[0].prompt_ids) for sequence in sequences])[:, None]
     before = torch.where(positions == prompts, prompts, torch.arange(positions.shape[1])) - 1
     start = torch.arange(len(positions))[:, None] * positions.shape[1]
     return (start + before)[is_response]
 
 
-def _padded(values: Sequence[Tensor | None]) -> Tensor | None:
-    """(R, T) where every row has (T,) values."""
-    found = [value for value in values if value is not None]
-    return pad_sequence(found, batch_first=True) if len(found) == len(values) else None
-
-
-def _advantages(rows: Sequence[Row]) -> Tensor:
-    """(R, 1) where each response has one advantage, (R, T) where each token has."""
-    if all(row.advantage.dim() == 0 for row in rows):
-        return torch.stack([row.advantage for row in rows])[:, None].float()
-    return pad_sequence([row.advantage.float().expand(len(row.response.token_ids)) for row in rows], batch_first=True)
-
-
 def _images(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Image tensors of all rows, in row order: as many copies of a prompt's image as there are responses to it."""
+    """Returns the image tensors of all rows, in row order: one copy of a prompt's image per response."""
     found = [row.images for row in rows if row.images]
     return {name: torch.cat([images[name] for images in found]) for name in found[0]} if found else {}
 
 
 def one_token() -> PaddedRows:
-    """The smallest pass there is, for ranks that have nothing to score while others have."""
+    """Returns the smallest possible pass, for ranks that have nothing to score while others have."""
     token = torch.zeros(1, dtype=torch.long)
-    return pad_rows([Row(0, token, Response(token, torch.zeros(1), "stop"), torch.zeros(()))])
+    return pad_rows([Row(0, token, Response(token, torch.zeros(1), "stop"))])
 
 
-def proximal_logprobs(part: PaddedRows, logp: Tensor) -> Tensor:
-    """(R, T) centre of the trust region: as recorded, or between behave and the policy, or the policy itself.
+def objective_inputs(
+    columns: dict[str, Tensor], mask: Tensor, fresh: Tensor, logp: Tensor, **of_pass: Any
+) -> ObjectiveInputs:
+    """Combines the recorded quantities of rows with the outputs of a forward pass.
 
-    Without anything recorded no step has been taken since the iteration began, and the policy is the centre.
+    If nothing is recorded about prox, no step has been taken since the iteration began, so prox is the policy.
+
+    Args:
+        columns: Quantities by :func:`columns_of`.
+        mask: (R, T), true at response tokens.
+        fresh: (R,), true for rows sampled this iteration.
+        logp: (R, T) log-probs under the policy, with gradient.
+        of_pass: Further fields of ObjectiveInputs, such as `entropy`, `ref_logp` and `version`.
     """
-    if part.prox_alpha is not None:
-        return torch.lerp(part.behave_logp, logp, part.prox_alpha)
-    return logp if part.prox_logp is None else part.prox_logp
+    known: dict[str, Any] = {"prox_logp": logp.detach()} | columns | of_pass
+    if (alpha := known.pop("prox_alpha", None)) is not None:
+        known["prox_logp"] = torch.lerp(known["behave_logp"], logp.detach(), alpha)
+    return ObjectiveInputs(logp=logp, mask=mask, fresh=fresh, **known)
+
+
+def flat_tokens(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
+    """Returns flat (N,) columns over all response tokens, in the order of MinibatchTokens' fields; fresh is 0 or 1.
+
+    Args:
+        rows: Rows of a minibatch.
+        logp: (T,) log-probs of each row under the policy.
+    """
+    if not rows:
+        return [torch.empty(0)] * 5
+    mask, fresh = response_mask(rows), torch.tensor([[float(row.fresh)] for row in rows])
+    inputs = objective_inputs(columns_of(rows), mask, fresh, pad_sequence(list(logp), batch_first=True))
+    columns = (inputs.logp, inputs.prox_logp, inputs.behave_logp, inputs.advantages, inputs.fresh)
+    return [column.expand(mask.shape)[mask] for column in columns]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row
-from popo_lightning.core.ranks import all_reduce
+from popo_lightning.core.ranks import all_gather_object, all_reduce, full_tensor
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
 from popo_lightning.model.critic import Critic
+from popo_lightning.model.critic_target import TargetCopy, kept_of_critic
+from popo_lightning.model.fingerprint import fingerprint
 from popo_lightning.model.loading import (
     check_adapter,
     compile_layers,
@@ -28,23 +30,34 @@ from popo_lightning.model.loading import (
     sees_images,
     settle_modes,
 )
+from popo_lightning.model.lora import (
+    Lora,
+    adapters,
+    check_split,
+    keep_adapters_only,
+    take_inputs_as_they_are,
+    without_adapters,
+)
+from popo_lightning.model.merged_weights import merged_weights
+from popo_lightning.model.nested_head import problem_groups
 from popo_lightning.model.packing import LayerCosts, micro_batches, shares_prompts
-from popo_lightning.model.padded_rows import PaddedRows, pad_sequences
+from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_sequences
 from popo_lightning.model.saved_weights import as_saved, saved_buffers
 from popo_lightning.model.scoring import response_logprobs, scores_by_row
 from popo_lightning.model.sharded_loading import FirstRanksModel, split_models
 from popo_lightning.model.sharding import whole_weights
+from popo_lightning.objectives.advantages import Advantage
 from popo_lightning.objectives.objective import Objective
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class PolicyModel(L.LightningModule):
-    """A language model as a LightningModule; :class:`PolicyModule` has its settings, and trains it.
+    """A language model as a LightningModule. :class:`PolicyModule` adds settings and training.
 
     Attributes:
         model: The transformers model, once configure_model has run.
-        forbidden_token_ids: Tokens that no engine may sample: those that stand for images.
+        forbidden_token_ids: Tokens that no engine may sample, because they stand for images.
         restored: Whether a checkpoint has loaded weights other than the folder's.
     """
 
@@ -52,7 +65,9 @@ class PolicyModel(L.LightningModule):
     path: str | None
     warm_start: WarmStart | None
     objective: Objective
+    advantage: Advantage
     critic: Critic | None
+    lora: Lora | None
     weight_dtype: torch.dtype
     attention: str | None
     freeze_vision: bool
@@ -67,13 +82,15 @@ class PolicyModel(L.LightningModule):
         super().__init__()
         self.forbidden_token_ids: list[int] = []
         self.restored = False
+        self.keeps_reference = False  # set if something other than the objective needs the reference
+        self.value_target: TargetCopy | None = None
         self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
 
     # -- the model ---------------------------------------------------------------------------------------------
 
     @property
     def folder(self) -> str | Path:
-        """Where model and tokenizer are loaded from, by the policy and by the engine alike."""
+        """Folder or hub id from which policy and engine load model and tokenizer."""
         if self.warm_start is not None:
             return self.warm_start.folder()
         assert self.path is not None
@@ -84,7 +101,7 @@ class PolicyModel(L.LightningModule):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Type that matrices are multiplied in, by the policy and by the engine."""
+        """Type of matrix multiplications in the policy and in the engine."""
         precision = str(self.trainer.precision)
         return torch.bfloat16 if precision.startswith("bf16") else self.weight_dtype
 
@@ -98,13 +115,16 @@ class PolicyModel(L.LightningModule):
                 "bfloat16 weights), since the engine and the clipping of gradients follow no other"
             )
         check_attention(self.attention, self.trainer.strategy.root_device, self.compute_dtype)
-        load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision, self.attention)
+        check_split(self.lora, self.device_mesh is not None)
+        load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision, self.attention, self.lora)
         if self.device_mesh is None:
             self._take(load())
         else:
             first = FirstRanksModel(load)
-            self._take(first.outline.build())  # all but the weights, which are on the meta device
+            self._take(first.outline.build())  # its weights are still on the meta device
             split_models(self, first, self.device_mesh["data_parallel"])
+        if self.lora is not None and precision == "bf16-mixed":
+            take_inputs_as_they_are(self.model)
 
     def _take(self, model: Any) -> None:
         """Makes a loaded model the policy, and the initial critic and reference."""
@@ -118,39 +138,77 @@ class PolicyModel(L.LightningModule):
         self.model = model
         if self.critic is not None:
             self.value_model = self.critic.build(self.model)
-        if self.objective.needs_reference:
+            self.value_target = self.critic.copied(self.value_model)
+        if self.needs_reference and self.lora is None:  # with LoRA, the reference is the model without adapters
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
-        revision = policy_checkpoint.revision(self.path)
-        self.described = policy_checkpoint.describe(self) | {policy_checkpoint.REVISION: revision}
+        if self.lora is not None:
+            keep_adapters_only(self, partial(kept_of_critic, self))
+        self.described = policy_checkpoint.describe(self) | policy_checkpoint.origin(self.path)
+
+    @property
+    def as_loaded(self) -> bool:
+        """Whether the policy has exactly its folder's weights: not a checkpoint's, and not rounded to 4 bits."""
+        return not self.restored and not (self.lora is not None and self.lora.four_bit)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective, a limit or the composer compares the policy with the first one."""
+        return self.objective.needs_reference or self.keeps_reference
 
     @property
     def sharded(self) -> bool:
-        """Whether weights are split over the ranks, so that every pass is a collective."""
+        """Whether weights are sharded over the ranks, so that every pass is a collective."""
         return isinstance(self.trainer.strategy, ModelParallelStrategy)
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by parameter name, in the engine's type; sharded ones are gathered one at a time.
+    def named_weights(self, given: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yields the weights by parameter name, in the engine's dtype; sharded ones are gathered one at a time.
 
-        Buffers that a checkpoint has come last, as they are: an engine may keep the bias of a router among its weights.
+        Adapters are merged into their weights, one at a time. A checkpoint's buffers come last, unchanged, because an
+        engine may keep the bias of a router among its weights.
+
+        Args:
+            given: Values of the adapters by name, which replace their present ones.
         """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        for name, weight in whole_weights(self.model):
+        lora = self.lora is not None
+        whole = merged_weights(self.model, self.compute_dtype, given) if lora else whole_weights(self.model)
+        for name, weight in whole:
             if name not in tied:
                 yield name, weight.to(self.compute_dtype)
         yield from saved_buffers(self.model)
 
+    def kept_weights(self) -> dict[str, Tensor]:
+        """Copies to the CPU the data from which :meth:`weights_kept` later restores the present weights."""
+        if self.lora is None:
+            return {name: weight.detach().to("cpu", copy=True) for name, weight in self.named_weights()}
+        return {name: full_tensor(each.detach()).to("cpu", copy=True) for name, each in adapters(self.model).items()}
+
+    def weights_kept(self, kept: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        """Returns :meth:`named_weights` as they were when they were kept.
+
+        Args:
+            kept: Result of :meth:`kept_weights`.
+        """
+        return kept.items() if self.lora is None else self.named_weights(kept)
+
+    def trained_bits(self) -> str:
+        """Returns a fingerprint of the trained weights of all ranks, which changes when a step moves the policy."""
+        trained = ((name, each) for name, each in self.model.named_parameters() if each.requires_grad)
+        own = fingerprint(((name, getattr(each, "_local_tensor", each)) for name, each in trained), whole=False)
+        return " ".join(all_gather_object(own)) if self.sharded else own
+
     def as_saved(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Weights of :meth:`named_weights` as a checkpoint of this model has them."""
+        """Converts :meth:`named_weights` to the names and shapes of this model's checkpoint."""
         return as_saved(self.model, weights)
 
     # -- log-probs ---------------------------------------------------------------------------------------------
 
     def forward(self, rows: PaddedRows, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of the response tokens.
+        """Computes log-probs and entropies of the response tokens.
 
         Args:
             rows: R padded rows on this module's device.
-            model: The policy unless another model, such as the reference, is given.
+            model: Model to use, such as the reference; None for the policy.
 
         Returns:
             ((R, T), (R, T)) float32, zero at padding.
@@ -162,28 +220,50 @@ class PolicyModel(L.LightningModule):
         )
         return found
 
+    def run(self, rows: PaddedRows) -> PassOutputs:
+        """Runs one forward pass of every model that the loss needs: the policy, the reference and the critic.
+
+        Args:
+            rows: Padded rows on any device.
+        """
+        rows = rows.to(self.device)
+        logp, entropy = self(rows)
+        values = None if self.critic is None else self.value_model(rows)
+        return PassOutputs(rows, logp, entropy, self.reference_logprobs(rows), values)
+
     def logprobs(self, minibatch: Minibatch) -> list[Tensor]:
-        """(T,) log-probs of every response under the present weights, on the CPU, in row order.
+        """Returns (T,) log-probs of every response under the present weights, on the CPU, in row order.
 
         Uses the training step's precision; otherwise the ratio would measure numerical error instead of policy change.
         """
         return self._row_by_row(minibatch, lambda part: self(part)[0])
 
     def values(self, minibatch: Minibatch) -> list[Tensor]:
-        """(T,) values of the critic, as :meth:`logprobs` gives log-probs."""
-        return self._row_by_row(minibatch, self.value_model)
+        """Returns (T,) the critic's values of every response, on the CPU, in row order."""
+        return self.estimates(minibatch)["values"]
 
-    def _row_by_row(self, minibatch: Minibatch, score: Callable[[PaddedRows], Tensor]) -> list[Tensor]:
-        passes = self._passes(minibatch, minibatch.rows())
-        # sharded, every pass gathers weights from all ranks
+    def estimates(self, minibatch: Minibatch) -> dict[str, list[Tensor]]:
+        """Returns (T,) for every response, by name: the critic's values, and further estimates by its settings."""
+        assert self.critic is not None
+        groups = problem_groups(minibatch, self.critic.head)
+        copied = None if self.value_target is None else self._row_by_row(minibatch, self.value_target.model, **groups)
+        return self.critic.estimates_of(self._row_by_row(minibatch, self.value_model, **groups), copied)
+
+    def reference_scores(self, minibatch: Minibatch) -> list[Tensor]:
+        """Returns (T,) log-probs of every response under the frozen reference, on the CPU, in row order."""
+        return self._row_by_row(minibatch, self._under_reference)
+
+    def _row_by_row(self, minibatch: Minibatch, score: Callable[..., Tensor], **columns: list[Tensor]) -> list[Tensor]:
+        passes = self._passes(minibatch, minibatch.rows(**columns))
+        # With sharded weights, every pass gathers them from all ranks.
         most = int(all_reduce(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
             return scores_by_row(passes, score, self.device, most)
 
     def _passes(self, minibatch: Minibatch, rows: Sequence[Row]) -> list[PaddedRows]:
-        """A minibatch's rows in micro-batches. The same rows are always split in the same way.
+        """Splits a minibatch's rows into micro-batches, always in the same way.
 
-        Groups whose rewards are equal come apart, because most often their rows have no gradient.
+        Groups with equal rewards get separate micro-batches, because their rows usually have no gradient.
         """
         effective = [group.is_effective(self.reward_key) for group in minibatch.groups for _ in group.responses]
         kinds = [[row for row in rows if effective[row.index] is kind] for kind in (True, False)]
@@ -192,25 +272,28 @@ class PolicyModel(L.LightningModule):
 
     @cached_property
     def _layer_costs(self) -> LayerCosts | None:
-        """By which prompts are shared; None where they are not."""
+        """Costs that decide which responses share a prompt; None if none do."""
         base = self.model.base_model
         shares = self.shared_prompts and shares_prompts(base)
         return LayerCosts.of_model(base.config, self.device.type) if shares else None
 
     @torch.no_grad()
-    def reference_logprobs(self, part: PaddedRows) -> Tensor | None:
-        """(R, T) under the frozen reference, where a regularizer asks for it."""
-        if not self._reference:
-            return None
-        logp, _ = self(part, self._reference[0].to(self.device))
-        return cast(Tensor, logp)
+    def reference_logprobs(self, rows: PaddedRows) -> Tensor | None:
+        """Returns (R, T) log-probs under the frozen reference, or None if the objective does not need them."""
+        return self._under_reference(rows) if self.objective.needs_reference else None
+
+    def _under_reference(self, rows: PaddedRows) -> Tensor:
+        if self.lora is None:
+            return cast(Tensor, self(rows, self._reference[0].to(self.device))[0])
+        with without_adapters(self.model):
+            return cast(Tensor, self(rows)[0])
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Nothing to do: the Evaluation callback reads the graded responses in the batch."""
+        """Does nothing, because the Evaluation callback reads the graded responses in the batch."""
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As :meth:`validation_step`."""
+        """Does nothing, see :meth:`validation_step`."""
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """The benchmark's name; the Evaluation callback writes the responses."""
+        """Returns the benchmark's name. The Evaluation callback writes the responses."""
         return batch[0]

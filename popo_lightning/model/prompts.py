@@ -21,7 +21,7 @@ from popo_lightning.model.loading import sees_images
 
 THINK_TAG = "<think>"
 
-SHOWN = 5  # sentences about unreadable problems
+SHOWN = 5  # maximum number of warnings about unreadable problems
 SHOWN_CHARACTERS = 80
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Prompt:
     Args:
         ids: (P,) tokens as the policy reads them: an image takes as many as it has features.
         images: The vision tower's inputs, by the argument names of the model's forward; empty for text.
-        unexpanded_ids: As ids, but with one token per image, which vLLM expands by itself. Empty for text.
+        unexpanded_ids: The same tokens, but with one token per image, which vLLM expands by itself. Empty for text.
         pictures: The images before the processor, for vLLM.
         begun: Number of last tokens of ids that begin the response, and count towards its limit.
         opened: Text of the response that the end of the prompt contains, such as "<think>" and a new line, for
@@ -67,7 +67,7 @@ class PromptEncoder:
         check_model_files(folder)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # a damaged file fails in every way there is
+        except Exception as error:  # a damaged file may raise anything
             raise SettingError(f"model.path is '{folder}', from which no tokenizer loads: {reason(error)}") from error
         if self.tokenizer.eos_token_id is None:
             raise SettingError(
@@ -75,7 +75,7 @@ class PromptEncoder:
                 "eos_token in its tokenizer_config.json"
             )
         if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # nothing reads what padding holds
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # any token will do, because nothing reads padding
         self.folder = folder
         self.max_tokens = max_tokens
         self.image_pixels = image_pixels
@@ -107,7 +107,7 @@ class PromptEncoder:
     # -- one problem -------------------------------------------------------------------------------------------
 
     def encode(self, problem: Problem) -> Prompt:
-        """Tokens and images of one problem. Text is kept for the next time; images would fill the memory."""
+        """Encodes one problem. Text prompts are cached; images are not, because they would fill the memory."""
         if problem.images:
             return self._with_images(problem)
         if problem.id not in self._encoded:
@@ -159,7 +159,7 @@ class PromptEncoder:
     # -- many --------------------------------------------------------------------------------------------------
 
     def fitting(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Problems whose prompt is short enough and whose images decode; the others are counted, never cut."""
+        """Returns the problems with short enough prompts and readable images. The others are counted, never cut."""
         kept, unreadable = [], []
         for problem in problems:
             try:
@@ -186,7 +186,7 @@ class PromptEncoder:
         return kept
 
     def _warn_of_a_lost_system_message(self, problems: Sequence[Problem]) -> None:
-        """Once: some chat templates leave it out without a word."""
+        """Warns once if the chat template silently leaves out the system message, as some do."""
         asked = next((problem for problem in problems if _system(problem).strip()), None)
         if asked is None or self._system_checked:
             return
@@ -201,7 +201,7 @@ class PromptEncoder:
             )
 
     def length(self, problem: Problem) -> int:
-        """Prompt tokens. Images are decoded, so that none fails in the middle of a run, but not processed."""
+        """Returns the number of prompt tokens. Images are decoded, so that none fails later, but not processed."""
         if not problem.images:
             ids = self.encode(problem).ids
             self._check_image_tokens(ids.tolist(), 0)
@@ -216,13 +216,13 @@ class PromptEncoder:
         return len(ids) - len(problem.images) + patches
 
     def _check_image_tokens(self, ids: Sequence[int], images: int) -> None:
-        """Raises ValueError where a problem's text has image tokens of its own, for which there are no features."""
+        """Raises ValueError if a problem's text contains image tokens itself, which have no features."""
         if self._image_tokens and sum(token in self._image_tokens for token in ids) != images:
             raise ValueError("its text contains the model's own image tokens")
 
 
 def _system(problem: Problem) -> str:
-    """The system message of a problem that is asked in messages, or nothing."""
+    """Returns the system message of a problem that is asked in messages, or an empty string."""
     if isinstance(problem.prompt, str) or problem.prompt[0]["role"] != "system":
         return ""
     content = problem.prompt[0]["content"]
@@ -230,7 +230,7 @@ def _system(problem: Problem) -> str:
 
 
 def _remedy(messages: Sequence[dict[str, Any]]) -> str:
-    """What of a problem's messages not all templates take, and the settings that have it."""
+    """Names the settings behind those messages of a problem that not all templates take."""
     settings = {"data.task.system": messages[0]["role"] == "system"}
     settings |= {"data.task.response_prefix": messages[-1]["role"] == "assistant"}
     there = [setting for setting, is_there in settings.items() if is_there]
@@ -240,7 +240,7 @@ def _remedy(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def _opened(problem: Problem, text: str) -> str:
-    """The tag, with the space after it, that a chat template or plain prompt opens for the policy at its end."""
+    """Returns the opening think tag and the space after it, if a chat template or plain prompt ends with them."""
     if problem.response_prefix:
         return ""
     bare = text.rstrip()
@@ -248,19 +248,19 @@ def _opened(problem: Problem, text: str) -> str:
 
 
 def _image_tokens(folder: str | Path) -> list[int]:
-    """Tokens that stand for images or videos in a model's prompts; none for a text model."""
+    """Returns the tokens that stand for images or videos in a model's prompts; none for a text model."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # the model's own loading says what is wrong with it
+    except Exception:  # loading the model later says what is wrong
         return []
     tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
     return [token for token in tokens if isinstance(token, int)] if sees_images(config) else []
 
 
 def open_image(image: str | bytes) -> Any:
-    """A picture, in RGB, from a path or from encoded bytes; raises what PIL raises for one that it cannot read."""
+    """Opens an image in RGB from a path or from encoded bytes. Raises PIL's errors for an unreadable image."""
     from PIL import Image
 
     with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
@@ -268,7 +268,7 @@ def open_image(image: str | bytes) -> Any:
 
 
 def _parts(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose text is cut at image marks, as chat templates of vision-language models expect it."""
+    """Splits a message's text at image marks, as chat templates of vision-language models expect it."""
     if not isinstance(message["content"], str) or IMAGE_MARK not in message["content"]:
         return message
     parts: list[dict[str, str]] = []

@@ -15,18 +15,18 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 def as_saved(model: Any, weights: NamedTensors) -> Iterator[tuple[str, Tensor]]:
-    """Weights under the names and in the shapes of the checkpoint that the model was loaded from.
+    """Yields weights with the names and shapes of the checkpoint that the model was loaded from.
 
-    A layer's weights are converted together, since several parameters may make one tensor of a checkpoint; no more
-    than one layer's are held.
+    A layer's weights are converted together, because several parameters may form one tensor of a checkpoint. At most
+    one layer's weights are held.
 
     Args:
-        model: Of transformers, as from_pretrained made it; without its conversions weights stay as they are.
-        weights: By parameter name, those of a layer side by side.
+        model: A transformers model made by from_pretrained. Without conversions its weights do not change.
+        weights: Weights by parameter name; those of a layer are adjacent.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    if getattr(model, "_weight_conversions", None) == []:  # as from_pretrained leaves it where nothing was converted
+    if getattr(model, "_weight_conversions", None) == []:  # from_pretrained converted nothing
         yield from weights
         return
     place, held = "", dict[str, Tensor]()
@@ -39,7 +39,7 @@ def as_saved(model: Any, weights: NamedTensors) -> Iterator[tuple[str, Tensor]]:
 
 
 def saved_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """A model's buffers that its checkpoint has, by name."""
+    """Yields the model's persistent buffers, which its checkpoint has, by name."""
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
@@ -47,7 +47,7 @@ def saved_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layer(name: str) -> str:
-    """The beginning of a parameter's name, up to its layer's number: "model.layers.3"; "" outside of layers."""
+    """Returns a parameter's name up to its layer's number, such as "model.layers.3"; "" outside of layers."""
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1]) if numbers else ""

@@ -1,4 +1,4 @@
-"""From padded rows to the states and log-probs of their response tokens: one forward pass."""
+"""Computes the states and log-probs of padded rows' response tokens in one forward pass."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from popo_lightning.model.padded_rows import PaddedRows, one_token
 
 
 def response_states(base: Any, rows: PaddedRows) -> Tensor:
-    """Hidden states in which the response tokens are chosen.
+    """Computes the hidden states from which the response tokens are predicted.
 
     Args:
         base: A transformers model without its output head.
         rows: R padded rows on its device.
 
     Returns:
-        (N, H), the state before each of the N response tokens, row after row.
+        (N, H) the state before each of the N response tokens, row after row.
     """
     if base.config._attn_implementation == PACKED and not _takes_causal_kernel(base, rows):
         return _of_flat_tokens(base, rows)
@@ -46,9 +46,9 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
 
 
 def _takes_causal_kernel(base: Any, rows: PaddedRows) -> bool:
-    """Whether a pass is one row, with nothing beside it to be hidden, for which a kernel without a mask is fastest.
+    """Returns whether a pass is a single row that needs no mask, for which a causal kernel without mask is fastest.
 
-    On CUDA none of those takes float32 with keys that several heads share, but by a matrix of all scores.
+    On CUDA no fast kernel takes float32 with shared key heads; there sdpa would compute a matrix of all scores.
     """
     alone = rows.segments is None and len(rows.input_ids) == 1
     device = rows.input_ids.device
@@ -56,7 +56,7 @@ def _takes_causal_kernel(base: Any, rows: PaddedRows) -> bool:
 
 
 def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
-    """The same, from tokens without any padding in between."""
+    """Computes :func:`response_states` from tokens without padding between them."""
     kept, device = rows.attention_mask, rows.input_ids.device
     segments = rows.segments
     if segments is None:
@@ -72,18 +72,17 @@ def _of_flat_tokens(base: Any, rows: PaddedRows) -> Tensor:
 
 
 def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask for packed rows: 0 where a token sees another, otherwise -inf.
+    """Makes the additive attention mask of packed rows: 0 where a token sees another, otherwise -inf.
 
     A token sees the prompt and its own response, up to itself. Padding also sees something, or its states would be NaN.
-    It is additive instead of boolean, because attention would convert a boolean mask in every layer, and keep the
-    result.
+    The mask is additive, because attention would convert a boolean mask in every layer, and keep the result.
 
     Args:
-        segments: (S, L) 0 prompt, 1, 2, ... responses, -1 padding.
-        dtype: Computing type of attention.
+        segments: (S, L) 0 for the prompt, 1, 2, ... for its responses, -1 for padding.
+        dtype: Type that attention computes in.
 
     Returns:
-        (S, 1, L, L)
+        (S, 1, L, L) mask.
     """
     seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
     mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
@@ -104,10 +103,10 @@ def response_logprobs(
     forbidden_token_ids: Sequence[int],
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of the response tokens.
+    """Computes log-probs and entropies of the response tokens.
 
     Args:
-        model: A causal language model of transformers.
+        model: A transformers causal language model.
         rows: R padded rows on its device.
         temperature: The sampling temperature.
         forbidden_token_ids: Tokens the engine cannot sample.
@@ -130,24 +129,27 @@ def response_logprobs(
 
 
 def placed(flat: Tensor, mask: Tensor) -> Tensor:
-    """(N,) values at the N true places of a (R, T) mask, zero elsewhere.
+    """Places (N,) or (N, O) values at the N true entries of a (R, T) mask, and zero elsewhere.
 
     PaddedRows.mask and .is_response list a row's response tokens in the same order.
     """
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    further = flat.shape[1:]
+    empty = torch.zeros((*mask.shape, *further), dtype=flat.dtype, device=flat.device)
+    return empty.masked_scatter(mask[..., None] if further else mask, flat)
 
 
 @torch.no_grad()
 def scores_by_row(
     passes: Sequence[PaddedRows], score: Callable[[PaddedRows], Tensor], device: torch.device, most: int
 ) -> list[Tensor]:
-    """(T,) scores of every row, on the CPU, in the order of the minibatch.
+    """Returns (T,) scores of every row, on the CPU, in the order of the minibatch.
 
     Args:
-        passes: The rows of a minibatch.
-        score: Gives (R, T) of a pass's rows.
-        device: Where it computes.
-        most: Passes to make, of one token where there are fewer: sharded, each is a collective.
+        passes: Padded rows of a minibatch.
+        score: Computes (R, T) scores of a pass's rows.
+        device: Device for the computation.
+        most: Minimum number of passes. With sharded weights each pass is a collective, so missing ones are made with
+            one token.
     """
     found: dict[int, Tensor] = {}
     for part in passes:

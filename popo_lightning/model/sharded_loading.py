@@ -1,7 +1,7 @@
 """Loads a model that is sharded over the ranks: rank 0 reads it, and sends every rank its shard of each parameter.
 
-The whole weights are in the host memory of one process only, for any number of ranks, and only one parameter at a time
-is whole on a device.
+Only one process holds the whole weights in host memory, for any number of ranks, and only one parameter at a time is
+whole on a device.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.ranks import broadcast_object
 from popo_lightning.model.attention import register_packed_attention
-from popo_lightning.model.critic import first_weights
 from popo_lightning.model.loading import remove_dropout
 from popo_lightning.model.logit_form import PLAIN, LogitForm
+from popo_lightning.model.lora import Adapted, inject
 from popo_lightning.model.sharding import shard_policy, shard_value_model
 
 Weights = Mapping[str, Tensor]
@@ -31,19 +31,20 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Outline:
-    """A model without its weights: every rank builds the same one from it, on the meta device."""
+    """Description from which every rank builds the same model without weights, on the meta device."""
 
-    kind: Any  # class of transformers
+    kind: Any  # transformers class
     config: Any
     generation_config: Any
     parameters: dict[str, tuple[torch.dtype, bool]]  # type, and whether it is trained
     buffers: dict[str, Tensor]
-    conversions: Any = None  # between checkpoint and parameters, which the model is saved by
+    conversions: Any = None  # weight conversions between checkpoint and parameters, for saving
     logit_form: LogitForm = PLAIN
+    adapted: Adapted | None = None
 
     @classmethod
     def of(cls, model: Any) -> Outline:
-        """The outline of a model that load_trainable gave."""
+        """Describes a model made by load_trainable."""
         return cls(
             type(model),
             model.config,
@@ -52,10 +53,11 @@ class Outline:
             dict(model.named_buffers(remove_duplicate=False)),
             getattr(model, "_weight_conversions", None),
             getattr(model, "logit_form", PLAIN),
+            getattr(model, "adapted", None),
         )
 
     def build(self) -> Any:
-        """The model with its buffers on the CPU and its parameters on the meta device."""
+        """Builds the model with its buffers on the CPU and its parameters on the meta device."""
         register_packed_attention()  # the configuration may name it, and only rank 0 has loaded a model
         with torch.device("meta"):
             model = self.kind._from_config(self.config)
@@ -63,6 +65,8 @@ class Outline:
             model.generation_config = self.generation_config
         model._weight_conversions = self.conversions
         model.logit_form = self.logit_form
+        if self.adapted is not None:
+            inject(model, self.adapted)
         parameters = dict(model.named_parameters())
         if parameters.keys() != self.parameters.keys():
             raise RuntimeError(
@@ -83,7 +87,7 @@ class FirstRanksModel:
     """A model that rank 0 has loaded, with its outline on the other ranks. A collective, like its methods.
 
     Args:
-        load: Gives the model; called on rank 0 alone.
+        load: Loads the model; called only on rank 0.
 
     Raises:
         SettingError: On all ranks if `load` raised it, and on all but rank 0 if it raised anything else.
@@ -97,7 +101,7 @@ class FirstRanksModel:
             try:
                 self._whole = load()
                 told = Outline.of(self._whole)
-            except Exception as error:  # for any error: the other ranks must not wait for a model
+            except Exception as error:  # any error, because the other ranks must not wait for a model
                 failure = error
                 told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
         told = broadcast_object(told)
@@ -109,21 +113,21 @@ class FirstRanksModel:
         self.outline = told
 
     def weights(self, of: Callable[[Any], Weights]) -> Weights | None:
-        """What :func:`fill` is given: on rank 0 the weights by name, elsewhere nothing.
+        """Returns the argument of :func:`fill`: the weights by name on rank 0, and None on the other ranks.
 
         Args:
-            of: Names the whole model's weights, as :func:`named` does.
+            of: Returns the whole model's weights by name, such as :func:`named`.
         """
         return None if self._whole is None else of(self._whole)
 
 
 def split_models(policy: Any, first: FirstRanksModel, mesh: DeviceMesh) -> None:
-    """Splits a policy, its reference and its critic, built on the meta device, and gives them their weights.
+    """Shards a policy, its reference and its critic, built on the meta device, and gives them their weights.
 
     Args:
         policy: The PolicyModule.
-        first: What rank 0 has loaded.
-        mesh: The ranks.
+        first: Model that rank 0 has loaded.
+        mesh: Device mesh of the ranks.
     """
     device = policy.trainer.strategy.root_device
     for model in (policy.model, *policy._reference):
@@ -131,24 +135,29 @@ def split_models(policy: Any, first: FirstRanksModel, mesh: DeviceMesh) -> None:
         fill(model, first.weights(named), device)
     if policy.critic is not None:
         shard_value_model(policy.value_model, mesh, policy.compute_dtype)
-        fill(policy.value_model, first.weights(first_weights), device)
+        fill(policy.value_model, first.weights(policy.critic.first_weights), device)
+    if policy.value_target is not None:
+        for part in filter(None, (policy.value_target.model, policy.value_target.speed)):
+            shard_value_model(part, mesh, policy.compute_dtype)
+            fill(part, first.weights(policy.critic.first_weights), device)
+        policy.value_target.rest()
 
 
 def named(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters by name, detached."""
+    """Returns a model's parameters by name, detached."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
 def fill(model: nn.Module, weights: Weights | None, device: torch.device) -> None:
-    """Gives a split model on the meta device its weights, one parameter at a time. A collective.
+    """Gives a sharded model on the meta device its weights, one parameter at a time. A collective.
 
-    Tied parameters stay one object: making each anew would leave them the same numbers, and half the gradient each.
+    Tied parameters stay one object. Separate objects would have the same values, but only part of the gradient each.
 
     Args:
-        model: After fully_shard; its buffers have their values.
-        weights: Whole, by name, on rank 0; None elsewhere.
-        device: Of this rank.
+        model: Model after fully_shard, whose buffers have their values.
+        weights: Whole weights by name on rank 0; None on the other ranks.
+        device: Device of this rank.
     """
     places: defaultdict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in model.modules():
@@ -173,9 +182,9 @@ def fill(model: nn.Module, weights: Weights | None, device: torch.device) -> Non
 
 
 def _scattered(parameter: Any, whole: Tensor | None, device: torch.device) -> Tensor:
-    """This rank's part of a whole tensor that rank 0 has."""
+    """Returns this rank's shard of a whole tensor on rank 0."""
     assert isinstance(parameter, DTensor), "fully_shard leaves no parameter whole"
     if whole is None:
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)  # to receive in; never read
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)  # only shape and dtype matter
     assert (whole.shape, whole.dtype) == (parameter.shape, parameter.dtype)
     return distribute_tensor(whole.to(device).contiguous(), parameter.device_mesh, parameter.placements)

@@ -24,12 +24,14 @@ from popo_lightning.model.scoring import response_logprobs
 
 
 def settle_strategy(strategy: Strategy, ranks: int) -> None:
-    """Decides what nobody has decided, where Lightning's own choice is another, before the processes are joined.
+    """Sets options that the user left open and for which Lightning's default does not fit, before processes join.
+
+    FSDP2's mesh becomes all ranks x 1, because every rank trains on its own responses. DDP's gradients become views of
+    the buckets it sends instead of copies, which saves 4 bytes per parameter.
 
     Args:
-        strategy: The trainer's. FSDP2's sizes become all ranks and 1, since every rank trains on responses of its own;
-            DDP's gradients become parts of the buckets it sends, not copies: 4 bytes a parameter less.
-        ranks: Processes of the run.
+        strategy: The trainer's strategy.
+        ranks: Number of processes of the run.
     """
     if isinstance(strategy, DDPStrategy):
         strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
@@ -41,11 +43,11 @@ def settle_strategy(strategy: Strategy, ranks: int) -> None:
 
 
 def check_sharding(strategy: Strategy, ranks: int) -> None:
-    """Raises SettingError for what would be silently wrong, or wait for ever, over several ranks.
+    """Raises SettingError for strategies that would be silently wrong, or wait forever, over several ranks.
 
     Args:
-        strategy: The trainer's, settled.
-        ranks: Processes of the run.
+        strategy: The trainer's strategy, after :func:`settle_strategy`.
+        ranks: Number of processes of the run.
     """
     if isinstance(strategy, FSDPStrategy):
         raise SettingError(
@@ -78,8 +80,8 @@ def check_checkpoint(checkpoint: str | None, strategy: Strategy) -> None:
     """Raises SettingError for a folder of shards that the strategy cannot read.
 
     Args:
-        checkpoint: ckpt_path.
-        strategy: The trainer's.
+        checkpoint: Value of ckpt_path.
+        strategy: The trainer's strategy.
     """
     if checkpoint is not None and Path(checkpoint).is_dir() and not isinstance(strategy, ModelParallelStrategy):
         raise SettingError(
@@ -90,24 +92,25 @@ def check_checkpoint(checkpoint: str | None, strategy: Strategy) -> None:
 
 
 def shard_policy(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
-    """Splits a language model in place: each of its layers is gathered for its own pass only.
+    """Shards a language model in place. Each of its layers is gathered only for its own pass.
 
     Args:
-        model: With its output head; what is tied stays tied.
-        mesh: The ranks.
-        compute_dtype: Type that gathered weights come in; the split ones, gradients and their sums keep theirs.
+        model: Model with its output head; tied weights stay tied.
+        mesh: Device mesh of the ranks.
+        compute_dtype: Type of gathered weights. Shards and their gradients keep their own dtype; gradients are summed
+            in float32.
     """
     precision = _precision(compute_dtype)
     _shard_layers(model, mesh, precision)
-    # resharded after a pass without gradient too: a weight sync may follow
+    # It is also resharded after a pass without gradient, because a weight sync may follow.
     fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
-    # Scoring passes the model's forward by, which would make all logits at once, so its hooks have to be told.
+    # Scoring bypasses the model's forward, which would make all logits at once, so FSDP's hooks must be registered.
     model.response_logprobs = MethodType(response_logprobs, model)
     register_fsdp_forward_method(model, "response_logprobs")
 
 
 def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
-    """As :func:`shard_policy`, a value model; its head stays float32."""
+    """Shards a value model like :func:`shard_policy`; its head stays float32."""
     precision = _precision(compute_dtype)
     _shard_layers(model.base, mesh, precision)
     fully_shard(model.base, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
@@ -115,7 +118,7 @@ def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) 
 
 
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights by checkpoint name; sharded ones are gathered bit by bit, which is a collective."""
+    """Yields the weights by parameter name. Sharded ones are gathered one at a time, which is a collective."""
     for name, parameter in model.named_parameters():
         yield name, full_tensor(parameter.detach())
 

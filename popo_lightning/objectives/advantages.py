@@ -15,26 +15,26 @@ from popo_lightning.objectives.weights import BehaveWeight, NoCorrection
 
 # Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
 SPREAD_TOLERANCE = 1e-6
-# Beyond it exp leaves float32; reached only by temperatures far below the rewards' spread.
+# It keeps exp finite in float32. Only temperatures far below the rewards' spread reach it.
 EXPONENT_BOUND = 20.0
 
 
 def is_effective(rewards: Tensor) -> Tensor:
-    """(..., 1) true where the rewards of a group differ by more than 1e-6.
+    """Returns (..., 1), true where the rewards of a group differ by more than 1e-6.
 
     Args:
-        rewards: (..., K).
+        rewards: (..., K) rewards.
     """
     spread = rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True)
     return spread > SPREAD_TOLERANCE
 
 
 def zero_if_ineffective(advantages: Tensor, rewards: Tensor) -> Tensor:
-    """Advantages of effective groups, exactly 0 in the others, where a formula leaves rounding errors.
+    """Sets the advantages of ineffective groups to exactly 0, because formulas leave rounding errors there.
 
     Args:
-        advantages: (..., K).
-        rewards: (..., K).
+        advantages: (..., K) advantages.
+        rewards: (..., K) rewards.
     """
     return torch.where(is_effective(rewards), advantages, 0.0)
 
@@ -43,8 +43,8 @@ def check_group_size(rewards: Tensor, least: int = 2) -> None:
     """Raises SettingError for groups too small to compare responses in.
 
     Args:
-        rewards: (..., K).
-        least: Responses that the rule needs.
+        rewards: (..., K) rewards.
+        least: Minimum number of responses that the rule needs.
     """
     if rewards.shape[-1] < least:
         raise SettingError(
@@ -54,10 +54,10 @@ def check_group_size(rewards: Tensor, least: int = 2) -> None:
 
 
 def group_normalized(rewards: Tensor, eps: float = 1e-6, normalize_by_std: bool = True) -> Tensor:
-    """Reward minus the group's mean, divided by the group's standard deviation.
+    """Returns the rewards minus the group's mean, divided by the group's standard deviation.
 
-    GRPO, arXiv 2402.03300 section 4.1. Without the division: Dr.GRPO, arXiv 2503.20783. A stored group keeps its
-    rewards, so computing this again for a replayed group gives the advantages of the day it was sampled.
+    This is GRPO's advantage (arXiv 2402.03300 section 4.1); without the division it is Dr.GRPO's (arXiv 2503.20783). A
+    stored group keeps its rewards, so a replayed group gets the same advantages as when it was sampled.
 
     Deviations: the std is the unbiased one, as in verl (the paper does not say). A group whose rewards differ by at
     most 1e-6 gets exactly 0; the formula would turn rounding errors into small advantages.
@@ -84,6 +84,7 @@ class Advantage(ABC):
         needs_prox: Whether `for_group` reads the proximal log-probs of replayed groups.
         needs_values: Whether `for_group` reads a critic's values.
         whitens: Whether the advantages of a minibatch are shifted and scaled over all its tokens (`whiten`).
+        bootstraps: Whether the returns that a critic learns contain values of later states.
         includes_is_weight: Whether the advantages already contain pi_prox / pi_behave, so that the behaviour weight
             must be NoCorrection.
     """
@@ -91,11 +92,12 @@ class Advantage(ABC):
     needs_prox: bool = False
     needs_values: bool = False
     whitens: bool = False
+    bootstraps: bool = False
     includes_is_weight: bool = False
 
     @abstractmethod
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
 
     def for_group(
         self,
@@ -104,30 +106,30 @@ class Advantage(ABC):
         prox_logp: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Advantages of one group as it stands in a minibatch.
+        """Returns the advantages of one group in a minibatch.
 
         Args:
             group: K graded responses.
             reward: Reward component that is trained on.
             prox_logp: (T,) proximal log-probs of each response; None for a group that prox itself sampled.
-            values: (T,) values of the states before each response token, of each response.
+            values: (T,) a critic's values of the states before each response token, for each response.
 
         Returns:
-            One tensor a response: () for all its tokens, or (T,).
+            One tensor per response: () for all its tokens, or (T,).
         """
         return list(self(group.rewards(reward)[None])[0].unbind())
 
     def objection(self, group_size: int) -> str | None:
-        """Says why groups of this size cannot be used, naming data.group_size; None where they can.
+        """Says why groups of this size cannot be used, naming data.group_size; None if they can.
 
         Args:
-            group_size: K.
+            group_size: Number of responses per group, K.
         """
         return None
 
 
 def check_weight(advantage: Advantage, behave_weight: BehaveWeight) -> None:
-    """Raises SettingError where the behaviour policy would be corrected for twice."""
+    """Raises SettingError if the behaviour policy would be corrected for twice."""
     if advantage.includes_is_weight and not isinstance(behave_weight, NoCorrection):
         raise SettingError(
             f"model.behave_weight is {type(behave_weight).__name__}, but the advantages of "
@@ -148,7 +150,7 @@ class GroupNormalized(Advantage):
         self.eps = at_least("GroupNormalized.eps", eps, 0, ", such as 1e-6")
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         return group_normalized(rewards, eps=self.eps, normalize_by_std=self.normalize_by_std)
 
 
@@ -162,7 +164,7 @@ class LeaveOneOut(Advantage):
     """
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Map rewards (G, K) to advantages (G, K)."""
+        """Maps rewards (G, K) to advantages (G, K)."""
         check_group_size(rewards)
         others = (rewards.sum(dim=-1, keepdim=True) - rewards) / (rewards.shape[-1] - 1)
         return zero_if_ineffective(rewards - others, rewards)

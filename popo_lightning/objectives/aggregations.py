@@ -21,22 +21,22 @@ class Aggregation(ABC):
 
     @abstractmethod
     def row_weights(self, lengths: Tensor) -> Tensor:
-        """Map the response lengths (R,) of some rows to what their tokens' losses are multiplied by, (R,) float32."""
+        """Maps the response lengths (R,) of some rows to the factors of their token losses, (R,) float32."""
 
     @abstractmethod
     def size(self, lengths: Tensor) -> float:
-        """Give these rows' share of the denominator."""
+        """Returns these rows' share of the denominator."""
 
 
 class TokenMean(Aggregation):
     """Mean over all tokens of the minibatch: a long response weighs more than a short one (DAPO, 2503.14476)."""
 
     def row_weights(self, lengths: Tensor) -> Tensor:
-        """Give ones."""
+        """Returns ones."""
         return torch.ones_like(lengths, dtype=torch.float32)
 
     def size(self, lengths: Tensor) -> float:
-        """Give the number of tokens."""
+        """Returns the number of tokens."""
         return float(lengths.sum())
 
 
@@ -44,12 +44,24 @@ class SequenceMean(Aggregation):
     """Mean over responses of the mean over their tokens (GRPO, 2402.03300 equation 3; GSPO, 2507.18071)."""
 
     def row_weights(self, lengths: Tensor) -> Tensor:
-        """Give 1 / length; a row without tokens has no loss to weigh."""
+        """Returns 1 / length; a row without tokens has no loss to weigh."""
         return 1 / lengths.clamp(min=1).float()
 
     def size(self, lengths: Tensor) -> float:
-        """Give the number of responses."""
+        """Returns the number of responses."""
         return float(len(lengths))
+
+
+class PairMean(Aggregation):
+    """Mean over preference pairs of the sum over the tokens of both responses (DPO, 2305.18290 equation 7)."""
+
+    def row_weights(self, lengths: Tensor) -> Tensor:
+        """Returns ones."""
+        return torch.ones_like(lengths, dtype=torch.float32)
+
+    def size(self, lengths: Tensor) -> float:
+        """Returns the number of pairs."""
+        return len(lengths) / 2
 
 
 class SequenceSum(Aggregation):
@@ -65,9 +77,9 @@ class SequenceSum(Aggregation):
         self.length = above("SequenceSum.length", length, 0, "data.max_new_tokens")
 
     def row_weights(self, lengths: Tensor) -> Tensor:
-        """Give 1 / constant."""
+        """Returns 1 / constant."""
         return torch.full_like(lengths, 1 / self.length, dtype=torch.float32)
 
     def size(self, lengths: Tensor) -> float:
-        """Give the number of responses."""
+        """Returns the number of responses."""
         return float(len(lengths))

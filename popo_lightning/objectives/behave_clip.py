@@ -10,10 +10,10 @@ from popo_lightning.objectives.trust_regions import FixedClip, PPOClip
 
 
 def sampled_logp(rows: ObjectiveInputs) -> Tensor:
-    """Log-probs (R, T) under the policy that sampled: behave's on replayed rows, prox's on fresh ones.
+    """Returns the log-probs (R, T) under the policy that sampled: behave on replayed rows, prox on fresh ones.
 
-    Fresh rows were sampled by prox; the engine's own log-probs of them differ from prox's by rounding, which must not
-    fill the trust region. As for behaviour weights.
+    prox sampled the fresh rows. The engine's log-probs of them differ from prox's by rounding, which must not fill the
+    trust region. Behaviour weights treat fresh rows alike.
     """
     return torch.where(rows.fresh.bool().unsqueeze(-1), rows.prox_logp, rows.behave_logp).detach()
 
@@ -21,10 +21,10 @@ def sampled_logp(rows: ObjectiveInputs) -> Tensor:
 class BehaveAligned(PPOClip):
     """PPO's clip of pi_policy / pi_behave around 1: POPO's ablation that aligns fully with behave (arXiv 2606.01281).
 
-    It equals RePO's (arXiv 2506.09340) and TRL's replayed loss. On stale rows the ratio starts away from 1, often
-    already outside the bounds; such tokens then teach nothing or are not bounded. `behave_weight` must be NoCorrection.
-    It needs the stored behave log-probs. Extra passes: none. On fresh rows it is PPOClip. Inferred: the paper names the
-    ablation and gives no formula.
+    It equals the loss of replayed rows in RePO (arXiv 2506.09340) and TRL. On stale rows the ratio starts away from 1,
+    often already outside the bounds; such tokens teach nothing or are not bounded. `behave_weight` must be
+    NoCorrection. It needs the stored behave log-probs. Extra passes: none. On fresh rows it is PPOClip. Inferred: the
+    paper names the ablation and gives no formula.
 
     Args:
         clip_low: Ratios below 1 - clip_low give no further gain.
@@ -45,10 +45,10 @@ class FixedBehaveClip(FixedClip):
     includes_is_weight = True
 
     def center(self, rows: ObjectiveInputs) -> Tensor:
-        """Give `sampled_logp`."""
+        """Returns `sampled_logp`."""
         return sampled_logp(rows)
 
 
 def sampled_tokens(tokens: MinibatchTokens) -> Tensor:
-    """As `sampled_logp`, (N,)."""
+    """Returns the log-probs (N,) of `sampled_logp` for the tokens of a minibatch."""
     return torch.where(tokens.fresh.bool(), tokens.prox_logp, tokens.behave_logp)

@@ -12,20 +12,20 @@ from popo_lightning.objectives.trust_regions import TrustRegionOutput, score_los
 def capped_score_loss(
     logp: Tensor, center_logp: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
 ) -> TrustRegionOutput:
-    """-sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_centre.
+    """Computes -sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_centre.
 
-    Inside the bounds the gradient is that of -r A; outside it is limited, and never 0 as in PPO.
+    Inside the bounds the gradient is that of -r A. Outside it is limited, but not 0 as in PPO.
 
     Args:
-        logp: (R, T), with gradient.
-        center_logp: (R, T).
-        advantages: (R, T) or (R, 1).
-        mask: (R, T).
+        logp: (R, T) log-probs under the policy, with gradient.
+        center_logp: (R, T) log-probs under the centre.
+        advantages: (R, T) or (R, 1) advantages.
+        mask: (R, T), true at response tokens.
         low: Lower bound of the ratio.
         high: Upper bound of the ratio.
 
     Returns:
-        Loss, detached ratio, and which tokens' ratio is cut.
+        Loss, detached ratio, and which tokens have a clamped ratio.
     """
     mask = mask.bool()
     ratio = log_ratio(logp.detach(), center_logp.detach(), mask).exp()

@@ -17,18 +17,18 @@ VARIANCE_FLOOR = 1e-8
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and the returns a critic learns (arXiv 1506.02438, as in PPO, 1707.06347).
+    """Computes generalised advantage estimates and a critic's target returns (arXiv 1506.02438, as in PPO, 1707.06347).
 
         delta_t = r_t + gamma V_(t+1) - V_t,   A_t = sum over l of (gamma lam)^l delta_(t+l),   return_t = A_t + V_t
 
-    with V = 0 behind the last token, also where the token limit ended the response (as in verl).
+    with V = 0 after the last token, also if the token limit ended the response (as in verl).
 
     Args:
-        rewards: (R, T), of each token.
-        values: (R, T), of the states before each token; anything may stand at padding.
-        mask: (R, T), true at response tokens, which are a row's first.
-        gamma: Discount.
-        lam: Share of later deltas; 0 trusts the critic, 1 the rewards.
+        rewards: (R, T) reward of each token.
+        values: (R, T) values of the states before each token; padding may hold any value.
+        mask: (R, T), true at response tokens, which come first in a row.
+        gamma: Discount factor per token.
+        lam: Weight of later deltas; 0 trusts the critic, 1 the rewards.
 
     Returns:
         (advantages, returns), both (R, T) float32, 0 at padding.
@@ -43,7 +43,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def _discounted_sums(terms: Tensor, discount: float) -> Tensor:
-    """(R, T) sums over l of discount^l * terms[t + l]: sums of 2, 4, 8, ... terms, so that T takes log T steps."""
+    """Returns (R, T) sums over l of discount^l * terms[t + l]. Sums of 2, 4, 8, ... terms need only log T steps."""
     width = 1
     while width < terms.shape[1]:
         terms = terms + discount**width * torch.nn.functional.pad(terms[:, width:], (0, width))
@@ -52,10 +52,10 @@ def _discounted_sums(terms: Tensor, discount: float) -> Tensor:
 
 
 def moments(values: Iterable[Tensor]) -> Tensor:
-    """(3,) float64: count, sum and sum of squares of all elements. The sum of this over ranks is `whiten`'s argument.
+    """Returns count, sum and sum of squares of all elements, (3,) float64. `whiten` takes their sums over ranks.
 
     Args:
-        values: Tensors of any shape, one element a token.
+        values: Tensors of any shape, with one element per token.
     """
     found = torch.zeros(3, dtype=torch.float64)
     for value in values:
@@ -65,9 +65,9 @@ def moments(values: Iterable[Tensor]) -> Tensor:
 
 
 def whiten(values: Sequence[Tensor], of_all: Tensor) -> list[Tensor]:
-    """Shifts and scales to mean 0 and variance 1 over all tokens that `of_all` counts; as they are below two tokens.
+    """Shifts and scales to mean 0 and variance 1 over all tokens that `of_all` counts. Fewer than two stay unchanged.
 
-    The variance is the unbiased one, and at least 1e-8 is under the root, as in verl.
+    The variance is unbiased, and 1e-8 is added to it before the root, as in verl.
 
     Args:
         values: Tensors of any shape.
@@ -87,9 +87,10 @@ def whiten(values: Sequence[Tensor], of_all: Tensor) -> list[Tensor]:
 class GAE(Advantage):
     """PPO's advantage per token, from a critic: `gae` with the response's reward at its last token (1707.06347).
 
-    Stored: nothing; a replayed group's values are the present critic's. Extra passes: the critic's, forward without
-    gradient, and forward and backward with it. The group plays no part, so an all-wrong group also teaches, and groups
-    of one response are allowed. With gamma = lam = 1 the advantage is R - V_t and the return is R.
+    Stored: nothing; a replayed group's values are the present critic's. Extra passes: the critic's forward pass without
+    gradient, and its forward and backward pass in training. Responses are not compared with their group, so an
+    all-wrong group also teaches, and groups of one response are allowed. With gamma = lam = 1 the advantage is R - V_t
+    and the return is R.
 
     Deviations: a KL penalty is a regularizer of the objective, not part of the reward. Whitening is over the tokens of
     a minibatch, where verl's is over those of an iteration. For replayed groups the return is that of the policy that
@@ -107,9 +108,10 @@ class GAE(Advantage):
         self.gamma = within("GAE.gamma", gamma, 0, 1, "1.0")
         self.lam = within("GAE.lam", lam, 0, 1, "1.0")
         self.whitens = whiten
+        self.bootstraps = lam < 1
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Refuses: rewards alone have no value to compare with."""
+        """Refuses, because it needs a critic's values."""
         raise SettingError(
             "model.advantage is GAE, which needs a critic's values; set model.critic, or another advantage"
         )
@@ -121,7 +123,7 @@ class GAE(Advantage):
         prox_logp: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Advantages (T,), one a token, before whitening; a response's returns are these plus its values."""
+        """Returns (T,) advantages of each response before whitening; its returns are these plus its values."""
         if values is None:
             self(group.rewards(reward)[None])
         assert values is not None

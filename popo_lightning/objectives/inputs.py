@@ -18,13 +18,20 @@ class ObjectiveInputs:
         logp: (R, T) log-probs under the policy, with gradient.
         prox_logp: (R, T) log-probs under prox, the centre of the trust region.
         behave_logp: (R, T) log-probs under behave, the policy that sampled the tokens, stored at generation.
-        advantages: (R, 1) or (R, T).
+        advantages: (R, 1) or (R, T) advantages.
         mask: (R, T), true at response tokens; other positions may hold any value.
-        fresh: (R,), true where the row was sampled this iteration.
-        entropy: (R, T), with gradient if a regularizer uses it.
+        fresh: (R,), true if the row was sampled this iteration.
+        entropy: (R, T) entropy of the next-token distributions, with gradient if a regularizer uses it.
         ref_logp: (R, T) log-probs under the frozen reference.
         version: Policy version at the start of the iteration, for schedules.
         loss_weight: (R,) factors of each row's loss, regularizers excluded; None for 1.
+        values: (R, T) a critic's values before the step.
+        returns: (R, T) target returns of the critic.
+        target_values: (R, T) values of a critic's target copy.
+        value_std: (R, T) standard deviations of the return, from a critic that learns them.
+        problem_group: (R, 1) index of the problem's group, for a nested critic; -1 for none.
+        rival: (R, 1) log-ratio of the other response of a pair, summed over its tokens, under the policy before the
+            step.
     """
 
     logp: Tensor
@@ -37,6 +44,12 @@ class ObjectiveInputs:
     ref_logp: Tensor | None = None
     version: int = 0
     loss_weight: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    target_values: Tensor | None = None
+    value_std: Tensor | None = None
+    problem_group: Tensor | None = None
+    rival: Tensor | None = None
 
 
 @dataclass
@@ -47,7 +60,7 @@ class MinibatchTokens:
         logp: (N,) log-probs under the policy before the minibatch's step.
         prox_logp: (N,) log-probs under prox.
         behave_logp: (N,) log-probs under behave.
-        advantages: (N,).
+        advantages: (N,) advantages.
         fresh: (N,), true at tokens of rows sampled this iteration.
     """
 
@@ -59,10 +72,10 @@ class MinibatchTokens:
 
 
 def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """log(pi_a / pi_b) per token, 0 at padding, clamped to +-20.
+    """Returns log(pi_a / pi_b) per token, 0 at padding, clamped to +-20.
 
-    Padding is cleared first: it may hold -inf, NaN or anything else, and clearing after exp would still send NaN
-    through the backward pass. The clamp (verl's) keeps exp finite in float32; beyond it the gradient is 0.
+    Padding may hold -inf or NaN. It is cleared first, because clearing it after exp would still send NaN through the
+    backward pass. The clamp (verl's) keeps exp finite in float32; beyond it the gradient is 0.
 
     Args:
         a: (R, T) log-probs, float32.
@@ -70,6 +83,6 @@ def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
         mask: (R, T), true or 1 at response tokens.
 
     Returns:
-        (R, T), with gradient to `a` and `b`.
+        (R, T) log-ratios, with gradient to `a` and `b`.
     """
     return torch.where(mask.bool(), a - b, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)

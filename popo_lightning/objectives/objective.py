@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.aggregations import Aggregation, TokenMean
+from popo_lightning.objectives.aggregations import Aggregation, PairMean, TokenMean
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
@@ -19,9 +19,9 @@ from popo_lightning.objectives.weights import BehaveWeight, NoCorrection, Trunca
 
 @dataclass
 class TokenStatistics:
-    """Detached (R, T) tensors for the log. Select with the mask; padding holds fillers.
+    """Detached (R, T) tensors for the log. Select with the mask, because padding holds arbitrary values.
 
-    `ratio` is what the trust region bounds, in most of them pi_policy / pi_prox. `clipped` is true where a bound is
+    `ratio` is the ratio that the trust region bounds, usually pi_policy / pi_prox. `clipped` is true where a bound is
     active. `weight_raw` = pi_prox / pi_behave; `weight` is the applied weight.
     """
 
@@ -33,14 +33,14 @@ class TokenStatistics:
 
 
 class Objective:
-    """POPO's objective, and with other rules in its slots those of related methods.
+    """POPO's objective. With other rules in its slots it is the objective of related methods.
 
     It maximizes, over the tokens of a minibatch of groups (arXiv 2606.01281),
 
         J = mean over tokens of  w * min(r A, clip(r, 1 - clip_low, 1 + clip_high) A),
         w = pi_prox / pi_behave (detached),  r = pi_policy / pi_prox,
 
-    with w = 1 on fresh rows, where this is DAPO's surrogate. Inferred: of the paper only the abstract, the start of the
+    with w = 1 on fresh rows, where this is DAPO's surrogate. Inferred: only the paper's abstract, the start of its
     introduction and an article by the authors could be read. They say that behave and prox are decoupled, that
     importance sampling corrects the replayed groups, and that one trust region serves all data. This formula is the
     decoupled PPO objective (arXiv 2110.00641) that fits those words. Token-wise w, its cap and the token mean are
@@ -61,10 +61,18 @@ class Objective:
         regularizers: list[Regularizer] | None = None,
         aggregation: Aggregation = TokenMean(),  # noqa: B008
     ) -> None:
+        name = type(trust_region).__name__
         if trust_region.includes_is_weight and not isinstance(behave_weight, NoCorrection):
+            why = f"the ratio of {name} reaches back to the behaviour policy already"
+            if trust_region.compares_pairs:
+                why = f"{name} compares responses whoever sampled them"
             raise SettingError(
-                f"model.behave_weight is {type(behave_weight).__name__}, but the ratio of "
-                f"{type(trust_region).__name__} reaches back to the behaviour policy already; use NoCorrection with it."
+                f"model.behave_weight is {type(behave_weight).__name__}, but {why}; use NoCorrection with it."
+            )
+        if trust_region.compares_pairs and not isinstance(aggregation, PairMean):
+            raise SettingError(
+                f"model.aggregation is {type(aggregation).__name__}, but {name} sums over whole responses and counts "
+                "pairs; use PairMean with it."
             )
         self.behave_weight = behave_weight
         self.trust_region = trust_region
@@ -73,37 +81,44 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a regularizer needs `ref_logp`."""
-        return any(term.needs_reference for term in self.regularizers)
+        """Returns whether the trust region or a regularizer needs `ref_logp`."""
+        return self.trust_region.needs_reference or any(term.needs_reference for term in self.regularizers)
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether a regularizer needs `entropy` with gradient."""
+        """Returns whether a regularizer needs `entropy` with gradient."""
         return any(term.needs_entropy for term in self.regularizers)
 
     @property
     def needs_minibatch_tokens(self) -> bool:
-        """Whether `for_minibatch` must be called before the first micro-batch of a minibatch."""
+        """Returns whether `for_minibatch` must be called before the first micro-batch of a minibatch."""
         return self.trust_region.needs_minibatch_tokens
 
     def for_minibatch(self, tokens: MinibatchTokens) -> Objective:
-        """Give the objective that holds for all micro-batches of the minibatch these tokens are."""
+        """Returns the objective for all micro-batches of the minibatch with these tokens."""
+        return self._around(self.trust_region.for_minibatch(tokens))
+
+    def for_pairs(self, margins: Tensor) -> Objective:
+        """Returns the objective for a minibatch with these margins (P,) of pairs."""
+        return self._around(self.trust_region.for_pairs(margins))
+
+    def _around(self, trust_region: TrustRegion) -> Objective:
         found = copy.copy(self)
-        found.trust_region = self.trust_region.for_minibatch(tokens)
+        found.trust_region = trust_region
         return found
 
     def report(self) -> dict[str, float]:
-        """Give the trust region's numbers for the log."""
+        """Returns the trust region's numbers for the log."""
         return self.trust_region.report()
 
     def __call__(self, rows: ObjectiveInputs, denominator: float | Tensor) -> tuple[Tensor, TokenStatistics]:
-        """Loss of some rows of a minibatch.
+        """Computes the loss of some rows of a minibatch.
 
         Args:
             rows: One micro-batch.
             denominator: Sum of `aggregation.size` over all rows of the whole minibatch, its micro-batches and ranks,
-                counted before any token is rejected. With this one number the losses and gradients of the parts add
-                up to those of the whole; means of micro-batches would not.
+                counted before any token is rejected. With this one number the losses and gradients of micro-batches
+                add up to those of the whole minibatch; means of micro-batches would not.
 
         Returns:
             The scalar loss, sum over rows / denominator, and the detached values per token.

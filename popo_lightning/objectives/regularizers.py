@@ -17,22 +17,22 @@ K3_BOUND = 10.0
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tensor) -> Tensor:
-    """Per-token estimate of KL(policy || ref) from tokens the policy sampled.
+    """Estimates KL(policy || ref) per token from tokens the policy sampled.
 
     With log d = ref_logp - logp: k1 = -log d, k2 = (log d)^2 / 2, k3 = d - 1 - log d (Schulman's "Approximating KL
-    Divergence"; k3 is GRPO's, arXiv 2402.03300 equation 4). As values k1 and k3 are unbiased and k2 nearly so. The
-    gradient is another matter, see `kl_loss`.
+    Divergence"; k3 is GRPO's, arXiv 2402.03300 equation 4). As values k1 and k3 are unbiased and k2 nearly so. For
+    their gradients see `kl_loss`.
 
     Deviation: log d is clamped to +-20 and k3 to at most 10, both as in verl; a clamped token gives no gradient.
 
     Args:
-        logp: (R, T), with gradient.
-        ref_logp: (R, T), treated as a constant.
+        logp: (R, T) log-probs under the policy, with gradient.
+        ref_logp: (R, T) log-probs under the reference, treated as a constant.
         estimator: "k1", "k2" or "k3".
-        mask: (R, T).
+        mask: (R, T), true at response tokens.
 
     Returns:
-        (R, T), 0 at padding.
+        (R, T) estimates, 0 at padding.
     """
     log_d = log_ratio(ref_logp.detach(), logp, mask)
     if estimator == "k1":
@@ -44,25 +44,25 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tens
 
 
 def kl_loss(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The KL estimate as a loss.
+    """Returns the KL estimate as a loss.
 
-    On tokens the policy sampled, k2's gradient is the unbiased gradient of KL(policy || ref). k3's is not (it is that
-    of the forward KL), and is kept because published recipes use it. k1's has mean zero, no pressure at all, so k1
-    here keeps its value and takes k2's gradient (straight-through).
+    On tokens the policy sampled, k2's gradient is the unbiased gradient of KL(policy || ref). k3's gradient is that of
+    the forward KL; it is kept because published recipes use it. k1's gradient has mean zero and exerts no pressure, so
+    k1 here keeps its value and takes k2's gradient (straight-through).
 
     `weight` (R, T) corrects tokens that another policy sampled, as arXiv 2512.02556 (DeepSeek-V3.2) does. Deviation:
     they multiply by pi_policy / pi_behave; the behaviour weight pi_prox / pi_behave leaves out the part inside the
     trust region, so that fresh rows have the usual uncorrected KL term.
 
     Args:
-        logp: (R, T), with gradient.
-        ref_logp: (R, T).
+        logp: (R, T) log-probs under the policy, with gradient.
+        ref_logp: (R, T) log-probs under the reference.
         estimator: "k1", "k2" or "k3".
-        mask: (R, T).
-        weight: (R, T) detached, or None for 1.
+        mask: (R, T), true at response tokens.
+        weight: (R, T) weights, detached, or None for 1.
 
     Returns:
-        (R, T), 0 at padding.
+        (R, T) losses, 0 at padding.
     """
     loss = kl_estimate(logp, ref_logp, estimator, mask)
     if estimator == "k1":
@@ -72,9 +72,9 @@ def kl_loss(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tensor, 
 
 
 def entropy_bonus(entropy: Tensor, mask: Tensor) -> Tensor:
-    """Minus the entropy (R, T) of the next-token distribution, 0 at padding: minimising it keeps the policy random.
+    """Returns minus the entropy (R, T) of the next-token distribution, 0 at padding. Minimising it raises the entropy.
 
-    Replayed tokens are not weighted: the entropy is that of the policy itself, and only the prefixes are old.
+    Replayed tokens are not weighted, because the entropy is the present policy's and only the prefixes are old.
     """
     return -torch.where(mask.bool(), entropy, 0.0)
 
@@ -84,17 +84,17 @@ class Regularizer(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
+        """Returns whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
         return False
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether `entropy` must be given with gradient."""
+        """Returns whether `entropy` must be given with gradient."""
         return False
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Give the loss per token (R, T) ; `weight` (R, T) is the behaviour weight."""
+        """Returns the loss per token (R, T); `weight` (R, T) is the behaviour weight."""
 
 
 class EntropyBonus(Regularizer):
@@ -109,11 +109,11 @@ class EntropyBonus(Regularizer):
 
     @property
     def needs_entropy(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Give coefficient * `entropy_bonus`; `weight` is not used."""
+        """Returns coefficient * `entropy_bonus`; `weight` is not used."""
         if rows.entropy is None:
             raise ValueError("EntropyBonus needs the entropy of every token, and the caller gave none.")
         return self.coefficient * entropy_bonus(rows.entropy, rows.mask)
@@ -134,11 +134,11 @@ class KL(Regularizer):
 
     @property
     def needs_reference(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Give coefficient * `kl_loss`."""
+        """Returns coefficient * `kl_loss`."""
         if rows.ref_logp is None:
             raise ValueError("KL needs the reference log-prob of every token, and the caller gave none.")
         return self.coefficient * kl_loss(rows.logp, rows.ref_logp, self.estimator, rows.mask, weight)
@@ -147,12 +147,13 @@ class KL(Regularizer):
 class SquaredLogRatio(Regularizer):
     """Keeps the policy near prox: adds coefficient * (log pi_policy - log pi_prox)^2 to the loss of a token.
 
-    OPMD's regularizer (arXiv 2509.24203, Trinity-RFT's rec policy loss, where the coefficient also contains the 1/2 of
-    k2). Its derivation squares a residual of the given tokens, whichever policy sampled them, so no behaviour weight
-    applies. Stored: nothing. Extra passes: none. Before an iteration's first step prox is the policy, so the term is 0.
+    This is OPMD's regularizer (arXiv 2509.24203, Trinity-RFT's rec policy loss, whose coefficient also contains the 1/2
+    of k2). Its derivation squares a residual of the given tokens, regardless of the policy that sampled them, so no
+    behaviour weight applies. Stored: nothing. Extra passes: none. Before an iteration's first step prox is the policy,
+    so the term is 0.
 
-    Deviations: the distance is to prox, in the paper to the policy that sampled; the two are equal on fresh rows. The
-    log-ratio is clamped to +-20.
+    Deviations: the distance is to prox; in the paper it is to the policy that sampled. The two are equal on fresh rows.
+    The log-ratio is clamped to +-20.
 
     Args:
         coefficient: Coefficient of the penalty.
@@ -162,5 +163,5 @@ class SquaredLogRatio(Regularizer):
         self.coefficient = at_least("SquaredLogRatio.coefficient", coefficient, 0)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Give the penalty; `weight` is not used."""
+        """Returns the penalty; `weight` is not used."""
         return self.coefficient * log_ratio(rows.logp, rows.prox_logp.detach(), rows.mask).square()

@@ -1,4 +1,4 @@
-"""Trust regions: how far from the centre a token may push the policy. This file has the slot, PPO's clip and none."""
+"""Trust regions: how far from the centre a token may push the policy. Here are the slot, PPO's clip, and no region."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, l
 class TrustRegionOutput(NamedTuple):
     """Per-token (R, T) tensors. `loss` carries gradient; padding has loss 0, ratio 1 and is not clipped.
 
-    `clipped` is true where a bound is active. The token then has no gradient or, where the class says so, a bounded
-    one.
+    `clipped` is true where a bound is active. The token then has no gradient, or a bounded one if the class says so.
     """
 
     loss: Tensor
@@ -40,12 +39,12 @@ def clipped_surrogate(
     (arXiv 1912.09729).
 
     Args:
-        ratio: (R, T), with gradient, 1 at padding.
-        advantages: (R, T) or (R, 1).
-        mask: (R, T).
-        clip_low: Distance below 1, one for all or (R, T).
-        clip_high: Distance above 1, one for all or (R, T).
-        dual_clip: c, or None.
+        ratio: (R, T) ratios, with gradient; 1 at padding.
+        advantages: (R, T) or (R, 1) advantages.
+        mask: (R, T), true at response tokens.
+        clip_low: Distance of the lower bound below 1, one for all or (R, T).
+        clip_high: Distance of the upper bound above 1, one for all or (R, T).
+        dual_clip: The bound c, or None.
 
     Returns:
         Loss, ratio, and which tokens get no gradient because a bound is the loss.
@@ -73,27 +72,27 @@ def ppo_clip(
     clip_high: float | Tensor,
     dual_clip: float | None = None,
 ) -> TrustRegionOutput:
-    """`clipped_surrogate` of the ratio r = pi_policy / pi_centre.
+    """Computes `clipped_surrogate` of the ratio r = pi_policy / pi_centre.
 
     Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
 
     Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
 
     Args:
-        logp: (R, T), with gradient.
-        center_logp: (R, T), treated as a constant, so `logp` itself may be passed when no step was taken yet.
-        advantages: (R, T) or (R, 1).
-        mask: (R, T).
-        clip_low: Distance below 1, one for all or (R, T).
-        clip_high: Distance above 1, one for all or (R, T).
-        dual_clip: c, or None.
+        logp: (R, T) log-probs under the policy, with gradient.
+        center_logp: (R, T) log-probs under the centre, a constant; pass `logp` itself if no step was taken yet.
+        advantages: (R, T) or (R, 1) advantages.
+        mask: (R, T), true at response tokens.
+        clip_low: Distance of the lower bound below 1, one for all or (R, T).
+        clip_high: Distance of the upper bound above 1, one for all or (R, T).
+        dual_clip: The bound c, or None.
     """
     ratio = log_ratio(logp, center_logp.detach(), mask).exp()
     return clipped_surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
 
 
 def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
-    """REINFORCE's loss -coefficient * log pi, (R, T), 0 at padding; the coefficient is a constant without gradient."""
+    """Returns REINFORCE's loss -coefficient * log pi, (R, T), 0 at padding. The coefficient must have no gradient."""
     return -torch.where(mask.bool(), coefficient, 0.0) * torch.where(mask.bool(), logp, 0.0)
 
 
@@ -103,23 +102,40 @@ class TrustRegion(ABC):
     Attributes:
         needs_minibatch_tokens: Whether `for_minibatch` must be called before a minibatch's first row, which costs a
             forward pass without gradient.
-        includes_is_weight: Whether the ratio is pi_policy / pi_behave, so that a behaviour weight would correct twice.
+        includes_is_weight: Whether the behaviour weight must be NoCorrection, because the ratio is
+            pi_policy / pi_behave, so that a weight would correct twice, or because the rule needs none.
+        compares_pairs: Whether each group is a pair, and a row's loss needs the log-ratio of the other row (`rival`).
+            `log_ratios` and `for_pairs` are then called before a minibatch's first row.
     """
 
     needs_minibatch_tokens: bool = False
     includes_is_weight: bool = False
+    compares_pairs: bool = False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Returns whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
+        return False
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
-        """Give the region that holds for all micro-batches of a minibatch; itself where nothing depends on it."""
+        """Returns the region for all micro-batches of a minibatch; itself if it does not depend on the tokens."""
+        return self
+
+    def log_ratios(self, rows: ObjectiveInputs) -> Tensor:
+        """Returns (R, 1) log-ratios, from which each row gets its `rival`, for a rule that compares pairs."""
+        raise NotImplementedError(f"{type(self).__name__} compares no pairs")
+
+    def for_pairs(self, margins: Tensor) -> TrustRegion:
+        """Returns the region for a minibatch with these margins (P,) of pairs; itself if it does not depend on them."""
         return self
 
     def report(self) -> dict[str, float]:
-        """Give numbers for the log, such as the bounds found for the minibatch."""
+        """Returns numbers for the log, such as the bounds found for the minibatch."""
         return {}
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Give the loss per token before the behaviour weight, which the objective multiplies.
+        """Returns the loss per token without the behaviour weight, which the objective multiplies.
 
         `weight` is that weight, (R, T) and detached, for regions whose width depends on it.
         """
@@ -141,11 +157,11 @@ class PPOClip(TrustRegion):
         self.dual_clip = checked_dual_clip(name, dual_clip)
 
     def center(self, rows: ObjectiveInputs) -> Tensor:
-        """Give the log-probs (R, T) of the policy in the middle."""
+        """Returns the log-probs (R, T) under the policy at the centre."""
         return rows.prox_logp
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Apply `ppo_clip` with these settings."""
+        """Applies `ppo_clip` with these settings."""
         bounds = self.clip_low, self.clip_high, self.dual_clip
         return ppo_clip(rows.logp, self.center(rows), rows.advantages, rows.mask, *bounds)
 
@@ -167,7 +183,7 @@ class FixedClip(PPOClip):
         self.found = found
 
     def report(self) -> dict[str, float]:
-        """Give the bounds, and what led to them; what is infinite is left out."""
+        """Returns the bounds and the numbers that led to them, without infinite ones."""
         numbers = {"clip_low": self.clip_low, "clip_high": self.clip_high, **self.found}
         return {name: value for name, value in numbers.items() if value < math.inf}
 
@@ -176,8 +192,8 @@ class Unbounded(TrustRegion):
     """No trust region: REINFORCE (RLOO, arXiv 2402.14740; OPMD, arXiv 2509.24203).
 
     The loss is -r A with r = pi_policy / pi_prox, whose gradient is unbiased for the tokens of prox. Without
-    ``weighted`` it is -A log pi, which ignores who sampled them. Stored: nothing. Extra passes: none. Nothing is ever
-    clipped.
+    ``weighted`` it is -A log pi, which ignores which policy sampled them. Stored: nothing. Extra passes: none. Nothing
+    is clipped.
 
     Deviation: the log-ratio is clamped to +-20.
 
@@ -189,7 +205,7 @@ class Unbounded(TrustRegion):
         self.weighted = weighted
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Give -r A, or -A log pi."""
+        """Returns -r A, or -A log pi."""
         mask = rows.mask.bool()
         ratio = log_ratio(rows.logp, rows.prox_logp.detach(), mask).exp()
         advantages = torch.where(mask, rows.advantages, 0.0)
@@ -198,7 +214,7 @@ class Unbounded(TrustRegion):
 
 
 def checked_dual_clip(owner: str, dual_clip: float | None) -> float | None:
-    """Give the dual clip back if it can work."""
+    """Returns the dual clip, or raises SettingError if it cannot work."""
     if dual_clip is not None and not 1 < dual_clip < math.inf:
         raise SettingError(
             f"{owner}.dual_clip is {dual_clip}; it must be a finite number above 1, such as 10, or null for none."

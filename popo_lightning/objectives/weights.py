@@ -22,18 +22,18 @@ SequenceRatio = Literal["product", "geometric_mean"]
 def decoupled_weight(
     prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, cap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weight w = pi_prox / pi_behave per token, truncated from above.
+    """Returns the weight w = pi_prox / pi_behave of each token, truncated from above.
 
-    The weight of decoupled PPO (arXiv 2110.00641; arXiv 2505.24298 for language models), which POPO applies to
+    This is the weight of decoupled PPO (arXiv 2110.00641; arXiv 2505.24298 for language models), which POPO applies to
     replayed groups (arXiv 2606.01281).
 
-    Deviation: above the cap the weight is lowered to the cap, where AReaL drops the token. `cap=None` means without
-    truncation; the weight itself is always there.
+    Deviation: a weight above the cap is lowered to the cap, where AReaL drops the token. `cap=None` applies the weight
+    without truncation.
 
     Args:
-        prox_logp: (R, T).
-        behave_logp: (R, T).
-        mask: (R, T).
+        prox_logp: (R, T) log-probs under prox.
+        behave_logp: (R, T) log-probs under behave.
+        mask: (R, T), true at response tokens.
         cap: Upper bound of the weight, or None.
 
     Returns:
@@ -44,24 +44,24 @@ def decoupled_weight(
 
 
 def masked_weight(raw: Tensor, low: float, high: float) -> Tensor:
-    """Where low <= w <= high the weight w itself, elsewhere 0: (R, T) to (R, T)."""
+    """Keeps weights (R, T) with low <= w <= high, and sets the others to 0."""
     return torch.where((raw >= low) & (raw <= high), raw, 0.0)
 
 
 def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio: SequenceRatio) -> Tensor:
-    """One weight for all tokens of a response: the product of their w, or its root by the number of tokens.
+    """Returns one weight for all tokens of a response: the product of their w, or their geometric mean.
 
-    The product is the importance weight of the response as a whole, unbiased and of a variance that grows with the
-    length; the geometric mean keeps the size of a token's weight. The sum of log-ratios is clamped to +-20.
+    The product is the importance weight of the whole response. It is unbiased, but its variance grows with the length.
+    The geometric mean has the size of a token's weight. The sum of log-ratios is clamped to +-20.
 
     Args:
-        prox_logp: (R, T).
-        behave_logp: (R, T).
-        mask: (R, T).
+        prox_logp: (R, T) log-probs under prox.
+        behave_logp: (R, T) log-probs under behave.
+        mask: (R, T), true at response tokens.
         ratio: "product" or "geometric_mean".
 
     Returns:
-        (R, T), detached, 1 at padding.
+        (R, T) weights, detached, 1 at padding.
     """
     logs = log_ratio(prox_logp.detach(), behave_logp.detach(), mask).sum(dim=-1, keepdim=True)
     if ratio == "geometric_mean":
@@ -71,18 +71,24 @@ def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio:
 
 
 class BehaveWeight(ABC):
-    """Slot: corrects the loss of a token for the policy that sampled it."""
+    """Slot: corrects the loss of a token for the policy that sampled it.
+
+    Attributes:
+        correct_fresh: Whether rows sampled this iteration are weighted as well.
+    """
+
+    correct_fresh = False
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
-        """Give (weight, raw), both (R, T) and detached; `raw` is pi_prox / pi_behave before any rule, for the log."""
+        """Returns (weight, raw), both (R, T) and detached; `raw` is the unchanged pi_prox / pi_behave, for the log."""
 
 
 class NoCorrection(BehaveWeight):
     """No correction: treats replayed rows as if prox had sampled them (POPO's ablation pi_old, arXiv 2606.01281)."""
 
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
-        """Give (ones, pi_prox / pi_behave), both (R, T) and detached."""
+        """Returns (ones, pi_prox / pi_behave), both (R, T) and detached."""
         _, raw = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
         return torch.ones_like(raw), raw
 
@@ -90,8 +96,8 @@ class NoCorrection(BehaveWeight):
 class ReplayedWeight(BehaveWeight):
     """Base class of rules that weight replayed rows and give 1 to rows sampled this iteration.
 
-    A fresh row's behave policy is prox by definition. A recomputed weight would show the numerical difference between
-    engine and trainer, which stays visible in `raw`.
+    A fresh row's behave policy is prox by definition. A recomputed weight would measure the numerical difference
+    between engine and trainer, which stays visible in `raw`.
 
     Args:
         correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
@@ -102,10 +108,10 @@ class ReplayedWeight(BehaveWeight):
 
     @abstractmethod
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Give the weight (R, T) of every row, as if all were replayed; `raw` (R, T) is pi_prox / pi_behave."""
+        """Returns the weight (R, T) of every row, as if all were replayed; `raw` (R, T) is pi_prox / pi_behave."""
 
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
-        """Give (weight, raw), both (R, T) and detached; `raw` keeps the fresh rows and ignores the rule."""
+        """Returns (weight, raw), both (R, T) and detached; `raw` is pi_prox / pi_behave, also on fresh rows."""
         _, raw = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
         weight = self.rule(rows, raw)
         if not self.correct_fresh:
@@ -129,7 +135,7 @@ class TruncatedIS(ReplayedWeight):
         self.cap = _checked_cap("TruncatedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Give min(w, cap)."""
+        """Returns min(w, cap)."""
         return raw if self.cap is None else raw.clamp(max=self.cap)
 
 
@@ -159,7 +165,7 @@ class MaskedIS(ReplayedWeight):
         self.high = high
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Give `masked_weight`."""
+        """Returns `masked_weight`."""
         return masked_weight(raw, self.low, self.high)
 
 
@@ -184,7 +190,7 @@ class SequenceIS(ReplayedWeight):
         self.cap = _checked_cap("SequenceIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Give min(`sequence_weight`, cap)."""
+        """Returns min(`sequence_weight`, cap)."""
         weight = sequence_weight(rows.prox_logp, rows.behave_logp, rows.mask, self.ratio)
         return weight if self.cap is None else weight.clamp(max=self.cap)
 
@@ -192,8 +198,8 @@ class SequenceIS(ReplayedWeight):
 class SmoothedIS(ReplayedWeight):
     """w^alpha: between no correction (alpha 0) and the full one (alpha 1), with less variance than the full one.
 
-    Exponential smoothing of importance weights, as in off-policy bandits (arXiv 2305.15877). No paper on group replay
-    has it; it is a choice of this package.
+    This is exponential smoothing of importance weights, as in off-policy bandits (arXiv 2305.15877). No paper on group
+    replay has it; it is a choice of this package.
 
     Args:
         alpha: Exponent in [0, 1].
@@ -207,7 +213,7 @@ class SmoothedIS(ReplayedWeight):
         self.cap = _checked_cap("SmoothedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Give min(w^alpha, cap)."""
+        """Returns min(w^alpha, cap)."""
         weight = raw**self.alpha
         return weight if self.cap is None else weight.clamp(max=self.cap)
 

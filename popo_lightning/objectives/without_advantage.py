@@ -1,4 +1,4 @@
-"""Whether a response without advantage can move the policy at all: if not, its backward pass is not computed."""
+"""Tests whether a response without advantage can move the policy. If not, its backward pass is skipped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ ROWS, TOKENS = 8, 32
 
 
 def moves_by_advantage_alone(objective: Objective, version: int) -> bool:
-    """Whether an objective gives tokens whose advantage is 0 a gradient of exactly 0.
+    """Returns whether an objective gives tokens whose advantage is 0 a gradient of exactly 0.
 
-    It is tried, and not declared, so that a rule that somebody adds is judged by what it does: on random tokens, near
-    the policies that they are compared with and far from them, of fresh and of stored rows, without and with a gradient
-    of the entropy and a reference.
+    The objective is tried instead of asked, so that foreign rules are judged by what they do. The trial has random
+    tokens of fresh and stored rows, near to and far from the policies they are compared with, with a gradient of the
+    entropy and a reference.
 
     Args:
-        objective: For the minibatch. It is left as it was.
-        version: Policy version at the start of the iteration: a regularizer may begin at some.
+        objective: Objective for the minibatch. It is not changed.
+        version: Policy version at the start of the iteration, because a regularizer may begin at some version.
     """
     logp, rows = _tokens_without_advantage(version)
     with torch.enable_grad():
@@ -33,7 +33,7 @@ def moves_by_advantage_alone(objective: Objective, version: int) -> bool:
 
 
 def _tokens_without_advantage(version: int) -> tuple[torch.Tensor, ObjectiveInputs]:
-    """((R, T) log-probs with a gradient, what an objective is given of them)."""
+    """Returns (R, T) log-probs that require gradients, and an objective's inputs with them."""
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -54,5 +54,6 @@ def _tokens_without_advantage(version: int) -> tuple[torch.Tensor, ObjectiveInpu
         ref_logp=ref,
         version=version,
         loss_weight=torch.ones(ROWS),
+        rival=normal(ROWS, 1),
     )
     return logp, rows

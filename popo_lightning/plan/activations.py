@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.model.loading import layers
-from popo_lightning.plan.architecture import empty_model
+from popo_lightning.model.lora import Lora
+from popo_lightning.plan.architecture import adapted_layers, empty_model
 
-LENGTHS = (32, 96)  # of two passes: what both keep alike, such as autocast's copies of weights, is no token's
+LENGTHS = (32, 96)  # tokens of two passes; their difference excludes what both keep, such as autocast's copies
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,30 @@ class Activations:
     state: float
 
 
-def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> Activations:
-    """Runs a model on tensors that have shapes only, and adds up what autograd keeps.
+def activations(
+    config: Any, name: str, dtype: torch.dtype, autocast: bool, lora: Lora | None = None, freeze_vision: bool = False
+) -> Activations:
+    """Runs a model on tensors that only have shapes, and adds up what autograd keeps.
 
-    Attention is the CPU's fused kernel, which keeps what flash attention keeps: no score.
+    Attention is the CPU's fused kernel, which keeps no scores, like flash attention.
 
     Args:
-        config: Of transformers.
-        name: Of the model, for messages.
-        dtype: Of the weights as a pass has them: the computing type where they are sharded.
+        config: transformers configuration.
+        name: Name of the model, for messages.
+        dtype: dtype of the weights in a pass; the computing dtype if they are sharded.
         autocast: Whether bfloat16 autocast is on.
+        lora: Adapters; None without them. A frozen matrix keeps no inputs for its own gradient.
+        freeze_vision: Whether a vision tower gets no adapters.
 
     Raises:
         SettingError: The model does not run.
     """
-    # torch logs a traceback of an operator that takes no such tensors; the sentence below says what happened
+    # torch logs a traceback of an operator that refuses such tensors; the error below says what happened
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(allow_non_fake_inputs=True), _experts_of_any_type():
         model = empty_model(config, name, torch.device("cpu"), dtype)
+        if lora is not None:
+            _add_stand_ins(model, lora, name, freeze_vision)
         try:
             short, long = (_KeptBytes(model).of_pass(length, autocast) for length in LENGTHS)
         except Exception as error:  # a model may need inputs besides tokens
@@ -69,11 +76,11 @@ def activations(config: Any, name: str, dtype: torch.dtype, autocast: bool) -> A
 
 @contextmanager
 def _experts_of_any_type() -> Iterator[None]:
-    """Experts by the operator of transformers that keeps what torch's does: torch's has shapes for bfloat16 alone."""
+    """Runs experts by transformers' operator, which keeps what torch's keeps: torch's only has shapes for bfloat16."""
     from transformers.integrations import moe
 
     usual = getattr(moe, "_can_use_grouped_mm", None)
-    if usual is None:  # another version's
+    if usual is None:  # another version lacks it
         yield
         return
     moe._can_use_grouped_mm = lambda *of_call: False
@@ -81,6 +88,28 @@ def _experts_of_any_type() -> Iterator[None]:
         yield
     finally:
         moe._can_use_grouped_mm = usual
+
+
+class _StandIn(nn.Module):
+    """Computes what peft's layer does: W x + s B (A x). peft cannot make a layer of tensors that only have shapes."""
+
+    def __init__(self, base: nn.Linear, lora: Lora) -> None:
+        super().__init__()
+        self.base, self.scale = base, lora.scale
+        self.entry = nn.Linear(base.in_features, lora.r, bias=False)
+        self.output = nn.Linear(lora.r, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.base(x)
+        of_adapter: Tensor = self.output(self.entry(x)) * self.scale
+        return (found + of_adapter).to(found.dtype)
+
+
+def _add_stand_ins(model: Any, lora: Lora, name: str, freeze_vision: bool) -> None:
+    model.requires_grad_(False)
+    for target in adapted_layers(model, lora, name, freeze_vision):
+        place, _, own = target.rpartition(".")
+        setattr(model.get_submodule(place), own, _StandIn(model.get_submodule(target), lora))
 
 
 class _KeptBytes:
@@ -91,11 +120,11 @@ class _KeptBytes:
         self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self.kept: list[int] = [0]  # bytes outside the layers, and inside each
         self.inputs = 0
-        self.inside = 0  # which layer is running, 0 for none
-        self.storages: dict[int, Any] = {}  # alive, or another might get the address of one that is gone
+        self.inside = 0  # index of the running layer; 0 for none
+        self.storages: dict[int, Any] = {}  # kept alive, or another could get the address of a freed one
 
     def of_pass(self, length: int, autocast: bool) -> tuple[int, ...]:
-        """Bytes of one sequence, in the order of :class:`Activations`."""
+        """Bytes kept of one sequence, in the order of :class:`Activations`."""
         decoder = getattr(self.model.base_model, "language_model", self.model.base_model)
         hooks = []
         for layer in layers(self.model):

@@ -11,8 +11,9 @@ from torch import nn
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.model.loading import layers, sees_images, vision_tower
+from popo_lightning.model.lora import Adapted, Lora, adapters, inject, target_layers
 
-MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast keeps a bfloat16 copy of
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # autocast keeps a bfloat16 copy of their weights
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Architecture:
 
     Args:
         parameters: Number of parameters of the whole policy.
-        trained: Number of those that get gradients.
-        cast: Number of trained ones in matrices, of which autocast keeps copies.
+        trained: Number of parameters that get gradients.
+        cast: Number of trained parameters in matrices, of which autocast keeps copies.
         critic: Number of parameters of a critic's base, which is the policy without its output head.
-        critic_trained: Number of those that get gradients.
-        critic_cast: Number of those in matrices.
+        critic_trained: Number of the critic's parameters that get gradients.
+        critic_cast: Number of the critic's trained parameters in matrices.
         layer: Number of parameters of the largest layer.
         root: Number of parameters outside all layers.
         vocabulary: Rows of the output head.
@@ -34,6 +35,9 @@ class Architecture:
         cache_elements: Keys and values of one token in all layers.
         positions: Maximum sequence length; None without a bound.
         vision: The vision tower; None without one.
+        adapters: Number of the policy's parameters that are in adapters.
+        critic_adapters: Number of the critic's parameters that are in adapters.
+        matrices: Number of parameters of the linear layers inside all layers, without adapters.
     """
 
     parameters: int
@@ -50,6 +54,9 @@ class Architecture:
     cache_elements: int
     positions: int | None
     vision: Vision | None
+    adapters: int = 0
+    critic_adapters: int = 0
+    matrices: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,12 @@ class Vision:
     """A vision tower's widths.
 
     Args:
-        depth: Layers.
+        depth: Number of layers.
         hidden: Width of a patch's state.
         feed_forward: Width inside a layer's feed-forward part.
-        patches: Patches behind one image token.
-        token_pixels: Pixels behind one image token.
-        trained: Whether it is.
+        patches: Patches per image token.
+        token_pixels: Pixels per image token.
+        trained: Whether the tower is trained.
     """
 
     depth: int
@@ -73,23 +80,29 @@ class Vision:
     trained: bool
 
 
-def architecture(config: Any, freeze_vision: bool, name: str) -> Architecture:
-    """Builds a model on the meta device and counts.
+def architecture(config: Any, freeze_vision: bool, name: str, lora: Lora | None = None) -> Architecture:
+    """Builds a model on the meta device and counts its sizes.
 
     Args:
-        config: Of transformers.
-        freeze_vision: Whether the vision tower stays as it is.
-        name: Of the model, for messages.
+        config: transformers configuration.
+        freeze_vision: Whether the vision tower is frozen.
+        name: Name of the model, for messages.
+        lora: Adapters; None without them.
 
     Raises:
-        SettingError: No policy can be made of this configuration.
+        SettingError: No policy can be made from this configuration.
     """
     model = empty_model(config, name, torch.device("meta"), torch.float32)
+    matrices: list[Any] = [
+        module.weight for block in layers(model) for module in block.modules() if type(module) is nn.Linear
+    ]
     tower = vision_tower(model)
     if freeze_vision:
         if tower is None:
             raise SettingError(f"model.freeze_vision is true but model.path '{name}' has no vision tower; leave it out")
         tower.requires_grad_(False)
+    if lora is not None:
+        inject(model, Adapted(lora, adapted_layers(model, lora, name, freeze_vision), ""))
     text = config.get_text_config()
     head = model.get_output_embeddings()
     blocks = layers(model)
@@ -105,7 +118,7 @@ def architecture(config: Any, freeze_vision: bool, name: str) -> Architecture:
         cast=_count(p for p in model.parameters() if p.requires_grad and id(p) in in_matrices),
         critic=_count(base),
         critic_trained=_count(p for p in base if p.requires_grad),
-        # its embedding is tied to no head
+        # the critic's embedding is tied to no head
         critic_cast=_count(p for p in base if p.requires_grad and id(p) in in_matrices and p is not head.weight),
         layer=max(sizes, default=0),
         root=_count(model.parameters()) - sum(sizes),
@@ -115,14 +128,28 @@ def architecture(config: Any, freeze_vision: bool, name: str) -> Architecture:
         cache_elements=2 * text.num_hidden_layers * key_value_heads * width,
         positions=getattr(text, "max_position_embeddings", None),
         vision=_vision(config.vision_config, tower) if tower is not None else None,
+        adapters=_count(adapters(model).values()),
+        critic_adapters=_count(adapters(model.base_model).values()),
+        matrices=_count(matrices),
     )
 
 
-def empty_model(config: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A model in training mode, with weights that say nothing.
+def adapted_layers(model: Any, lora: Lora, name: str, freeze_vision: bool) -> list[str]:
+    """Names of a model's layers that get an adapter.
 
     Raises:
-        SettingError: transformers builds none from this configuration, or one that could not be trained here.
+        SettingError: The model has no such layers.
+    """
+    tower = vision_tower(model)
+    kept = {id(module) for module in tower.modules()} if tower is not None and freeze_vision else set()
+    return target_layers(model, lora, name, kept)
+
+
+def empty_model(config: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model in training mode with arbitrary weights.
+
+    Raises:
+        SettingError: transformers cannot build the model, or it could not be trained here.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -136,7 +163,7 @@ def empty_model(config: Any, name: str, device: torch.device, dtype: torch.dtype
             or min(text.num_attention_heads, len(layers(model))) < 1
         ):
             raise ValueError("it has no output head, no attention or no layer")
-    except Exception as error:  # a configuration that does not fit together fails in every way there is
+    except Exception as error:  # an inconsistent configuration may raise any exception
         raise SettingError(
             f"model.path is '{name}', of whose configuration no language model can be built: {reason(error)}"
         ) from error
@@ -159,5 +186,5 @@ def _vision(config: Any, tower: nn.Module) -> Vision:
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
-    """Elements, each parameter once."""
+    """Number of elements; each parameter counts once."""
     return sum({id(p): p.numel() for p in parameters}.values())

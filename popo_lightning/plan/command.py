@@ -1,4 +1,4 @@
-"""``--plan`` of `popo fit`, and the warning of a run on a GPU."""
+"""The option ``--plan`` of `popo fit`, and the memory warning of a run on a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from popo_lightning.plan.verdict import objection
 from popo_lightning.policy import PolicyModule
 
 log = logging.getLogger(__name__)
-LEAST_GIB, MOST_GIB = 1e-3, 1e6  # of a card that is meant
+LEAST_GIB, MOST_GIB = 1e-3, 1e6  # plausible memory of a card
 
 
 class PlanOptions:
@@ -52,7 +52,7 @@ class PlanOptions:
         )
 
     def note(self, option: str, values: list[str]) -> None:
-        """Takes what the command line says."""
+        """Takes an option of the command line."""
         if option == "--plan":
             self.asked = True
             return
@@ -63,7 +63,7 @@ class PlanOptions:
             self.card_gib = math.nan
 
     def check(self) -> None:
-        """Raises SettingError for a card that there is none of, or that nothing is planned for."""
+        """Raises SettingError if the card has an implausible size or is given without --plan."""
         if self.card_gib is None:
             return
         if not LEAST_GIB <= self.card_gib <= MOST_GIB:
@@ -73,7 +73,7 @@ class PlanOptions:
 
 
 class _Note(argparse.Action):
-    """Tells the options, and leaves no trace in the namespace."""
+    """Passes an option to PlanOptions, and leaves no trace in the namespace."""
 
     def __init__(self, option_strings: list[str], dest: str, options: PlanOptions, **kwargs: Any) -> None:
         self.options = options
@@ -87,9 +87,9 @@ def print_plan(options: PlanOptions, parser: LightningArgumentParser, config: An
     """Prints the plan of a run that has not begun.
 
     Args:
-        options: With the card, if one is given.
-        parser: Of `popo fit`.
-        config: As it was parsed.
+        options: Options, with the card if one is given.
+        parser: Parser of `popo fit`.
+        config: Settings as parsed.
 
     Raises:
         SettingError: The run cannot fit, or would be refused for another reason.
@@ -106,13 +106,13 @@ def print_plan(options: PlanOptions, parser: LightningArgumentParser, config: An
 
 
 def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, device: torch.device) -> None:
-    """Logs one sentence where a run that begins on a GPU is not expected to fit. An estimate stops nothing."""
+    """Logs one sentence if a run that begins on a GPU is not expected to fit. The estimate stops nothing."""
     if device.type != "cuda":
         return
     try:
         run = read_settings(config, policy, data, for_card=True)
         found = objection(run, _model(policy, run), torch.cuda.get_device_properties(device).total_memory)
-    except Exception as error:  # a plan that cannot be made must not end a run that can
+    except Exception as error:  # a failed plan must not end a run that works
         log.debug("no plan: %s", error)
         return
     if found is not None:
@@ -129,11 +129,11 @@ def _model(policy: PolicyModule, run: RunSettings) -> Model:
             f"the {positions} positions of model.path; lower them"
         )
     name = policy.path or type(policy.warm_start).__name__
-    return Model(config, name, run.freeze_vision)
+    return Model(config, name, run.freeze_vision, run.lora)
 
 
 def _card_here(run: RunSettings) -> int | None:
-    """Bytes of the smallest GPU of this machine, None where there is none or none is used."""
+    """Bytes of this machine's smallest GPU; None if there is none or the run uses none."""
     count = torch.cuda.device_count() if run.on_gpu else 0
     found = [torch.cuda.get_device_properties(place).total_memory for place in range(count)]
     return min(found, default=None)

@@ -1,4 +1,4 @@
-"""How many checkpoints a run leaves on the disk, the one of its end among them."""
+"""How many checkpoints a run leaves on the disk, including that of its end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class OnDisk:
     """Checkpoints on the disk.
 
     Args:
-        kept: At the end, at most.
-        at_once: While one is written, at most: the new one is there before an older one goes.
+        kept: Maximum number at the end.
+        at_once: Maximum number while one is written: the new one exists before an older one is removed.
     """
 
     kept: int
@@ -24,12 +24,12 @@ class OnDisk:
 
 
 def on_disk(run: RunSettings) -> OnDisk | None:
-    """What a run keeps; None where it keeps none, or ever more.
+    """Checkpoints that a run keeps; None if it keeps none, or ever more of them.
 
     Every run ends with a checkpoint, however seldom others are due.
 
     Args:
-        run: Its settings.
+        run: Settings of the run.
     """
     beside, best = int(run.checkpoint_last_beside), run.checkpoints_kept
     if run.checkpoints_kept != -1:
@@ -48,7 +48,7 @@ def on_disk(run: RunSettings) -> OnDisk | None:
 
 
 def settings_of(checkpoint: Any) -> dict[str, Any]:
-    """The part of a plan's settings that is about checkpoints.
+    """The settings of a plan that concern checkpoints.
 
     Args:
         checkpoint: Settings of class `checkpoint`.

@@ -1,4 +1,4 @@
-"""Reads a model's configuration and nothing else of it."""
+"""Reads a model's configuration and nothing else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.policy import PolicyModule
 
 NAME = "config.json"
-SECONDS = 5.0  # that a hub may take to answer
+SECONDS = 5.0  # timeout of the hub
 
 
 def model_config(policy: PolicyModule) -> Any:
-    """The transformers configuration of a policy: of its recipe, its folder, the hub's cache or the hub.
+    """The transformers configuration of a policy, from its recipe, its folder, the hub's cache or the hub.
 
     Raises:
-        SettingError: There is none, or none that transformers reads.
+        SettingError: There is no configuration, or transformers cannot read it.
     """
     from transformers import AutoConfig
 
@@ -30,21 +30,21 @@ def model_config(policy: PolicyModule) -> Any:
         folder = _from_hub(str(policy.folder)).parent
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a damaged file fails in every way there is
+    except Exception as error:  # a damaged file may raise any exception
         raise SettingError(
             f"model.path is '{policy.path}', whose {NAME} transformers does not read: {reason(error)}"
         ) from error
 
 
 def _from_hub(name: str) -> Path:
-    """config.json of a hub id: the cached one if there is one, else asked for once."""
+    """Path of a hub id's config.json: the cached one if there is one, else the hub's, which is asked once."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(name, NAME)
         if isinstance(cached, str):
             return Path(cached)
-        # asked once, before the download, which would try again and again
+        # asked once, before the download, which would retry
         get_hf_file_metadata(hf_hub_url(name, NAME), timeout=SECONDS)
         return Path(hf_hub_download(name, NAME, etag_timeout=SECONDS))
     except Exception as error:  # no such name, no access, no network, or told to stay offline

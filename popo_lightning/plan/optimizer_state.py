@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIDE = 64  # of the square parameter that is stepped on
+SIDE = 64  # side of the square parameter that the step is taken on
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """Bytes for each trained parameter.
+    """Bytes per trained parameter.
 
     Args:
-        bytes_kept: From the first step on.
-        copies_in_step: Copies of all weights that a step makes for as long as it takes; 0 where parameters are stepped
-            one by one, or by a fused kernel.
-        notes: What was assumed.
+        bytes_kept: Bytes kept from the first step on.
+        copies_in_step: Copies of all weights that exist during a step; 0 if parameters are stepped one by one, or by a
+            fused kernel.
+        notes: Assumptions that were made.
     """
 
     bytes_kept: float
@@ -28,16 +28,16 @@ class OptimizerState:
     notes: tuple[str, ...] = ()
 
 
-ADAM = OptimizerState(8.0, 1)  # of float32 weights on a GPU
+ADAM = OptimizerState(8.0, 1)  # with float32 weights on a GPU
 
 
 def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) -> OptimizerState:
-    """What an optimizer keeps and needs, found on the CPU.
+    """Measures on the CPU what an optimizer keeps and needs.
 
     Args:
-        make: Gives the optimizer of parameter groups.
-        dtype: Of the weights.
-        on_gpu: Whether it steps there: torch then takes all parameters at once unless `foreach` is false.
+        make: Makes the optimizer from parameter groups.
+        dtype: dtype of the weights.
+        on_gpu: Whether it steps on a GPU: torch then takes all parameters at once unless `foreach` is false.
     """
     parameter = torch.nn.Parameter(torch.zeros(SIDE, SIDE, dtype=dtype))
     parameter.grad = torch.ones_like(parameter)

@@ -1,4 +1,4 @@
-"""What the plan knows of a run: its settings, as `popo fit` would read them."""
+"""The settings of a run that the plan needs, read as `popo fit` reads them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from popo_lightning.data import RolloutDataModule
 from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PRECISIONS
 from popo_lightning.model.sharding import check_sharding, settle_strategy
 from popo_lightning.plan.kept_checkpoints import settings_of
@@ -26,22 +27,22 @@ from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_
 from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.checks import check_share
 
-WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights lie on the ranks
+WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights are distributed over the ranks
 VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"
-LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # of precisions
-MEMORY_SHARE = 0.6  # of VLLMEngine, where a setting is null
+LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # Lightning's full names of precisions
+MEMORY_SHARE = 0.6  # default of VLLMEngine
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What samples, as far as it takes memory of the trainer's card.
+    """What an engine takes of the memory on the trainer's card.
 
     Args:
         kind: VLLM, TRANSFORMERS, SERVERS or OTHER.
-        share: Of the card's memory that vLLM takes.
+        share: Fraction of the card's memory that vLLM takes.
         sleep_level: 0 keeps everything while the trainer works, 1 and 2 free weights and cache.
         cpu_cache: Bytes of vLLM's cache on a CPU.
-        batch_size: Responses that the transformers engine generates side by side.
+        batch_size: Responses that the transformers engine generates in parallel.
     """
 
     kind: str
@@ -53,7 +54,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings that decide what a run needs. Batches are over all ranks."""
+    """Settings that decide what memory and disk space a run needs. Batches are over all ranks."""
 
     on_gpu: bool = True
     ranks: int = 1
@@ -64,7 +65,10 @@ class RunSettings:
     autocast: bool = False  # computes in bfloat16 from float32 weights
     optimizer: OptimizerState = ADAM
     has_critic: bool = False
+    critic_outputs: int = 1  # per state
+    critic_copies: int = 0  # copies of what it trains: a target, and the target's last move
     has_reference: bool = False
+    lora: Lora | None = None
     freeze_vision: bool = False
     gradients_held_whole: bool = False  # under FSDP, until the last micro-batch
     entropy_gradient: bool = False
@@ -77,29 +81,34 @@ class RunSettings:
     prompt_tokens: int = 1024
     response_tokens: int = 1024
     evaluation_tokens: int = 0  # response tokens of the longest evaluation
-    image_pixels: int | None = None  # most of an image
+    image_pixels: int | None = None  # maximum pixels per image
     engine: Engine = Engine(SERVERS)
     iterations: int = 100  # 0: without end
-    checkpoint_every: int | None = 20  # iterations; the end is saved however seldom others are
+    checkpoint_every: int | None = 20  # iterations; the end is always saved
     checkpoint_every_steps: int | None = None  # or minibatches
     checkpoints_kept: int = 1  # -1: all
-    checkpoint_last_beside: bool = False  # whether one of them is last.ckpt, a file of its own
+    checkpoint_last_beside: bool = False  # whether one of them is last.ckpt, in a file of its own
     checkpoint_has_optimizer: bool = True
     notes: tuple[str, ...] = ()
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Type that matrices are multiplied in, by policy and engine."""
+        """Type of the matrix multiplications in policy and engine."""
         return torch.bfloat16 if self.autocast else self.weight_dtype
 
     @property
+    def trained_bytes(self) -> int:
+        """Bytes of a trained parameter; adapters are float32 beside weights of any dtype."""
+        return self.weight_dtype.itemsize if self.lora is None else 4
+
+    @property
     def sequence_tokens(self) -> int:
-        """Longest prompt and response of training."""
+        """Maximum tokens of prompt and response in training."""
         return self.prompt_tokens + self.response_tokens
 
     @property
     def engine_tokens(self) -> int:
-        """Longest prompt and response that the engine makes room for."""
+        """Maximum tokens of prompt and response that the engine makes room for."""
         return self.prompt_tokens + max(self.response_tokens, self.evaluation_tokens)
 
     @property
@@ -109,23 +118,23 @@ class RunSettings:
 
     @property
     def pass_tokens(self) -> int:
-        """Most padded tokens of one forward pass: a longer row makes a pass of its own, and no minibatch has more."""
+        """Maximum padded tokens of one forward pass. A longer row gets its own pass; no minibatch has more tokens."""
         groups = -(-self.problems // (self.ranks * self.minibatches))
         minibatch = groups * self.group_size * self.sequence_tokens
         return min(max(self.micro_batch_tokens, self.sequence_tokens), minibatch)
 
 
 def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, for_card: bool) -> RunSettings:
-    """The settings of a run.
+    """Reads the settings of a run.
 
     Args:
-        config: Of `popo fit`, for what belongs to the trainer, the evaluation and the checkpoints.
-        policy: As its settings make it; no model is loaded.
-        data: As its settings make it.
+        config: Settings of `popo fit`, for the trainer, the evaluation and the checkpoints.
+        policy: Policy that its settings make; no model is loaded.
+        data: Data module that its settings make.
         for_card: Whether a card's size is given.
 
     Raises:
-        SettingError: `popo fit` would refuse them too, or the plan does not know them.
+        SettingError: `popo fit` would refuse the settings too, or the plan does not know them.
     """
     notes: list[str] = []
     trainer = config.trainer
@@ -138,7 +147,8 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     check_share(data, ranks)
     layout, shards = _layout(strategy, ranks)
     autocast = check_precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
-    optimizer = optimizer_state(policy.make_optimizer, policy.weight_dtype, on_gpu)
+    trained = policy.weight_dtype if policy.lora is None else torch.float32
+    optimizer = optimizer_state(policy.make_optimizer, trained, on_gpu)
     return RunSettings(
         on_gpu=on_gpu,
         ranks=ranks,
@@ -149,7 +159,10 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         autocast=autocast,
         optimizer=optimizer,
         has_critic=policy.critic is not None,
-        has_reference=policy.objective.needs_reference,
+        critic_outputs=policy.critic.outputs if policy.critic is not None else 1,
+        critic_copies=policy.critic.copies if policy.critic is not None else 0,
+        has_reference=_has_reference(policy, data),
+        lora=policy.lora,
         freeze_vision=policy.freeze_vision,
         gradients_held_whole=layout == FSDP and getattr(policy, "gradient_sync", "micro_batch") == "step",
         entropy_gradient=policy.objective.needs_entropy,
@@ -171,12 +184,12 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
 
 
 def count_devices(devices: Any, on_gpu: bool, notes: list[str]) -> int:
-    """Processes of one node, as Lightning reads trainer.devices.
+    """Number of processes on one node, as Lightning reads trainer.devices.
 
     Args:
-        devices: A number, a list of places, either as text, "auto" or -1.
-        on_gpu: Whether they are GPUs.
-        notes: Gets a sentence where "all" are asked for and none is here to count.
+        devices: A number, a list of indices, either as text, "auto" or -1.
+        on_gpu: Whether the devices are GPUs.
+        notes: Gets a sentence if all GPUs are asked for but none is here to count.
     """
     text = str(devices).strip("[] ()")
     if text in ("auto", "-1"):
@@ -204,7 +217,7 @@ def _on_gpu(accelerator: str, for_card: bool) -> bool:
 
 
 def check_precision(given: Any) -> str:
-    """Lightning's full name of trainer.precision; raises SettingError for one that is not supported."""
+    """Lightning's full name of trainer.precision; raises SettingError for an unsupported one."""
     precision = LIGHTNINGS_NAMES.get(str(given), str(given))
     if precision not in PRECISIONS:
         raise SettingError(
@@ -215,7 +228,7 @@ def check_precision(given: Any) -> str:
 
 
 def _strategy(given: Any, ranks: int) -> Any:
-    """An object of Lightning's, which starts nothing before a trainer has it."""
+    """Makes a Lightning strategy, which starts nothing before a trainer has it."""
     if given == "auto":
         given = "single_device" if ranks == 1 else "ddp"
     try:
@@ -225,13 +238,13 @@ def _strategy(given: Any, ranks: int) -> Any:
         if given == "single_device":
             return SingleDeviceStrategy(torch.device("cpu"))
         return StrategyRegistry.get(given)
-    except Exception as error:  # the class may refuse anything
+    except Exception as error:  # the class may raise any exception
         name = given if isinstance(given, str) else given.class_path
         raise SettingError(f"trainer.strategy is '{name}', which cannot be made: {reason(error)}") from error
 
 
 def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
-    """How the weights lie on the ranks, and how many ranks share one copy."""
+    """How the weights are distributed over the ranks, and how many ranks share one copy."""
     if isinstance(strategy, ModelParallelStrategy):
         return FSDP, ranks
     if isinstance(strategy, DDPStrategy):
@@ -262,7 +275,7 @@ def _engine(engine: Any, on_gpu: bool, notes: list[str]) -> Engine:
 
 
 def _longest_evaluation(evaluation: Any) -> int:
-    """Response tokens that an evaluation asks for."""
+    """Maximum response tokens of an evaluation."""
     per_benchmark = (evaluation.get("benchmarks") or {}).values()
     limits = [each.get("max_new_tokens") for each in per_benchmark if hasattr(each, "get")]
     return max((limit for limit in (evaluation.get("max_new_tokens"), *limits) if limit), default=0)
@@ -272,3 +285,9 @@ def _positive(name: str, value: int) -> int:
     if value < 1:
         raise SettingError(f"{name} is {value}; use at least 1")
     return value
+
+
+def _has_reference(policy: Any, data: Any) -> bool:
+    """Whether the first policy is kept beside the trained one; with adapters it is the model without them."""
+    asked = policy.objective.needs_reference or data.limits.need_reference or data.composer.needs_reference
+    return asked and policy.lora is None

@@ -1,24 +1,24 @@
-"""The plan as text."""
+"""Formats the plan as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from popo_lightning.plan.kept_checkpoints import on_disk
-from popo_lightning.plan.memory import GIB, Memory, Model, activation_bytes, image_tokens
+from popo_lightning.plan.memory import GIB, Memory, Model, activation_bytes, head_weights, image_tokens
 from popo_lightning.plan.run_settings import DDP, FSDP, SERVERS, RunSettings
 
 LAYOUTS = {DDP: "a whole model on each (DDP)", FSDP: "one model split over {shards}"}
 
 
 def table(run: RunSettings, model: Model, memory: Memory, card: int | None) -> str:
-    """All of the plan but the verdict.
+    """The plan without the verdict.
 
     Args:
-        run: Its settings.
-        model: What is trained.
-        memory: What it needs.
-        card: Bytes of the card; None where there is none.
+        run: Settings of the run.
+        model: Model that is trained.
+        memory: Estimated memory.
+        card: Bytes of the card; None if there is none.
     """
     parts = {
         f"Plan of a run with {model.name}: an estimate, from settings and the model's configuration alone": _ranks(run),
@@ -36,7 +36,7 @@ def table(run: RunSettings, model: Model, memory: Memory, card: int | None) -> s
 
 
 def size(count: float) -> str:
-    """Bytes, in the unit that suits them."""
+    """Formats bytes in a suitable unit."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
@@ -59,11 +59,11 @@ def _parameters(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:
     frozen = shape.parameters - shape.trained
     yield "trained", f"{shape.trained:,}"
     if frozen:
-        yield "frozen (vision tower)", f"{frozen:,}"
+        yield f"frozen ({'beside adapters' if run.lora else 'vision tower'})", f"{frozen:,}"
     if run.has_reference:
         yield "reference", f"{shape.parameters:,}"
     if run.has_critic:
-        yield "critic", f"{shape.critic + shape.hidden + 1:,}"
+        yield "critic", f"{shape.critic + head_weights(run, shape):,}"
 
 
 def _iteration(run: RunSettings, model: Model) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Whether a run fits its GPU, and which settings would make it fit."""
+"""Says whether a run fits its GPU, and which settings would make it fit."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from popo_lightning.plan.run_settings import FSDP, TRANSFORMERS, VLLM, RunSettin
 
 SHARE_STEP = 0.01
 
-# A setting with its new value, and the run that has it; None where there is nothing to change.
+# Gives a setting with its new value and the run that has it, or None if there is nothing to change.
 Remedy = Callable[[RunSettings, Model, int], tuple[str, RunSettings] | None]
 
 
 def objection(run: RunSettings, model: Model, card: int | None) -> str | None:
-    """One sentence on what cannot fit, with the settings that help, in the order of what they cost; None if all fits.
+    """One sentence about what does not fit, with the settings that help, the cheapest first; None if all fits.
 
     Args:
-        run: Its settings.
-        model: What is trained.
+        run: Settings of the run.
+        model: Model that is trained.
         card: Bytes of the card; None compares nothing with it.
     """
     memory = estimate(run, model, card)
@@ -35,7 +35,7 @@ def objection(run: RunSettings, model: Model, card: int | None) -> str | None:
 
 
 def _cache_objection(run: RunSettings, memory: Memory) -> str | None:
-    """A cache that holds no sequence: vLLM does not start with it."""
+    """Objects to a cache that holds no sequence, since vLLM does not start with it."""
     if memory.engine.sequences != 0:
         return None
     setting, value = (
@@ -59,7 +59,7 @@ def _advice(run: RunSettings, model: Model, card: int) -> str:
             break
     else:
         return "no setting of it is enough; use larger cards, more of them with FSDP2, or a smaller model"
-    for remedy in list(taken):  # without those that a later one makes needless
+    for remedy in list(taken):  # drops those that a later one makes needless
         fewer = [other for other in taken if other is not remedy]
         if not _lacking(_after(run, fewer, model, card)[0], model, card):
             taken = fewer
@@ -67,7 +67,7 @@ def _advice(run: RunSettings, model: Model, card: int) -> str:
 
 
 def _after(run: RunSettings, remedies: Sequence[Remedy], model: Model, card: int) -> tuple[RunSettings, list[str]]:
-    """The run with remedies, and what they set."""
+    """Applies remedies; returns the run and what they set."""
     words = []
     for remedy in remedies:
         found = remedy(run, model, card)
@@ -78,13 +78,13 @@ def _after(run: RunSettings, remedies: Sequence[Remedy], model: Model, card: int
 
 
 def _lacking(run: RunSettings, model: Model, card: int) -> int:
-    """Bytes over the card, of all moments; a cache that holds nothing lacks something too."""
+    """Bytes over the card, summed over the peaks, plus 1 for a cache that holds no sequence."""
     memory = estimate(run, model, card)
     return sum(max(0, size - card) for size in memory.peaks.values()) + (memory.engine.sequences == 0)
 
 
 def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    """The largest share that leaves room for the rest, or the smallest that still holds a sequence."""
+    """Lowers vLLM's share to the largest that leaves room for the rest, or the smallest that still holds a sequence."""
     if run.engine.kind != VLLM:
         return None
     memory = estimate(run, model, card)
@@ -100,7 +100,7 @@ def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunS
 
 
 def _fewer_responses(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    """Half as many side by side, as often as it helps."""
+    """Halves the batch size as often as it helps."""
     batch, now = min(run.engine.batch_size, run.rank_sequences), run
     while run.engine.kind == TRANSFORMERS and batch > 1 and _lacking(now, model, card):
         batch //= 2
@@ -109,7 +109,7 @@ def _fewer_responses(run: RunSettings, model: Model, card: int) -> tuple[str, Ru
 
 
 def _fewer_tokens(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    """Half the budget, as often as it helps; a sequence is never cut."""
+    """Halves the token budget as often as it helps; it still holds a whole sequence."""
     tokens, now = run.micro_batch_tokens, run
     while tokens // 2 >= run.sequence_tokens and _lacking(now, model, card):
         tokens //= 2

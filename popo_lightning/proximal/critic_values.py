@@ -1,4 +1,4 @@
-"""The critic's values at the start of an iteration, from which its clip measures movement."""
+"""The critic's values at the start of an iteration; the critic's clip measures movement from them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import lightning as L
 from torch import Tensor
 
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.run_data import run_data
+from popo_lightning.model.policy_model import PolicyModel
 
 
 class CriticValues(L.Callback):
@@ -18,18 +20,20 @@ class CriticValues(L.Callback):
     """
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Before the first minibatch of an iteration."""
+        """Records the values before the first minibatch of an iteration."""
         assert isinstance(batch, Minibatch)
         if pl_module.critic is None or batch.index:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = run_data(trainer)
         with data.clock.measure("values"):
             self.attach([batch, *data.pending], pl_module)
 
-    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
-        """Values of all minibatches of an iteration; see :meth:`ProximalPolicy.attach`."""
-        found: dict[int, list[Tensor]] = {}
+    def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
+        """Records the values of all minibatches of an iteration; see :meth:`ProximalPolicy.attach`."""
+        found: dict[int, dict[str, list[Tensor]]] = {}
         for minibatch in minibatches:
             if minibatch.part not in found:  # later epochs use the same rows
-                found[minibatch.part] = policy.values(minibatch)
-            minibatch.values = found[minibatch.part]
+                found[minibatch.part] = policy.estimates(minibatch)
+            minibatch.recorded |= found[minibatch.part]
+        if further := [each.of_critic for each in minibatches if each.of_critic is not None]:
+            self.attach(further, policy)

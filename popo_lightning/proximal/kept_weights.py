@@ -15,29 +15,29 @@ Weights = dict[str, Tensor]
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, by name."""
+    """Returns the trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def snapshot(model: nn.Module) -> Weights:
-    """Copies of the trained weights as they are now."""
+    """Returns copies of the trained weights as they are now."""
     return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
 
 
 @torch.no_grad()
 def restore(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Writes copies into the model, in place: optimizer and wrappers go on holding the same parameters."""
+    """Writes copies into the model in place, so that optimizer and wrappers keep the same parameters."""
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():
         parameters[name].copy_(weight)
 
 
 def refuse_sharded(trainer: L.Trainer, setting: str) -> None:
-    """Raises SettingError where a rank holds only a part of the weights: a checkpoint would keep rank 0's part.
+    """Raises SettingError if weights are sharded over ranks, because a checkpoint would keep only rank 0's shard.
 
     Args:
-        trainer: Whose strategy.
-        setting: The setting that needs whole weights, and its value.
+        trainer: Trainer whose strategy is checked.
+        setting: Name and value of the setting that needs whole weights.
     """
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise SettingError(

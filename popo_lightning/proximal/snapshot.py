@@ -9,34 +9,38 @@ import lightning as L
 from torch import Tensor
 
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.run_data import run_data
+from popo_lightning.model.policy_model import PolicyModel
 
 
 class ProximalPolicy(L.Callback):
     """Slot: gives minibatches their proximal log-probs.
 
-    A minibatch without them takes those of its own forward pass, which is correct as long as no step precedes it.
+    A minibatch without them uses those of its own forward pass, which is correct as long as no step precedes it.
 
     Attributes:
         prox_differs_on_fresh: Whether prox differs from behave on rows sampled in this iteration, so that the behaviour
             weight must also correct them.
+        prox_is_behave_on_fresh: Whether the prox log-probs of those rows are the ones that the engine recorded.
     """
 
     prox_differs_on_fresh = False
+    prox_is_behave_on_fresh = False
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Before the first step of an iteration."""
+        """Attaches prox log-probs before the first step of an iteration."""
         assert isinstance(batch, Minibatch)
         if not batch.index:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            data = run_data(trainer)
             with data.clock.measure("prox"):
                 self.attach([batch, *data.pending], pl_module)
 
-    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
-        """Gives an iteration's minibatches what their prox log-probs follow from; this one leaves them without.
+    def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
+        """Attaches to an iteration's minibatches the data for their prox log-probs. The base class attaches none.
 
         Args:
-            minibatches: All of the iteration, in order. Several epochs share one ``part``.
-            policy: The PolicyModule, with the weights that the iteration begins with.
+            minibatches: All minibatches of the iteration, in order. Those of different epochs share a ``part``.
+            policy: The PolicyModule, with the weights at the iteration's start.
         """
 
 
@@ -55,19 +59,21 @@ class ProximalSnapshot(ProximalPolicy):
 
     def __init__(self, recompute_fresh: bool = True) -> None:
         self.recompute_fresh = recompute_fresh
+        self.prox_is_behave_on_fresh = not recompute_fresh
 
-    def attach(self, minibatches: Sequence[Minibatch], policy: Any) -> None:
-        """Log-probs of all minibatches but the first."""
-        # the first too where a rule asks for prox before the forward pass that would give it
+    def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
+        """Computes the log-probs of all minibatches but the first."""
+        # The first needs them too if the advantage reads prox before the forward pass that would give it.
         todo = minibatches if policy.advantage.needs_prox else minibatches[1:]
         found: dict[int, list[Tensor]] = {}
         for minibatch in todo:
             if minibatch.part not in found:  # later epochs use the same rows
                 found[minibatch.part] = self._logprobs(minibatch, policy)
-            minibatch.prox_logp, minibatch.prox_is_start = found[minibatch.part], self.recompute_fresh
+            minibatch.recorded["prox_logp"] = found[minibatch.part]
+            minibatch.prox_is_start = self.recompute_fresh
 
-    def _logprobs(self, minibatch: Minibatch, policy: Any) -> list[Tensor]:
-        """(T,) of every row."""
+    def _logprobs(self, minibatch: Minibatch, policy: PolicyModel) -> list[Tensor]:
+        """Returns (T,) the prox log-probs of every row."""
         if self.recompute_fresh:
             found: list[Tensor] = policy.logprobs(minibatch)
             return found

@@ -18,12 +18,12 @@ class GroupReplayBuffer:
     Replay does not consume. With a fraction f of effective groups, filling the other 1 - f uses each stored group about
     (1 - f) / f times. A group leaves when newer ones push it out or when it is older than ``max_age``.
 
-    Inserting costs time in proportion to what is inserted. Selecting costs a sort of versions and what is selected.
-    Neither depends on how much is stored otherwise.
+    Inserting takes time in proportion to the groups inserted. Selecting sorts the versions and then takes time in
+    proportion to the groups selected.
 
     Args:
-        capacity: Maximum number of groups. null keeps as many as an iteration samples; that is enough, because the
-            newest are taken first and no more than that can be missing.
+        capacity: Maximum number of groups. null keeps as many as an iteration samples. That is enough, because the
+            newest are taken first and an iteration replaces at most that many.
         max_age: Maximum age of a replayed group in policy versions; null sets no limit.
         max_uses: Maximum number of times a group is replayed; null sets no limit, as in the paper. A limit helps where
             few groups are effective; otherwise the same group is trained on every iteration until it is too old.
@@ -49,8 +49,8 @@ class GroupReplayBuffer:
         self.max_age = max_age
         self.max_uses = max_uses
         self._groups: deque[Group] = deque()
-        self._uses: dict[int, int] = {}  # by the number of a stored group
-        self._by_version: dict[int, deque[Group]] = {}  # the same, in order of insertion within a version
+        self._uses: dict[int, int] = {}  # by the id of a stored group
+        self._by_version: dict[int, deque[Group]] = {}  # the same groups, in order of insertion within a version
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -59,15 +59,15 @@ class GroupReplayBuffer:
         """Adds groups in order, each as the newest; the oldest fall out.
 
         Args:
-            groups: What to keep.
-            sampled: Groups of an iteration: the capacity where none is set.
+            groups: Groups to store.
+            sampled: Number of groups an iteration samples, which is the capacity if none is set.
         """
         self._add(groups)
         while len(self._groups) > (self.capacity or sampled):
             gone = self._groups.popleft()
             version = gone.version
             self._uses.pop(gone.id, None)
-            self._by_version[version].popleft()  # the same group: the first inserted, and so the first of its version
+            self._by_version[version].popleft()  # the same group, because the oldest is also the first of its version
             if not self._by_version[version]:
                 del self._by_version[version]
 
@@ -77,26 +77,42 @@ class GroupReplayBuffer:
             self._by_version.setdefault(group.version, deque()).append(group)
 
     def newest(self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()) -> list[Group]:
-        """Up to ``count`` groups, newest version first and in order of insertion within a version.
+        """Returns up to ``count`` groups, newest version first and in order of insertion within a version.
 
-        No problem comes twice, neither among these nor with ``exclude_problems``, as long as there are others;
-        repetitions fill what is left. Fewer than ``count`` groups, or none, is a normal answer.
+        Groups of problems that are new to the batch come first; repeated problems, or those of ``exclude_problems``,
+        fill the rest. Fewer than ``count`` groups, or none, is a normal answer.
 
         Args:
-            count: Groups wanted.
-            version: The present policy version: age is version - group.version.
-            min_age: Youngest group allowed, in versions.
+            count: Number of groups wanted.
+            version: Present policy version. A group's age is version - group.version.
+            min_age: Minimum age of a group in policy versions.
             exclude_problems: Problem ids that the batch already has.
         """
         return one_of_each_problem(self._newest_first(version, min_age), count, exclude_problems)
 
     def used(self, groups: Iterable[Group]) -> None:
-        """Counts a use of each of these stored groups, which is what ``max_uses`` limits."""
+        """Counts one use of each of these stored groups. ``max_uses`` limits the uses."""
         for group in groups:
             self._uses[group.id] = self._uses.get(group.id, 0) + 1
 
+    def replay(self, effective: Sequence[Group], ineffective: Sequence[Group], version: int) -> list[Group]:
+        """Returns the newest stored groups to replace an iteration's ineffective ones, then stores the effective ones.
+
+        Selection precedes insertion, so an iteration's own groups cannot fill its own places.
+
+        Args:
+            effective: Fresh groups that are kept. Their problems are excluded as :meth:`newest` says.
+            ineffective: Fresh groups to replace.
+            version: Present policy version.
+        """
+        problems = {group.problem.id for group in effective}
+        replayed = self.newest(len(ineffective), version, exclude_problems=problems)
+        self.used(replayed)
+        self.insert(effective, len(effective) + len(ineffective))
+        return replayed
+
     def usable(self, version: int, min_age: int = 1) -> list[Group]:
-        """All groups of an allowed age with uses left, newest version first and in order of insertion within one."""
+        """Returns all groups of an allowed age with uses left, in the order of :meth:`newest`."""
         return list(self._newest_first(version, min_age))
 
     def _newest_first(self, version: int, min_age: int) -> Iterator[Group]:
@@ -110,11 +126,11 @@ class GroupReplayBuffer:
         return self.max_uses is None or self._uses.get(group.id, 0) < self.max_uses
 
     def state_dict(self) -> dict[str, Any]:
-        """Each group with its uses."""
+        """Returns each group with its number of uses."""
         return {"groups": [(group, self._uses.get(group.id, 0)) for group in self._groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the saved groups, of which the present capacity keeps the newest."""
+        """Restores the saved groups, and keeps the newest if the capacity is smaller now."""
         saved = state["groups"] if self.capacity is None else state["groups"][-self.capacity :]
         self._groups, self._by_version = deque(), {}
         self._add(group for group, _ in saved)
@@ -122,11 +138,11 @@ class GroupReplayBuffer:
 
 
 def redistribute(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
-    """The stores of several ranks as those of another number of ranks, each in the order it was.
+    """Redistributes the stores of several ranks over another number of ranks, each oldest first.
 
     Args:
-        stored: A rank's each, what was stored last at the end.
-        ranks: Stores wanted.
+        stored: Store of each rank, with the newest item last.
+        ranks: Number of stores wanted.
     """
     newest_first = [
         store[-1 - place] for place in range(max(map(len, stored))) for store in stored if place < len(store)
@@ -134,12 +150,23 @@ def redistribute(stored: Sequence[Sequence[T]], ranks: int) -> list[list[T]]:
     return [newest_first[rank::ranks][::-1] for rank in range(ranks)]
 
 
-def one_of_each_problem(ranked: Iterable[Group], count: int, exclude_problems: Collection[str] = ()) -> list[Group]:
-    """The first ``count`` groups, best first, where a problem that is there already gives way to any other.
+def resharded(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    """Redistributes the states of a rule that stores groups in `buffer` and nothing else.
 
     Args:
-        ranked: Best first.
-        count: Groups wanted; fewer if there are no more.
+        states: State of each rank.
+        ranks: Number of states wanted.
+    """
+    dealt = redistribute([state["buffer"]["groups"] for state in states], ranks)
+    return [{"buffer": {"groups": groups}} for groups in dealt]
+
+
+def one_of_each_problem(ranked: Iterable[Group], count: int, exclude_problems: Collection[str] = ()) -> list[Group]:
+    """Returns ``count`` groups, best first, but repeated problems only after all others.
+
+    Args:
+        ranked: Groups, best first.
+        count: Number of groups wanted. There are fewer if `ranked` has fewer.
         exclude_problems: Problem ids that the batch already has.
     """
     seen = set(exclude_problems)

@@ -1,9 +1,9 @@
-"""Composers: from an iteration's fresh groups to the groups it trains on. One class per rule."""
+"""Composers turn an iteration's fresh groups into the groups it trains on. One class per rule."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -16,55 +16,67 @@ from popo_lightning.core.problems import Problem
 
 
 class Iteration(ABC):
-    """What a composer may know and do. Everything it samples here counts as generated, whether it is trained on or not.
+    """A composer's interface to one iteration. Everything sampled here counts as generated, even if not trained on.
 
     Attributes:
         version: Present policy version.
         effective_key: Reward component whose spread makes a group effective.
-        problems: Problems that this rank samples per iteration, its share of data.problems_per_iteration.
+        problems: Number of problems that this rank samples per iteration, its share of data.problems_per_iteration.
         group_size: K, responses per problem.
+        longest: Maximum tokens of a response.
+        vocabulary: Number of tokens that the policy knows.
     """
 
     version: int
     effective_key: str
     problems: int
     group_size: int
+    longest: int
+    vocabulary: int
 
     @abstractmethod
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
-        """Groups of the sampler's next problems, by the present policy, or with data.async_level 1 by the one before
-        it.
+        """Samples groups for the sampler's next problems.
+
+        The present policy samples them; with data.async_level 1 it is the policy before it.
 
         Args:
-            count: Problems; an iteration's number unless given.
-            n: Responses to each; the group size unless given.
+            count: Number of problems; by default an iteration's number.
+            n: Number of responses to each; by default the group size.
         """
 
     @abstractmethod
     def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
-        """Groups of given problems, by the present policy.
+        """Samples groups for given problems with the present policy.
 
         Args:
-            problems: What to ask.
-            n: Responses to each.
+            problems: Problems to ask.
+            n: Number of responses to each.
             prefixes: (P,) tokens for each problem, the beginning of an earlier response to continue. They
-                become part of the prompt, so that no loss falls on them; the verifier sees the whole response.
+                become part of the prompt, so they have no loss; the verifier sees the whole response.
         """
 
     @abstractmethod
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
-        """(T,) log-probs of each response under the present policy: one forward pass without gradient.
+        """Returns (T,) log-probs of each response under the present policy, by one forward pass without gradient.
 
-        Ranks may ask differently often: where weights are split over them, those that do not ask join in. Only a rule
-        that exchanges something between ranks by itself has to ask equally often on all of them before it does.
+        Ranks may call it different numbers of times. With sharded weights, ranks that do not call it join the passes of
+        the others. Only a rule with collectives of its own must call it equally often on all ranks before each of them.
+        """
+
+    @abstractmethod
+    def reference_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """Returns (T,) log-probs of each response under the first policy; see :meth:`logprobs`.
+
+        Only a composer with `needs_reference` may call it.
         """
 
     @abstractmethod
     def random(self, *purpose: object) -> Random:
-        """A generator for one purpose, from (seed, rank, iteration, purpose), never from global state."""
+        """Returns a generator for one purpose, seeded by (seed, rank, iteration, purpose), never by global state."""
 
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
-        """(effective, ineffective), each in order."""
+        """Returns (effective groups, ineffective groups), each in order."""
         effective = [group for group in groups if group.is_effective(self.effective_key)]
         return effective, [group for group in groups if not group.is_effective(self.effective_key)]
 
@@ -78,44 +90,60 @@ class Composer(KeepsState, ABC):
         state: Attributes that decide later compositions; see :class:`KeepsState`.
         fixes_advantages: Whether it returns groups with fixed advantages, from which a critic cannot learn.
         follows_reward: Whether its `reward_key` must be the component that is trained on.
+        trains_on_others: Whether it returns groups that no policy of this run has sampled.
+        fresh_continuations: Fraction of replayed responses that are continued for a critic alone; 0 if the rule never
+            returns groups with `critic_only`.
+        makes_pairs: Whether it returns groups of two, the better response first, with 1 and -1 as their advantages. The
+            trust region must then compare pairs.
+        needs_reference: Whether it asks for log-probs under the first policy, which must then be kept.
     """
 
     supports_async: bool = True
     fixes_advantages: bool = False
     follows_reward: bool = False
+    trains_on_others: bool = False
+    fresh_continuations: float = 0.0
+    makes_pairs: bool = False
+    needs_reference: bool = False
 
     @abstractmethod
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Groups to train on. Those of an earlier policy version are replayed: the behaviour weight applies to them."""
+        """Returns the groups to train on. The behaviour weight applies to groups of an earlier policy version."""
 
     def samples_next(self) -> bool:
-        """Whether the next :meth:`compose` samples anything. If not, the engine sleeps on with the weights it has.
+        """Returns whether the next :meth:`compose` samples anything. If not, the engine stays asleep with its weights.
 
-        All ranks get the weights where one of them samples.
+        All ranks receive new weights if any of them samples.
         """
         return True
 
     def passes_before_replay(self, group_size: int) -> int:
-        """Times a problem must have been asked before anything of it can be replayed; 0 where problems need not return.
+        """Returns how often a problem must have been asked before its responses can be replayed.
+
+        It is 0 for rules whose replays do not need a problem to return.
 
         Args:
-            group_size: K.
+            group_size: K, responses per problem.
         """
         return 0
 
+    def trained_last(self) -> Collection[int]:
+        """Returns the ids of those groups of the last :meth:`compose` that belong in the last minibatches."""
+        return ()
+
     def report(self) -> dict[str, float]:
-        """Further numbers of the last iteration, by metric name."""
+        """Returns further metrics of the last iteration, by name."""
         return {}
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-        """What the ranks of a checkpoint kept, for another number of ranks.
+        """Redistributes the states in a checkpoint over another number of ranks.
 
         Args:
-            states: :meth:`state_dict` of each rank that wrote it.
+            states: :meth:`state_dict` of each rank that wrote the checkpoint.
             ranks: Number of ranks of the resumed run.
 
         Raises:
-            SettingError: What they kept cannot be dealt out anew.
+            SettingError: The states cannot be redistributed.
         """
         if any(states):
             raise SettingError(
@@ -130,7 +158,7 @@ class OnPolicy(Composer):
     """Trains on all fresh groups, ineffective ones included: GRPO (2402.03300)."""
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The fresh groups as they are."""
+        """Returns the fresh groups unchanged."""
         return iteration.rollout()
 
 
@@ -138,5 +166,5 @@ class Filter(Composer):
     """Trains on effective fresh groups only and does not refill the batch: POPO's filter ablation (2606.01281)."""
 
     def compose(self, iteration: Iteration) -> list[Group]:
-        """The effective fresh groups."""
+        """Returns the effective fresh groups."""
         return iteration.split(iteration.rollout())[0]

@@ -11,10 +11,10 @@ from popo_lightning.core.groups import Response
 
 
 def cut_response(response: Response, shares: tuple[float, float], random: Random) -> Tensor:
-    """The beginning of a response: a share of its tokens drawn between two, at least one token if it has two.
+    """Returns the beginning of a response, a random fraction of its tokens between two bounds.
 
-    Never all of them. So an end token is not among them, and what goes on from here may write one token at least,
-    since no response is longer than the limit.
+    It has at least one token if the response has two, and never all of them. So it contains no end token, and a
+    continuation may write at least one token, because no response exceeds the limit.
     """
     tokens = len(response.token_ids)
     length = max(1, int(random.uniform(*shares) * tokens))
@@ -22,7 +22,7 @@ def cut_response(response: Response, shares: tuple[float, float], random: Random
 
 
 def checked_shares(rule: str, shares: tuple[float, float]) -> tuple[float, float]:
-    """Shares as they are, or SettingError for a pair that is none."""
+    """Returns the two fractions, or raises SettingError if they are not rising in [0, 1]."""
     low, high = shares
     if not 0 <= low <= high <= 1:
         raise SettingError(f"{rule}.cut is {list(shares)}; give two rising shares of a response, such as [0.25, 0.75]")

@@ -8,15 +8,15 @@ from random import Random
 
 
 def draw(log_weights: Sequence[float], count: int, random: Random) -> list[int]:
-    """Places drawn one after the other in proportion to their weights, none twice.
+    """Draws distinct indices one after the other, in proportion to their weights.
 
-    Each place gets an exponential clock of its weight as rate; the first to ring are those that drawing one by one
-    would give (Efraimidis and Spirakis 2006).
+    Each index gets an exponential clock with its weight as rate. The order of ringing has the distribution of
+    drawing one by one (Efraimidis and Spirakis 2006).
 
     Args:
-        log_weights: Logarithms of the weights, which need not add up to 1.
-        count: Places wanted; all, if there are fewer.
-        random: One draw a place.
+        log_weights: Logarithms of the weights, which need not sum to 1.
+        count: Number of indices wanted. All are drawn if there are fewer.
+        random: Generator, used once per index.
     """
     rings = [math.log(max(random.expovariate(1.0), 1e-300)) - log_weight for log_weight in log_weights]
     return sorted(range(len(rings)), key=rings.__getitem__)[:count]

@@ -1,4 +1,4 @@
-"""A store of single responses per problem, and the two rules that replay them when the problem comes back."""
+"""A store of single responses per problem, for rules that replay them when the problem is asked again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ResponseStore(KeepsState):
     """The newest responses of each problem, by problem id, each with the policy version that sampled it.
 
     Prompts are not stored: a response is replayed with the current prompt of its problem, when the problem is asked
-    again. Each rank keeps what it sampled itself.
+    again. Each rank keeps only its own samples.
 
     Args:
-        capacity: Responses kept per problem; the oldest leave first.
+        capacity: Maximum number of responses per problem; the oldest leave first.
     """
 
     state = ("_responses",)
@@ -27,7 +27,7 @@ class ResponseStore(KeepsState):
         self._responses: dict[str, list[Response]] = {}
 
     def of(self, problem: str) -> list[Response]:
-        """What is kept of a problem, oldest first."""
+        """Returns the stored responses to a problem, oldest first."""
         return list(self._responses.get(problem, ()))
 
     def insert(self, group: Group, responses: Sequence[Response]) -> None:
@@ -38,14 +38,14 @@ class ResponseStore(KeepsState):
             del kept[: -self.capacity]
 
     def report(self) -> dict[str, float]:
-        """Problems with something kept, and responses kept."""
+        """Returns the number of problems with stored responses, and of stored responses."""
         return {
             "replay/stored_problems": float(len(self._responses)),
             "replay/stored_responses": float(sum(map(len, self._responses.values()))),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the saved responses, of which the present capacity keeps the newest."""
+        """Restores the saved responses, and keeps the newest if the capacity is smaller now."""
         super().load_state_dict(state)
         for kept in self._responses.values():
             del kept[: -self.capacity]

@@ -19,7 +19,7 @@ Made = Callable[[], list[Group]]
 
 
 class AsyncRollouts:
-    """Groups for the next iteration, in the order in which the prompt sampler drew their problems.
+    """Holds groups for the next iteration, in the order in which the prompt sampler drew their problems.
 
     They are generated in a separate thread, one batch at a time. Every user of the engine, the graders or this object's
     state first waits for that thread, so only training runs beside it. Its error is raised by the next call that waits.
@@ -29,23 +29,23 @@ class AsyncRollouts:
     """
 
     def __init__(self) -> None:
-        self._seconds: float | None = None  # that the last batch took
-        self._generate_seconds = 0.0  # of which nobody has asked yet
-        self._ready: list[tuple[int, Group]] = []  # (place of the problem, group)
+        self._seconds: float | None = None  # duration of the last batch
+        self._generate_seconds = 0.0  # seconds of generation since the last report
+        self._ready: list[tuple[int, Group]] = []  # (index of the problem, group)
         self._under_way: tuple[list[int], PhaseClock, Future[list[Group]]] | None = None
         self._thread: _Background | None = None
 
     def __len__(self) -> int:
-        """Groups there are, once they are made."""
+        """Number of groups, including those under way."""
         return len(self._ready) + (len(self._under_way[0]) if self._under_way else 0)
 
     def begin(self, places: Sequence[int], clock: PhaseClock, make: Made) -> None:
-        """Starts on further groups.
+        """Starts to make further groups.
 
         Args:
-            places: Of their problems, as the sampler drew them.
-            clock: Theirs alone: one clock cannot measure two threads.
-            make: Generates and grades, in the background.
+            places: Indices of their problems, as the sampler drew them.
+            clock: Clock for these groups only, because one clock cannot measure two threads.
+            make: Generates and grades the groups; runs in the background.
         """
         self.join()
         if places:
@@ -53,24 +53,24 @@ class AsyncRollouts:
             self._under_way = list(places), clock, self._thread.submit(make)
 
     def join(self) -> None:
-        """Waits for what is under way, and raises what went wrong there."""
+        """Waits for the groups under way, and raises the error of the background thread."""
         if self._under_way is None:
             return
         places, clock, future = self._under_way
         try:
             groups = future.result()
         finally:
-            if future.done():  # and not one that was told to stop while it waited
+            if future.done():  # false if this wait was interrupted
                 self._under_way = None
         self._generate_seconds += clock.seconds("generate")
         self._seconds = sum(clock.take().values())
         self._ready += zip(places, groups, strict=True)
 
     def take(self, count: int, n: int) -> list[tuple[int, Group]]:
-        """The first groups, at most so many, and (place, group) of each.
+        """Removes and returns up to `count` groups from the front of the queue, each as (problem index, group).
 
         Raises:
-            SettingError: They have another number of responses than n.
+            SettingError: A group does not have n responses.
         """
         self.join()
         taken, self._ready = self._ready[:count], self._ready[count:]
@@ -85,26 +85,26 @@ class AsyncRollouts:
         return taken
 
     def report(self) -> dict[str, float]:
-        """Seconds in the background, which are no seconds of the iteration."""
+        """Returns the seconds spent in the background, which are not part of the iteration's seconds."""
         return {} if self._seconds is None else {"time/ahead": self._seconds}
 
     def take_generate_seconds(self) -> float:
-        """Seconds of generation, without grading, since the last call: of the groups there are."""
+        """Returns the seconds of generation, without grading, since the last call."""
         found, self._generate_seconds = self._generate_seconds, 0.0
         return found
 
     def close(self) -> None:
-        """Waits for what is under way, and ends the thread."""
+        """Waits for the groups under way, and ends the thread."""
         try:
             self.join()
-        except Exception as error:  # of groups that no iteration will ask for
+        except Exception as error:  # does not end the run, because no iteration needs these groups
             log.warning("generating ahead failed, after the last iteration: %s", error)
         if self._thread is not None:
             self._thread.close()
         self._thread = None
 
     def state_dict(self) -> dict[str, Any]:
-        """All groups, those under way included; empty without any."""
+        """Returns all groups, including those under way; empty if there are none."""
         self.join()
         if not self._ready:
             return {}
@@ -118,7 +118,7 @@ class AsyncRollouts:
         """Inverse of :meth:`state_dict`.
 
         Raises:
-            SettingError: There are groups, and a run without lag, which may correct for nothing, has no use for them.
+            SettingError: The state has groups, but async_level is 0, so the run may not correct for their age.
         """
         if state and not async_level:
             raise SettingError(
@@ -135,7 +135,7 @@ class _Background:
 
     def __init__(self) -> None:
         self._tasks: SimpleQueue[tuple[Made, Future[list[Group]]] | None] = SimpleQueue()
-        # a daemon: a process that is told to stop does not wait for a batch
+        # It is a daemon, so that a process that is told to stop does not wait for a batch.
         self._thread = threading.Thread(target=self._work, name="look-ahead", daemon=True)
         self._thread.start()
 
@@ -153,5 +153,5 @@ class _Background:
             make, future = task
             try:
                 future.set_result(make())
-            except BaseException as error:  # the main thread decides what it means
+            except BaseException as error:  # join raises it in the main thread
                 future.set_exception(error)

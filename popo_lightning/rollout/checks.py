@@ -8,7 +8,7 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 
-COLDEST, HOTTEST = 1e-3, 1e3  # temperatures beyond leave nothing of float32 logits
+COLDEST, HOTTEST = 1e-3, 1e3  # temperatures outside destroy the information of float32 logits
 LEAST = {
     "problems_per_iteration": (1, "ask at least one problem"),
     "group_size": (2, "a group needs two responses to differ"),
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def check_settings(data: Any) -> None:
-    """Raises SettingError for what can be seen before anything is loaded."""
+    """Raises SettingError for faults that can be seen before anything is loaded."""
     for name, (least, reason) in LEAST.items():
         _at_least(name, getattr(data, name), least, reason)
     _at_least("max_new_tokens", data.sampling.max_new_tokens, 1, "a response needs one token")
@@ -41,6 +41,8 @@ def check_settings(data: Any) -> None:
             f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, "
             f"{COLDEST:g} to {HOTTEST:g}, such as 1.0"
         )
+    _check_spread(data)
+    _check_behave(data)
     if "" in data.sampling.stop:
         raise SettingError(
             f"data.stop is {list(data.sampling.stop)}, and every text has the empty one; give strings of a "
@@ -65,17 +67,49 @@ def check_settings(data: Any) -> None:
         data.overlong.check(data.sampling.max_new_tokens)
 
 
+def _check_spread(data: Any) -> None:
+    temperature, spread = data.sampling.temperature, data.sampling.temperature_spread
+    if not 0 <= spread <= temperature - COLDEST or temperature + spread > HOTTEST:
+        raise SettingError(
+            f"data.temperature_spread is {spread}; use 0 for none, or a number below data.temperature ({temperature}), "
+            "such as 0.2, so that every response has a positive temperature"
+        )
+    if spread and not data.engine.spreads_temperature:
+        raise SettingError(
+            f"data.temperature_spread is {spread}, but data.engine is {type(data.engine).__name__}, which samples all "
+            "responses at one temperature; use 0, or an engine with spreads_temperature"
+        )
+
+
+def _check_behave(data: Any) -> None:
+    """Checks data.behave. The trainer's log-probs are behave's only if its weights sampled, at data.temperature."""
+    if data.behave not in ("engine", "trainer"):
+        raise SettingError(f"data.behave is {data.behave!r}; use engine, or trainer for the policy's own log-probs")
+    if data.behave == "engine":
+        return
+    for name, value, off, reason in (
+        ("async_level", data.async_level, 0, "whose responses older weights sample"),
+        ("weight_sync_interval", data.weight_sync_interval, 1, "whose responses older weights sample"),
+        ("temperature_spread", data.sampling.temperature_spread, 0, "whose responses have temperatures of their own"),
+    ):
+        if value != off:
+            raise SettingError(
+                f"data.behave is trainer, the policy's own log-probs at data.temperature, but data.{name} is {value}, "
+                f"{reason}; set data.{name} to {off}, or data.behave to engine"
+            )
+
+
 def _at_least(name: str, value: int, least: int, reason: str) -> None:
     if value < least:
         raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")
 
 
 def check_temperature(sampled: float, scored: float) -> None:
-    """Raises SettingError where log-probs would not be those of the distribution that is sampled from.
+    """Raises SettingError if log-probs would not be those of the distribution sampled from.
 
     Args:
-        sampled: Of the data module.
-        scored: Of the policy.
+        sampled: Temperature of the data module.
+        scored: Temperature of the policy.
     """
     if sampled != scored:
         raise SettingError(
@@ -85,7 +119,7 @@ def check_temperature(sampled: float, scored: float) -> None:
 
 
 def check_share(data: Any, ranks: int) -> None:
-    """Raises SettingError where ranks would sample different numbers of problems."""
+    """Raises SettingError if ranks would sample different numbers of problems."""
     if data.problems_per_iteration % ranks:
         raise SettingError(
             f"data.problems_per_iteration is {data.problems_per_iteration}, which {ranks} ranks cannot share evenly; "
@@ -93,10 +127,33 @@ def check_share(data: Any, ranks: int) -> None:
         )
 
 
-def warn_of_problems_that_never_return(data: Any, iterations: int, ranks: int) -> None:
-    """For composers that replay when a problem comes back.
+def check_continuations(data: Any, split: bool) -> None:
+    """Raises SettingError if an older policy would write the continuations, or if sharded ranks would fall out of step.
 
-    Each rank keeps what it sampled, and a problem comes back to it in one of so many passes as there are ranks.
+    The number of a critic's extra passes differs by rank, which sharded weights do not allow.
+
+    Args:
+        data: The data module.
+        split: Whether weights are sharded over the ranks.
+    """
+    if data.composer.fresh_continuations and data.weight_sync_interval > 1:
+        raise SettingError(
+            f"data.composer.fresh_continuations is {data.composer.fresh_continuations}, which the present policy is to "
+            f"write, but data.weight_sync_interval is {data.weight_sync_interval}; set that to 1, or "
+            "fresh_continuations to 0"
+        )
+    if split and data.composer.fresh_continuations:
+        raise SettingError(
+            f"data.composer.fresh_continuations is {data.composer.fresh_continuations}, but trainer.strategy "
+            "ModelParallelStrategy splits the critic, whose passes the ranks must make together; use trainer.strategy "
+            "ddp, or fresh_continuations 0"
+        )
+
+
+def warn_of_problems_that_never_return(data: Any, iterations: int, ranks: int) -> None:
+    """Warns if a composer replays only when a problem returns, and the run asks too few problems for that.
+
+    Each rank keeps only its own samples. With R ranks, a problem returns to the same rank once in R passes.
     """
     passes = data.composer.passes_before_replay(data.group_size)
     asked, problems = iterations * data.problems_per_iteration, len(data.problems.train)

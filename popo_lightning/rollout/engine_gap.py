@@ -1,6 +1,6 @@
-"""Measures how far engine and trainer differ, before a run trains: as both were loaded, and after the first sync.
+"""Measures how far engine and trainer differ before a run trains: as both were loaded, and after the first sync.
 
-Both compute log-probs of the same tokens with the same weights, so they should differ by rounding alone. The difference
+Both compute log-probs of the same tokens with the same weights, so they should differ only by rounding. The difference
 as loaded is the floor. A sync of unchanged weights must not change it, and later alarms are relative to it.
 """
 
@@ -10,23 +10,25 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_gather_object, lost_rank
 from popo_lightning.engines.base import Sampling
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.rollout.generation import RolloutGenerator
 
-# Nats a token on average. Rounding gives up to 1e-5 in float32, and in bfloat16 about 0.01, for some models 0.033.
+# Mean nats per token. Rounding gives up to 1e-5 in float32, and in bfloat16 about 0.01, for some models 0.033.
 EXACT_WARNING, ROUNDED_WARNING = 1e-3, 0.05
 EXACT_ERROR, ROUNDED_ERROR = 0.01, 0.25
-WARNING_FLOORS, ERROR_FLOORS = 3.0, 10.0  # times the floor, where that is more
-PROMPTS, RESPONSES, TOKENS = 4, 4, 32  # of one measurement
+WARNING_FLOORS, ERROR_FLOORS = 3.0, 10.0  # multiples of the floor, used if they exceed the limits above
+PROMPTS, RESPONSES, TOKENS = 4, 4, 32  # size of one measurement
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +46,18 @@ class GapLimits:
     error: float | Literal["auto"] | None = "auto"
 
     def above_warning(self, exact: bool, floor: float | None) -> float:
-        """Where a warning is given.
+        """Returns the gap above which a warning is given.
 
         Args:
-            exact: Whether float32 is computed in.
-            floor: Difference of engine and trainer as loaded; None where it is not known.
+            exact: Whether the computation is in float32.
+            floor: Difference of engine and trainer as loaded; None if unknown.
         """
         if self.warning is not None:
             return self.warning
         return max(EXACT_WARNING if exact else ROUNDED_WARNING, WARNING_FLOORS * (floor or 0.0))
 
     def above_error(self, exact: bool, floor: float | None) -> float:
-        """Where a run stops, as :meth:`above_warning`; infinite where none does."""
+        """Returns the gap above which a run stops, infinite if none does. Takes :meth:`above_warning`'s arguments."""
         if self.error is None:
             return math.inf
         if self.error != "auto":
@@ -69,14 +71,14 @@ class EngineCheck:
     Args:
         measure: Measures the present gap; a collective.
         limits: Limits of the gap.
-        policy: The trainer's PolicyModule.
+        policy: The trainer's policy.
         engine: Name of the engine's class.
 
     Attributes:
         floor: The gap as both were loaded; None until it is known.
     """
 
-    def __init__(self, measure: Callable[[], float], limits: GapLimits, policy: Any, engine: str) -> None:
+    def __init__(self, measure: Callable[[], float], limits: GapLimits, policy: PolicyModel, engine: str) -> None:
         self.measure = measure
         self.limits = limits
         self.policy = policy
@@ -84,10 +86,10 @@ class EngineCheck:
         self.floor: float | None = None
 
     def loaded(self) -> None:
-        """Finds the floor, with the weights that both have loaded.
+        """Measures the floor, with the weights that both have loaded.
 
         Raises:
-            SettingError: It is above the limit: one of the two computes another model; or one of them cannot.
+            SettingError: The floor is above the limit, so one of the two computes another model; or one of them fails.
         """
         try:
             gap = self.measure()
@@ -111,7 +113,7 @@ class EngineCheck:
         self.floor = gap
 
     def synced(self) -> None:
-        """Makes sure that the engine has the trainer's weights, once it has been given them.
+        """Checks, after a sync, that the engine has the trainer's weights.
 
         Raises:
             SettingError: The gap is above the limit, or far above the floor.
@@ -121,7 +123,7 @@ class EngineCheck:
             found = f"of which {self.engine} and the trainer are {gap:.2g} nats a token apart after a weight sync"
             self._judge(gap, self._warning(), self._error(), found)
             return
-        # the weights have not changed, so that a gap worth a warning is worth an end
+        # The weights have not changed, so a gap above the warning limit is already an error.
         error = self._warning() if self.limits.error == "auto" else self._error()
         self._judge(
             gap,
@@ -147,7 +149,7 @@ class EngineCheck:
         return f"model.path is '{self.policy.folder}', a {name}"
 
     def _judge(self, gap: float, warning: float, error: float, finding: str) -> None:
-        """Says a finding if a gap is above a limit, or is no number."""
+        """Warns or raises with a finding if a gap is above a limit, or is NaN."""
         if gap <= warning and gap <= error:
             return
         sentence = (
@@ -160,26 +162,30 @@ class EngineCheck:
 
 
 def measured_gap(
-    maker: RolloutGenerator, policy: Any, problems: Sequence[Problem], sampling: Sampling, version: int = 0
+    maker: RolloutGenerator, policy: PolicyModel, problems: Sequence[Problem], sampling: Sampling, version: int = 0
 ) -> float:
-    """Mean absolute difference in nats a token, over all ranks, of a few responses to the first problems. A collective.
+    """Measures the mean absolute difference in nats per token, over all ranks, on a few responses. A collective.
 
     Args:
-        maker: Samples.
-        policy: The PolicyModule.
-        problems: To ask.
-        sampling: Of training; few tokens are sampled.
-        version: Of the policy.
+        maker: Samples the responses.
+        policy: Policy that scores them.
+        problems: Problems, of which the first are asked.
+        sampling: Sampling of training, of which only the number of tokens is reduced.
+        version: Version of the policy.
     """
-    short = replace(sampling, max_new_tokens=min(TOKENS, sampling.max_new_tokens))
-    groups = maker.ungraded(problems[:PROMPTS], RESPONSES, short, seed=0)
-    gaps = gaps_of(Minibatch(groups, version, 0), policy)
+    gaps = gaps_of(Minibatch(few_answers(maker, problems, sampling), version, 0), policy)
     of_ranks = all_gather_object((sum(float(gap.sum()) for gap in gaps), sum(len(gap) for gap in gaps)))
     return sum(total for total, _ in of_ranks) / max(1, sum(count for _, count in of_ranks))
 
 
-def gaps_of(minibatch: Minibatch, policy: Any) -> list[Tensor]:
-    """(T,) absolute differences of each response's log-probs, as the engine recorded and the policy computes them."""
+def few_answers(maker: RolloutGenerator, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
+    """Samples a few short responses to the first problems, always with the same seed, without a trace in the run."""
+    short = replace(sampling, max_new_tokens=min(TOKENS, sampling.max_new_tokens))
+    return maker.ungraded(problems[:PROMPTS], RESPONSES, short, seed=0)
+
+
+def gaps_of(minibatch: Minibatch, policy: PolicyModel) -> list[Tensor]:
+    """Returns (T,) absolute differences between the engine's and the policy's log-probs of each response."""
     recorded = [response.behave_logp for response in minibatch.responses]
     scored = policy.logprobs(minibatch)
     return [(a.double() - b.double()).abs() for a, b in zip(recorded, scored, strict=True)]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.groups import Group
+from popo_lightning.core.problems import Problem
 from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, measured_gap
+from popo_lightning.rollout.delivery import Probe
+from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, few_answers, measured_gap
 from popo_lightning.rollout.resumable import ResumableRollouts
 
 
@@ -20,7 +25,7 @@ class EngineRollouts(ResumableRollouts):
     longest_response: int
 
     def _engine_context(self) -> EngineContext:
-        """Asked for once the strategy has set up the process group."""
+        """Returns the engine's context. The strategy must have set up the process group."""
         strategy = self._run.strategy
         longest = self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response)
         positions = getattr(self._module.model.config.get_text_config(), "max_position_embeddings", None) or longest
@@ -45,12 +50,26 @@ class EngineRollouts(ResumableRollouts):
         )
 
     def compare_engine(self, limits: GapLimits) -> None:
-        """Has the engine's log-probs compared with the policy's once it starts, and after the first sync."""
+        """Arranges comparisons of the engine's log-probs with the policy's, at its start and after the first sync."""
         problems = self.problems.train if self._fitting else [p for _, of in self.problems.benchmarks for p in of]
         if self.engine.checked and problems and not self.synced.start_seconds:
-            measure = partial(measured_gap, self.maker, self._module, problems, self.sampling)
+            sampling = replace(self.sampling, temperature_spread=0.0)  # the policy scores at one temperature
+            measure = partial(measured_gap, self.maker, self._module, problems, sampling)
             self.check = self.synced.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
-            self.synced.as_loaded = lambda: not self._module.restored and self._run.global_step == 0
+            self.synced.as_loaded = lambda: self._module.as_loaded and self._run.global_step == 0
+            if self._fitting:
+                self.synced.probe = Probe(partial(few_answers, self.maker, problems, self.sampling))
+
+    def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
+        """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
+
+        Args:
+            problems: Problems to ask.
+            n: Number of responses to each.
+            sampling: How to draw tokens.
+            seed: Seed of all draws.
+        """
+        return self.maker.make(problems, n, sampling, seed)
 
     def sync(self) -> None:
         """Gives the engine the policy's newest weights, unless it has them already."""
@@ -58,5 +77,5 @@ class EngineRollouts(ResumableRollouts):
 
     @property
     def start_seconds(self) -> float:
-        """Of the engine, once a process."""
+        """Seconds of the engine's start and checks in this process."""
         return self.synced.start_seconds

@@ -1,4 +1,4 @@
-"""Problems in, graded groups out: encode, generate, grade."""
+"""Turns problems into graded groups: encodes, generates and grades."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.timing import PhaseClock
+from popo_lightning.core.work import Work
 from popo_lightning.engines.base import RolloutEngine, Sampling
 from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.grading.overlong import SoftOverlong
@@ -53,7 +54,8 @@ class RolloutGenerator:
         self.world_size = world_size
         self.image_dtype = image_dtype
         self.overlong = overlong
-        self.made = 0  # groups so far; part of their numbers, so a checkpoint keeps it
+        self.work = Work()
+        self.made = 0  # number of groups so far; a checkpoint keeps it, because group ids depend on it
 
     def make(
         self,
@@ -63,15 +65,15 @@ class RolloutGenerator:
         seed: int,
         prefixes: Sequence[Tensor] | None = None,
     ) -> list[Group]:
-        """One group of n graded responses for each problem.
+        """Makes one group of n graded responses for each problem.
 
         Args:
-            problems: What to ask.
-            n: Responses each.
+            problems: Problems to ask.
+            n: Number of responses to each.
             sampling: How to draw tokens.
-            seed: Decides all draws.
-            prefixes: (P,) tokens for each problem from which its responses go on. They count towards the response
-                limit, go behind the prompt's tokens, and are part of what the verifier reads.
+            seed: Seed of all draws.
+            prefixes: (P,) tokens for each problem, which its responses continue. They count towards the response limit,
+                follow the prompt's tokens, and are part of the text that the verifier reads.
         """
         begun = [torch.empty(0, dtype=torch.long)] * len(problems) if prefixes is None else list(prefixes)
         if (longest := max(map(len, begun), default=0)) >= sampling.max_new_tokens:
@@ -88,7 +90,7 @@ class RolloutGenerator:
         return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
 
     def ungraded(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
-        """Groups of responses that nobody grades or trains on: they take no numbers and no seconds."""
+        """Samples groups that are neither graded nor trained on. They use no group ids and no clock."""
         prompts = [self.prompts.encode(problem) for problem in problems]
         sampled = self.engine.generate(prompts, n, sampling, seed)
         return [
@@ -97,13 +99,14 @@ class RolloutGenerator:
         ]
 
     def apart(self, clock: PhaseClock) -> RolloutGenerator:
-        """The same with a clock of its own, for another thread; its groups get their numbers by :meth:`numbered`."""
+        """Returns a copy with its own clock, for another thread; its groups get their ids by :meth:`numbered`."""
         other = copy.copy(self)
         other.clock = clock
+        other.work = Work()  # its progress is not shown
         return other
 
     def numbered(self, group: Group) -> Group:
-        """A group of :meth:`apart` under the next number here."""
+        """Returns a group of :meth:`apart` with the next id of this generator."""
         return replace(group, id=self._next_number())
 
     def _next_number(self) -> int:
@@ -130,7 +133,7 @@ class RolloutGenerator:
         sampling: Sampling,
         seed: int,
     ) -> dict[int, list[Response]]:
-        """Responses by their problem's place, in the order in which they came and went to the graders meanwhile."""
+        """Samples responses by problem index, in order of arrival, and passes them to the graders meanwhile."""
         self.pool.forget()
         sampled: dict[int, list[Response]] = {}
         for ready in self.engine.stream(prompts, n, sampling, seed):
@@ -140,6 +143,7 @@ class RolloutGenerator:
                 begin = problem.response_prefix or prompts[place].opened
                 texts = [begin + self._whole_text(prefix, response, sampling.stop) for response in responses]
                 self.pool.offer([(problem.answer, text) for text in texts])
+            self.work.advance(len(sampled), len(prompts))
             self.pool.go_on()
         return sampled
 
@@ -156,7 +160,7 @@ class RolloutGenerator:
     def _whole_text(self, prefix: Tensor, response: Response, stop: Sequence[str]) -> str:
         if not len(prefix):
             return response.text
-        # together, since a prefix may end inside a character
+        # Prefix and response are decoded together, because a prefix may end inside a character.
         ids = torch.cat((prefix, response.token_ids))
         text: str = self.prompts.tokenizer.decode(ids, skip_special_tokens=True)
         before = len(self.prompts.tokenizer.decode(prefix, skip_special_tokens=True))
@@ -176,7 +180,7 @@ def _graded(response: Response, grade: Grade, penalty: float | None) -> Response
 
 
 def _continued(prompt: Prompt, prefix: Tensor) -> Prompt:
-    """A prompt with the beginning of a response behind it."""
+    """Appends the beginning of a response to a prompt."""
     if not len(prefix):
         return prompt
     unexpanded = [*prompt.unexpanded_ids, *prefix.tolist()] if prompt.unexpanded_ids else ()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any
 
 from torch import Tensor
 
@@ -17,11 +16,16 @@ from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import Sampling
-from popo_lightning.replay.composer import Iteration
+from popo_lightning.model.policy_model import PolicyModel
+from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.rollout.ahead import AsyncRollouts
+from popo_lightning.rollout.behave import scored_by_trainer
 from popo_lightning.rollout.generation import RolloutGenerator
+from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.tasks.samplers import PromptSampler
+
+NOTHING, PRESENT, FIRST = range(3)  # the policy whose log-probs a rank asks for
 
 
 @dataclass
@@ -38,9 +42,12 @@ class IterationRollouts(Iteration):
         sampler: Chooses indices.
         maker: Generates and grades.
         sampling: How to draw tokens.
-        policy: The PolicyModule that scores responses.
+        policy: Scores responses.
         report: Counts what is sampled.
         ahead: Groups generated for this iteration while the previous one trained.
+        limits: Price the samples, at the multipliers of the previous iteration.
+        behave: Whose log-probs of the samples are kept, engine or trainer.
+        composer: The run's composer. Its settings, like the sampler's, may name reward components to check.
     """
 
     version: int
@@ -52,20 +59,32 @@ class IterationRollouts(Iteration):
     sampler: PromptSampler
     maker: RolloutGenerator
     sampling: Sampling
-    policy: Any
+    policy: PolicyModel
     report: RolloutReport
     ahead: AsyncRollouts
+    limits: Limits = field(default_factory=Limits)
+    behave: str = "engine"
+    composer: Composer | None = None
 
     def __post_init__(self) -> None:
-        self._calls = int(len(self.ahead) > 0)  # of the engine, for their seeds; generating ahead was the first
+        self._calls = int(len(self.ahead) > 0)  # engine calls, which decide seeds; generating ahead was the first
+
+    @property
+    def longest(self) -> int:  # type: ignore[override]
+        """Maximum tokens of a response."""
+        return self.sampling.max_new_tokens
+
+    @property
+    def vocabulary(self) -> int:  # type: ignore[override]
+        """Number of tokens that the policy knows."""
+        return int(self.policy.model.config.get_text_config().vocab_size)
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
-        """Groups of responses to the sampler's next problems, of which it learns."""
+        """Samples groups for the sampler's next problems; the sampler observes them."""
         count, n = self.problems if count is None else count, self.group_size if n is None else n
         ready = self.ahead.take(count, n)
         places = [place for place, _ in ready]
-        groups = [self.maker.numbered(group) for _, group in ready]
-        self._count(groups)
+        groups = self._taken([self.maker.numbered(group) for _, group in ready])
         if further := count - len(ready):
             drawn = self.sampler.draw(further)
             places += drawn
@@ -74,43 +93,53 @@ class IterationRollouts(Iteration):
         return groups
 
     def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
-        """Groups of n responses to these problems, each continuing a prefix if prefixes are given."""
+        """Samples groups of n responses to these problems, which continue the prefixes if there are any."""
         return self._generated(problems, n, prefixes) if problems else []
 
     def _generated(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
         self._calls += 1
-        groups = self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes)
-        self._count(groups)
-        return groups
+        return self._taken(self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
-        """(T,) log-probs of each response under the present policy."""
-        if not groups:
-            return []
-        self._some_rank_asks(True)
-        found = iter(self._scored(groups))
-        return [[next(found) for _ in group.responses] for group in groups]
+        """Returns (T,) log-probs of each response under the present policy."""
+        return self._answer(PRESENT, groups, "rescore")
+
+    def reference_logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """Returns (T,) log-probs of each response under the first policy."""
+        return self._answer(FIRST, groups, "rescore")
 
     def end(self) -> None:
-        """Joins in the passes that other ranks ask for, until none does. Every rank calls it once it has composed."""
-        while self._some_rank_asks(False):
-            self._scored([])
+        """Joins the passes that other ranks ask for, until none does. Every rank calls it after it has composed."""
+        while asked := self._asked_by_ranks(NOTHING):
+            self._scored(asked, [], "rescore")
 
-    def _some_rank_asks(self, asks: bool) -> bool:
-        """Split weights are gathered from all ranks for each pass, so all of them meet before it. A collective then."""
-        return self.policy.sharded and bool(all_reduce(self.policy.trainer, asks, "max"))
+    def _answer(self, question: int, groups: Sequence[Group], phase: str) -> list[list[Tensor]]:
+        if not groups:
+            return []
+        while (asked := self._asked_by_ranks(question)) != question:
+            self._scored(asked, [], phase)  # another rank's question comes first
+        found = iter(self._scored(question, groups, phase))
+        return [[next(found) for _ in group.responses] for group in groups]
 
-    def _scored(self, groups: Sequence[Group]) -> list[Tensor]:
-        with self.maker.clock.measure("rank"):
-            found: list[Tensor] = self.policy.logprobs(Minibatch(groups, self.version, 0))
-        return found
+    def _asked_by_ranks(self, question: int) -> int:
+        """Agrees with the other ranks on the next pass. A collective with sharded weights, which each pass gathers.
+
+        Returns:
+            The greatest question of any rank, which all ranks answer together.
+        """
+        return int(all_reduce(self.policy.trainer, question, "max")) if self.policy.sharded else question
+
+    def _scored(self, question: int, groups: Sequence[Group], phase: str) -> list[Tensor]:
+        minibatch = Minibatch(groups, self.version, 0)
+        with self.maker.clock.measure(phase):
+            return self.policy.reference_scores(minibatch) if question == FIRST else self.policy.logprobs(minibatch)
 
     def random(self, *purpose: object) -> Random:
-        """A generator for one purpose, from (seed, rank, iteration, purpose), never from global state."""
+        """Returns a generator for one purpose, seeded by (seed, rank, iteration, purpose), never by global state."""
         return Random("/".join(map(str, (self.seed, self.maker.rank, self.version, *purpose))))
 
     def generate_ahead(self) -> None:
-        """Starts on groups of responses to the sampler's next problems, until an iteration's number waits for it."""
+        """Starts to make groups for the sampler's next problems, as many as the next iteration still lacks."""
         clock, missing = PhaseClock(), self.problems - len(self.ahead)
         places = self.sampler.draw(missing) if missing > 0 else []
         problems = [self.train[place] for place in places]
@@ -120,12 +149,20 @@ class IterationRollouts(Iteration):
     def _seed(self, call: int) -> int:
         return self.random("rollout", call).getrandbits(62)
 
-    def _count(self, groups: Sequence[Group]) -> None:
+    def _taken(self, groups: Sequence[Group]) -> list[Group]:
+        """Checks, prices and counts sampled groups, and sets their behave log-probs."""
         self._check_parts(groups)
-        self.report.sampled(groups)
+        if self.behave == "trainer":
+            groups, gaps = scored_by_trainer(groups, self._answer(PRESENT, groups, "prox"))
+            self.report.compared(gaps)
+        priced = self.limits.priced(groups)
+        self.report.sampled(priced)
+        return priced
 
     def _check_parts(self, groups: Sequence[Group]) -> None:
         graded = [response.parts for group in groups for response in group.responses if response.failure is None]
+        if graded:
+            self.limits.check_parts(graded[0])
         for setting, part in self._needed_parts():
             if graded and part not in graded[0]:
                 raise SettingError(
@@ -133,5 +170,9 @@ class IterationRollouts(Iteration):
                 )
 
     def _needed_parts(self) -> list[tuple[str, str]]:
-        """Reward parts that settings name, by setting."""
-        return [("data.effective_key", self.effective_key), ("model.reward_key", self.policy.reward_key)]
+        """Returns (setting, reward component) for each setting that names a component."""
+        named = [("model.reward_key", self.policy.reward_key), ("data.effective_key", self.effective_key)]
+        for place, rule in (("composer", self.composer), ("sampler", self.sampler)):
+            settings = {} if rule is None else vars(rule)
+            named += [(f"data.{place}.{key}", value) for key, value in settings.items() if key.endswith("_key")]
+        return named

@@ -47,7 +47,7 @@ class ProblemSets:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for the same problems to sample from in the same order, and for no others."""
+        """Hash of the training problems and their order."""
         found = hashlib.sha256()
         for problem in self.train:
             found.update(f"{problem.id}\0{problem.prompt}\0".encode("utf-8", "surrogatepass"))
@@ -69,12 +69,12 @@ class ProblemSets:
         return found
 
     def images_per_prompt(self, training: bool) -> int:
-        """Most images of one prompt, among everything that will be asked."""
+        """Returns the maximum number of images of one prompt, among all problems that will be asked."""
         asked = [problems for _, problems in self.benchmarks] + ([self.train] if training else [])
         return max((len(problem.images) for problems in asked for problem in problems), default=0)
 
     def _list_bad_rows(self) -> None:
-        """Writes what the task left out so far, one row a line."""
+        """Writes the rows that the task has left out so far, one per line."""
         bad = self.task.bad_rows()
         if bad and self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

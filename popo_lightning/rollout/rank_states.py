@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PlaceState:
-    """The rollouts' part of a checkpoint at a resumable point, in containers of its own.
+    """The rollouts' part of a checkpoint at a resumable point. Its containers are copies.
 
     Args:
         common: State that is equal on all ranks.
@@ -30,43 +30,43 @@ class PlaceState:
 
 
 class RankKeeper:
-    """What callbacks keep of each rank, in the one exchange that a checkpoint makes: Lightning keeps rank 0's alone."""
+    """Saves callbacks' state of every rank in a checkpoint's one exchange. Lightning itself saves only rank 0's."""
 
     def __init__(self) -> None:
         self._give: dict[str, Callable[[], Any]] = {}
         self._loaded: list[dict[str, Any]] = []
 
     def keep(self, name: str, give: Callable[[], Any]) -> None:
-        """Adds what a checkpoint is to have.
+        """Adds state to checkpoints.
 
         Args:
-            name: Of it.
-            give: Plain containers and tensors, of this rank. No collective.
+            name: Name of the state.
+            give: Returns this rank's state in plain containers and tensors. Not a collective.
         """
         self._give[name] = give
 
     def state(self) -> dict[str, Any]:
-        """Of this rank, by name."""
+        """Returns this rank's states by name."""
         return {name: give() for name, give in self._give.items()}
 
     def load(self, ranks: Sequence[dict[str, Any]]) -> None:
-        """What a checkpoint brought, :meth:`state` of each of its ranks."""
+        """Takes :meth:`state` of each rank of a checkpoint."""
         self._loaded = list(ranks)
 
     def take(self, name: str) -> list[Any]:
-        """What a checkpoint brought of each of its ranks, once; empty without any."""
+        """Removes and returns the named state of each rank of a checkpoint; empty if there is none."""
         return [of_rank.pop(name) for of_rank in self._loaded if name in of_rank]
 
 
 def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, composer: Composer) -> list[RankState]:
-    """The states as they are, or dealt out anew.
+    """Redistributes the states over another number of ranks; with the same number they stay as they are.
 
     Args:
-        states: Of each rank that wrote the checkpoint: sampler, composer, pending, rollout_metrics, groups_made,
-            ahead.
+        states: State of each rank that wrote the checkpoint: sampler, composer, pending, rollout_metrics,
+            groups_made, ahead.
         ranks: Number of ranks of the resumed run.
-        sampler: Knows how its states are dealt out.
-        composer: As well.
+        sampler: Sampler, which redistributes its own states.
+        composer: Composer, which redistributes its own states.
 
     Raises:
         SettingError: The number differs, and the checkpoint stopped inside an iteration or a rule's state stays with
@@ -87,19 +87,19 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
         )
     samplers = sampler.reshard([state["sampler"] for state in states], ranks)
     composers = composer.reshard([state["composer"] for state in states], ranks)
-    # groups are numbered made x ranks + rank: the first numbers that nobody has given
+    # A group's id is made x ranks + rank. These are the first ids that no rank has used.
     made = max(state["groups_made"] for state in states) * len(states) // ranks + 1
     common = {"pending": [], "rollout_metrics": states[0]["rollout_metrics"], "groups_made": made, "ahead": {}}
     return [{"sampler": s, "composer": c} | common for s, c in zip(samplers, composers, strict=True)]
 
 
 def rules_of(sampler: PromptSampler, composer: Composer, problems: str) -> dict[str, str]:
-    """What a rank's state can be read by: the class of each rule, and the problems that it counts or keeps.
+    """Returns what a rank's state belongs to: the class of each rule, and the problems.
 
     Args:
-        sampler: The run's.
-        composer: The run's.
-        problems: Their fingerprint.
+        sampler: The run's sampler.
+        composer: The run's composer.
+        problems: Fingerprint of the training problems.
     """
     return {"sampler": _name(sampler), "composer": _name(composer), "problems": problems}
 
@@ -111,14 +111,14 @@ def without_other_rules(
     sampler: PromptSampler,
     composer: Composer,
 ) -> list[RankState]:
-    """The states with what another rule kept, or the same rule of other problems, left out; that begins anew.
+    """Replaces the state of another rule, or of the same rule with other problems, by that of a fresh rule.
 
     Args:
-        states: Of each rank that wrote the checkpoint.
-        rules: :func:`rules_of` then; None where an earlier version wrote it.
-        own: The same now.
-        sampler: As it begins.
-        composer: As it begins.
+        states: State of each rank that wrote the checkpoint.
+        rules: :func:`rules_of` of the checkpoint; None if an earlier version wrote it.
+        own: :func:`rules_of` of this run.
+        sampler: Fresh sampler.
+        composer: Fresh composer.
     """
     if rules is None:
         return states

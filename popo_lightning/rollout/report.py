@@ -22,55 +22,70 @@ class RolloutReport:
     effective_key: str
     fresh: list[Group] = field(default_factory=list)
     trained: list[Group] = field(default_factory=list)
-    ages: list[int] = field(default_factory=list)  # of the replayed groups
+    ages: list[int] = field(default_factory=list)  # ages of the replayed groups
+    gaps: dict[str, float] = field(default_factory=dict)  # engine and trainer compared, if data.behave is trainer
+    critic_only: set[int] = field(default_factory=set)  # ids of fresh groups that the policy does not train on
 
     def sampled(self, groups: Sequence[Group]) -> None:
         """Adds groups the engine has just sampled."""
         self.fresh.extend(groups)
 
+    def compared(self, gaps: dict[str, float]) -> None:
+        """Adds the difference of engine and trainer on groups just sampled, see :func:`scored_by_trainer`."""
+        self.gaps = of_all_ranks([self.gaps, gaps])
+
     def composed(self, groups: Sequence[Group]) -> None:
-        """Notes what the composer made of them: what was not sampled in this iteration is replayed."""
+        """Records the composed groups. Those not sampled in this iteration are replayed."""
         sampled = {group.id for group in self.fresh}
-        self.trained = list(groups)
-        self.ages = [self.version - group.version for group in groups if group.id not in sampled]
+        self.critic_only = {group.id for group in groups if group.critic_only}
+        self.trained = [group for group in groups if not group.critic_only]
+        self.ages = [self.version - group.version for group in self.trained if group.id not in sampled]
 
     def counts(self) -> dict[str, float]:
-        """Sums, of which those of several ranks may be added up."""
-        responses = [response for group in self.fresh for response in group.responses]
+        """Returns counts, which :func:`of_all_ranks` combines over ranks.
+
+        Responses for a critic alone count only as sampled, because other policies wrote their beginning.
+        """
+        fresh = [group for group in self.fresh if group.id not in self.critic_only]
+        further = [r for group in self.fresh if group.id in self.critic_only for r in group.responses]
+        responses = [response for group in fresh for response in group.responses]
         parts = sorted({part for response in responses for part in response.parts})
         return {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) for part in parts} | {
-            "responses": len(responses),
-            "tokens": sum(len(response.token_ids) for response in responses),
+            "responses": len(responses) + len(further),
+            "tokens": sum(len(response.token_ids) for response in [*responses, *further]),
+            "continued_responses": len(further),
+            "continued_tokens": sum(len(response.token_ids) for response in further),
             "truncated": sum(response.finish_reason == "length" for response in responses),
             "failures": sum(response.failure is not None for response in responses),
-            "groups": len(self.fresh),
-            "effective_groups": sum(group.is_effective(self.effective_key) for group in self.fresh),
-            "all_wrong_groups": sum(float(group.rewards("acc").max()) <= 0 for group in self.fresh),
+            "groups": len(fresh),
+            "effective_groups": sum(group.is_effective(self.effective_key) for group in fresh),
+            "all_wrong_groups": sum(float(group.rewards("acc").max()) <= 0 for group in fresh),
             "replayed_groups": len(self.ages),
             "age": sum(self.ages),
             "age_max": max(self.ages, default=0),
             "trained_groups": len(self.trained),
+            **self.gaps,
         }
 
 
-MAXIMA = ("age_max", "generate_seconds")  # all other counts are sums
+MAXIMA = ("age_max", "generate_seconds", "gap_max")  # all other counts are sums
 
 
 def of_all_ranks(counts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The counts of one iteration, over its ranks."""
+    """Combines the counts of one iteration over its ranks."""
     names = dict.fromkeys(name for each in counts for name in each)
     return {name: (max if name in MAXIMA else sum)(each.get(name, 0.0) for each in counts) for name in names}
 
 
 def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
-    """Means over the iteration, by the names of the README's table.
+    """Returns means over the iteration, by the names of the README's table.
 
-    `throughput/generated_tokens_per_second`: response tokens that were sampled on all ranks, over the seconds in which
-    the slowest rank generated. Not those of prompts, and no seconds of grading or of weight syncs; with
+    `throughput/generated_tokens_per_second` is the number of response tokens sampled on all ranks divided by the
+    seconds that the slowest rank generated. Prompt tokens do not count, nor seconds of grading or of weight syncs. With
     data.async_level 1 the seconds are those in the background.
 
     Args:
-        counts: Of all ranks; generate_seconds may be missing.
+        counts: Counts over all ranks; generate_seconds may be missing.
     """
     replayed = counts["replayed_groups"]
     found = {
@@ -82,17 +97,21 @@ def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
     }
     if not counts["groups"]:  # a composer may train on what earlier iterations sampled
         return found
+    if tokens := counts.get("gap_tokens"):  # else the training steps compare engine and trainer
+        found |= {"engine/logp_gap_mean": counts["gap"] / tokens, "engine/logp_gap_max": counts["gap_max"]}
     if seconds := counts.get("generate_seconds"):
         found["throughput/generated_tokens_per_second"] = counts["tokens"] / seconds
-    rewards = {name: value / counts["responses"] for name, value in counts.items() if name.startswith("reward/")}
+    responses = counts["responses"] - counts.get("continued_responses", 0)
+    tokens = counts["tokens"] - counts.get("continued_tokens", 0)
+    rewards = {name: value / responses for name, value in counts.items() if name.startswith("reward/")}
     return (
         found
         | rewards
         | {
             "rollout/effective_share": counts["effective_groups"] / counts["groups"],
             "rollout/all_wrong_share": counts["all_wrong_groups"] / counts["groups"],
-            "rollout/truncated_frac": counts["truncated"] / counts["responses"],
-            "rollout/response_tokens": counts["tokens"] / counts["responses"],
+            "rollout/truncated_frac": counts["truncated"] / responses,
+            "rollout/response_tokens": tokens / responses,
             "rollout/grading_failures": float(counts["failures"]),
         }
     )
@@ -108,6 +127,7 @@ class Totals:
     effective_groups: int = 0
     replayed_groups: int = 0
     trained_groups: int = 0
+    continued_responses: int = 0  # responses for a critic alone, included in `responses`
 
     def add(self, counts: dict[str, float]) -> None:
         """Adds an iteration."""
@@ -118,12 +138,14 @@ class Totals:
     def dynamic_sampling_responses(self) -> float:
         """Responses that dynamic sampling would have needed for as many full batches of effective groups.
 
-        An estimate at this run's own effective share f: responses / f (2503.14476 samples until a batch is full).
+        The estimate is responses / f at this run's own effective share f (2503.14476 samples until a batch is full). It
+        leaves out responses for a critic alone.
         """
-        return self.responses * self.groups / self.effective_groups if self.effective_groups else math.inf
+        responses = self.responses - self.continued_responses
+        return responses * self.groups / self.effective_groups if self.effective_groups else math.inf
 
     def metrics(self) -> dict[str, float]:
-        """Running totals, by the names of the README's table."""
+        """Returns the running totals, by the names of the README's table."""
         return {
             "total/responses": float(self.responses),
             "total/tokens": float(self.tokens),
@@ -131,10 +153,10 @@ class Totals:
         }
 
     def state_dict(self) -> dict[str, int]:
-        """Plain numbers."""
+        """Returns plain numbers."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Inverse of :meth:`state_dict`; counts that an earlier version lacks are 0."""
+        for name in asdict(self):
+            setattr(self, name, state.get(name, 0))

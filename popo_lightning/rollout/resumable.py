@@ -1,10 +1,10 @@
-"""Which state of the rollouts a checkpoint holds, for every rank, and how a run restores it."""
+"""The state of the rollouts that a checkpoint holds for every rank, and how a run restores it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 
@@ -12,10 +12,12 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.kept_state import Watch, containers_copied
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_object
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.replay.composer import Composer
 from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.generation import RolloutGenerator
+from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.problem_sets import ProblemSets
 from popo_lightning.rollout.rank_states import (
     PlaceState,
@@ -40,6 +42,7 @@ class ResumableRollouts(L.LightningDataModule):
     synced: WeightSync
     check: EngineCheck | None
     totals: Totals
+    limits: Limits
     kept_by_ranks: RankKeeper
     as_of: PlaceState | None
     pending: list[Minibatch]
@@ -58,7 +61,7 @@ class ResumableRollouts(L.LightningDataModule):
 
     @property
     def gap_floor(self) -> float | None:
-        """Nats a token between engine and policy as both were loaded; None where it is not known."""
+        """Difference of engine and policy as both were loaded, in nats per token; None if unknown."""
         return self.check.floor if self.check is not None else None
 
     @property
@@ -71,16 +74,17 @@ class ResumableRollouts(L.LightningDataModule):
         return self.trainer
 
     @property
-    def _module(self) -> Any:
-        return self._run.lightning_module
+    def _module(self) -> PolicyModel:
+        return cast(PolicyModel, self._run.lightning_module)
 
     def place_state(self, anew: bool = True) -> PlaceState:
-        """What a checkpoint taken now would have of this rank, for one taken later. No collective; waits for nothing.
+        """Copies this rank's state now, for a checkpoint that is written later. Not a collective; does not wait.
 
-        All but the groups generated ahead, which no place changes.
+        It leaves out the groups generated ahead, which do not depend on the resumable point.
 
         Args:
-            anew: Whether to ask sampler and composer, whose stores may be large; otherwise once an iteration.
+            anew: Whether to read the states of sampler and composer again, which may be large. Otherwise they are read
+                once per iteration.
         """
         if anew or self._stores is None:
             stores = {"sampler": self.sampler.state_dict(), "composer": self.composer.state_dict()}
@@ -88,7 +92,7 @@ class ResumableRollouts(L.LightningDataModule):
             for each in self._watches:
                 each.tell()
         rest = {
-            "pending": [copy.copy(minibatch) for minibatch in self.pending],  # hooks still give them log-probs
+            "pending": [copy.copy(minibatch) for minibatch in self.pending],  # hooks later attach log-probs
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.maker.made,
             "callbacks": self.kept_by_ranks.state(),
@@ -98,18 +102,19 @@ class ResumableRollouts(L.LightningDataModule):
             "steps": self.steps,
             "rules": self._rules(),
             "totals": self.totals.state_dict(),
+            "limits": self.limits.state_dict(),
             "rollout_weights": self.synced.state_dict(),
             "gap_floor": self.gap_floor,
         }
         return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the next step, of every rank: Lightning keeps only rank 0's. A collective."""
+        """Returns every rank's state that decides the next step (Lightning saves only rank 0's). A collective."""
         place = self.as_of or self.place_state()
         return place.common | {"ranks": all_gather_object(place.mine | {"ahead": self.ahead.state_dict()})}
 
     def _rules(self) -> dict[str, str]:
-        """What the states of sampler and composer belong to."""
+        """Returns what the states of sampler and composer belong to."""
         return rules_of(self.sampler, self.composer, self.problems.fingerprint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -119,6 +124,7 @@ class ResumableRollouts(L.LightningDataModule):
         self.totals.load_state_dict(state["totals"])
         if not self._fitting:
             return
+        self.limits.load_state_dict(state.get("limits", {}))
         self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
         states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
         mine = reshard(states, world_size, self.sampler, self.composer)[rank]

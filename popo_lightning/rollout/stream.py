@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from torch.utils.data import IterableDataset
 
@@ -13,15 +12,21 @@ from popo_lightning.core.minibatch import Minibatch
 class RolloutStream(IterableDataset[Minibatch]):
     """The minibatches of one rollout iteration; one pass over it is one Lightning epoch.
 
-    It has a length intentionally. Lightning fetches one batch ahead from a loader without one, and the next iteration
-    would then be sampled before the last update of this one.
+    It has a length intentionally. From a loader without one, Lightning would fetch one batch ahead, and sample the next
+    iteration before the last update of this one.
     """
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    def __init__(self, iterate: Callable[[], Iterator[Minibatch]], steps: int) -> None:
+        """
+        Args:
+            iterate: Begins an iteration, or continues the one that a checkpoint interrupted.
+            steps: Number of minibatches of an iteration.
+        """
+        self._iterate = iterate
+        self._steps = steps
 
     def __len__(self) -> int:
-        return self._data.steps
+        return self._steps
 
     def __iter__(self) -> Iterator[Minibatch]:
-        return self._data.iterate()
+        return self._iterate()

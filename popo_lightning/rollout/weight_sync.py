@@ -12,6 +12,7 @@ from torch import Tensor
 
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, NamedTensors, RolloutEngine
+from popo_lightning.rollout.delivery import Delivery, Probe
 from popo_lightning.rollout.engine_gap import EngineCheck
 
 
@@ -19,16 +20,19 @@ class WeightSync:
     """Starts the engine at its first use, and gives it the policy's weights.
 
     For delayed rollouts (``every`` above 1) these are the weights of an earlier iteration. A copy of them stays on the
-    CPU: an evaluation in between needs the newest ones, and a resumed run must continue with the same old ones. The
-    engine loads the base model, so the first sync of a process always happens, resumed or not.
+    CPU, because an evaluation in between needs the newest ones, and a resumed run must continue with the same old ones.
+    The engine loads the base model, so the first sync of a process always happens, resumed or not.
 
     Args:
         engine: The engine to sync.
-        every: Iterations between syncs; the weights sampled with are at most every - 1 versions old.
+        every: Iterations between syncs. The weights sampled with are at most every - 1 versions old.
         clock: Receives the seconds, as phase sync.
         context: Gives the engine's context when it starts; called once.
         weights: Gives the policy's present weights, by name.
         idle: Waits until nothing is being generated, so weights never change during a generation.
+        keep: Copies to the CPU the data from which `kept` restores the present weights; None copies the weights.
+        kept: Gives the weights from such a copy, by name.
+        trained_bits: Gives a fingerprint of the trained weights, by which a delivery is judged.
     """
 
     def __init__(
@@ -39,6 +43,9 @@ class WeightSync:
         context: Callable[[], EngineContext],
         weights: Callable[[], NamedTensors],
         idle: Callable[[], None] = lambda: None,
+        keep: Callable[[], dict[str, Tensor]] | None = None,
+        kept: Callable[[dict[str, Tensor]], NamedTensors] = lambda kept: kept.items(),
+        trained_bits: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.every = every
@@ -46,16 +53,22 @@ class WeightSync:
         self.context = context
         self.weights = weights
         self.idle = idle
-        self.start_seconds = 0.0  # of the engine, and of its check, once a process
-        self.check: EngineCheck | None = None  # made once, after the first sync of the policy's present weights
+        self.keep = keep or self._copies
+        self.kept = kept
+        self.trained_bits = trained_bits
+        self.delivery = Delivery()
+        self.probe: Probe | None = None  # set together with the check
+        self.start_seconds = 0.0  # seconds of the engine's start and checks
+        self.check: EngineCheck | None = None  # runs once, after the first sync of the policy's present weights
         self.as_loaded: Callable[[], bool] = lambda: False  # whether the policy has the weights of its folder
         self._started = False
-        self._held: tuple[str, int] | None = None  # what the engine has: ("step", global step) or ("version", version)
+        self._held: tuple[str, int] | None = None  # the engine's weights: ("step", global step) or ("version", version)
         self._kept: dict[str, Tensor] = {}
         self._kept_version: int | None = None
+        self._kept_bits: str | None = None
 
     def forget(self) -> None:
-        """The policy may have other weights now, at the same step."""
+        """Notes that the policy may have other weights now, at the same step."""
         self._held = None
 
     def newest(self, step: int, version: int) -> None:
@@ -66,24 +79,28 @@ class WeightSync:
             version: Policy version.
         """
         self._wake()
-        self._give(("step", step), version, self.weights)
+        given = self._give(("step", step), version, self.weights, self.trained_bits)
         self.engine.version = version
-        self._check()
+        self._check(given)
 
     def for_rollouts(self, step: int, version: int) -> None:
-        """As :meth:`newest`, or, between two syncs, the weights of the last one."""
+        """Does as :meth:`newest`, but between two syncs gives the weights of the last sync."""
         if self.every == 1:
             self.newest(step, version)
             return
         self._wake()
         present = False
         if self._kept_version is None or version - self._kept_version >= self.every:
-            self._kept = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights()}
-            self._kept_version, present = version, True
-        self._give(("version", self._kept_version), self._kept_version, self._kept.items)
+            self._kept = self.keep()
+            self._kept_version, self._kept_bits, present = version, self.trained_bits(), True
+        held = "version", self._kept_version
+        given = self._give(held, self._kept_version, lambda: self.kept(self._kept), lambda: self._kept_bits)
         self.engine.version = self._kept_version
         if present:
-            self._check()
+            self._check(given)
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights()}
 
     def _wake(self) -> None:
         self.idle()
@@ -95,14 +112,19 @@ class WeightSync:
             self._started = True
         self.engine.wake()
 
-    def _check(self) -> None:
-        """Once a process; what it samples leaves nothing behind."""
-        if self.check is None:
+    def _check(self, given: bool) -> None:
+        """Runs the gap check once per process, and the probe until its answers change. Their samples leave no trace."""
+        probe = self.probe if given and self.probe is not None and not self.probe.done else None
+        if self.check is None and probe is None:
             return
         with self._start_clock():
             check, self.check = self.check, None
-            check.synced()
-            self.engine.forget_prompts()
+            if check is not None:
+                check.synced()
+                self.engine.forget_prompts()
+            if probe is not None:
+                probe.after(self.delivery.identity)
+                self.engine.forget_prompts()
 
     @contextmanager
     def _start_clock(self) -> Iterator[None]:
@@ -111,15 +133,24 @@ class WeightSync:
             yield
         self.start_seconds += time.perf_counter() - began
 
-    def _give(self, held: tuple[str, int], version: int, weights: Callable[[], NamedTensors]) -> None:
+    def _give(
+        self,
+        held: tuple[str, int],
+        version: int,
+        weights: Callable[[], NamedTensors],
+        bits: Callable[[], str | None],
+    ) -> bool:
+        """Gives weights, unless the engine has them. Returns whether it did."""
         if self._held == held and self.engine.holds_weights:
-            return
+            return False
         with self.clock.measure("sync"):
-            self.engine.update_weights(weights(), version)
+            self.engine.update_weights(self.delivery.watched(weights()), version)
+            self.delivery.judge(bits())
         self._held = held
+        return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The delayed weights, if there are any."""
+        """Returns the delayed weights, if there are any."""
         return {"kept_version": self._kept_version, "kept": self._kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

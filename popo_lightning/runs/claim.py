@@ -1,4 +1,4 @@
-"""A folder belongs to one run at a time: to the process that holds its lock."""
+"""Claims a folder for one run at a time: for the process that holds its lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from popo_lightning.core.errors import SettingError, reason
 
 LOCK = "run.lock"
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of a file system without locks
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +35,24 @@ class Claim:
         _held.add(descriptor)
 
     def release(self) -> None:
-        """Lets go; a second time does nothing."""
+        """Releases the folder; a second call does nothing."""
         if self._descriptor in _held:
             _held.remove(self._descriptor)
             os.close(self._descriptor)
 
 
 def claim(folder: Path, setting: str) -> Claim | None:
-    """Makes the folder if need be, and takes it.
+    """Makes the folder if needed, and claims it.
 
     Args:
-        folder: A run's, or one that its checkpoints go to.
-        setting: Which names it, for the sentence.
+        folder: Folder of a run, or of its checkpoints.
+        setting: Setting that names the folder, for error messages.
 
     Returns:
-        None where another process has it.
+        The claim, or None if another process has the folder.
 
     Raises:
-        SettingError: Nothing can be written there.
+        SettingError: The folder cannot be written to.
     """
     check_writable(folder, setting)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -72,7 +72,7 @@ def claim(folder: Path, setting: str) -> Claim | None:
 
 
 def holder(folder: Path) -> str:
-    """Who has a folder that could not be claimed, in words."""
+    """Describes the process that holds a folder."""
     try:
         return (folder / LOCK).read_text().strip() or "another process"
     except OSError:
@@ -80,14 +80,14 @@ def holder(folder: Path) -> str:
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """Makes the folder if need be.
+    """Makes the folder if needed, and checks that it can be written to.
 
     Args:
-        folder: Where something will be written.
-        setting: Which names it, for the sentence.
+        folder: Folder that will be written to.
+        setting: Setting that names the folder, for error messages.
 
     Raises:
-        SettingError: Nothing can be written there.
+        SettingError: The folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,39 +1,59 @@
-"""What validate, test and predict evaluate, and where they write."""
+"""Decides what validate, test and predict evaluate, and where they write."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import yaml
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.runs.claim import check_writable
 from popo_lightning.runs.folder import checkpoint_folders, holds_run, home_of, is_first_rank, newest_of, read_checkpoint
-from popo_lightning.runs.record import read_record
+from popo_lightning.runs.record import CONFIG, read_record
 from popo_lightning.runs.resume import same, say
+
+
+def folder_of_run(folder: str | None, configs: Iterable[str | Path]) -> str | None:
+    """The folder that run.folder means: that of a run's config.yaml, if the run was copied or moved.
+
+    Args:
+        folder: Setting run.folder.
+        configs: Files given by --config.
+    """
+    for file in map(Path, configs):
+        own = file.parent
+        if folder is None or file.name != CONFIG or read_record(own) is None or same(own, Path(folder)):
+            continue
+        if (yaml.safe_load(file.read_text()) or {}).get("run", {}).get("folder") == folder:  # nothing else has set it
+            say(f"takes the run in '{own}', which was in '{folder}'")
+            return str(own)
+    return folder
 
 
 def settle_evaluation(
     folder: str | None, root: str, task: str, method: str, seed: int, resume: bool, checkpoint: str | None
 ) -> tuple[Path, Path | None]:
-    """The folder to write to and the checkpoint to evaluate, None for the model itself.
+    """The folder to write to and the checkpoint to evaluate; None evaluates the model itself.
 
-    A run's folder, as its own config.yaml names it, means the run's newest checkpoint, and run.resume that of
+    A run's folder, as its own config.yaml names it, selects the run's newest checkpoint; run.resume selects that of
     root/task/method-seedN.
 
     Args:
-        folder: run.folder.
-        root: run.root.
-        task: run.task.
-        method: run.method.
-        seed: seed_everything.
-        resume: run.resume.
-        checkpoint: ckpt_path.
+        folder: Setting run.folder.
+        root: Setting run.root.
+        task: Setting run.task.
+        method: Setting run.method.
+        seed: Setting seed_everything.
+        resume: Setting run.resume.
+        checkpoint: Setting ckpt_path.
 
     Raises:
-        SettingError: No checkpoint where one is asked for, or nothing can be written.
+        SettingError: A checkpoint is asked for but missing, or nothing can be written.
     """
     found = None if checkpoint is None else Path(checkpoint)
     if found is not None and folder is not None and _began_from(Path(folder), found):
-        found = None  # of that run's own config.yaml, and long since trained on
+        found = None  # from that run's own config.yaml; the run has trained on since
     if found is not None:
         read_checkpoint(found)
         written = Path(folder) if folder is not None else home_of(found) or Path(root) / task

@@ -1,4 +1,4 @@
-"""What a run's folder holds: the run it belongs to, and its checkpoints."""
+"""Reads what a run's folder holds: the run that it belongs to, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import METRICS, Behind
-from popo_lightning.runs.checkpoint_files import META, newest_whole, state_in
+from popo_lightning.runs.checkpoint_files import newest_whole, state_file, state_in, written_at
 from popo_lightning.runs.record import RECORD, read_record, record_in
 
 CHECKPOINTS = "checkpoints"
@@ -21,22 +21,22 @@ SUMMARY = "summary.json"
 
 
 def is_first_rank() -> bool:
-    """Before the strategy exists: Lightning reads the rank from the launcher's environment."""
+    """Whether this is rank 0, before a strategy exists: Lightning reads the rank from the launcher's environment."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has written its numbers, or a checkpoint, there."""
+    """Whether a run has written its metrics or a checkpoint into the folder."""
     if any((folder / name).exists() for name in (METRICS, SUMMARY, CHECKPOINTS)):
         return True
     try:
         return (folder / RECORD).exists() and newest_of(checkpoint_folders(folder)) is not None
-    except SettingError:  # a damaged record is somebody's
+    except SettingError:  # a damaged record still belongs to a run
         return True
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Where the checkpoints of the run in a folder may be: those that its record names, and the usual one."""
+    """Folders where the checkpoints of a folder's run may be: those that its record names, and the usual one."""
     record = read_record(folder)
     return list(dict.fromkeys([*(record.checkpoint_folders(folder) if record else []), folder / CHECKPOINTS]))
 
@@ -44,27 +44,28 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def newest_of(folders: Sequence[Path]) -> Path | None:
     """The newest checkpoint of several folders, or None."""
     found = [path for folder in folders if (path := newest_checkpoint(folder)) is not None]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return max(found, key=written_at, default=None)
 
 
 def home_of(checkpoint: Path) -> Path | None:
-    """Folder of the run that wrote a checkpoint, wherever both now lie; None where it is not to be found.
+    """Folder of the run that wrote a checkpoint, even if both have moved; None if it cannot be found.
 
     Raises:
-        SettingError: Not a checkpoint.
+        SettingError: The file is not a checkpoint.
     """
-    if checkpoint.parent.name == CHECKPOINTS:
-        return checkpoint.parent.parent
+    above = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+    if above is not None and any((above / name).exists() for name in (RECORD, METRICS, SUMMARY)):
+        return above  # else the file alone may have been copied
     found = record_in(read_checkpoint(checkpoint))
     if found is None:
-        return None
+        return above
     record, folder = found
     there = read_record(folder) if folder.is_dir() else None
     return folder if there is not None and there.id == record.id else None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a folder, or None; says which newer ones are passed over, and why."""
+    """The newest intact checkpoint of a folder, or None. Prints which newer ones are passed over, and why."""
     found = newest_whole(folder)
     if is_first_rank():
         for path, why in found.passed_over:
@@ -72,17 +73,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found.checkpoint
 
 
-@cache  # once a process
+@cache  # once per process
 def _say_passed_over(checkpoint: Path, why: str) -> None:
     print(f"popo: passed over {checkpoint}, which {why}", file=sys.stderr)
 
 
-def _last_written(checkpoint: Path) -> Path:
-    return checkpoint / META if checkpoint.is_dir() else checkpoint  # sharded checkpoints are folders
-
-
 def behind(checkpoint: Path) -> Behind:
-    """What a checkpoint has behind it.
+    """Progress recorded in a checkpoint.
 
     Raises:
         SettingError: Training cannot resume from this checkpoint.
@@ -104,19 +101,24 @@ def behind(checkpoint: Path) -> Behind:
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds, without its weights being read from the disk.
+    """Contents of a checkpoint; the weights are not read from the disk.
 
     Raises:
-        SettingError: No file, or not one that popo fit wrote.
+        SettingError: The file does not exist, or popo fit did not write it.
     """
-    file = _last_written(checkpoint)
+    file = state_file(checkpoint)
+    if checkpoint.is_dir() and not file.exists():
+        raise SettingError(
+            f"ckpt_path is '{checkpoint}', a folder that is no checkpoint; name one, such as "
+            "RUN/checkpoints/iteration-0015.ckpt, or resume a run by --run.folder RUN --run.resume true"
+        )
     if not file.exists():
         raise SettingError(
             f"ckpt_path is '{checkpoint}', which does not exist; name a file of a run's checkpoints folder"
         )
     try:
         state = state_in(file)
-    except Exception as error:  # damaged bytes fail in every way there is
+    except Exception as error:  # damaged bytes may raise any exception
         raise _no_checkpoint(checkpoint) from error
     if state is None:
         raise _no_checkpoint(checkpoint)

@@ -12,7 +12,8 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 
 RECORD = "run.json"
-KEEPER = "RunKeeper"  # under which a checkpoint holds it
+CONFIG = "config.yaml"  # all settings of a run, in its folder
+KEEPER = "RunKeeper"  # key of the record in a checkpoint
 DECISIVE = ("model", "data", "proximal", "parameter_hook", "seed_everything")  # settings that decide what is trained
 
 
@@ -43,35 +44,35 @@ class RunRecord:
     command: str | None = None
 
     def checkpoint_folders(self, folder: Path) -> list[Path]:
-        """Where its checkpoints may be.
+        """Folders where the run's checkpoints may be.
 
         Args:
-            folder: The run's, wherever it now lies.
+            folder: Present folder of the run.
         """
         return [folder / path for path in self.checkpoints]  # an absolute path stays as it is
 
     def must_have_checkpoint(self, iterations: int) -> bool:
-        """Whether a run that has made so many iterations has written a checkpoint, if it was to keep any."""
+        """Whether a run with so many iterations should have a checkpoint; if it keeps none, after any iteration."""
         if self.checkpoint_every is None:
             return iterations > 0
         before = self.origin["iterations"] if self.origin else 0
         return iterations > (before // self.checkpoint_every + 1) * self.checkpoint_every
 
     def gone_on_with(self, now: RunRecord) -> RunRecord:
-        """The same run under the present settings, of which a record was made."""
+        """This run with the settings of `now`, which is the record of the present command."""
         return replace(now, id=self.id, origin=self.origin, checkpoints=self.checkpoints)
 
     def writing_to(self, folder: Path, checkpoints: Path) -> RunRecord:
-        """With one more folder of checkpoints.
+        """This record with one more folder of checkpoints.
 
         Args:
-            folder: The run's.
-            checkpoints: Where it will write them.
+            folder: Folder of the run.
+            checkpoints: Folder that the run will write checkpoints to.
         """
         return replace(self, checkpoints=tuple(dict.fromkeys([*self.checkpoints, inside(folder, checkpoints)])))
 
     def another_run(self, now: RunRecord) -> str | None:
-        """What tells the present run from this one, its settings apart; None if nothing does."""
+        """The first difference between this run and the present one, apart from settings; None if there is none."""
         for name in ("task", "method", "seed"):
             before, after = getattr(self, name), getattr(now, name)
             if before != after:
@@ -79,7 +80,7 @@ class RunRecord:
         return None
 
     def difference(self, now: RunRecord) -> str | None:
-        """The first thing that tells the present run from this one, settings too; None if nothing does."""
+        """The first difference between this run and the present one, with settings; None if there is none."""
         found = self.another_run(now)
         if found is not None:
             return found
@@ -90,33 +91,33 @@ class RunRecord:
         return None
 
     def write(self, folder: Path) -> None:
-        """Puts run.json in its place."""
+        """Writes run.json and moves it into place."""
         draft = folder / f"{RECORD}.draft"
         draft.write_text(json.dumps(asdict(self), indent=2) + "\n")
         draft.replace(folder / RECORD)
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain containers."""
+        """The record in plain containers."""
         return asdict(self) | {"checkpoints": list(self.checkpoints)}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> RunRecord:
-        """Inverse of :meth:`to_plain`; what a later version may add is left out."""
+        """Inverse of :meth:`to_plain`; ignores what a later version may add."""
         known = {field.name for field in fields(cls)}
         found = {name: value for name, value in plain.items() if name in known}
         return cls(**found | {"checkpoints": tuple(found.get("checkpoints", ()))})
 
 
 def new_record(task: str, method: str, seed: int, settings: dict[str, str], checkpoint_every: int | None) -> RunRecord:
-    """Of a run that has not begun."""
+    """Record of a run that has not begun."""
     return RunRecord(uuid.uuid4().hex, task, method, seed, settings, checkpoint_every)
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """Of the run that a folder holds; None where an earlier version wrote it, or there is none.
+    """Record of a folder's run; None if an earlier version wrote the run or there is none.
 
     Raises:
-        SettingError: A damaged file.
+        SettingError: The file is damaged.
     """
     path = folder / RECORD
     if not path.exists():
@@ -131,26 +132,26 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def record_in(checkpoint: Mapping[str, Any]) -> tuple[RunRecord, Path] | None:
-    """The run that wrote a checkpoint, and its folder then; None where an earlier version wrote it.
+    """The run that wrote a checkpoint, and its folder at that time; None if an earlier version wrote it.
 
     Args:
-        checkpoint: What it holds.
+        checkpoint: Contents of the checkpoint.
     """
     found = checkpoint.get("callbacks", {}).get(KEEPER)
     return None if found is None else (RunRecord.from_plain(found["run"]), Path(found["folder"]))
 
 
 def inside(folder: Path, path: Path) -> str:
-    """A path as it is recorded: relative where it lies inside the run's folder, which may be moved."""
+    """A path as it is recorded: relative if it is inside the run's folder, which may be moved."""
     folder, path = folder.absolute(), path.absolute()
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def decisive_settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Those that decide what is trained, as JSON by dotted name.
+    """Settings that decide what is trained, as JSON by dotted name.
 
     Args:
-        config: All of a command's, in plain containers.
+        config: All settings of a command, in plain containers.
     """
     return {
         name: json.dumps(value) for kind in DECISIVE if kind in config for name, value in _leaves(kind, config[kind])
@@ -163,10 +164,10 @@ def checkpoint_every(
     """Iterations between checkpoints; None if none is kept.
 
     Args:
-        save_top_k: Of checkpoint.
-        every_n_epochs: Of checkpoint.
-        every_n_train_steps: Of checkpoint.
-        steps: Optimizer steps of an iteration.
+        save_top_k: Setting checkpoint.save_top_k.
+        every_n_epochs: Setting checkpoint.every_n_epochs.
+        every_n_train_steps: Setting checkpoint.every_n_train_steps.
+        steps: Optimizer steps per iteration.
     """
     if save_top_k == 0:
         return None

@@ -1,4 +1,4 @@
-"""Resuming a run in its folder: from which checkpoint, and whether anything is left to do."""
+"""Resumes a run in its folder: finds the checkpoint, and checks whether anything is left to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
@@ -33,26 +34,28 @@ class Place:
         checkpoint: The checkpoint to resume from.
         there: The run that the folder holds.
         goes_on: Whether that same run is resumed.
+        news: Sentences for the user, printed once nothing can refuse the run.
     """
 
     folder: Path
     checkpoint: Path | None
     there: RunRecord | None
     goes_on: bool
+    news: tuple[str, ...] = ()
 
 
 def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
-    """The run in a folder, from a checkpoint of its own.
+    """Resumes the run in a folder from one of its own checkpoints.
 
     Args:
-        wanted: The command.
-        folder: The run's.
+        wanted: Run that the command asks for.
+        folder: Folder of the run.
         checkpoint: Checkpoint to resume from; None takes the newest.
-        claims: Holds the folder.
+        claims: Holds the folder during the run.
 
     Raises:
-        SettingError: Another run is there, or its checkpoints are gone.
-        RunFinished: It is finished, and has no checkpoint.
+        SettingError: The folder holds another run, or the run's checkpoints are gone.
+        RunFinished: The run is finished and has no checkpoint.
     """
     hold(folder, claims)
     there = read_record(folder)
@@ -70,7 +73,8 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
     if difference is not None:
         raise SettingError(
             f"'{folder}' holds another run ({difference}); resume it with its own settings, or begin a new one from "
-            f"its weights and state by --ckpt_path {checkpoint or 'CHECKPOINT'}, without run.resume and run.folder"
+            f"its weights and state by --ckpt_path {quote(str(checkpoint or 'CHECKPOINT'))}, without run.resume and "
+            "run.folder"
         )
     if checkpoint is None:
         _check_anew(wanted, folder, there)
@@ -78,7 +82,7 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
 
 
 def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
-    """Raises for a run whose checkpoints are gone; one stopped before its first may begin anew."""
+    """Raises if a run's checkpoints are gone; a run that was stopped before its first one may begin anew."""
     done = iterations_logged(folder)
     finished = _finished_iterations(folder)
     if finished is not None and finished >= wanted.limit:
@@ -97,12 +101,12 @@ def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
 
 
 def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
-    """Compares what is done with trainer.max_epochs.
+    """Compares the iterations done with trainer.max_epochs.
 
     Args:
-        wanted: The command.
-        place: Where it will write.
-        past: Progress of the checkpoint that it resumes from.
+        wanted: Run that the command asks for.
+        place: Folder that the run will write to, and its checkpoint.
+        past: Progress of the checkpoint that the run resumes from.
 
     Raises:
         SettingError: The checkpoint has more iterations, or a new run would have none.
@@ -118,7 +122,7 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
             f"trainer.max_epochs is {wanted.max_epochs}, but '{place.checkpoint}' comes after {past.begun} iterations; "
             "raise it, or name an earlier checkpoint by ckpt_path"
         )
-    if past.iterations < past.begun:  # its last iteration has steps left, or their row
+    if past.iterations < past.begun:  # its last iteration lacks steps or its row of metrics
         return
     if not place.goes_on:
         raise SettingError(
@@ -135,7 +139,7 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
 
 
 def _check_early_stop(wanted: Wanted, place: Place, past: Behind) -> None:
-    """Raises RunFinished for a run that EarlyStopping has ended, under the settings that it still has."""
+    """Raises RunFinished if EarlyStopping has ended the run under the settings that the run still has."""
     if not place.goes_on or place.checkpoint is None:
         return
     ended = read_checkpoint(place.checkpoint).get("callbacks", {}).get("EarlyStops", {}).get("ended")
@@ -146,11 +150,11 @@ def _check_early_stop(wanted: Wanted, place: Place, past: Behind) -> None:
 
 
 def early_stop_in_words(folder: Path | str, ended: Mapping[str, Any]) -> str:
-    """That a run was stopped early, why, and what to do to train it further.
+    """Says that a run was stopped early, why, and how to train it further.
 
     Args:
-        folder: The run's.
-        ended: As callbacks.early_stops keeps it.
+        folder: Folder of the run.
+        ended: State that callbacks.early_stops saved.
     """
     return (
         f"the run in '{folder}' was stopped early, after iteration {ended['iteration']} ({ended['why']}); change the "
@@ -159,7 +163,7 @@ def early_stop_in_words(folder: Path | str, ended: Mapping[str, Any]) -> str:
 
 
 def _finished_iterations(folder: Path) -> int | None:
-    """Of the run's summary; None where it has none."""
+    """Iterations in the run's summary; None if there is no summary."""
     try:
         return int(json.loads((folder / SUMMARY).read_text())["iterations"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -169,7 +173,7 @@ def _finished_iterations(folder: Path) -> int | None:
 def _finished(wanted: Wanted, folder: Path, iterations: int) -> str:
     later = folder.with_name(f"{folder.name}-2")
     also = (
-        f"; '{later}' holds a later run, which --run.folder {later} --run.resume true goes on with"
+        f"; '{later}' holds a later run, which --run.folder {quote(str(later))} --run.resume true goes on with"
         if not wanted.folder and holds_run(later)
         else ""
     )
@@ -180,15 +184,15 @@ def _finished(wanted: Wanted, folder: Path, iterations: int) -> str:
 
 
 def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
-    """Claims a folder until the run ends; rank 0 does so for all.
+    """Claims a folder until the run ends; rank 0 does so for all ranks.
 
     Args:
-        folder: To be written to.
-        claims: Holds it.
-        setting: Which names it.
+        folder: Folder that will be written to.
+        claims: Holds the folder.
+        setting: Setting that names the folder.
 
     Raises:
-        SettingError: Another process is writing there, or nothing can be written.
+        SettingError: Another process writes to the folder, or it cannot be written to.
     """
     if not is_first_rank():
         return
@@ -202,11 +206,11 @@ def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
 
 
 def same(left: Path | str, right: Path | str) -> bool:
-    """Whether two paths are one place."""
+    """Whether two paths are the same place."""
     return Path(left).resolve() == Path(right).resolve()
 
 
 def say(sentence: str) -> None:
-    """Rank 0 says it once."""
+    """Logs a sentence once, on rank 0."""
     if is_first_rank():
         log.warning("%s", sentence)

@@ -1,4 +1,4 @@
-"""Where a run writes and what it resumes from. Both are decided, and the folder claimed, before anything is built."""
+"""Decides where a run writes and what it resumes from, and claims the folder, before anything is built."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from popo_lightning.runs.folder import (
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.resume import Place, check_length, goes_on_in, hold, same, say
+from popo_lightning.runs.resume import Place, check_length, goes_on_in, hold, same
 from popo_lightning.runs.wanted import Wanted
 
 
@@ -33,6 +33,7 @@ class Start:
         record: Identity of the run.
         checkpoint: The checkpoint to resume from; None if the run begins from the model.
         behind: The progress recorded in that checkpoint.
+        news: Sentences for the user, such as about an unexpected folder, printed once nothing can refuse the run.
     """
 
     folder: Path
@@ -40,28 +41,29 @@ class Start:
     record: RunRecord
     checkpoint: Path | None
     behind: Behind | None
+    news: tuple[str, ...] = ()
 
     @property
     def forks(self) -> bool:
-        """Whether it begins from another run's checkpoint now."""
+        """Whether the run begins from another run's checkpoint now."""
         origin = self.record.origin
         return origin is not None and self.checkpoint is not None and same(self.checkpoint, origin["checkpoint"])
 
 
 def settle(wanted: Wanted, claims: ExitStack) -> Start:
-    """Decides, and claims what will be written to.
+    """Decides where a run writes and what it resumes from, and claims its folders.
 
-    A run gets a folder of its own: the one asked for, or root/task/method-seedN, with -2, -3 and so on behind it where
-    another run has it. run.resume goes on in the folder; so does ckpt_path where task, method, seed and all settings
-    that decide what is trained are the checkpoint's. Where one differs, a new run begins from that checkpoint.
+    A run gets a folder of its own: the one asked for, or root/task/method-seedN, with -2, -3 and so on appended if
+    another run has it. run.resume continues the run in the folder. ckpt_path does so too if task, method, seed and all
+    settings that decide what is trained are the checkpoint's. Otherwise a new run begins from that checkpoint.
 
     Args:
-        wanted: The command.
-        claims: Holds them while the run lives.
+        wanted: Run that the command asks for.
+        claims: Holds the folders during the run.
 
     Raises:
-        SettingError: What is asked for would replace another run, or start over without saying so.
-        RunFinished: The run that is asked for has all its iterations and its summary.
+        SettingError: The command would replace another run, or start over without saying so.
+        RunFinished: The run has all its iterations and its summary.
     """
     place = _resumed(wanted, claims) if wanted.resume else _begun(wanted, claims)
     past = None if place.checkpoint is None else behind(place.checkpoint)
@@ -74,7 +76,7 @@ def settle(wanted: Wanted, claims: ExitStack) -> Start:
         record = replace(record, origin=origin)
     checkpoints = _checkpoint_folder(wanted, place, record, claims)
     record = record.writing_to(place.folder, checkpoints)
-    return Start(place.folder, checkpoints, record, place.checkpoint, past)
+    return Start(place.folder, checkpoints, record, place.checkpoint, past, place.news)
 
 
 # -- a new run, or a checkpoint by name ---------------------------------------------------------------------------
@@ -83,7 +85,7 @@ def settle(wanted: Wanted, claims: ExitStack) -> Start:
 def _begun(wanted: Wanted, claims: ExitStack) -> Place:
     if wanted.checkpoint is None:
         folder = _free_folder(wanted, claims) if wanted.folder is None else _asked_folder(wanted, claims)
-        return Place(folder, None, None, goes_on=False)
+        return Place(folder, None, None, goes_on=False, news=() if wanted.folder else _moved(wanted, folder))
     checkpoint = Path(wanted.checkpoint)
     wrote = record_in(read_checkpoint(checkpoint))
     home = home_of(checkpoint)
@@ -98,11 +100,15 @@ def _begun(wanted: Wanted, claims: ExitStack) -> Place:
             "null for a folder of its own, or --run.resume true to change the settings of that run from here on"
         )
     folder = _free_folder(wanted, claims)
-    say(
-        f"a new run in '{folder}' begins from '{checkpoint}'"
-        + (f", whose run has other settings ({difference})" if difference else "")
-    )
-    return Place(folder, checkpoint, None, goes_on=False)
+    other = f", whose run has other settings ({difference})" if difference else ""
+    news = (f"a new run in '{folder}' begins from '{checkpoint}'{other}", *_moved(wanted, folder))
+    return Place(folder, checkpoint, None, goes_on=False, news=news)
+
+
+def _moved(wanted: Wanted, folder: Path) -> tuple[str, ...]:
+    if folder == wanted.base:
+        return ()
+    return (f"'{wanted.base}' belongs to another run, so this one writes to '{folder}'",)
 
 
 def _free_folder(wanted: Wanted, claims: ExitStack) -> Path:
@@ -113,8 +119,6 @@ def _free_folder(wanted: Wanted, claims: ExitStack) -> Path:
         if not holds_run(folder) and (not is_first_rank() or _claimed_free(folder, claims)):
             break
         number += 1
-    if number > 1:
-        say(f"'{wanted.base}' belongs to another run, so this one writes to '{folder}'")
     return folder
 
 
@@ -130,7 +134,7 @@ def _claimed_free(folder: Path, claims: ExitStack) -> bool:
 
 def _asked_folder(wanted: Wanted, claims: ExitStack) -> Path:
     folder = Path(str(wanted.folder))
-    if is_first_rank():  # it may have begun to write by the time the others look
+    if is_first_rank():  # it may have begun to write when the others look
         _check_free(folder)
         hold(folder, claims)
         _check_free(folder)  # a run may just have ended
@@ -158,7 +162,7 @@ def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
 
 
 def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
-    """Begins from another run's checkpoint, or resumes the run that has begun from it."""
+    """Begins from another run's checkpoint, or resumes the run that began from it."""
     there = read_record(folder)
     if not holds_run(folder):
         hold(folder, claims)
@@ -176,7 +180,7 @@ def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims
 
 
 def _checkpoint_folder(wanted: Wanted, place: Place, record: RunRecord, claims: ExitStack) -> Path:
-    """Where checkpoints go. Another run's in the same place would be taken for this one's, or replaced."""
+    """Folder for checkpoints. It must not hold another run's, which might be taken for this run's or replaced."""
     if wanted.checkpoints is None:
         return place.folder / CHECKPOINTS
     folder = Path(wanted.checkpoints)

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.core.ranks import all_reduce
+from popo_lightning.runs.going_on import going_on, without_options
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_REQUEST = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
@@ -50,12 +51,12 @@ class Stopped(BaseException):
 
     @property
     def name(self) -> str:
-        """Of the signal."""
+        """Name of the signal."""
         return signal.Signals(self.number).name
 
     @property
     def exit_code(self) -> int:
-        """By the convention of shells."""
+        """Exit code by the convention of shells."""
         return 128 + self.number
 
 
@@ -66,7 +67,7 @@ class StopRequests:
     rank, generation is interrupted at once.
 
     Attributes:
-        asked: The signal, or None.
+        asked: Number of the signal, or None.
     """
 
     def __init__(self) -> None:
@@ -79,12 +80,12 @@ class StopRequests:
     def arm(
         self, signals: tuple[int, ...] = SIGNALS, say: bool = True, at_once: Callable[[], None] = lambda: None
     ) -> None:
-        """Takes the signals over, but those that are ignored (nohup). Only a main thread can.
+        """Takes the signals over, except ignored ones (nohup). Only the main thread can.
 
         Args:
-            signals: Their numbers.
-            say: Whether to answer the first on the error stream.
-            at_once: Called before a second one ends the process.
+            signals: Numbers of the signals.
+            say: Whether to answer the first signal on standard error.
+            at_once: Function that is called before a second signal ends the process.
         """
         self.asked, self._armed = None, True
         if threading.current_thread() is not threading.main_thread() or self._before:
@@ -94,7 +95,7 @@ class StopRequests:
         self._watch = _Watch(heeded, say, at_once)
 
     def disarm(self) -> None:
-        """Gives the signals back."""
+        """Restores the earlier handlers."""
         self._armed = self._open = False
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -110,7 +111,7 @@ class StopRequests:
             raise Stopped(self.asked)
 
     def leave_at_once(self) -> None:
-        """The next signal interrupts the present work, until :meth:`disarm`."""
+        """Lets the next signal interrupt the present work, until :meth:`disarm`."""
         self._open = True
 
     def check(self, trainer: L.Trainer) -> None:
@@ -124,10 +125,10 @@ class StopRequests:
 
     @contextmanager
     def interruptible(self, alone: bool = True) -> Iterator[None]:
-        """What is left at once: nothing in it may change weights, or what a checkpoint has from before it.
+        """Lets a signal leave the block at once, which must not change weights or what a checkpoint has from before it.
 
         Args:
-            alone: Whether there is no other rank that would wait for this one; otherwise nothing is left.
+            alone: Whether there is no other rank that would wait for this one; otherwise the block is not left.
         """
         try:
             self._open = self._armed and alone
@@ -149,7 +150,7 @@ class _Watch:
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def close(self) -> None:
-        """The thread ends."""
+        """Ends the thread."""
         signal.set_wakeup_fd(self._before)
         os.close(self._writes)
 
@@ -181,15 +182,15 @@ class _Watch:
 
 
 def _print(text: str) -> None:
-    os.write(2, f"{text}\n".encode())  # a print may be waiting for a lock that the main thread holds
+    os.write(2, f"{text}\n".encode())  # print may wait for a lock that the main thread holds
 
 
 def stopped_in_words(stop: Stopped, args: Any) -> str:
-    """Where a run was stopped, and the command that continues it.
+    """Says where a run was stopped, and which command continues it.
 
     Args:
-        stop: With the checkpoint, if there is one.
-        args: Of the command that was stopped.
+        stop: The stop, with the checkpoint if there is one.
+        args: Arguments of the stopped command.
     """
     if stop.folder is None or not isinstance(args, Sequence) or "fit" not in args:
         return f"stopped by {stop.name}"
@@ -198,10 +199,8 @@ def stopped_in_words(stop: Stopped, args: Any) -> str:
         kept = without_options(args, "--run.folder", "--run.resume")
         command = shlex.join(["popo", *kept, "--run.folder", "null", "--run.resume", "false"])
         return f"stopped by {stop.name}{after}; {stop.unusable}; start again, in a folder of its own, by: {command}"
-    kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
-    if stop.began_from is not None and stop.checkpoint in (None, stop.began_from):
-        kept += ["--ckpt_path", stop.began_from]  # nothing in the run's own folder says so yet
-    command = shlex.join(["popo", *kept, "--run.folder", stop.folder, "--run.resume", "true"])
+    unsaved = stop.checkpoint in (None, stop.began_from)  # nothing in the run's own folder says what it began from
+    command = shlex.join(["popo", *going_on(args, stop.folder, stop.began_from if unsaved else None)])
     if stop.checkpoint is None:
         return f"stopped by {stop.name} before anything was saved; start again by: {command}"
     saved = f"{after}, which {stop.checkpoint} holds" if after else f"; {stop.checkpoint} is the newest checkpoint"
@@ -209,22 +208,11 @@ def stopped_in_words(stop: Stopped, args: Any) -> str:
 
 
 def too_late_in_words(requests: StopRequests) -> str | None:
-    """What a signal that stopped nothing came to; None if there was none.
+    """Says that a signal came too late to stop anything; None if none came.
 
     Args:
-        requests: Of a run that is finished.
+        requests: Requests to a finished run.
     """
     if requests.asked is None:
         return None
     return f"{signal.Signals(requests.asked).name} came when the run was at its end; nothing is left to do"
-
-
-def without_options(args: Sequence[str], *names: str) -> list[str]:
-    """A command's arguments without some options and their values."""
-    found: list[str] = []
-    dropped = False  # whether the next argument is a dropped option's value
-    for arg in map(str, args):
-        if not dropped and arg.partition("=")[0] not in names:
-            found.append(arg)
-        dropped = not dropped and arg in names
-    return found

@@ -37,12 +37,12 @@ class Wanted:
     """The training run that a command asks for.
 
     Args:
-        folder: run.folder.
-        root: run.root.
-        resume: run.resume.
-        checkpoint: ckpt_path.
-        checkpoints: checkpoint.dirpath.
-        max_epochs: trainer.max_epochs.
+        folder: Setting run.folder.
+        root: Setting run.root.
+        resume: Setting run.resume.
+        checkpoint: Setting ckpt_path.
+        checkpoints: Setting checkpoint.dirpath.
+        max_epochs: Setting trainer.max_epochs.
         record: Identity of a new run with these settings.
         stopping: Settings of EarlyStopping in trainer.callbacks, as one text.
     """
@@ -58,21 +58,21 @@ class Wanted:
 
     @property
     def base(self) -> Path:
-        """root/task/method-seedN."""
+        """The usual folder, root/task/method-seedN."""
         return Path(self.root) / self.record.task / f"{self.record.method}-seed{self.record.seed}"
 
     @property
     def limit(self) -> float:
-        """Iterations at most."""
+        """Maximum number of iterations."""
         return float("inf") if self.max_epochs in (None, -1) else float(self.max_epochs or 0)
 
 
 def wanted_of(config: Any, plain: Mapping[str, Any]) -> Wanted:
-    """What a parsed command asks for.
+    """The run that a parsed command asks for.
 
     Args:
-        config: Of popo fit.
-        plain: The same in plain containers.
+        config: Settings of popo fit.
+        plain: The same settings in plain containers.
     """
     run, kept = config.run, config.checkpoint
     steps = max(1, config.data.minibatches * config.data.ppo_epochs)

@@ -1,4 +1,4 @@
-"""The subcommand: folders of runs in, one HTML file out."""
+"""The subcommand `popo show`: makes one HTML file from folders of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.show.html import GENERATOR, page
 from popo_lightning.show.runs import Limits, names_of, read_run
 
-MOST_RUNS = 12  # a chart with more lines says nothing
+MOST_RUNS = 12  # a chart with more lines is unreadable
 DESCRIPTION = "Makes one HTML file of a run, or of several side by side: curves, evaluations, groups of responses."
 
 
@@ -27,7 +27,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
 
     Returns:
-        Exit code: 0, or 2 after one sentence about what is wrong.
+        Exit code: 0, or 2 after one sentence about a mistake.
     """
     try:
         wanted = parser().parse_args(list(args))
@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the subcommand."""
+    """Parser of the subcommand."""
     made = _Parser(prog="popo show", description=DESCRIPTION, allow_abbrev=False)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, under way or finished")
     made.add_argument("--output", type=Path, default=Path("show.html"), help="the file (default: %(default)s)")
@@ -73,14 +73,14 @@ def _check(wanted: argparse.Namespace) -> None:
 
 
 def made(runs: Sequence[Path], limits: Limits) -> tuple[str, list[str]]:
-    """The page's text, and notes on what is not in it.
+    """Text of the page, and notes on what it lacks.
 
     Args:
-        runs: Folders; one that is named twice counts once.
+        runs: Folders of runs; one that is named twice counts once.
         limits: How much of each run goes into the page.
 
     Raises:
-        SettingError: A folder holds no run, or an empty one.
+        SettingError: A folder holds no run, or a run without content.
     """
     folders = list({folder.resolve(): folder for folder in runs}.values())
     found = [read_run(folder, name, limits) for folder, name in zip(folders, names_of(folders), strict=True)]
@@ -94,7 +94,7 @@ def made(runs: Sequence[Path], limits: Limits) -> tuple[str, list[str]]:
 
 
 def notes_on(run: dict[str, Any]) -> list[str]:
-    """Sentences on what was damaged and on what was left out."""
+    """Sentences about damaged lines and about what was left out."""
     damaged = [f"{run['name']}: skipped {count:,} damaged lines of {name}" for name, count in run["skipped"].items()]
     return damaged + [
         f"{run['name']}: left out {count:,} {what}; --{setting} shows more"

@@ -1,4 +1,4 @@
-"""Groups of responses that a run wrote: those it trained on, and those of its last evaluation."""
+"""Reads groups of responses that a run wrote: those it trained on, and those of its last evaluation."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SHOWN_CHARACTERS = 4000
 OWN_FIELDS = (
     *("benchmark", "problem", "prompt", "answer", "greedy", "sample", "response", "score", "acc", "parts"),
     *("failure", "finish_reason", "tokens", "images"),
-)  # of a line of an evaluation; the others are what it is broken down by
+)  # fields of every line of an evaluation; it is broken down by the others
 
 
 @dataclass
 class Groups:
-    """Some of a file's groups.
+    """Groups of a file that are shown.
 
     Args:
-        shown: As the page reads them.
-        responses: Of all groups, shown or not.
-        left_out: Of them not shown.
+        shown: Groups as the page reads them.
+        responses: Number of responses of all groups, shown or not.
+        left_out: Number of responses that are not shown.
     """
 
     shown: list[dict[str, Any]] = field(default_factory=list)
@@ -35,12 +35,12 @@ class Groups:
 
 
 def trained_groups(folder: Path, limit: int, skipped: Skipped) -> Groups:
-    """Groups of samples.jsonl, spread evenly over the run where they are more than wanted.
+    """Groups of samples.jsonl, spread evenly over the run if there are too many.
 
     Args:
-        folder: The run's.
-        limit: Responses at most.
-        skipped: Takes the count of damaged lines.
+        folder: Folder of the run.
+        limit: Maximum number of responses.
+        skipped: Counts damaged lines.
     """
     path = folder / SAMPLES
     if not path.is_file():
@@ -54,13 +54,13 @@ def trained_groups(folder: Path, limit: int, skipped: Skipped) -> Groups:
 
 
 def evaluated_groups(folder: Path, evaluation: dict[str, Any], limit: int, skipped: Skipped) -> Groups:
-    """Groups of an evaluation, spread evenly over its problems where they are more than wanted.
+    """Groups of an evaluation, spread evenly over its problems if there are too many.
 
     Args:
-        folder: The run's.
-        evaluation: Its results, with its folder's name as ``label``.
-        limit: Responses at most.
-        skipped: Takes the count of damaged lines.
+        folder: Folder of the run.
+        evaluation: Results of the evaluation, with its folder's name as ``label``.
+        limit: Maximum number of responses.
+        skipped: Counts damaged lines.
     """
     files = sorted((folder / EVALUATIONS / evaluation["label"]).glob("*.jsonl"))
 
@@ -102,7 +102,7 @@ def _chosen(
     skipped: Skipped,
     plain: Callable[[list[dict[str, Any]]], dict[str, Any]],
 ) -> Groups:
-    """Reads twice, so that of a large file only what is shown is held at once."""
+    """Reads the groups twice, so that only the shown groups of a large file are in memory."""
     sizes = [len(rows) for rows in groups(skipped)]
     found = Groups(responses=sum(sizes))
     share = min(1.0, limit / found.responses) if sizes else 0.0
@@ -117,10 +117,10 @@ def _chosen(
 
 
 def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A group, with nothing in it but what the page shows."""
+    """A group with only what the page shows."""
     first = rows[0]
     fresh = first.get("fresh")
-    if not isinstance(fresh, bool):  # of an earlier version
+    if not isinstance(fresh, bool):  # written by an earlier version
         fresh = first.get("age") == 0 if isinstance(first.get("age"), int) else None
     images = first.get("images")
     return {
@@ -159,7 +159,7 @@ def _response(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(prompt: Any) -> list[dict[str, str]]:
-    """Messages; a bare text is one without a role."""
+    """Messages of a prompt; plain text is one message without a role."""
     if not isinstance(prompt, list):
         return [{"role": "", "text": _text(prompt, SHOWN_CHARACTERS)}]
     messages = [message for message in prompt if isinstance(message, dict)]

@@ -1,4 +1,4 @@
-"""One HTML file: the page's own style and script beside its data, and a policy that lets nothing else run or load."""
+"""Makes one HTML file of style, script and data, with a policy that lets nothing else run or load."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def page(title: str, content: Mapping[str, Any]) -> str:
-    """The file's text, in ASCII.
+    """Text of the file, in ASCII.
 
     Args:
-        title: Of the window.
-        content: What is shown, in plain containers.
+        title: Title of the window.
+        content: Contents of the page, in plain containers.
     """
     there = files("popo_lightning.show") / "page"
     style = (there / "style.css").read_text("utf-8")
@@ -44,7 +44,7 @@ def page(title: str, content: Mapping[str, Any]) -> str:
 
 
 def data_text(content: Mapping[str, Any]) -> str:
-    """JSON that ends no script element, whatever a policy wrote."""
+    """JSON that cannot end a script element, whatever a policy wrote."""
     return json.dumps(content, allow_nan=False, separators=(",", ":")).translate(ESCAPES)
 
 

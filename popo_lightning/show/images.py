@@ -1,4 +1,4 @@
-"""Images of prompts, made small and new: a file that a run names is shown if it is a picture, and never as it is."""
+"""Makes small new images of prompts: a file that a run names is shown only if it is a picture, and never unchanged."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 LARGEST_FILE = 20 * 2**20  # bytes
 LARGEST_PICTURE = 50_000_000  # pixels
-SIDE = 448  # pixels of a picture in the page, at most
+SIDE = 448  # maximum side of a picture in the page, in pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 def data_urls(folder: Path, groups: Iterable[dict[str, Any]], limit: int) -> tuple[dict[str, str], int]:
-    """The images that groups name, by that name.
+    """Data URLs of the images that groups name, by that name.
 
     Args:
-        folder: The run's, to which relative paths are relative, or else to the folder of the command.
-        groups: As the page reads them.
-        limit: Images at most.
+        folder: Folder of the run. Relative paths are looked up there, then in the current folder.
+        groups: Groups as the page reads them.
+        limit: Maximum number of images.
 
     Returns:
-        What is shown, and how many more there are, files that are gone not among them.
+        The images shown, and the number of further ones; missing files do not count.
     """
     found: dict[str, str] = {}
     left_out = 0
@@ -46,7 +46,7 @@ def _is_usable(path: Path) -> bool:
 
 
 def _data_url(path: Path) -> str | None:
-    """None where the file is no picture."""
+    """Data URL of a smaller copy; None if the file is no picture."""
     from PIL import Image
 
     try:
@@ -54,7 +54,7 @@ def _data_url(path: Path) -> str | None:
             if picture.width * picture.height > LARGEST_PICTURE:
                 return None
             small = picture.convert("RGB")
-    except Exception:  # damaged bytes fail in every way there is
+    except Exception:  # damaged bytes may raise any exception
         return None
     small.thumbnail((SIDE, SIDE))
     files = []

@@ -1,4 +1,4 @@
-"""What a run's folder holds, for a reader: damaged lines are counted and left out, hostile ones are only text."""
+"""Reads files of a run's folder. Damaged lines are counted and left out; hostile ones are only text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from popo_lightning.core.errors import SettingError
 METRICS, SAMPLES, SUMMARY, RECORD, CONFIG = "metrics.csv", "samples.jsonl", "summary.json", "run.json", "config.yaml"
 EVALUATIONS, RESULTS = "evaluations", "results.json"
 SIGNS = (METRICS, SAMPLES, SUMMARY, RECORD, EVALUATIONS)
-LARGEST_DOCUMENT = 20 * 2**20  # bytes of a JSON or YAML document; those of a run have a thousandth
+LARGEST_DOCUMENT = 20 * 2**20  # bytes of a JSON or YAML document; a run's own have a thousandth of that
 LARGEST_LINE = 4 * 2**20  # characters of a line of JSON
 
 
 @dataclass
 class Skipped:
-    """What could not be read, by file.
+    """Counts what could not be read, by file.
 
     Args:
         lines: Damaged lines of each file, by its path in the run's folder; a whole document counts as one.
@@ -31,16 +31,16 @@ class Skipped:
     lines: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, count: int = 1) -> None:
-        """Notes damaged lines."""
+        """Counts damaged lines."""
         if count:
             self.lines[name] = self.lines.get(name, 0) + count
 
 
 def check_run(folder: Path) -> None:
-    """Refuses what holds no run.
+    """Refuses a folder that holds no run.
 
     Raises:
-        SettingError: No folder, or a folder without any file of a run.
+        SettingError: The folder does not exist, or has no file of a run.
     """
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
@@ -52,11 +52,11 @@ def check_run(folder: Path) -> None:
 
 
 def metric_rows(folder: Path, skipped: Skipped) -> dict[int, dict[str, float]]:
-    """Finite numbers of metrics.csv by iteration, training's and evaluation's rows of one iteration together.
+    """Finite numbers of metrics.csv by iteration; the rows of one iteration are merged.
 
     Args:
-        folder: The run's.
-        skipped: Takes the count of damaged lines.
+        folder: Folder of the run.
+        skipped: Counts damaged lines.
     """
     path = folder / METRICS
     found: dict[int, dict[str, float]] = {}
@@ -81,7 +81,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _numbers(names: list[str], cells: list[str]) -> dict[str, float] | None:
-    """The finite ones; None where a cell holds no number, or there are too few cells or too many."""
+    """The finite numbers of a row; None if a cell is no number or the number of cells is wrong."""
     try:
         numbers = {name: float(cell) for name, cell in zip(names, cells, strict=True) if cell}
     except ValueError:
@@ -90,12 +90,12 @@ def _numbers(names: list[str], cells: list[str]) -> dict[str, float] | None:
 
 
 def json_lines(path: Path, name: str, skipped: Skipped) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines.
+    """Yields the objects of a file of JSON lines.
 
     Args:
-        path: Of the file.
-        name: Under which damaged lines are counted.
-        skipped: Takes their count.
+        path: Path of the file.
+        name: Name under which damaged lines are counted.
+        skipped: Counts damaged lines.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         while line := file.readline(LARGEST_LINE):
@@ -112,7 +112,7 @@ def json_lines(path: Path, name: str, skipped: Skipped) -> Iterator[dict[str, An
 
 
 def document(folder: Path, name: str, skipped: Skipped) -> dict[str, Any]:
-    """A JSON object of a run's folder; empty where there is none, and where it is damaged, which is counted."""
+    """A JSON object of a run's folder; empty if the file is missing, or if it is damaged, which is counted."""
     path = folder / name
     if not path.is_file():
         return {}
@@ -166,7 +166,7 @@ def _finite_of(numbers: Any) -> dict[str, float]:
 
 
 def finite(value: Any) -> float | None:
-    """A number to six digits; None for anything else."""
+    """A number rounded to six digits; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -1,16 +1,17 @@
-"""A run as the page shows it: what it is, its numbers, its evaluations and its groups."""
+"""Reads a run as the page shows it: its identity, numbers, evaluations and groups."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.hidden_secrets import HIDDEN, is_secret, shown, shown_command
 from popo_lightning.show.groups import evaluated_groups, trained_groups
 from popo_lightning.show.images import data_urls
 from popo_lightning.show.run_files import (
@@ -26,12 +27,9 @@ from popo_lightning.show.run_files import (
     metric_rows,
 )
 
-MOST_POINTS = 1000  # of a curve; a screen has no more
+MOST_POINTS = 1000  # points per curve; a screen has no more
 MOST_SETTINGS = 1000
-MOST_CHARACTERS = 500  # of a setting
-SECRET = re.compile(r"(api_?key|secret|passw|credential|auth_?token|access_?token)", re.IGNORECASE)
-SECRET_GIVEN = re.compile(rf"(--[\w.-]*{SECRET.pattern}[\w.-]*(?:=|\s+))(\S+)", re.IGNORECASE)
-HIDDEN = "(not shown)"
+MOST_CHARACTERS = 500  # characters per setting
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ class Limits:
     """How much of a run goes into the page.
 
     Args:
-        samples: Responses of samples.jsonl at most.
-        evaluated: Responses of the last evaluation at most.
-        images: Images of prompts at most.
+        samples: Maximum number of responses from samples.jsonl.
+        evaluated: Maximum number of responses of the last evaluation.
+        images: Maximum number of images of prompts.
     """
 
     samples: int
@@ -50,15 +48,15 @@ class Limits:
 
 
 def read_run(folder: Path, name: str, limits: Limits) -> dict[str, Any]:
-    """Reads whatever a run has written so far.
+    """Reads everything that a run has written so far.
 
     Args:
-        folder: The run's.
-        name: In legends.
-        limits: How much of it goes into the page.
+        folder: Folder of the run.
+        name: Name of the run in legends.
+        limits: How much of the run goes into the page.
 
     Raises:
-        SettingError: No run, or one that has written neither numbers nor responses.
+        SettingError: The folder holds no run, or a run without numbers and responses.
     """
     check_run(folder)
     skipped = Skipped()
@@ -113,19 +111,19 @@ def _identity(
         "iterations": max(rows, default=0),
         "wallSeconds": finite(summary.get("wall_seconds")),
         "origin": str(origin.get("checkpoint")) if isinstance(origin, dict) else "",
-        "settings": {name: HIDDEN if SECRET.search(name) else value for name, value in settings.items()},
+        "settings": {name: HIDDEN if is_secret(name) else shown(value) for name, value in settings.items()},
     }
 
 
 def _command(folder: Path, record: Mapping[str, Any]) -> str:
     command = record.get("command")
     if isinstance(command, str) and command:
-        return SECRET_GIVEN.sub(rf"\1{HIDDEN}", command)
-    return f"popo fit --config {folder / CONFIG}" if (folder / CONFIG).is_file() else ""
+        return shown_command(command)
+    return f"popo fit --config {quote(str(folder / CONFIG))}" if (folder / CONFIG).is_file() else ""
 
 
 def _settings(folder: Path, record: Mapping[str, Any], skipped: Skipped) -> dict[str, str]:
-    """All settings of config.yaml by dotted name, or those that run.json has."""
+    """All settings of config.yaml by dotted name, else those in run.json."""
     path = folder / CONFIG
     if path.is_file() and path.stat().st_size <= LARGEST_DOCUMENT:
         import yaml
@@ -136,14 +134,14 @@ def _settings(folder: Path, record: Mapping[str, Any], skipped: Skipped) -> dict
         except (yaml.YAMLError, ValueError, RecursionError):
             content = None
         if isinstance(content, dict):
-            return dict(islice(_leaves("", content), MOST_SETTINGS))  # aliases can make many of few
+            return dict(islice(_leaves("", content), MOST_SETTINGS))  # YAML aliases can make many settings of few
         skipped.add(CONFIG)
     settings = record.get("settings")
     return {str(name): str(value) for name, value in settings.items()} if isinstance(settings, dict) else {}
 
 
 def _leaves(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Texts by dotted name. Aliases of YAML can make a tree without an end."""
+    """Texts by dotted name. The depth is limited, since YAML aliases can make an endless tree."""
     nested = isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
     if depth > 30:
         yield name, "..."
@@ -165,10 +163,10 @@ def _brief(value: Any) -> str:
 
 
 def columns(rows: Mapping[int, Mapping[str, float]]) -> dict[str, list[float | None]]:
-    """Numbers of metrics.csv by name, beside their iterations under "step"; of very many iterations means of several.
+    """Numbers of metrics.csv by name, with their iterations as "step". Very many iterations are binned.
 
     Args:
-        rows: By iteration.
+        rows: Numbers by iteration.
     """
     steps = list(rows)
     width = -(-len(steps) // MOST_POINTS)
@@ -191,7 +189,7 @@ def _of_bin(name: str, values: Sequence[float]) -> float | None:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Shortest ends of the paths that tell them apart, as popo-seed1, or countdown/popo-seed1 where there are two."""
+    """Shortest distinct ends of the paths, such as popo-seed1, or countdown/popo-seed1 if two share that name."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]

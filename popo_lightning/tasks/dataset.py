@@ -16,7 +16,7 @@ from popo_lightning.tasks.sources import Row, Source, read_rows
 from popo_lightning.tasks.template import Template
 from popo_lightning.verifiers.base import Verifier
 
-SHOWN = 5  # bad rows of a set in the log
+SHOWN = 5  # maximum number of a set's bad rows in the log
 SHOWN_CHARACTERS = 80
 
 log = logging.getLogger(__name__)
@@ -107,20 +107,20 @@ class DatasetTask(Task):
     # -- the task ----------------------------------------------------------------------------------------------
 
     def train_problems(self) -> Sequence[Problem]:
-        """Problems of all sources, in their order."""
+        """Returns the problems of all sources, in order."""
         return self._train_problems
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """Problems by benchmark; their ids begin with its name, since data sets number theirs alike."""
+        """Returns the problems by benchmark. Ids begin with its name, because data sets may use the same numbers."""
         return dict(self._benchmarks)
 
     def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
-        """By the template and the system message; a JSON object where the template has other places than {prompt}."""
+        """Asks a question, a JSON object if the template has places other than {prompt}."""
         reader = RowReader(self.train[0], self.template, self.system, self.response_prefix, self.chat)
         return reader.asked(question, images, gold)
 
     def bad_rows(self) -> Sequence[BadRow]:
-        """Rows left out of what has been read so far."""
+        """Returns the rows left out so far."""
         return tuple(self._bad_rows)
 
     @cached_property
@@ -139,7 +139,7 @@ class DatasetTask(Task):
     # -- reading -----------------------------------------------------------------------------------------------
 
     def _read(self, sources: Sequence[tuple[str, str, Source]], what: str, id_prefix: str) -> list[Problem]:
-        """The problems of some sources, which share one space of ids."""
+        """Reads the problems of some sources. Their ids must be unique over all of them."""
         bad: list[BadRow] = []
         made: list[tuple[Row, Problem]] = []
         taken: dict[str, Row] = {}
@@ -214,7 +214,7 @@ class DatasetTask(Task):
         return problems
 
     def _warn_of_begun(self, problems: Sequence[Problem], what: str) -> None:
-        """Rows of conversations often end with the solution, which would begin every response to them."""
+        """Warns if rows end with an assistant turn. It begins every response, but is often the solution."""
         begun = [problem for problem in problems if problem.response_prefix]
         if self.response_prefix is None and begun:
             log.warning(

@@ -23,8 +23,8 @@ from popo_lightning.grading.pool import GradingPool
 from popo_lightning.verifiers.base import Verifier
 
 SECONDS_PER_ANSWER = 10.0
-NEWS_AFTER = 5.0  # seconds without a word
-AT_A_TIME = 200  # answers between two looks at the clock
+NEWS_AFTER = 5.0  # seconds until the user is told
+AT_A_TIME = 200  # answers checked between two looks at the clock
 MOST_GRADERS = 4
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 REFUSED = "refused: "
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 
 
 class AnswerCheck:
-    """A verifier's check of a gold answer as a grading process can run it.
+    """A verifier's check of gold answers in a form that a grading process can run.
 
-    Such a process sends back named numbers and no text, so that what the verifier says travels as a name.
+    Such a process returns only named numbers, so the verifier's message is returned as a name.
 
     Args:
-        verifier: Whose check.
+        verifier: Verifier that checks the answers.
     """
 
     def __init__(self, verifier: Verifier) -> None:
         self.verifier = verifier
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Score 1, or 0 and the verifier's sentence."""
+        """Returns score 1, or score 0 and the verifier's message."""
         try:
             self.verifier.check_answer(answer)
         except ValueError as error:
@@ -54,10 +54,10 @@ class AnswerCheck:
 
 
 def refused_answers(verifier: Verifier, answers: Sequence[Any]) -> dict[str, str]:
-    """What the verifier says of each answer that it refuses; by the answer's :func:`key`.
+    """Returns the verifier's message for each answer that it refuses, by the answer's :func:`key`.
 
-    Answers are hostile and a check may be slow, so that it runs in processes that can be killed, once: the verdicts
-    are kept in the cache folder. Plain numbers are all alike, and one speaks for them as long as it is accepted.
+    Answers are hostile and a check may be slow, so it runs in processes that can be killed. The verdicts are cached. If
+    one plain number is accepted, the others are not checked, because all are alike.
 
     Raises:
         SettingError: The verifier cannot be loaded in a grading process.
@@ -74,7 +74,7 @@ def refused_answers(verifier: Verifier, answers: Sequence[Any]) -> dict[str, str
 
 
 def key(answer: Any) -> str:
-    """An answer as one line of text."""
+    """Returns an answer as one line of text."""
     return json.dumps(answer, sort_keys=True)
 
 
@@ -84,7 +84,7 @@ def _checked(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:
     file = cache_folder() / "answers" / f"{_digest(verifier, answers)}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # of several processes, one checks
+        with FileLock(f"{file}.lock"):  # only one of several processes checks
             known = _known(file)
             if known is None:
                 known = _check(verifier, answers)
@@ -96,10 +96,10 @@ def _checked(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest(verifier: Verifier, answers: dict[str, Any]) -> str:
-    """Address of the verdicts: another verifier, setting, version or answer is another one."""
+    """Returns the cache key of the verdicts. It depends on the verifier, its settings, the version and the answers."""
     module = sys.modules[type(verifier).__module__]
     code = [Path(module.__file__)] if module.__file__ else []
-    if module.__package__ and code:  # and what it may import from beside it
+    if module.__package__ and code:  # also the modules beside it, which it may import
         code = sorted(code[0].parent.glob("*.py"))
     texts = [file.read_bytes() for file in code]
     parts = [__version__.encode(), pickle.dumps(verifier), *texts, "\n".join(answers).encode()]
@@ -107,7 +107,7 @@ def _digest(verifier: Verifier, answers: dict[str, Any]) -> str:
 
 
 def _known(file: Path) -> dict[str, str] | None:
-    """Verdicts kept earlier; None where there are none that can be read."""
+    """Reads cached verdicts; None if there are none or they are unreadable."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):

@@ -113,7 +113,7 @@ class ReasoningGymTask(Task):
         return [*messages, {"role": "user", "content": question}]
 
     def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
-        """A question without a gold answer: reasoning-gym grades the questions that it has made, and no others."""
+        """Asks a question without a gold answer, because reasoning-gym grades only questions that it has made."""
         if gold is not None or images:
             raise SettingError(
                 f"{'--gold' if gold is not None else '--image'} is given, but reasoning-gym grades only the questions "
@@ -122,11 +122,11 @@ class ReasoningGymTask(Task):
         return Problem(ASKED, self._framed(question), None)
 
     def train_problems(self) -> Sequence[Problem]:
-        """The train problems."""
+        """Returns the training problems."""
         return self._split[0]
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """The held-out problems, under the data set's name."""
+        """Returns the held-out problems, under the data set's name."""
         return {self.name: self._split[1]}
 
 

@@ -1,4 +1,4 @@
-"""Another task's problems, graded by another rule."""
+"""A task with another task's problems and its own verifier."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from popo_lightning.verifiers.base import Verifier
 
 
 class Regraded(Task):
-    """A task whose own verifier is replaced, such as an embedded one by a function.
+    """A task whose verifier is replaced, for example by a function.
 
-    Functions may ask for the fields of ``Problem.info`` and for those of an answer that is a mapping, as for columns.
+    Functions may ask for the fields of ``Problem.info``, and of an answer that is a mapping, as they ask for columns.
 
     Args:
-        task: Whose problems are asked.
+        task: Task whose problems are asked.
         verifier: Grades responses, as in DatasetTask.
     """
 
@@ -29,16 +29,21 @@ class Regraded(Task):
         self.verifier = self.verify = verifier_of(verifier)
         self.stop = task.stop
 
+    def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
+        """Asks as the task does, but grades by this verifier."""
+        problem = self.task.ask(question, images, gold)
+        return problem if problem.answer is None else self._regraded(problem)
+
     def train_problems(self) -> Sequence[Problem]:
-        """The task's."""
+        """Returns the task's training problems, graded by this verifier."""
         return self._train_problems
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """The task's."""
+        """Returns the task's benchmarks, graded by this verifier."""
         return dict(self._benchmarks)
 
     def bad_rows(self) -> Sequence[BadRow]:
-        """The task's."""
+        """Returns the task's bad rows."""
         return self.task.bad_rows()
 
     @cached_property
@@ -50,10 +55,13 @@ class Regraded(Task):
         return {name: self._graded(problems) for name, problems in self.task.benchmarks().items()}
 
     def _graded(self, problems: Sequence[Problem]) -> list[Problem]:
-        found = [replace(problem, answer=self.verifier.gold(problem.answer, _columns(problem))) for problem in problems]
+        found = list(map(self._regraded, problems))
         if found:
             try_functions(self.verifier, found[0])
         return found
+
+    def _regraded(self, problem: Problem) -> Problem:
+        return replace(problem, answer=self.verifier.gold(problem.answer, _columns(problem)))
 
 
 def _columns(problem: Problem) -> dict[str, object]:

@@ -12,7 +12,7 @@ from popo_lightning.grading.pool import GradingPool
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.function_reward import FunctionReward
 
-SECONDS = 10.0  # for one response of the trial
+SECONDS = 10.0  # time limit for one response of the trial
 
 if TYPE_CHECKING:
     FunctionAddress = str
@@ -30,8 +30,8 @@ class WeightedFunction(TypedDict, total=False):
     """One of several functions.
 
     Args:
-        function: Its address.
-        weight: Of its score in the sum.
+        function: Address of the function.
+        weight: Weight of its score in the sum.
     """
 
     function: Required[FunctionAddress]
@@ -39,24 +39,24 @@ class WeightedFunction(TypedDict, total=False):
 
 
 def verifier_of(setting: Verifier | FunctionAddress | Sequence[FunctionAddress | WeightedFunction]) -> Verifier:
-    """The verifier that a setting means.
+    """Returns the verifier that a setting describes.
 
     Raises:
-        SettingError: A function that cannot be one.
+        SettingError: A function cannot be a verifier.
     """
     return setting if isinstance(setting, Verifier) else FunctionReward(setting)
 
 
 def try_functions(verifier: Verifier, problem: Problem, setting: str = "data.task.verifier") -> None:
-    """Has functions grade the gold answer and an empty response, in a process that can be killed.
+    """Lets functions grade the gold answer and an empty response, in a process that can be killed.
 
     Args:
-        verifier: Which is tried if it consists of functions.
-        problem: With its prefix and with what the functions ask for.
-        setting: Name of the setting, for sentences.
+        verifier: Verifier, which is tried if it consists of functions.
+        problem: Problem with its prefix and the columns that the functions ask for.
+        setting: Name of the setting, for error messages.
 
     Raises:
-        SettingError: They cannot be loaded there, or give no grade.
+        SettingError: A function cannot be loaded in the process, or gives no grade.
     """
     if not isinstance(verifier, FunctionReward):
         return

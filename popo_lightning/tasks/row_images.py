@@ -1,4 +1,4 @@
-"""Pictures that rows name or hold, looked at before they are used."""
+"""Images that rows name or contain, checked before they are used."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MAX_PIXELS = 50_000_000
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
-class BadValue(Exception):  # noqa: N818  # of one row, and none of the program's errors
-    """Why a row gives no problem; the text follows "row 7 of FILE"."""
+class BadValue(Exception):  # noqa: N818  # concerns one row, not the program
+    """A row gives no problem. The message, which follows "row 7 of FILE", says why."""
 
 
 def row_image(image: object, folder: Path) -> str | bytes:
-    """Path or bytes of an image whose header can be read; nothing is decoded."""
+    """Returns the path or the bytes of an image. Its header is read, but it is not decoded."""
     if isinstance(image, dict):  # the Image feature of the datasets library
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytes):
@@ -36,12 +36,12 @@ def row_image(image: object, folder: Path) -> str | bytes:
 
 
 def check_image(file: Path | BytesIO, name: str) -> None:
-    """Raises BadValue for bytes that are no picture, or a picture that is too large."""
+    """Raises BadValue for bytes that are no image, or for too large an image."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which the limit below is about
+            warnings.simplefilter("ignore")  # warnings of large images, which the limit below handles
             with Image.open(file, formats=IMAGE_FORMATS) as image:
                 pixels = math.prod(image.size)
     except Exception:  # a parser may raise anything on broken bytes

@@ -1,4 +1,4 @@
-"""From a row to a problem: columns, template, gold answer and images."""
+"""Converts a row to a problem: columns, template, gold answer and images."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class RowReader:
     """Makes problems from a source's rows.
 
     Args:
-        source: Maps columns to fields.
-        template: The question.
-        system: System message.
-        response_prefix: Beginning of every response. "" gives none, even where a row has one.
+        source: Source, which maps columns to fields.
+        template: Template of the question.
+        system: System message; None for none.
+        response_prefix: Beginning of every response. "" gives none, even if a row has one.
         chat: Ask in chat messages, otherwise in plain text.
     """
 
@@ -45,7 +45,7 @@ class RowReader:
         self.chat = chat
 
     def needed(self) -> dict[str, str]:
-        """Columns that some row must have, and the setting that asks for each."""
+        """Returns the columns that some row must have, with the setting that asks for each."""
         found: dict[str, str] = {}
         for name, column in {"answer": "answer", **self.columns}.items():
             for one in column.values() if isinstance(column, dict) else [column]:
@@ -55,15 +55,15 @@ class RowReader:
         return found
 
     def problem(self, row: Row, made_up_id: str, id_prefix: str = "") -> Problem:
-        """The problem of a readable row.
+        """Makes the problem of a readable row.
 
         Args:
             row: The row.
-            made_up_id: Its name, unless a column has one.
-            id_prefix: Put before either.
+            made_up_id: Id of the problem, unless a column gives one.
+            id_prefix: Prefix of either id.
 
         Raises:
-            BadValue: It gives none.
+            BadValue: The row gives no problem.
         """
         assert row.content is not None
         content = row.content
@@ -78,15 +78,15 @@ class RowReader:
         return Problem(id, prompt, self._answer(content), self._info(content), images)
 
     def asked(self, question: str, images: Sequence[str], gold: str | None) -> Problem:
-        """A problem of a user's own words.
+        """Makes a problem from a user's question.
 
         Args:
-            question: What is asked; a JSON object where the template has other places than {prompt}.
-            images: Paths.
-            gold: The right answer, JSON where the source's is a mapping.
+            question: Question, or a JSON object if the template has places other than {prompt}.
+            images: Paths of images.
+            gold: Correct answer, in JSON if the source's answer is a mapping.
 
         Raises:
-            SettingError: The template cannot be filled, or the answer is of another kind.
+            SettingError: The template cannot be filled, or the answer has the wrong form.
         """
         names = self.template.names
         row = columns_of(question, names, {name: self._column(name) for name in names})
@@ -102,7 +102,7 @@ class RowReader:
         return Problem(ASKED, prompt, answer, images=tuple(images))
 
     def graded_by(self, problem: Problem, row: Row, verifier: Verifier) -> Problem:
-        """The problem with what its verifier asks for beside the answer. Raises BadValue where the row lacks that."""
+        """Adds the columns that the verifier asks for to the answer. Raises BadValue if the row lacks one."""
         content = row.content or {}
         named = {name: reach(content, column) for name, column in self.columns.items() if isinstance(column, str)}
         values = content | {name: value for name, value in named.items() if value is not MISSING}
@@ -114,7 +114,7 @@ class RowReader:
     # -- the prompt --------------------------------------------------------------------------------------------
 
     def _column(self, place: str) -> str:
-        """Column that fills a place: by our own names first, then those of the answer's parts, then as it is."""
+        """Returns the column that fills a place: a part of the answer, a mapped field, or a column of the same name."""
         answer = self.columns.get("answer")
         if isinstance(answer, dict) and place in answer:
             return answer[place]
@@ -131,7 +131,7 @@ class RowReader:
         return self._framed([{"role": "user", "content": text}])
 
     def _messages(self, content: dict[str, Any], asked: list[Any]) -> list[dict[str, Any]]:
-        """A row's own chat messages, the last question of which goes through the template."""
+        """Returns a row's own chat messages. The template fills the last question."""
         for message in asked:
             known = isinstance(message, dict) and message.get("role") in ROLES
             if not known or not isinstance(message.get("content"), str):
@@ -173,7 +173,7 @@ class RowReader:
             return {name: _plain(_present(content, one), one) for name, one in column.items()}
         answer = _present(content, column)
         if isinstance(answer, float) and answer.is_integer():
-            answer = int(answer)  # 27.0, where a table knows only floats
+            answer = int(answer)  # such as 27.0 from a table that has only floats
         if isinstance(answer, int | float) and not isinstance(answer, bool):
             answer = str(_plain(answer, column))
         mark = self.source.get("answer_after")
@@ -204,7 +204,7 @@ class RowReader:
 
 
 def reach(content: object, column: str) -> Any:
-    """Value of a column, whose dotted name may lead into nested ones; MISSING where there is none."""
+    """Returns a column's value, or MISSING. A dotted name may lead into nested columns."""
     if isinstance(content, dict) and column in content:
         return content[column]
     value = content
@@ -226,7 +226,7 @@ def _present(content: dict[str, Any], column: str) -> Any:
 
 
 def _text(value: object, column: str) -> str:
-    """Text, number or list of a row as text that a tokenizer takes."""
+    """Converts a row's text, number or list to text that a tokenizer takes."""
     if value is MISSING or value is None:
         raise BadValue(f"has no '{column}'; fill it in or remove the row")
     if not isinstance(value, str | int | float | list) or isinstance(value, bool):
@@ -244,7 +244,7 @@ def _text(value: object, column: str) -> str:
 
 
 def _plain(value: Any, column: str) -> Any:
-    """A value in plain JSON types, of bounded size."""
+    """Returns a value if it consists of plain JSON types and is of bounded size."""
     try:
         written = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
@@ -255,6 +255,6 @@ def _plain(value: Any, column: str) -> Any:
 
 
 def absent_columns(needed: dict[str, str], rows: Sequence[Row]) -> list[str]:
-    """Needed columns that no row has."""
+    """Returns the needed columns that no row has."""
     contents = [row.content for row in rows if row.content is not None]
     return [column for column in needed if all(reach(content, column) is MISSING for content in contents)]

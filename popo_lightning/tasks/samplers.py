@@ -1,4 +1,4 @@
-"""Prompt samplers: which problems an iteration asks."""
+"""Prompt samplers, which choose the problems of an iteration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from popo_lightning.core.kept_state import KeepsState
 
 
 class PromptSampler(KeepsState, ABC):
-    """Slot: chooses problems by their place in the task's list.
+    """Slot: chooses problems by their index in the task's list.
 
     ``start`` is called once before anything else. A sampler draws from its own generator, never from global state.
 
@@ -21,12 +21,14 @@ class PromptSampler(KeepsState, ABC):
         state: Attributes that decide later draws; see :class:`KeepsState`.
         supports_async: Whether it makes sense with data.async_level 1: it does not read the policy version of groups it
             observes.
+        follows_reward: Whether its `reward_key` must be the component that decides "effective".
     """
 
     supports_async: bool = True
+    follows_reward: bool = False
 
     def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
-        """Learns how many problems there are and which share of the draws is this rank's."""
+        """Prepares the sampler for a number of problems, a seed, and this rank's share of the draws."""
         self.problems = problems
         self.seed = seed
         self.rank = rank
@@ -34,13 +36,13 @@ class PromptSampler(KeepsState, ABC):
 
     @abstractmethod
     def draw(self, count: int) -> list[int]:
-        """``count`` places for this rank."""
+        """Draws ``count`` problem indices for this rank."""
 
     def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:  # uniform rules learn nothing
-        """Sees the graded groups of the problems it drew, once for each draw; replayed groups never."""
+        """Observes the graded groups of the problems it drew, once for each draw, but never replayed groups."""
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-        """What the ranks of a checkpoint knew, for another number of ranks; see :meth:`Composer.reshard`."""
+        """Redistributes the states in a checkpoint over another number of ranks; see :meth:`Composer.reshard`."""
         raise SettingError(
             f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.sampler "
             f"{type(self).__name__} has learned stays with its rank; resume with as many (trainer.devices x "
@@ -51,7 +53,7 @@ class PromptSampler(KeepsState, ABC):
 class EpochSampler(PromptSampler):
     """Asks every problem once per pass, in a new order each pass. Ranks take turns, so no two ask the same problem.
 
-    The seed and the pass alone determine the order, so the whole state is two numbers.
+    The seed and the pass determine the order, so the cursor is the whole state.
     """
 
     state = ("cursor",)
@@ -59,7 +61,7 @@ class EpochSampler(PromptSampler):
     cursor = 0  # draws made so far by all ranks together
 
     def draw(self, count: int) -> list[int]:
-        """The next places of this rank."""
+        """Returns this rank's next problem indices."""
         first = self.cursor + self.rank
         self.cursor += count * self.world_size
         return [self._place(first + i * self.world_size) for i in range(count)]
@@ -72,5 +74,5 @@ class EpochSampler(PromptSampler):
         return self._order[within]
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-        """The cursor counts the draws of all ranks."""
+        """Gives every rank the same cursor, because it counts the draws of all ranks."""
         return [dict(states[0]) for _ in range(ranks)]

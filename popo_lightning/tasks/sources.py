@@ -20,14 +20,14 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 class Columns(TypedDict, total=False):
-    """Maps columns of a source to fields. A field not named here is read from the column of its own name.
+    """Maps columns of a source to fields. A field not named here is read from the column of the same name.
 
     A dotted name reaches into nested columns: reward_model.ground_truth, or final_answer.0 for the first of a list.
 
     Args:
         prompt: Text of the problem, or chat messages.
-        answer: Gold answer. A mapping of names to columns makes a mapping of them, {numbers: nums, target: target}. A
-            bare number becomes text, as in JSON rows.
+        answer: Gold answer. A mapping of names to columns, such as {numbers: nums, target: target}, makes a mapping of
+            names to values. A bare number becomes text, as in JSON rows.
         id: Unique name of the problem; without it the row's number is used.
         level: Difficulty, for breakdowns.
         subject: Field, for breakdowns.
@@ -73,7 +73,7 @@ class Row:
 
     Args:
         source: File or data set, for messages.
-        number: Its number in the source, from 1.
+        number: Number of the row in the source, from 1.
         content: Columns and values; None if the row cannot be read.
         folder: Base folder of its relative paths.
         unreadable: Why the row cannot be read.
@@ -87,15 +87,15 @@ class Row:
 
 
 def read_rows(source: Source, setting: str, folder: str | None) -> Iterator[Row]:
-    """The rows of a source, in their order.
+    """Yields the rows of a source, in order.
 
     Args:
-        source: Where they are.
-        setting: Name of the setting that gave the source, for messages.
-        folder: What a relative path is relative to; null for the working directory.
+        source: Source to read.
+        setting: Name of the setting that gives the source, for messages.
+        folder: Base folder of a relative path; None for the working directory.
 
     Raises:
-        SettingError: No such source, or one that cannot be read at all.
+        SettingError: The source does not exist, or cannot be read at all.
     """
     skip, limit = source.get("skip", 0), source.get("limit")
     if skip < 0 or (limit is not None and limit < 1):
@@ -120,7 +120,7 @@ def read_rows(source: Source, setting: str, folder: str | None) -> Iterator[Row]
 
 
 def _files(path: str, place: Path, folder: str | None, setting: str) -> list[Path]:
-    """The files a path stands for; none for a folder or a hub id."""
+    """Returns the files that a path stands for; none for a folder or a hub id."""
     if place.is_file():
         files = [place]
     elif re.search(r"[*?\[]", path):
@@ -166,7 +166,7 @@ def _line_rows(file: Path) -> Iterator[Row]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Lines of bounded length; None for a longer one, of which no more than that is ever held."""
+    """Yields lines of bounded length, and None for a longer line, which is never held whole."""
     while line := stream.readline(MAX_ROW_BYTES + 1):
         if len(line) <= MAX_ROW_BYTES or line.endswith(b"\n"):
             yield line
@@ -195,7 +195,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _array_rows(file: Path, setting: str) -> Iterator[Row]:
-    """Rows of a file that is one JSON array, which can only be read whole."""
+    """Yields the rows of a file that is one JSON array, which can only be read whole."""
     if file.stat().st_size > MAX_ARRAY_BYTES:
         raise SettingError(f"{setting}.path gives {file}, a JSON array over 1 GiB; write one object a line (.jsonl)")
     try:
@@ -226,7 +226,7 @@ def _parquet_rows(file: Path, setting: str) -> Iterator[Row]:
 
 
 def _dataset_rows(source: Source, place: Path, setting: str, skip: int, limit: int | None) -> Iterator[Row]:
-    """Rows of a hub data set or of a folder, through the datasets library. Code in a data set is never run."""
+    """Yields rows of a hub data set or a folder, with the datasets library. Code in a data set is never run."""
     path, config, split = source["path"], source.get("config"), source.get("split") or "train"
     try:
         import datasets
@@ -243,7 +243,7 @@ def _dataset_rows(source: Source, place: Path, setting: str, skip: int, limit: i
     name = f"{path} ({', '.join(filter(None, (config, split)))})"
     last = len(data) if limit is None else min(len(data), skip + limit)
     number = min(skip, last)
-    # Arrow rows keep images as the bytes or paths they are; the library's own rows would decode each.
+    # Arrow rows keep images as bytes or paths; the library's own rows would decode each image.
     for table in data.select(range(number, last)).with_format("arrow").iter(ROWS_AT_A_TIME):
         for content in table.to_pylist():
             number += 1
@@ -251,7 +251,7 @@ def _dataset_rows(source: Source, place: Path, setting: str, skip: int, limit: i
 
 
 def _saved_split(saved: Any, split: str) -> Any:
-    """A split of what save_to_disk wrote, which is a mapping of splits or one without a name."""
+    """Returns a split of a folder written by save_to_disk, which holds several splits or one without a name."""
     if not isinstance(saved, dict):
         return saved
     if split not in saved:

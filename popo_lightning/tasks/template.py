@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# The first alternative takes LaTeX whole, so that \frac{a}{b} and x_{n} have no place a, b or n.
+# The first alternative matches whole LaTeX commands, so that \frac{a}{b} and x_{n} have no places a, b or n.
 PLACE = re.compile(r"(?:\\[A-Za-z]+(?:\{[^{}]*\})+|[_^]\{[^{}]*\})|\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 
 
@@ -24,13 +24,13 @@ class Template:
         self.names = list(dict.fromkeys(match[1] for match in PLACE.finditer(text) if match[1]))
 
     def fill(self, value: Callable[[str], str]) -> str:
-        """The text with each place's value, which is never searched for places itself."""
+        """Fills each place with its value. Values are not searched for places."""
         return PLACE.sub(lambda match: value(match[1]) if match[1] else match[0], self.text)
 
     def next_question(self) -> tuple[str, ...]:
-        """Strings with which a base model begins another question: the usual ones, and this text's own label.
+        """Returns strings with which a base model begins another question: the usual ones, and this text's own label.
 
-        The label is what stands before the first place on its line, if it ends in a colon.
+        The label is the text before the first place on its line, if it ends in a colon.
         """
         first = next((place for place in PLACE.finditer(self.text) if place[1]), None)
         label = self.text[: first.start()].rpartition("\n")[2].strip() if first else ""

@@ -1,7 +1,7 @@
-"""Small sums, asked in chat messages: a task within reach of a pretrained model of 135M parameters.
+"""Small sums, asked in chat messages: a task that a pretrained model of 135M parameters can learn.
 
 The messages show one worked problem, ``2 + 3`` and ``2 + 3 = 5``, and then ask another. So small a model follows an
-example where it ignores an instruction. Problems are enumerated, not downloaded.
+example but ignores an instruction. Problems are enumerated, not downloaded.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ KINDS = ("a+b", "a-b", "a*b", "a+b+c", "a+b-c")
 
 
 def verify_result(answer: Any, text: str) -> dict[str, float]:
-    """Grades a written equation against the whole number that is right.
+    """Grades a written equation against the correct whole number.
 
-    The number after the last equals sign counts. score and acc are 1 where it is right, else 0; format is 1 where
-    there is one. Bounded: 2,000 characters, nine digits.
+    The number after the last equals sign counts. score and acc are 1 if it is correct, else 0. format is 1 if there is
+    such a number. Input is bounded to 2,000 characters and nine digits.
     """
     found = RESULT.findall(text) if len(text) <= MAX_RESPONSE_CHARACTERS else []
     right = float(bool(found) and int(found[-1]) == answer)
@@ -46,8 +46,8 @@ class Arithmetic(Task):
         problems_per_kind: Maximum number of training problems per kind, chosen by hash.
         held_out_per_kind: Number of held-out problems per kind.
         held_out_share: Fraction of all problems kept out of training.
-        system: System message; null for none. Without one, some chat templates insert a longer one of their own; an
-            empty message prevents that. Some templates refuse any.
+        system: System message; null for none. Without one, some chat templates insert a longer default message; an
+            empty message prevents that. Some templates refuse system messages.
     """
 
     verify = staticmethod(verify_result)
@@ -109,16 +109,16 @@ class Arithmetic(Task):
             )
 
     def train_problems(self) -> list[Problem]:
-        """All problems that are not held out, at most problems_per_kind of each kind."""
+        """Returns the problems that are not held out, at most problems_per_kind of each kind."""
         return self._split[0]
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """One benchmark, "arithmetic"."""
+        """Returns one benchmark, "arithmetic"."""
         return {"arithmetic": self._split[1]}
 
 
 def messages(question: str, system: str | None = None) -> list[dict[str, Any]]:
-    """One worked problem, then the question."""
+    """Returns chat messages with one worked problem, then the question."""
     begin = [] if system is None else [{"role": "system", "content": system}]
     return [
         *begin,
@@ -129,7 +129,7 @@ def messages(question: str, system: str | None = None) -> list[dict[str, Any]]:
 
 
 def written(kind: str, numbers: Sequence[int]) -> str:
-    """``("a+b-c", (8, 4, 5))`` as ``8 + 4 - 5``."""
+    """Writes ``("a+b-c", (8, 4, 5))`` as ``8 + 4 - 5``."""
     text = str(numbers[0])
     for operation, number in zip(kind[1::2], numbers[1:], strict=True):
         text += f" {operation} {number}"
@@ -137,13 +137,13 @@ def written(kind: str, numbers: Sequence[int]) -> str:
 
 
 def mirrored(kind: str, numbers: Sequence[int]) -> str:
-    """One text for all orders of the terms that may swap places: all of a sum or product, the first two of a+b-c."""
+    """Returns one text for all orders of the terms that may be swapped: all of a sum or product, two of a+b-c."""
     swapping = {"a-b": 1, "a+b-c": 2}.get(kind, len(numbers))
     return written(kind, [*sorted(numbers[:swapping]), *numbers[swapping:]])
 
 
 def enumerated(kind: str, numbers: range) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Every choice of numbers whose result is not negative, with the result."""
+    """Yields every choice of numbers whose result is not negative, with the result."""
     for chosen in product(numbers, repeat=len(kind[::2])):
         result = chosen[0]
         for operation, number in zip(kind[1::2], chosen[1:], strict=True):

@@ -1,8 +1,8 @@
 """Countdown with written steps: reach a target from three to five numbers, each used exactly once.
 
-The embedded task. A prompt reads ``2,7,5>10:`` and a right answer ``7-2=5;5*2=10``: every step takes two numbers
-at hand and puts their result back, and the last result is the target. Problems are enumerated, not downloaded; an
-exact search proves each one solvable.
+This is the embedded task. A prompt is ``2,7,5>10:`` and a correct answer ``7-2=5;5*2=10``: every step takes two of the
+available numbers and puts their result back, and the last result is the target. Problems are enumerated, not
+downloaded; an exact search proves each one solvable.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from popo_lightning.toys.held_out import place_of
 Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
 
 MAX_RESPONSE_CHARACTERS = 400
-MOST_DRAWN = 10**7  # sets of numbers, of each of which the solutions are enumerated
+MOST_DRAWN = 10**7  # maximum sets of numbers; the solutions of each are enumerated
 QUESTION = re.compile(r"([0-9]{1,6}(?:,[0-9]{1,6}){0,8})>[0-9]{1,6}:?", re.ASCII)
 STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
 
 
 def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
-    """Exact result, or None for a division by zero."""
+    """Returns the exact result, or None for a division by zero."""
     if operation == "+":
         return left + right
     if operation == "-":
@@ -44,7 +44,7 @@ def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
 
 
 def whole_result(left: int, operation: str, right: int) -> int | None:
-    """As :func:`apply`, of whole numbers that are not negative; None where the result is not such a number."""
+    """Returns the result for non-negative whole numbers; None if it is not such a number."""
     if operation == "+":
         return left + right
     if operation == "-":
@@ -55,7 +55,7 @@ def whole_result(left: int, operation: str, right: int) -> int | None:
 
 
 def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
-    """Every way to combine all numbers, as written steps, each once.
+    """Yields every way to combine all numbers, as steps, each once.
 
     Results must be whole and not negative, so that each can be written down and read back without ambiguity.
     """
@@ -79,15 +79,16 @@ def solutions(numbers: Sequence[int], operations: str) -> Iterator[list[Step]]:
 
 
 def write_steps(steps: Sequence[Step]) -> str:
-    """``[(7, "-", 2, 5), (5, "*", 2, 10)]`` as ``7-2=5;5*2=10``."""
+    """Writes ``[(7, "-", 2, 5), (5, "*", 2, 10)]`` as ``7-2=5;5*2=10``."""
     return ";".join(f"{left}{operation}{right}={result}" for left, operation, right, result in steps)
 
 
 def verify_steps(answer: Any, text: str) -> dict[str, float]:
     """Grades written steps against ``{"numbers": [...], "target": int}``.
 
-    score and acc are 1 for a right answer, else 0; format is 1 where every step is a true equation over numbers at
-    hand and all are used, whatever the target. Bounded: 400 characters, six digits a number, exact arithmetic.
+    score and acc are 1 for a correct answer, else 0. format is 1 if every step is a true equation over available
+    numbers and all are used, regardless of the target. Input is bounded to 400 characters and six digits per number.
+    Arithmetic is exact.
     """
     at_hand = sorted(answer["numbers"])
     wrong = {"score": 0.0, "acc": 0.0, "format": 0.0}
@@ -112,7 +113,7 @@ def verify_steps(answer: Any, text: str) -> dict[str, float]:
 
 
 def counts_of(numbers: int | Sequence[int]) -> list[int]:
-    """The counts of numbers that a setting names."""
+    """Returns the counts of numbers in a setting as a list."""
     return [numbers] if isinstance(numbers, int) else list(numbers)
 
 
@@ -185,7 +186,7 @@ class CountdownSteps(Task):
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
-        """Train and held-out problems by their hash, one of each count of numbers in turn."""
+        """Training and held-out problems ordered by hash, one of each count of numbers in turn."""
         split = [self._split_of(count) for count in counts_of(self.numbers)]
         train, held_out = (
             [problem for in_turn in zip(*part, strict=False) for _, problem in in_turn]  # up to the end of the shortest
@@ -199,7 +200,7 @@ class CountdownSteps(Task):
         return train, held_out[: self.held_out_problems]
 
     def _split_of(self, count: int) -> tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]]:
-        """(train, held out) of as many numbers, with their place by hash, in that order."""
+        """Returns (training, held-out) problems with this count of numbers, each with its hash, ordered by hash."""
         train: list[tuple[float, Problem]] = []
         held_out: list[tuple[float, Problem]] = []
         for numbers in combinations_with_replacement(range(1, self.largest_number + 1), count):
@@ -221,7 +222,7 @@ class CountdownSteps(Task):
         return [Problem(text, f"{text}:", answer, {"level": len(numbers)}) for text in written]
 
     def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
-        """``2,7,5>10``, with or without the colon; anything else is asked as it is, and graded against nothing."""
+        """Asks ``2,7,5>10``, with or without the colon. Any other text is asked unchanged, without a gold answer."""
         found = QUESTION.fullmatch(question.strip())
         if images:
             raise SettingError(f"--image is '{images[0]}', but Countdown has no images; leave it out")
@@ -234,9 +235,9 @@ class CountdownSteps(Task):
         return Problem(ASKED, f"{found[0].removesuffix(':')}:", answer)
 
     def train_problems(self) -> list[Problem]:
-        """All problems that are not held out."""
+        """Returns all problems that are not held out."""
         return self._split[0]
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """One benchmark, "countdown"."""
+        """Returns one benchmark, "countdown"."""
         return {"countdown": self._split[1]}

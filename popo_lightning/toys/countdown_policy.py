@@ -27,13 +27,13 @@ from popo_lightning.toys.warm_start_settings import check_sizes
 RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
 IGNORED = -100
-LEAST_STEPS = 40  # enough for a schedule with a warm-up
+LEAST_STEPS = 40  # minimum for a schedule with a warm-up
 
 log = logging.getLogger(__name__)
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Writes a model on whichever rank builds it: transformers writes on rank 0 alone, and a node may have no other."""
+    """Writes a model on any rank. transformers itself writes only on rank 0, which another node does not have."""
     model.should_save_on_this_rank = lambda is_main_process: True
     model.save_pretrained(folder)
 
@@ -41,14 +41,14 @@ def save_model(model: Any, folder: Path) -> None:
 def descend(
     loss: Callable[[], Tensor], parameters: Sequence[Tensor], learning_rate: float, steps: int, what: str
 ) -> None:
-    """AdamW with a warm-up over 5% of the steps and a cosine to zero, gradients clipped to norm 1.
+    """Trains by AdamW with a warm-up over 5% of the steps, cosine decay to zero, and gradients clipped to norm 1.
 
     Args:
-        loss: Of the next batch.
-        parameters: What is trained.
-        learning_rate: At its peak.
-        steps: Batches.
-        what: Is built, for the progress bar.
+        loss: Returns the loss of the next batch.
+        parameters: Parameters to train.
+        learning_rate: Peak learning rate.
+        steps: Number of batches.
+        what: Name of the policy, for the progress bar.
     """
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
@@ -63,12 +63,12 @@ def descend(
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token where there is a label: (R, L, vocabulary) logits, (R, L) labels."""
+    """Returns the mean cross-entropy of labelled next tokens, from (R, L, vocabulary) logits and (R, L) labels."""
     return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def symbol_tokenizer(symbols: Sequence[str], **special: Any) -> Any:
-    """One symbol, one token: an ordinary fast tokenizer, with further special tokens by transformers' names."""
+    """Makes a fast tokenizer with one token per symbol, and further special tokens by transformers' names."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -151,14 +151,14 @@ class CountdownWarmStart(WarmStart):
         self.device = device
 
     def recipe(self) -> dict[str, object]:
-        """The settings and the recipe's number. The device counts where it is not the CPU, which it once always was."""
+        """Returns the settings and the recipe's number. A CPU device is left out, as in recipes before this setting."""
         settings = dict(vars(self))
         if self.device == "cpu":
             del settings["device"]
         return {"recipe": RECIPE, **settings}
 
     def config(self) -> Any:
-        """Of the Llama, without building it."""
+        """Returns the Llama's configuration, without building it."""
         from transformers import LlamaConfig
 
         return LlamaConfig(
@@ -182,7 +182,7 @@ class CountdownWarmStart(WarmStart):
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise SettingError(f"model.warm_start.device is '{self.device}', which torch does not see; use cpu")
         tokenizer = symbol_tokenizer(SYMBOLS)
-        with torch.random.fork_rng():  # of all devices
+        with torch.random.fork_rng():  # forks the generators of all devices
             torch.manual_seed(self.seed)
             model = LlamaForCausalLM(self.config()).float().to(self.device)
             self._train(model, self._examples())
@@ -203,7 +203,7 @@ class CountdownWarmStart(WarmStart):
         while True:
             problem = draw.choice(problems[0] if len(problems) == 1 else draw.choice(problems))
             numbers, target = problem.answer["numbers"], problem.answer["target"]
-            # every order of the numbers: six times the prompts, and better arithmetic on held-out problems
+            # Every order of three numbers gives six times the prompts, and better arithmetic on held-out problems.
             prompt = f"{','.join(map(str, draw.sample(numbers, len(numbers))))}>{target}:"
             if draw.random() < self.right:
                 key = str(numbers)
@@ -214,7 +214,7 @@ class CountdownWarmStart(WarmStart):
                 yield prompt, random_steps(numbers, self.operations, draw)
 
     def _problems_of(self, count: int) -> list[Problem]:
-        """All that are not held out."""
+        """Returns all training problems with this count of numbers."""
         settings = (count, self.largest_number, self.operations)
         return CountdownSteps(
             *settings, held_out_share=self.held_out_share, held_out_problems=1, min_ways=1, orders=1
@@ -222,7 +222,7 @@ class CountdownWarmStart(WarmStart):
 
 
 def by_target(numbers: Sequence[int], operations: str) -> dict[int, list[str]]:
-    """Every way to combine all numbers, as written, by what it comes to."""
+    """Returns every way to combine all numbers, as text, by its result."""
     found: dict[int, list[str]] = {}
     for steps in solutions(numbers, operations):
         found.setdefault(steps[-1][3], []).append(write_steps(steps))
@@ -230,9 +230,9 @@ def by_target(numbers: Sequence[int], operations: str) -> dict[int, list[str]]:
 
 
 def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -> str:
-    """Well-formed true equations over all the numbers, with no target in mind.
+    """Draws well-formed true equations over all the numbers, regardless of the target.
 
-    The numbers must have some such equations; a draw that leads nowhere (two divided by three) starts again.
+    The numbers must have some such equations. A draw that leads nowhere (two divided by three) starts again.
     """
     at_hand = list(numbers)
     steps: list[Step] = []
@@ -256,7 +256,7 @@ def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -
 
 
 def _encode(examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """(input ids, labels), both (batch, longest): labels are the answer and its end, IGNORED elsewhere."""
+    """Returns (input ids, labels), both (batch, longest). Labels are the answer and its end token, else IGNORED."""
     places = {symbol: i for i, symbol in enumerate(SYMBOLS)}
     longest = max(len(prompt) + len(answer) for prompt, answer in examples) + 1
     input_ids = torch.zeros(len(examples), longest, dtype=torch.long)

@@ -1,7 +1,7 @@
-"""Small line drawings with numbers, which a policy has to read to solve a drawn problem.
+"""Small line drawings with numbers, which a policy must read to solve a drawn problem.
 
-Black on white, digits in one fixed shape, not to scale. Every side is a multiple of 28 pixels, the square that
-Qwen2.5-VL turns into one token, so no image is resized on its way to the policy.
+They are black on white and not to scale; each digit has one fixed shape. Every side is a multiple of 28 pixels, the
+square that Qwen2.5-VL turns into one token, so no image is resized for the policy.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 Point = tuple[int, int]
 
-PATCH = 14  # pixels, as in Qwen2.5-VL
+PATCH = 14  # side of a patch in pixels, as in Qwen2.5-VL
 TOKEN_SIDE = 2 * PATCH
 DOT = 2  # a dot of a glyph is this many pixels wide and high
-GAP = 4  # between two glyphs
-LINE_JITTER = 3  # corners move by at most this many pixels from drawing to drawing
-LABEL_JITTER = (1, 2)  # and labels by this many across and down
+GAP = 4  # pixels between two glyphs
+LINE_JITTER = 3  # maximum pixels by which corners move from drawing to drawing
+LABEL_JITTER = (1, 2)  # maximum pixels by which labels move across and down
 LINE, INK, PAPER = (96, 96, 96), (0, 0, 0), (255, 255, 255)
 
 # Three dots wide and five high, from top to bottom.
@@ -45,9 +45,9 @@ class Figure:
     Args:
         size: Width and height in pixels, multiples of 28.
         corners: Named points. They move from drawing to drawing; points on one horizontal or vertical line stay on it.
-        lines: Pairs of corners, a letter each.
-        places: Centre of each label, in the order of the labels. Horizontally a multiple of 14, vertically 7 more than
-            one, so each of two digits lies in one patch of the vision tower, wherever the label moves.
+        lines: Pairs of corners, one letter each.
+        places: Centre of each label, in the order of the labels. Its x is a multiple of 14, its y 7 more than such a
+            multiple, so each of two digits lies in one patch of the vision tower, wherever the label moves.
     """
 
     size: Point
@@ -56,7 +56,7 @@ class Figure:
     places: Sequence[Point]
 
     def draw(self, labels: Sequence[str], draw: random.Random) -> Any:
-        """An RGB image with these labels; the generator decides where corners and labels lie."""
+        """Draws an RGB image with these labels. The generator decides the positions of corners and labels."""
         from PIL import Image, ImageDraw
 
         image = Image.new("RGB", self.size, PAPER)
@@ -72,7 +72,7 @@ class Figure:
         return image
 
     def glyphs(self, labels: Sequence[str]) -> list[tuple[str, int, int]]:
-        """(symbol, column, row) of every glyph, in patches: the same in all drawings."""
+        """Returns (symbol, column, row) of every glyph, in patches. They are the same in all drawings."""
         return [
             (symbol, x // PATCH - place, y // PATCH)
             for label, (x, y) in zip(labels, self.places, strict=True)
@@ -81,7 +81,7 @@ class Figure:
 
 
 def _write(canvas: Any, label: str, middle: Point) -> None:
-    """One glyph right of the middle and others left of it, on paper of their own: no line runs through a digit."""
+    """Writes one glyph right of the middle and others left of it, on blank paper, so no line crosses a digit."""
     width, height = 3 * DOT, 5 * DOT
     top = middle[1] - height // 2
     for place, symbol in enumerate(reversed(label)):
@@ -95,7 +95,7 @@ def _write(canvas: Any, label: str, middle: Point) -> None:
 
 
 def png(image: Any) -> bytes:
-    """The image as a file."""
+    """Returns the image as a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
@@ -122,7 +122,7 @@ EXTERIOR = Figure(
 RECTANGLE = Figure(
     (84, 84), {"A": (6, 6), "B": (54, 6), "C": (54, 50), "D": (6, 50)}, ["AB", "BC", "CD", "DA"], [(28, 63), (70, 35)]
 )
-# with a small square in the right angle; labels: lower leg, upright leg, hypotenuse
+# A small square marks the right angle. Labels: lower leg, upright leg, hypotenuse.
 _CORNERS = {"A": (54, 6), "B": (54, 50), "C": (4, 50), "p": (54, 42), "q": (46, 42), "r": (46, 50)}
 _LINES = ["AB", "BC", "CA", "pq", "qr"]
 LEGS = Figure((84, 84), _CORNERS, _LINES, [(28, 63), (70, 35)])

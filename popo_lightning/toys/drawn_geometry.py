@@ -1,8 +1,8 @@
-"""Drawn geometry: the numbers, and often what is asked, are in a diagram alone.
+"""Drawn geometry: only a diagram shows the numbers, and often what is asked.
 
-The embedded task with images. A prompt is a diagram and ``x?``, ``area?`` or ``perimeter?``; a right answer is
-written as steps, such as ``45+78=123;180-123=57``, and its last number counts. Problems are enumerated and drawn, not
-downloaded.
+This is the embedded task with images. A prompt is a diagram and ``x?``, ``area?`` or ``perimeter?``; a correct answer
+is written as steps, such as ``45+78=123;180-123=57``, and its last number counts. Problems are enumerated and drawn,
+not downloaded.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Kind:
 
     Args:
         question: Text after the image.
-        figure: The drawing.
+        figure: Figure to draw.
         labels: Labels at the figure's places; ``a`` and ``b`` are the numbers.
-        formula: Solves it.
-        numbers: All numbers it is asked with.
+        formula: Formula of the solution.
+        numbers: Yields all numbers with which the problem is asked.
     """
 
     question: str
@@ -64,7 +64,7 @@ class Kind:
     numbers: Callable[[], Iterator[Numbers]]
 
     def write(self, numbers: Numbers) -> list[str]:
-        """What stands at the figure's places."""
+        """Returns the texts at the figure's places."""
         written = dict(zip("ab", map(str, numbers), strict=False)) | {"x": "x"}
         return [written[label] for label in self.labels]
 
@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "hypotenuse": Kind("x?", diagrams.RIGHT_TRIANGLE, "abx", hypotenuse, _legs),
     "leg": Kind("x?", diagrams.RIGHT_TRIANGLE, "axb", leg, _leg_and_hypotenuse),
 }
-# The last two take squares and roots of numbers up to 50: more than a policy learns that is built in two minutes.
+# The last two need squares and roots of numbers up to 50. A policy that is built in two minutes does not learn them.
 EASY_KINDS = tuple(kind for kind in KINDS if kind not in ("hypotenuse", "leg"))
 
 
@@ -120,8 +120,8 @@ EASY_KINDS = tuple(kind for kind in KINDS if kind not in ("hypotenuse", "leg"))
 def verify_drawn(answer: Any, text: str) -> dict[str, float]:
     """Grades written steps against a whole number.
 
-    score and acc are 1 where the last number written is the answer, format is 1 where the response is steps, whatever
-    they say, and true_steps is 1 where each of them holds. Bounded: 400 characters, six digits a number.
+    score and acc are 1 if the last number written is the answer. format is 1 if the response consists of steps, true or
+    not, and true_steps is 1 if all of them are true. Input is bounded to 400 characters and six digits per number.
     """
     wrong = {"score": 0.0, "acc": 0.0, "format": 0.0, "true_steps": 0.0}
     if len(text) > MAX_RESPONSE_CHARACTERS:
@@ -173,7 +173,7 @@ class DrawnGeometry(Task):
         self.held_out_share = held_out_share
 
     def split(self, kind: str) -> tuple[list[Numbers], list[Numbers]]:
-        """(train, held out) numbers of a kind, in the order of their hash."""
+        """Returns (training, held-out) numbers of a kind, ordered by hash."""
         places = {}
         for numbers in KINDS[kind].numbers():
             problem = f"{kind}:{','.join(map(str, sorted(numbers)))}"
@@ -200,7 +200,7 @@ class DrawnGeometry(Task):
         return found[: self.held_out_problems]
 
     def _rounds(self, kinds: Sequence[tuple[str, list[Numbers]]], rounds: int) -> list[Problem]:
-        """One problem of each kind, again and again; a kind that has run out of numbers starts over, newly drawn."""
+        """Makes one problem of each kind per round. A kind that runs out of numbers starts over with new drawings."""
         return [
             problem(kind, numbers[place % len(numbers)], drawing=place // len(numbers))
             for place in range(rounds)
@@ -208,16 +208,16 @@ class DrawnGeometry(Task):
         ]
 
     def train_problems(self) -> list[Problem]:
-        """The same number of problems of each kind."""
+        """Returns the training problems, equally many of each kind."""
         return self._train
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
-        """One benchmark, "geometry"."""
+        """Returns one benchmark, "geometry"."""
         return {"geometry": self._held_out}
 
 
 def problem(kind: str, numbers: Numbers, drawing: int) -> Problem:
-    """A problem with its diagram; the drawing's number and what it shows decide every line."""
+    """Makes a problem with its diagram. Kind, numbers and the drawing's number decide every line."""
     asked = KINDS[kind]
     id = f"{kind}:{','.join(map(str, numbers))}/{drawing}"
     steps = asked.formula(*numbers)

@@ -1,6 +1,6 @@
 """A tiny vision-language policy from scratch for drawn geometry: a Qwen2.5-VL that reads diagrams and often errs.
 
-Like the Countdown policy it is an ordinary transformers folder, with a processor beside the tokenizer.
+Like the Countdown policy it is an ordinary transformers folder, with a processor as well as the tokenizer.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}:{%- endif -%}"
 )
 IMAGE_PIXELS = (TOKEN_SIDE**2, 64 * TOKEN_SIDE**2)  # images with fewer or more are resized
-HEAD = 32  # width of an attention head: one that vLLM has on a CPU
+HEAD = 32  # width of an attention head, which vLLM supports on a CPU
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A diagram, what is asked about it, and an answer to imitate."""
+    """A diagram, the question about it, and an answer to imitate."""
 
     question: str
     image: Any
@@ -79,7 +79,7 @@ class Example:
 
 # -- wrong answers -----------------------------------------------------------------------------------------------------
 
-# The first of a kind is its usual mistake.
+# The first entry of a kind is its usual mistake.
 MISTAKES: dict[str, list[Formula]] = {
     "straight line": [complement, apex, twice],
     "isosceles triangle": [supplement, twice, complement],
@@ -94,9 +94,9 @@ MISTAKES: dict[str, list[Formula]] = {
 
 
 def wrong_steps(kind: str, numbers: Numbers, usual: float, draw: random.Random) -> list[Step]:
-    """True equations over the numbers of a diagram that lead to something else than what is asked.
+    """Draws true equations over the numbers of a diagram that do not answer its question.
 
-    Mistakes that do not come out whole with these numbers are left out.
+    Mistakes without whole results for these numbers are left out.
     """
     usual_first = [steps for mistake in MISTAKES[kind] if whole(steps := mistake(*numbers))]
     if len(usual_first) == 1 or draw.random() < usual:
@@ -182,7 +182,7 @@ class GeometryWarmStart(WarmStart):
         self.held_out_share = held_out_share
 
     def recipe(self) -> dict[str, object]:
-        """The settings and the recipe's number."""
+        """Returns the settings and the recipe's number."""
         return {"recipe": RECIPE, **vars(self)}
 
     def build(self, folder: Path) -> None:
@@ -198,7 +198,7 @@ class GeometryWarmStart(WarmStart):
         processor.save_pretrained(folder)
 
     def config(self) -> Any:
-        """Of the Qwen2.5-VL, without building it."""
+        """Returns the Qwen2.5-VL's configuration, without building it."""
         from transformers import Qwen2_5_VLConfig
 
         place = {symbol: i for i, symbol in enumerate(SYMBOLS)}
@@ -210,7 +210,7 @@ class GeometryWarmStart(WarmStart):
             "num_attention_heads": self.hidden_size // HEAD,
             "num_key_value_heads": self.hidden_size // HEAD,
             "max_position_embeddings": 256,
-            # half a head's width, shared out among time, height and width as in the real models
+            # Half a head's width is divided among time, height and width, as in the real models.
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "pad_token_id": place["<pad>"],
             "eos_token_id": place["<eos>"],
@@ -251,7 +251,7 @@ class GeometryWarmStart(WarmStart):
         descend(loss, parameters, self.learning_rate, steps, "tiny vision-language policy")
 
     def _examples(self) -> Iterator[Example]:
-        """Examples without end."""
+        """Yields examples without end."""
         task = DrawnGeometry(self.kinds, held_out_share=self.held_out_share)
         train = [(kind, task.split(kind)[0]) for kind in task.kinds]
         draw = random.Random(f"geometry warm start {self.seed}")
@@ -268,7 +268,7 @@ class GeometryWarmStart(WarmStart):
 
 
 def _encode(examples: Sequence[Example], processor: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """(arguments of the model, labels): labels are the answer and its end, IGNORED elsewhere."""
+    """Returns (arguments of the model, labels). Labels are the answer and its end token, else IGNORED."""
     texts = [f"<|vision_start|><|image_pad|><|vision_end|>{e.question}:{e.answer}<eos>" for e in examples]
     images = [example.image for example in examples]
     inputs = dict(processor(text=texts, images=images, padding=True, return_tensors="pt"))
@@ -281,11 +281,11 @@ def _encode(examples: Sequence[Example], processor: Any) -> tuple[dict[str, Tens
 
 
 def _processor() -> Any:
-    """Images as Qwen2.5-VL cuts them, without resizing the small ones; one symbol, one token."""
+    """Makes Qwen2.5-VL's processor, which does not resize small images, with one token per symbol."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     tokenizer = symbol_tokenizer(SYMBOLS, additional_special_tokens=SPECIAL[2:])
-    size = dict(zip(("shortest_edge", "longest_edge"), IMAGE_PIXELS, strict=True))  # pixels, whatever the names say
+    size = dict(zip(("shortest_edge", "longest_edge"), IMAGE_PIXELS, strict=True))  # in pixels, despite the names
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,

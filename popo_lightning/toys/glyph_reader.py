@@ -1,4 +1,4 @@
-"""An auxiliary task for a vision tower that has to learn to read from scratch."""
+"""An auxiliary task for a vision tower that learns to read from scratch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Glyph = tuple[str, int, int]  # symbol, column and row in patches
 
 
 class GlyphReader(torch.nn.Module):
-    """Trains the vision tower to tell the symbols apart; it is discarded after the warm start.
+    """Trains the vision tower to distinguish the symbols. It is discarded after the warm start.
 
-    It predicts the symbol in each of the four patches of a token from the tower's output. Without it, image and
-    language wait for each other: for hundreds of steps the language model learns to ignore the image.
+    It predicts the symbol in each of the four patches of a token from the tower's output. Without it, vision tower and
+    language model wait for each other: for hundreds of steps the language model learns to ignore the image.
     """
 
     def __init__(self, width: int) -> None:
@@ -26,11 +26,11 @@ class GlyphReader(torch.nn.Module):
         self.names = torch.nn.Linear(width, 4 * (1 + len(GLYPHS)))
 
     def watch(self, tower: torch.nn.Module, inputs: Any, output: Any) -> None:
-        """A forward hook of the tower."""
+        """Keeps the tower's output; used as a forward hook."""
         self.seen = output.pooler_output
 
     def loss(self, glyphs: Sequence[Sequence[Glyph]], grids: Tensor) -> Tensor:
-        """Cross entropy over the patches of the images seen last; glyphs are (symbol, column, row) of each image."""
+        """Returns the cross-entropy over the patches of the last images; glyphs are (symbol, column, row) per image."""
         targets = []
         for written, (_, rows, columns) in zip(glyphs, grids.tolist(), strict=True):
             patches = torch.zeros(rows, columns, dtype=torch.long)

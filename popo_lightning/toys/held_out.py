@@ -1,4 +1,4 @@
-"""Decides which problems are held out, from their content."""
+"""Decides by a hash of the problems which are held out."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def place_of(problem: str) -> float:
-    """A place in [0, 1) that the text alone decides: below the held-out share, a problem is held out."""
+    """Hashes a problem's text to a number in [0, 1). A problem is held out if it is below the held-out share."""
     return int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8]) / 2**64

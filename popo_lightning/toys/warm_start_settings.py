@@ -19,11 +19,11 @@ MOST = {
 
 
 def check_sizes(learning_rate: float, **sizes: int) -> None:
-    """Raises SettingError for the first size, or learning rate, that no policy can be built with.
+    """Raises SettingError for the first size, or the learning rate, with which no policy can be built.
 
     Args:
-        learning_rate: model.warm_start.learning_rate.
-        sizes: Others by their names.
+        learning_rate: Value of model.warm_start.learning_rate.
+        sizes: Sizes in model.warm_start, by name.
     """
     for name, size in sizes.items():
         if not 1 <= size <= MOST[name]:

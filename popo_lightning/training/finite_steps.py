@@ -28,7 +28,7 @@ class FiniteSteps:
         limit: Number of consecutive skipped steps that ends the run.
 
     Attributes:
-        in_a_row: Steps skipped since the last one that was taken; part of the checkpoint.
+        in_a_row: Number of steps skipped since the last one taken; part of the checkpoint.
 
     Raises:
         SettingError: The limit is below 1.
@@ -42,12 +42,12 @@ class FiniteSteps:
         self._said = False
 
     def allows(self, trainer: L.Trainer, minibatch: Minibatch, numbers: Mapping[str, float]) -> bool:
-        """Whether the step is taken: only if all numbers are finite on all ranks. A collective.
+        """Returns whether the step is taken: only if all numbers are finite on all ranks. A collective.
 
         Args:
-            trainer: Of the ranks.
-            minibatch: That the step is made of, for the message.
-            numbers: The step's losses and gradient norms by name, as this rank has them.
+            trainer: Trainer of this rank.
+            minibatch: Minibatch of the step, for the message.
+            numbers: The step's losses and gradient norms on this rank, by name.
 
         Raises:
             NotFiniteError: Too many steps in a row have been skipped.
@@ -78,13 +78,13 @@ class FiniteSteps:
         self._said = True
 
     def check_weights(self, trainer: L.Trainer, minibatch: Minibatch, weights: Iterable[Tensor], split: bool) -> None:
-        """Ends a run whose last step broke the weights: finite gradients times too large a learning rate.
+        """Ends a run whose last step broke the weights, for example by too large a learning rate.
 
         Args:
-            trainer: Of the ranks.
-            minibatch: That the step was made of.
-            weights: What was trained.
-            split: Whether a rank holds a part of them alone; then a collective.
+            trainer: Trainer of this rank.
+            minibatch: Minibatch of the step, for the message.
+            weights: Trained weights.
+            split: Whether the weights are sharded over the ranks; then this is a collective.
 
         Raises:
             NotFiniteError: A weight is not finite.
@@ -97,12 +97,12 @@ class FiniteSteps:
 
 
 def place(minibatch: Minibatch) -> str:
-    """Where in the run a minibatch comes, both numbers counted from 1."""
+    """Names a minibatch by its iteration and its number in it, both counted from 1."""
     return f"iteration {minibatch.version + 1}, minibatch {minibatch.index + 1}"
 
 
 def optimizer_state(optimizers: Sequence[Optimizer]) -> Iterator[Tensor]:
-    """What optimizers keep of each parameter, such as Adam's moments."""
+    """Yields the tensors that optimizers keep for each parameter, such as Adam's moments."""
     for optimizer in optimizers:
         for of_parameter in optimizer.state.values():
             yield from (value for value in of_parameter.values() if isinstance(value, Tensor))
@@ -110,7 +110,7 @@ def optimizer_state(optimizers: Sequence[Optimizer]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number is nan or infinite in this rank's part of the tensors, read once, without a copy of them."""
+    """Returns whether all numbers in this rank's shards of the tensors are finite. Reads them once, without a copy."""
     local = [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in local:

@@ -1,4 +1,4 @@
-"""When ranks reduce gradients: once per optimizer step, with its last backward pass, if the strategy allows it."""
+"""Reduces gradients over ranks once per optimizer step, in its last backward pass, if the strategy allows it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from torch.nn.parallel import DistributedDataParallel
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.model.padded_rows import PaddedRows, one_token
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.minibatch_loss import MinibatchLoss
 
 GRADIENT_SYNC = ("step", "micro_batch")
 
 
 def check_gradient_sync(gradient_sync: str) -> None:
-    """Raises SettingError for a moment that does not exist."""
+    """Raises SettingError for an unknown value of model.gradient_sync."""
     if gradient_sync not in GRADIENT_SYNC:
         raise SettingError(f"model.gradient_sync is '{gradient_sync}'; use {' or '.join(GRADIENT_SYNC)}")
 
 
-def add_up_gradients(policy: Any, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:
-    """One forward and one backward pass a micro-batch, and the gradients of all ranks after the last.
+def add_up_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:
+    """Runs one forward and one backward pass per micro-batch, and reduces gradients over ranks after the last.
 
     Micro-batches without a gradient come first, and have no backward pass.
 
     Args:
-        policy: The PolicyModule.
-        losses: Of the minibatch.
+        policy: Policy that gets the gradients.
+        losses: Loss of the minibatch.
         parts: This rank's micro-batches.
     """
     silent: list[PaddedRows] = []
@@ -40,47 +41,48 @@ def add_up_gradients(policy: Any, losses: MinibatchLoss, parts: Sequence[PaddedR
     for part in parts:
         (silent if losses.is_silent(part) else teaching).append(part)
     if silent and not teaching:
-        teaching.append(silent.pop())  # gradients of 0 are not none: an optimizer moves on by its momentum
+        teaching.append(silent.pop())  # gradients of 0 differ from None: the optimizer moves by its momentum
     with torch.no_grad():
         for number in range(_most(policy, len(silent))):
-            losses.add(silent[number]) if number < len(silent) else _nothing(policy)
+            losses.add(silent[number], policy.run(silent[number])) if number < len(silent) else _nothing(policy)
     models = [policy.model] if policy.critic is None else [policy.model, policy.value_model]
-    waits = policy.trainer.world_size > 1 and not policy.sharded  # the last adds up the gradients of all ranks
+    waits = policy.trainer.world_size > 1 and not policy.sharded  # the last pass reduces gradients over all ranks
     passes = _most(policy, max(len(teaching), waits))
     for number in range(passes):
-        exchange = number == passes - 1 or policy.gradient_sync == "micro_batch"
+        early = policy.sharded and policy.gradient_sync == "micro_batch"  # under DDP ranks make unequal passes
+        exchange = early or number == passes - 1
         with gradients_exchanged(policy.trainer.strategy.model, models, exchange):
-            loss = losses.add(teaching[number]) if number < len(teaching) else _nothing(policy)
+            if number < len(teaching):
+                loss = losses.add(teaching[number], policy.run(teaching[number]))
+            else:
+                loss = _nothing(policy)
             policy.manual_backward(loss)
 
 
-def _most(policy: Any, own: int) -> int:
-    """Passes of this rank, which has so many of its own; those beyond go through the model with nothing."""
-    # Sharded, each gathers weights from all ranks. Asked before the first of them, or a rank that is through would wait
-    # here for one that waits there.
+def _most(policy: PolicyModel, own: int) -> int:
+    """Returns the number of passes of this rank, of which `own` have rows and the rest have none."""
+    # With sharded weights each pass gathers weights from all ranks, so all need equally many. Ranks agree before the
+    # first pass; otherwise a rank that has finished would wait here for one that waits in a pass.
     return int(all_reduce(policy.trainer, own, "max")) if policy.sharded else own
 
 
-def _nothing(policy: Any) -> Tensor:
-    """A loss of zero that has been through the whole model."""
-    rows = one_token().to(policy.device)
-    logp, _ = policy(rows)
-    if policy.sharded:
-        policy.reference_logprobs(rows)
-    nothing: Tensor = logp.sum() * 0
-    return nothing if policy.critic is None else nothing + policy.value_model(rows).sum() * 0
+def _nothing(policy: PolicyModel) -> Tensor:
+    """Computes a loss of zero through the whole model."""
+    found = policy.run(one_token())
+    nothing = found.logp.sum() * 0
+    return nothing if found.values is None else nothing + found.values.sum() * 0
 
 
 @contextmanager
 def gradients_exchanged(wrapped: nn.Module | None, models: Sequence[nn.Module], exchange: bool) -> Iterator[None]:
-    """A forward and a backward pass within it adds its gradients up over the ranks, or keeps them on its own.
+    """Context in which a forward and a backward pass reduce gradients over the ranks, or keep them on their rank.
 
-    Gradients that were kept are added up with the next ones that are not.
+    Kept gradients are reduced together with the next ones that are reduced.
 
     Args:
-        wrapped: The strategy's model: DistributedDataParallel where each rank has the whole model.
-        models: The trained models: split ones are told one by one.
-        exchange: Whether to add up.
+        wrapped: The strategy's model: DistributedDataParallel if each rank has the whole model.
+        models: The trained models; each sharded one is set separately.
+        exchange: Whether to reduce gradients.
     """
     for model in models:
         if isinstance(model, FSDPModule):
@@ -91,13 +93,13 @@ def gradients_exchanged(wrapped: nn.Module | None, models: Sequence[nn.Module], 
 
 
 def free_gradients(optimizer: Any, wrapped: nn.Module | None) -> None:
-    """Frees the gradients, or clears them where they are parts of buckets that are kept anyway.
+    """Frees the gradients, or sets them to zero if they are views of buckets, which stay allocated anyway.
 
-    Without any, the next passes would make new ones beside DistributedDataParallel's buckets: another 4 bytes a
-    parameter.
+    If such views were freed, the next passes would make new gradients in addition to DistributedDataParallel's buckets,
+    another 4 bytes per parameter.
 
     Args:
-        optimizer: Over their parameters.
+        optimizer: Optimizer of the parameters.
         wrapped: The strategy's model.
     """
     in_buckets = isinstance(wrapped, DistributedDataParallel) and wrapped.gradient_as_bucket_view

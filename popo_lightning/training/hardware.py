@@ -8,10 +8,10 @@ import sys
 
 import torch
 
-# Dense bfloat16 TFLOP/s of the tensor cores, summed up in float32, by the name that torch.cuda.get_device_name gives.
+# Dense bfloat16 TFLOP/s of the tensor cores with float32 accumulation, by the name from torch.cuda.get_device_name.
 # NVIDIA's data sheets give those of data centre cards (the larger number there is with sparsity, twice as much), its
-# architecture white papers (GA102, Ada, RTX Blackwell) those of GeForce and RTX cards. Lightning has such a table too,
-# which has the rates with sparsity for some cards and those outside the tensor cores for others.
+# architecture white papers (GA102, Ada, RTX Blackwell) those of GeForce and RTX cards. Lightning's own table has the
+# rates with sparsity for some cards, and those outside the tensor cores for others.
 PEAK_TFLOPS = {
     r"B200|HGX B200": 2250.0,
     r"GB200": 2500.0,
@@ -41,14 +41,14 @@ GIB = 2**30
 
 
 def card_name(device: torch.device) -> str | None:
-    """What a rank's card calls itself; None for a CPU."""
+    """Returns the name of a rank's card; None for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def peak_tflops(card: str) -> float | None:
-    """Dense bfloat16 TFLOP/s of a card by its name, as NVIDIA states them; None for one that is not in the table.
+    """Returns a card's dense bfloat16 TFLOP/s by its name, as NVIDIA states them; None if the table lacks the card.
 
-    A slice of a card (MIG) and a laptop's card of the same name are not that card.
+    A slice of a card (MIG) or a laptop's card of the same name is a different card.
     """
     name = re.sub(r"^NVIDIA (GeForce )?", "", card)
     if "MIG" in name:
@@ -57,10 +57,10 @@ def peak_tflops(card: str) -> float | None:
 
 
 def take_peak_memory(device: torch.device) -> float:
-    """Most memory in GiB at any time since the last call.
+    """Returns the peak memory in GiB since the last call.
 
-    On CUDA what torch's allocator gave out, which an engine in the process allocates by as well. On a CPU the process's
-    resident memory, of which the system keeps the peak since the process began alone.
+    On CUDA it is the memory allocated by torch, including an engine's in this process. On a CPU it is the process's
+    resident memory, whose peak the system measures only since the process began.
     """
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)

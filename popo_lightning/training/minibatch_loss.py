@@ -1,4 +1,4 @@
-"""The losses of one minibatch, micro-batch by micro-batch."""
+"""The loss of one minibatch, from the outputs of its micro-batches' forward passes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.model.padded_rows import PaddedRows, proximal_logprobs
-from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.model.critic import Critic
+from popo_lightning.model.padded_rows import PaddedRows, PassOutputs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.without_advantage import moves_by_advantage_alone
 from popo_lightning.training.token_sums import TokenSums
@@ -23,72 +23,80 @@ class MinibatchLoss:
     Everything stays on the device until :meth:`outputs`, because waiting after each micro-batch leaves a GPU idle.
 
     Args:
-        policy: The PolicyModule that scores rows.
         objective: Objective of this minibatch.
+        critic: The critic's settings, or None.
         minibatch: The minibatch.
         size: Denominator of the objective, over micro-batches and ranks.
         tokens: Denominator of the value loss.
+        running_std: (heads,) running standard deviations of the value model, if its head learns one.
+
+    Attributes:
+        std_sum: (heads,) sum of the tokens' standard deviations so far; None if the head learns none.
     """
 
-    policy: Any
     objective: Objective
+    critic: Critic | None
     minibatch: Minibatch
     size: float
     tokens: float
+    running_std: Tensor | None = None
     loss: float | Tensor = 0.0
     value_loss: float | Tensor = 0.0
+    std_sum: Tensor | None = None
     sums: TokenSums = field(default_factory=TokenSums)
 
-    def is_silent(self, part: PaddedRows) -> bool:
-        """Whether the loss of some rows has no gradient: they have no advantage, and nothing else moves the policy.
+    def is_silent(self, rows: PaddedRows) -> bool:
+        """Returns whether the loss of some rows has no gradient: no advantage, and nothing else that moves the policy.
 
         Args:
-            part: On the CPU.
+            rows: Rows on the CPU.
         """
-        return not bool(part.advantages.any()) and self._needs_advantage
+        return not bool(rows.columns["advantages"].any()) and self._needs_advantage
 
     @cached_property
     def _needs_advantage(self) -> bool:
-        return self.policy.critic is None and moves_by_advantage_alone(self.objective, self.minibatch.version)
+        return self.critic is None and moves_by_advantage_alone(self.objective, self.minibatch.version)
 
-    def add(self, part: PaddedRows) -> Tensor:
-        """The loss of some rows, with gradient; their sum over the minibatch is its mean.
+    def add(self, rows: PaddedRows, found: PassOutputs) -> Tensor:
+        """Returns the loss of some rows, with gradient. The minibatch's loss is the sum of these.
 
         Args:
-            part: On the CPU.
+            rows: Rows on the CPU.
+            found: Outputs of the policy's pass over them, on its device.
         """
-        rows = part.to(self.policy.device)
-        logp, entropy = self.policy(rows)
-        loss, found = self.objective(self._inputs(rows, logp, entropy), self.size)
+        version = self.minibatch.version
+        inputs = found.rows.inputs(found.logp, entropy=found.entropy, ref_logp=found.ref_logp, version=version)
+        loss, statistics = self.objective(inputs, self.size)
         self.loss = self.loss + loss.detach().double()
-        self.sums.add(part, found, entropy.detach(), self._gap(rows, logp.detach()))
-        if self.policy.critic is None:
+        self.sums.add(rows, statistics, found.entropy.detach(), self._gap(found.rows, found.logp.detach()))
+        if self.critic is None:
             return loss
-        values = self.policy.value_model(rows)
-        value_loss: Tensor = self.policy.critic.loss(values, rows.values, rows.returns, rows.mask, self.tokens)
+        assert found.values is not None
+        return loss + self.add_values(found.rows, found.values)
+
+    def add_values(self, rows: PaddedRows, out: Tensor) -> Tensor:
+        """Returns the critic's loss of some rows, with gradient.
+
+        Args:
+            rows: Rows on the policy's device.
+            out: Output of the value model's pass over them.
+        """
+        assert self.critic is not None
+        of_critic = (out, rows.columns["values"], rows.columns["returns"], rows.mask)
+        value_loss = self.critic.loss(*of_critic, self.tokens, self.running_std)
         self.value_loss = self.value_loss + value_loss.detach().double()
-        return loss + value_loss
+        if (std := self.critic.head.std(self.critic.by_head(out.detach()))) is not None:
+            added = std[rows.mask].sum(dim=0)
+            self.std_sum = added if self.std_sum is None else self.std_sum + added
+        return value_loss
 
-    def _inputs(self, part: PaddedRows, logp: Tensor, entropy: Tensor) -> ObjectiveInputs:
-        return ObjectiveInputs(
-            logp=logp,
-            prox_logp=proximal_logprobs(part, logp.detach()),
-            behave_logp=part.behave_logp,
-            advantages=part.advantages,
-            mask=part.mask,
-            fresh=part.fresh,
-            entropy=entropy,
-            ref_logp=self.policy.reference_logprobs(part),
-            version=self.minibatch.version,
-            loss_weight=part.loss_weight,
-        )
-
-    def _gap(self, part: PaddedRows, logp: Tensor) -> Tensor | None:
-        """(R, T) what engine and trainer differ by: on fresh rows, under the policy that the iteration began with."""
-        start = logp if self.minibatch.index == 0 else part.prox_logp if self.minibatch.prox_is_start else None
-        return None if start is None else start - part.behave_logp
+    def _gap(self, rows: PaddedRows, logp: Tensor) -> Tensor | None:
+        """Returns (R, T) the log-probs at the iteration's start minus behave's: the engine's error on fresh rows."""
+        prox = rows.columns.get("prox_logp") if self.minibatch.prox_is_start else None
+        start = logp if self.minibatch.index == 0 else prox
+        return None if start is None else start - rows.columns["behave_logp"]
 
     def outputs(self) -> dict[str, Any]:
-        """What a training step returns of it. Waits for the device."""
+        """Returns the training step's outputs. Waits for the device."""
         found: dict[str, Any] = {"tokens": self.sums, "mean_loss": float(self.loss), "region": self.objective.report()}
-        return found if self.policy.critic is None else found | {"value_loss": float(self.value_loss)}
+        return found if self.critic is None else found | {"value_loss": float(self.value_loss)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.model.loading import VISION_TOWERS
 
 WINDOWED = ("sliding_attention", "chunked_attention")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as transformers' configurations call their number
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of the number of experts in transformers
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class ModelFlops:
     embeddings and a vision tower do not count; of a mixture of experts, only a token's active experts count.
 
     Args:
-        parameters: Parameters that multiply a token: all but the input embedding, with the head.
+        parameters: Number of parameters that multiply a token: all but the input embedding, with the head. A frozen
+            one, which has no gradient, counts as two thirds.
         layers: Number of layers that attend to all earlier tokens.
         windowed_layers: Number of layers that attend to the last `window` tokens.
         window: Window in tokens; 0 without windowed layers.
-        width: Width of a layer's attention: heads x head size, the mean of that of keys and that of values.
+        width: Width of a layer's attention: heads x head size, as the mean over keys and values.
     """
 
     parameters: float
@@ -38,12 +39,15 @@ class ModelFlops:
     width: float
 
     @classmethod
-    def of_model(cls, config: Any, shapes: Mapping[str, Sequence[int]]) -> ModelFlops | None:
-        """Of a model by its description; None where that does not say how wide and how many its layers are.
+    def of_model(
+        cls, config: Any, shapes: Mapping[str, Sequence[int]], frozen: Collection[str] = ()
+    ) -> ModelFlops | None:
+        """Returns the counts of a model; None if its configuration lacks the width or number of layers.
 
         Args:
-            config: Of transformers.
-            shapes: Of the whole parameters by name, tied ones once.
+            config: Configuration of a transformers model.
+            shapes: Shapes of the whole parameters by name, tied ones once.
+            frozen: Names of the parameters that are not trained.
         """
         text = config.get_text_config()
         sizes: list[Any] = [
@@ -58,7 +62,8 @@ class ModelFlops:
         windowed = sum(kinds.count(kind) for kind in WINDOWED)
         window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None) or 0
         return cls(
-            parameters=_multiplying(text, shapes),
+            parameters=_multiplying(text, shapes)
+            - _multiplying(text, {n: shapes[n] for n in shapes if n in frozen}) / 3,
             layers=kinds.count("full_attention"),
             windowed_layers=windowed,
             window=window,
@@ -66,24 +71,24 @@ class ModelFlops:
         )
 
     def of_row(self, length: int) -> float:
-        """Of a row of so many tokens, prompt and response."""
+        """Returns the operations of a row with this many prompt and response tokens."""
         seen = self.layers * length + self.windowed_layers * min(length, self.window)
         return (6 * self.parameters + 12 * self.width * seen) * length
 
     def of_minibatch(self, minibatch: Minibatch) -> float:
-        """Of all its rows, each with a prompt of its own."""
+        """Returns the operations of all rows, each with its own prompt."""
         return sum(self.of_row(length) for length in row_lengths(minibatch))
 
 
 def row_lengths(minibatch: Minibatch) -> list[int]:
-    """Prompt and response tokens of each row."""
+    """Returns the number of prompt and response tokens of each row."""
     return [
         len(group.prompt_ids) + len(response.token_ids) for group in minibatch.groups for response in group.responses
     ]
 
 
 def _multiplying(text: Any, shapes: Mapping[str, Sequence[int]]) -> float:
-    """Parameters that a token is multiplied with."""
+    """Returns the number of parameters that multiply a token."""
     of_text = {name: shape for name, shape in shapes.items() if not {*name.split(".")} & {*VISION_TOWERS}}
     number = next((found for name in EXPERTS if (found := getattr(text, name, None))), 1)
     share = getattr(text, "num_experts_per_tok", None) or number
@@ -91,5 +96,5 @@ def _multiplying(text: Any, shapes: Mapping[str, Sequence[int]]) -> float:
     tables = [
         shape for shape in of_text.values() if list(shape[1:]) == [text.hidden_size] and shape[0] == text.vocab_size
     ]
-    # of two tables one is the input embedding; a single one is the head as well
+    # Of two tables, one is the input embedding; a single table is also the head.
     return total - (prod(tables[0]) if len(tables) > 1 else 0)

@@ -16,9 +16,9 @@ GroupSettings = dict[str, Any]
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Makes Adam and AdamW one kernel, unless the settings say how to compute them.
+    """Sets Adam and AdamW to fused, unless the settings say how to compute them.
 
-    Otherwise a step holds another 4 bytes a parameter on a GPU, and on a CPU takes three to seven times as long.
+    Otherwise a step needs another 4 bytes per parameter on a GPU, and takes three to seven times as long on a CPU.
     """
     if not isinstance(optimizer, Adam):  # AdamW is one
         return
@@ -31,11 +31,11 @@ def fuse(optimizer: Optimizer) -> None:
 def check_optimizer(make: Callable[..., Any], make_scheduler: Callable[..., Any] | None) -> None:
     """Raises SettingError for an optimizer or scheduler that refuses its settings, or needs more than a gradient.
 
-    Tried on a small parameter, before a model loads.
+    Both are tried on a small parameter, before a model loads.
 
     Args:
-        make: Gives the optimizer of parameter groups.
-        make_scheduler: Gives the scheduler of an optimizer, or None.
+        make: Makes the optimizer from parameter groups.
+        make_scheduler: Makes the scheduler from an optimizer; None for no scheduler.
     """
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones_like(parameter)
@@ -75,7 +75,7 @@ def check_optimizer(make: Callable[..., Any], make_scheduler: Callable[..., Any]
 
 @contextmanager
 def made(setting: str) -> Iterator[None]:
-    """What a class refuses of its own settings, as one sentence."""
+    """Converts a class's errors about its own settings to SettingError."""
     try:
         yield
     except SettingError:
@@ -85,17 +85,17 @@ def made(setting: str) -> Iterator[None]:
 
 
 def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
-    """The settings of each parameter group."""
+    """Returns the settings of each parameter group."""
     return [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
 
 
 def obey(optimizer: Optimizer, settings: Sequence[GroupSettings], scheduled: bool) -> None:
-    """A resumed run obeys the present settings: a checkpoint brings the optimizer's old ones with its state.
+    """Applies the present settings to an optimizer, because a checkpoint also restores its old settings.
 
     Args:
-        optimizer: With a checkpoint's state, or none.
+        optimizer: Optimizer, possibly with a checkpoint's state.
         settings: The present :func:`group_settings`.
-        scheduled: The learning rate stays where a scheduler has taken it.
+        scheduled: Whether a scheduler sets the learning rate, which then does not change.
     """
     kept = {"lr", "initial_lr"} if scheduled else set()
     for group, present in zip(optimizer.param_groups, settings, strict=True):
@@ -105,18 +105,18 @@ def obey(optimizer: Optimizer, settings: Sequence[GroupSettings], scheduled: boo
 
 
 def check_state(make: Callable[[Any], Optimizer], checkpoint: Mapping[str, Any]) -> None:
-    """Raises SettingError for a checkpoint whose optimizer kept other numbers of a weight than this run's will ask for.
+    """Raises SettingError if a checkpoint's optimizer lacks state that this run's optimizer needs.
 
     Args:
-        make: This run's, of parameter groups.
-        checkpoint: What it holds.
+        make: Makes this run's optimizer from parameter groups.
+        checkpoint: Contents of the checkpoint.
     """
     saved = [each.get("state", {}) for each in checkpoint.get("optimizer_states", [])]
     states = [of_weight for each in saved for of_weight in each.values() if of_weight]
     if not states:
         return
     asked: set[str] = set()
-    with suppress(Exception), torch.random.fork_rng(devices=[]):  # one that takes no such weight is not checked
+    with suppress(Exception), torch.random.fork_rng(devices=[]):  # an optimizer that fails here is not checked
         weight = torch.nn.Parameter(torch.zeros(1))
         weight.grad = torch.ones(1)
         optimizer = make([{"params": [weight]}])
@@ -131,7 +131,7 @@ def check_state(make: Callable[[Any], Optimizer], checkpoint: Mapping[str, Any])
 
 
 def _place_step_counts(optimizer: Optimizer, group: GroupSettings) -> None:
-    """A fused kernel counts steps where the parameters are, any other on the CPU; a checkpoint may be of either."""
+    """Moves step counts: fused kernels need them on the parameters' device, others on the CPU."""
     on_device = group["fused"] or group["capturable"]
     for parameter in group["params"]:
         step = optimizer.state.get(parameter, {}).get("step")

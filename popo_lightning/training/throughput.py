@@ -11,7 +11,8 @@ import torch
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.model.policy_checkpoint import SHAPES
+from popo_lightning.model.policy_checkpoint import FROZEN, SHAPES
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.hardware import card_name, peak_tflops, take_peak_memory
 from popo_lightning.training.model_flops import ModelFlops, row_lengths
 
@@ -33,12 +34,12 @@ class Worker:
     peak: float | None
 
     @classmethod
-    def of_policy(cls, policy: Any, peak: float | None) -> Worker:
-        """This rank.
+    def of_policy(cls, policy: PolicyModel, peak: float | None) -> Worker:
+        """Describes this rank.
 
         Args:
-            policy: PolicyModule with its model loaded.
-            peak: monitor.peak_tflops.
+            policy: Policy with its model loaded.
+            peak: Value of monitor.peak_tflops.
         """
         card = card_name(policy.device)
         if peak is None and card is not None:
@@ -46,23 +47,23 @@ class Worker:
             if peak is None and policy.trainer.is_global_zero:
                 log.warning("no throughput/mfu: the peak of a %s is not known here; set monitor.peak_tflops", card)
         shapes = {name: shape for name, shape in policy.described[SHAPES].items() if name.startswith("model.")}
-        flops = ModelFlops.of_model(policy.model.config, shapes)
+        flops = ModelFlops.of_model(policy.model.config, shapes, {*policy.described.get(FROZEN, ())})
         if flops is None and peak is not None and policy.trainer.is_global_zero:
             log.warning("no throughput/mfu: nothing is known of the layers of a %s", policy.model.config.model_type)
         return cls(policy.device, flops, None if flops is None else peak)
 
     def work(self, minibatch: Minibatch) -> dict[str, float]:
-        """What a training step on this rank's minibatch computes, of which that of several steps and ranks adds up."""
+        """Returns the work of a training step on this rank's minibatch. Steps and ranks are summed."""
         flops = 0.0 if self.flops is None else self.flops.of_minibatch(minibatch)
         return {"row_tokens": float(sum(row_lengths(minibatch))), "flops": flops}
 
     def state(self) -> dict[str, float | None]:
-        """Once an iteration, for all ranks to see."""
+        """Returns peak memory and peak TFLOP/s, once per iteration, to share with all ranks."""
         return {"peak_gib": take_peak_memory(self.device), "peak_tflops": self.peak}
 
 
 def check_peak(peak: float | None) -> float | None:
-    """Raises SettingError for a peak that is none."""
+    """Returns the peak, or raises SettingError if it is not a positive finite number."""
     if peak is not None and not 0 < peak < float("inf"):
         raise SettingError(
             f"monitor.peak_tflops is {peak}; use the card's dense bfloat16 peak in TFLOP/s, such as 989.4, or null to "
@@ -72,23 +73,23 @@ def check_peak(peak: float | None) -> float | None:
 
 
 def throughput_metrics(steps: Sequence[dict[str, float]], ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Metrics of an iteration, by the names of the README's table.
+    """Returns metrics of an iteration, by the names of the README's table.
 
-    `throughput/train_tokens_per_second`: prompt and response tokens of the rows of all optimizer steps and ranks, over
-    the seconds of the training steps: forward, backward and update, without generation and without the proximal
-    log-probs. A row counts in each step it is in, and with its prompt, also where several responses share one pass over
-    it; padding does not count. (NeMo-RL's "policy training" and prime-rl's throughput are the same; verl's
+    `throughput/train_tokens_per_second` is the number of prompt and response tokens in the rows of all optimizer steps
+    and ranks, divided by the seconds of the training steps: forward, backward and update, without generation and the
+    proximal log-probs. A row counts in each step it is in, always with its prompt, even if several responses share one
+    pass over it; padding does not count. (NeMo-RL's "policy training" and prime-rl's throughput are the same; verl's
     perf/throughput divides by the seconds of the whole iteration and by the number of cards.)
 
-    `throughput/mfu`: operations of the forward and backward passes on these rows, as :class:`ModelFlops` counts them,
-    over the peak of all ranks' cards in the same seconds, always in bfloat16. Absent
-    where a card's peak is neither known nor given.
+    `throughput/mfu` is the operations of the forward and backward passes on these rows, as :class:`ModelFlops` counts
+    them, divided by the bfloat16 peak of all ranks' cards in the same seconds. It is absent if a card's peak is neither
+    known nor given.
 
-    `memory/peak_gib`: most memory of any rank since the iteration before, as :func:`take_peak_memory` measures it.
+    `memory/peak_gib` is the largest peak of any rank since the previous iteration, by :func:`take_peak_memory`.
 
     Args:
-        steps: Of all ranks together: row_tokens, flops and train_seconds.
-        ranks: The :meth:`Worker.state` of each.
+        steps: row_tokens, flops and train_seconds of each step, over all ranks.
+        ranks: :meth:`Worker.state` of each rank.
     """
     metrics = {"memory/peak_gib": max(rank["peak_gib"] for rank in ranks)}
     tokens, flops, seconds = (sum(step[name] for step in steps) for name in ("row_tokens", "flops", "train_seconds"))

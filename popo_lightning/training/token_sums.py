@@ -20,7 +20,7 @@ SUMS = (*MAXIMA, "clipped", "capped", "entropy", "gaps", "weight_raw_squared")
 
 @dataclass
 class AgeSums:
-    """Sums over the tokens of one age, or of several.
+    """Sums over the tokens of one or several ages.
 
     Args:
         tokens: Number of tokens.
@@ -33,20 +33,20 @@ class AgeSums:
     maxima: Tensor
 
     def sum(self, name: str) -> float:
-        """Over all tokens."""
+        """Returns the sum over all tokens."""
         return float(self.sums[SUMS.index(name)])
 
     def mean(self, name: str) -> float:
-        """Over all tokens."""
+        """Returns the mean over all tokens."""
         return self.sum(name) / self.tokens
 
     def max(self, name: str) -> float:
-        """Of all tokens."""
+        """Returns the maximum over all tokens."""
         return float(self.maxima[MAXIMA.index(name)])
 
     @property
     def effective_sample_size(self) -> float:
-        """(sum w)^2 / (N sum w^2) of the raw weights, in (0, 1]: the effective sample size as a fraction of N."""
+        """Effective sample size of the raw weights as a fraction of N: (sum w)^2 / (N sum w^2), in (0, 1]."""
         total, squares = (self.sums[SUMS.index(name)] for name in ("weight_raw", "weight_raw_squared"))
         return float(total.square() / (self.tokens * squares))
 
@@ -70,22 +70,22 @@ class TokenSums:
 
     @property
     def count(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return sum(of_age.tokens for of_age in self.ages.values())
 
     @property
     def entropy(self) -> float:
-        """Sum over the tokens, in nats. Waits for the device."""
+        """Sum of the tokens' entropies in nats. Waits for the device."""
         return sum(of_age.sum("entropy") for of_age in self.ages.values())
 
     def add(self, part: PaddedRows, found: TokenStatistics, entropy: Tensor, gap: Tensor | None) -> None:
         """Adds the tokens of a micro-batch.
 
         Args:
-            part: Its rows, on the CPU: what is counted there costs the device nothing.
-            found: By the objective, (R, T) each.
-            entropy: (R, T), detached.
-            gap: (R, T) log-prob of the policy minus that of the engine, nan where unknown. None: unknown everywhere.
+            part: Rows of the micro-batch on the CPU, where counting does not occupy the device.
+            found: The objective's statistics, (R, T) each.
+            entropy: (R, T) entropies, detached.
+            gap: (R, T) log-prob of the policy minus that of the engine, NaN where unknown. None: unknown everywhere.
         """
         if not part.mask.any():
             return
@@ -101,7 +101,7 @@ class TokenSums:
         self.replayed_weights.add(found.weight_raw, _places(part.mask, part.age != 0))
 
     def merge(self, other: TokenSums) -> None:
-        """Adds other tokens."""
+        """Adds the tokens of another object."""
         for age, found in other.ages.items():
             self._join(age, found)
         self.fresh_weights.merge(other.fresh_weights)
@@ -113,7 +113,7 @@ class TokenSums:
         self.ages[age] = found
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain numbers and CPU tensors, for the checkpoint and for other ranks."""
+        """Returns plain numbers and CPU tensors, for the checkpoint and for other ranks."""
         sums = {a: {"tokens": f.tokens, "sums": f.sums.cpu(), "maxima": f.maxima.cpu()} for a, f in self.ages.items()}
         return {
             "ages": sums,
@@ -132,13 +132,14 @@ class TokenSums:
 
 
 def token_metrics(ranks: Sequence[TokenSums]) -> dict[str, float]:
-    """Metrics of an iteration's response tokens, by the names of the README's table; none without tokens.
+    """Returns metrics of an iteration's response tokens, by the names of the README's table; none without tokens.
 
-    Means, maxima, shares and effective sample sizes are those of all tokens. Quantiles are too while each rank's fresh
-    or replayed weights fit into its :class:`WeightSample`; of more tokens they are estimates, which that class bounds.
+    Means, maxima, shares and effective sample sizes are exact over all tokens. Quantiles are exact while each rank's
+    fresh or replayed weights fit into its :class:`WeightSample`; for more tokens they are estimates with the error that
+    the class states.
 
     Args:
-        ranks: Of each rank, on the CPU.
+        ranks: Sums of each rank, on the CPU.
     """
     found: dict[int, AgeSums] = {}
     for age in sorted({age for rank in ranks for age in rank.ages}):
@@ -189,7 +190,7 @@ def _together(parts: Iterable[AgeSums]) -> AgeSums:
 
 
 def _by_row(mask: Tensor, found: TokenStatistics, entropy: Tensor, gap: Tensor | None) -> tuple[Tensor, Tensor]:
-    """((8, R), (3, R)) sums and maxima over a row's tokens, -inf without any. Padding may hold anything."""
+    """Returns (8, R) sums and (3, R) maxima over each row's tokens, -inf without any. Padding may hold any value."""
     ratio, raw, capped = found.ratio, found.weight_raw, found.weight < found.weight_raw
     known = torch.zeros_like(mask) if gap is None else ~gap.isnan()
     distance = torch.zeros_like(raw) if gap is None else torch.where(known, gap.abs(), 0.0)
@@ -208,5 +209,5 @@ def _max(values: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _places(mask: Tensor, rows: Tensor) -> Tensor:
-    """(N,) flat places in (R, T) of some rows' tokens."""
+    """Returns (N,) flat indices into (R, T) of some rows' tokens."""
     return (mask & rows[:, None]).flatten().nonzero().squeeze(-1)

@@ -1,1 +1,1 @@
-"""Verifiers: map a gold answer and a response to reward components. Free of torch, for the grading processes."""
+"""Verifiers map a gold answer and a response to reward components. They do not import torch, for grading processes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 MAX_ANSWER_CHARACTERS = 2_000
-"""Longer answers are no answers: the longest gold of the usual data sets has 1,222 characters."""
+"""Longer answers do not count. The longest gold of the usual data sets has 1,222 characters."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BARE = re.compile(r"[^\s$,;{}\\]+")
@@ -13,7 +13,7 @@ _THINK_END = "</think>"
 
 
 def after_thinking(text: str, required: bool = False) -> str | None:
-    """What follows the last `</think>`; without that tag all of the text, or None where the tag is required."""
+    """Returns the text after the last `</think>`. Without that tag it is the whole text, or None if required."""
     _, tag, rest = text.rpartition(_THINK_END)
     if tag:
         return rest
@@ -21,10 +21,10 @@ def after_thinking(text: str, required: bool = False) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}` (or `\fbox{...}`, `\boxed 5`), None where there is none.
+    r"""Returns the content of the last `\boxed{...}` (or `\fbox{...}`, `\boxed 5`), or None if there is none.
 
-    None too where the last box is empty, never closed or longer than `MAX_ANSWER_CHARACTERS`: an earlier box is what
-    the response went on from, not its answer. Linear in the length of the text.
+    It is also None if the last box is empty, not closed or longer than `MAX_ANSWER_CHARACTERS`, because an earlier box
+    is a step of the response, not its answer. The time is linear in the length of the text.
     """
     start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     while start >= 0:
@@ -36,9 +36,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_answer_tag(text: str) -> str | None:
-    """What stands between the last `<answer>` that is closed and the first `</answer>` after it.
+    """Returns the text between the last closed `<answer>` and the first `</answer>` after it.
 
-    None where that is too long or there is no pair. Linear in the length of the text.
+    It is None if the text is too long or there is no pair. The time is linear in the length of the text.
     """
     before, closed, _ = text.rpartition("</answer>")
     _, opened, content = before.rpartition("<answer>")

@@ -1,6 +1,6 @@
-"""The verifier of Countdown as TinyZero poses it: one expression between answer tags.
+"""The verifier of Countdown as in TinyZero: one expression between answer tags.
 
-Standard library only, with its own parser, so a grading process starts at once and executes nothing it reads.
+It has its own parser and needs only the standard library, so a grading process starts fast and executes no input.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class CountdownVerifier(Verifier):
     r"""Correct if the last `<answer>...</answer>` uses each number exactly once and its value is exactly the target.
 
     The gold is `{"numbers": [...], "target": int}`. Expressions have `+ - * /`, parentheses and signs (`-3+5`, as in
-    Python, where TinyZero evaluates them). As there, `= target` after the expression is wrong, because it is one number
-    more. Unlike there, values are exact fractions, the tag may stand on any line, `×`, `·`, `÷`, `−`, `\times`, `\cdot`
-    and `\div` are operators too, and `2**3`, `7//2` and `1.5` for the numbers 1 and 5 are wrong.
+    Python, which TinyZero evaluates). As in TinyZero, `= target` after the expression is wrong, because it adds a
+    number. Unlike in TinyZero, values are exact fractions, the tag may be on any line, `×`, `·`, `÷`, `−`, `\times`,
+    `\cdot` and `\div` are also operators, and `2**3`, `7//2` and `1.5` for the numbers 1 and 5 are wrong.
 
     Components: acc is 1 if correct, format is 1 if there is an answer tag, score is 1 if correct, otherwise
     format_reward * format.
@@ -41,7 +41,7 @@ class CountdownVerifier(Verifier):
         self.format_reward = format_reward
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward components of one response."""
+        """Returns the reward components of one response."""
         expression = last_answer_tag(text)
         if expression is None:
             return {"score": 0.0, "acc": 0.0, "format": 0.0}
@@ -51,7 +51,7 @@ class CountdownVerifier(Verifier):
     def check_answer(self, answer: Any) -> None:
         """Raises ValueError for anything but `{"numbers": [...], "target": ...}` with whole numbers within bounds.
 
-        Whether the target can be reached is not searched for.
+        It does not check whether the target can be reached.
         """
         if not isinstance(answer, dict) or not {"numbers", "target"} <= set(answer):
             raise ValueError('the answer must be {"numbers": [...], "target": ...}')
@@ -66,7 +66,7 @@ class CountdownVerifier(Verifier):
 
 
 def value_of(expression: str, numbers: list[int]) -> Fraction | None:
-    """The exact value of an expression that uses each number exactly once; None for any other text."""
+    """Returns the exact value of an expression that uses each number exactly once; None for any other text."""
     tokens = _tokens(expression)
     if tokens is None or sorted(int(token) for token in tokens if token.isdigit()) != sorted(numbers):
         return None
@@ -93,7 +93,7 @@ def _tokens(expression: str) -> list[str] | None:
 
 
 class _NoExpressionError(Exception):
-    """The tokens are no expression, or one nested too deeply."""
+    """The tokens are not an expression, or are nested too deeply."""
 
 
 class _Reader:

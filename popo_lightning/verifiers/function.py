@@ -1,4 +1,4 @@
-"""A plain function as a reward: found in a file or module, and called with what it asks for by parameter name."""
+"""A plain function as a reward: found in a file or module, and called with the arguments that its parameters name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.nearest import did_you_mean
 
 TEXTS = ("text", "response")
-"""Parameters that get what the policy wrote."""
+"""Parameters that get the policy's response."""
 
 GIVEN = (*TEXTS, "answer", "prompt")
 """Names that are never columns."""
@@ -28,33 +28,33 @@ FORM = "name it as FILE.py:FUNCTION or MODULE:FUNCTION"
 
 
 class RewardFunction:
-    """One function, by its address.
+    """One function, found by its address.
 
-    A function of a running script or notebook, `__main__:NAME`, travels to the grading processes by value, which takes
-    cloudpickle; any other is imported there.
+    A function of a running script or notebook, `__main__:NAME`, is sent to the grading processes by value, which needs
+    cloudpickle. Any other function is imported there.
 
     Args:
-        address: `my_rewards.py:shout` or `my_rewards:shout`.
-        setting: Name of the setting that has it, for sentences.
+        address: Address of the function, such as `my_rewards.py:shout` or `my_rewards:shout`.
+        setting: Name of the setting with the address, for error messages.
 
     Attributes:
-        name: Of the function.
-        required: Parameters that must be given.
-        optional: Parameters with a default.
-        takes_all: Whether it has `**columns`.
+        name: Name of the function.
+        required: Names of the parameters that must be given.
+        optional: Names of the parameters with a default.
+        takes_all: Whether the function has `**columns`.
 
     Raises:
-        SettingError: There is no such file or function, it cannot be imported, or it is none that can be called.
+        SettingError: The file or function does not exist, cannot be imported, or cannot be called.
     """
 
     def __init__(self, address: str, setting: str = "data.task.verifier") -> None:
-        self.address = address = str(address)  # and no type of the settings'
+        self.address = address = str(address)  # a plain str, not the settings' type
         self.setting = setting
         self.place, _, self.name = address.rpartition(":")
         if not self.place or not self.name.isidentifier():
             self._refuse(f"which names no function; {FORM}")
         if self.is_file():
-            self.place = str(Path(self.place).absolute())  # a grader may be started elsewhere
+            self.place = str(Path(self.place).absolute())  # a grader may start in another folder
         self.by_value = b""
         self._function: Callable[..., Any]
         self._find()
@@ -63,15 +63,15 @@ class RewardFunction:
             self._send_by_value()
 
     def is_file(self) -> bool:
-        """Whether it is named by a file, and not by a module."""
+        """Returns whether the address names a file instead of a module."""
         return self.place.endswith(".py") or "/" in self.place
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the function."""
+        """Returns everything but the function."""
         return {name: value for name, value in vars(self).items() if name != "_function"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Imports the function where it arrives."""
+        """Restores the function in the receiving process."""
         vars(self).update(state)
         if self.by_value:
             self._function = pickle.loads(self.by_value)
@@ -79,7 +79,7 @@ class RewardFunction:
             self._find()
 
     def wanted(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Of what a row has, what the function asks for beside the answer and the response."""
+        """Returns those of a row's columns that the function asks for besides the answer and the response."""
         there = {"question": columns["prompt"], **columns} if "prompt" in columns else dict(columns)
         if self.takes_all:
             there = {name: value for name, value in there.items() if name != "question" or name in columns}
@@ -88,16 +88,16 @@ class RewardFunction:
         return {name: there[name] for name in asked if name in there}
 
     def columns(self) -> list[str]:
-        """Columns that a row must have."""
+        """Returns the columns that a row must have."""
         return [name for name in self.required if name not in (*GIVEN, "question")]
 
     def __call__(self, answer: Any, text: str, columns: Mapping[str, Any]) -> Any:
-        """What the function returns.
+        """Calls the function and returns its result.
 
         Args:
             answer: The gold answer.
             text: The response.
-            columns: What a row has beside them, "prompt" among it.
+            columns: Further columns of the row, including "prompt".
         """
         there = {**columns, "answer": answer, "text": text, "response": text}
         named = [*self.required, *self.optional]
@@ -188,7 +188,7 @@ class RewardFunction:
 
 @cache
 def _module_of(file: str, changed: int) -> ModuleType:
-    """A file as a module, executed once for each change of it; what lies beside it can be imported."""
+    """Imports a file as a module, once per change of the file. It can import modules from its folder."""
     folder = str(Path(file).parent)
     if folder not in sys.path:
         sys.path.append(folder)
@@ -196,13 +196,13 @@ def _module_of(file: str, changed: int) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
+    sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
 
 def _place_of(error: BaseException) -> str:
-    """The file and line of the user that an error comes from."""
+    """Returns the user's file and line where an error occurred."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" at {Path(error.filename).name}:{error.lineno}"
     here = ("importlib", "runpy", str(Path(__file__)))

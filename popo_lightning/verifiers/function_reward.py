@@ -13,26 +13,26 @@ from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.function import RewardFunction
 
-ENVELOPE = {"answer", "columns"}  # keys of an answer that has with it what the functions ask for
+ENVELOPE = {"answer", "columns"}  # keys of an answer that carries the columns the functions ask for
 
 
 class FunctionReward(Verifier):
-    """Grades by functions, each called with what it asks for by parameter name.
+    """Grades by functions, each called with the arguments that its parameters name.
 
     A function may ask for `text` (or `response`), `answer`, `prompt` (as it was asked), `question` (the row's column,
     or else the prompt) and any other column of the row; `**columns` gets all of them. It returns a number, the score,
     or a dict of parts with a `score`.
 
-    Of several functions each score is a part under the function's name, and `score` is their weighted sum. Further
-    parts keep their names; one whose name is taken gets the function's before it. `acc` is the part of that name, or
-    else the score of the first.
+    With several functions, each score is a part under its function's name, and `score` is their weighted sum. Further
+    parts keep their names; if a name is taken, the function's name is put before it. `acc` is the part of that name, or
+    else the score of the first function.
 
     Args:
         function: Address of a function, or a list of addresses and of mappings with `function` and `weight`.
-        setting: Name of the setting that has it, for sentences.
+        setting: Name of the setting with the address, for error messages.
 
     Raises:
-        SettingError: A function that cannot be called, a weight that is no number, or two of one name.
+        SettingError: A function cannot be called, a weight is not a number, or two functions have the same name.
     """
 
     def __init__(self, function: str | Sequence[str | Mapping[str, Any]], setting: str = "data.task.verifier") -> None:
@@ -68,11 +68,11 @@ class FunctionReward(Verifier):
         return ", ".join(function.address for function in self.functions)
 
     def columns(self) -> list[str]:
-        """Columns of a row without which a function cannot be called."""
+        """Returns the columns of a row without which a function cannot be called."""
         return list(dict.fromkeys(name for function in self.functions for name in function.columns()))
 
     def gold(self, answer: Any, columns: Mapping[str, Any]) -> Any:
-        """What travels to a grading process: the answer, with those columns that the functions ask for, if any."""
+        """Returns the answer for the grading process, with the columns that the functions ask for, if any."""
         wanted: dict[str, Any] = {}
         for function in self.functions:
             asked = function.wanted(columns)
@@ -81,11 +81,11 @@ class FunctionReward(Verifier):
 
     @staticmethod
     def answer_in(gold: Any) -> Any:
-        """The answer alone, of what :meth:`gold` gave."""
+        """Returns the answer without columns from the result of :meth:`gold`."""
         return gold["answer"] if _has_columns(gold) else gold
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward parts of one response. What a function raises is left to the grading process."""
+        """Returns the reward parts of one response. The grading process handles a function's exceptions."""
         columns: Mapping[str, Any] = answer["columns"] if _has_columns(answer) else {}
         answer = self.answer_in(answer)
         if self.alone:

@@ -22,8 +22,7 @@ _OTHER_SIGN = re.compile(r"%|\\\$|[€£₹¥¢°]|\\circ")
 class GeometryVerifier(Verifier):
     r"""Correct if the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
 
-    Answers are compared as by `MathVerifier`, with units of length and area dropped. A choice letter alone is no
-    answer.
+    Answers are compared as by `MathVerifier`, without units of length and area. A choice letter alone is not an answer.
 
     Components: acc is 1 if correct, format is 1 for `<think>...</think>` followed by a box, score is 1 if correct,
     otherwise format_reward * format.
@@ -38,12 +37,12 @@ class GeometryVerifier(Verifier):
         self.format_reward = format_reward
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Loads computer algebra where a grading process unpickles the verifier, before its first response."""
+        """Loads computer algebra when a grading process unpickles the verifier, before its first response."""
         self.__dict__.update(state)
         import_module("popo_lightning.verifiers.equality.symbolic")
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward components of one response."""
+        """Returns the reward components of one response."""
         thought, tag, _ = text.rpartition("</think>")
         boxed = last_boxed(after_thinking(text) or "")
         in_format = float(bool(tag) and "<think>" in thought and boxed is not None)
@@ -51,18 +50,18 @@ class GeometryVerifier(Verifier):
         return {"score": right or self.format_reward * in_format, "acc": right, "format": in_format}
 
     def check_answer(self, answer: Any) -> None:
-        """Raises ValueError for what is no gold answer, or none that can be written in a box and read again."""
+        """Raises ValueError for an answer that is not a gold answer, or that no box could contain readably."""
         for gold in gold_strings(answer):
             check_gold(gold)
 
 
 def is_right_figure(gold: str, boxed: str) -> bool:
-    """Whether what stands in the box is the gold answer, units of length and area dropped."""
+    """Returns whether the box contains the gold answer, without regard to units of length and area."""
     if is_right(gold, boxed):
         return True
     bare = _without_unit(gold), _without_unit(boxed)
     if any(_OTHER_SIGN.search(text) and text == whole for text, whole in zip(bare, (gold, boxed), strict=True)):
-        return False  # percent, money or degrees against a length
+        return False  # one is a percentage, money or degrees, the other a length
     return bare != (gold, boxed) and is_right(*bare)
 
 

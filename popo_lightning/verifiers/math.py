@@ -19,8 +19,8 @@ MAX_GOLDS = 64
 class MathVerifier(Verifier):
     r"""Correct if the last `\boxed{...}` of the response equals the gold answer, as `equality` defines it.
 
-    The gold is a string, or a list of strings of which any is correct. Several values that are all required are one
-    string, `1,-2`. The box must follow `</think>` if the response has that tag.
+    The gold is a string, or a list of strings of which any is correct. Several required values form one string, `1,-2`.
+    The box must follow `</think>` if the response has that tag.
 
     Components: acc is 1 if correct, format is 1 if there is a box, score is 1 if correct, otherwise format_reward *
     format.
@@ -38,12 +38,12 @@ class MathVerifier(Verifier):
         self.require_think = require_think
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Loads computer algebra where a grading process unpickles the verifier, before its first response."""
+        """Loads computer algebra when a grading process unpickles the verifier, before its first response."""
         self.__dict__.update(state)
         import_module("popo_lightning.verifiers.equality.symbolic")
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward components of one response."""
+        """Returns the reward components of one response."""
         rest = after_thinking(text, self.require_think)
         boxed = None if rest is None else last_boxed(rest)
         if boxed is None:
@@ -52,10 +52,10 @@ class MathVerifier(Verifier):
         return {"score": right or float(self.format_reward), "acc": right, "format": 1.0}
 
     def check_answer(self, answer: Any) -> None:
-        r"""Raises ValueError for what is no gold answer, or none that can be written in a box and read again.
+        r"""Raises ValueError for an answer that is not a gold answer, or that no box could contain readably.
 
-        That takes some ten microseconds. Whether computer algebra can read it is not asked: then only the same
-        spelling is right, as for `\text{Evelyn}`.
+        It takes some ten microseconds. It does not check whether computer algebra can read the answer; if not, only the
+        same spelling is correct, as for `\text{Evelyn}`.
         """
         for gold in gold_strings(answer):
             check_gold(gold)
@@ -74,7 +74,7 @@ def check_gold(gold: str) -> None:
 
 
 def gold_strings(answer: Any) -> list[str]:
-    """The acceptable gold strings of an answer in JSON types; numbers are taken as they are written."""
+    """Returns the accepted gold strings of an answer in JSON types. Numbers become text."""
     answers = answer if isinstance(answer, list) else [answer]
     if not answers or len(answers) > MAX_GOLDS:
         raise ValueError(f"the answer is a list of {len(answers)} strings and 1 to {MAX_GOLDS} make sense")
@@ -85,7 +85,7 @@ def gold_strings(answer: Any) -> list[str]:
 
 
 def is_right(gold: str, boxed: str) -> bool:
-    """Whether what stands in the box is the gold answer."""
+    """Returns whether the box contains the gold answer."""
     try:
         return same_answer(_canonical_gold(gold), canonical(boxed))
     except UnreadableLatexError:
@@ -102,7 +102,7 @@ def _without_box(gold: str) -> str:
 
 
 def require_computer_algebra() -> None:
-    """Raises SettingError where math-verify is not installed, before any grading process starts."""
+    """Raises SettingError if math-verify is not installed, before any grading process starts."""
     if util.find_spec("math_verify") is None or util.find_spec("latex2sympy2_extended") is None:
         raise SettingError(
             "data.task.verifier needs math-verify, which is not installed; run pip install 'math-verify[antlr4_13_2]'"

@@ -13,7 +13,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import last_answer_tag
 
-# Names that let text become a program. A scorer whose module contains one is never called.
+# Names by which text can be executed. A scorer whose module contains one is never called.
 EXECUTING = {
     "compile",
     "eval",
@@ -48,7 +48,7 @@ class ReasoningGymVerifier(Verifier):
         self.format_reward = format_reward
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Reward parts of one response; the answer names the entry: data set, its settings, and the place in it."""
+        """Returns the reward parts of one response. The answer has the data set, its settings and the entry's index."""
         given = last_answer_tag(text)
         if given is None:
             return {"score": 0.0, "acc": 0.0, "format": 0.0}
@@ -67,10 +67,10 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=512)
 def entry_of(answer: str) -> tuple[Any, dict[str, Any]]:
-    """(data set, entry) that a problem was made from: generated again, so that nothing of it need be sent.
+    """Generates (data set, entry) of a problem again, so that they need not be sent.
 
     Args:
-        answer: JSON of name, settings (seed and size among them) and index.
+        answer: JSON with name, settings (including seed and size) and index.
     """
     read = json.loads(answer)
     data_set = _data_set(read["name"], json.dumps(read["settings"], sort_keys=True))
@@ -84,7 +84,7 @@ def _data_set(name: str, settings: str) -> Any:
 
 @lru_cache
 def scorer_only_reads(name: str) -> bool:
-    """Whether no name that executes text occurs in the module of a data set's scorer."""
+    """Returns whether no name that executes text occurs in the module of a data set's scorer."""
     kind = import_module("reasoning_gym.factory").DATASETS[name][0]
     module = inspect.getmodule(kind.score_answer)
     assert module is not None
@@ -100,7 +100,7 @@ def scorer_only_reads(name: str) -> bool:
 
 
 def library() -> Any:
-    """reasoning-gym; raises SettingError where it is not installed."""
+    """Imports reasoning-gym, or raises SettingError if it is not installed."""
     if util.find_spec("reasoning_gym") is None:
         raise SettingError("data.task needs reasoning-gym, which is not installed; pip install reasoning-gym")
     return import_module("reasoning_gym")

@@ -1,4 +1,4 @@
-"""What is said of a run whose metrics leave the range in which training is healthy."""
+"""Warnings about runs whose metrics leave the range of healthy training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ILL = {
 
 
 class Watch:
-    """Health, fed with the metrics of one iteration after another, a step taken in each unless told otherwise."""
+    """Feeds Health with the metrics of successive iterations, with one optimizer step in each unless told otherwise."""
 
     def __init__(self, **settings: Any) -> None:
         self.health, self.steps = Health(**settings), 0.0
@@ -68,11 +68,11 @@ def test_each_kind_is_said_once_with_its_setting_and_remedy(name: str) -> None:
 
 def test_three_iterations_without_a_step() -> None:
     watch = Watch()
-    assert watch.see(2, steps=0) == [] and watch.see(1) == []  # two, and then one
+    assert watch.see(2, steps=0) == [] and watch.see(1) == []  # two iterations, then one
     assert watch.see(2, steps=0) == []
     (said,) = watch.see(20, steps=0)
     assert "no optimizer step in 3 iterations" in said and "samples.jsonl" in said
-    (said,) = Watch(patience=1).see(1, steps=0)  # the very first
+    (said,) = Watch(patience=1).see(1, steps=0)  # the very first iteration
     assert "no optimizer step in 1 iterations" in said
 
 
@@ -84,9 +84,9 @@ def test_too_hard_too_easy_and_broken_are_told_apart() -> None:
     (breaking,) = fallen.see(20, rollout_effective_share=0.0, rollout_all_wrong_share=0.9)
     assert "too hard" in hard and "too easy" in easy
     assert "0.4 at the start" in breaking and "the policy is breaking; lower the learning rate" in breaking
-    assert not Watch().see(WINDOW - 1, rollout_effective_share=0.0)  # too few to tell
+    assert not Watch().see(WINDOW - 1, rollout_effective_share=0.0)  # too few iterations to tell
     alternating = Watch()
-    for _ in range(20):  # of five groups none is effective every other iteration, by chance
+    for _ in range(20):  # with five groups, all can be ineffective every other iteration by chance
         assert not alternating.see(1, rollout_effective_share=0.0) + alternating.see(1, rollout_effective_share=0.2)
 
 
@@ -100,7 +100,7 @@ def test_said_again_after_recovery_and_three_times_at_most() -> None:
 
 
 def test_what_is_not_logged_is_not_judged() -> None:
-    """Without replay, without fresh groups and without a step, metrics are missing."""
+    """Without replay, fresh groups or a step, metrics are missing."""
     health = Health()
     for _ in range(20):
         assert health.statements({}) == []
@@ -142,8 +142,9 @@ def test_settings_that_cannot_be_meant(settings: dict[str, Any], named: str) -> 
         Health(**settings)
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_says_so(config: Any, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """By the command line: thresholds as settings, the log, the table of samples, and a resumption."""
+    """Tests the command line: thresholds as settings, the log, the table of samples, and resuming."""
     command = ["fit", "--config", config, *method("popo"), "--run.folder", tmp_path, "--trainer.max_epochs", "4"]
     command += ["--model.optimizer.lr", "0.05", "--health.patience", "1", "--checkpoint.every_n_epochs", "2"]
     command += [

@@ -1,4 +1,4 @@
-"""Loggers of trainer.logger see what the run's own see, beside them; TensorBoard opens on what matters."""
+"""Loggers of trainer.logger get the same values as the run's own loggers. TensorBoard opens on the main charts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reas
 
 
 class KeepingLogger(Logger):
-    """Somebody's own: keeps what it is told, in a file."""
+    """A user's logger, which keeps its input in a file."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def hparam_tags(board: EventAccumulator) -> list[str]:
 
 
 def test_every_metric_of_the_layout_is_one(config: Path, tmp_path: Path) -> None:
-    """By the README's names, so that a renamed metric does not leave an empty chart."""
+    """Checks the layout against the known metric names, so that a renamed metric does not leave an empty chart."""
     from popo_lightning.metrics.monitors import NAMES, REWARDS
 
     known = [*NAMES, *REWARDS, "weight/ess_age_1", "weight/share_age_1", "eval/a/greedy"]

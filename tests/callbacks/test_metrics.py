@@ -1,4 +1,4 @@
-"""Numbers that are shown: each against a count by hand or by brute force."""
+"""Metrics, each checked against a count by hand or by brute force."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_pass_at_k_averages_problems_not_batches() -> None:
     right = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])  # pass@2: 1/2, 5/6, 0
     for batches in ([right], [right[:1], right[1:]]):
         assert computed(PassAtK(2), *batches) == pytest.approx((1 / 2 + 5 / 6) / 3)
-    assert computed(PassAtK(1), torch.tensor([[0.51, 0.5, 0.4, 0.0]])) == 0.25  # above one half counts
+    assert computed(PassAtK(1), torch.tensor([[0.51, 0.5, 0.4, 0.0]])) == 0.25  # scores above 0.5 count as right
 
 
 def test_avg_at_k_takes_the_first_k() -> None:
@@ -76,7 +76,7 @@ def test_effective_sample_size_by_hand() -> None:
     assert effective_sample_size(torch.full((5,), 0.01)) == pytest.approx(1)
     assert effective_sample_size(torch.tensor([1.0, 3.0])) == pytest.approx(16 / 20)
     assert effective_sample_size(torch.tensor([8.0, 0, 0, 0])) == pytest.approx(1 / 4)
-    assert effective_sample_size(torch.tensor([1e30, 1e30])) == pytest.approx(1)  # its square is no float32
+    assert effective_sample_size(torch.tensor([1e30, 1e30])) == pytest.approx(1)  # the square of 1e30 overflows float32
 
 
 def test_drift_between_engine_and_policy_raises_the_alarm(caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +100,10 @@ def made(id: int, version: int, *answers: Any) -> Group:
 
 
 def reported() -> RolloutReport:
-    """Four groups: effective, all right, all wrong, and effective by score alone. Three are trained on, one old."""
+    """Reports four fresh groups: effective, all right, all wrong, and effective by score alone.
+
+    Two of them and two replayed groups are trained on.
+    """
     fresh = [
         made(0, 6, response((1, 2, 3), score=1.0), response((1,), score=0.0, finish_reason="length")),
         made(1, 6, response((1,), score=1.0), response((1,), score=1.0)),
@@ -120,7 +123,7 @@ def test_rollout_metrics_by_hand() -> None:
             "reward/score": 3.5 / 8,
             "reward/acc": 3 / 8,
             "rollout/effective_share": 2 / 4,
-            "rollout/all_wrong_share": 2 / 4,  # one of them has scores for form alone
+            "rollout/all_wrong_share": 2 / 4,  # one of them has scores for format alone
             "rollout/truncated_frac": 2 / 8,
             "rollout/response_tokens": 16 / 8,
             "rollout/grading_failures": 1.0,
@@ -165,6 +168,7 @@ def test_totals_add_up_and_price_dynamic_sampling() -> None:
         "effective_groups": 4,
         "replayed_groups": 4,
         "trained_groups": 8,
+        "continued_responses": 0,
     }
     assert totals.dynamic_sampling_responses == 16 / (4 / 8)  # half of the groups are effective: twice the responses
     resumed = Totals()
@@ -175,6 +179,12 @@ def test_totals_add_up_and_price_dynamic_sampling() -> None:
         "total/tokens": 48.0,
         "total/dynamic_sampling_responses": 48.0,
     }
+    resumed.add(reported().counts() | {"responses": 12, "continued_responses": 4})  # the 4 are only for a critic
+    assert resumed.responses == 36 and resumed.dynamic_sampling_responses == 32 / (8 / 16)
+    old = totals.state_dict()
+    del old["continued_responses"]
+    resumed.load_state_dict(old)
+    assert resumed == totals
 
 
 # -- samples -------------------------------------------------------------------------------------------------------
@@ -243,7 +253,7 @@ def test_samples_are_written_when_no_group_is_trained_on(tmp_path: Path) -> None
         ("problem 5", 0.0, None, 0),
         ("problem 5", 0.0, None, 0),
     ]
-    for report in (None, SimpleNamespace(fresh=[])):  # resumed inside an iteration; one that samples nothing
+    for report in (None, SimpleNamespace(fresh=[])):  # a run resumed inside an iteration, and one that samples nothing
         trainer.datamodule.report = report
         table.on_train_batch_end(trainer, SimpleNamespace(advantages=None), {}, Minibatch([], 2, 0), 0)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4

@@ -1,7 +1,8 @@
-"""samples.jsonl says all that a reader needs, and TensorBoard shows it as text."""
+"""samples.jsonl has all that a reader needs, and TensorBoard shows it as text."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from popo_lightning.callbacks.sample_rows import group_rows
 from popo_lightning.callbacks.sample_texts import sample_text
 from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
@@ -70,6 +72,32 @@ def test_the_text_marks_right_and_wrong_and_keeps_hostile_text_in_its_cell() -> 
     assert "1 of 2 right, replayed, 2 versions old" in shown and "1 of 2 right, fresh" in shown
     assert "<code>Be brief.</code>" in shown and "samples/image 1 under Images" in shown and '{"sum": 4}' in shown
     assert not any(tag in shown for tag in ("<img", "<script", "<h1", "<a "))
+
+
+def test_lines_after_the_checkpoint_are_dropped_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves what was there, and where nothing is dropped nothing is written."""
+    file = tmp_path / "samples.jsonl"
+    lines = [json.dumps({"iteration": iteration}) + "\n" for iteration in (1, 2, 3)]
+    file.write_text("".join(lines) + '{"iterat')
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, default_root_dir=str(tmp_path), datamodule=SimpleNamespace(iteration=2)
+    )
+    real = Path.write_text
+
+    def full(self: Path, text: str, *_: Any, **__: Any) -> int:
+        real(self, text[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SettingError, match=r"samples\.jsonl cannot be written \(No space left on device\); make room"):
+        SampleTable().on_train_start(trainer, None)
+    assert file.read_text() == "".join(lines) + '{"iterat' and list(tmp_path.iterdir()) == [file]
+    monkeypatch.setattr(Path, "write_text", real)
+    SampleTable().on_train_start(trainer, None)
+    assert file.read_text() == "".join(lines[:2]) and list(tmp_path.iterdir()) == [file]
+    monkeypatch.setattr(Path, "write_text", full)
+    SampleTable().on_train_start(trainer, None)
+    assert file.read_text() == "".join(lines[:2])
 
 
 def test_images_that_are_bytes_lie_beside_the_samples(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A class of the user's own that cannot be made or imported: one sentence with setting, fault and place."""
+"""A user's class that cannot be constructed or imported gives one sentence with setting, fault and place."""
 
 from __future__ import annotations
 

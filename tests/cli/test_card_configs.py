@@ -1,4 +1,4 @@
-"""The presets for one card: they compose with task and method, and their arithmetic fits the card."""
+"""The presets for one card compose with task and method, and by their arithmetic the run fits the card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.places import REPOSITORY
 from helpers.tiny_models import method, popo
 
 CARDS = sorted((REPOSITORY / "configs" / "card").glob("*.yaml"))
-BYTES = {"24gb": 24.15e9, "80gb": 85.0e9}  # of an L4 or A10; of an A100 or H100
+BYTES = {"24gb": 24.15e9, "80gb": 85.0e9}  # L4 or A10; A100 or H100
 MODELS = {  # parameters, layers, width, inner width
     "Qwen/Qwen2.5-0.5B-Instruct": (494_032_768, 24, 896, 4864),
     "Qwen/Qwen2.5-1.5B-Instruct": (1_543_714_304, 28, 1536, 8960),
@@ -46,13 +46,13 @@ def test_composes(card: Path, rule: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def needs(config: dict[str, Any], card: float) -> tuple[float, float]:
-    """Bytes while the policy trains and while it samples; coarse."""
+    """Returns a rough number of bytes in use while the policy trains and while it samples."""
     model, share = config["model"], config["data"]["engine"]["init_args"]["gpu_memory_utilization"]
     parameters, layers, width, inner = MODELS[model["path"]]
     rounded = model.get("dtype") == "bfloat16"
     state = parameters * (8 if rounded else 16)
     copies = 0 if rounded else 2 * parameters
-    of_layer = 30 * width + 8 * inner  # a token's
+    of_layer = 30 * width + 8 * inner  # for one token
     each = (2 if rounded else 4) * width * layers + of_layer if model["gradient_checkpointing"] else of_layer * layers
     return state + copies + model["micro_batch_tokens"] * each + CHUNK, state + share * card
 
@@ -68,7 +68,7 @@ def test_fits_its_card(card: Path) -> None:
     engine = config["data"]["engine"]["init_args"]
     assert (
         engine["gpu_memory_utilization"] * size > 1.5 * 2 * MODELS[config["model"]["path"]][0] + 3e9
-    )  # weights and a cache
+    )  # the weights and a cache fit
 
 
 def test_in_float32_the_larger_model_does_not_fit_the_smaller_card() -> None:

@@ -1,4 +1,4 @@
-"""Config files whose YAML is right and whose settings are none, and files that are no text."""
+"""Config files with valid YAML but invalid settings, and files that are not text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popo_lightning.core.errors import SettingError
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
 )
-FILES = {  # content, and what is said of it
+FILES = {  # content, and the sentence
     "data: &a {task: *a}\n": ["line 1 gives data.task itself as a part of it", "take the alias out"],
     BOMB: ["repeats aliases to more than 1000000 settings"],
     "data: {group_size: 010}\n": ["gives data.group_size 010, which YAML reads as 8", "write 8, or '010' in quotes"],

@@ -1,4 +1,4 @@
-"""What is imported is declared: nothing comes only because another package happens to bring it."""
+"""Every imported package is declared. None comes only as another package's dependency."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OWN = {"popo_lightning"}
 TESTS = {folder.name for folder in (REPOSITORY / "tests").iterdir() if folder.is_dir()}
-BY_HAND = {"gguf", "trl"}  # of two scripts that say how to install them
+BY_HAND = {"gguf", "trl"}  # two scripts say how to install these
 DISTRIBUTIONS = packages_distributions()
 
 
 def normal(name: str) -> str:
-    """A requirement's distribution, spelled as packaging tools compare it."""
+    """Returns a requirement's distribution name, spelled as packaging tools compare it."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\\[<>=!~; ]", name, maxsplit=1)[0]).lower()
 
 
@@ -31,7 +31,7 @@ def declared(*extras: str) -> set[str]:
 
 
 def imports(tree: ast.AST, within: bool = False) -> Iterator[tuple[str, bool]]:
-    """Top-level modules, and whether inside a function or for type checkers only."""
+    """Yields top-level modules and whether their import is inside a function or only for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], within) for alias in node.names)
@@ -59,8 +59,8 @@ def files(folder: str) -> list[Path]:
 
 
 def test_the_package() -> None:
-    """What a module imports at its top is a dependency; what a function imports may be an extra's."""
-    always, sometimes = declared(), declared("cpu", "gpu", "plot", "reasoning-gym", "torchao")
+    """Imports at the top of a module must be dependencies. Imports inside functions may belong to an extra."""
+    always, sometimes = declared(), declared("cpu", "gpu", "plot", "reasoning-gym", "torchao", "four-bit")
     assert [line for file in files("popo_lightning") for line in undeclared(file, always, sometimes, OWN)] == []
 
 
@@ -87,7 +87,7 @@ def test_constraints_hold_every_dependency(device: str) -> None:
 
 
 def test_the_gpu_stack_is_the_tested_one() -> None:
-    """Where both machines have a package, its version is the same."""
+    """A package that is pinned for CPUs and for GPUs has the same version in both."""
     texts = [(REPOSITORY / "constraints" / f"{device}.txt").read_text() for device in ("cpu", "gpu")]
     pins = [dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE)) for text in texts]
     cpu, gpu = ({normal(name): version for name, version in found.items()} for found in pins)

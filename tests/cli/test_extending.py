@@ -38,7 +38,7 @@ def test_every_slot_has_a_skeleton() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_skeleton_trains(name: str, config: Path, tmp_path: Path) -> None:
-    """As the page says, with the tests' policy in the place of its task."""
+    """Follows the page, with the tests' policy in place of its task."""
     found = list(blocks(SECTIONS[name]))
     for block in found:
         if block.language == "python":
@@ -71,7 +71,7 @@ def test_the_readmes_snippet_runs(config: Path, tmp_path: Path) -> None:
 
 
 def run(snippet: str, config: Path, folder: Path) -> None:
-    """A snippet, with the tests' policy and fewer iterations."""
+    """Runs a snippet with the tests' policy and fewer iterations."""
     numbers = ", ".join(f"{name}={value!r}" for name, value in TASK.items())
     for words, instead in {
         '"countdown_tiny"': repr(str(config)),

@@ -32,7 +32,7 @@ SHORT = {"trainer": {"max_epochs": 2}, "evaluation": {"every_n_iterations": 0, "
 
 
 def longest(text: str) -> float:
-    """A reward of this file."""
+    """Rewards longer responses, as a function in this file."""
     return float(len(text))
 
 
@@ -55,7 +55,7 @@ def test_the_package_alone_is_light() -> None:
 
 
 def test_fit_twice_is_the_command(config: Path, tmp_path: Path) -> None:
-    """The same weights and numbers as `popo fit`, in one process, by nested and by dotted settings."""
+    """In one process, nested and dotted settings give the same weights and numbers as `popo fit`."""
     cli = popo("fit", "--config", config, "--config", "method/popo", "--trainer.max_epochs", "2",
                "--evaluation.every_n_iterations", "0", "--evaluation.at_start", "false",
                "--run.folder", tmp_path / "command")  # fmt: skip
@@ -67,7 +67,7 @@ def test_fit_twice_is_the_command(config: Path, tmp_path: Path) -> None:
     assert first.folder == tmp_path / "first" and first.summary["iterations"] == 2
     assert [row["step"] for row in first.metrics if "train/loss" in row] == [1, 2]
     assert {"train/loss", "eval/countdown/greedy"} <= first.metrics[-1].keys()
-    assert len({row["step"] for row in first.metrics}) == len(first.metrics)  # evaluations are with their iterations
+    assert len({row["step"] for row in first.metrics}) == len(first.metrics)  # evaluations are in rows of iterations
     assert first.trainer.global_step == first.summary["optimizer_steps"] > 0
     assert popo_lightning.validate(configs=[first.folder / "config.yaml"], evaluation={"samples": 2}).keys() >= {
         "eval/countdown/greedy"
@@ -105,13 +105,15 @@ def test_a_finished_run_is_said(config: Path, tmp_path: Path) -> None:
         popo_lightning.fit(config, "popo", run={"folder": tmp_path / "run", "resume": True}, **SHORT)
 
 
+@pytest.mark.slow
 def test_a_function_as_the_reward(config: Path, tmp_path: Path) -> None:
-    """Of an embedded task, whose own verifier it replaces."""
+    """The function replaces the embedded task's own verifier."""
     found = popo_lightning.fit(config, "popo", reward=longest, run={"folder": tmp_path / "run"}, **SHORT)
     assert all(row["reward/score"] > 2 for row in found.metrics if "train/loss" in row)
     assert f"{__name__}:longest" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_function_of_a_script(config: Path, tmp_path: Path) -> None:
     pytest.importorskip("cloudpickle")
     (tmp_path / "script.py").write_text(
@@ -125,6 +127,7 @@ def test_a_function_of_a_script(config: Path, tmp_path: Path) -> None:
     assert "SCORE" in done.stdout and float(done.stdout.rpartition("SCORE ")[2]) > 9, done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_without_cloudpickle_is_told(tmp_path: Path) -> None:
     (tmp_path / "cloudpickle.py").write_text("raise ImportError('none')\n")
     (tmp_path / "script.py").write_text(
@@ -155,7 +158,7 @@ def test_control_c_is_a_keyboard_interrupt(config: Path, tmp_path: Path, monkeyp
 
 
 def lightning_fit(policy: Path, folder: Path, *callbacks: L.Callback) -> Any:
-    """What somebody writes who knows Lightning: tests/helpers' configuration by hand."""
+    """Trains as a user of Lightning would, with the configuration of tests/helpers written by hand."""
     L.seed_everything(1, verbose=False)
     module = popo_lightning.PolicyModule(
         path=str(policy),
@@ -174,7 +177,7 @@ def lightning_fit(policy: Path, folder: Path, *callbacks: L.Callback) -> Any:
 
 
 def test_lightnings_trainer_is_the_command(policy: Path, config: Path, tmp_path: Path) -> None:
-    """To the bit, though nobody told the trainer of the proximal policy."""
+    """The weights are equal bit for bit, although the trainer was not given a proximal policy."""
     assert os.environ["POPO_CACHE"] and TASK
     found = popo_lightning.fit(config, "popo", run={"folder": tmp_path / "run"}, **SHORT)
     trainer = lightning_fit(policy, tmp_path / "own")

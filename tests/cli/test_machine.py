@@ -1,4 +1,4 @@
-"""What the tests do on a machine with GPUs, emulated."""
+"""How the tests behave on a machine with GPUs, which is emulated."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_vllm_tests_are_skipped_with_a_reason_where_vllm_samples_on_gpus(monkeyp
 
 @pytest.mark.vllm
 def test_the_marker_asks_first() -> None:
-    vllm_process.check_platform(torch.device("cpu"))  # raises where the marker let this test run all the same
+    vllm_process.check_platform(torch.device("cpu"))  # raises if the marker wrongly let this test run
 
 
 @pytest.mark.parametrize(
     ("setting", "with_gpu", "without"), [("auto", "cuda", "cpu"), ("cpu", "cpu", "cpu"), ("cuda", "cuda", None)]
 )
 def test_the_accelerator(setting: str, with_gpu: str, without: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never MPS, whatever Lightning would choose."""
+    """MPS is never chosen, even if Lightning would choose it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen_accelerator(setting) == with_gpu
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,4 +1,4 @@
-"""A setting, class or config file that is misspelt is one sentence with the nearest right one."""
+"""A misspelt setting, class or config file gives one sentence with the nearest correct name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.parsers import ParsesAll
 from helpers.places import REPOSITORY
 from helpers.tiny_models import method, popo
 
-from popo_lightning.cli.config_files import check_config_files
+from popo_lightning.cli.config_files import check_comparison_files, check_config_files
 from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.cli.shipped_configs import named_configs
-from popo_lightning.compare.checking import ParsedOnly
+from popo_lightning.compare.command import parsed
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.nearest import class_paths, nearest, nearest_class
 from popo_lightning.data import RolloutDataModule
@@ -24,11 +25,11 @@ FIT = ["fit", "--config", TASK, *method("popo")]
 
 
 @pytest.fixture(scope="module")
-def parser() -> ParsedOnly:
-    """The parser of popo, which raises its sentences."""
+def parser() -> ParsesAll:
+    """Returns the parser of popo, which raises its sentences."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["popo"])
-        return ParsedOnly(
+        return ParsesAll(
             PolicyModule,
             RolloutDataModule,
             args=FIT,
@@ -39,7 +40,7 @@ def parser() -> ParsedOnly:
         )
 
 
-OPTIONS = {  # what the command line says, and the sentence
+OPTIONS = {  # command line, and sentence
     "--model.lerning_rate 1": "is no option of popo fit; did you mean --model.optimizer.init_args.lr?",
     "--data.grop_size 4": "did you mean --data.group_size?",
     "--data.grop_size=4": "--data.grop_size is no option of popo fit; did you mean --data.group_size?",
@@ -53,6 +54,12 @@ OPTIONS = {  # what the command line says, and the sentence
     "--bogus": "--bogus is no option of popo fit; popo fit --help lists them all",
     "extra": "'extra' is no option of popo fit",
     "--model.optimizer.init_args.lrr 1": "model.optimizer: AdamW has no setting 'lrr'; did you mean lr?",
+    "--model.behave_wieght.cap 4": "is no option of popo fit; did you mean --model.behave_weight.cap?",
+    "--modle.behave_weight.cap 4": "is no option of popo fit; did you mean --model.behave_weight.cap?",
+    "--data.compser.buffer.capacity 4": "is no option of popo fit; did you mean --data.composer.buffer.capacity?",
+    "--data.composer.bufer.capacity 4": "data.composer: PrioritizedGroupReplay has no setting 'bufer'; did you mean "
+    "buffer?",
+    "--weather.of.today 4": "is no option of popo fit; popo fit --help lists them all",
     "--data.composer.bufer 1": "PrioritizedGroupReplay has no setting 'bufer'; did you mean buffer?",
     "--data.composer.buffer.capasity 1": "data.composer.buffer: GroupReplayBuffer has no setting 'capasity'",
     "--data.task.numbrs 1": "data.task: CountdownSteps has no setting 'numbrs'; did you mean numbers?",
@@ -95,7 +102,7 @@ OPTIONS = {  # what the command line says, and the sentence
 
 
 @pytest.mark.parametrize("line", OPTIONS)
-def test_an_option(line: str, parser: ParsedOnly) -> None:
+def test_an_option(line: str, parser: ParsesAll) -> None:
     args = ["" if arg == "''" else arg for arg in line.split()]
     with pytest.raises(SettingError) as refused:
         parser.parse_arguments(parser.parser, [*FIT, *args])
@@ -106,14 +113,14 @@ def test_an_option(line: str, parser: ParsedOnly) -> None:
     assert "Union" not in sentence and "Namespace" not in sentence and "<class" not in sentence
 
 
-def test_an_option_of_another_subcommand(parser: ParsedOnly) -> None:
+def test_an_option_of_another_subcommand(parser: ParsesAll) -> None:
     for args in (["--plan"], ["--card_gib", "80"]):
         with pytest.raises(SettingError, match=rf"{args[0]} is an option of popo fit, not of popo validate"):
             parser.parse_arguments(parser.parser, ["validate", "--config", TASK, *args])
 
 
-def test_packages_that_are_missing(parser: ParsedOnly, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command is given for packages that this project knows; a misspelt name may be a stranger's package."""
+def test_packages_that_are_missing(parser: ParsesAll, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only packages this project knows get the install command. A misspelt name may be an unrelated package."""
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = explained("model.optimizer: Type x: No module named 'torchao'. Got value: torchao.optim._AdamW", Command(""))
@@ -124,7 +131,7 @@ def test_packages_that_are_missing(parser: ParsedOnly, monkeypatch: pytest.Monke
     assert "pip install" not in explained("data.task: No module named 'nosuch'", Command(""))
 
 
-def test_the_card_preset_without_torchao(parser: ParsedOnly) -> None:
+def test_the_card_preset_without_torchao(parser: ParsesAll) -> None:
     if _there("torchao"):
         pytest.skip("torchao is installed")
     with pytest.raises(SettingError, match="needs the package torchao, which is not installed: pip install -c"):
@@ -162,7 +169,7 @@ def test_what_constructors_refuse() -> None:
     assert not isinstance(kept.value, SettingError)
 
 
-FILES = {  # content, and what is said of it
+FILES = {  # content, and sentence
     "data:\n\tgroup_size: 4\n": ["line 2", "'group_size: 4'", "indent with spaces, not with a tab"],
     "data:\n  group_size: 4\n minibatches: 2\n": ["line 3", "indent those of a group alike"],
     "data: {group_size: 4\n": ["close the bracket of line 1"],
@@ -213,7 +220,7 @@ def test_a_config_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_two_methods_in_a_row(tmp_path: Path) -> None:
-    """Of the first, what the second does not name would stay."""
+    """Settings of the first method that the second does not name would remain."""
     with pytest.raises(SettingError, match=r"--config names the methods '.*popo.yaml' and '.*grpo.yaml'"):
         check_config_files(["--config", TASK, *method("popo"), *method("grpo")])
     mine = tmp_path / "mine.yaml"
@@ -239,7 +246,37 @@ def test_a_file_before_the_subcommand(tmp_path: Path) -> None:
     check_config_files([])
 
 
-def test_a_setting_that_is_missing(parser: ParsedOnly) -> None:
+def test_commands_in_sentences_can_be_pasted(tmp_path: Path) -> None:
+    """Of files with a space in their names."""
+    task, quick = tmp_path / "a task.yaml", tmp_path / "a comparison.yaml"
+    task.write_text(Path(TASK).read_text())
+    quick.write_text((REPOSITORY / "configs" / "compare" / "quick.yaml").read_text())
+    for said, args in {
+        f"popo fit --config '{task}'": ["--config", str(task), "fit"],
+        f"popo compare --config '{quick}'": ["fit", "--config", str(quick)],
+    }.items():
+        with pytest.raises(SettingError) as refused:
+            check_config_files(args)
+        assert str(refused.value).endswith(said)
+    with pytest.raises(SettingError) as refused:
+        check_comparison_files(["--config", str(task)])
+    assert str(refused.value).endswith(f"popo fit --config '{task}'")
+
+
+def test_a_comparison_and_a_run_are_not_mixed_up() -> None:
+    for name, groups in {"method/popo": "run, data, model", "task/countdown_tiny": ""}.items():
+        file = str(REPOSITORY / "configs" / f"{name}.yaml")
+        with pytest.raises(SettingError, match=r"popo compare needs a comparison: .*such as compare/quick") as refused:
+            parsed(["--config", file])
+        assert file in str(refused.value) and str(refused.value).endswith(f"popo fit --config {file}")
+        assert groups in str(refused.value)
+    quick = str(REPOSITORY / "configs" / "compare" / "quick.yaml")
+    with pytest.raises(SettingError, match=rf"which is a comparison; run it by popo compare --config {quick}"):
+        check_config_files(["fit", "--config", quick])
+    assert parsed(["--config", quick]).methods
+
+
+def test_a_setting_that_is_missing(parser: ParsesAll) -> None:
     with pytest.raises(SettingError, match=r"popo fit needs data.task; name a file that has it by --config"):
         parser.parse_arguments(parser.parser, ["fit"])
 
@@ -258,4 +295,4 @@ def test_the_nearest_name() -> None:
     assert nearest_class("TruncatdIS") == "popo_lightning.objectives.weights.TruncatedIS"
     assert nearest_class("Umbrella") is None
     assert class_paths()["TruncatedIS"] == "popo_lightning.objectives.weights.TruncatedIS"
-    assert "PopoCLI" not in class_paths() and "ParsedOnly" not in class_paths()
+    assert "PopoCLI" not in class_paths() and "ParsesAll" not in class_paths()

@@ -1,15 +1,17 @@
-"""EarlyStopping and ModelCheckpoint watch the numbers of iterations and evaluations; unknown ones are one sentence."""
+"""EarlyStopping and ModelCheckpoint watch metrics of iterations and evaluations. Unknown names give one sentence."""
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers.nodes import fsdp2
+from helpers.places import REPOSITORY
 from helpers.tiny_models import method, metrics, popo, popo_process
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -30,7 +32,7 @@ STOP = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.patience", 
 
 
 def trainer(*callbacks: Any) -> Any:
-    """What the functions under test need of one."""
+    """Returns the parts of a trainer that the tested functions need."""
     return SimpleNamespace(
         callbacks=list(callbacks),
         callback_metrics={},
@@ -54,6 +56,17 @@ def test_names_are_those_of_a_run(config: Path, tmp_path: Path) -> None:
     assert {name for name in columns - known if not OPEN.fullmatch(name)} == set()
 
 
+def test_documented_names_are_known() -> None:
+    """Checks the metric that begins each row of the page. Further names in a row omit the part they share with it."""
+    lines = (REPOSITORY / "docs" / "metrics.md").read_text().splitlines()
+    named = {found[1] for line in lines if (found := re.match(r"\| `(\w+/\w+)`", line))}
+    known = {*NAMES, *REWARDS}
+    assert len(named) > 25
+    assert {
+        name for name in named if not name.startswith("eval/") and name not in known and not OPEN.fullmatch(name)
+    } == set()
+
+
 def test_names_of_an_evaluation_of_several_benchmarks() -> None:
     plain = EvalSettings(4, 2, (1, 4), True, 1.0, 1.0, 0, None, 0)
     other = EvalSettings(8, 4, (4,), True, 1.0, 1.0, 0, None, 0)
@@ -71,11 +84,11 @@ def test_unknown_monitors_before_a_model_loads() -> None:
     for name, near in {"reward/scor": None, "train/los": "train/loss", "val_loss": "train/value_loss"}.items():
         for callback in (EarlyStopping(name), ModelCheckpoint(monitor=name)):
             if near is None:
-                check_monitors(trainer(callback), ours=True)  # a verifier names its parts: seen after an iteration
+                check_monitors(trainer(callback), ours=True)  # a verifier names parts: checked after an iteration
                 continue
             with pytest.raises(SettingError, match=rf"'{name}', which is never logged; did you mean {near}\?"):
                 check_monitors(trainer(callback), ours=True)
-            check_monitors(trainer(callback), ours=False)  # another's composer may report it
+            check_monitors(trainer(callback), ours=False)  # another composer may report it
     check_monitors(trainer(ModelCheckpoint(), EarlyStopping("reward/score"), EarlyStopping("weight/ess_age_3")), True)
 
 
@@ -98,7 +111,7 @@ def test_monitors_of_evaluations() -> None:
 def test_a_reward_that_no_iteration_has() -> None:
     watching = trainer(EarlyStopping("reward/scor"))
     metrics = {"reward/score": 0.5, "train/loss": 1.0}
-    publish(watching, None, metrics, learned=False)  # nothing was sampled or trained yet that it could be seen in
+    publish(watching, None, metrics, learned=False)  # too early: no iteration has sampled or trained
     with pytest.raises(SettingError, match=r"'reward/scor', which is never logged; did you mean reward/score\?"):
         publish(watching, None, metrics, learned=True)
     for sometimes in ("weight/replayed_ess", "replay/age_mean", "engine/logp_gap_mean"):
@@ -108,7 +121,7 @@ def test_a_reward_that_no_iteration_has() -> None:
 
 
 def test_patience_counts_measurements() -> None:
-    """Not iterations in which a number was not measured, nor those in which nothing was learned."""
+    """Patience does not count iterations in which the metric was not measured or nothing was learned."""
     score, ages = EarlyStopping("reward/score", mode="max", patience=2), EarlyStopping("replay/age_mean", patience=9)
     loss = EarlyStopping("train/loss", patience=99)
     watching = trainer(score, ages, loss)
@@ -119,7 +132,7 @@ def test_patience_counts_measurements() -> None:
     assert score.wait_count == 0 and ages.wait_count == 0 and not watching.should_stop
     publish(watching, None, {"reward/score": 0.4, "train/loss": 1.0, "replay/age_mean": 2.0}, learned=True)
     assert score.wait_count == 1 and loss.best_score == 1.0
-    publish(watching, None, {"train/loss": 0.9}, learned=True)  # a composer that sampled nothing
+    publish(watching, None, {"train/loss": 0.9}, learned=True)  # the composer sampled nothing
     assert score.wait_count == 1 and math.isnan(watching.callback_metrics["reward/score"])
     publish(watching, None, {"reward/score": 0.3, "train/loss": 0.8}, learned=True)
     assert watching.should_stop and score.stopped_epoch == 0 and loss.wait_count == 0
@@ -142,7 +155,7 @@ def steps(folder: Path, name: str) -> list[int]:
 
 
 def test_a_run_stops_at_its_reward(config: Path, tmp_path: Path) -> None:
-    """By patience 2, with a mode in which any progress is none: after the third iteration at the latest."""
+    """Every reward passes the stopping threshold of 0, so the run stops after its first iteration."""
     command = ["fit", "--config", config, *method("popo"), "--run.folder", tmp_path / "a", *STOP, "reward/score"]
     bound = ["--trainer.callbacks.stopping_threshold", "0", "--trainer.callbacks.mode", "max"]
     popo(*command, *bound)
@@ -151,7 +164,7 @@ def test_a_run_stops_at_its_reward(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_stops_at_its_evaluation(config: Path, tmp_path: Path) -> None:
-    """The patience of 2 is two evaluations, four iterations; the first policy's does not count."""
+    """The patience of 2 is two evaluations or four iterations. The first policy's evaluation does not count."""
     command = ["fit", "--config", config, *method("popo"), "--run.folder", tmp_path / "b", "--trainer.max_epochs", "12"]
     name = "eval/countdown/truncated_frac"
     popo(*command, *STOP, name, "--trainer.callbacks.min_delta", "9")  # the first counts as better than infinity
@@ -198,7 +211,7 @@ def test_unknown_monitors_on_the_command_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_stop_together(strategy: str, config: Path, tmp_path: Path) -> None:
-    """Only rank 0 has all numbers of an iteration; a rank that went on would wait for ever."""
+    """Only rank 0 has all metrics of an iteration. If another rank continued, it would wait forever."""
     several = ["--trainer.strategy", "ddp"] if strategy == "ddp" else fsdp2(2, whole_checkpoints=True)
     command = ["fit", "--config", config, *method("popo"), *several, "--trainer.devices", "2"]
     command += ["--data.problems_per_iteration", "10", "--run.folder", tmp_path, *STOP, "policy/entropy"]

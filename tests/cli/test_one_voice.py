@@ -1,4 +1,4 @@
-"""Several ranks say once what all refuse, and a rank that refuses alone says it too."""
+"""A refusal that all ranks share is printed once. A rank that refuses alone prints it too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def spoken(refusing: list[int], folder: str) -> str:
-    """What this rank prints, where some ranks refuse, joined over gloo."""
+    """Returns what this rank prints if some ranks, joined over gloo, refuse."""
     import contextlib
     import io
 
@@ -30,12 +30,13 @@ def spoken(refusing: list[int], folder: str) -> str:
         with contextlib.redirect_stderr(heard):
             one_voice.speak("no")
     Path(folder, f"done{rank}").touch()
-    while not all(Path(folder, f"done{other}").exists() for other in range(2)):  # rank 0 keeps what they share
+    while not all(Path(folder, f"done{other}").exists() for other in range(2)):  # rank 0 hosts the store of both ranks
         pass
     dist.destroy_process_group()
     return heard.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refusing", "said"), [([0, 1], ["popo: no\n", ""]), ([1], ["", "popo: no\n"])])
 def test_joined_ranks(refusing: list[int], said: list[str], tmp_path: Path) -> None:
     assert on_two_ranks(spoken, tmp_path, refusing, str(tmp_path)) == said
@@ -55,7 +56,7 @@ def sentences(args: list[str | Path], launcher: list[str], **variables: str) -> 
 
 @pytest.mark.slow
 def test_torchrun(config: Path, tmp_path: Path) -> None:
-    """Before there is a process group."""
+    """The refusal comes before there is a process group."""
     args = ["fit", "--config", config, *method("popo"), "--run.root", tmp_path, "--trainer.devices", "2"]
     (sentence,) = sentences([*args, "--data.group_size", "0"], [*TORCHRUN, "-m", "popo_lightning"])
     assert "data.group_size is 0" in sentence
@@ -63,7 +64,7 @@ def test_torchrun(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_lightning_starts(config: Path, tmp_path: Path) -> None:
-    """A refusal that comes once the ranks are joined."""
+    """The refusal comes after the ranks have joined."""
     args = ["fit", "--config", config, *method("popo"), "--run.root", tmp_path, "--trainer.devices", "2"]
     (sentence,) = sentences(args, [sys.executable, "-m", "popo_lightning"])
     assert "data.problems_per_iteration is 9, which 2 ranks cannot share evenly" in sentence

@@ -1,4 +1,4 @@
-"""Configurations travel with the package and are found by name, from any folder."""
+"""Configurations are part of the package and are found by name from any folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.places import REPOSITORY
 from helpers.tiny_models import environment, metrics
 
 from popo_lightning.cli.config_files import check_config_files
-from popo_lightning.cli.shipped_configs import config_path, main, shipped, with_config_paths
+from popo_lightning.cli.shipped_configs import config_path, main, shipped, with_config_names, with_config_paths
 from popo_lightning.core.errors import SettingError
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -59,6 +59,10 @@ def test_only_what_follows_the_option_is_a_name(elsewhere: Path) -> None:
     assert found[0] == "fit" and found[2].endswith("configs/task/countdown_tiny.yaml")
     assert found[3].startswith("-c=") and found[3].endswith("configs/method/popo.yaml")
     assert found[4:] == [*args[4:], "--config"]
+    assert with_config_names(found) == [*args, "--config"], "shown commands have the names again"
+    (elsewhere / "task").mkdir()
+    (elsewhere / "task" / "countdown_tiny.yaml").write_text("{}")
+    assert with_config_names(found)[2] == found[2], "a file of one's own has that name here"
 
 
 def test_every_file_is_listed_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +111,7 @@ def test_the_package_has_every_room() -> None:
 
 @pytest.mark.slow
 def test_an_installed_package_trains_from_an_empty_folder(tmp_path: Path) -> None:
-    """With a rule of one's own there, and nothing of the checkout in reach."""
+    """The folder has only a user's own rule, and nothing of the checkout is reachable."""
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "-q", "-w", str(tmp_path / "wheel")]
     subprocess.run([*build, str(REPOSITORY)], check=True, timeout=300)
     (wheel,) = (tmp_path / "wheel").iterdir()

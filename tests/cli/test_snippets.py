@@ -1,4 +1,4 @@
-"""Every command and every YAML of the README and the docs is one that popo accepts."""
+"""popo accepts every command and every YAML of the README and the docs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.parsers import ParsesAll
 from helpers.places import REPOSITORY
-from helpers.snippets import OF_A_POLICY, Checker, blocks, commands, expanded
+from helpers.snippets import WITHOUT_CONFIG, Checker, blocks, commands, expanded
 
 from popo_lightning.cli.config_files import check_config_files
-from popo_lightning.compare.checking import ParsedOnly
 from popo_lightning.compare.command import parsed
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
+from popo_lightning.estimate.options import estimate_options
 from popo_lightning.export.options import export_options, sample_options
 from popo_lightning.policy import PolicyModule
 from popo_lightning.show.command import parser as show_parser
@@ -30,11 +31,11 @@ PAGES = sorted(path for pattern in FOUND for path in REPOSITORY.glob(pattern))
 
 @pytest.fixture(scope="module")
 def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
-    """Reads a command by a parser that is made once; the same words are read once."""
+    """Returns a function that reads commands. It makes one parser, and reads the same words once."""
     base = [f"--config={REPOSITORY}/configs/{name}.yaml" for name in ("task/countdown_tiny", "method/popo")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parser = ParsedOnly(
+        parser = ParsesAll(
             PolicyModule,
             RolloutDataModule,
             args=["fit", *base],
@@ -50,8 +51,9 @@ def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
         if arguments[0] == "show":
             show_parser().parse_args(arguments[1:])
             return {}
-        if arguments[0] in OF_A_POLICY:
-            (export_options if arguments[0] == "export" else sample_options)(arguments[1:])
+        if arguments[0] in WITHOUT_CONFIG:
+            readers = {"export": export_options, "estimate": estimate_options}
+            readers.get(arguments[0], sample_options)(arguments[1:])
             return {}
         check_config_files(arguments)
         config = parser.parse_args(arguments)
@@ -86,7 +88,7 @@ def checker(
             raise SettingError(f"{folder} is no folder")
         monkeypatch.chdir(folder)
         if str(folder) not in sys.path:
-            sys.path.append(str(folder))  # popo finds classes in its working directory
+            sys.path.append(str(folder))  # popo also finds classes in its working directory
 
     return Checker(popo, enter, tmp_path)
 
@@ -97,13 +99,13 @@ def test_page(page: Path, checker: Checker) -> None:
 
 
 def test_pages_have_commands_and_settings() -> None:
-    """Or the tests above found nothing to look at."""
+    """Otherwise the tests above would have nothing to check."""
     languages = [block.language for page in PAGES for block in blocks(page.read_text())]
     assert languages.count("bash") > 60 and languages.count("yaml") > 40
 
 
 TASK = "popo fit --config configs/task/countdown_tiny.yaml"
-WRONG = {  # what a page says: words of the complaint
+WRONG = {  # what a page says, and words of the complaint
     f"```bash\n{TASK} --data.grupo_size 4\n```": "1: .*grupo_size",
     f"```bash\n{TASK} \\\n    --data.group_size many\n```": "1: .*group_size",
     f"text\n\n```bash\n{TASK} --config configs/method/nope.yaml\n```": "3: .*nope.yaml",

@@ -1,4 +1,4 @@
-"""popo fit on two processes that Lightning starts by itself, each with a vLLM engine of its own, without torchrun."""
+"""Lightning starts two processes of popo fit without torchrun, each with its own vLLM engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of Lightning's trainer that a run would ignore, or that put its iterations out of step, are refused."""
+"""Trainer settings that a run would ignore, or that would put its iterations out of step, are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
 
 @pytest.fixture(scope="module")
 def settings() -> Any:
-    """The trainer's, as the command line parses them."""
+    """Returns the trainer's settings as the command line parses them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["popo"])
         cli = ParsedOnly(
@@ -95,7 +95,7 @@ def test_a_setting_that_a_run_does_not_obey(name: str, settings: Any) -> None:
 
 
 def test_lightnings_own_defaults_are_fine(settings: Any) -> None:
-    """Of what is fixed; and nothing is fixed that this version of Lightning does not have."""
+    """Lightning's defaults for fixed settings are accepted. All fixed settings exist in this version of Lightning."""
     own = inspect.signature(L.Trainer.__init__).parameters
     assert FIXED.keys() <= REFUSED.keys()
     for name in FIXED.keys() - {"use_distributed_sampler"}:
@@ -127,7 +127,7 @@ def test_a_folder_that_would_not_be_written_into() -> None:
         with pytest.raises(SettingError, match=r"trainer.default_root_dir is 'here', .*run.folder"):
             check_root("here", folder)
     check_root(None, None)
-    check_root("here", "here")  # as the config.yaml of an earlier version has it
+    check_root("here", "here")  # as in a config.yaml of an earlier version
 
 
 def test_a_folder_on_the_command_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,8 +143,18 @@ def test_a_time_that_is_none() -> None:
             at_the_end_of_an_iteration(wrong)
 
 
+def test_a_time_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run, and one that begins from another's checkpoint, have it anew."""
+    clock = iter((100.0, 700.0, 700.0, 5000.0))
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time.monotonic", lambda: next(clock))
+    before, after = (at_the_end_of_an_iteration("00:00:10:00") for _ in range(2))
+    before.on_train_start(None, None)  # type: ignore[arg-type]
+    after.load_state_dict(before.state_dict())
+    assert (before.time_remaining(), after.time_remaining()) == (0, 600)
+
+
 def test_a_timer_stops_after_a_whole_iteration(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And config.yaml has the limit, and no folder that a run from it would not take."""
+    """config.yaml keeps the time limit and does not keep a folder that a new run would refuse."""
     monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage=None: 1e9 if any(self._start_time.values()) else 0.0)
     limit = ["--trainer.max_time", "00:01:00:00", "--trainer.max_epochs", "4", "--evaluation.every_n_iterations", "0"]
     cli = popo("fit", "--config", config, *method("popo"), "--run.folder", tmp_path, *limit)

@@ -1,4 +1,4 @@
-"""Numbers, names and slots that no run can use: one sentence with setting, value and remedy, before a model loads."""
+"""Before a model loads, unusable numbers, names and slots give one sentence with setting, value and remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from popo_lightning.toys.countdown_policy import CountdownWarmStart
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 LARGEST = 9223372036854775807
-REFUSED = {  # what the command line says, and the sentence
+REFUSED = {  # command line, and sentence
     "--data.temperature .nan": "data.temperature is nan; use a finite number",
     "--data.temperature .inf": "data.temperature is inf; use a finite number",
     "--data.temperature 1e-300": "data.temperature is 1e-300; training samples at a positive",
@@ -106,7 +106,7 @@ PARSED = {  # what the parser itself refuses
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No model loads, whatever is refused."""
+    """No model is loaded, whatever is refused."""
     monkeypatch.setattr(PolicyModule, "configure_model", lambda self: pytest.fail("a model loads"))
     yield
 

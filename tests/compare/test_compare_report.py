@@ -1,4 +1,4 @@
-"""From run folders written by hand to the report's numbers."""
+"""The report's numbers, from run folders written by hand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_final_accuracy(report: str) -> None:
-    """Means of the last two evaluations: 0.3, 0.4, 0.2, whose std is 0.1; 4.3027 * 0.1 / sqrt(3) = 0.248."""
+    """The last two evaluations have means 0.3, 0.4, 0.2, whose std is 0.1; 4.3027 * 0.1 / sqrt(3) = 0.248."""
     found = cells(report, "Final accuracy", "grpo")
     assert found["avg@4"] == "0.300 [0.052, 0.548]"
     assert found["greedy accuracy"].startswith("0.400 [")
@@ -53,7 +53,7 @@ def test_final_accuracy(report: str) -> None:
 
 
 def test_differences_are_paired(report: str) -> None:
-    """+0.1, +0.1, -0.1 by seed: std 0.11547, so 4.3027 * 0.06667 = 0.287. To dapo -0.1 and 0: 12.706 * 0.05."""
+    """By seed +0.1, +0.1, -0.1: std 0.11547, so 4.3027 * 0.06667 = 0.287. To dapo -0.1 and 0: 12.706 * 0.05."""
     found = cells(report, "Difference to grpo", "popo")
     assert found["avg@4"] == "+0.033 [-0.254, +0.320]"
     assert found["pairs"] == "3"
@@ -62,7 +62,7 @@ def test_differences_are_paired(report: str) -> None:
 
 
 def test_target_is_the_same_seeds_baseline(report: str) -> None:
-    """Targets 0.3, 0.4, 0.2: after 6.67, 15 and never; the median counts the never."""
+    """Targets 0.3, 0.4, 0.2 are reached after 6.67, 15 and never. The median counts the last one too."""
     found = cells(report, "To reach grpo's final avg@4", "popo")
     assert found["reached"] == "2 of 3"
     assert found["iterations"] == "15"
@@ -76,7 +76,7 @@ def test_target_is_the_same_seeds_baseline(report: str) -> None:
 
 
 def test_responses_against_dynamic_sampling(report: str) -> None:
-    """4,000 against 8,000 and 16,000: a half and a quarter."""
+    """4,000 against 8,000 and 16,000 are a half and a quarter."""
     found = cells(report, "What a run costs", "popo")
     assert found["of dapo's"] == "0.38 [0.25, 0.50]"
     assert found["responses"] == "4,000"
@@ -139,7 +139,7 @@ def test_figures(root: Path, report: str) -> None:
 
 
 def test_sweep(tmp_path: Path) -> None:
-    """Methods differ at each label and, each at its best, not at all."""
+    """Methods differ at each label, but not when each is at its best label."""
     sweep = {"low": {"model.optimizer.init_args.lr": 1e-5}, "high": {"model.optimizer.init_args.lr": 1e-4}}
     methods = {name: {"config": []} for name in ("grpo", "popo")}
     path = write_comparison(tmp_path, methods, sweep=sweep, seeds=[1], final_evaluations=1)
@@ -191,7 +191,7 @@ def test_estimate_where_no_method_samples_dynamically(tmp_path: Path) -> None:
 
 
 def test_other_runs_below_the_root(tmp_path: Path) -> None:
-    """A further seed with equal settings counts; one with others is named, not mixed in."""
+    """Another seed with equal settings counts. One with other settings is named, and not included."""
     path = write_comparison(tmp_path, {"popo": {}}, baseline=None, seeds=[1])
     write_run(planned(read_comparison(path), "popo", 1), POPO[1])
     write_run(planned(read_comparison(path, "--seeds", "[2]"), "popo", 2), POPO[2])

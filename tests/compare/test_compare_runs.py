@@ -1,4 +1,4 @@
-"""Runs as processes: made once, skipped, refused, failed, stopped and gone on with. Most need no torch."""
+"""Runs as processes: made once, skipped, refused, failed, stopped and continued. Most tests need no torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_held(folder: Path) -> bool:
 
 
 def compare_process(folder: Path, script: str, *more: str) -> subprocess.Popen[bytes]:
-    """A process that makes one run with the script and then another; more: how many at once, the other's script."""
+    """Starts a process that makes two runs. `more` is how many at once, and the second run's script."""
     program = TESTS / "helpers" / "scripted_runs.py"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, str(program), str(folder), script, *more], env=environment)
@@ -59,7 +59,7 @@ def test_made_once_then_skipped(tmp_path: Path) -> None:
 
 
 def test_failures_do_not_stop_the_others(tmp_path: Path) -> None:
-    """An exit code, and an end without a summary; the reason is the end of the log."""
+    """A run fails by its exit code, or by an end without a summary. The reason is the end of its log."""
     noisy = "import sys; print('x' * 9000); [print('line', i) for i in range(99)]; print('\\x1b[31mlast'); sys.exit(3)"
     runs = [
         scripted_run(tmp_path, noisy, 1),
@@ -88,7 +88,7 @@ def test_an_unfinished_run_is_made_again(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    """By an argument, by a file's content, by a run that popo compare did not begin; not by where a file lies."""
+    """Another argument, other file content or a foreign run is refused. Another folder of a file is not."""
     (tmp_path / "a.yaml").write_text("a: 1\n")
     (tmp_path / "moved.yaml").write_text("a: 1\n")
     run = replace(scripted_run(tmp_path), config=(str(tmp_path / "a.yaml"),), settings=("--trainer.max_epochs=5",))
@@ -120,7 +120,7 @@ def test_refusal_comes_before_the_first_run(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_made_twice_at_once(tmp_path: Path) -> None:
-    """While one process makes it, another leaves it alone; when that one dies, the lock is free."""
+    """While one process makes a run, another process leaves it alone. When the first dies, the lock is free."""
     run = scripted_run(tmp_path, "import time; time.sleep(60)")
     run.folder.mkdir()
     code = (
@@ -142,7 +142,7 @@ def test_a_run_is_not_made_twice_at_once(tmp_path: Path) -> None:
 
 
 def test_an_orphan_keeps_its_lock(tmp_path: Path) -> None:
-    """popo compare is killed without a chance to stop its run: until that ends, nobody begins it beside it."""
+    """If popo compare is killed before it can stop its run, no other process starts that run until it ends."""
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     run = scripted_run(tmp_path)
     comparing = compare_process(tmp_path, script)
@@ -173,7 +173,7 @@ def test_stopping_stops_the_run_and_its_children(request_: signal.Signals, tmp_p
 
 # -- several at once -------------------------------------------------------------------------------------------
 
-# Notes when it began; ends when as many notes are there as are to be under way together.
+# Writes a note at its start, and ends when as many notes exist as runs are to run together.
 MEET = (
     "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]); (here / 'began').touch(); until = time.time() + 50\n"
     "while len(list(here.parent.glob('*/began'))) < {together} and time.time() < until: time.sleep(0.02)\n"
@@ -182,7 +182,7 @@ MEET = (
 
 
 def test_several_are_under_way_together_and_begin_in_order(tmp_path: Path) -> None:
-    """Two at once meet; the third begins when one of them has ended, and has its place among three."""
+    """Two of three runs overlap. The third starts when one of them has ended, and keeps its number of three."""
     runs = [scripted_run(tmp_path, MEET.format(together=2), seed) for seed in (1, 2, 3)]
     lines: list[str] = []
     outcomes = run_all(runs, lines.append, lambda run: "0.5", at_once=2)
@@ -194,7 +194,7 @@ def test_several_are_under_way_together_and_begin_in_order(tmp_path: Path) -> No
     assert {outcome.run.seed for outcome in outcomes} == {1, 2, 3}
 
 
-# Notes that it is under way, and prints how many are.
+# Writes a note while it runs, and prints how many notes there are.
 COUNT = (
     "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]); mine = here.parent / (here.name + '.now')\n"
     "mine.touch(); time.sleep(0.3); print(len(list(here.parent.glob('*.now')))); mine.unlink()\n"
@@ -247,7 +247,7 @@ def test_stopping_stops_all_that_are_under_way(tmp_path: Path) -> None:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the processes that popo compare starts."""
+    """Sets the environment of the processes that popo compare starts."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(TESTS)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -255,7 +255,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One method trains; then a setting that only fit can refuse fails a second one, which does not harm the report."""
+    """One method trains. A second one fails by a setting that only fit can refuse, which does not harm the report."""
     arguments = {"trainer.max_epochs": 2, "evaluation.every_n_iterations": 1}
     methods = method_files("popo") | {"broken": {"arguments": {"evaluation.avg_k": 99}}}
     path = write_comparison(tmp_path, methods, task=[str(config)], seeds=[1], baseline=None, arguments=arguments)
@@ -277,7 +277,7 @@ def test_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_interrupted_comparison_goes_on(config: Path, tmp_path: Path) -> None:
-    """popo compare is told to stop in the middle of a run; the same command finishes it, as if nothing had been."""
+    """popo compare is stopped in the middle of a run. The same command then finishes it as without the stop."""
     arguments = {"trainer.max_epochs": 40, "evaluation.every_n_iterations": 20, "checkpoint.every_n_epochs": 2}
     path = write_comparison(
         tmp_path, method_files("popo"), task=[str(config)], seeds=[1], baseline=None, arguments=arguments

@@ -1,4 +1,4 @@
-"""What a comparison is made of, and what is refused before any run begins."""
+"""The settings of a comparison, and what is refused before any run starts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_command_line_overrides_a_dotted_setting(tmp_path: Path) -> None:
 
 
 def test_a_class_in_a_setting_stays_what_the_file_says(tmp_path: Path) -> None:
-    """Not made a class of by the comparison's own parser: that is popo fit's, which knows what the optimizer is of."""
+    """Only the parser of popo fit parses the class, because it knows which class an optimizer must be."""
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.03}}
     path = write_comparison(tmp_path, sweep={"sgd": {"model.optimizer": sgd}})
     (run, *_) = plan(read_comparison(path))
@@ -56,7 +56,7 @@ def test_a_class_in_a_setting_stays_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_a_parser_within_a_parser_raises() -> None:
-    """So that the outer can try another type of a union."""
+    """The outer parser can then try another type of a union."""
     with pytest.raises(ArgumentError, match="--nope"):
         OneSentenceParser(exit_on_error=False).parse_args(["--nope"])
 
@@ -98,7 +98,7 @@ def test_bad_settings_are_one_sentence(case: str, tmp_path: Path, capsys: pytest
 
 
 def test_a_method_that_fit_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before any run begins, and by the method's name."""
+    """The refusal comes before any run starts, and names the method."""
     task = [str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")]
     methods = method_files("grpo", "popo")
     methods["popo"]["arguments"] = {"data.grupo_size": 4}
@@ -112,7 +112,7 @@ def test_a_method_that_fit_would_refuse(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("file", FILES)
 def test_configurations(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run of ours is one that popo fit takes."""
+    """popo fit accepts every run of the shipped comparisons."""
     monkeypatch.chdir(REPOSITORY)
     check_commands(plan(read_comparison(file)))
 

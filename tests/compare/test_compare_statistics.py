@@ -1,4 +1,4 @@
-"""Statistics over seeds against values worked out by hand."""
+"""Statistics over seeds, checked against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 
 
 def covered_by(low: Floats, high: Floats) -> float:
-    """Share of the intervals that hold 0."""
+    """Returns the share of the intervals that contain 0."""
     return float(((low <= 0) & (high >= 0)).mean())
 
 
 def percentile_bootstrap(values: Floats) -> tuple[Floats, Floats]:
-    """Ends of the middle 95% of the means of every resample there is, of each column."""
+    """Returns, for each column, the ends of the middle 95% of the means of all possible resamples."""
     n = len(values)
     counts = np.array([np.bincount(drawn, minlength=n) for drawn in itertools.product(range(n), repeat=n)])
     low, high = np.percentile(counts @ values / n, (2.5, 97.5), axis=0, method="inverted_cdf")
@@ -39,7 +39,7 @@ def percentile_bootstrap(values: Floats) -> tuple[Floats, Floats]:
 
 @pytest.mark.parametrize(("n", "bootstrap"), [(3, 0.76), (5, 0.84)])
 def test_95_percent_of_the_intervals_hold_the_mean(n: int, bootstrap: float) -> None:
-    """10,000 times n seeds of normal values around 0: a share of .95 has a standard error of .0022, .8 of .004."""
+    """For 10,000 times n normal seeds around 0, a share of 0.95 has a standard error of 0.0022, 0.8 of 0.004."""
     values = np.random.default_rng(n).normal(scale=0.02, size=(n, 10_000))
     found = [interval(seeds) for seeds in values.T.tolist()]
     assert covered_by(np.array([each.low for each in found]), np.array([each.high for each in found])) == pytest.approx(
@@ -50,7 +50,7 @@ def test_95_percent_of_the_intervals_hold_the_mean(n: int, bootstrap: float) -> 
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_95_percent_of_the_paired_differences_hold_the_true_one(n: int) -> None:
-    """Seeds that vary ten times as much as the methods' difference does cancel out; 0.03 is what is to be found."""
+    """Seeds vary far more than the methods differ, which cancels out. The true difference is 0.03."""
     random = np.random.default_rng(10 + n)
     found = []
     for _ in range(3000):
@@ -58,7 +58,7 @@ def test_95_percent_of_the_paired_differences_hold_the_true_one(n: int) -> None:
         ours, theirs = seeds + 0.03 + random.normal(scale=0.01, size=n), seeds
         found.append(paired(dict(enumerate(ours.tolist())), dict(enumerate(theirs.tolist()))))
     held = sum(each.low <= 0.03 <= each.high for each in found) / len(found)
-    assert held == pytest.approx(0.95, abs=0.014)  # its standard error is 0.004
+    assert held == pytest.approx(0.95, abs=0.014)  # the standard error is 0.004
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_quantiles_are_those_of_the_printed_tables(freedom: int, covered: float,
 
 
 def test_interval_by_hand() -> None:
-    """.1 .2 .6: mean .3, deviations -.2 -.1 .3, variance .14 / 2 = .07; 4.3027 sqrt(.07 / 3) = .65725."""
+    """0.1 0.2 0.6: mean 0.3, deviations -0.2 -0.1 0.3, variance 0.14 / 2 = 0.07; 4.3027 sqrt(0.07 / 3) = 0.65725."""
     found = interval([0.1, 0.2, 0.6])
     assert (found.mean, found.low, found.high) == pytest.approx((0.3, 0.3 - 0.65725, 0.3 + 0.65725), abs=1e-5)
     assert found.n == 3
 
 
 def test_two_seeds_say_little() -> None:
-    """std .2 / sqrt(2), so .1 sqrt(2) / sqrt(2) = .1 is multiplied by 12.706: wider than any accuracy."""
+    """The std is 0.1 sqrt(2), so 0.1 sqrt(2) / sqrt(2) = 0.1 is multiplied by 12.706: wider than any accuracy."""
     found = interval([0.2, 0.4])
     assert (found.mean, found.low, found.high) == pytest.approx((0.3, 0.3 - 1.27062, 0.3 + 1.27062), abs=1e-5)
 
@@ -110,7 +110,7 @@ def test_extent_is_the_least_and_the_largest() -> None:
 
 
 def test_paired_differences_are_by_seed() -> None:
-    """Seeds differ by 0.5 and the methods by 0.1 each time: nothing is left to chance once seeds are paired."""
+    """Seeds differ by 0.5 and the methods by 0.1 each time. Pairing the seeds leaves no noise."""
     found = paired({1: 0.2, 2: 0.7, 9: 0.9}, {2: 0.6, 1: 0.1, 3: 0.0})
     assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     assert found.n == 2
@@ -123,7 +123,7 @@ def test_paired_differences_are_by_seed() -> None:
         ([0.1, 0.2, 0.4], 0.3, 1.5),
         ([0.1, 0.2, 0.4], 0.4, 2.0),
         ([0.1, 0.2, 0.4], 0.05, 0.0),
-        ([0.1, 0.3, 0.2, 0.5], 0.25, 0.75),  # the first crossing, of which the curve falls back
+        ([0.1, 0.3, 0.2, 0.5], 0.25, 0.75),  # the first crossing; the curve falls afterwards
         ([0.1, 0.2, 0.2], 0.2, 1.0),
         ([0.1, 0.2, 0.4], 0.41, None),
         ([], 0.1, None),

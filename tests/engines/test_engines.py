@@ -1,4 +1,4 @@
-"""Engines against the trainer's own log-probs, before and after the weights change, on three architectures."""
+"""Compares engines with the trainer's own log-probs, before and after weight updates, on three architectures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from transformers import AutoTokenizer
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
-from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling, responses_of
+from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling, prompt_seeds, responses_of
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.prompts import Prompt
 from popo_lightning.policy import PolicyModule
 
-END = 1  # of the tiny tokenizer
+END = 1  # the end token of the tiny tokenizer
 FORBIDDEN = [4, 17]
 LIMIT = 16
 TOLERANCE = 1e-4
@@ -45,7 +45,7 @@ class Pair:
         return self.engine.generate([Prompt(ids) for ids in PROMPTS], n, sampling, seed)
 
     def gap(self, sampled: list[list[Response]], temperature: float = 1.0) -> float:
-        """Largest difference to the trainer's log-probs of the same tokens."""
+        """Returns the largest difference to the trainer's log-probs of the same tokens."""
         self.policy.temperature = temperature
         groups = [
             Group(i, Problem(str(i), "", None), prompt, responses, 0)
@@ -57,7 +57,7 @@ class Pair:
         return max(float((a - b).abs().max()) for a, b in zip(logps, recorded, strict=True))
 
     def perturb(self, seed: int) -> None:
-        """Moves every parameter, biases and norms included, and tells the engine."""
+        """Changes every parameter, including biases and norms, and updates the engine's weights."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.policy.parameters():
@@ -70,7 +70,7 @@ class Pair:
 
 
 def prompts() -> list[Tensor]:
-    """Of uneven lengths, one of them longer than vLLM's cache blocks on a CPU (128 tokens)."""
+    """Returns prompts of uneven lengths. One is longer than vLLM's cache blocks on a CPU (128 tokens)."""
     generator = torch.Generator().manual_seed(3)
     lengths = (1, 5, 11, 300)
     return [torch.randint(2, 23, (length,), generator=generator) for length in lengths]
@@ -84,7 +84,7 @@ MARKS = {"transformers": [], "vllm": [pytest.mark.vllm]}
 PAIRS = [pytest.param((e, m), marks=MARKS[e]) for e in ENGINES for m in RANDOM]
 
 
-# one process holds one vLLM at a time: module scope and this order of parameters see to it
+# One process holds one vLLM at a time. The module scope and this order of parameters ensure it.
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda p: "-".join(p))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     name, kind = request.param
@@ -111,7 +111,7 @@ def seed_everything() -> None:
 
 
 def draws() -> tuple[float, float, float]:
-    """From every global random state."""
+    """Draws a number from every global random state."""
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
@@ -120,7 +120,7 @@ def tokens(sampled: Sequence[Sequence[Response]]) -> list[list[list[int]]]:
 
 
 def test_log_probs_before_and_after_updates(pair: Pair) -> None:
-    """Every parameter changes twice; a tied head, a packed copy or a cached prefix left behind would show."""
+    """Every parameter changes twice. An outdated tied head, packed copy or cached prefix would change the log-probs."""
     before = pair.generate()
     assert pair.gap(before) < TOLERANCE
     for seed in (11, 12):
@@ -139,8 +139,29 @@ def test_log_probs_at_a_temperature(pair: Pair, temperature: float) -> None:
     assert pair.gap(sampled, 1.0) > 0.01
 
 
+def test_log_probs_at_a_temperature_for_each_response(pair: Pair) -> None:
+    """The response's seed decides its temperature. Log-probs are as if drawn alone at that temperature."""
+    sampling = Sampling(LIMIT, 1.0, temperature_spread=0.4)
+    sampled = pair.generate(sampling)
+    own = [[response.temperature or 0.0 for response in responses] for responses in sampled]
+    assert own == [[sampling.temperature_of(seed + i) for i in range(4)] for seed in prompt_seeds(7, len(PROMPTS))]
+    assert len({t for of in own for t in of}) == 16 and all(0.6 <= t <= 1.4 for of in own for t in of)
+    assert tokens(pair.generate(sampling)) == tokens(sampled)
+    for place, of in enumerate(own):
+        for i, temperature in enumerate(of):
+            one = [responses[i : i + 1] for responses in sampled[place : place + 1]]
+            alone = pair.generate(Sampling(LIMIT, temperature))[place][i]
+            assert alone.token_ids.tolist() == one[0][0].token_ids.tolist() and alone.temperature is None
+            torch.testing.assert_close(alone.behave_logp, one[0][0].behave_logp, atol=TOLERANCE, rtol=0)
+    assert pair.gap(sampled, 1.0) > 0.01
+    stream = dict(
+        ready for step in pair.engine.stream([Prompt(ids) for ids in PROMPTS], 4, sampling, 7) for ready in step
+    )
+    assert tokens([stream[place] for place in range(len(PROMPTS))]) == tokens(sampled)
+
+
 def test_greedy(pair: Pair) -> None:
-    """The most likely token at every place, by the trainer's own logits; the same for every response and seed."""
+    """Every token is the most likely one by the trainer's logits, for every response and seed."""
     sampled = pair.generate(Sampling(LIMIT, temperature=0.0), n=2)
     assert tokens(sampled) == tokens(pair.generate(Sampling(LIMIT, temperature=0.0), n=2, seed=8))
     for prompt, (first, second) in zip(PROMPTS, sampled, strict=True):
@@ -159,10 +180,10 @@ def test_seeds(pair: Pair) -> None:
     assert tokens(first) != tokens(other)
     for left, right in zip(first, again, strict=True):
         assert all(torch.equal(a.behave_logp, b.behave_logp) for a, b in zip(left, right, strict=True))
-    pair.generate(Sampling(LIMIT, 0.7), seed=3, n=2)  # as an evaluation would, between two calls of training
+    pair.generate(Sampling(LIMIT, 0.7), seed=3, n=2)  # as an evaluation would, between two training calls
     assert tokens(pair.generate(seed=2)) == tokens(other)
     everything = [tuple(ids) for responses in tokens(first) for ids in responses]
-    assert len(set(everything)) > len(everything) * 3 / 4  # the responses of a prompt are drawn one by one
+    assert len(set(everything)) > len(everything) * 3 / 4  # responses of a prompt are drawn separately
 
 
 def test_a_stream_brings_every_prompt_once_and_can_be_left(pair: Pair) -> None:
@@ -186,12 +207,12 @@ def test_a_prompt_draws_the_same_whatever_is_asked_beside_it(pair: Pair) -> None
     others = [Prompt(ids) for ids in (PROMPTS[2], PROMPTS[1], PROMPTS[0], PROMPTS[3], PROMPTS[2])]
     beside = tokens(pair.engine.generate(others, 4, SAMPLING, seed=1))
     assert beside[1] == first[1] and beside[3] == first[3]
-    assert beside[0] != first[2] and beside[0] != beside[4]  # the same prompt at another place draws anew
+    assert beside[0] != first[2] and beside[0] != beside[4]  # the same prompt at another place has other draws
     assert tokens(pair.engine.generate(others[:2], 2, SAMPLING, seed=1))[1] == first[1][:2]
 
 
 def test_more_prompt_tokens_than_a_step_takes(pair: Pair) -> None:
-    """Prompts that wait for another step, and what is sampled meanwhile, change no draw."""
+    """Prompts that wait for another step, and tokens sampled meanwhile, change no draw."""
     generator = torch.Generator().manual_seed(4)
     many = [Prompt(torch.randint(2, 23, (150,), generator=generator)) for _ in range(70)]
     together = tokens(pair.engine.generate(many, 2, SAMPLING, seed=1))
@@ -200,7 +221,7 @@ def test_more_prompt_tokens_than_a_step_takes(pair: Pair) -> None:
 
 
 def test_random_states_are_left_alone(pair: Pair) -> None:
-    """Before, between and after the steps of a stream; nor do they decide anything."""
+    """A stream neither reads nor changes the global random states: before, between and after its steps."""
     asked = [Prompt(ids) for ids in PROMPTS]
     first = tokens(pair.generate(seed=1))
     seed_everything()
@@ -218,7 +239,7 @@ def test_random_states_are_left_alone(pair: Pair) -> None:
 
 
 def test_shape_and_order(pair: Pair) -> None:
-    """n responses for each prompt, in the prompts' order: their log-probs fit that prompt and no other."""
+    """Each prompt, in order, has n responses whose log-probs fit that prompt and no other."""
     sampled = pair.generate(n=3)
     assert [len(responses) for responses in sampled] == [3] * len(PROMPTS)
     assert pair.gap(sampled) < TOLERANCE
@@ -226,7 +247,7 @@ def test_shape_and_order(pair: Pair) -> None:
 
 
 def test_ends(pair: Pair) -> None:
-    """The end token is there exactly once, last, where the policy stopped, and nowhere else."""
+    """The end token occurs exactly once, as the last token, in responses that the policy stopped, and in no others."""
     responses = [r for responses in pair.generate(Sampling(40), n=24) for r in responses]
     reasons = {response.finish_reason for response in responses}
     assert reasons == {"stop", "length"}
@@ -244,7 +265,7 @@ def test_ends(pair: Pair) -> None:
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_engines_stop_alike(pair: Pair, length: int) -> None:
-    """What a response would have been, up to the string: tokens, log-probs, seeds; and the trainer agrees."""
+    """Up to the stop string, tokens, log-probs and seeds are those of a response without it. The trainer agrees."""
     tokenizer = pair.engine._tokenizer  # type: ignore[attr-defined]
     for temperature in (1.0, 0.0):
         free = pair.generate(Sampling(LIMIT, temperature), n=8)
@@ -266,7 +287,7 @@ def test_engines_stop_alike(pair: Pair, length: int) -> None:
 
 
 def test_forbidden_tokens(pair: Pair) -> None:
-    """Never sampled, and no probability is lost on them: log-probs agree only if the policy forbids them too."""
+    """Forbidden tokens are never sampled and get no probability. Log-probs agree only if the policy forbids them."""
     sampled = pair.generate(n=32)
     used = {token for responses in tokens(sampled) for ids in responses for token in ids}
     assert not used & set(FORBIDDEN)
@@ -279,7 +300,7 @@ def test_forbidden_tokens(pair: Pair) -> None:
 
 
 def test_prefix_cache_is_dropped(pair: Pair) -> None:
-    """The long prompt spans whole cache blocks: served from those of the old weights, its log-probs would be off."""
+    """The long prompt spans whole cache blocks. If it used those of the old weights, its log-probs would be wrong."""
     long, limit = PROMPTS[-1], Sampling(4)
     for seed in (21, 22):
         pair.engine.generate([Prompt(long)], 2, limit, seed)  # fills the cache
@@ -289,7 +310,7 @@ def test_prefix_cache_is_dropped(pair: Pair) -> None:
 
 
 def test_an_end_token_is_no_text(policy: Path) -> None:
-    """Special or not: some models end on a token that their tokenizer takes for an ordinary one."""
+    """The end token may be an ordinary token: some models end on one that their tokenizer does not mark as special."""
     tokenizer = AutoTokenizer.from_pretrained(policy)
     whole, begun = tokenizer.decode([7, 8]), tokenizer.decode([7])
     assert whole != begun
@@ -298,7 +319,7 @@ def test_an_end_token_is_no_text(policy: Path) -> None:
 
 
 def test_cut_tails(tmp_path: Path) -> None:
-    """Evaluation's cut tails: top_k keeps that many tokens, a tiny top_p the most likely one."""
+    """Tests truncation for evaluations: top_k keeps that many tokens, and a tiny top_p keeps the most likely one."""
     folder = random_model("llama-tied", tmp_path)
     engine = TransformersEngine()
     engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 400))

@@ -1,4 +1,4 @@
-"""Tokens drawn from numbers made in advance: exactly the softmax, never a token without probability."""
+"""Tokens drawn from given uniform numbers follow the softmax exactly. A token without probability is never drawn."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def drawn(logits: Tensor, uniform: Tensor, sampling: Sampling = ONE, forbidden: 
 
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 1000, 4097])
 def test_every_number_gives_the_token_whose_share_it_lies_in(size: int) -> None:
-    """Against a float64 cumulative sum over the whole vocabulary, at the middle of every token's share.
+    """Compares with a float64 cumulative sum over the whole vocabulary, at the middle of every token's share.
 
-    Weights are float32, so shares of less than 1 in 100,000 may lie a little beside their place.
+    Weights are float32, so shares of less than 1 in 100,000 may be slightly misplaced.
     """
     logits = 2 * torch.randn(size, generator=torch.Generator().manual_seed(size))
     shares = logits.double().softmax(-1)
@@ -38,7 +38,7 @@ def test_every_number_gives_the_token_whose_share_it_lies_in(size: int) -> None:
 
 
 def test_frequencies_are_the_softmax() -> None:
-    """Chi-square of 200,000 draws with 29 degrees of freedom; 58.3 is exceeded once in a thousand."""
+    """Chi-square of 200,000 draws with 29 degrees of freedom: 58.3 is exceeded once in a thousand."""
     logits = 2 * torch.randn(30, generator=torch.Generator().manual_seed(0))
     uniform = uniforms([7], 200_000)[0]
     for temperature in (1.0, 0.6):
@@ -50,7 +50,7 @@ def test_frequencies_are_the_softmax() -> None:
 
 @pytest.mark.parametrize("size", [24, 151_936])
 def test_numbers_at_the_ends_give_tokens_that_may_be_drawn(size: int) -> None:
-    """The first and the last tokens are forbidden, and so is every third: rounding must not bring one back."""
+    """The first and the last tokens and every third one are forbidden. Rounding must not allow one of them."""
     logits = torch.randn(size, generator=torch.Generator().manual_seed(1))
     forbidden = torch.cat((torch.arange(0, size, 3), torch.arange(size - 5, size))).unique()
     uniform = torch.tensor([0.0, 5e-324, 2**-60, 1 - 2**-53, 1 - 2**-40], dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_a_forbidden_token_takes_no_probability() -> None:
 
 
 def test_a_large_vocabulary_loses_nothing() -> None:
-    """Shares of 1 in 151,936: summed in float32 the last ones would come too often or never."""
+    """Shares are 1 in 151,936. If they were summed in float32, the last tokens would be drawn too often or never."""
     size = 151_936
     uniform = (torch.arange(size, dtype=torch.float64)[-50:] + 0.5) / size
     tokens, _ = drawn(torch.zeros(size), uniform)
@@ -90,12 +90,12 @@ def test_greedy_and_cut_tails() -> None:
     tokens, logps = drawn(logits, uniform, Sampling(1, top_k=2))
     assert set(tokens.tolist()) == {1, 3}
     torch.testing.assert_close(logps, logits[[1, 3]].log_softmax(-1)[(tokens - 1) // 2])
-    tokens, _ = drawn(logits, uniform, Sampling(1, top_p=0.7))  # shares are 0.64 and 0.24 at the top
+    tokens, _ = drawn(logits, uniform, Sampling(1, top_p=0.7))  # the largest shares are 0.64 and 0.24
     assert set(tokens.tolist()) == {1, 3}
 
 
 def test_numbers_belong_to_their_seed() -> None:
-    """Neither to their company nor to their count; and the process's random states are neither read nor moved."""
+    """A seed's numbers do not depend on other seeds or the count. They neither read nor change random states."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     states = random.getstate(), str(np.random.get_state()), torch.random.get_rng_state()
     together = uniforms([5, 2**62 + 3, 6], 40)

@@ -1,4 +1,4 @@
-"""Balance, failover and distrust of ServerEngine, against servers that are made to fail."""
+"""Balance, failover and checks of ServerEngine, against servers that fail on purpose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.tiny_models import random_model
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
-from popo_lightning.engines.base import EngineContext, Sampling
+from popo_lightning.engines.base import EngineContext, Sampling, prompt_seeds
 from popo_lightning.engines.servers import client as server_module
 from popo_lightning.engines.servers.client import Server
 from popo_lightning.engines.servers.engine import ServerEngine
@@ -72,7 +72,7 @@ def tokens(found: list[list[Response]]) -> list[list[list[int]]]:
 
 
 def without_forbidden(answer: dict[str, Any]) -> dict[str, Any]:
-    """The noise knows nothing of forbidden tokens."""
+    """Replaces forbidden tokens, because the noise does not know them."""
     for choice in answer["choices"]:
         choice["token_ids"] = [16 if token == 17 else token for token in choice["token_ids"]]
         for entry in choice["logprobs"]["content"]:
@@ -124,6 +124,18 @@ def test_greedy_responses_are_asked_for_once(servers: list[FakeServer], start: A
     assert all(len(r) == 4 and r[0].token_ids.tolist() == r[3].token_ids.tolist() for r in found)
 
 
+def test_a_response_with_a_temperature_of_its_own_is_asked_for_by_itself(servers: list[FakeServer], start: Any) -> None:
+    sampling = Sampling(LIMIT, 1.0, temperature_spread=0.3)
+    found = start(servers).generate(PROMPTS[:2], 3, sampling, 3)
+    asked = {r["sampling_params"]["seed"]: r["sampling_params"] for server in servers for r in server.requests}
+    seeds = [[first + i for i in range(3)] for first in prompt_seeds(3, 2)]
+    assert sorted(asked) == sorted(seed for of in seeds for seed in of)
+    assert all(one["n"] == 1 and one["temperature"] == sampling.temperature_of(seed) for seed, one in asked.items())
+    assert [[r.temperature for r in responses] for responses in found] == [
+        [asked[seed]["temperature"] for seed in of] for of in seeds
+    ]
+
+
 def test_the_less_busy_server_is_asked(servers: list[FakeServer], start: Any) -> None:
     servers[0].seconds, servers[1].seconds = 0.15, 0.01
     engine = start(servers, requests_per_server=3)
@@ -149,11 +161,11 @@ def test_a_server_that_dies_is_dropped_and_comes_back(servers: list[FakeServer],
     engine = start(servers, requests_per_server=2)
     whole = tokens(generate(engine))
     asked_before = len(servers[1].requests)
-    servers[0].dies_after = len(servers[0].requests)  # at the first: with nothing to do it is asked before the other
+    servers[0].dies_after = len(servers[0].requests)  # at the first: it is asked before the other, both being idle
     assert tokens(generate(engine)) == whole
     assert [server.alive for server in engine.pool.servers] == [False, True]
     assert len(servers[1].requests) - asked_before == len(PROMPTS)
-    engine.update_weights(WEIGHTS.items(), 6)  # goes to the one that is left
+    engine.update_weights(WEIGHTS.items(), 6)  # goes to the remaining server
     assert len(generate(engine)) == len(PROMPTS)
     servers[0].hangs, servers[0].dies_after = False, None
     engine.update_weights(WEIGHTS.items(), 7)
@@ -172,6 +184,7 @@ def test_no_server_left(servers: list[FakeServer], start: Any) -> None:
         engine.update_weights(WEIGHTS.items(), 6)
 
 
+@pytest.mark.slow
 def test_a_server_that_falls_silent_is_noticed_before_its_time_is_up(servers: list[FakeServer], start: Any) -> None:
     engine = start(servers, request_seconds=60.0)
     servers[0].hangs = True
@@ -185,7 +198,7 @@ def test_a_request_that_takes_too_long_goes_elsewhere(
     servers: list[FakeServer], start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(servers, request_seconds=1.5)
-    monkeypatch.setattr(Server, "answers", lambda self: True)  # they are well, so they stay
+    monkeypatch.setattr(Server, "answers", lambda self: True)  # the servers are healthy, so they stay
     servers[0].seconds = 4.0
     assert len(engine.generate(PROMPTS[:4], 2, Sampling(LIMIT), 0)) == 4
     assert [server.alive for server in engine.pool.servers] == [True, True]
@@ -304,7 +317,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("mangle", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_answers(servers: list[FakeServer], start: Any, mangle: Callable[[dict[str, Any]], Any]) -> None:
-    """Asked again elsewhere; where there is nobody else, the run stops and says so."""
+    """The request is repeated on another server. If there is none, the run stops with a message."""
     engine, good = start(servers), servers[1].mangle
     for server in servers:
         server.mangle = lambda answer: mangle(without_forbidden(answer))
@@ -315,7 +328,7 @@ def test_malformed_answers(servers: list[FakeServer], start: Any, mangle: Callab
 
 
 def test_stop_strings(servers: list[FakeServer], start: Any, folder: Path) -> None:
-    """Asked for, and where a server goes on behind one its response is cut; one that stops without any is refused."""
+    """Stop strings are requested. A response that continues after one is cut. One that stops without one is refused."""
     engine = start(servers)
     free = generate(engine)
     texts = [r.text for responses in free for r in responses]

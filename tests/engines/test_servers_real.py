@@ -1,4 +1,4 @@
-"""Two real vLLM servers on loopback: the engine's own tests through them, and a training."""
+"""Two real vLLM servers on loopback: the tests of engines run through them, and so does a training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MAX_TOKENS, START_SECONDS = 400, 400
 
 @pytest.fixture(scope="module")
 def folder(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy, which may read as many tokens as these tests ask."""
+    """Returns the tiny policy's folder, with a context as long as these tests need."""
     copy = tmp_path_factory.mktemp("served") / "policy"
     shutil.copytree(policy, copy)
     config = json.loads((copy / "config.json").read_text())
@@ -62,7 +62,7 @@ def folder(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def urls(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     logs = tmp_path_factory.mktemp("logs")
     ports = [_free_port() for _ in range(2)]
-    # compiling vLLM's samplers needs time and a C++ compiler
+    # Compiling vLLM's samplers would need time and a C++ compiler.
     environment = os.environ | {"PYTHON": sys.executable, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     servers = []
     for port in ports:
@@ -84,7 +84,7 @@ def urls(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lis
         yield found
     finally:
         for server in servers:
-            with contextlib.suppress(ProcessLookupError):  # one that never started
+            with contextlib.suppress(ProcessLookupError):  # a server that never started
                 os.killpg(server.pid, signal.SIGTERM)
         for server in servers:
             server.wait(60)
@@ -106,7 +106,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path, urls: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Random weights of the same shape, peaked, so that wrong log-probs are far from right ones."""
+    """Yields a pair of the served shape with random, peaked weights, so wrong log-probs differ much from right ones."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     random = tmp_path_factory.mktemp("random") / "policy"
@@ -128,7 +128,7 @@ def pair(folder: Path, urls: list[str], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def colocated(pair: Pair) -> Iterator[Pair]:
-    """vLLM in this process, of the same model."""
+    """Yields vLLM in this process with the same model."""
     folder = pair.policy.folder
     engine = VLLMEngine(cpu_cache_gib=0.25)
     engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, MAX_TOKENS, FORBIDDEN))
@@ -140,7 +140,7 @@ def colocated(pair: Pair) -> Iterator[Pair]:
 def test_stop_strings_end_responses_as_in_this_process(
     pair: Pair, colocated: Pair, temperature: float, length: int
 ) -> None:
-    """Tokens, text and finish reason are the same; log-probs too, but for the batches that kernels work on."""
+    """Tokens, text and finish reason are the same. Log-probs differ only by the batches of the kernels."""
     for engine in (pair.engine, colocated.engine):
         engine.update_weights(pair.policy.named_weights(), 1000)
     free = pair.generate(Sampling(LIMIT, temperature), n=8)

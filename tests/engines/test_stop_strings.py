@@ -1,4 +1,4 @@
-"""Stop strings end a response at the same token on every engine, and change no draw before it."""
+"""Stop strings end a response at the same token on every engine and change no draw before it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from popo_lightning.tasks.template import NEXT_QUESTION, Template
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """Byte-level: tokens begin with spaces, span labels in part, and are parts of characters."""
+    """Returns a byte-level tokenizer: tokens begin with spaces, span parts of labels, and are parts of characters."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -69,13 +69,13 @@ def test_a_response_keeps_the_string_and_its_text_does_not(tokenizer: Any) -> No
     (whole,) = responses_of(tokenizer, [(ids, logps, "length")], ["\n\nProblem:"])
     assert whole.finish_reason == "length" and whole.token_ids.tolist() == ids
     ended = [*ids, tokenizer.eos_token_id]
-    (by_token,) = responses_of(tokenizer, [(ended, [*logps, 0.0], "stop")], ["<end>"])  # which is no text
+    (by_token,) = responses_of(tokenizer, [(ended, [*logps, 0.0], "stop")], ["<end>"])  # it is no text
     assert by_token.token_ids.tolist() == ended and by_token.text == "It is 2.\n\nQuestion: what"
 
 
 @pytest.mark.parametrize("unread", [1, 5])
 def test_rows_that_have_stopped_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
-    """The transformers engine notices within the steps between two looks, and the others take the place."""
+    """The transformers engine notices a stop string within `unread` steps. Other rows then take the place."""
     engine = TransformersEngine(4)
     engine.start(EngineContext(random_model("llama-tied", tmp_path), torch.device("cpu"), torch.float64, 0, 1, 400))
     monkeypatch.setattr(decoding, "STEPS_UNREAD", unread)
@@ -118,7 +118,7 @@ def test_a_prefix_is_read_with_the_text_before_the_string(policy: Path) -> None:
     with Pool(FailsOn()) as pool:
         maker = RolloutGenerator(encoder, Stops(), pool, PhaseClock(), 0, 1, torch.float32, None)
         maker.make([Problem("p", "1,2>3:", None)], 1, Sampling(20, stop=(";",)), 0, [prefix])
-    assert seen == ["7;23=5"]  # the prefix has the string itself, and is no response
+    assert seen == ["7;23=5"]  # the prefix has the string too, but is not part of the response
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The transformers engine against a loop without a cache, one response at a time."""
+"""Compares the transformers engine with a loop without a cache, one response at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIMIT = 14
 
 
 def started(folder: Path, batch_size: int, dtype: torch.dtype = torch.float64) -> TransformersEngine:
-    """In float64, unless told otherwise: there the company a row is computed in does not change what it draws."""
+    """Starts an engine, in float64 unless told otherwise. There, draws do not depend on the other rows of a batch."""
     engine = TransformersEngine(batch_size)
     engine.start(EngineContext(folder, torch.device("cpu"), dtype, 0, 1, 400, FORBIDDEN))
     engine._ends = torch.tensor(ENDS)
@@ -44,7 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def asked() -> list[Prompt]:
-    """Ragged, two of one length, and two that have begun their responses."""
+    """Returns prompts of uneven lengths. Two have the same length, and two have begun their responses."""
     generator = torch.Generator().manual_seed(3)
     lengths = (3, 12, 1, 40, 12, 7)
     begun = (0, 0, 0, 5, 0, 2)
@@ -53,7 +53,7 @@ def asked() -> list[Prompt]:
 
 
 def reference(model: Any, prompt: Tensor, seed: int, limit: int, sampling: Sampling) -> tuple[list[int], list[float]]:
-    """One response: the whole text through the model for every token, and a plain cumulative sum to draw it."""
+    """Samples one response: for every token the whole text runs through the model, and a cumulative sum decides."""
     ids, logps = prompt.tolist(), []
     for uniform in uniforms([seed], limit)[0].tolist():
         with torch.no_grad():
@@ -72,7 +72,7 @@ def reference(model: Any, prompt: Tensor, seed: int, limit: int, sampling: Sampl
 @pytest.mark.parametrize("batch_size", [512, 5, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_as_one_at_a_time_without_a_cache(folder: Path, batch_size: int, temperature: float) -> None:
-    """Rows join and leave in another order with each batch size, and no response notices."""
+    """Rows join and leave in another order with each batch size, which changes no response."""
     engine, prompts, sampling, n = started(folder, batch_size), asked(), Sampling(LIMIT, temperature), 3
     sampled = engine.generate(prompts, n, sampling, 11)
     reasons = set()
@@ -90,6 +90,19 @@ def test_as_one_at_a_time_without_a_cache(folder: Path, batch_size: int, tempera
     assert reasons == {"stop", "length"} or temperature == 0
 
 
+@pytest.mark.parametrize("batch_size", [512, 5])
+def test_each_response_at_a_temperature_of_its_own(folder: Path, batch_size: int) -> None:
+    engine, prompts, sampling = started(folder, batch_size), asked(), Sampling(LIMIT, 1.0, temperature_spread=0.5)
+    sampled = engine.generate(prompts, 3, sampling, 11)
+    for prompt, seed, responses in zip(prompts, prompt_seeds(11, len(prompts)), sampled, strict=True):
+        for i, response in enumerate(responses):
+            assert response.temperature == sampling.temperature_of(seed + i)
+            alone = Sampling(LIMIT, response.temperature or 0.0)
+            ids, logps = reference(engine._model, prompt.ids, seed + i, LIMIT - prompt.begun, alone)
+            assert response.token_ids.tolist() == ids
+            torch.testing.assert_close(response.behave_logp, torch.tensor(logps), atol=1e-5, rtol=0)
+
+
 def test_a_sliding_window_is_a_matter_of_the_mask(tmp_path: Path) -> None:
     engine, prompts, sampling = started(sliding(tmp_path, "sliding_attention"), 5), asked(), Sampling(LIMIT)
     sampled = engine.generate(prompts, 1, sampling, 2)
@@ -104,7 +117,7 @@ def test_layers_without_keys_and_values_are_refused(tmp_path: Path) -> None:
 
 
 def sliding(folder: Path, kind: str) -> Path:
-    """A Qwen2 whose second layer is of another type and sees the last 6 tokens."""
+    """Makes a Qwen2 whose second layer has another type and attends to the last 6 tokens."""
     config = json.loads((random_model("qwen2", folder) / "config.json").read_text())
     window = {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["full_attention", kind]}
     (folder / "config.json").write_text(json.dumps(config | window))
@@ -116,7 +129,7 @@ def tokens(sampled: Sequence[Sequence[Response]]) -> list[list[list[int]]]:
 
 
 def test_a_prompts_draws_depend_on_its_seed_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not on the other prompts, on the number of responses, on when rows leave, or on how many prompts a pass takes."""
+    """Draws do not depend on other prompts, the number of responses, when rows leave, or the prompts of a pass."""
     engine, prompts, sampling = started(folder, 7), asked(), Sampling(LIMIT)
     whole = tokens(engine.generate(prompts, 4, sampling, 5))
     assert tokens(engine.generate(prompts, 2, sampling, 5)) == [responses[:2] for responses in whole]
@@ -129,7 +142,7 @@ def test_a_prompts_draws_depend_on_its_seed_alone(folder: Path, monkeypatch: pyt
 
 
 def test_looks_that_are_far_between_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA: rows that have ended run along for a few steps, also past their limit."""
+    """As on CUDA, ended rows continue for a few steps, even past their limit."""
     engine, prompts, sampling = started(folder, 7), asked(), Sampling(LIMIT)
     whole = tokens(engine.generate(prompts, 4, sampling, 5))
     advance = decoding.Decoder._advance
@@ -158,7 +171,7 @@ def test_seeds_decide_and_random_states_do_not(folder: Path) -> None:
 
 
 def test_prompts_come_as_they_finish(folder: Path) -> None:
-    """A prompt comes with its last response, while others are still under way; all come once, as generate has them."""
+    """A prompt is yielded with its last response, while others still run. Each is yielded once, as in generate."""
     engine, prompts, sampling = started(folder, 6), asked(), Sampling(LIMIT)
     steps = list(engine.stream(prompts, 3, sampling, 5))
     come = [place for step in steps for place, _ in step]
@@ -169,7 +182,7 @@ def test_prompts_come_as_they_finish(folder: Path) -> None:
 
 
 def test_rows_that_have_ended_are_not_computed(folder: Path) -> None:
-    """Work follows the tokens that are sampled, not the longest response; and a prompt is read once for its group."""
+    """Work follows the number of sampled tokens, not the longest response. A prompt is read once for its group."""
     engine, sampling, prompts = started(folder, 64), Sampling(60), asked()[:3] * 4
     seen: list[tuple[int, int]] = []
     engine._model.register_forward_pre_hook(
@@ -177,7 +190,7 @@ def test_rows_that_have_ended_are_not_computed(folder: Path) -> None:
     )
     responses = [r for rs in engine.generate(prompts, 4, sampling, 5) for r in rs]
     assert seen[0] == (len(prompts), 12)
-    drawn = sum(len(response.token_ids) - 1 for response in responses)  # the first comes from the prompt's pass
+    drawn = sum(len(response.token_ids) - 1 for response in responses)  # the prompt's pass gives the first token
     computed = sum(rows for rows, _ in seen[1:])
     longest = max(len(response.token_ids) for response in responses)
     assert drawn <= computed < 1.35 * drawn < 0.6 * len(responses) * longest
@@ -193,13 +206,13 @@ def test_log_probs_are_the_policys(folder: Path) -> None:
         for i, (prompt, responses) in enumerate(zip(prompts, sampled, strict=True))
     ]
     minibatch = Minibatch(groups, 0, 0)
-    # two ways through the layers in float32
+    # Engine and trainer compute the layers differently, in float32.
     for mine, response in zip(policy.logprobs(minibatch), minibatch.responses, strict=True):
         torch.testing.assert_close(mine, response.behave_logp, atol=1e-4, rtol=0)
 
 
 def test_responses_can_be_trained_on(folder: Path) -> None:
-    """What inference mode makes cannot be saved for a backward pass."""
+    """Tensors made in inference mode cannot be saved for a backward pass."""
     engine = started(folder, 7)
     response = engine.generate(asked()[:1], 1, Sampling(LIMIT), 5)[0][0]
     assert not response.token_ids.is_inference() and not response.behave_logp.is_inference()

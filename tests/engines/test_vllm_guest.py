@@ -1,4 +1,4 @@
-"""What vLLM leaves in transformers' classes, and what its reload leaves undone: without vLLM's own work."""
+"""What vLLM leaves in transformers' classes, and what its reload does not restore. vLLM itself is not started."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["llm"]
 
 
 class Compiled:
-    """What vLLM adds to the bases of a class."""
+    """A class that vLLM adds to the bases of another class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> str:
         return "compiled"
 
 
 def decorate(kind: Any) -> None:
-    """As vLLM's support_torch_compile does, in place."""
+    """Changes a class in place as vLLM's support_torch_compile does."""
     first = kind.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ def test_classes_are_put_back_and_vllms_models_keep_theirs(tmp_path: Path) -> No
     ids, expected = torch.tensor([[3, 4]]), (LlamaModel.__bases__, dict(vars(LlamaModel)), dict(vars(MistralModel)))
     before = ClassesBefore()
     decorate(LlamaModel)
-    with pytest.raises(AttributeError, match="do_not_compile"):  # the trainer's, without what follows
+    with pytest.raises(AttributeError, match="do_not_compile"):  # the trainer's model fails without what follows
         policy.model(input_ids=ids)
     settings = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     theirs = LlamaModel(LlamaConfig(vocab_size=9, **settings))
@@ -101,7 +101,7 @@ class Experts(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Has a buffer and nothing to receive."""
+    """Has a buffer and no parameter to load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Rotary(nn.Module):
 
 
 class Head(nn.Module):
-    """Shares its weight."""
+    """Shares its weight with another module."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def test_the_engine_and_a_server_refuse_them(llm: Recorder, monkeypatch: pytest.
 
 
 def test_loaders_without_a_name_are_given_one(llm: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As MiniMax-M2's norms have them; vLLM's reload asks each for its name."""
+    """The norms of MiniMax-M2 have such loaders, and vLLM's reload asks each loader for its name."""
 
     def load(weight: Any, loaded: Any) -> None:
         pass
@@ -220,5 +220,5 @@ def test_experts_and_tied_heads_are_packed_again() -> None:
     repack(nn.ModuleList([experts, ParallelLMHead(nn.Parameter(torch.ones(1))), Rotary()]))
     assert packed == ["experts", "head"]
     packed.clear()
-    repack(nn.ModuleList([experts.to("meta")]))  # no CPU: nothing there is packed
+    repack(nn.ModuleList([experts.to("meta")]))  # not on a CPU, so nothing is packed
     assert packed == []

@@ -1,4 +1,4 @@
-"""The order in which weights and key-value cache sleep and wake on a GPU, over WeightSync, without a GPU."""
+"""The order in which weights and key-value cache sleep and wake on a GPU, in WeightSync, tested without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ llm = vllm_for_tests.llm
 
 
 class Policy:
-    """One weight, whose value is the version."""
+    """A policy with one weight, whose value is the version."""
 
     def __init__(self, llm: Recorder, monkeypatch: pytest.MonkeyPatch, every: int = 1, **settings: Any) -> None:
         monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
@@ -38,7 +38,7 @@ class Policy:
         assert list(stream) == []
 
     def rollouts(self, version: int) -> list[str]:
-        """An iteration, and what vLLM was told in it."""
+        """Runs an iteration and returns the calls of vLLM in it."""
         self.llm.calls.clear()
         self.weight = float(version)
         self.synced.for_rollouts(version, version)
@@ -68,7 +68,7 @@ def test_weights_wake_for_the_sync_and_the_cache_for_generation(llm: Recorder, m
 
 
 def test_unchanged_weights_come_back_after_a_deep_sleep(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Level 2 keeps nothing, so a sync that nothing has changed for must happen all the same; level 1 needs none."""
+    """Level 2 keeps nothing, so even unchanged weights must be synced again. Level 1 needs no sync."""
     deep, light = Policy(llm, monkeypatch), Policy(llm, monkeypatch, sleep_level=1)
     for policy, expected in ((deep, ["reload 1"]), (light, [])):
         policy.rollouts(1)
@@ -100,7 +100,7 @@ def test_a_sync_without_generation_leaves_the_cache_asleep(llm: Recorder, monkey
     llm.calls.clear()
     policy.synced.newest(1, 1)
     policy.engine.sleep()
-    policy.generate()  # whoever forgets to wake the engine is not answered from memory that is gone
+    policy.generate()  # the engine wakes by itself, so it does not answer from released memory
     assert llm.calls == [*WAKE_WEIGHTS, "reload 0", "sleep 2", *WAKE_WEIGHTS, *WAKE_CACHE, "generate"]
 
 
@@ -113,7 +113,7 @@ def test_nothing_sleeps_on_a_cpu(llm: Recorder, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_prompt_has_a_seed_of_its_own(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so have its responses, which vLLM counts up from it, inside the integers that vLLM takes."""
+    """Each of a prompt's responses has its own seed too: vLLM counts up from the prompt's seed, within its integers."""
     policy = Policy(llm, monkeypatch)
     policy.synced.newest(0, 0)
     policy.generate(100)

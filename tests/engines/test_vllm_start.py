@@ -1,4 +1,4 @@
-"""What vLLM is given when it starts, and what it leaves behind: without a GPU, and without vLLM's own work."""
+"""The arguments that vLLM gets at its start and the state it leaves, without a GPU and without vLLM's own work."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def end_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_vllm_samples_on_the_trainers_gpu_with_one_rank(llm: Recorder) -> None:
     started("cuda:3")
     assert llm.arguments["distributed_executor_backend"] == "external_launcher"
-    assert llm.environment["LOCAL_RANK"] == "3"  # what vLLM takes for the number of the GPU
+    assert llm.environment["LOCAL_RANK"] == "3"  # vLLM takes it as the number of the GPU
     assert (llm.environment["RANK"], llm.environment["WORLD_SIZE"]) == ("0", "1")
-    with socket.socket() as free:  # for the process group that vLLM makes for itself
+    with socket.socket() as free:  # for the process group that vLLM makes
         free.bind((llm.environment["MASTER_ADDR"], int(llm.environment["MASTER_PORT"])))
-    assert llm.calls == ["device 3"]  # the current one again
+    assert llm.calls == ["device 3"]  # the current device is set again
 
 
 def test_under_slurm_ranks_are_the_trainers(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM sets neither RANK nor LOCAL_RANK, and Lightning's process group is there already."""
+    """SLURM sets neither RANK nor LOCAL_RANK, and Lightning's process group exists already."""
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(vllm_process.dist, "is_initialized", lambda: True)

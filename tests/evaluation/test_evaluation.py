@@ -1,4 +1,4 @@
-"""Evaluation over several benchmarks: what is written is what is counted, and validate finds what training found."""
+"""Evaluation over several benchmarks: files agree with the metrics, and validate finds what training found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 import yaml
 from helpers.benchmarks import HOSTILE, LARGE, SMALL
 from helpers.nodes import one_node
-from helpers.tiny_models import TASK, method, metrics, popo, popo_process, write_config
+from helpers.tiny_models import TASK, fit, method, metrics, popo, popo_process, write_config
+
+from popo_lightning.evaluation.callback import Evaluation
 
 Rows = list[dict[str, Any]]
 FILES = {SMALL: "small.jsonl", LARGE: quote(LARGE, safe=" ") + ".jsonl"}
@@ -22,7 +24,7 @@ SETTINGS = {SMALL: {"pass_k": [3, 1]}, LARGE: {"samples": 4, "temperature": 0.0,
 
 
 def two_benchmarks(path: Path, task: str = "TwoBenchmarks", **evaluation: Any) -> Path:
-    """A configuration with both benchmarks."""
+    """Writes a configuration with both benchmarks."""
     content = yaml.safe_load(write_config(path).read_text())
     content["data"]["task"] = {"class_path": f"helpers.benchmarks.{task}", "init_args": TASK}
     settings = {"every_n_iterations": 1, "samples": 3, "avg_k": 2, "pass_k": 2, "benchmarks": SETTINGS}
@@ -38,14 +40,14 @@ def config(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(config: Path) -> list[str | Path]:
-    slow = ["--model.optimizer.init_args.lr", "0.0003"]  # a policy that breaks answers nothing, right or wrong
+    slow = ["--model.optimizer.init_args.lr", "0.0003"]  # at a higher rate the policy breaks and no answer is right
     often = ["--trainer.max_epochs", "2", "--checkpoint.every_n_epochs", "1"]
     return ["fit", "--config", config, *method("grpo"), *slow, *often]
 
 
 @pytest.fixture(scope="module")
 def finished(command: list[str | Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run's folder and what a user saw, from a process of its own."""
+    """Runs a separate process and returns the run's folder and what a user saw."""
     folder = tmp_path_factory.mktemp("runs") / "two"
     done = popo_process(*command, "--run.folder", folder, "--checkpoint.save_top_k", "-1")
     assert done.returncode == 0, done.stderr
@@ -66,7 +68,7 @@ def by_problem(rows: Rows) -> dict[str, Rows]:
 
 
 def counted(rows: Rows, avg_k: int, pass_k: Sequence[int]) -> dict[str, float]:
-    """The numbers by hand, out of a file's rows."""
+    """Counts the metrics by hand from the rows of a file."""
     greedy = [row["acc"] for row in rows if row["greedy"]]
     sampled = [row for row in rows if not row["greedy"]]
     problems = [[row["acc"] for row in them] for them in by_problem(sampled).values()]
@@ -110,7 +112,7 @@ def test_numbers_are_those_of_the_written_responses(finished: tuple[Path, str], 
 def test_settings_of_a_benchmark_are_obeyed(finished: tuple[Path, str]) -> None:
     rows = rows_of(finished[0] / "evaluations" / "iteration-000000")
     problems = {name: list(by_problem(found).values()) for name, found in rows.items()}
-    assert {name: len(found) for name, found in problems.items()} == {SMALL: 7, LARGE: 4}  # of 5, by the limit
+    assert {name: len(found) for name, found in problems.items()} == {SMALL: 7, LARGE: 4}  # the limit takes 4 of 5
     assert {len(them) for them in problems[SMALL]} == {1 + 3} and {len(them) for them in problems[LARGE]} == {1 + 4}
     for them in (*problems[SMALL], *problems[LARGE]):
         assert [row["greedy"] for row in them] == [True] + [False] * (len(them) - 1)
@@ -125,7 +127,7 @@ def test_the_breakdown_adds_up(finished: tuple[Path, str]) -> None:
     folder = finished[0] / "evaluations" / "iteration-000002"
     results = json.loads((folder / "results.json").read_text())["benchmarks"]
     rows = rows_of(folder)[SMALL]
-    assert results[LARGE]["breakdown"] == {}  # one level is no breakdown
+    assert results[LARGE]["breakdown"] == {}  # one level is not a breakdown
     parts, whole = results[SMALL]["breakdown"], results[SMALL]["numbers"]
     assert list(parts) == ["level", "subject"]
     assert list(parts["level"]) == ["2", "10"]
@@ -167,8 +169,8 @@ def test_tables_in_the_terminal(finished: tuple[Path, str]) -> None:
         ]
     small = results["benchmarks"][SMALL]["numbers"]
     assert f"{small['avg_at_2']:.3f}" in next(line for line in table if line.strip().startswith(SMALL))
-    assert "\x1b" not in shown and "[red]a | b[/red] `x`" in shown  # brackets are text and not markup
-    assert shown.count("subject") == 3  # the last evaluation's parts only
+    assert "\x1b" not in shown and "[red]a | b[/red] `x`" in shown  # brackets are text, not markup
+    assert shown.count("subject") == 3  # parts of the last evaluation only
     first = metrics(finished[0])[0][f"eval/{SMALL}/avg_at_2"]
     assert f"{first:.3f} -> {small['avg_at_2']:.3f}" in shown[shown.index("first and last evaluation") :]
 
@@ -193,7 +195,7 @@ def test_tables_in_tensorboard(finished: tuple[Path, str]) -> None:
 
 
 def written(folder: Path) -> dict[str, str]:
-    """Every file but for the seconds that an evaluation took."""
+    """Returns the text of every file, without the seconds that an evaluation took."""
     found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.json*")}
     for name, text in found.items():
         if name.endswith("results.json"):
@@ -201,10 +203,11 @@ def written(folder: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_crash_and_a_resumption_write_everything_once(
     command: list[str | Path], finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Killed after the evaluation of iteration 1, whose checkpoint is not written: it happens twice."""
+    """The run is killed after the evaluation of iteration 1, before its checkpoint. This evaluation is made twice."""
     dies = ["--trainer.callbacks+", "helpers.tiny_models.KillAt", "--trainer.callbacks.iteration", "2"]
     dies += ["--trainer.callbacks.minibatch", "0", "--checkpoint.every_n_epochs", "2"]
     assert popo_process(*command, *dies, "--run.folder", tmp_path).returncode < 0
@@ -222,10 +225,10 @@ def test_a_crash_and_a_resumption_write_everything_once(
 def test_validate_finds_what_training_found(
     iteration: int, policy: Path, config: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Base model by its folder and last policy by its checkpoint, through the shell: to the last bit and character."""
+    """Base model by folder and last policy by checkpoint, in the shell: all bits and characters agree."""
     weights = ["--model.warm_start", "null", "--model.path", str(policy)]
     if iteration:
-        (last,) = (finished[0] / "checkpoints").glob("epoch=1-*.ckpt")
+        (last,) = (finished[0] / "checkpoints").glob("iteration-0002.ckpt")
         weights = ["--ckpt_path", str(last)]
     done = popo_process("validate", "--config", config, *weights, "--trainer.default_root_dir", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -263,7 +266,7 @@ def test_validate_reads_no_training_set(policy: Path, tmp_path: Path) -> None:
 
 
 def test_predict_writes_each_response_once(config: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    (last,) = (finished[0] / "checkpoints").glob("epoch=1-*.ckpt")
+    (last,) = (finished[0] / "checkpoints").glob("iteration-0002.ckpt")
     for _ in range(2):
         popo("predict", "--config", config, "--run.folder", tmp_path, "--ckpt_path", last)
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
@@ -272,6 +275,16 @@ def test_predict_writes_each_response_once(config: Path, finished: tuple[Path, s
     popo("predict", "--config", two_benchmarks(tmp_path / "c.yaml", samples=0, benchmarks={}), "--run.folder", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and all(row["greedy"] for row in rows)
+
+
+@pytest.mark.parametrize("new_draws", [False, True])
+def test_a_policy_that_does_not_change_answers_alike_unless_draws_are_new(
+    new_draws: bool, policy: Path, tmp_path: Path
+) -> None:
+    evaluation = Evaluation(1, samples=4, pass_k=4, greedy=False, new_draws=new_draws)
+    fit(policy, tmp_path, lr=0.0, iterations=2, callbacks=[evaluation])
+    answers = [(tmp_path / "evaluations" / f"iteration-00000{i}" / "countdown.jsonl").read_bytes() for i in (0, 1, 2)]
+    assert len(set(answers)) == (3 if new_draws else 1)
 
 
 def test_responses_need_not_be_written(policy: Path, tmp_path: Path) -> None:
@@ -313,7 +326,7 @@ def test_settings_for_what_is_not_there_are_refused(
 
 @pytest.mark.slow
 def test_two_ranks_share_a_benchmark(policy: Path, config: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    """Their files together are the benchmark; parts of which one rank has no problem still add up."""
+    """The ranks' files together cover the benchmark. Slices without a problem on one rank still add up."""
     ranks = ["--trainer.strategy", "ddp", "--trainer.default_root_dir", tmp_path]
     said = one_node(2, "validate", "--config", config, *ranks, seconds=150)
     folder, one = tmp_path / "evaluations" / "validate", finished[0] / "evaluations" / "iteration-000000"

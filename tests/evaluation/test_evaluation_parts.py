@@ -1,4 +1,4 @@
-"""What an evaluation is made of: settings, means, tables and files, without a model."""
+"""Parts of an evaluation without a model: settings, means, tables and files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from popo_lightning.callbacks.summary import flat
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.work import Work
 from popo_lightning.engines.base import Sampling
-from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings
+from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings, ids_of_part, seed_of_draws
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
@@ -53,7 +54,7 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
     with ReplacedFile(tmp_path / "x.jsonl") as file:
         for row in sample_rows(text, [group], [group], ["kind"]):
             file.write(row)
-    lines = (tmp_path / "x.jsonl").read_bytes().splitlines()  # no separator of any kind within a line
+    lines = (tmp_path / "x.jsonl").read_bytes().splitlines()  # a line contains no separator of any kind
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
     assert [row["greedy"] for row in rows] == [True, False]
     for row in rows:
@@ -74,7 +75,7 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
         assert sum("0.250" in line for line in shown.splitlines()) == lines_of_it
         assert not any(character in shown for character in "\x1b\x07\r\x0b\x85")
         html = markdown_to_safe_html(sheet.markdown())
-        if text == "a | b || c":  # for renderers to which a bar in code still ends a cell
+        if text == "a | b || c":  # for renderers in which a bar in code ends a cell
             assert "`a \\| b \\|\\| c`" in sheet.markdown()
         assert html.count("<tr>") == lines_of_it + 1 and html.strip().endswith("</table>")
         assert html.count("<td>") == lines_of_it * len(sheet.header)
@@ -167,7 +168,7 @@ def test_what_is_not_set_falls_back() -> None:
     assert evaluation.regime_of("y") == EvalSettings(8, 4, (8,), True, 0.6, 0.9, 0, 7, 5)
     assert evaluation.regime_of("x") == EvalSettings(16, 4, (1, 16), False, 0.0, 0.9, 0, 7, 3)
     assert evaluation.regime_of("x").changed(BenchmarkSettings(limit=0)).limit == 0
-    Evaluation(samples=0, avg_k=99)  # no k is asked of what is not sampled
+    Evaluation(samples=0, avg_k=99)  # without samples, avg_k may be any number
 
 
 def test_a_limit_takes_the_same_problems_in_their_order() -> None:
@@ -204,7 +205,7 @@ def test_means_over_benchmarks() -> None:
     assert flat(entry) == pytest.approx(expected)
     mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, pass_at_1=0.3, pass_at_16=0.9)])
     assert mixed.mean == pytest.approx({"pass_at_1": 0.2})
-    assert flat({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(0.7)  # each one's largest k
+    assert flat({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(0.7)  # the largest k of each
     first = {"iteration": 0, "eval/b4-8/greedy": 0.1}
     sheet = change_sheet(first, entry)
     assert sheet.rows[0][:2] == ["b4-8", "0.100 -> 0.200"] and sheet.rows[1][:2] == ["b2-8", "0.400"]
@@ -212,16 +213,58 @@ def test_means_over_benchmarks() -> None:
 
 
 def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
-    """Seeds are by benchmark and rank: the same problem in two benchmarks is not answered with the same noise."""
+    """Seeds depend on benchmark and rank, so the same problem in two benchmarks gets different noise."""
     seeds: list[int] = []
 
     def sample(problems: Any, n: int, sampling: Any, seed: int) -> list[Any]:
         seeds.append(seed)
         return []
 
-    data = SimpleNamespace(sample=sample, sampling=Sampling(4))
+    data = SimpleNamespace(sample=sample, sampling=Sampling(4), maker=SimpleNamespace(work=Work()))
     evaluation = Evaluation(max_new_tokens=4)
     for rank, name in ((0, "aime"), (0, "amc"), (0, "aime"), (1, "aime")):
-        trainer: Any = SimpleNamespace(global_rank=rank, datamodule=data)
-        evaluation._sample(trainer, name, [], 1, evaluation.regime)
+        data.trainer = SimpleNamespace(global_rank=rank)
+        evaluation._sample(data, name, [], 1, evaluation.regime)
     assert seeds[0] == seeds[2] and len(set(seeds)) == 3
+
+
+def test_kept_responses_have_what_an_estimate_reads() -> None:
+    """Sampled responses of the chosen problem have tokens and log-probs bit for bit, and its prompt's tokens once.
+
+    Greedy responses and other problems have none of these.
+    """
+    logp = torch.tensor([-0.1, -1e-9, -12.345678])
+    answers = [Response(torch.tensor([5, 6, 7]), logp, "stop", "x", {"score": 1.0, "acc": 1.0})] * 2
+    groups = [Group(0, Problem(name, name, 1), torch.tensor([3, 4]), answers, 0) for name in ("a", "b")]
+    rows = [json.loads(to_json(row)) for row in sample_rows("b", groups, groups, (), {"b"})]
+    kept = [row for row in rows if "token_ids" in row]
+    assert [(row["problem"], row["greedy"], row["sample"]) for row in kept] == [("b", False, 0), ("b", False, 1)]
+    assert [row.get("prompt_ids") for row in kept] == [[3, 4], None]
+    for row in kept:
+        assert row["token_ids"] == [5, 6, 7]
+        assert torch.equal(torch.tensor(row["behave_logp"]), logp)
+    assert not any("prompt_ids" in row for row in rows if row not in kept)
+
+
+def test_responses_that_are_kept_are_a_fixed_part() -> None:
+    problems = [Problem(str(place), "", 0) for place in range(40)]
+    kept = {n: ids_of_part(problems, n) for n in (0, 3, 10, 40, 99)}
+    assert [len(found) for found in kept.values()] == [0, 3, 10, 40, 40]
+    assert kept[3] < kept[10] < kept[40] == {problem.id for problem in problems}
+    with pytest.raises(SettingError, match="keep_responses is -1; use 0"):
+        Evaluation(keep_responses=-1)
+    with pytest.raises(SettingError, match="write_samples"):
+        Evaluation(keep_responses=1, write_samples=False)
+
+
+def test_draws_have_a_seed_by_rank_benchmark_and_where_asked_iteration() -> None:
+    places = [
+        (0, 0, "a", None),
+        (1, 0, "a", None),
+        (0, 1, "a", None),
+        (0, 0, "b", None),
+        (0, 0, "a", 1),
+        (0, 0, "a", 2),
+    ]
+    assert len({seed_of_draws(*place) for place in places}) == len(places)
+    assert seed_of_draws(0, 0, "a", 1) == seed_of_draws(0, 0, "a", 1)

@@ -1,4 +1,4 @@
-"""popo export: the folder has the policy's bits, loads without this package, and is whole or not there."""
+"""popo export: the folder has the policy's bits and loads without this package. An incomplete export leaves nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LIMIT = 10  # data.max_new_tokens of the runs
 
 @pytest.fixture(scope="module")
 def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two iterations."""
+    """Returns a finished run of two iterations."""
     folder = tmp_path_factory.mktemp("exported") / "run"
     popo("fit", "--config", config, *method("popo"), "--run.folder", folder, "--trainer.max_epochs", 2)
     return folder
@@ -53,7 +53,7 @@ def test_every_tensor_has_the_bits_of_the_checkpoint(run: Path, policy: Path, tm
 
 
 def test_a_folder_of_shards_gives_the_same(run: Path, tmp_path: Path) -> None:
-    shards = as_shards(newest(run), tmp_path / "epoch=1-step=6.ckpt")
+    shards = as_shards(newest(run), tmp_path / "iteration-0002.ckpt")
     exported(run, tmp_path / "from file")
     exported(shards, tmp_path / "from shards")
     one, other = tensors(tmp_path / "from file"), tensors(tmp_path / "from shards")
@@ -68,8 +68,9 @@ def test_plain_transformers_gives_the_greedy_answers_of_the_last_evaluation(run:
     assert len({row["response"] for row in rows}) > 3
 
 
+@pytest.mark.slow
 def test_untied_heads_in_several_files(tmp_path: Path) -> None:
-    """And a chat template, whose prompts the exported tokenizer writes as the base's did."""
+    """There is also a chat template, and the exported tokenizer formats prompts as the base's did."""
     base = random_model("llama-untied", tmp_path / "base", byte_tokenizer())
     task = "popo_lightning.toys.arithmetic.Arithmetic"
     config = tmp_path / "config.yaml"
@@ -111,7 +112,7 @@ def test_another_type_is_that_of_weights_and_configuration(run: Path, tmp_path: 
 
 
 def test_generation_config_has_the_runs_sampling_and_ends(run: Path, tmp_path: Path) -> None:
-    """The base model's own may penalise repetition, with which nothing was evaluated."""
+    """The base model's own may set a repetition penalty, which evaluations did not use."""
     exported(run, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (found["do_sample"], found["temperature"], found["top_k"], found["top_p"]) == (True, 1.0, 0, 1.0)
@@ -167,7 +168,7 @@ def test_places_that_are_taken_and_words_that_are_unknown(run: Path, tmp_path: P
 def test_a_disk_without_room(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(new_folder.shutil, "disk_usage", lambda path: usage(2**30, 2**30, 2**20))
-    monkeypatch.setattr("popo_lightning.export.exported_folder.weights_of", None)  # weights are not even read
+    monkeypatch.setattr("popo_lightning.export.adapted_policy.weights_of", None)  # weights are not even read
     said = refused("export", run, tmp_path / "out")
     assert "1 MiB free" in said and not list(tmp_path.iterdir())
     with pytest.raises(SettingError, match="2 GiB"):
@@ -184,6 +185,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     script = """
 import sys, time
@@ -218,7 +220,7 @@ def test_ctrl_c_while_writing(run: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_memory_holds_the_weights_of_a_file_once(tmp_path: Path) -> None:
-    """The tensors of the model are those of the checkpoint, which stay on the disk until they are written."""
+    """The tensors of the model are those of the checkpoint, which stay on disk until they are written."""
     from transformers import AutoConfig
 
     from popo_lightning.export.rebuilt_model import cast, rebuilt

@@ -1,4 +1,4 @@
-"""popo export --best: the checkpoint with the best value, of those that are kept."""
+"""popo export --best chooses the kept checkpoint with the best value."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def set_value(run: Path, iteration: int, label: str, value: float) -> None:
 
 @pytest.fixture(scope="module")
 def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all of its checkpoints."""
+    """Returns a run with all of its checkpoints."""
     return ran(config, tmp_path_factory.mktemp("best") / "run", "--checkpoint.save_top_k", -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [1, 2, 3])
 def test_without_a_monitor_greedy_accuracy_decides(run: Path, tmp_path: Path, best: int) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
@@ -65,13 +66,22 @@ def test_of_equals_the_newest_and_avg_where_nothing_was_greedy(run: Path, tmp_pa
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_monitor_decides_as_the_run_noted(config: Path, tmp_path: Path, mode: str) -> None:
-    """Of the checkpoints that are kept, also where the newest is kept beside the best."""
+    """It chooses among the kept checkpoints, even if the newest is kept beside the best."""
     kept = ["--checkpoint.monitor", "eval/countdown/avg_at_2", "--checkpoint.mode", mode, "--checkpoint.save_top_k", 2]
     run = ran(config, tmp_path / "run", *kept, "--checkpoint.save_last", "true")
     values = {iteration: value_after(run, iteration, "avg_at_2") for iteration in (1, 2, 3)}
     chosen = opened(best_checkpoint(run)).iterations
     assert values[chosen] == (max if mode == "max" else min)(values.values())
     assert len(set(values.values())) > 1, "any would have been right"
+
+
+def test_the_last_evaluation_counts_though_no_checkpoint_is_due(config: Path, tmp_path: Path) -> None:
+    """The final checkpoint is saved before its evaluation, so it is not among those noted as the best."""
+    kept = ["--checkpoint.monitor", "eval/countdown/avg_at_2", "--checkpoint.mode", "max", "--checkpoint.save_top_k", 1]
+    run = ran(config, tmp_path / "run", *kept, "--checkpoint.every_n_epochs", 2)
+    for iteration in (1, 2, 3):
+        set_value(run, iteration, "avg_at_2", 0.9 if iteration == 3 else 0.1)
+    assert opened(best_checkpoint(run)).iterations == 3
 
 
 def test_none_has_a_value(config: Path, tmp_path: Path) -> None:

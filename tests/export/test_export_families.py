@@ -1,4 +1,4 @@
-"""Families whose parameters are not what their folders have are exported under the names of their folders."""
+"""Families whose parameter names differ from those in their folders are exported under the names of their folders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from popo_lightning.policy import PolicyModule
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from tiny_families import make
 
-# Experts packed in several ways, names changed, routers with a bias in a buffer, fused projections, and none of it.
+# Experts packed in several ways, changed names, routers with a bias in a buffer, fused projections, and none of these.
 KINDS = ("qwen3_moe", "mixtral", "phimoe", "granitemoe", "deepseek_v3", "jamba", "gpt_oss", "minimax_m2", "llama")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_is_exported_as_it_was_found(kind: str, tmp_path: Path) -> None:
-    """With the bits that an engine is sent, which tests/model/test_saved_weights.py compares with the folder's."""
+    """An engine gets the same bits. tests/model/test_saved_weights.py compares them with the folder's."""
     base = make(kind, tmp_path / "base")
     policy = attached(PolicyModule(path=str(base)))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Vision-language policies: exported with their processor, sampled with a picture, loaded from a checkpoint."""
+"""Vision-language policies are exported with their processor, sampled with a picture, and loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ POLICY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two iterations, whose policy was built for it."""
+    """Returns a run of two iterations, whose policy was built for it."""
     folder = tmp_path_factory.mktemp("geometry")
     config = {
         "run": {"task": "geometry", "folder": str(folder / "run")},
@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Problem, str, str]]:
-    """(problem, picture's file, answer) of the last evaluation, whose rows name the problem in a picture's place."""
+    """Returns (problem, picture file, answer) of the last evaluation, whose rows have the problem's id instead."""
     folder = tmp_path_factory.mktemp("pictures")
     problems = {problem.id: problem for problem in DrawnGeometry(**TASK).benchmarks()["geometry"]}
     found = []
@@ -79,7 +79,7 @@ def pictures(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[
 
 
 def assert_same(out: Path, run: Path, dtype: torch.dtype = torch.float32) -> None:
-    """A folder's tensors have the names of the base's, and the policy's bits once transformers has renamed them."""
+    """The folder's tensors have the base's names, and the policy's bits once transformers has renamed them."""
     from transformers import AutoModelForImageTextToText
 
     assert tensors(out).keys() == tensors(GeometryWarmStart(**POLICY).folder()).keys()
@@ -90,6 +90,7 @@ def assert_same(out: Path, run: Path, dtype: torch.dtype = torch.float32) -> Non
     assert kept.keys() <= {"lm_head.weight"}
 
 
+@pytest.mark.slow
 def test_bits_processor_and_answers(run: Path, pictures: list[Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     exported(run, out)
@@ -131,7 +132,7 @@ def test_a_picture_is_asked_about(run: Path, pictures: list[Any], tmp_path: Path
 
 
 def test_it_loads_from_a_checkpoint(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the folder that was built for the run, too."""
+    """It also loads without the folder that was built for the run."""
     whole = PolicyModule.load_from_checkpoint(run)
     monkeypatch.setenv("POPO_CACHE", str(tmp_path / "empty"))
     bare = PolicyModule.load_from_checkpoint(newest(run))

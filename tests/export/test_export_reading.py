@@ -1,4 +1,4 @@
-"""Checkpoints of strangers, and damaged ones: nothing is run, and every changed bit is noticed."""
+"""Untrusted and damaged checkpoints: no code in them runs, and every changed bit is noticed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from helpers.exports import as_shards, newest, refused, said_by
 from helpers.tiny_models import method, popo
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.export.saved_policy import nested, opened, saved_policy
+from popo_lightning.export.saved_policy import SavedPolicy, nested, opened, saved_policy
 from popo_lightning.export.shards import tensors_of
 from popo_lightning.export.weights import weights_of
+from popo_lightning.runs.progress import progress
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,7 +37,7 @@ class Touch:
 
 
 def flipped(file: Path, beside: bytes) -> None:
-    """Changes one bit inside of some bytes of a file."""
+    """Flips one bit in the middle of the given bytes of a file."""
     content = bytearray(file.read_bytes())
     place = content.index(beside)
     content[place + len(beside) // 2] ^= 1
@@ -67,7 +68,7 @@ def test_names_of_other_things_in_a_list_of_contents(checkpoint: Path, tmp_path:
     shards = as_shards(checkpoint, tmp_path / "a.ckpt")
     module, _, last = name.rpartition(".")
     text = [b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, last)]
-    (shards / ".metadata").write_bytes(b"\x80\x04" + b"".join(text) + b"\x93.")  # the two, and what they name
+    (shards / ".metadata").write_bytes(b"\x80\x04" + b"".join(text) + b"\x93.")  # the two, and the object they name
     with pytest.raises(pickle.UnpicklingError, match=last):
         tensors_of(shards, "state_dict.model.")
 
@@ -125,7 +126,7 @@ def test_another_programs_checkpoint(tmp_path: Path) -> None:
 
 
 def test_weights_alone_are_enough_with_a_base(checkpoint: Path, policy: Path, tmp_path: Path) -> None:
-    """As checkpoint.save_weights_only leaves them, away from their run."""
+    """checkpoint.save_weights_only leaves such files. This one is away from its run."""
     state = torch.load(checkpoint, weights_only=True)
     kept = {name: state[name] for name in ("pytorch-lightning_version", "state_dict", "policy_shapes")}
     torch.save(kept, tmp_path / "alone.ckpt")
@@ -143,6 +144,15 @@ def test_what_a_path_means(checkpoint: Path) -> None:
         assert (found.iterations, found.under_way, found.record and found.record.task) == (1, 0, "tiny")
     with pytest.raises(SettingError, match="--best is given"):
         saved_policy(str(checkpoint), best=True)
+
+
+def test_an_iteration_is_under_way_while_it_has_minibatches_left() -> None:
+    """Stopped in the evaluation after its last one, it has no row yet, and its checkpoint the name of the iteration."""
+    monitor = {"callbacks": {"Monitor": {"steps": [{}, {}, {}]}}}
+    for left, expected in ((0, (4, 0)), (1, (3, 2)), (2, (3, 1))):
+        data = {"iteration": 4, "steps": 3, "ranks": [{"pending": [None] * left}]}
+        found = SavedPolicy(Path("a.ckpt"), None, monitor | {"RolloutDataModule": data})
+        assert (found.iterations, found.under_way) == expected == progress(4, 3, left)
 
 
 def test_settings_by_dotted_name() -> None:

@@ -40,7 +40,7 @@ needs_model = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(), reason=f"no {FOLDER}: run python scripts/get_smollm2.py"
 )
 OVERLONG = '{"class_path": "popo_lightning.grading.overlong.SoftOverlong", "init_args": {"buffer_tokens": 26}}'
-SMALLER = {  # a policy that is built in seconds
+SMALLER = {  # such a policy is built in seconds
     "countdown_tiny": ["--model.warm_start.examples", "9600", "--model.warm_start.right", "0.5"],
     "geometry_tiny": ["--model.warm_start.examples", "4800", "--model.warm_start.right", "0.5"],
 }
@@ -65,11 +65,11 @@ print("ANSWERS " + json.dumps([each.outputs[0].text for each in found]))
 
 
 def made(task: str, ranks: int, folder: Path) -> Path:
-    """A run of three iterations; on two ranks its checkpoint is a folder of shards."""
+    """Makes a run of three iterations. On two ranks its checkpoint is a folder of shards."""
     files = ["--config", str(REPOSITORY / "configs" / "task" / f"{task}.yaml"), *method("popo")]
     command = ["fit", *files, *SMALLER[task], "--run.folder", str(folder), "--trainer.max_epochs", "3"]
     command += ["--trainer.accelerator", "cpu", "--evaluation.samples", "0", "--evaluation.limit", "21"]
-    # of a policy that is never right no group is effective: what is trained on is whether it ends where it should
+    # This policy is never right, so no group would be effective. The length penalty gives it something to learn.
     command += ["--data.task.held_out_problems", "21", "--data.overlong", OVERLONG]
     command += ["--evaluation.at_start", "false", "--data.max_new_tokens", str(LIMIT)]
     if ranks == 1:
@@ -87,7 +87,7 @@ def kept_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def assert_moved(checkpoint: Path, kept: dict[str, Tensor]) -> None:
-    """Or the first policy's answers would be right, too."""
+    """Checks that training changed the policy. Otherwise the first policy's answers would be right too."""
     module = PolicyModule.load_from_checkpoint(checkpoint)
     began = load_model(module.folder, torch.float32)
     assert any(not torch.equal(kept[name], parameter) for name, parameter in began.named_parameters())
@@ -150,7 +150,7 @@ def test_geometry_tiny(tmp_path: Path, ranks: int) -> None:
 @pytest.mark.vllm
 @needs_model
 def test_smollm2(tmp_path: Path) -> None:
-    """A pretrained model of a folder, asked in chat messages, in bfloat16 too."""
+    """Exports a pretrained model from a folder, also in bfloat16, and asks it in chat messages."""
     files = [part for file in SMOLLM2 for part in ("--config", str(file))]
     command = ["fit", *files, *method("grpo"), "--model.path", str(FOLDER), "--run.folder", str(tmp_path / "run")]
     command += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--data.problems_per_iteration", "4"]
@@ -176,7 +176,10 @@ def test_smollm2(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_of_an_export(tmp_path: Path) -> None:
-    """Of a file the weights are never in the process's own memory, but for one file that is written at a time."""
+    """From a checkpoint file, at most the weights of one output file are in the process's own memory.
+
+    Shards are all loaded.
+    """
     output = python(MEMORY, tmp_path)
     of_file, of_shards, weights = map(int, output.split()[-3:])
     assert weights > 150 * 2**20

@@ -1,4 +1,4 @@
-"""PolicyModule.load_from_checkpoint: the policy and its run's settings, without the model that the run began with."""
+"""PolicyModule.load_from_checkpoint loads a policy with its run's settings, without the model at the run's start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.export.rebuilt_model import rebuilt
 from popo_lightning.model.critic import Critic
+from popo_lightning.model.loading import load_trainable
 from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.objectives.regularizers import KL
@@ -54,6 +56,37 @@ def test_weights_and_settings_of_the_run(run: Path, tmp_path: Path, kind: str) -
     assert module.restored and module.model.generation_config.eos_token_id == 1
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_buffers_are_those_of_the_run(run: Path, policy: Path, tmp_path: Path, dtype: str) -> None:
+    """Rotary frequencies are float32 beside weights of any type, and another type rounds the weights alone."""
+    copy = tmp_path / "half.ckpt"
+    state = torch.load(newest(run), weights_only=True)
+    state["state_dict"] = {name: weight.bfloat16() for name, weight in state["state_dict"].items()}
+    torch.save(state, copy)
+    module = PolicyModule.load_from_checkpoint(copy, dtype=dtype)
+    trained = load_trainable(policy, getattr(torch, dtype), False)
+    own, expected = dict(module.model.named_buffers()), dict(trained.named_buffers())
+    assert own.keys() == expected.keys() and all(same_bits(own[name], expected[name]) for name in own)
+    for name, weight in weights(module).items():
+        assert same_bits(weight, state["state_dict"][f"model.{name}"].to(getattr(torch, dtype)))
+    trained.load_state_dict({n.removeprefix("model."): w for n, w in state["state_dict"].items()}, strict=False)
+    ids = torch.arange(3, 15)[None]
+    assert same_bits(module.model(ids).logits, trained(ids).logits)
+
+
+def test_buffers_have_the_type_of_the_weights() -> None:
+    """Gemma's scale of embeddings is a buffer, which the type of the configuration would round."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {"vocab_size": 16, "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    config = Gemma3TextConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, dtype="bfloat16")
+    model = Gemma3ForCausalLM(config).float()
+    scale = rebuilt(config, model.state_dict()).model.embed_tokens.embed_scale
+    with pytest.raises(SettingError, match="another model"):
+        rebuilt(config, {})
+    assert scale.dtype == torch.float32 and float(scale) == pytest.approx(24**0.5, rel=1e-6)
+
+
 def test_no_warm_start_is_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPO_CACHE", str(tmp_path / "empty"))
     module = PolicyModule.load_from_checkpoint(newest(run))
@@ -69,13 +102,14 @@ def test_arguments_go_before_the_settings(run: Path, policy: Path, config: Path)
         newest(run), path=str(policy), advantage=GroupNormalized(normalize_by_std=False), strict=True
     )
     assert module.warm_start is None and module.path == str(policy) and not module.advantage.normalize_by_std  # type: ignore[attr-defined]
+    assert module.described["policy_folder"] == str(policy), "of which a checkpoint of it would say so"
     assert PolicyModule.load_from_checkpoint(run, map_location="meta").model.device.type == "meta"
     with pytest.raises(SettingError, match="which does not exist"):
         PolicyModule.load_from_checkpoint("nowhere.ckpt")
 
 
 def test_it_trains_and_evaluates(run: Path, tmp_path: Path) -> None:
-    """The first evaluation is the last of the run, whose policy it is."""
+    """The first evaluation equals the last one of the run, because the policy is the same."""
     module = PolicyModule.load_from_checkpoint(run)
     sizes: dict[str, Any] = {"problems_per_iteration": 8, "max_new_tokens": 10, "max_prompt_tokens": 16}
     data = RolloutDataModule(tiny_task(), TransformersEngine(), **sizes, temperature=module.temperature)
@@ -132,7 +166,7 @@ def test_a_critic_comes_with_its_weights(config: Path, run: Path, tmp_path: Path
 
 
 def test_settings_that_are_no_longer_known(run: Path, tmp_path: Path) -> None:
-    """Of a class that is not here, as of a checkpoint from another machine."""
+    """A setting names a class that does not exist here, as in a checkpoint from another machine."""
     copy = tmp_path / "copy.ckpt"
     shutil.copy(newest(run), copy)
     state = torch.load(copy, weights_only=True)

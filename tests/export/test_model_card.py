@@ -1,4 +1,4 @@
-"""The model card of an exported folder, and its way to the hub."""
+"""The model card of an exported folder, and its upload to the hub."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.exports import exported, refused, said_by
+from helpers.exports import exported, refused, said_by, same_bits
 from helpers.tiny_models import method, popo
 from huggingface_hub import ModelCard
 
 from popo_lightning import __version__
-from popo_lightning.export.base_model import BaseModel, base_model
+from popo_lightning.core.errors import SettingError
+from popo_lightning.export.base_model import BaseModel, base_model, weights_folder
 from popo_lightning.export.evaluations import last_measured
+from popo_lightning.export.hub import NotTakenError, push
 from popo_lightning.export.model_card import Told, model_card
+from popo_lightning.export.policy_loading import _reference
 from popo_lightning.export.saved_policy import SavedPolicy, saved_policy
-from popo_lightning.model.policy_checkpoint import REVISION
+from popo_lightning.model.loading import load_model
+from popo_lightning.model.policy_checkpoint import FOLDER, REVISION, origin
+from popo_lightning.policy import PolicyModule
 from popo_lightning.runs.record import new_record
 
 
@@ -63,7 +68,7 @@ def test_front_matter_and_text(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_evaluation_of_other_weights_is_said_to_be_one(run: Path) -> None:
-    """The second iteration has an evaluation, the first has the one before training alone, and no later one counts."""
+    """The second iteration has its own evaluation. The first has only the one before training, not a later one."""
     saved = [saved_policy(str(path)) for path in (run / "checkpoints").glob("*.ckpt")]
     by_iteration = {each.iterations: each for each in saved}
     assert by_iteration.keys() == {1, 2, 3}
@@ -77,7 +82,7 @@ def test_an_evaluation_of_other_weights_is_said_to_be_one(run: Path) -> None:
 
 
 def test_without_its_run_the_checkpoint_tells_what_it_knows(run: Path, tmp_path: Path) -> None:
-    """Its history ends before its own evaluation, which comes after it was saved."""
+    """The checkpoint's history ends before its own evaluation, which comes after the checkpoint is saved."""
     last = saved_policy(str(run))
     shutil.copy(last.checkpoint, tmp_path / "a.ckpt")
     state = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -99,7 +104,7 @@ def test_damaged_reports_are_passed_over(run: Path, tmp_path: Path) -> None:
 
 
 def test_no_text_breaks_out_of_the_page(run: Path) -> None:
-    """Names and settings are a stranger's."""
+    """Names and settings may come from a stranger."""
     hostile = "x`|\n---\n# a\n```\n<script>"
     saved = saved_policy(str(run))
     record = new_record(hostile, hostile, 1, {"data.task.init_args.system": json.dumps(hostile)}, None)
@@ -114,14 +119,31 @@ def test_no_text_breaks_out_of_the_page(run: Path) -> None:
     assert "script" not in outside and "# a" not in outside and outside.count("\n#") == text.count("\n## ") + 1
 
 
+def test_secrets_are_not_in_the_card(run: Path) -> None:
+    saved = saved_policy(str(run))
+    assert saved.record is not None
+    record = replace(
+        saved.record,
+        settings={**saved.record.settings, "data.composer.api_key": '"S3"', "data.composer.auth": '{"token": "S3"}'},
+        command="""popo fit --trainer.logger '{"init_args": {"api_key": "S3"}}' --a.token S3""",
+    )
+    forged = SavedPolicy(saved.checkpoint, run, {"callbacks": {"RunKeeper": {"run": record.to_plain(), "folder": "a"}}})
+    page = model_card(
+        Told(forged, BaseModel("a", Path("a"), None, None), "float32", False, "popo export --token S3", None)
+    )
+    assert "--a.token (not shown)\npopo export --token (not shown)" in page and "S3" not in page
+
+
 def front_matter_of(page: str) -> dict[str, Any]:
-    """By the hub's own reader."""
+    """Reads the front matter with the hub's own reader."""
     found: dict[str, Any] = ModelCard(page, ignore_metadata_errors=False).data.to_dict()
     return found
 
 
-def test_a_base_on_the_hub_is_named_with_its_revision(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the run recorded it, whatever the hub has now."""
+def test_a_base_on_the_hub_is_named_with_its_revision(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The revision is the one that the run recorded, whatever the hub has now."""
     saved = saved_policy(str(run))
     record = new_record("gsm8k", "popo", 1, {"model.path": '"owner/model"'}, None)
     state = {**saved.state, REVISION: "0123abcd", "callbacks": {"RunKeeper": {"run": record.to_plain(), "folder": "a"}}}
@@ -132,6 +154,8 @@ def test_a_base_on_the_hub_is_named_with_its_revision(run: Path, monkeypatch: py
         return f"cache/{revision or 'newest'}"
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # a folder of the same name is another model
     found = base_model(SavedPolicy(saved.checkpoint, None, state))
     assert found == BaseModel("owner/model", Path("cache/0123abcd"), "0123abcd", "owner/model")
     assert base_model(saved, "owner/other").revision == "newest"
@@ -140,11 +164,48 @@ def test_a_base_on_the_hub_is_named_with_its_revision(run: Path, monkeypatch: py
     assert front_matter(page)["base_model"] == "owner/model" and "0123abcd" in page
 
 
+def test_a_folder_of_the_run_is_no_hub_id(
+    run: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative model.path, which looks like one, from another folder."""
+    saved = saved_policy(str(run))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    record = new_record("t", "m", 1, {"model.path": json.dumps(f"{policy.parent.name}/{policy.name}")}, None)
+    kept = {"callbacks": {"RunKeeper": {"run": record.to_plain(), "folder": "a"}}}
+    monkeypatch.chdir(policy.parent.parent)
+    noted = origin(f"{policy.parent.name}/{policy.name}")
+    assert noted == {REVISION: None, FOLDER: str(policy)}
+    monkeypatch.chdir(tmp_path)
+    assert base_model(SavedPolicy(saved.checkpoint, None, kept | noted)) == BaseModel(policy.name, policy, None, None)
+    for gone in ({REVISION: None, FOLDER: str(tmp_path / "gone")}, {REVISION: None}, {}):
+        with pytest.raises(SettingError, match=r"no longer there, .* by --base"):
+            base_model(SavedPolicy(saved.checkpoint, None, kept | gone))
+
+
+def test_weights_of_the_hub_are_those_of_the_revision(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, revision, allow_patterns[-1]))
+        return str(policy)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    began = BaseModel("owner/model", Path("a"), "0123abcd", "owner/model")
+    module = PolicyModule(path="owner/model")
+    heads = [model.lm_head.weight.detach() for model in (_reference(module, began), load_model(policy, torch.float32))]
+    assert same_bits(*heads)
+    assert asked == [("owner/model", "0123abcd", "*.safetensors")]
+    asked.clear()
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))  # one with weights of torch's own form
+    weights_folder(began)
+    assert [kind for _, _, kind in asked] == ["*.safetensors", "*.bin"]
+
+
 # -- the hub ---------------------------------------------------------------------------------------------------
 
 
 class Hub:
-    """Notes what a client is asked for."""
+    """Records the calls of a client."""
 
     calls: list[tuple[Any, ...]]
     refuses = False
@@ -186,6 +247,8 @@ def test_a_hub_that_refuses(run: Path, tmp_path: Path, hub: type[Hub]) -> None:
     assert "hf auth login" in refused("export", run, tmp_path / "out", "--push_to_hub", "me/mine")
     assert not (tmp_path / "out").exists(), "asked before anything is written"
     hub.refuses, hub.fails = False, OSError("the line is cut")
+    with pytest.raises(NotTakenError, match=r"try again by: hf upload me/mine 'a folder'$"):
+        push(Path("a folder"), "me/mine")
     code, _, err = said_by("export", run, tmp_path / "out", "--push_to_hub", "me/mine")
     assert (
         code == 1

@@ -1,4 +1,4 @@
-"""popo sample: asked as the run asked, graded by its verifier, and printed so that a terminal shows text alone."""
+"""popo sample asks as the run did, grades with its verifier, and prints so that a terminal shows only text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from popo_lightning.export.sample_command import lines
 from popo_lightning.export.saved_policy import saved_policy
 from popo_lightning.export.visible_text import visible
 from popo_lightning.tasks.dataset import DatasetTask
+from popo_lightning.tasks.regraded import Regraded
 from popo_lightning.toys.arithmetic import Arithmetic
 from popo_lightning.toys.countdown import CountdownSteps
 from popo_lightning.toys.drawn_geometry import DrawnGeometry
+from popo_lightning.verifiers.countdown import CountdownVerifier
 from popo_lightning.verifiers.math import MathVerifier
 
 
@@ -35,7 +37,7 @@ def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_likeliest_answer_is_that_of_the_last_evaluation(run: Path) -> None:
-    """Also where it is asked of the checkpoint, without the colon, and through the standard input."""
+    """It also works with a checkpoint. The question needs no colon at its end."""
     rows = greedy_rows(run)
     for row, place in zip(rows, [run, newest(run), run, run], strict=False):
         code, out, err = said_by("sample", place, row["problem"], "--temperature", "0", "--n", "3")
@@ -171,6 +173,15 @@ def test_other_tasks_put_around_a_question_what_they_put_around_their_own() -> N
     assert CountdownSteps(held_out_problems=1).ask("2,7,5>10:7-2=").prompt == "2,7,5>10:7-2="
     with pytest.raises(SettingError, match="make them as many"):
         DrawnGeometry().ask("<image><image>x?", ["picture.png"])
+
+
+def test_a_regraded_task_asks_as_the_task_does() -> None:
+    task = Regraded(CountdownSteps(held_out_problems=1), CountdownVerifier())
+    plain = CountdownSteps(held_out_problems=1)
+    assert task.ask("2,7,5>10").prompt == plain.ask("2,7,5>10").prompt == "2,7,5>10:"
+    asked = task.ask("2,7,5>10", gold="10")
+    assert task.verify(asked.answer, "<answer>2*5</answer>")["acc"] == 0
+    assert task.verify(asked.answer, "<answer>7+5-2</answer>")["acc"] == 1
 
 
 def test_reasoning_gym_asks_and_does_not_grade() -> None:

@@ -1,4 +1,4 @@
-"""Tests of what only a CUDA device shows: pytest -m gpu. POPO_TEST_DEVICE=cpu runs them on the CPU, to try them."""
+"""Fixtures for tests that need a CUDA device: pytest -m gpu. POPO_TEST_DEVICE=cpu runs them on the CPU to try them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICE = os.environ.get("POPO_TEST_DEVICE", "cuda")
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where the tests compute; without one they are skipped."""
+    """Returns the device of the tests. They are skipped if it does not exist."""
     if DEVICE == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device is here; POPO_TEST_DEVICE=cpu runs this on the CPU")
     return torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)
@@ -21,7 +21,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def on_device(device: torch.device) -> list[str | Path]:
-    """Settings of popo that put a run there, in deterministic algorithms where torch has them."""
+    """Returns settings of popo for a run on the device, with deterministic algorithms if torch has them."""
     if device.type == "cpu":
         return ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     return ["--trainer.accelerator", "gpu", "--trainer.devices", "[0]", "--trainer.deterministic", "warn"]

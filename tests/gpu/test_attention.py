@@ -1,4 +1,4 @@
-"""Packed tokens by flex_attention and log-probs in big chunks, on CUDA, beside plain rows."""
+"""On CUDA, compares packed tokens with flex_attention, and log-probs in big chunks, with plain rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONFIGS: dict[str, Any] = {
 
 
 def models(config: Any) -> tuple[Any, Any]:
-    """(by sdpa, by blocks) with the same weights."""
+    """Returns (sdpa model, block-attention model) with the same weights."""
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().cuda()
     packed = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa").eval().cuda()
@@ -57,15 +57,13 @@ def drawn(groups: int, responses: int, prompt: int, longest: int, seed: int = 0)
         made = []
         for i in range(responses):
             tokens = torch.randint(1, 1000, (draw.randint(1, longest),), generator=generator)
-            made.append(
-                Row(responses * group + i, ids, Response(tokens, torch.zeros(len(tokens)), "stop"), torch.zeros(()))
-            )
+            made.append(Row(responses * group + i, ids, Response(tokens, torch.zeros(len(tokens)), "stop")))
         rows.append(made)
     return rows
 
 
 def scored(model: Any, part: PaddedRows, dtype: torch.dtype) -> tuple[dict[int, Tensor], list[Tensor]]:
-    """Log-probs of each row, and the gradients of a loss that tells tokens apart."""
+    """Returns the log-probs of each row, and the gradients of a loss that differs between tokens."""
     model.zero_grad()
     part = part.to(torch.device("cuda"))
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -86,7 +84,7 @@ def assert_like(found: Any, expected: Any, atol: float, rtol: float) -> None:
 
 @pytest.fixture(autouse=True)
 def exact_matrices() -> Any:
-    """Without TensorFloat-32, which would round more than what is compared."""
+    """Turns off TensorFloat-32, whose rounding would exceed the differences under test."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
@@ -127,16 +125,11 @@ def test_bfloat16_rounds_packed_tokens_no_more(kind: str) -> None:
 
 
 def test_16k_packed_tokens_hold_no_square_of_them() -> None:
-    """One mask of 16384 x 16384 would be 0.25 GiB of booleans, 0.5 GiB of bfloat16."""
+    """One mask of 16384 x 16384 would be 0.25 GiB of booleans or 0.5 GiB of bfloat16."""
     _, packed = models(CONFIGS["heads of 64"])
-    rows = [
-        Row(0, torch.ones(1024, dtype=torch.long), Response(torch.ones(1), torch.zeros(1), "stop"), torch.zeros(()))
-    ]
+    rows = [Row(0, torch.ones(1024, dtype=torch.long), Response(torch.ones(1), torch.zeros(1), "stop"))]
     answers = [torch.randint(1, 1000, (1024,)) for _ in range(15)]
-    rows = [
-        Row(i, rows[0].prompt_ids, Response(tokens, torch.zeros(1024), "stop"), torch.zeros(()))
-        for i, tokens in enumerate(answers)
-    ]
+    rows = [Row(i, rows[0].prompt_ids, Response(tokens, torch.zeros(1024), "stop")) for i, tokens in enumerate(answers)]
     part = pad_sequences([rows])
     assert part.input_ids.shape == (1, 16384)
     scored(packed, part, torch.bfloat16)  # compiled

@@ -1,4 +1,4 @@
-"""Log-probs and gradients on the device are the CPU's, packed prompts give what plain rows give."""
+"""Log-probs and gradients on the device equal the CPU's. Packed prompts give the same as plain rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from popo_lightning.model.loading import load_model
 pytestmark = pytest.mark.gpu
 
 CPU = torch.device("cpu")
-# Of the differences' norm to the norm. bfloat16 keeps 8 bits; a layer's rounding errors add up.
+# Norm of the differences relative to the norm. bfloat16 keeps 8 bits, and rounding errors of the layers add up.
 TOLERANCE = {"32-true": 1e-4, "bf16-mixed": 5e-2}
 MINIBATCH = some_groups((6, 30, 90), (3, 40, 1, 17))
 
@@ -41,7 +41,7 @@ def test_the_device_computes_what_the_cpu_computes(folder: Path, device: torch.d
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_packed_prompts_give_what_plain_rows_give(folder: Path, device: torch.device, precision: str) -> None:
-    """Long prompts and short responses, of which several go behind one copy."""
+    """With long prompts and short responses, several responses follow one copy of a prompt."""
     minibatch = some_groups((90, 60), (3, 9, 5, 5))
     plain = one_step(folder, device, minibatch, precision, shared_prompts=False)
     assert_alike(one_step(folder, device, minibatch, precision), plain, TOLERANCE[precision])
@@ -60,7 +60,7 @@ def test_small_micro_batches_change_no_number(folder: Path, device: torch.device
 
 
 def test_a_model_loads_under_the_devices_context(folder: Path, device: torch.device) -> None:
-    """As Lightning has it around configure_model; the strategy moves the model afterwards."""
+    """Lightning enters this context around configure_model, and the strategy moves the model afterwards."""
     with device:
         model = load_model(folder, torch.float32)
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

@@ -1,4 +1,4 @@
-"""Seeds decide what is sampled on the device, log-probs are the policy's, and a sleeping vLLM wakes as it was."""
+"""Seeds decide what is sampled on the device, log-probs are the policy's, and vLLM samples the same after sleep."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_states(device: torch.device) -> list[Tensor]:
 
 
 def test_seeds_decide(engine: RolloutEngine, policy: Path, device: torch.device) -> None:
-    """The same seed, the same tokens, whatever was sampled in between; another seed, other tokens."""
+    """The same seed gives the same tokens, whatever is sampled in between. Another seed gives other tokens."""
     before = random_states(device)
     first = tokens(engine, policy, seed=1)
     other = tokens(engine, policy, seed=2)
@@ -57,7 +57,7 @@ def test_seeds_decide(engine: RolloutEngine, policy: Path, device: torch.device)
 
 
 def test_log_probs_are_those_of_the_model(engine: RolloutEngine, policy: Path) -> None:
-    """Against a forward pass of the same model on the CPU."""
+    """Compares with a forward pass of the same model on the CPU."""
     model = load_model(policy, torch.float32).eval()
     asked = prompts(policy)
     for prompt, responses in zip(asked, engine.generate(asked, 2, SAMPLING, 3), strict=True):
@@ -79,7 +79,7 @@ def test_new_weights_are_sampled_with(policy: Path, device: torch.device) -> Non
 
 
 def test_vllm_wakes_as_it_was(policy: Path, device: torch.device) -> None:
-    """Asleep it gives memory back; awake and synced again it samples the same."""
+    """While it sleeps it frees memory. After waking and a sync it samples the same."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     if device.type != "cuda":
         pytest.skip("vLLM sleeps on a GPU alone")

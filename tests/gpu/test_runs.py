@@ -1,4 +1,4 @@
-"""Whole runs on the device: the ratio, resumption, one-rank sharding, and the command as a user gives it."""
+"""Whole runs on the device: the ratio, resuming, one-rank sharding, and the command as a user gives it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Settings = list[str | Path]
 
 @pytest.fixture(autouse=True)
 def deterministic_matrix_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What cuBLAS needs for the same sums in every run."""
+    """Sets what cuBLAS needs to compute the same sums in every run."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     yield
     torch.use_deterministic_algorithms(False)
@@ -33,9 +33,9 @@ def trained(folder: Path) -> list[dict[str, float]]:
 
 
 def test_the_ratio_is_exactly_one_where_nothing_moves(command: Settings, tmp_path: Path) -> None:
-    """At learning rate 0 in bf16-mixed, with proximal log-probs from the pass and three minibatches.
+    """The learning rate is 0 in bf16-mixed, with proximal log-probs from the pass and three minibatches.
 
-    In groups of two many rewards are the same, so that stored groups take their places.
+    In groups of two, rewards are often the same, so stored groups replace these groups.
     """
     still = ["--model.optimizer.init_args.lr", "0", "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "4"]
     still += ["--data.group_size", "2"]
@@ -66,13 +66,13 @@ def test_a_resumed_run_is_the_run_that_never_stopped(command: Settings, tmp_path
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    newest = max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: int(path.stem.split("step=")[1]))
+    newest = max((folder / "checkpoints").glob("iteration-*.ckpt"))
     found: dict[str, torch.Tensor] = torch.load(newest, weights_only=True, map_location="cpu")["state_dict"]
     return found
 
 
 def test_sharded_over_one_rank_as_on_one_device(command: Settings, tmp_path: Path) -> None:
-    """FSDP2, as a process of its own and started by popo alone."""
+    """FSDP2 runs in a separate process that popo starts by itself."""
     popo(*command, "--run.folder", tmp_path / "one", "--trainer.max_epochs", "2")
     sharded = [*command, *fsdp2(1, whole_checkpoints=True), "--run.folder", tmp_path / "sharded"]
     finished = popo_process(*sharded, "--trainer.max_epochs", "2")
@@ -81,7 +81,7 @@ def test_sharded_over_one_rank_as_on_one_device(command: Settings, tmp_path: Pat
     assert [row["step"] for row in other] == [1, 2]
     for name in ("train/loss", "train/grad_norm", "policy/entropy", "reward/score"):
         assert other[0][name] == pytest.approx(one[0][name], abs=1e-3), name
-    # one token sampled otherwise, after updates that differ in their last bits, and what follows is another text
+    # Updates differ in their last bits, so one token may be sampled differently, and the text after it too.
     assert other[1]["policy/entropy"] == pytest.approx(one[1]["policy/entropy"], abs=0.05)
 
 

@@ -1,4 +1,4 @@
-"""A verifier that fails for every response stops the run in its first iteration, and on all ranks alike."""
+"""A verifier that fails for every response stops the run in its first iteration, on all ranks alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from popo_lightning.proximal.snapshot import ProximalSnapshot
 
 
 class Graded(Task):
-    """The tiny task, graded otherwise."""
+    """The tiny task with another verifier."""
 
     def __init__(self, verify: Any) -> None:
         self.verify = verify
@@ -36,7 +36,7 @@ class Graded(Task):
 
 
 class BrokenTask(Graded):
-    """The tiny task and its benchmark, and a verifier that never works."""
+    """The tiny task and its benchmark, with a verifier that always fails."""
 
     def __init__(self) -> None:
         super().__init__(FailsOn(0))
@@ -49,7 +49,7 @@ class BrokenTask(Graded):
 def test_an_evaluation_whose_every_grade_fails_stops_with_the_reason(
     config: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In training the one before it; of predict the responses are kept."""
+    """The evaluation before training stops the run. predict keeps its responses."""
     broken = ["--data.task", f"{__name__}.BrokenTask", "--run.folder", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
         popo(command, "--config", config, *(method("popo") if command == "fit" else []), *broken)
@@ -69,7 +69,7 @@ def test_a_run_whose_every_grade_fails_stops_with_the_reason(policy: Path, tmp_p
 
 
 class FailsLater(FailsOn):
-    """Grades until a file is there."""
+    """Grades until a file exists."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -81,8 +81,9 @@ class FailsLater(FailsOn):
         return super().__call__(gold, text)
 
 
+@pytest.mark.slow
 def test_a_grader_that_fails_later_stops_nothing(policy: Path, tmp_path: Path) -> None:
-    """What has been learned is worth keeping, and a service that is gone may come back."""
+    """The training so far is worth keeping, and a lost service may return."""
     verify = FailsLater(tmp_path / "gone")
 
     class Removes(ProximalSnapshot):
@@ -94,7 +95,7 @@ def test_a_grader_that_fails_later_stops_nothing(policy: Path, tmp_path: Path) -
 
 
 def stopped(policy: str, *cases: Sequence[int]) -> list[str]:
-    """What runs of one iteration raise on this rank, where graders fail on some ranks."""
+    """Returns what runs of one iteration raise on this rank when graders fail on some ranks."""
     return [_stopped(policy, failing) for failing in cases]
 
 

@@ -25,7 +25,7 @@ from popo_lightning.grading.pool import MAX_RESPONSE_CHARS, Grade, GradingPool, 
 from popo_lightning.grading.process import GradingProcess
 
 LIMIT = 0.5
-PATIENCE = 20.0  # seconds that a busy machine may take for what takes none; without the limit it would take 1000
+PATIENCE = 20.0  # seconds that a busy machine may take for a step that takes none; the deeds without a limit take 1000
 ZEROS = {"score": 0.0, "acc": 0.0}
 
 
@@ -36,7 +36,7 @@ def pool() -> Iterator[GradingPool]:
 
 
 def around(pool: GradingPool, *deeds: tuple[Any, str]) -> list[Grade]:
-    """The grades of the deeds, graded between two good responses that must keep theirs."""
+    """Grades the deeds between two good responses, which must keep their grades, and returns the deeds' grades."""
     first, *middle, last = pool.grade([("ab", "ab"), *deeds, ("ab", "abc")])
     assert (first.parts["score"], first.parts["acc"], first.failure) == (2.0, 1.0, None)
     assert (last.parts["score"], last.parts["acc"], last.failure) == (3.0, 0.0, None)
@@ -79,7 +79,7 @@ def test_acc_defaults_to_score_and_parts_are_floats(pool: GradingPool) -> None:
 
 @pytest.mark.parametrize("deed", ["loop", "loop in c", "ignore signals"])
 def test_a_hang_is_a_timeout_and_the_others_are_graded(pool: GradingPool, deed: str) -> None:
-    around(pool)  # a warm worker, so that its start is not measured
+    around(pool)  # start a worker first, so that its start is not measured
     begin = time.monotonic()
     assert around(pool, ("", deed)) == [Grade(ZEROS, "timeout")]
     assert LIMIT <= time.monotonic() - begin < LIMIT + PATIENCE
@@ -108,7 +108,7 @@ def test_a_death_is_a_crash_noticed_at_once(deed: str) -> None:
 def test_an_exception_is_an_error_and_the_worker_stays(pool: GradingPool, deed: str) -> None:
     (before,) = pool.grade([("", "a")])
     assert around(pool, ("", deed), (graders.BreaksOnArrival(), "return")) == [Grade(ZEROS, "error")] * 2
-    assert pool.grade([("", "a")]) == [before]  # its pid is among the parts
+    assert pool.grade([("", "a")]) == [before]  # the parts contain the worker's pid
 
 
 def test_the_first_error_is_logged_once(pool: GradingPool, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,7 +142,7 @@ def test_a_bare_number_is_the_score(pool: GradingPool, number: Any) -> None:
 
 def test_a_scalar_of_numpy_or_torch_is_a_number() -> None:
     numbers = [np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5), torch.tensor(0.5)]
-    with GradingPool(graders.misbehave, grading_timeout=60.0) as patient:  # torch has to be imported there
+    with GradingPool(graders.misbehave, grading_timeout=60.0) as patient:  # the worker has to import torch
         bare = patient.grade([(number, "return") for number in numbers])
         parts = patient.grade([({"score": number}, "return") for number in numbers])
         (vector,) = patient.grade([(np.array([1.0, 2.0]), "return")])
@@ -275,7 +275,7 @@ def test_a_killed_worker_is_replaced_before_the_next_call(pool: GradingPool) -> 
     assert not alive(int(before.parts["pid"]))
     (after,) = pool.grade([("", "a")])
     assert after.failure is None
-    os.kill(int(after.parts["pid"]), signal.SIGKILL)  # idle, as when memory runs out: no response pays for it
+    os.kill(int(after.parts["pid"]), signal.SIGKILL)  # idle, as when memory runs out: no response gets 0 for it
     assert within(PATIENCE, lambda: not alive(int(after.parts["pid"])))
     assert [grade.failure for grade in pool.grade([("", "a")] * 2)] == [None, None]
 
@@ -316,7 +316,7 @@ def test_a_verifier_that_cannot_be_loaded_raises(how: str, message: str) -> None
 
 
 def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anybody waits for them, and in the order in which they were offered."""
+    """Items are graded before a call waits for them, in the order in which they were offered."""
     pool.grade([("", "a")])
     pool.offer([("a", "a"), ("a", "b" * (MAX_RESPONSE_CHARS + 1))])
     pool.offer([("b", "a"), (0.0, "nap")])
@@ -369,7 +369,7 @@ print(int(pool.grade([("", "a")])[0].parts["pid"]), flush=True)
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_no_worker_outlives_its_parent(tmp_path: Path, busy: bool) -> None:
-    """Also that the parent's script, which may import torch, is not imported again by the worker."""
+    """The worker also does not import the parent's script again, which may import torch."""
     note, script = tmp_path / "note", tmp_path / "parent.py"
     last = f"pool.grade([({str(note)!r}, 'note and loop')])" if busy else "import time; time.sleep(1000)"
     script.write_text(PARENT.format(here=str(TESTS), root=str(REPOSITORY), last=last))
@@ -390,9 +390,9 @@ def test_a_warm_worker_grades_a_batch_in_milliseconds() -> None:
     with GradingPool(graders.exact) as pool:
         pool.grade([("a", "a")])
         seconds = []
-        for _ in range(10):  # the quickest of several, since others may want the machine too
+        for _ in range(10):  # the quickest of several, since the machine may be busy
             begin = time.monotonic()
             grades = pool.grade([("a", "ab"[i % 2]) for i in range(128)])
             seconds.append(time.monotonic() - begin)
             assert [grade.parts["score"] for grade in grades] == [1.0, 0.0] * 64
-    assert min(seconds) < 0.5  # 0.02 on a slow virtual machine; polling every 5 ms would take more
+    assert min(seconds) < 0.5  # 0.02 on a slow virtual machine; polling every 5 ms would exceed 0.5

@@ -1,4 +1,4 @@
-"""Thousands of hostile answers through real grading processes: counted, none right, nothing run, no hang, no crash."""
+"""Thousands of hostile answers in real grading processes: all counted, none right, no code run, no hang, no crash."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COUNTDOWN = [{"numbers": [44, 19, 35], "target": 98}, {"numbers": [9, 9], "targe
 def graded(
     verifier: Verifier, golds: list[Any], wrapping: str, marker: Path
 ) -> tuple[dict[str, Counter[str]], float, set[float]]:
-    """Failures by family and kind, seconds, and the accuracies that were given."""
+    """Returns failures by family and kind, the seconds taken, and the accuracies."""
     found = families(marker)
     assert sum(len(answers) for answers in found.values()) >= 3_000
     assert len({answer for answers in found.values() for answer in answers}) >= 3_000
@@ -60,6 +60,7 @@ def graded(
     return kinds, seconds, accuracies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verifier", "golds", "wrapping"),
     [
@@ -85,7 +86,7 @@ def test_hostile_answers_are_counted_and_wrong(
 
 
 def test_a_memory_bomb_dies_in_its_own_process() -> None:
-    """`operator.mul` as a verifier: repeats the response as often as the gold says."""
+    """As a verifier, `operator.mul` repeats the response as often as the gold says."""
     with GradingPool(operator.mul) as pool:
         (grade,) = pool.grade([(6 * 1024**3, "x")])
     assert grade.failure == "error"  # without a limit it would have 6 GiB and be "invalid"

@@ -1,4 +1,4 @@
-"""Tasks with two benchmarks made by hand, whose names, levels and subjects are as bad as data files can make them."""
+"""Tasks with two benchmarks made by hand. Names, levels and subjects are as bad as data files can make them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ SMALL, LARGE = "small", "large/[bold]|`x`"
 
 
 def verify_or_fail(answer: Any, text: str) -> dict[str, float]:
-    """Breaks down over some wrong answers."""
+    """Raises for some wrong answers, and accepts every answer to some problems, whatever policy is evaluated."""
     parts = verify_steps(answer, text)
+    if answer["target"] % 4 == 0:
+        return parts | {"score": 1.0, "acc": 1.0}
     if parts["acc"] == 0 and answer["target"] % 2:
         raise ValueError("an odd target")
     return parts
 
 
 class TwoBenchmarks(CountdownSteps):
-    """Countdown's held-out problems in two parts: levels and subjects in the first, one level in the second."""
+    """Splits Countdown's held-out problems in two: the first part has levels and subjects, the second one level."""
 
     verify = staticmethod(verify_or_fail)
 
@@ -40,7 +42,7 @@ def _info(place: int) -> dict[str, object]:
 
 
 class CalledMean(CountdownSteps):
-    """A benchmark with a name that stands for all of them."""
+    """One benchmark is called `mean`, which is also the name of the average over benchmarks."""
 
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
         (problems,) = super().benchmarks().values()
@@ -48,7 +50,7 @@ class CalledMean(CountdownSteps):
 
 
 class NoTrainingSet(TwoBenchmarks):
-    """As on a machine that has the benchmarks alone."""
+    """Fails if training problems are read, as on a machine that has only the benchmarks."""
 
     def train_problems(self) -> list[Problem]:
         raise AssertionError("read to validate")

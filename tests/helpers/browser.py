@@ -1,4 +1,4 @@
-"""The browser of scripts/browser.py, for tests; they skip where there is no Chromium."""
+"""Gives tests the browser of scripts/browser.py. They are skipped if there is no Chromium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of a user's own whose constructors fail, and where."""
+"""User classes whose constructors fail in different ways."""
 
 from __future__ import annotations
 

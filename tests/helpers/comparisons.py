@@ -1,4 +1,4 @@
-"""Comparisons whose runs are written by hand, so that every number of a report can be worked out on paper."""
+"""Comparisons with runs written by hand, so that every number of a report can be worked out on paper."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY = 10
 
 
 def write_comparison(folder: Path, methods: Mapping[str, Any] | None = None, **settings: Any) -> Path:
-    """A comparison's YAML around configuration files that hold nothing."""
+    """Writes a comparison's YAML with empty configuration files."""
     for name in ("task", "grpo", "popo", "dapo"):
         (folder / f"{name}.yaml").write_text("{}\n")
     found = methods or {name: {"config": [str(folder / f"{name}.yaml")]} for name in ("grpo", "popo", "dapo")}
@@ -51,7 +51,7 @@ def write_run(
     effective: float = 0.5,
     ages: Mapping[int, float] | None = None,
 ) -> None:
-    """A finished run with an evaluation every ten iterations: avg@4 as told, greedy 0.1 above, pass@8 0.2 above."""
+    """Writes a finished run with an evaluation every ten iterations. Greedy is 0.1 above avg@4, pass@8 0.2 above."""
     run.folder.mkdir(parents=True)
     write_record(run)
     evaluations = [
@@ -71,6 +71,7 @@ def write_run(
             "total/responses": responses * i,
             "time/iteration": seconds,
             "train/tokens": tokens,
+            "total/tokens": 25 * i,
             "rollout/effective_share": effective,
             "replay/share": 1 - effective,
             "policy/entropy": 1.0 if i <= last - 10 else 0.5,
@@ -101,7 +102,7 @@ def write_run(
 
 
 def cells(report: str, title: str, row: str) -> dict[str, str]:
-    """A row of the report's table below a title, by the table's header."""
+    """Returns a row of the table below a title of the report, by the table's header."""
     table = report.split(f"## {title}\n")[1].split("\n## ")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
     (found,) = [line for line in lines[2:] if line[0] == row]
@@ -109,5 +110,5 @@ def cells(report: str, title: str, row: str) -> dict[str, str]:
 
 
 def method_files(*names: str) -> dict[str, Any]:
-    """Methods with our own configurations."""
+    """Returns methods with the shipped configurations."""
     return {name: {"config": [str(REPOSITORY / "configs" / "method" / f"{name}.yaml")]} for name in names}

@@ -1,4 +1,4 @@
-"""Files of rows and tasks over them."""
+"""Writes data files and makes tasks that read them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def png(width: int = 4, height: int = 3, kind: str = "PNG") -> bytes:
 
 
 def write(path: Path, *rows: Any) -> Path:
-    """Rows as JSON lines; bytes are lines as they are."""
+    """Writes rows as JSON lines. A row of bytes is written unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
     return path

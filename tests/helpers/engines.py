@@ -1,4 +1,4 @@
-"""An engine that may work beside the trainer: it has a model of its own, and touches no random state of the process."""
+"""Engines that may work beside the trainer: they have their own model and do not touch the process's random states."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from popo_lightning.engines.transformers import TransformersEngine
 
 
 class Apart(TransformersEngine):
-    """Notices weights that change while it samples."""
+    """Fails if weights change while it samples."""
 
     generates_while_training = True
     checked = False
-    stream = RolloutEngine.stream  # all at once, so that tests need to override generate alone
+    stream = RolloutEngine.stream  # yields everything at once, so tests only override generate
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints to export, and what a run's last evaluation answered."""
+"""Checkpoints to export, and the answers of a run's last evaluation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from torch.distributed.checkpoint import save as save_shards
 
 from helpers.tiny_models import environment
 from popo_lightning.core.problems import Problem
+from popo_lightning.estimate.command import main as estimate_main
 from popo_lightning.export.export_command import main as export_main
 from popo_lightning.export.sample_command import main as sample_main
 
 
 def newest(run: Path) -> Path:
-    """Of a run that keeps one checkpoint."""
+    """Returns the checkpoint of a run that keeps only one."""
     (found,) = (run / "checkpoints").glob("*.ckpt")
     return found
 
@@ -33,7 +34,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def as_shards(checkpoint: Path, folder: Path) -> Path:
-    """A checkpoint file as the folder that FSDP2 writes."""
+    """Writes a checkpoint file as the folder that FSDP2 would write."""
     state = state_of(checkpoint)
     save_shards({"state_dict": state.pop("state_dict")}, checkpoint_id=folder, no_dist=True)
     state.pop("optimizer_states")
@@ -42,12 +43,12 @@ def as_shards(checkpoint: Path, folder: Path) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Of all files of an exported folder."""
+    """Returns the tensors of all files of an exported folder, by name."""
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
 def policy_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Of a checkpoint file by parameter name."""
+    """Returns the weights of a checkpoint file by parameter name."""
     named = state_of(checkpoint)["state_dict"]
     return {name.removeprefix("model."): tensor for name, tensor in named.items() if name.startswith("model.")}
 
@@ -59,15 +60,15 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def greedy_rows(run: Path) -> list[dict[str, Any]]:
-    """What the run's last evaluation kept of the most likely answers, of all ranks."""
+    """Returns the rows of greedy answers in the run's last evaluation, from all ranks."""
     last = sorted((run / "evaluations").glob("iteration-*"))[-1]
     rows = [json.loads(line) for file in sorted(last.glob("*.jsonl")) for line in file.read_text().splitlines()]
     return [row for row in rows if row["greedy"]]
 
 
 def said_by(command: str, *args: str | Path) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command in this process."""
-    main = {"export": export_main, "sample": sample_main}[command]
+    """Runs a command in this process. Returns its exit code, output and errors."""
+    main = {"export": export_main, "sample": sample_main, "estimate": estimate_main}[command]
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
@@ -78,34 +79,34 @@ def said_by(command: str, *args: str | Path) -> tuple[int, str, str]:
 
 
 def popo_ran(*args: str | Path) -> None:
-    """The popo command as a process of its own, to a good end."""
+    """Runs popo as a separate process, which must succeed."""
     command = [sys.executable, "-m", "popo_lightning", *map(str, args)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 def exported(*args: str | Path) -> str:
-    """What the command said, to a good end."""
+    """Runs `popo export`, which must succeed, and returns its messages."""
     code, _, err = said_by("export", *args)
     assert code == 0, err
     return err
 
 
 def refused(command: str, *args: str | Path) -> str:
-    """The one sentence of a command that is refused."""
+    """Runs a command that is refused, and returns its sentence."""
     code, out, err = said_by(command, *args)
     assert (code, out, len(err.splitlines())) == (2, "", 1), (code, out, err)
     return err
 
 
-SECONDS = 1200  # of a process, on a machine that does other things
+SECONDS = 1200  # time limit of a process on a busy machine
 
-# vLLM on a machine that does other things: in one process, on no cores of its own.
+# vLLM on a busy machine: in one process, without pinning cores.
 MODEST = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def python(script: str, *args: str | Path) -> str:
-    """Output of a script in a process of its own, which has not imported this package."""
+    """Runs a script in a separate process, which has not imported this package, and returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, args)],
         env=environment() | MODEST,
@@ -169,7 +170,7 @@ print("ANSWERS " + json.dumps([each.outputs[0].text for each in found]))
 
 
 def answers_by(script: str, folder: Path, limit: int, prompts: list[Any], scratch: Path) -> list[str]:
-    """Greedy answers by a library of its own, without this package."""
+    """Returns greedy answers by another library, without this package."""
     file = scratch / "prompts.json"
     file.write_text(json.dumps(prompts))
     output = python(script, folder, str(limit), file)
@@ -179,5 +180,5 @@ def answers_by(script: str, folder: Path, limit: int, prompts: list[Any], scratc
 
 
 def question_of(problem: Problem) -> str:
-    """What is asked about a picture."""
+    """Returns the question that is asked about a picture."""
     return str(problem.prompt[0]["content"]).removeprefix("<image>")  # type: ignore[index]

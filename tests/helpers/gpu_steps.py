@@ -1,4 +1,4 @@
-"""One optimizer step on minibatches made by hand, on any device: what it gives and how the weights move."""
+"""One optimizer step on minibatches made by hand, on any device: its outputs and how it moves the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.policy import PolicyModule
 
-TOKENS = 15  # the tiny models' vocabulary has more
+TOKENS = 15  # the vocabulary of the tiny models is larger
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Step:
 
 
 class Watch(L.Callback):
-    """Fills a Step. The optimizer is SGD with a rate of 1 and no clipping, so that weights move by the gradient."""
+    """Fills a Step. The optimizer is SGD with learning rate 1 and no clipping, so weights move by the gradient."""
 
     def __init__(self, step: Step, minibatch: Minibatch) -> None:
         self.step, self.minibatch = step, minibatch
@@ -47,7 +47,7 @@ class Watch(L.Callback):
 def one_step(
     folder: Path, device: torch.device, minibatch: Minibatch, precision: str = "32-true", **model: Any
 ) -> Step:
-    """Trainer.fit of one minibatch, on the device."""
+    """Trains on one minibatch with Trainer.fit on the device."""
     module = PolicyModule(path=str(folder), optimizer=lambda p: torch.optim.SGD(p, lr=1.0), max_grad_norm=None, **model)
     step = Step()
     trainer = L.Trainer(
@@ -66,7 +66,7 @@ def one_step(
 
 
 def some_groups(prompts: tuple[int, ...], responses: tuple[int, ...], seed: int = 1) -> Minibatch:
-    """A group for each prompt length, with a response of each length, graded 0 and 1 in turn."""
+    """Makes a group for each prompt length, with a response of each length. Scores are 0 and 1 in turn."""
     draw = torch.Generator().manual_seed(seed)
 
     def drawn(length: int) -> Tensor:

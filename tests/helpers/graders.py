@@ -1,4 +1,4 @@
-"""Verifiers for test_grading.py, well-behaved and hostile. Imported by the grading processes: standard library only."""
+"""Verifiers for test_grading.py, well-behaved and hostile. Grading processes import them: standard library only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def worker_pid(gold: Any, text: str) -> dict[str, float]:
 
 
 def misbehave(gold: Any, text: str) -> Any:
-    """Do what `text` names, with `gold` as its argument; anything else is graded by its length."""
+    """Does what `text` names, with `gold` as its argument. Any other text is graded by its length."""
     deed = _DEEDS.get(text)
     return deed(gold) if deed else {"score": len(text), "acc": text == gold, "pid": os.getpid()}
 
@@ -72,7 +72,7 @@ def _note(path: str, pid: int) -> None:
 
 
 def _fork(gold: str) -> int:
-    """A child that sleeps and keeps the socket to the parent open."""
+    """Forks a child that sleeps and keeps the socket to the parent open."""
     child = os.fork()
     if child == 0:
         time.sleep(1000)
@@ -106,7 +106,7 @@ def _run_program_and_die(gold: Any) -> None:
 
 
 def _forge(gold: bytes) -> None:
-    """Write the reply of our choice to the parent, as a subverted grader can."""
+    """Writes a reply of our choice to the parent, as a subverted grader can."""
     for fd in range(3, 100):
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
@@ -169,7 +169,7 @@ _DEEDS: dict[str, Callable[[Any], Any]] = {
 
 
 class RefusesToLoad:
-    """Pickles in the parent, fails in the grading process."""
+    """Can be pickled in the parent, but fails to load in the grading process."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -184,7 +184,7 @@ class RefusesToLoad:
 
 
 class FailsOn:
-    """Raises on some ranks, whose environment a grader inherits; else grades by the number of characters."""
+    """Raises on some ranks, whose environment a grader inherits. Elsewhere it grades by the number of characters."""
 
     def __init__(self, *ranks: int) -> None:
         self.ranks = ranks
@@ -209,12 +209,12 @@ class LoadsSlowly:
 
 
 class BreaksOnArrival:
-    """A gold answer that cannot be unpickled."""
+    """Is a gold answer that cannot be unpickled."""
 
     def __reduce__(self) -> Any:
         return (int, ("not a number",))
 
 
 def score_begun(answer: Any, text: str) -> dict[str, float]:
-    """1 where the text begins as it should."""
+    """Returns 1 if the text begins as it should."""
     return {"score": float(text.startswith(answer)), "acc": float(text.startswith(answer))}

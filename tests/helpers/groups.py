@@ -1,4 +1,4 @@
-"""Groups made by hand, for the tests of what is done with them."""
+"""Groups made by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ids(groups: Sequence[Group]) -> list[int]:
 
 @dataclass
 class GivenIteration(Iteration):
-    """One whose answers a test gives."""
+    """An iteration whose inputs a test gives."""
 
     version: int
     effective_key: str
@@ -55,7 +55,10 @@ class GivenIteration(Iteration):
     next_problems: Callable[[int, int], list[Group]]
     given_problems: Callable[[Sequence[Problem], int, Sequence[torch.Tensor] | None], list[Group]]
     present_logprobs: Callable[[Sequence[Group]], list[list[torch.Tensor]]]
+    first_logprobs: Callable[[Sequence[Group]], list[list[torch.Tensor]]]
     seeded: Callable[..., Random]
+    longest: int = 100
+    vocabulary: int = 100
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
         return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
@@ -68,12 +71,15 @@ class GivenIteration(Iteration):
     def logprobs(self, groups: Sequence[Group]) -> list[list[torch.Tensor]]:
         return self.present_logprobs(groups)
 
+    def reference_logprobs(self, groups: Sequence[Group]) -> list[list[torch.Tensor]]:
+        return self.first_logprobs(groups)
+
     def random(self, *purpose: object) -> Random:
         return self.seeded(*purpose)
 
 
 def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "score", **changes: Any) -> Iteration:
-    """In which the sampler's next problems are those of the fresh groups, once, and nothing else can be sampled."""
+    """Returns an iteration whose sampler yields the problems of the fresh groups once. It cannot sample others."""
     left = list(fresh)
 
     def next_problems(count: int, n: int) -> list[Group]:
@@ -85,7 +91,7 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "s
         raise AssertionError(f"asked for {asked}")
 
     def nobody(asked: Sequence[Group]) -> list[list[torch.Tensor]]:
-        """A rule may ask for the log-probs of no group."""
+        """Lets a rule ask for the log-probs of an empty list of groups only."""
         assert not asked
         return []
 
@@ -97,6 +103,7 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "s
         next_problems=next_problems,
         given_problems=refuse,
         present_logprobs=nobody,
+        first_logprobs=nobody,
         seeded=lambda *purpose: Random(f"{version}/{purpose}"),
     )
     return replace(made, **changes)

@@ -1,4 +1,4 @@
-"""Hostile answers by family, the same ones for the same seed. What would run as code would leave a marker file."""
+"""Hostile answers by family, the same for the same seed. Any that runs as code would leave a marker file."""
 
 # ruff: noqa: E501 (the answers read better on one line)
 
@@ -12,7 +12,7 @@ EACH = 180
 
 
 def families(marker: Path, seed: int = 20261121) -> dict[str, list[str]]:
-    """Distinct answers, to stand in a box or between answer tags."""
+    """Returns distinct answers by family, to be put into a box or between answer tags."""
     makers: dict[str, Callable[[random.Random, Path], Iterator[str]]] = {
         "power towers": _power_towers,
         "big powers of groups": _group_powers,
@@ -212,7 +212,7 @@ def _calculus(rng: random.Random, _: Path) -> Iterator[str]:
 
 
 def _hard_algebra(rng: random.Random, _: Path) -> Iterator[str]:
-    """What gets past the bounds and into computer algebra."""
+    """Makes answers that pass the bounds and reach computer algebra."""
     functions = ["\\sin", "\\cos", "\\tan", "\\ln", "\\arcsin", "\\sqrt", "\\exp"]
 
     def term(depth: int) -> str:

@@ -1,4 +1,4 @@
-"""Two nodes on one machine: network namespaces joined by a virtual cable, and torchrun across them."""
+"""Two nodes on one machine: network namespaces joined by a virtual cable, with torchrun across them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NETWORK = "10.77.0"
 
 
 class TwoNodes:
-    """Two network namespaces that see each other, and nothing else, through a pair of virtual interfaces.
+    """Two network namespaces that are connected only to each other, by a pair of virtual interfaces.
 
     Raises:
-        PermissionError: This user may not make them.
+        PermissionError: This user may not create network namespaces.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class TwoNodes:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
     def start(self, *arguments: str | Path) -> list[subprocess.Popen[str]]:
-        """popo fit on both nodes, a rank each, with FSDP2 over gloo."""
+        """Starts popo fit on both nodes with one rank each, with FSDP2 over gloo."""
         started = []
         for node, name in enumerate(self.names):
             launcher = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]
@@ -61,7 +61,7 @@ class TwoNodes:
         return started
 
     def run(self, *arguments: str | Path, seconds: float) -> list[str]:
-        """As :meth:`start`, to a good end; what each node printed."""
+        """Runs :meth:`start`, which must succeed, and returns the output of each node."""
         started = self.start(*arguments)
         printed = [command.communicate(timeout=seconds)[0] for command in started]
         assert [command.returncode for command in started] == [0, 0], "\n".join(text[-4000:] for text in printed)
@@ -70,7 +70,7 @@ class TwoNodes:
 
 @contextmanager
 def two_nodes() -> Iterator[TwoNodes]:
-    """Joined for the time of a test, then gone with whatever still runs in them."""
+    """Joins two nodes for the time of a test, then removes them and kills what still runs in them."""
     nodes = TwoNodes()
     try:
         nodes.join()
@@ -80,7 +80,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 
 def one_node(ranks: int, *arguments: str | Path, seconds: float) -> str:
-    """The popo command on several ranks of this machine, to a good end; what it said on the error stream."""
+    """Runs the popo command, which must succeed, on several ranks of this machine. Returns its error stream."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*start, "-m", "popo_lightning", *map(str, arguments), "--trainer.devices", str(ranks)]
     finished = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=seconds)
@@ -89,14 +89,14 @@ def one_node(ranks: int, *arguments: str | Path, seconds: float) -> str:
 
 
 def torchrun(launcher: list[str], devices: int, ranks: int, arguments: tuple[str | Path, ...]) -> list[str]:
-    """The command of one node."""
+    """Returns the command of one node."""
     start = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "popo_lightning"]
     nodes = ["--trainer.devices", str(devices), "--trainer.num_nodes", str(ranks // devices)]
     return [*start, *map(str, arguments), *fsdp2(ranks, whole_checkpoints=True), *nodes]
 
 
 def fsdp2(ranks: int, whole_checkpoints: bool) -> list[str]:
-    """Settings of popo fit."""
+    """Returns the settings of popo fit for FSDP2."""
     strategy = ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
     strategy += ["--trainer.strategy.data_parallel_size", str(ranks), "--trainer.strategy.tensor_parallel_size", "1"]
     return [*strategy, "--trainer.strategy.save_distributed_checkpoint", str(not whole_checkpoints).lower()]

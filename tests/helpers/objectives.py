@@ -1,4 +1,4 @@
-"""Rows made by hand and at random, for the tests of objectives (test_mutations.py imports this anew each time)."""
+"""Rows made by hand and at random for the tests of objectives. test_mutations.py imports this file anew each time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def close(actual: Tensor, expected: object, rtol: float = 1e-6, atol: float = 1e
 
 
 def random_rows(rows: int = 6, tokens: int = 5, seed: int = 0) -> ObjectiveInputs:
-    """Stale float64 data with uneven lengths, large enough steps to clip, and every second row fresh."""
+    """Returns stale float64 rows of uneven lengths, with steps large enough to clip. Every second row is fresh."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def random_rows(rows: int = 6, tokens: int = 5, seed: int = 0) -> ObjectiveInput
 
 
 def stale_rows(prox: Tensor, behave: Tensor, mask: Tensor) -> ObjectiveInputs:
-    """Replayed rows of which only the weight matters."""
+    """Returns replayed rows for tests in which only the importance weight matters."""
     fresh = torch.zeros(len(prox), dtype=torch.bool)
     return ObjectiveInputs(prox, prox, behave, torch.zeros(len(prox), 1), mask, fresh)
 
@@ -54,7 +54,7 @@ def token_rows(
     weight: list[list[float]] | None = None,
     fresh: bool = False,
 ) -> ObjectiveInputs:
-    """Rows of float64 tokens with pi_policy / pi_prox = ratio and pi_prox / pi_behave = weight; NaN pads."""
+    """Returns float64 rows with pi_policy / pi_prox = ratio and pi_prox / pi_behave = weight. NaN is padding."""
     ratios = torch.tensor(ratio, dtype=torch.float64)
     prox = torch.linspace(-2.0, -0.5, ratios.numel(), dtype=torch.float64).view_as(ratios)
     weights = torch.ones_like(ratios) if weight is None else torch.tensor(weight, dtype=torch.float64)
@@ -69,7 +69,7 @@ def token_rows(
 
 
 def tokens_of(rows: ObjectiveInputs) -> MinibatchTokens:
-    """All response tokens of some rows, flat."""
+    """Returns all response tokens of the rows in one dimension."""
     shape = rows.logp.shape
     values = rows.logp.detach(), rows.prox_logp, rows.behave_logp, rows.advantages.expand(shape)
     return MinibatchTokens(*(v[rows.mask] for v in values), rows.fresh[:, None].expand(shape)[rows.mask])
@@ -78,14 +78,14 @@ def tokens_of(rows: ObjectiveInputs) -> MinibatchTokens:
 def outcome(
     region: TrustRegion, rows: ObjectiveInputs, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor, list[list[bool]]]:
-    """Loss per token, its gradient by logp, and what is clipped."""
+    """Returns the loss per token, its gradient with respect to logp, and which tokens are clipped."""
     output = region.for_minibatch(tokens_of(rows))(rows, torch.ones_like(rows.prox_logp) if weight is None else weight)
     (gradient,) = torch.autograd.grad(output.loss.sum(), rows.logp)
     return output.loss.detach(), gradient, output.clipped.tolist()
 
 
 def part_of(rows: ObjectiveInputs, part: slice) -> ObjectiveInputs:
-    """Some of the rows, with a graph of their own."""
+    """Returns some of the rows with their own graph."""
     found = {k: v[part].detach() if isinstance(v, Tensor) else v for k, v in vars(rows).items()}
     found["logp"].requires_grad_()
     return ObjectiveInputs(**found)
@@ -104,10 +104,10 @@ def full_objective() -> Objective:
 
 
 def by_hand() -> ObjectiveInputs:
-    """A fresh row of three tokens with r = 1, A = 2, and a replayed row of two with r = 1.5, 0.5, w = 2, 0.5, A = -1.
+    """Returns a fresh row of 3 tokens (r = 1, A = 2) and a replayed row of 2 (r = 1.5, 0.5, w = 2, 0.5, A = -1).
 
-    Losses: -2, -2, -2, and 2 * max(1.5, 1.28) = 3, 0.5 * max(0.5, 0.8) = 0.4. Sum -2.6, five tokens: -0.52.
-    The mean of the rows' means would be (-2 + 1.7) / 2 = -0.15.
+    The losses are -2, -2, -2, and 2 * max(1.5, 1.28) = 3, 0.5 * max(0.5, 0.8) = 0.4. Their sum over the five tokens is
+    -2.6, the mean -0.52. The mean of the rows' means would be (-2 + 1.7) / 2 = -0.15.
     """
     prox = torch.full((2, 3), -1.0)
     ratio = torch.tensor([[1.0, 1.0, 1.0], [1.5, 0.5, 1.0]])

@@ -1,7 +1,6 @@
-"""A device that is not the CPU, on a machine that has none: its tensors are CPU tensors that say they are on `meta`.
+"""A stand-in for another device on a machine with only a CPU: its tensors are CPU tensors that report `meta`.
 
-An operation that is given tensors of both devices fails, as it does on CUDA. Only a tensor without dimensions may come
-from the CPU, as there.
+As on CUDA, an operation on tensors of both devices fails, except that a tensor without dimensions may be on the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ ELSEWHERE = torch.device("meta")
 
 
 class Other(Tensor):
-    """A tensor elsewhere. Its numbers are in ``here``."""
+    """A tensor on the other device. Its numbers are in ``here``."""
 
     here: Tensor
 
@@ -50,14 +49,14 @@ class Other(Tensor):
 
 
 class OtherDevice(TorchDispatchMode):
-    """Sees what makes tensors from nothing or moves them."""
+    """Intercepts operations that create tensors or move them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
 
 
 class FromNumbers(TorchFunctionMode):
-    """torch.tensor makes a tensor on `meta` without asking a dispatch mode."""
+    """Intercepts torch.tensor, which makes a tensor on `meta` without calling a dispatch mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -84,7 +83,7 @@ def computed(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any
     found = func(*tree_map(unwrapped, args), **tree_map(unwrapped, kwargs))
     if not elsewhere:
         return found
-    known = {id(value.here): value for value in tensors if isinstance(value, Other)}  # of operations in place
+    known = {id(value.here): value for value in tensors if isinstance(value, Other)}  # for in-place operations
 
     def wrapped(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -99,7 +98,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def moved(module: torch.nn.Module) -> None:
-    """All of a module's parameters and buffers go elsewhere, ties included."""
+    """Moves all parameters and buffers of a module to the other device, including tied ones."""
     seen: dict[int, Any] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():

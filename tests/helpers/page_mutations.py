@@ -1,4 +1,4 @@
-"""Wrong rules for examples/popo_in_one_file.py: what is wrong, text in it (exactly once), replacement."""
+"""Wrong rules for examples/popo_in_one_file.py: a description, a text that occurs once in it, and its replacement."""
 
 MUTATIONS: list[tuple[str, str, str]] = [
     ("problems in their own order", ".sample(problems, len(problems))", ".sample(problems, len(problems))[::-1]"),

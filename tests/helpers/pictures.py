@@ -1,4 +1,4 @@
-"""Problems with images, for a model that has learned nothing."""
+"""Problems with images, for an untrained model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def asked(id: str, text: str, *images: bytes | str) -> Problem:
 
 
 def verify_even(answer: Any, text: str) -> dict[str, float]:
-    """Rewards responses by their length, so that a random model has effective groups."""
+    """Rewards responses by whether their length is odd, so that a random model has effective groups."""
     return {"score": float(len(text) % 2), "acc": float(len(text) % 2)}
 
 
 class Pictures(Task):
-    """Args: text: Every so many problems have no image; 0 for none."""
+    """Args: text: Interval of problems without an image; 0 for none."""
 
     def __init__(self, text: int = 0) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""Where the repository, its tests and the shared facts lie."""
+"""Paths of the repository, its tests and the shared facts."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
 REPOSITORY = TESTS.parent
-SHARED = REPOSITORY.parent / "shared"  # not in a checkout of a user: a test that reads it skips where it is missing
+POLICIES = TESTS / "policies"  # tests use these; popo_lightning/toys/policies has those of users
+SHARED = REPOSITORY.parent / "shared"  # missing in a user's checkout; tests that read it are skipped there

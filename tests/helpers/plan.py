@@ -1,4 +1,4 @@
-"""Models by their configuration alone: shapes that their makers publish, and one so small that it can be counted."""
+"""Models given by a configuration alone: published shapes, and one small enough to count its parameters by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from popo_lightning.model.lora import Lora
 from popo_lightning.plan.activations import Activations
 from popo_lightning.plan.architecture import Architecture
 from popo_lightning.plan.memory import Model
@@ -70,7 +71,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
     },
-    # parameters by hand: a layer has 4 x 64 x 64 in attention, 3 x 64 x 96 in its feed-forward part, 2 norms of 64
+    # Parameters by hand: a layer has 4 x 64 x 64 in attention, 3 x 64 x 96 in the feed-forward part, and 2 norms of 64.
     "tiny": {
         "model_type": "llama",
         "vocab_size": 100,
@@ -87,34 +88,34 @@ LAYER = 4 * 64 * 64 + 3 * 64 * 96 + 2 * 64
 EMBEDDING = 100 * 64
 TINY = 2 * LAYER + 64 + 2 * EMBEDDING  # an embedding, a head and the last norm
 IN_MATRICES = TINY - EMBEDDING - 5 * 64
-CRITIC = TINY - EMBEDDING + 64 + 1  # no output head, but a head of one number
+CRITIC = TINY - EMBEDDING + 64 + 1  # a head of one number instead of the output head
 
-# made up, in bytes a token, so that each is told from the others
+# Made-up bytes per token, all different so that they can be told apart.
 KEPT = Activations(layers=1000, largest=600, inputs=70, outside=30, state=4)
 KEPT_SHARDED = Activations(layers=500, largest=300, inputs=35, outside=15, state=2)
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """A folder with nothing but a configuration."""
+    """Writes a folder that has only a configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPES[name]))
     return folder
 
 
-def model(name: str, folder: Path, freeze_vision: bool = False) -> Model:
-    """A model by a configuration, with its activations measured."""
+def model(name: str, folder: Path, freeze_vision: bool = False, lora: Lora | None = None) -> Model:
+    """Returns a model given by a configuration, with measured activations."""
     from transformers import AutoConfig
 
-    return Model(AutoConfig.from_pretrained(model_folder(name, folder)), name, freeze_vision)
+    return Model(AutoConfig.from_pretrained(model_folder(name, folder)), name, freeze_vision, lora)
 
 
 class GivenActivations(Model):
-    """A model whose activations are those that a test counts with."""
+    """A model whose activations are fixed numbers that a test can count with."""
 
     def __init__(self, shape: Architecture) -> None:
         super().__init__(None, "tiny")
         self.__dict__["architecture"] = shape
 
     def activations(self, dtype: torch.dtype, autocast: bool) -> Activations:
-        """Sharded models run in bfloat16 without autocast."""
+        """Returns smaller activations for bfloat16 without autocast, which sharded models use."""
         return KEPT_SHARDED if dtype == torch.bfloat16 else KEPT

@@ -1,7 +1,8 @@
-"""A function on two ranks of this machine, joined over gloo, and a policy trained there on given minibatches."""
+"""Runs a function on two ranks of this machine, joined over gloo, and trains a policy there on given minibatches."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -21,21 +22,27 @@ from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.sharding import settle_strategy
 from popo_lightning.policy import PolicyModule
 
+# The ranks of all tests are forked from a server that imports these once. Each rank would need ten seconds for it.
+PRELOADED = ["popo_lightning.cli.main", "transformers.models.llama.modeling_llama", "torch._dynamo"]
+
 
 def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 120) -> list[Any]:
-    """What function(*arguments) returns on each of two ranks, as if torchrun had started them.
+    """Returns what function(*arguments) returns on each of two ranks, as if torchrun had started them.
 
     Args:
-        function: Of a module.
-        folder: Where the answers are written.
-        arguments: Of the function.
-        seconds: After which a rank that waits for the other for ever is ended, and the test failed.
+        function: A function at the top level of a module.
+        folder: Folder for the returned values.
+        arguments: Arguments of the function.
+        seconds: Time after which ranks that still run are killed and the test fails.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    context = torch.multiprocessing.spawn(_rank, (port, function, folder, arguments), nprocs=2, join=False)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    context = torch.multiprocessing.start_processes(
+        _rank, (port, function, folder, arguments, dict(os.environ)), nprocs=2, join=False, start_method="forkserver"
+    )
     if not context.join(timeout=seconds, grace_period=1):
         # one rank has ended, or none has
         done = context.join(timeout=seconds, grace_period=1)
@@ -46,7 +53,16 @@ def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, se
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def _rank(rank: int, port: int, function: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int,
+    port: int,
+    function: Callable[..., Any],
+    folder: Path,
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+) -> None:
+    os.environ.clear()  # the environment is that of the server's start
+    os.environ.update(environment)
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -55,7 +71,7 @@ def _rank(rank: int, port: int, function: Callable[..., Any], folder: Path, argu
 
 
 def rows_of(seed: int, prompts: Sequence[int], version: int = 2, index: int = 0) -> Minibatch:
-    """A group of three responses of some lengths for each prompt length."""
+    """Makes a group for each prompt length, with three responses of the given lengths."""
     draw = torch.Generator().manual_seed(seed)
 
     def tokens(length: int) -> torch.Tensor:
@@ -82,7 +98,7 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 def trainer_of(
     strategy: str, ranks: int, steps: int, callbacks: Sequence[L.Callback] = (), **settings: Any
 ) -> L.Trainer:
-    """Which trains on a CPU and writes nothing."""
+    """Returns a trainer that trains on CPUs and writes nothing."""
     usual = {"accelerator": "cpu", "devices": ranks, "max_epochs": 1, "limit_train_batches": steps}
     usual |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     settings = usual | {"enable_model_summary": False, "use_distributed_sampler": False} | settings
@@ -97,13 +113,13 @@ def train(
     minibatches: Sequence[Sequence[Minibatch]],
     callbacks: Sequence[L.Callback] = (),
 ) -> tuple[PolicyModule, L.Trainer]:
-    """Trains on one minibatch of its own a rank and step.
+    """Trains each rank on its own minibatch at each step.
 
     Args:
-        module: With its settings.
-        strategy: Of STRATEGIES.
-        minibatches: One for each step, of one for each rank.
-        callbacks: Of the trainer.
+        module: The policy with its settings.
+        strategy: A key of STRATEGIES.
+        minibatches: For each step, one minibatch for each rank.
+        callbacks: Callbacks of the trainer.
     """
     rank, ranks = int(os.environ.get("RANK", 0)), 1 if strategy == "one" else 2
     trainer = trainer_of(strategy, ranks, len(minibatches), callbacks)
@@ -113,18 +129,18 @@ def train(
 
 
 def whole_tensors(named: Any) -> dict[str, torch.Tensor]:
-    """Copies by name; split ones are gathered. A collective."""
+    """Returns copies by name and gathers split tensors. This is a collective."""
     return {name: full_tensor(tensor.detach()).clone() for name, tensor in named}
 
 
 class Steps(L.Callback):
-    """Keeps what each optimizer step was taken with, and what it left behind."""
+    """Keeps the gradients, outputs and collectives of each optimizer step, and what is left of the gradients."""
 
     def __init__(self) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.outputs: list[dict[str, Any]] = []
-        self.left: list[str] = []  # what is left of the gradients after the step: none, cleared or some
-        self.sent: list[list[tuple[str, int]]] = []  # collectives of a step, with the numbers in each
+        self.left: list[str] = []  # state of the gradients after the step: none, cleared or some
+        self.sent: list[list[tuple[str, int]]] = []  # collectives of a step, with the number of values in each
         self._spy: Collectives | None = None
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -147,7 +163,7 @@ class Steps(L.Callback):
 
 
 class Collectives(TorchDispatchMode):
-    """Lists the collectives that are called, with how many numbers each takes."""
+    """Lists the collectives that are called and the number of values in each."""
 
     def __init__(self) -> None:
         super().__init__()

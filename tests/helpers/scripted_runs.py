@@ -1,4 +1,4 @@
-"""Runs whose process is a few lines of Python instead of a training; as a program, makes them until it is stopped."""
+"""Runs whose process is a short Python script instead of a training. As a program, it makes such runs until stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STOPPED = 7
 
 
 class ScriptedRun(PlannedRun):
-    """Its script is given the run's folder."""
+    """A run whose script gets the run's folder as its argument."""
 
     script = FINISH
 

@@ -1,4 +1,4 @@
-"""A vLLM server as far as ServerEngine can tell, in a thread: it samples noise, and fails as it is told to."""
+"""A fake vLLM server in a thread, for ServerEngine. It samples noise and fails on command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DESCRIPTION = {
 
 
 class FakeServer:
-    """Attributes are read while it runs, so a test changes what it does in between."""
+    """Answers by its attributes, which it reads at each request, so a test can change its behaviour while it runs."""
 
     def __init__(self, port: int = 0) -> None:
         self.version = "default"
@@ -33,15 +33,15 @@ class FakeServer:
         self.weights: dict[str, Any] = {}
         self.load_answer: dict[str, Any] | None = None
         self.reset_succeeds = True
-        self.says_version: str | None = None  # instead of the one it was given
-        self.seconds = 0.0  # for one request
-        self.status = 200  # of responses
+        self.says_version: str | None = None  # reported instead of the version it was given
+        self.seconds = 0.0  # duration of a request
+        self.status = 200  # status of responses
         self.hangs = False  # answers nothing at all
         self.mangle: Callable[[dict[str, Any]], Any] = lambda answer: answer
-        self.dies_after: int | None = None  # requests for responses
+        self.dies_after: int | None = None  # number of requests for responses
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.now = self.most = 0  # requests under way
+        self.now = self.most = 0  # concurrent requests
         self.lock = threading.Lock()
         self.released = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
@@ -65,7 +65,7 @@ class FakeServer:
     # -- what it answers ---------------------------------------------------------------------------------------
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
-        """(status, JSON); status 0 breaks the connection."""
+        """Returns (status, JSON). Status 0 breaks the connection."""
         with self.lock:
             self.paths.append(path)
         if self.hangs:
@@ -105,7 +105,7 @@ class FakeServer:
         with self.lock:
             self.now -= 1
         if dead:
-            self.hangs = True  # whatever else it is asked, health among it
+            self.hangs = True  # no later request is answered, not even for health
             self.released.set()
             return 0, None
         if self.status != 200:
@@ -114,7 +114,7 @@ class FakeServer:
 
 
 def answer_to(body: dict[str, Any], version: str) -> dict[str, Any]:
-    """Noise that follows from prompt and seed."""
+    """Returns noise that depends only on prompt and seed."""
     asked = body["sampling_params"]
     choices = []
     for index in range(asked["n"]):

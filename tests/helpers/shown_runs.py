@@ -1,4 +1,4 @@
-"""Folders of runs made by hand, for the tests of what shows them."""
+"""Folders of runs made by hand, for the tests of popo show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOSTILE = (
 
 
 def samples(iteration: int, group: int, size: int = 4, **changes: Any) -> list[dict[str, Any]]:
-    """The lines of a group; odd groups are replayed, response k of group g is right where k < g % 5."""
+    """Returns the rows of a group. Odd groups are replayed; response k of group g is right if k < g % 5."""
     return [
         {
             "iteration": iteration,
@@ -61,7 +61,7 @@ def metrics_text(iterations: int, method: str) -> str:
 def make_run(
     folder: Path, method: str = "popo", iterations: int = 20, rows: Sequence[dict[str, Any]] | None = None
 ) -> Path:
-    """A finished run with an evaluation by level and subject."""
+    """Makes a finished run with an evaluation by level and subject."""
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text(metrics_text(iterations, method))
     if rows is None:
@@ -105,7 +105,7 @@ def write_evaluation(folder: Path, iteration: int) -> None:
 
 
 def make_odd_run(folder: Path) -> Path:
-    """A run whose files are JSON, of values that nobody expects."""
+    """Makes a run whose files are valid JSON with unexpected values."""
     odd = [None, True, "text", [1, [2]], {"a": {}}, 1e999, float("nan"), 10**400, -1, ["a", {"role": 5}]]
     lines = [
         json.dumps(dict.fromkeys(samples(1, 0)[0], value) | {"response": "x", "greedy": value, "level": value}) + "\n"

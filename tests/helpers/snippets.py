@@ -1,6 +1,6 @@
-"""Fenced blocks and commands of Markdown pages, and whether each would be accepted. Nothing is run.
+"""Finds the fenced blocks and commands of Markdown pages and checks whether each would be accepted. Nothing is run.
 
-A block after a line ``<!-- not run: REASON -->`` is left alone.
+A block after a line ``<!-- not run: REASON -->`` is not checked.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from helpers.places import REPOSITORY
+from popo_lightning.cli.completion import SHELLS
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.errors import SettingError
 
@@ -29,10 +30,10 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL
 INLINE = re.compile(r"(?<!`)`((?:popo|python|bash|SEED=\d+ bash) [^`]*)`(?!`)")
 NOT_RUN = re.compile(r"<!--\s*not run:?\s*(.*?)\s*-->\s*\Z", re.DOTALL)
 SHELL, YAML = ("bash", "sh", "shell", "console"), ("yaml", "yml")
-# Shell words and other people's programs, whose arguments are their own affair.
+# Shell words and other programs, whose arguments are not checked.
 FOREIGN = """apt apt-get cat cp curl docker exit export git head huggingface-cli hf less ls mkdir mkdocs mypy nvidia-smi
 pre-commit pytest ruff scontrol source ssh tail tensorboard test trap uv"""
-OF_A_POLICY = ("export", "sample")  # which take no configuration
+WITHOUT_CONFIG = ("export", "sample", "estimate", "completion")
 LAUNCHERS = ("srun", "torchrun")
 BASE = ["--config", "configs/task/countdown_tiny.yaml", "--config", "configs/method/popo.yaml"]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -40,7 +41,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two fences, or in one inline command."""
+    """The text between two fences, or one inline command."""
 
     line: int
     language: str
@@ -49,9 +50,9 @@ class Block:
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Fenced blocks, then inline commands with options, which may leave the configurations out.
+    """Yields fenced blocks, then inline commands with options, which may omit the configurations.
 
-    `not_run` is the reason of a marker before a block, maybe empty; null without a marker.
+    `not_run` is the reason in a marker before a block, perhaps empty. It is null without a marker.
     """
     for found in FENCE.finditer(text):
         marker = NOT_RUN.search(text[: found.start()])
@@ -61,13 +62,13 @@ def blocks(text: str) -> Iterator[Block]:
     for found in INLINE.finditer(outside):
         if "--" in found[1]:
             command = " ".join(found[1].split())
-            if "--config" not in command and command.split()[1] not in OF_A_POLICY:
+            if "--config" not in command and command.split()[1] not in WITHOUT_CONFIG:
                 command = re.sub(r"^(popo \w+) (?!\.\.\.)", r"\1 ... ", command)
             yield Block(outside.count("\n", 0, found.start()) + 1, "bash", command)
 
 
 def expanded(text: str) -> list[str]:
-    """A line for each word in braces, {a,b}, as bash would make words of them; and 1 for each variable."""
+    """Returns a line for each word in braces, {a,b}, as bash expands them, with 1 for each variable."""
     text = re.sub(r"\$\{?\w+\}?", "1", text)
     braces = re.search(r"\{([\w.]+(?:,[\w.]+)+)\}", text)
     if not braces:
@@ -76,7 +77,7 @@ def expanded(text: str) -> list[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Words of each command of a shell text, without variables before it and without redirections."""
+    """Yields the words of each command of a shell text, without leading variables and redirections."""
     for whole in re.sub(r"\\\n", " ", text).splitlines():
         for line in expanded(whole.removeprefix("$ ")):
             split = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -102,12 +103,12 @@ def _command(words: list[str]) -> Iterator[list[str]]:
 
 
 class Checker:
-    """Says of each block of a page what is wrong with it.
+    """Reports what is wrong with each block of a page.
 
     Args:
         popo: Takes the arguments of a popo command and whether its classes are built; raises SettingError.
-        enter: Called with the folder that a `cd` leads to.
-        scratch: Folder for settings in files.
+        enter: Called with the folder of each `cd`.
+        scratch: Folder for files with settings.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Checker:
         self._popo, self._enter, self._scratch = popo, enter, scratch
 
     def page(self, text: str) -> list[str]:
-        """LINE: SENTENCE for all that would be refused. Settings are tried behind the page's first fit command."""
+        """Returns LINE: SENTENCE for each refusal. Settings are tried after the page's first fit command."""
         self._fit, self._where = ["fit", *BASE], REPOSITORY
         found = [block for block in blocks(text) if block.not_run is None]
         complaints = [f"{one.line}: say why it is not run" for one in blocks(text) if one.not_run == ""]
@@ -141,7 +142,7 @@ class Checker:
         return complaints
 
     def _modules(self, found: Sequence[Block]) -> None:
-        """Python whose first line names its file can be named by the page's commands."""
+        """Writes Python whose first line names its file, so that the page's commands can use it."""
         folder = self._scratch / "modules"
         folder.mkdir(exist_ok=True)
         if str(folder) not in sys.path:
@@ -171,11 +172,15 @@ class Checker:
             raise SettingError(f"{program} is no command that the tests know; mend it, or mark the block as not run")
 
     def command(self, arguments: list[str], built: bool = False) -> None:
-        """One popo command: "..." is what stands above it, CAPITALS in a path are any of its files, N is 1."""
+        """Checks one popo command. "..." is the command above it, CAPITALS in a path match any file, and N is 1."""
         if arguments == ["--version"]:
             return  # answered before there is a parser
         if not arguments:
             raise SettingError("popo needs a subcommand")
+        if arguments[0] == "completion":
+            if unknown := set(arguments[1:]) - {*SHELLS, "--help"}:
+                raise SettingError(f"popo completion knows no {', '.join(sorted(unknown))}")
+            return
         if arguments[1:2] == ["..."]:
             arguments = [arguments[0], *(BASE if arguments[0] != "compare" else []), *arguments[2:]]
         self._popo(with_config_paths([_path(word) for word in arguments if word != "..."]), built)
@@ -202,7 +207,7 @@ class Checker:
 
 
 def _path(word: str) -> str:
-    if re.fullmatch(r"(\.\./)*runs/.*config\.yaml", word):  # of a finished run
+    if re.fullmatch(r"(\.\./)*runs/.*config\.yaml", word):  # a config of a finished run
         return str(REPOSITORY / BASE[1])
     if not word.endswith(".yaml") or Path(word).is_absolute() or not re.search(r"[A-Z]{2}", word):
         return "1" if word == "N" else word

@@ -1,4 +1,4 @@
-"""Where a response has to end at a stop string, by hand."""
+"""Finds by hand where a response has to end at a stop string."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from popo_lightning.core.groups import Response
 
 
 def first_by_hand(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> tuple[int, str] | None:
-    """Token by token."""
+    """Decodes one token more at a time until a stop string appears."""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count], skip_special_tokens=True)
         places = [text.index(string) for string in stop if string in text]
@@ -20,7 +20,7 @@ def first_by_hand(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> tu
 
 
 def common(sampled: list[list[Response]], length: int) -> str:
-    """The most common piece of so many characters inside the responses' texts."""
+    """Returns the most common piece of the given length inside the responses' texts."""
     texts = [r.text for responses in sampled for r in responses]
     pieces = Counter(text[i : i + length] for text in texts for i in range(1, len(text) - length))
     return pieces.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""Models and runs that fit a test: a tiny trained Countdown policy, random models, and short real trainings."""
+"""Models and runs small enough for a test: a tiny trained Countdown policy, random models, and short real trainings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ RANDOM = ("llama-tied", "llama-untied", "qwen2")
 
 
 def tiny_task() -> CountdownSteps:
-    """Countdown with two numbers: learned within seconds, and still wrong often enough to make groups effective."""
+    """Returns Countdown with two numbers: learned within seconds, but wrong often enough to make groups effective."""
     return CountdownSteps(**TASK)
 
 
@@ -62,7 +62,7 @@ def tiny_policy() -> CountdownWarmStart:
 
 
 def random_model(kind: str, folder: Path, tokenizer: Any = None) -> Path:
-    """An untrained model with peaked distributions, so that wrong log-probs are far from right ones."""
+    """Makes an untrained model with peaked distributions, so that wrong log-probs differ much from right ones."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = tokenizer or symbol_tokenizer(SYMBOLS)
@@ -100,7 +100,7 @@ IMAGE_TEMPLATE = (
 
 
 def byte_tokenizer() -> Any:
-    """Reads any text, a byte a token, with a chat template."""
+    """Makes a tokenizer that reads any text, one byte per token, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -114,7 +114,7 @@ def byte_tokenizer() -> Any:
 
 
 def random_vision_model(folder: Path, tokenizer: Any = None) -> Path:
-    """An untrained Qwen2.5-VL that reads its images: its distributions are peaked and depend on them."""
+    """Makes an untrained Qwen2.5-VL with peaked distributions that depend on its images."""
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -175,7 +175,7 @@ def random_vision_model(folder: Path, tokenizer: Any = None) -> Path:
 
 
 def effective_share(folder: Path, problems: int = 48, group_size: int = 4) -> float:
-    """Share of groups with different rewards, at temperature 1."""
+    """Returns the share of groups with different rewards, at temperature 1."""
     task, encoder = tiny_task(), PromptEncoder(folder, 16)
     engine = TransformersEngine()
     engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 32))
@@ -205,14 +205,14 @@ class Run:
 
 
 class InFloat64(PolicyModule):
-    """Whose matrix products round too little to be taken for a fault, on any processor."""
+    """A policy in float64, whose matrix products round too little to look like a fault on any processor."""
 
     def _take(self, model: Any) -> None:
         super()._take(model.double())
 
 
 def attached(module: PolicyModule, precision: str = "32-true") -> PolicyModule:
-    """A module with its model loaded, in a trainer that trains nothing."""
+    """Loads a module's model in a trainer that does not train."""
     module.trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
     module.configure_model()
     return module
@@ -223,7 +223,7 @@ def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv without empty cells and without what differs from run to run: seconds and memory."""
+    """Returns the rows of metrics.csv without empty cells, and without time and memory, which vary from run to run."""
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: float(v) for k, v in row.items() if v and not _is_measured(k)} for row in rows]
@@ -234,7 +234,7 @@ def _is_measured(column: str) -> bool:
 
 
 def slots(objective: Objective) -> dict[str, Any]:
-    """An objective's parts as PolicyModule takes them."""
+    """Returns the parts of an objective as arguments of PolicyModule."""
     return vars(objective) | {"regularizers": list(objective.regularizers)}
 
 
@@ -258,7 +258,7 @@ def fit(
     model: dict[str, Any] | None = None,
     **data: Any,
 ) -> Run:
-    """A real training, in this process, with the transformers engine and POPO unless told otherwise."""
+    """Trains in this process, with the transformers engine and POPO unless told otherwise."""
     L.seed_everything(1, verbose=False)
     module = PolicyModule(
         path=str(policy),
@@ -282,7 +282,7 @@ def fit(
         max_epochs=iterations,
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=1,
-        callbacks=[*filter(None, (monitor, proximal)), *callbacks],  # the module supplies what is missing
+        callbacks=[*filter(None, (monitor, proximal)), *callbacks],  # the module adds what is missing
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -294,7 +294,7 @@ def fit(
 
 
 def write_config(path: Path, **data: Any) -> Path:
-    """A task configuration as a user would write it; six iterations of three minibatches."""
+    """Writes a task configuration as a user would, with six iterations of three minibatches."""
     content = {
         "run": {"task": "tiny"},
         "model": {
@@ -323,20 +323,20 @@ def method(name: str) -> list[str]:
 
 
 def popo(*args: str | Path) -> Any:
-    """The popo command in this process."""
+    """Runs the popo command in this process."""
     from popo_lightning.cli.main import run
 
     return run([str(arg) for arg in args])
 
 
 def environment() -> dict[str, str]:
-    """In which a process finds this repository and the tests' classes, and leaves the other cores alone."""
+    """Returns an environment in which a process finds this repository and the test classes, and uses one thread."""
     path = os.pathsep.join([str(REPOSITORY), str(TESTS)])
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def popo_process(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """The popo command as a process of its own."""
+    """Runs the popo command as a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "popo_lightning", *map(str, args)],
         env=environment(),
@@ -347,7 +347,7 @@ def popo_process(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 class KillAt(L.Callback):
-    """The process dies, without a chance to clean up, at the start of one minibatch."""
+    """Kills the process, without a chance to clean up, at the start of one minibatch."""
 
     def __init__(self, iteration: int, minibatch: int) -> None:
         self.place = iteration, minibatch
@@ -358,7 +358,7 @@ class KillAt(L.Callback):
 
 
 class KillInEvaluation(L.Callback):
-    """The process dies, without a chance to clean up, in the evaluation at the end, before any of its results."""
+    """Kills the process, without a chance to clean up, in the evaluation at the end, before any of its results."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -376,7 +376,7 @@ class KillInEvaluation(L.Callback):
 
 
 class KillRankAt(KillAt):
-    """One of the ranks dies at the start of the third iteration."""
+    """Kills one of the ranks at the start of the third iteration."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(3, 0)
@@ -388,14 +388,14 @@ class KillRankAt(KillAt):
 
 
 class SignalAt(L.Callback):
-    """The process gets a signal at one of its own hooks, and the run goes on as far as it goes.
+    """Sends the process a signal at one of its own hooks. The run then continues as far as it can.
 
     Args:
-        hook: Name of it.
+        hook: Name of the hook.
         iteration: Counted from 1.
-        minibatch: Of hooks that have one.
-        number: Of the signal; 0 raises an error instead.
-        rank: That gets it; None for all of them.
+        minibatch: Index, for hooks that have a minibatch.
+        number: Number of the signal; 0 raises an error instead.
+        rank: Rank that gets the signal; None for all.
     """
 
     def __init__(self, hook: str, iteration: int, minibatch: int = 0, number: int = 2, rank: int | None = None) -> None:
@@ -410,11 +410,11 @@ class SignalAt(L.Callback):
 
 
 class SignalWhileSampling(TransformersEngine):
-    """The process gets a signal in the middle of one call of the engine.
+    """Sends the process a signal in the middle of one call of the engine.
 
     Args:
-        call: Of this process, counted from 1.
-        number: Of the signal; 0 raises an error instead.
+        call: Number of the call in this process, counted from 1.
+        number: Number of the signal; 0 raises an error instead.
     """
 
     def __init__(self, call: int, number: int = 2) -> None:
@@ -436,7 +436,7 @@ def signalled(number: int) -> None:
 
 
 class NoProblems(Task):
-    """A task whose data file turned out empty."""
+    """A task with an empty data file."""
 
     verify = CountdownSteps.verify
 
@@ -448,7 +448,7 @@ class NoProblems(Task):
 
 
 class EngineByProblem(TransformersEngine):
-    """Samples the same responses to a problem whatever else is asked, on whichever rank."""
+    """Samples the same responses to a problem, whatever other problems are asked and on whatever rank."""
 
     stream = RolloutEngine.stream  # calls generate
 

@@ -1,4 +1,4 @@
-"""Verifiers that grading processes import (one that accepts all, one that misbehaves on cue), and what one says."""
+"""Verifiers that grading processes import, among them one that accepts all and one that misbehaves on cue."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.math import MathVerifier
 
 
+class Length(Verifier):
+    """Scores the length of a response; none is correct."""
+
+    def __call__(self, answer: Any, text: str) -> dict[str, float]:
+        return {"score": float(len(text)), "acc": 0.0}
+
+
 class AcceptsAll(Verifier):
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
         return {"score": float(answer == text)}
 
 
 class Picky(AcceptsAll):
-    """Refuses answers by what they say."""
+    """Refuses answers by their content."""
 
     def __init__(self, word: str = "bad") -> None:
         self.word = word
@@ -43,7 +50,7 @@ class NeverLoads(Picky):
 
 
 class Steps(AcceptsAll):
-    """The embedded task's grading, as a verifier."""
+    """Grades as the embedded task does, as a verifier."""
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
         return verify_steps(answer, text)
@@ -53,6 +60,6 @@ MATHEMATICS = MathVerifier()
 
 
 def accuracy(gold: str, answer: str) -> float:
-    """Of an answer in a box, to a gold that the mathematics verifier takes."""
+    """Returns the accuracy of an answer in a box. The mathematics verifier must accept the gold answer."""
     MATHEMATICS.check_answer(gold)
     return MATHEMATICS(gold, f"\\boxed{{{answer}}}")["acc"]

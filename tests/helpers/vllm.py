@@ -1,4 +1,4 @@
-"""vLLM as far as VLLMEngine can tell: it records what it is told, and samples nothing."""
+"""A fake vLLM for VLLMEngine: it records its calls and samples nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Recorder:
-    """Stands for the class vllm.LLM. Its calls are listed in order, whatever the number of engines."""
+    """Stands in for the class vllm.LLM. It lists its calls in order, for any number of engines."""
 
     def __init__(self) -> None:
         self.arguments: dict[str, Any] = {}
@@ -32,7 +32,7 @@ class Recorder:
     def __call__(self, **arguments: Any) -> Recorder:
         self.arguments = arguments
         self.environment = {name: os.environ[name] for name in RANKS if name in os.environ}
-        # what vLLM's start does to a process
+        # what the start of vLLM does to a process
         random.seed(0), np.random.seed(0), torch.manual_seed(0)
         torch.set_float32_matmul_precision("medium")
         gc.freeze()
@@ -71,7 +71,7 @@ class Recorder:
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """In the place of vllm.LLM, in a process that nobody has started ranks for, with four GPUs."""
+    """Replaces vllm.LLM, in a process without started ranks and with four GPUs."""
     vllm = pytest.importorskip("vllm")
     recorder = Recorder()
     monkeypatch.setattr(vllm, "LLM", recorder)
@@ -84,7 +84,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def started(device: str = "cuda:3", **settings: Any) -> VLLMEngine:
-    """An engine on a device that need not be there."""
+    """Starts an engine on a device that need not exist."""
     ranks = {name: settings.pop(name) for name in ("rank", "world_size", "local_rank") if name in settings}
     engine = VLLMEngine(**settings)
     known = {"rank": 0, "world_size": 1} | ranks

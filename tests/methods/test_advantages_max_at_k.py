@@ -1,4 +1,4 @@
-"""MaxAtK against brute force: over all subsets of a group, and over all groups of a tiny policy."""
+"""MaxAtK, checked by brute force over all subsets of a group and over all groups of a tiny policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
 
 
 def rewards_and_deviations(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Unsorted rewards with ties, of both signs, and deviations as large as the cap allows."""
+    """Returns unsorted rewards of both signs with ties, and deviations as large as the cap allows."""
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(size, generator=generator, dtype=torch.float64)
     rewards[size // 2] = rewards[0]
@@ -30,7 +30,7 @@ def rewards_and_deviations(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def by_brute_force(rewards: Tensor, deviation: Tensor, k: int, baseline: Baseline) -> Tensor:
-    """K / C(K, k) times the sum over subsets, written out as the definition has it."""
+    """Computes K / C(K, k) times the sum over subsets, as the definition says."""
     size, found = len(rewards), torch.zeros(len(rewards), dtype=torch.float64)
     for subset in itertools.combinations(range(size), k):
         best = max(float(rewards[member]) for member in subset)
@@ -69,13 +69,13 @@ def test_on_and_off_policy_weights_match_all_subsets(size: int, baseline: Baseli
 
 
 def test_by_hand() -> None:
-    # K = 3, k = 2, rewards 0, 1, 3: subsets {0,1}, {0,3}, {1,3} have best 1, 3, 3.
-    # Sums 1 + 3, 1 + 3, 3 + 3, times K / C(3, 2) = 1.
+    # K = 3, k = 2, rewards 0, 1, 3: the subsets {0,1}, {0,3}, {1,3} have best rewards 1, 3, 3. The sums are 1 + 3, 1 +
+    # 3, 3 + 3, times K / C(3, 2) = 1.
     torch.testing.assert_close(MaxAtK(2)(torch.tensor([[1.0, 3.0, 0.0]])), torch.tensor([[4.0, 6.0, 4.0]]))
-    # Less the best of the rest: (1-0) + (3-3) ... = 1, 3 - 1 + 3 - 0 = 5, and (1-1) + (3-3) = 0.
+    # Minus the best of the rest: (1-0) + (3-3) = 1, 3 - 1 + 3 - 0 = 5, and (1-1) + (3-3) = 0.
     found = MaxAtK(2, baseline="leave_one_out")(torch.tensor([[1.0, 3.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[1.0, 5.0, 0.0]]))
-    # Less k times the metric 7/3, times K / (K - k) = 3: 3 * (4 - 14/3) = -2.
+    # Minus k times the metric 7/3, times K / (K - k) = 3: 3 * (4 - 14/3) = -2.
     found = MaxAtK(2, baseline="centered")(torch.tensor([[1.0, 3.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[-2.0, 4.0, -2.0]]))
 
@@ -88,7 +88,7 @@ def test_max_at_one_is_the_mean_and_max_at_n_the_maximum() -> None:
     torch.testing.assert_close(
         max_at_k(rewards, 3), torch.tensor([max(each) for each in subsets], dtype=torch.float64).mean()
     )
-    # The advantages: the reward itself, and K times the best for everyone.
+    # For k = 1 the advantages are the rewards, for k = K they are K times the best reward.
     torch.testing.assert_close(MaxAtK(1)(rewards[None]), rewards[None])
     torch.testing.assert_close(MaxAtK(6)(rewards[None])[0], 6 * rewards.max().expand(6))
     for baseline in ("leave_one_out", "centered"):
@@ -98,7 +98,7 @@ def test_max_at_one_is_the_mean_and_max_at_n_the_maximum() -> None:
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out", "centered"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_gradient_is_that_of_the_expected_best(k: int, baseline: Baseline) -> None:
-    """Exactly: all 3^4 groups of a softmax policy with three answers, weighted by their probability."""
+    """Sums exactly over all 3^4 groups of a softmax policy with three answers, weighted by their probability."""
     logits = torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64, requires_grad=True)
     worth, size = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64), 4
     logp = logits.log_softmax(0)
@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_the_expected_best(k: int, baseline: Baseline) -
 
 
 def shifted(asked: Group, shifts: list[list[float]]) -> list[Tensor]:
-    """Proximal log-probs at these distances from the behaviour policy's."""
+    """Returns proximal log-probs that differ from the behaviour policy's by the shifts."""
     pairs = zip(asked.responses, shifts, strict=True)
     return [response.behave_logp + torch.tensor(shift) for response, shift in pairs]
 
@@ -162,7 +162,7 @@ def test_settings_are_checked(settings: dict[str, object]) -> None:
 
 
 def test_a_training_corrects_replayed_groups(policy: Path, tmp_path: Path) -> None:
-    """Through the proximal policy, which must have log-probs for the first minibatch too."""
+    """The correction uses the proximal policy, which needs log-probs for the first minibatch too."""
     seen: list[bool] = []
 
     class Watched(MaxAtK):

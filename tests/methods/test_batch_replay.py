@@ -1,4 +1,4 @@
-"""ReMix's mixing and RAPID's rollouts ahead: which batch is trained on, and when nothing is sampled."""
+"""ReMix's mixing and RAPID's rollouts ahead: which batch is trained on, and in which iterations nothing is sampled."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DULL = (1.0, 1.0)  # scores of an ineffective group
 
 
 def batch(version: int, size: int = 2) -> list[Group]:
-    """Numbered by version: 30 and 31 for version 3. The second is ineffective."""
+    """Returns a batch numbered by version: 30 and 31 for version 3. The second group is ineffective."""
     return [group(10 * version + i, version, scores=DULL if i == 1 else (0.0, 1.0)) for i in range(size)]
 
 
 def run(composer: Composer, versions: range, seed: int = 0, size: int = 2) -> list[list[int]]:
-    """The numbers of the groups of each iteration."""
+    """Returns the numbers of the groups of each iteration."""
 
     def random(version: int) -> Callable[..., Random]:
         return lambda *purpose: Random(f"{seed}/{version}/{purpose}")
@@ -52,7 +52,7 @@ def resumed(composer: Composer, fresh: Composer, folder: Path) -> Composer:
 
 
 def test_always_replaying_still_samples_every_third_batch() -> None:
-    """N = 2: the batch of version 0 serves versions 1 and 2; at 3 it is too old, and nothing else was sampled."""
+    """N = 2: the batch of version 0 serves versions 1 and 2. At version 3 it is too old, and there is no other."""
     assert run(ReMixReplay(1.0, 2), range(7)) == [[0, 1], [0, 1], [0, 1], [30, 31], [30, 31], [30, 31], [60, 61]]
     assert run(ReMixReplay(1.0, 1), range(4)) == [[0, 1], [0, 1], [20, 21], [20, 21]]
 
@@ -66,7 +66,7 @@ def test_a_replaying_iteration_samples_nothing() -> None:
     composer.compose(iteration(0, batch(0)))
     for version in (1, 2):
         assert not composer.samples_next()
-        assert ids(composer.compose(iteration(version, problems=2))) == [0, 1]  # it refuses to sample
+        assert ids(composer.compose(iteration(version, problems=2))) == [0, 1]  # the iteration refuses to sample
     assert composer.samples_next()
     with pytest.raises(AssertionError, match="asked for 2"):
         composer.compose(iteration(3, problems=2))
@@ -85,7 +85,10 @@ def test_says_ahead_whether_it_samples(mix: Any) -> None:
 
 
 def test_share_of_iterations_that_sample() -> None:
-    """One of 1 + p + p^2 samples: a replay follows it with p, another with p^2, a third never. p = 0.4: 0.641."""
+    """A sample is followed by one replay with probability p, by a second with p^2, and never by a third.
+
+    So 1 of 1 + p + p^2 iterations samples, 0.641 for p = 0.4.
+    """
     found = run(ReMixReplay(0.4, 2, stop_at=None), range(1500))
     share = sum(groups[0] == 10 * version for version, groups in enumerate(found)) / len(found)
     assert share == pytest.approx(1 / 1.56, abs=0.03)
@@ -98,7 +101,7 @@ def test_every_recent_policy_is_drawn_evenly() -> None:
     drawn: Counter[int] = Counter()
     for seed in range(600):
         again = copy.deepcopy(composer)
-        run(again, range(4, 5), seed)  # decides on version 5, for which versions 2 to 4 are recent
+        run(again, range(4, 5), seed)  # decides about version 5, for which versions 2 to 4 are recent
         drawn[run(again, range(5, 6))[0][0]] += 1
     assert set(drawn) == {20, 30, 40}
     assert all(170 < count < 230 for count in drawn.values())
@@ -107,7 +110,7 @@ def test_every_recent_policy_is_drawn_evenly() -> None:
 def test_on_policy_from_the_reincarnation_on() -> None:
     composer = ReMixReplay(1.0, 2, stop_at=5)
     assert run(composer, range(6))[4:] == [[30, 31], [50, 51]]
-    assert composer.state_dict() == {"_batches": [], "_replay": None}  # at once: nothing will be replayed again
+    assert composer.state_dict() == {"_batches": [], "_replay": None}  # at once: nothing more is replayed
     assert run(composer, range(6, 8)) == [[60, 61], [70, 71]]
 
 
@@ -120,14 +123,14 @@ def test_mixing_by_group_samples_the_rest() -> None:
         ages = [version - each.version for each in groups]
         assert min(ages) >= 0 and max(ages) <= 2
         fresh = [each.id for each in groups if each.version == version]
-        assert fresh == [10 * version + i for i in range(len(fresh))]  # so many were asked for, and no more
+        assert fresh == [10 * version + i for i in range(len(fresh))]  # exactly the requested number
         kept.append(len(fresh))
     assert kept[0] == 8
     assert sum(kept[1:]) / (8 * 59) == pytest.approx(0.5, abs=0.08)
 
 
 def decide(rank: int, port: int, folder: str) -> None:
-    """A rank with random numbers of its own, as data.py gives them."""
+    """Runs a rank with its own random numbers, as data.py gives them."""
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = run(ReMixReplay(0.5, 2), range(30), seed=rank)
     dist.destroy_process_group()
@@ -136,7 +139,7 @@ def decide(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_sample_in_the_same_iterations(tmp_path: Path) -> None:
-    """All the ranks, or rollouts are not saved: those that replay would wait for those that sample."""
+    """All ranks must agree. Ranks that replay would wait for those that sample, so no rollouts would be saved."""
     assert run(ReMixReplay(0.5, 2), range(30), seed=0) != run(ReMixReplay(0.5, 2), range(30), seed=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -175,7 +178,7 @@ def test_remix_refuses(wrong: dict[str, Any]) -> None:
 
 
 def ahead(version: int) -> Any:
-    """Three batches of two problems can be sampled."""
+    """Returns an iteration in which three batches of two problems can be sampled."""
     return iteration(version, batch(version, 6), problems=2)
 
 

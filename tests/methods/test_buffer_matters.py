@@ -1,4 +1,4 @@
-"""BAPO's three sources: fresh groups that differ, hard problems asked again, recent good groups."""
+"""BAPO's three sources: fresh groups with different rewards, hard problems asked again, and recent good groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ K = 8
 
 
 def right(id: int, count: int, version: int = 0, problem: str | None = None) -> Group:
-    """Of K responses, so many are right; partial scores make every group effective by score."""
+    """Returns a group with `right` of K responses right. Partial scores make every group effective by score."""
     accs = [float(i < count) for i in range(K)]
     return group(id, version, problem, [acc + 0.01 * i for i, acc in enumerate(accs)], accs)
 
@@ -36,7 +36,7 @@ def at(
     asked: list[str] | None = None,
     **changes: Any,
 ) -> Iteration:
-    """``again``: how many are right when a problem is asked again; numbered from 1000."""
+    """``again`` tells how many responses are right when a problem is asked again. Its groups count from 1000."""
 
     def given(problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None) -> list[Group]:
         assert n == K and prefixes is None
@@ -50,7 +50,7 @@ def at(
 
 
 def full(version: int, size: int = 8, first: int = 500) -> list[Group]:
-    """A batch with a place free everywhere: all right, so neither X1, hard nor good."""
+    """Returns a batch that leaves every place free: all responses are right, so its groups are not X1, hard or good."""
     return [right(first + i, K, version) for i in range(size)]
 
 
@@ -63,7 +63,7 @@ def test_fresh_groups_that_differ_in_accuracy() -> None:
 
 
 def test_the_bounds_are_one_response_whatever_the_rounding() -> None:
-    """K = 3: 1/3 is neither a float nor a mean of floats. Partial accuracies below one response do not count."""
+    """For K = 3, 1/3 is neither a float nor a mean of floats. Partial accuracies below one response do not count."""
     third = group(0, scores=(0.0, 0.0, 1.0))
     two_thirds = group(1, scores=(0.0, 1.0, 1.0))
     partial, nearly = group(2, scores=(0.0, 0.0, 0.5)), group(3, scores=(1.0, 1.0, 0.5))
@@ -82,7 +82,7 @@ def test_another_part() -> None:
 
 
 def hard(count: int = 6, **settings: Any) -> BAPOBuffer:
-    """Holds the problems "problem 0" to "problem 5", each with nothing right."""
+    """Returns a composer that holds "problem 0" to "problem 5", each with no response right."""
     composer = BAPOBuffer(**settings)
     composer.compose(at(1, [right(i, 0, 1) for i in range(count)]))
     return composer
@@ -93,10 +93,10 @@ def test_hard_problems_are_asked_again_every_other_iteration() -> None:
     composer = hard()
     assert composer.compose(at(3, full(3))) == []  # 3 is odd: nothing may be asked
     groups = composer.compose(at(4, full(4), again))
-    # of 0 to 5 right, those above 1/8
+    # Of 0 to 5 right, those above 1/8.
     assert sorted(group.problem.id for group in groups) == [f"problem {i}" for i in (2, 3, 4, 5)]
     assert all(each.id >= 1000 and each.version == 4 for each in groups)
-    assert len(composer.compose(at(6, full(6), again))) == 4  # use removes nothing
+    assert len(composer.compose(at(6, full(6), again))) == 4  # using a problem does not remove it
     assert BAPOBuffer(interval=3).interval == 3 and hard(interval=3).compose(at(4, full(4))) == []
 
 
@@ -109,7 +109,7 @@ def test_strictly_between_c1_and_1(count: int, kept: bool) -> None:
 def test_promotion_as_in_the_code(before: int, now: int, kept: bool) -> None:
     composer = BAPOBuffer(promote="improved")
     composer.compose(at(1, [right(0, before, 1)]))
-    # another range, so that X3 stays out of it
+    # another range, so that X3 does not take part
     composer.good = (0.9, 0.9)
     assert bool(composer.compose(at(2, full(2), {"problem 0": now}))) == kept
 
@@ -154,7 +154,7 @@ def test_hard_problems_leave_first_in_first_out_or_when_solved() -> None:
 
 
 def good(*counts: int, version: int = 1, **settings: Any) -> BAPOBuffer:
-    """Holds a group for each number of right answers."""
+    """Returns a composer that holds a group for each number of right answers."""
     composer = BAPOBuffer(hard=0.0, **settings)
     composer.compose(at(version, [right(i, count, version) for i, count in enumerate(counts)]))
     return composer
@@ -162,13 +162,13 @@ def good(*counts: int, version: int = 1, **settings: Any) -> BAPOBuffer:
 
 def test_stored_groups_in_the_range_fill_the_rest() -> None:
     groups = good(0, 1, 2, 3, 4, 8).compose(at(3, full(3)))
-    assert sorted(ids(groups)) == [1, 2]  # 1/8 and 2/8, both bounds inside
+    assert sorted(ids(groups)) == [1, 2]  # 1/8 and 2/8, including both bounds
 
 
 def test_at_most_three_versions_old() -> None:
     composer = good(1, 2)
     for version, count in ((3, 2), (4, 2), (5, 0)):
-        assert len(composer.compose(at(version, full(version)))) == count  # use removes nothing
+        assert len(composer.compose(at(version, full(version)))) == count  # using a group does not remove it
     assert not composer._good
     assert len(good(1, max_age=5).compose(at(6, full(6), {}))) == 1
 
@@ -187,9 +187,9 @@ def test_no_problem_comes_twice() -> None:
     composer = BAPOBuffer()
     composer.compose(at(1, [right(0, 2, 1, "a"), right(1, 2, 1, "b"), right(2, 0, 1, "c")]))
     composer.compose(at(3, [right(3, 2, 3, "b"), right(4, 2, 3, "c"), right(5, 0, 3, "c")]))
-    # stored: a, b twice, c; asked again: c, which the batch then has
+    # Stored: a, b twice, c. Asked again: c, which the batch then has.
     groups = composer.compose(at(4, [right(6, 5, 4, "a"), *full(4, 6)], {"c": 4}))
-    assert ids(groups) == [6, 1000, 3]  # of b the newest
+    assert ids(groups) == [6, 1000, 3]  # the newest of b
 
 
 def test_own_groups_do_not_fill_holes() -> None:
@@ -199,7 +199,7 @@ def test_own_groups_do_not_fill_holes() -> None:
 
 
 def test_fresh_groups_of_delayed_weights_are_fresh() -> None:
-    """With data.weight_sync_interval 2 they have the version before; their age counts from there."""
+    """With data.weight_sync_interval 2 they have the version before, from which their age counts."""
     composer = BAPOBuffer()
     assert ids(composer.compose(at(1, [right(0, 2, 0), right(1, 8, 0)]))) == [0]
     assert ids(composer.compose(at(3, full(2)))) == [0]
@@ -231,7 +231,7 @@ def test_a_bound_on_good_groups() -> None:
 )
 def test_thresholds_follow_the_mean_reward(adaptive: Any, count: int, expected: list[int]) -> None:
     composer = good(*range(9), adaptive=adaptive)
-    # so many of eight groups are all right, the others all wrong: they set r and leave every place free
+    # `count` of eight groups are all right, the others all wrong. They set r and leave every place free.
     groups = composer.compose(at(3, [right(100 + i, K if i < count else 0, 3) for i in range(8)]))
     assert sorted(ids(groups)) == expected
 

@@ -20,7 +20,7 @@ DULL = (1.0, 1.0)  # scores of an ineffective group
 
 
 class Supply:
-    """Groups without end: the nth is effective where the pattern, repeated, has a 1 at n. Notes what was asked."""
+    """Supplies groups without end and records requests. Group n is effective if the repeated pattern has a 1 at n."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -61,12 +61,12 @@ def test_fixed_chunks_round_up() -> None:
 
 def test_adaptive_chunk_is_what_should_give_the_missing_ones() -> None:
     chunk = AdaptiveChunk(factor=1.25, min_share=0.25, max_share=1.5)
-    # GRESO's own sizes. 100 missing at 60% ineffective: 1.25 * 100 / 0.4 = 312.5
+    # GRESO's own sizes. With 100 missing at 60% ineffective, the chunk is 1.25 * 100 / 0.4 = 312.5.
     assert chunk(missing=100, asked=320, ineffective=192, problems=256) == 313
-    assert chunk(10, 256, 128, 256) == 64  # 25, below the least
-    assert chunk(200, 256, 192, 256) == 384  # 1,000, above the most
+    assert chunk(10, 256, 128, 256) == 64  # 25, below the minimum
+    assert chunk(200, 256, 192, 256) == 384  # 1,000, above the maximum
     assert chunk(256, 256, 256, 256) == 384  # nothing observed to divide by
-    assert AdaptiveChunk(1.0, 0.01, 9.0)(30, 100, 70, 100) == 100  # 30 / 0.3, exactly, no problem more
+    assert AdaptiveChunk(1.0, 0.01, 9.0)(30, 100, 70, 100) == 100  # exactly 30 / 0.3, no extra problem
 
 
 def test_bad_chunks_are_named() -> None:
@@ -89,7 +89,7 @@ def test_asks_in_chunks_until_the_batch_is_full() -> None:
     composer = DynamicSampling(FixedChunk(0.5), surplus="discard")
     batch = composer.compose(supply.iteration(0, problems=4))
     assert ids(batch) == [0, 4, 8, 12]
-    # 4 problems gave 1, then chunks of 2 until the 13th problem: 4 + 5 * 2 = 14
+    # 4 problems gave 1, then chunks of 2 until the 13th problem: 4 + 5 * 2 = 14.
     assert supply.counts() == [4, 2, 2, 2, 2, 2]
 
 
@@ -109,7 +109,7 @@ def test_the_first_call_may_be_larger() -> None:
 
 
 def test_effective_by_the_part_that_is_named() -> None:
-    def shaped(count: int, n: int) -> list[Group]:  # right and wrong ones only where the id is odd
+    def shaped(count: int, n: int) -> list[Group]:  # right and wrong responses only if the id is odd
         return [group(i, 0, scores=(0.0, 0.1), accs=(0.0, float(i % 2))) for i in range(count)]
 
     composer = DynamicSampling(max_batches=1)
@@ -121,12 +121,12 @@ def test_adaptive_chunks_see_all_calls_of_the_iteration() -> None:
     supply = Supply("1000" + "0000" + "11111111")
     composer = DynamicSampling(AdaptiveChunk(factor=1.0, min_share=0.25, max_share=2.0))
     assert len(composer.compose(supply.iteration(0, problems=4))) == 4
-    # 4 asked, 1 effective, 3 missing: 3 / (1/4) = 12, of which at most 8; these give 4, of which 3 were missing
+    # 4 asked, 1 effective, 3 missing: 3 / (1/4) = 12, of which at most 8. These give 4, of which 3 were missing.
     assert supply.counts() == [4, 8]
     supply = Supply("1100" + "1000" + "1")
     composer.load_state_dict({"_carried": []})
     assert len(composer.compose(supply.iteration(0, problems=4))) == 4
-    # 2 / (2/4) = 4, then 1 of 8 asked with 3 effective: 1 / (3/8) = 2.67
+    # 2 / (2/4) = 4. Then 3 of 8 asked are effective and 1 is missing: 1 / (3/8) = 2.67.
     assert supply.counts() == [4, 4, 3]
 
 
@@ -136,13 +136,13 @@ def test_adaptive_chunks_see_all_calls_of_the_iteration() -> None:
 def test_surplus_is_trained_on_first_in_the_next_iteration_which_asks_fewer() -> None:
     supply = Supply("10" + "1111" + "100000" + "1" * 20)
     composer = DynamicSampling(FixedChunk(1.0), surplus="carry")
-    # 4 asked: 0, 2, 3; 4 more: 4, 5, 6 of which one is missing
+    # 4 asked: 0, 2, 3. 4 more: 4, 5, 6, of which one is missing.
     assert ids(composer.compose(supply.iteration(0, problems=4))) == [0, 2, 3, 4]
     assert supply.counts() == [4, 4]
-    # 5 and 6 wait, so two are asked (8 and 9: dull), then a chunk of 4 (10, 11: dull, 12, 13)
+    # 5 and 6 wait, so two are asked (8 and 9: dull), then a chunk of 4 (10, 11: dull, 12, 13).
     second = composer.compose(supply.iteration(1, problems=4))
     assert ids(second) == [5, 6, 12, 13]
-    assert [g.version for g in second] == [0, 0, 1, 1]  # carried ones keep theirs: the behaviour weight applies
+    assert [g.version for g in second] == [0, 0, 1, 1]  # carried groups keep theirs, so the behaviour weight applies
     assert supply.counts() == [2, 4]
     assert ids(composer.compose(supply.iteration(2, problems=4))) == [14, 15, 16, 17]
     assert supply.counts() == [4]
@@ -168,8 +168,9 @@ def test_a_surplus_of_more_than_a_batch_lasts_two_iterations() -> None:
     assert ids(composer.compose(supply.iteration(3, problems=2))) == [7, 8]
 
 
+@pytest.mark.slow
 def test_small_chunks_and_carrying_pay_what_is_due() -> None:
-    """At an effective share of 0.7 a batch is due 1 / 0.7 = 1.43 batches; whole ones with the surplus lost cost 2."""
+    """At an effective share of 0.7 a batch needs 1 / 0.7 = 1.43 batches. Whole batches with the surplus lost cost 2."""
 
     def paid(composer: DynamicSampling) -> float:
         supply = Supply("1110111010")

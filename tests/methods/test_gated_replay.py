@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.groups import group, ids, iteration
+from helpers.tiny_models import fit
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.methods.popo_gated import GatedReplay
+from popo_lightning.metrics.monitors import PHASES
 from popo_lightning.replay.buffer import GroupReplayBuffer
 
 DULL = (1.0, 1.0)
-# behave is -0.5 at every token; of the 4 tokens of a group one has moved to weight w and three stayed:
-# ESS = (3 + w)^2 / (4 (3 + w^2)), which is 0.893 for w = 2 and 0.75 for w = 3
+# behave is -0.5 at every token. Of the 4 tokens of a group, one has moved to weight w and three have not: ESS = (3 +
+# w)^2 / (4 (3 + w^2)), which is 0.893 for w = 2 and 0.75 for w = 3.
 MOVED = {0: 1.0, 1: 2.0, 2: 3.0}
 ESS = {0: 1.0, 1: 25 / 28, 2: 36 / 48}
 
@@ -31,7 +34,7 @@ def composed(min_ess: float) -> list[int]:
     composer.buffer.insert([group(0, 1), group(1, 3), group(2, 4)], 8)
     fresh = [group(10, 5), *(group(i, 5, scores=DULL) for i in (11, 12, 13))]
     trained = ids(composer.compose(iteration(5, fresh, present_logprobs=moved)))
-    assert ids(composer.buffer.newest(9, 6)) == [10, 2, 1, 0]  # what is refused stays
+    assert ids(composer.buffer.newest(9, 6)) == [10, 2, 1, 0]  # refused groups stay
     return trained
 
 
@@ -52,3 +55,11 @@ def test_no_forward_pass_without_a_place_to_fill() -> None:
 def test_a_share_outside_the_range_is_refused() -> None:
     with pytest.raises(SettingError, match=r"min_ess is 1\.5"):
         GatedReplay(GroupReplayBuffer(8), 1.5)
+
+
+def test_its_pass_has_the_phase_of_the_tables(policy: Path, tmp_path: Path) -> None:
+    """The terminal, TensorBoard and docs/metrics.md use the names of phases. They would not show a misnamed phase."""
+    run = fit(policy, tmp_path, composer=GatedReplay(GroupReplayBuffer(32)), iterations=2)
+    columns = (run.folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    phases = {column.removeprefix("time/") for column in columns if column.startswith("time/")}
+    assert "rescore" in phases and phases <= set(PHASES)

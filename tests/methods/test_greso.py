@@ -1,4 +1,4 @@
-"""GRESO: skip probabilities and steering by hand, the order of a pass, and exact resumption."""
+"""GRESO: skip probabilities and steering by hand, the order of a pass, and exact resuming."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_skips_as_often_as_it_says() -> None:
     drawn = [place for _ in range(40) for place in sampler.draw(50)]
     passes = sampler.order.cursor / 100
     useless = sum(place < 50 for place in drawn)
-    # 50 places a pass with 0.3 each, and the other 50 every time
+    # 50 places are drawn with 0.3 per pass, and the other 50 in every pass.
     assert useless / passes == pytest.approx(15, abs=2)
     assert (len(drawn) - useless) / passes == pytest.approx(50, abs=2)
 
@@ -96,11 +96,11 @@ def test_asks_on_when_everything_is_useless() -> None:
     sampler = started(GRESO(), 10)
     sampler.useless = dict.fromkeys(range(10), ("easy", 50))
     assert len(sampler.draw(20)) == 20
-    assert sampler.order.cursor > 500  # about one in a hundred
+    assert sampler.order.cursor > 500  # about one in a hundred is drawn
 
 
 def steered(kinds: list[str], **settings: Any) -> GRESO:
-    """After one iteration in the second pass, whose end the next one's first group shows."""
+    """Returns a sampler after one iteration in the second pass. The first group of the next iteration ends that one."""
     sampler = started(GRESO(**settings), len(kinds))
     sampler.draw(len(kinds))
     sampler.observe(range(len(kinds)), [seen("spread")] * len(kinds))
@@ -111,7 +111,7 @@ def steered(kinds: list[str], **settings: Any) -> GRESO:
 
 
 def test_steering_by_hand() -> None:
-    # targets 0.25 / 3 = 0.083 easy and 0.167 hard; at version 0 the second pass had not begun
+    # The targets are 0.25 / 3 = 0.083 easy and 0.167 hard. At version 0 the second pass had not begun.
     more = steered(["easy"] + ["hard"] + ["spread"] * 8)
     assert more.p == pytest.approx({"easy": 0.49, "hard": 0.51})  # 0.1 is enough for easy, too little for hard
     fewer = steered(["hard"] * 2 + ["spread"] * 8)
@@ -165,7 +165,7 @@ def test_ranks_share_the_places() -> None:
 
 
 def asked(sampler: GRESO, iterations: int, first: int = 0) -> list[list[int]]:
-    """Draws with answers by place: a third easy, a third hard, a third with a spread."""
+    """Returns draws. By place, a third of the answers are easy, a third hard, and a third have a spread."""
     found = []
     for version in range(first, first + iterations):
         for _ in range(2):

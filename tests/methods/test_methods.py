@@ -1,4 +1,4 @@
-"""Every method of configs/method trains, and a run of it that was interrupted goes on as if it had not been."""
+"""Every method of configs/method trains, and its interrupted run resumes without a difference."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ITERATIONS = 3
 
 
 def after(folder: Path, iteration: int) -> Path:
-    """The checkpoint written after so many iterations."""
-    (found,) = (folder / "checkpoints").glob(f"epoch={iteration - 1}-*.ckpt")
+    """Returns the checkpoint written after the given number of iterations."""
+    (found,) = (folder / "checkpoints").glob(f"iteration-{iteration:04d}.ckpt")
     return found
 
 
@@ -39,7 +39,7 @@ def test_trains_and_resumes_exactly(name: str, config: Path, tmp_path: Path, cap
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(math.isfinite(row[column]) for row in rows for column in ("train/loss", "train/grad_norm"))
     assert sum(row["train/grad_norm"] for row in rows) > 0
-    # engine and policy agree, whatever the centre of the trust region is
+    # Engine and policy agree, whatever the centre of the trust region.
     assert all(row.get("engine/logp_gap_mean", 0.0) < 1e-4 for row in rows)
 
     shutil.copytree(whole, resumed)

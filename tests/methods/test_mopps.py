@@ -1,4 +1,4 @@
-"""MoPPS: the posterior by hand, what it chooses, and that nothing outside its state decides a draw."""
+"""MoPPS: the posterior by hand, its choices, and that only its state determines a draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.methods.mopps import MoPPS
 
-SHARP = 1e7  # as many visits leave a posterior no width to speak of
+SHARP = 1e7  # after this many visits a posterior is practically a point
 
 
 def started(sampler: MoPPS, problems: int = 40, seed: int = 1, rank: int = 0, ranks: int = 1) -> MoPPS:
@@ -28,7 +28,7 @@ def answered(right: int, of: int) -> Group:
 
 
 def sharp(rates: Sequence[float], **settings: Any) -> MoPPS:
-    """A sampler that knows the success rate of every problem."""
+    """Returns a sampler that knows the success rate of every problem."""
     sampler = started(MoPPS(candidates=100, **settings), len(rates))
     sampler.posterior = {place: (rate * SHARP, (1 - rate) * SHARP) for place, rate in enumerate(rates)}
     return sampler
@@ -89,29 +89,29 @@ def test_keeps_a_band_and_fills_up_with_the_nearest() -> None:
     found = [sharp(rates, target_range=(0.3, 0.7)).draw(5)]
     sampler = sharp(rates, target_range=(0.3, 0.7))
     found += [sampler.draw(5) for _ in range(20)]
-    # inside: 1, 2 and 5 in random order; then 3 (0.02 outside), then 4 (0.27 outside) and not 0 (0.28)
+    # Inside the range: 1, 2 and 5 in random order. Then 3 (0.02 outside), then 4 (0.27 outside) and not 0 (0.28).
     assert all(set(places[:3]) == {1, 2, 5} and places[3:] == [3, 4] for places in found)
     assert len({tuple(places) for places in found}) > 3
 
 
 def test_draws_its_guess_of_the_rate_anew() -> None:
-    """Thompson sampling: what is uncertain is sometimes chosen over what is near the target for sure."""
+    """Thompson sampling sometimes chooses an uncertain problem over one that is surely near the target."""
     sampler = started(MoPPS(candidates=2), 2)
     sampler.posterior = {0: (0.45 * SHARP, 0.55 * SHARP), 1: (1.0, 1.0)}
     chosen = [sampler.draw(1)[0] for _ in range(400)]
-    # the uniform guess is nearer than 0.05 with probability 0.1
+    # The uniform guess is nearer than 0.05 with probability 0.1.
     assert 20 <= chosen.count(1) <= 62
 
 
 def test_candidates_bound_the_choice() -> None:
-    """One candidate for each place is no choice at all, whatever is known."""
+    """With one candidate for each place, the posterior cannot affect the choice."""
     sampler = started(MoPPS(candidates=1), 40)
     sampler.posterior = dict.fromkeys(range(20), (1.0, SHARP))
     hopeless = [sum(place < 20 for place in sampler.draw(10)) for _ in range(60)]
     assert 240 <= sum(hopeless) <= 360
     choosy = started(MoPPS(candidates=2), 40)
     choosy.posterior = dict(sampler.posterior)
-    # of 20 proposed in 40, ten or more are usually not among the 20 hopeless ones
+    # Of 20 candidates out of 40, usually ten or more are not among the 20 hopeless ones.
     fewer = [sum(place < 20 for place in choosy.draw(10)) for _ in range(60)]
     assert 10 <= sum(fewer) <= 120
 
@@ -140,7 +140,7 @@ def test_a_rank_without_problems_is_refused() -> None:
 
 
 def asked(sampler: MoPPS, iterations: int, truth: random.Random) -> list[list[int]]:
-    """Draws, each followed by what the problems would answer: odd places never right, even ones half of the time."""
+    """Returns draws. After each, the sampler sees the answers: odd places are never right, even ones half the time."""
     found = []
     for _ in range(iterations):
         places = sampler.draw(6)

@@ -1,4 +1,4 @@
-"""The paper's configurations compose with a task and any method, and say what docs/paper_settings.md says."""
+"""The paper's configurations compose with a task and any method, and agree with docs/paper_settings.md."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BATCH = {  # problems, minibatches, prompt and response tokens, iterations
     "geometry_vl3b": (512, 2, 1024, 1024, 120),
 }
 PAPER = REPOSITORY / "configs" / "paper"
-CARD, GRAPHS = 80 * 2**30 * 0.99, 3e9  # bytes of an 80 GB card; of CUDA's context and graphs
-SIZES = {  # parameters in all, and of the largest matrix
+CARD, GRAPHS = 80 * 2**30 * 0.99, 3e9  # bytes of an 80 GB card, and of CUDA's context and graphs
+SIZES = {  # parameters of the model, and of its largest matrix
     "math_1p5b": (1.777e9, 151_936 * 1536),
     "math_7b": (7.616e9, 152_064 * 3584),
     "countdown_3b": (3.086e9, 151_936 * 2048),
@@ -43,7 +43,7 @@ def test_paper_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     data, model = config["data"], config["model"]
     found = tuple(data[key] for key in ("problems_per_iteration", "minibatches", "max_prompt_tokens", "max_new_tokens"))
     assert (*found, config["trainer"]["max_epochs"]) == BATCH[name]
-    assert (data["group_size"], data["temperature"], data["overlong"], data["effective_key"]) == (8, 1.0, None, "score")
+    assert (data["group_size"], data["temperature"], data["overlong"], data["effective_key"]) == (8, 1.0, None, None)
     assert data["composer"]["init_args"]["buffer"]["init_args"] == {
         "capacity": None,
         "max_age": 8,
@@ -65,13 +65,13 @@ def test_split_over_the_gpus(name: str, capsys: pytest.CaptureFixture[str]) -> N
     assert strategy["class_path"].endswith("ModelParallelStrategy")
     assert strategy["init_args"]["tensor_parallel_size"] == 1
     assert (config["trainer"]["devices"], config["trainer"]["num_nodes"]) == (8, 1)
-    assert engine["init_args"]["sleep_level"] == 2  # weights come with the next sync, so a copy of them is wasted
+    assert engine["init_args"]["sleep_level"] == 2  # the next sync brings weights, so a copy of them is wasted
     assert "enforce_eager" not in yaml.safe_load((PAPER / f"{name}.yaml").read_text())["data"]["engine"]["init_args"]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_fits_eight_gpus_of_80_gb(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside vLLM's share: the split state, and the largest matrix gathered for a sync, in three types."""
+    """The memory holds vLLM's share, the split state, and the largest matrix, gathered for a sync, in three types."""
     config = composed(name, "popo", capsys)
     parameters, largest = SIZES[name]
     reference = 4 if name == "geometry_vl3b" else 0
@@ -82,7 +82,7 @@ def test_fits_eight_gpus_of_80_gb(name: str, capsys: pytest.CaptureFixture[str])
     assert config["model"]["gradient_checkpointing"]
     assert sampling + GRAPHS < CARD and training + GRAPHS < CARD
     comment = (PAPER / f"{name}.yaml").read_text().replace("\n#", "")
-    assert f"{state / 1e9:.1f} GB a GPU" in comment
+    assert f"{state / 1e9:.1f} GB per GPU" in comment
 
 
 def test_the_geometry_number_is_that_of_the_test_split(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_a_baseline_at_the_papers_settings(name: str, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("rule", ["gspo", "cispo", "opmd", "m2po", "popo_masked", "grpo"])
 def test_a_method_keeps_its_objective(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """And gets the paper's entropy bonus besides."""
+    """The paper's entropy bonus is added."""
     task = REPOSITORY / "configs" / "task" / "math.yaml"
     with pytest.raises(SystemExit):
         popo("fit", "--config", task, *method(rule), "--print_config")

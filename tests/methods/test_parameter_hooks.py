@@ -1,4 +1,4 @@
-"""SFPO's three stages and ReMix's reincarnation in real runs: the weights themselves, and exact resumption."""
+"""SFPO's three stages and ReMix's reincarnation in real runs: the weights themselves, and exact resuming."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def same(left: Weights, right: Weights) -> bool:
 
 
 class Watch(L.Callback):
-    """Weights, and Adam's first moments, before and after every step, as the later callbacks see them."""
+    """Records weights and Adam's first moments before and after every step, as later callbacks see them."""
 
     def __init__(self) -> None:
         self.before: list[Weights] = []
@@ -74,7 +74,7 @@ def test_without_fast_sweeps_it_is_grpo(policy: Path, tmp_path: Path) -> None:
 
 
 def test_goes_part_of_the_way_before_the_slow_sweep(policy: Path, tmp_path: Path) -> None:
-    """Two minibatches, two fast sweeps and a slow one: steps 0 to 3 are fast, and 4 and 5 slow."""
+    """With two minibatches, two fast epochs and a slow one, steps 0 to 3 are fast, and 4 and 5 slow."""
     _, watch = watched(policy, tmp_path, SlowFastPolicy(interpolation=0.8), ppo_epochs=3, iterations=2)
     assert len(watch.before) == 12
     for first in (0, 6):
@@ -107,11 +107,11 @@ def test_no_way_at_all_begins_the_slow_sweep_at_the_start(policy: Path, tmp_path
 @pytest.mark.parametrize(
     ("entropies", "threshold", "rises"),
     [
-        # mean 4/3, spread sqrt(2)/3 = 0.471 (the sample's would be 0.577): z = 0.667 / 0.471 = 1.414
+        # The mean is 4/3, the spread sqrt(2)/3 = 0.471 (the sample's would be 0.577): z = 0.667 / 0.471 = 1.414.
         ([1.0, 1.0, 2.0], 1.0, True),
         ([1.0, 1.0, 2.0], 1.4, True),
         ([1.0, 1.0, 2.0], 1.42, False),
-        ([1.0, 2.0, 1.0], 0.1, False),  # below the mean: one-sided
+        ([1.0, 2.0, 1.0], 0.1, False),  # below the mean: the test is one-sided
         ([2.0, 2.0, 1.0], 1.0, False),
         ([1.0, 2.0], 0.1, False),  # the window is not full
         ([1.0, 1.0, 1.0], 1.0, False),  # no spread, no rise
@@ -131,7 +131,7 @@ def test_entropy_is_the_runs(policy: Path, tmp_path: Path) -> None:
 
 
 def test_once_stopped_it_is_grpo_with_nothing_in_between(policy: Path, tmp_path: Path) -> None:
-    """Emptied minibatches leave weights, optimizer and learning rate alone: the run is that of one sweep."""
+    """Emptied minibatches do not change weights, optimizer or learning rate, so the run equals one with one epoch."""
     model = {"lr_scheduler": constant}
     plain, alone = watched(policy, tmp_path / "grpo", iterations=3, model=model)
     hook = SlowFastPolicy()
@@ -151,7 +151,7 @@ def test_once_stopped_it_is_grpo_with_nothing_in_between(policy: Path, tmp_path:
 
 
 class RisesAtTheFourth(SlowFastPolicy):
-    """Looks at entropies that rise after the fourth iteration, whatever the policy's do."""
+    """Sees scripted entropies that rise after the fourth iteration, whatever the policy's entropies are."""
 
     script = (2.0, 1.5, 1.0, 1.1)
 
@@ -166,7 +166,7 @@ class RisesAtTheFourth(SlowFastPolicy):
 
 
 def test_stops_for_good(policy: Path, tmp_path: Path) -> None:
-    """A window of two stops at the first rise: z is then always 1. Nothing brings the fast sweeps back."""
+    """With a window of two, z is always 1 at a rise, so the first rise stops it. The fast epochs never return."""
     hook = RisesAtTheFourth()
     _, watch = watched(policy, tmp_path, hook, ppo_epochs=2, iterations=6, lr=3e-4)
     assert hook.stopped and hook.looked == 4 and hook.entropies == [1.0, 1.1]
@@ -180,7 +180,7 @@ def test_null_never_stops(policy: Path, tmp_path: Path) -> None:
 
 
 def test_an_iteration_without_groups(policy: Path, tmp_path: Path) -> None:
-    """A batch may be empty, and so may minibatches of it; what steps there are follow the same stages."""
+    """A batch may be empty, and so may its minibatches. The remaining steps follow the same stages."""
     settings: dict[str, Any] = {"problems_per_iteration": 2, "group_size": 2, "minibatches": 2, "ppo_epochs": 2}
     run, watch = watched(policy, tmp_path, SlowFastPolicy(0.5), composer=Filter(), iterations=6, **settings)
     assert 0 < sum(watch.stepped) < 24 and run.trainer.global_step == sum(watch.stepped)
@@ -190,7 +190,7 @@ def test_an_iteration_without_groups(policy: Path, tmp_path: Path) -> None:
 
 
 def copy_until(whole: Path, step: int, target: Path) -> None:
-    """The run's folder as it was after a step, but for what was written since."""
+    """Copies the run's folder without the checkpoints written after a step."""
     shutil.copytree(whole, target)
     for path in (target / "checkpoints").glob("*.ckpt"):
         if int(path.stem.split("step=")[1]) > step:
@@ -204,9 +204,9 @@ def checkpoint(folder: Path, step: int) -> dict[str, Any]:
 
 
 def assert_resumes(command: list[str | Path], folder: Path, steps: list[int], last: int) -> None:
-    """From the checkpoint of each of the steps, the run goes on as the uninterrupted one."""
+    """Checks that the run, resumed from the checkpoint of each step, equals the uninterrupted one."""
     command = [*command, "--checkpoint.every_n_epochs", "null", "--checkpoint.every_n_train_steps", "1"]
-    command += ["--checkpoint.save_top_k", "-1"]
+    command += ["--checkpoint.save_top_k", "-1", "--checkpoint.filename", "{step}"]
     popo(*command, "--run.folder", folder / "whole")
     end = checkpoint(folder / "whole", last)["state_dict"]
     for step in steps:
@@ -216,8 +216,12 @@ def assert_resumes(command: list[str | Path], folder: Path, steps: list[int], la
         assert same(checkpoint(folder / str(step), last)["state_dict"], end)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(config: Path, tmp_path: Path) -> None:
-    """Three minibatches, a fast and a slow sweep: inside the fast one, before the slow one, inside it, and after."""
+    """There are three minibatches, a fast and a slow epoch.
+
+    It resumes inside the fast epoch, before and inside the slow one, and after.
+    """
     command: list[str | Path] = ["fit", "--config", config, *method("sfpo"), "--data.ppo_epochs", "2"]
     command += ["--trainer.max_epochs", "3", "--parameter_hook.entropy_window", "2"]
     assert_resumes([*command, "--parameter_hook.z_threshold", "null"], tmp_path, [8, 9, 10, 12], 18)
@@ -225,8 +229,9 @@ def test_an_interrupted_run_goes_on_exactly(config: Path, tmp_path: Path) -> Non
     assert kept_starts == [False, True, True, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_goes_on_exactly(config: Path, tmp_path: Path) -> None:
-    """Resumed before the entropy has risen, and after; inside iterations, whose entropy is half summed."""
+    """It resumes before and after the entropy has risen, also inside iterations whose entropy is half summed."""
     command: list[str | Path] = ["fit", "--config", config, *method("sfpo"), "--data.ppo_epochs", "2"]
     command += ["--trainer.max_epochs", "3", "--parameter_hook", "methods.test_parameter_hooks.StopsEarly"]
     assert_resumes(command, tmp_path, [4, 10, 12, 14], 15)
@@ -236,7 +241,7 @@ def test_a_run_that_stops_goes_on_exactly(config: Path, tmp_path: Path) -> None:
 
 
 class StopsEarly(SlowFastPolicy):
-    """Stops as soon as there are two entropies, whatever they are."""
+    """Stops as soon as there are two entropies, whatever their values."""
 
     def __init__(self) -> None:
         super().__init__(entropy_window=2)
@@ -272,7 +277,7 @@ def with_kl() -> Objective:
 
 def test_the_reference_becomes_the_policy(policy: Path, tmp_path: Path) -> None:
     _, watch = watched(policy, tmp_path, Reincarnation(2), objective=with_kl(), iterations=4)
-    base, then = watch.before[0], watch.before[4]  # two steps an iteration
+    base, then = watch.before[0], watch.before[4]  # two steps per iteration
     assert not same(base, then)
     assert [same(reference or {}, base) for reference in watch.reference] == [True] * 4 + [False] * 4
     assert [same(reference or {}, then) for reference in watch.reference] == [False] * 4 + [True] * 4
@@ -293,8 +298,9 @@ def test_it_needs_a_reference(policy: Path, tmp_path: Path) -> None:
         Reincarnation(-1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_reference_it_had(config: Path, tmp_path: Path) -> None:
-    """Checkpoints before the exchange, at its first step, and after it."""
+    """The checkpoints are before the exchange, at its first step, and after it."""
     hook = "popo_lightning.methods.remix.Reincarnation"
     command: list[str | Path] = ["fit", "--config", config, *method("grpo"), "--trainer.max_epochs", "4"]
     command += ["--parameter_hook", hook, "--parameter_hook.iteration", "2"]

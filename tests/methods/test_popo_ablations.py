@@ -1,4 +1,4 @@
-"""POPO's ablations: by which measure, of which groups, and of what age groups are replayed."""
+"""POPO's ablations: the measure that ranks groups, which groups are replayed, and from what age."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def kept(composer: PrioritizedGroupReplay) -> list[int]:
 
 
 def moved_by(moves: dict[int, float], asked: list[list[int]] | None = None) -> Any:
-    """Present log-probs that are the stored ones plus so much, by group id."""
+    """Returns present log-probs that exceed the stored ones by a shift for each group id."""
 
     def present(groups: Sequence[Group]) -> list[list[Tensor]]:
         if asked is not None:
@@ -56,11 +56,11 @@ def moved_by(moves: dict[int, float], asked: list[list[int]] | None = None) -> A
 def test_estimators_by_hand() -> None:
     responses = [response((1, 2), (-1.0, -2.0)), response((3,), (-0.5,))]
     present = [torch.tensor([-1.5, -1.0]), torch.tensor([-0.5])]
-    # policy minus behave: -0.5, 1, 0; k1 is the mean of its negative
+    # policy minus behave is -0.5, 1, 0. k1 is the mean of its negative.
     assert group_kl(responses, present, "k1") == pytest.approx((0.5 - 1 + 0) / 3)
     k3 = (math.exp(-0.5) - 1 + 0.5 + math.exp(1) - 1 - 1 + 0) / 3
     assert group_kl(responses, present, "k3") == pytest.approx(k3, rel=1e-6)
-    # over tokens, not over responses: with the first response alone it is the mean of two
+    # The mean is over tokens, not responses. With only the first response it is the mean of two.
     assert group_kl(responses[:1], present[:1], "k1") == pytest.approx(-0.25)
 
 
@@ -72,7 +72,7 @@ def test_estimators_stay_finite() -> None:
 
 
 def test_estimators_agree_with_the_divergence() -> None:
-    """On many samples of behave: KL(behave || policy), and not the other way round, which is another number."""
+    """On many samples of behave they estimate KL(behave || policy). The reverse KL is another number."""
     torch.manual_seed(0)
     behave, policy = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.3, 0.3, 0.4]).log()
     tokens = torch.multinomial(behave.exp(), 200_000, replacement=True)
@@ -90,7 +90,7 @@ def test_the_nearest_are_replayed_not_the_newest() -> None:
     fresh = [group(10, 5), group(11, 5, scores=DULL), group(12, 5, scores=DULL)]
     assert ids(composer.compose(iteration(5, fresh, present_logprobs=moved_by(moves)))) == [10, 0, 2]
     assert kept(composer) == [0, 1, 2, 3, 10]
-    # k3 ranks by distance; k1's lowest are those that the policy has moved towards
+    # k3 ranks by distance. The lowest k1 have the groups that the policy has moved towards.
     composer = KLRanked(buffer_of(group(0, 1), group(1, 2), group(2, 3), group(3, 4)), estimator="k1")
     assert ids(composer.compose(iteration(5, fresh, present_logprobs=moved_by(moves)))) == [10, 3, 2]
 
@@ -108,14 +108,14 @@ def test_ranked_among_groups_of_an_allowed_age_with_no_problem_twice() -> None:
     moves = {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.4, 4: 0.3}
     fresh = [group(10, 5, "a"), group(11, 5, scores=DULL), group(12, 5, scores=DULL), group(13, 5, scores=DULL)]
     found = composer.compose(iteration(5, fresh, present_logprobs=moved_by(moves, asked)))
-    # 0 is too old; a is in the batch and b is there by 2, so c comes before either, and then the nearer of them
+    # 0 is too old. a is in the batch, and b is in it after 2. So c comes before either, and then the nearer of them.
     assert ids(found) == [10, 2, 3, 1]
     assert asked == [[2, 3, 4, 1]]  # one pass over the candidates
 
 
 def test_no_pass_where_there_is_nothing_to_choose() -> None:
     full = KLRanked(buffer_of(group(0, 4), group(1, 4)))
-    assert ids(full.compose(iteration(5, [group(10, 5)]))) == [10]  # iteration() refuses to be asked for log-probs
+    assert ids(full.compose(iteration(5, [group(10, 5)]))) == [10]  # iteration() refuses log-probs
     short = KLRanked(buffer_of(group(0, 4), group(1, 3)))
     assert ids(short.compose(iteration(5, [group(10, 5, scores=DULL), group(11, 5, scores=DULL)]))) == [0, 1]
 
@@ -146,11 +146,11 @@ def test_random_places_go_to_the_newest_stored_groups_of_any_kind() -> None:
         composer = AnyGroup(buffer_of(*stored))
         given = iteration(5, fresh, seeded=lambda *purpose, seed=seed: Random(f"{seed}/{purpose}"))
         found = ids(composer.compose(given))
-        assert len(found) == 5 and found[3:] == [1, 2]  # two are ineffective, so two places
+        assert len(found) == 5 and found[3:] == [1, 2]  # two groups are ineffective, so two places are free
         assert found[:3] == sorted(found[:3])
         left |= set(range(10, 15)) - set(found)
-        assert kept(composer) == [0, 1, 2, 10, 11, 12, 13, 14]  # all of them, effective or not
-    assert left == set(range(10, 15))  # any place, those of effective groups too
+        assert kept(composer) == [0, 1, 2, 10, 11, 12, 13, 14]  # all groups, effective or not
+    assert left == set(range(10, 15))  # any place may be taken, also those of effective groups
 
 
 def test_places_come_from_the_iterations_generator() -> None:
@@ -186,7 +186,7 @@ def test_problems_that_kept_their_places_come_last() -> None:
     stored = [group(0, 4, "b"), group(1, 4, "a")]
     assert ids(AnyGroup(buffer_of(stored[1], stored[0]), 0.5).compose(iteration(5, fresh)))[1] == 0
     gone = [group(10, 5, "b"), group(11, 5, "a")]
-    for version in range(5, 25):  # whoever keeps his place, the other's problem is taken
+    for version in range(5, 25):  # whichever stays, the other's problem is replaced
         found = AnyGroup(buffer_of(*stored), 0.5).compose(iteration(version, gone))
         assert {g.problem.id for g in found} == {"a", "b"}
 
@@ -211,9 +211,10 @@ def test_nothing_to_replay_before_the_minimum_age() -> None:
 
 
 def test_null_capacity_holds_the_worst_case() -> None:
-    """Every group effective for min_age iterations, then none: a whole batch of exactly that age is wanted, and there.
+    """All groups are effective for min_age iterations, then none: a whole batch of exactly that age is needed.
 
-    The buffer POPO would have, of one iteration, has only groups that are too young: it would be the filter.
+    The buffer holds it. POPO's buffer of one iteration would hold only groups that are too young, and would act as the
+    filter.
     """
     composer, size = Stale(GroupReplayBuffer(None, None), min_age=4), 3
     for version in range(6):
@@ -246,7 +247,7 @@ def test_minimum_age_of_one_is_popo() -> None:
 
 
 def a_batch(version: int) -> Iteration:
-    """Four groups, some effective; near and far stored groups by their id."""
+    """Returns an iteration of four groups, some of them effective. The id decides how near stored groups are."""
     fresh = [
         group(10 * version + i, version, f"p{(version * 4 + i) % 7}", DULL if (version + i) % 3 else (0.0, 1.0))
         for i in range(4)

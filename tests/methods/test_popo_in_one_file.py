@@ -1,4 +1,4 @@
-"""The loop on one page and `popo fit` are the same: same problems, same tokens, same weights, bit for bit."""
+"""The loop on one page and `popo fit` agree bit for bit: same problems, same tokens, same weights."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.toys.countdown import CountdownSteps
+from popo_lightning.toys.countdown_policy import CountdownWarmStart
 
 PAGE = REPOSITORY / "examples" / "popo_in_one_file.py"
 ITERATIONS = 8
-# At these settings every rule of the page decides something, often: problems return in each iteration, about a third of
-# the groups is replayed, and ratios and weights reach their bounds.
+# At these settings every rule of the page often matters: problems return in each iteration, about a third of the groups
+# is replayed, and ratios and weights reach their bounds.
 SMALL_TASK = TASK | {"largest_number": 3, "held_out_problems": 1}
 CONSTANTS: dict[str, Any] = {
     "NUMBERS": TASK["numbers"],
@@ -69,16 +70,16 @@ SETTINGS = {
     "checkpoint.every_n_epochs": 1,
     "checkpoint.save_top_k": -1,
 }
-# One response a row, padded, through transformers' own attention: the page's sums, term by term in the same order.
+# One padded response per row, in transformers' own attention: the page's sums, term by term in the same order.
 PLAIN_ROWS = {"model.attention": "sdpa", "model.shared_prompts": "false"}
 
 Weights = dict[str, Tensor]
-Calls = dict[int, Any]  # by seed: the prompts, and the responses to each
+Calls = dict[int, Any]  # the prompts and the responses to each, by seed
 Fitted = tuple[list[Weights], Calls]
 
 
 def page(source: str | None = None, **constants: Any) -> Any:
-    """The page as a module of its own, with other constants or another source."""
+    """Loads the page as a separate module, with other constants or another source."""
     module = ModuleType("page")
     exec(compile(source or PAGE.read_text(), PAGE, "exec"), module.__dict__)
     for name, value in constants.items():
@@ -88,10 +89,10 @@ def page(source: str | None = None, **constants: Any) -> Any:
 
 
 def fit(config: Path, folder: Path, settings: dict[str, Any]) -> Fitted:
-    """The weights of `popo fit` after each iteration, and what it sampled."""
+    """Returns the weights of `popo fit` after each iteration, and its samples."""
     changes = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     cli = popo("fit", "--config", config, *method("popo"), *changes, "--run.folder", folder)
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: int(path.stem.split("step=")[1]))
+    checkpoints = sorted((folder / "checkpoints").glob("iteration-*.ckpt"))
     states = [torch.load(path, weights_only=True)["state_dict"] for path in checkpoints]
     assert len(states) == settings["trainer.max_epochs"]
     tied = "model.lm_head.weight"
@@ -100,18 +101,18 @@ def fit(config: Path, folder: Path, settings: dict[str, Any]) -> Fitted:
 
 
 def weights_by_page(module: Any, policy: Path, generate: Callable[..., Any], iterations: int) -> Iterator[Weights]:
-    """The page's weights after each iteration."""
+    """Yields the page's weights after each iteration."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
     for _ in islice(module.train(model, tokenizer, 1, generate), iterations):
         yield {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 class OtherPromptsError(Exception):
-    """The framework asked others, or under another seed."""
+    """The framework asked other prompts, or used another seed."""
 
 
 def recorded(calls: Calls) -> Callable[..., Any]:
-    """Gives what the framework sampled for these very prompts under this very seed."""
+    """Returns a generator that gives the framework's samples for exactly these prompts and this seed."""
 
     def generate(model: Any, prompts: list[list[int]], seed: int) -> list[list[tuple[Tensor, Tensor]]]:
         asked, responses = calls.get(seed, (None, None))
@@ -136,7 +137,7 @@ def flat(weights: Weights) -> Tensor:
 
 @pytest.fixture(scope="module")
 def engines(policy: Path) -> tuple[list[list[int]], list[list[Response]]]:
-    """Prompts of several lengths, and what the transformers engine samples at seed 5."""
+    """Returns prompts of several lengths, and the samples of the transformers engine at seed 5."""
     engine, encoder = TransformersEngine(), PromptEncoder(policy, 24)
     engine.start(EngineContext(policy, torch.device("cpu"), torch.float32, 0, 1, 64))
     asked = [*CountdownSteps(**TASK).train_problems()[:12], *CountdownSteps().train_problems()[:12]]
@@ -155,19 +156,19 @@ def fitted(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 
 def test_same_weights_bit_for_bit(policy: Path, fitted: Fitted) -> None:
-    """After each of eight iterations, from the tokens and log-probs that the framework sampled."""
+    """Compares after each of eight iterations, given the tokens and log-probs that the framework sampled."""
     expected, calls = fitted
     found = list(weights_by_page(page(**CONSTANTS), policy, recorded(calls), ITERATIONS))
     assert [same(left, right) for left, right in zip(found, expected, strict=True)] == [True] * ITERATIONS
 
 
 def test_same_tokens_and_weights_by_itself(config: Path, policy: Path, tmp_path: Path) -> None:
-    """Three iterations with the page's own generator, and the framework's packed tokens and shared prompts.
+    """Runs three iterations with the page's generator, and the framework's packed tokens and shared prompts.
 
-    Bits differ there, since other shapes are multiplied: by some 1e-6 of a gradient's largest entries. Adam divides
-    each entry by its own size, so that an entry of 1e-8, all rounding, moves as far as any other. Such entries are few:
-    over all weights the difference stays at 1e-4 of the way they have gone, and 1e-3 is the bound. It grows with every
-    iteration, and would change a token in the end; at this learning rate three are far from there.
+    Gradients differ by about 1e-6 of their largest entries, because the multiplied shapes differ. Adam divides each
+    entry by its own size, so an entry of 1e-8, which is only rounding, moves as far as any other. Such entries are few:
+    over all weights the difference stays at 1e-4 of the distance moved, and the bound is 1e-3. The difference grows
+    with every iteration and would finally change a token. At this learning rate, three iterations are far from that.
     """
     settings = SETTINGS | {"model.optimizer.lr": 2e-4, "trainer.max_epochs": 3}
     expected, calls = fit(config, tmp_path, settings)
@@ -218,7 +219,7 @@ def test_another_constant_is_noticed(name: str, value: Any, policy: Path, fitted
 
 
 def equals_framework(module: Any, policy: Path, fitted: Fitted, engines: Any) -> bool:
-    """What the page samples, and then its weights up to the first iteration that differs."""
+    """Compares the page's samples, and then its weights up to the first iteration that differs."""
     expected, calls = fitted
     prompts, sampled = engines
     drawn = module.generate(AutoModelForCausalLM.from_pretrained(policy), prompts, 5)
@@ -235,7 +236,7 @@ def equals_framework(module: Any, policy: Path, fitted: Fitted, engines: Any) ->
 
 
 def test_the_true_page_equals_it(policy: Path, fitted: Fitted, engines: Any) -> None:
-    """Or the tests above would notice nothing."""
+    """Otherwise the tests above would notice nothing."""
     assert equals_framework(page(**CONSTANTS), policy, fitted, engines)
 
 
@@ -243,7 +244,7 @@ def test_the_true_page_equals_it(policy: Path, fitted: Fitted, engines: Any) -> 
 
 
 def test_same_problems() -> None:
-    """Of the true task, and of the small one."""
+    """Compares the problems of the true task and of the small one."""
     for task, module in ((CountdownSteps(), page()), (CountdownSteps(**SMALL_TASK), page(**CONSTANTS))):
         expected = task.train_problems(), task.benchmarks()["countdown"]
         for ours, theirs in zip(module.all_problems(), expected, strict=True):
@@ -253,7 +254,7 @@ def test_same_problems() -> None:
 
 
 def test_same_grades() -> None:
-    """Of right responses, of others' right responses, and of responses with one character changed."""
+    """Grades right responses, right responses to other problems, and responses with one changed character."""
     module, draw = page(), random.Random(0)
     problem = module.Problem("2,7,5>10:", (2, 5, 7), 10)
     answer = {"numbers": [2, 5, 7], "target": 10}
@@ -299,9 +300,9 @@ def test_constants_are_those_of_the_configurations(capsys: pytest.CaptureFixture
         "MAX_AGE": buffer["max_age"],
     }
     assert {name: getattr(module, name) for name in found} == found
-    # what the page has no constant for
+    # settings for which the page has no constant
     assert (optimizer["weight_decay"], data["temperature"], data["ppo_epochs"], data["async_level"]) == (0, 1, 1, 0)
-    assert (data["effective_key"], model["reward_key"], data["overlong"]) == ("score", "score", None)
+    assert (data["effective_key"], model["reward_key"], data["overlong"]) == (None, "score", None)
 
 
 # -- a page to read and to run -------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ def test_stands_alone_on_a_page(path: Path) -> None:
 
 
 def test_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Builds the policy where there is none, trains it, and says what came of it."""
+    """main() builds the policy if it does not exist, trains it, and prints the result."""
     monkeypatch.syspath_prepend(str(PAGE.parent))
     import popo_in_one_file
     import starting_policy
@@ -356,13 +357,11 @@ def test_examples_to_start_from_are_true_steps(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_the_true_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a reader runs it: `popo fit`'s weights after three iterations, and a policy that learns."""
+    """On the shipped policy of the task, three iterations give the weights of `popo fit`, and the page learns."""
     monkeypatch.syspath_prepend(str(PAGE.parent))
     import popo_in_one_file
-    import starting_policy
 
-    policy = tmp_path / "policy"
-    starting_policy.build(policy)
+    policy = CountdownWarmStart().folder()
     config = REPOSITORY / "configs" / "task" / "countdown_tiny.yaml"
     settings = {name: value for name, value in SETTINGS.items() if name.startswith("checkpoint")}
     settings |= {"trainer.max_epochs": 3, "evaluation.every_n_iterations": 0, "evaluation.limit": 10}

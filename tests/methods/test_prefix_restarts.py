@@ -1,4 +1,4 @@
-"""Rollouts that restart inside earlier responses: stored prefixes, trees, and what the engine makes of them."""
+"""Rollouts that restart inside earlier responses: stored prefixes, trees, and the engines' continuations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HALF: dict[str, Any] = {"cut": (0.5, 0.5)}
 
 
 def asked(problem: str, version: int, scores: Sequence[float] = WRONG, id: int = 0) -> Group:
-    """Responses of four tokens, told apart by their first: 100 * version + place."""
+    """Returns a group of responses of four tokens. The first token identifies each: 100 * version + place."""
     made = group(id, version, problem, scores)
     answers = [
         replace(response((100 * version + i, 6, 7, 1), score=score), version=None) for i, score in enumerate(scores)
@@ -45,7 +45,7 @@ def asked(problem: str, version: int, scores: Sequence[float] = WRONG, id: int =
 
 
 class Restarts:
-    """Samples given problems: notes what was asked, and gives each group the rewards it is told."""
+    """Samples given problems, records its calls, and gives each group its given rewards."""
 
     def __init__(self, **rewards: Sequence[float]) -> None:
         self.rewards = rewards
@@ -77,7 +77,7 @@ def test_a_cut_is_a_share_and_never_the_whole() -> None:
     assert cut_response(response((1,)), (0.5, 0.5), Random(0)).tolist() == []
     lengths = {len(cut_response(ten, (0.25, 0.75), Random(seed))) for seed in range(99)}
     assert lengths == {2, 3, 4, 5, 6, 7}
-    assert cut_response(ten, (0.5, 0.5), Random(0)).untyped_storage().nbytes() == 5 * 8  # saves no more than itself
+    assert cut_response(ten, (0.5, 0.5), Random(0)).untyped_storage().nbytes() == 5 * 8  # stores only the prefix
 
 
 # -- RR ------------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_unsolved_problems_are_asked_again_from_a_prefix() -> None:
     assert composer.compose(at(0, fresh, restarts)) == fresh
     assert restarts.asked == []
     fresh = [asked("e", 1, (1.0, 1.0), 8), asked("f", 1, (1.0, 1.0), 9)]
-    found = composer.compose(at(1, fresh, restarts))  # 4 problems: 2 restarts, 2 of the sampler
+    found = composer.compose(at(1, fresh, restarts))  # of 4 problems, 2 are restarts and 2 from the sampler
     assert ids(found) == [8, 9, 1001, 1002]
     assert [(problem, n, len(prefix)) for problem, prefix, n in restarts.asked] == [("a", 2, 2), ("c", 2, 2)]
     assert all(prefix[1] == 6 and prefix[0] in (0, 1) for _, prefix, _ in restarts.asked)
@@ -115,7 +115,7 @@ def test_the_best_of_the_failed_is_cut() -> None:
     assert firsts == {0, 2}
     short = replace(asked("s", 0), responses=[response((1,), score=0.1), response((8, 1))])
     composer._asked(short, Random(0))
-    assert composer._stored["s"].tokens.tolist() == [8]  # the better one has no beginning
+    assert composer._stored["s"].tokens.tolist() == [8]  # the better response has no prefix
     composer._asked(replace(short, problem=Problem("t", "", None), responses=[response((1,))] * 2), Random(0))
     assert "t" not in composer._stored
 
@@ -142,7 +142,7 @@ def test_restarts_are_counted_and_prefixes_retire() -> None:
     composer.compose(at(1, solved, Restarts(a=(1.0, 0.0), b=(1.0, 1.0))))
     assert sorted(composer._stored) == ["a", "c", "d"]  # every restart of b succeeded
     assert (kept["a"].tries, kept["a"].successes) == (2, 1)
-    # a, c and d are worth a half each; of version 0 all of them, in order of insertion
+    # a, c and d have value 1/2 each. Of those of version 0 all are asked, in order of insertion.
     composer.compose(at(2, solved, Restarts(a=(0.0, 0.0), c=(0.0, 0.0))))
     assert (kept["a"].tries, kept["a"].successes) == (4, 1)  # 2/6
     assert composer.value(kept["c"]) == 1 / 4
@@ -157,7 +157,7 @@ def test_a_problem_that_fails_again_gives_a_new_prefix_unless_the_old_one_is_pro
     composer = PrefixRestarts(**HALF)
     composer._asked(asked("a", 0), Random(0))
     composer._asked(asked("a", 1), Random(0))
-    assert int(composer._stored["a"].tokens[0]) >= 100  # untried: the newer
+    assert int(composer._stored["a"].tokens[0]) >= 100  # untried, so the newer one stays
     composer._stored["a"].tries, composer._stored["a"].successes = 4, 3
     composer._asked(asked("a", 2), Random(0))
     assert composer._stored["a"].version == 1
@@ -172,7 +172,7 @@ def test_capacity_and_the_end() -> None:
     assert sorted(composer._stored) == ["a", "b"]
     composer.compose(at(1, [asked(name, 1) for name in "efg"], restarts))
     assert len(restarts.asked) == 1
-    assert sorted(composer._stored) == ["e", "f"]  # newer, and a has failed again
+    assert sorted(composer._stored) == ["e", "f"]  # these are newer, and a has failed again
     fresh = [asked(name, 2) for name in "hijk"]
     assert composer.compose(at(2, fresh, restarts)) == fresh
     assert len(restarts.asked) == 1 and composer._stored == {}
@@ -253,7 +253,8 @@ def test_half_of_each_group_restarts_inside_the_other_half() -> None:
     assert ids(found) == [1, 2, 1001, 1002]
     assert [each.subtree_rewards.tolist() for each in found[:2] if each.subtree_rewards is not None] == [[1, 1], [0, 1]]
     assert [each.subtree_rewards for each in found[2:]] == [None, None]
-    # subtree of a: 0 0 0 1 1, mean 0.4; of b: 0 1 0 0 1; b's child 0 1, mean 0.5; a's child is all right
+    # Subtree of a: 0 0 0 1 1, mean 0.4; of b: 0 1 0 0 1. b's child has 0 1, mean 0.5. All of a's child's responses are
+    # right.
     worth = [[round(float(a), 6) for a in TreeBaseline("mean").for_group(each, "score")] for each in found]
     assert worth == [[-0.4, -0.4, -0.4], [-0.4, 0.6, -0.4], [0, 0], [-0.5, 0.5]]
 
@@ -274,9 +275,10 @@ def test_the_cut_response_is_drawn_by_the_iterations_seed() -> None:
 ENGINES: dict[str, Callable[[], RolloutEngine]] = {"transformers": lambda: TransformersEngine(7), "vllm": VLLMEngine}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 def test_restarted_responses_are_on_policy_and_graded_as_a_whole(name: str, policy: Path) -> None:
-    """Log-probs of what comes behind a prefix are the policy's, and the verifier reads prefix and continuation."""
+    """Log-probs after a prefix are the policy's, and the verifier reads prefix and continuation."""
     module, engine, task = attached(PolicyModule(path=str(policy))), ENGINES[name](), tiny_task()
     engine.start(EngineContext(policy, torch.device("cpu"), torch.float32, 0, 1, 32))
     limit, problems = 10, list(task.train_problems()[:12])

@@ -1,4 +1,4 @@
-"""Replay by priority: FreshPER's, which decays with age, and TRL's heap."""
+"""Replay by priority: FreshPER's priorities, which decay with age, and TRL's heap."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def at(version: int, fresh: Sequence[Group], seed: int = 0, **changes: Any) -> I
 
 
 def test_draws_in_proportion_and_none_twice() -> None:
-    """Weights 1, 2, 3. First: 1/6, 2/6, 3/6. Pairs of 1 and 2: 1/6 * 2/5 + 2/6 * 1/4 = 0.15."""
+    """The weights are 1, 2, 3. First draws: 1/6, 2/6, 3/6. Pairs of 1 and 2: 1/6 * 2/5 + 2/6 * 1/4 = 0.15."""
     logs = [math.log(weight) for weight in (1, 2, 3)]
     random = Random(0)
     drawn = [draw(logs, 2, random) for _ in range(3000)]
@@ -62,7 +62,7 @@ def test_draws_all_where_there_are_fewer_and_never_underflows() -> None:
 
 
 def stocked(**settings: Any) -> FreshPER:
-    """Holds group 1, of version 9, and group 2, of version 0."""
+    """Returns a composer that holds group 1 of version 9 and group 2 of version 0."""
     composer = FreshPER(**{"tau": 10.0, "exponent": 0.5, "beta_iterations": 20} | settings)
     composer.compose(at(0, [group(2, 0, scores=ONE_OF_FOUR)]))
     composer.compose(at(9, [group(1, 9, scores=PAIR)]))
@@ -99,17 +99,21 @@ def test_a_priority_halves_every_tau_ln_2() -> None:
 
 
 def test_importance_weights_by_hand() -> None:
-    """(P_min / P_i)^beta: P_2 / P_1 = 0.65668; at version 10 of 20 beta is 0.4 + 0.6 / 2; 0.65668^0.7 = 0.7450."""
+    """The weights are (P_min / P_i)^beta, with P_2 / P_1 = 0.65668.
+
+    At version 10 of 20, beta is 0.4 + 0.6 / 2; 0.65668^0.7 = 0.7450.
+    """
     weights = {each.id: each.loss_weight for each in replayed(stocked(), 10, problems=2)}
     assert weights == {1: pytest.approx(0.7450, abs=1e-4), 2: 1.0}
-    # beta from 0: 0.5 at version 10, sqrt(0.65668) = 0.81036; 1 from 20 on. Both age alike, so their ratio stays.
+    # With beta from 0 it is 0.5 at version 10, where sqrt(0.65668) = 0.81036, and 1 from version 20 on. Both groups age
+    # alike, so the ratio of their priorities stays.
     for version, weight in ((10, 0.81036), (20, 0.65668), (30, 0.65668)):
         found = {each.id: each.loss_weight for each in replayed(stocked(beta=0.0), version, problems=2)}
         assert found == {1: pytest.approx(weight, abs=1e-4), 2: 1.0}
 
 
 def test_the_greatest_weight_is_that_of_the_store_not_of_the_draw() -> None:
-    """Group 2 sets the scale, drawn or not."""
+    """Group 2 sets the scale, whether it is drawn or not."""
     composer = stocked()
     alone = [found for seed in range(20) if (found := replayed(composer, 10, seed)[0]).id == 1]
     assert alone and all(found.loss_weight == pytest.approx(0.7450, abs=1e-4) for found in alone)
@@ -203,7 +207,10 @@ def test_freshper_refuses(wrong: dict[str, Any]) -> None:
 
 
 def test_scores_by_hand() -> None:
-    """The sum of |R - mean|: 0.5 + 0.5; three times 0.25 + 0.75; four times 0.5; with 3 in place of 1: three times."""
+    """The sum of |R - mean| is 0.5 + 0.5; three times 0.25 + 0.75; four times 0.5.
+
+    With 3 in place of 1 it is three times the second.
+    """
     for scores, expected in ((PAIR, 1.0), (ONE_OF_FOUR, 1.5), (TWO_OF_FOUR, 2.0), ((0.0, 0.0, 0.0, 3.0), 4.5)):
         assert spread_score(torch.tensor(scores)) == pytest.approx(expected, rel=1e-4)
 
@@ -221,7 +228,7 @@ def test_the_best_stay() -> None:
 
 
 def test_of_equals_the_newcomer_is_refused_and_the_oldest_leaves() -> None:
-    """Plain pairs of score and group would compare groups here, and fail."""
+    """If the heap held plain pairs of score and group, it would compare groups here and fail."""
     composer = ScorePriority(capacity=2)
     composer.compose(at(0, [group(i, scores=PAIR) for i in range(3)]))
     assert numbers(composer) == [0, 1]
@@ -235,8 +242,8 @@ def test_ineffective_groups_give_way_to_stored_ones() -> None:
     groups = composer.compose(at(1, [group(10, 1, scores=DULL), group(11, 1), group(12, 1, scores=DULL)]))
     assert groups[0].id == 11 and len(groups) == 3
     assert set(ids(groups[1:])) < {0, 1, 2}  # two of them, none twice
-    assert numbers(composer) == [0, 1, 2, 11]  # what is drawn stays
-    assert ids(composer.compose(at(2, [group(20, 2)]))) == [20]  # no place, no draw
+    assert numbers(composer) == [0, 1, 2, 11]  # drawn groups stay
+    assert ids(composer.compose(at(2, [group(20, 2)]))) == [20]  # no free place, no draw
 
 
 def test_draws_in_proportion_to_score() -> None:
@@ -268,7 +275,7 @@ def test_own_groups_fill_holes_only_where_told() -> None:
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_score_priority_resumes(stop: int, tmp_path: Path) -> None:
-    """Ties and all: equal scores leave in the order of their numbers, and draws follow the order of the heap."""
+    """This includes ties: equal scores leave in the order of their numbers, and draws follow the order of the heap."""
 
     def run(stop: int | None) -> list[list[int]]:
         composer: Composer = ScorePriority(capacity=5)

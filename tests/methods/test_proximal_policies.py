@@ -1,4 +1,4 @@
-"""PPO-EWMA's average against its closed form, and AReaL's interpolation by hand, both in real runs too."""
+"""PPO-EWMA's average against its closed form, and AReaL's interpolation by hand, both also in real runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.methods.areal import LogLinear, prox_alpha
 from popo_lightning.methods.ppo_ewma import ProximalAverage, for_smaller_batch
-from popo_lightning.model.padded_rows import pad_rows, proximal_logprobs
+from popo_lightning.model.padded_rows import pad_rows
 from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import TruncatedIS
@@ -35,7 +35,7 @@ from popo_lightning.replay.composer import Filter, OnPolicy
 
 
 def closed_form(weights: list[Tensor], beta: float) -> Tensor:
-    """The normalised exponential average: the newest has weight 1, the one before beta, ..."""
+    """Returns the normalised exponential average: the newest weight is 1, the one before it beta, and so on."""
     ages = torch.arange(len(weights) - 1, -1, -1, dtype=torch.float64)
     share = beta**ages / (beta**ages).sum()
     return sum(s * w.double() for s, w in zip(share, weights, strict=True))  # type: ignore[return-value]
@@ -57,7 +57,7 @@ def test_average_is_the_closed_form(center_of_mass: float) -> None:
 
 
 def test_average_by_hand() -> None:
-    """Centre of mass 1 is beta 1/2: of 1, 4, 7 the average is (1/4 + 4/2 + 7) / (7/4) = 9.25 / 1.75."""
+    """Centre of mass 1 gives beta 1/2. The average of 1, 4, 7 is (1/4 + 4/2 + 7) / (7/4) = 9.25 / 1.75."""
     model, average = nn.Linear(1, 1, bias=False), ProximalAverage(1.0)
     nn.init.constant_(model.weight, 1.0)
     average.average = snapshot(model)
@@ -115,7 +115,7 @@ def test_sharded_weights_are_refused() -> None:
 
 
 class Averages(L.Callback):
-    """Keeps the weights after every step, and compares each minibatch's prox with their average's log-probs."""
+    """Records the weights after every step, and compares each minibatch's prox with their average's log-probs."""
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
@@ -130,7 +130,7 @@ class Averages(L.Callback):
         assert all(torch.equal(weight, self.weights[-1][name]) for name, weight in snapshot(pl_module.model).items())
         averaged = copy.deepcopy(pl_module.model)
         restore({name: closed_form([w[name] for w in self.weights], self.beta) for name in self.weights[0]}, averaged)
-        for row, prox in zip(batch.rows(), batch.prox_logp, strict=True):
+        for row, prox in zip(batch.rows(), batch.recorded["prox_logp"], strict=True):
             with torch.no_grad():
                 expected = one_response(averaged, row.prompt_ids, row.response.token_ids)
                 present = one_response(pl_module.model, row.prompt_ids, row.response.token_ids)
@@ -144,7 +144,7 @@ class Averages(L.Callback):
 
 
 def test_prox_of_a_run_is_the_averages(policy: Path, tmp_path: Path) -> None:
-    """Filter leaves some minibatches without groups: those take no step and do not count."""
+    """Filter leaves some minibatches without groups. These take no step and do not count."""
     average, watch = ProximalAverage(3.0), Averages(0.75)
     settings: dict[str, Any] = {"problems_per_iteration": 4, "group_size": 2, "minibatches": 3}
     weight = Objective(behave_weight=TruncatedIS(cap=100.0, correct_fresh=True))
@@ -155,7 +155,7 @@ def test_prox_of_a_run_is_the_averages(policy: Path, tmp_path: Path) -> None:
 
 
 def test_average_of_the_newest_alone_is_no_trust_region(policy: Path, tmp_path: Path) -> None:
-    """Centre of mass 0: prox is the policy before each step, so every ratio is 1."""
+    """With centre of mass 0, prox is the policy before each step, so every ratio is 1."""
     run = fit(policy, tmp_path, composer=OnPolicy(), proximal=ProximalAverage(0.0))
     assert all(row["policy/ratio_max"] == pytest.approx(1, abs=1e-4) for row in run.rows)
     behind = fit(policy, tmp_path / "behind", composer=OnPolicy(), proximal=ProximalAverage(8.0))
@@ -163,6 +163,7 @@ def test_average_of_the_newest_alone_is_no_trust_region(policy: Path, tmp_path: 
 
 
 EVERY_STEP = ["--checkpoint.every_n_epochs", "null", "--checkpoint.every_n_train_steps", "1"]
+EVERY_STEP += ["--checkpoint.filename", "{step}"]
 
 
 def weights_in(folder: Path, step: int) -> dict[str, Tensor]:
@@ -171,9 +172,10 @@ def weights_in(folder: Path, step: int) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo_ewma", "areal"])
 def test_an_interrupted_run_goes_on_exactly(name: str, config: Path, tmp_path: Path) -> None:
-    """In the middle of the second iteration of three minibatches, and again after it."""
+    """It resumes in the middle of the second iteration of three minibatches, and after this iteration."""
     command = ["fit", "--config", config, *method(name), *EVERY_STEP, "--checkpoint.save_top_k", "-1"]
     command += ["--trainer.max_epochs", "3"]
     popo(*command, "--run.folder", tmp_path / "whole")
@@ -206,18 +208,18 @@ def test_state_of_the_average_is_plain() -> None:
 
 @pytest.mark.parametrize(("age", "alpha"), [(0, 0.0), (1, 0.0), (2, 0.5), (3, 2 / 3), (10, 0.9)])
 def test_share_by_hand(age: int, alpha: float) -> None:
-    """AReaL's versions during an update: the policy's is the one at its start, prox one older."""
+    """As in AReaL, during an update the policy has the version of its start, and prox is one version older."""
     assert prox_alpha(age) == pytest.approx(alpha)
 
 
 def test_shares_zero_and_one_are_behave_and_the_policy() -> None:
-    """A half is the mean of the log-probs, the geometric mean of the probabilities."""
+    """A share of one half gives the mean of the log-probs, which is the geometric mean of the probabilities."""
     minibatch = Minibatch([group(0), group(1)], version=0, index=0)
-    minibatch.prox_alpha = [0.0, 1.0, 0.5, 0.25]
+    minibatch.recorded["prox_alpha"] = list(torch.tensor([0.0, 1.0, 0.5, 0.25]))
     part = pad_rows(minibatch.rows())
     logp = torch.tensor([[-1.0, -2.0]]).expand(4, 2)
     behave = torch.full((2,), -0.5)
-    prox = proximal_logprobs(part, logp)
+    prox = part.inputs(logp).prox_logp
     by_place = {int(index): row for index, row in zip(part.index, prox, strict=True)}
     assert torch.equal(by_place[0], behave) and torch.equal(by_place[1], logp[0])
     assert torch.allclose(by_place[2], torch.tensor([-0.75, -1.25]))
@@ -229,9 +231,10 @@ class Shares(L.Callback):
         self.found: list[tuple[int, int, float]] = []  # (age, steps taken, share)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        assert batch.prox_logp is None
+        assert "prox_logp" not in batch.recorded
         ages = [batch.version - each.version for each in batch.groups for _ in each.responses]
-        self.found += [(age, batch.index, share) for age, share in zip(ages, batch.prox_alpha, strict=True)]
+        shares = batch.recorded["prox_alpha"]
+        self.found += [(age, batch.index, float(share)) for age, share in zip(ages, shares, strict=True)]
 
 
 def interpolated(policy: Path, folder: Path, **settings: Any) -> tuple[Run, Shares]:
@@ -241,7 +244,7 @@ def interpolated(policy: Path, folder: Path, **settings: Any) -> tuple[Run, Shar
 
 
 def test_shares_of_a_run(policy: Path, tmp_path: Path) -> None:
-    """Rollouts are up to two versions old; four steps an iteration."""
+    """Rollouts are up to two versions old, and an iteration has four steps."""
     run, shares = interpolated(policy, tmp_path)
     assert {(age, index) for age, index, _ in shares.found} == {(age, index) for age in range(3) for index in range(4)}
     assert {(age, share) for age, _, share in shares.found} == {(0, 0.0), (1, 0.0), (2, 0.5)}
@@ -254,12 +257,12 @@ def test_a_group_of_several_versions() -> None:
     mixed.responses.append(replace(response(), version=1))
     first, later = Minibatch([mixed], version=3, index=0), Minibatch([mixed], version=4, index=1)
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(pending=[later], clock=PhaseClock()))
-    LogLinear().on_train_batch_start(trainer, None, first, 0)  # once, for all minibatches of the iteration
-    assert first.prox_alpha == pytest.approx([0, 0, 1 / 2])
-    assert later.prox_alpha == pytest.approx([1 / 2, 1 / 2, 2 / 3])
-    later.prox_alpha = None
+    LogLinear().on_train_batch_start(trainer, None, first, 0)  # once for all minibatches of the iteration
+    assert first.recorded["prox_alpha"] == pytest.approx([0, 0, 1 / 2])
+    assert later.recorded["prox_alpha"] == pytest.approx([1 / 2, 1 / 2, 2 / 3])
+    later.recorded.clear()
     LogLinear().on_train_batch_start(trainer, None, later, 1)
-    assert later.prox_alpha is None
+    assert not later.recorded
 
 
 def test_fresh_rows_have_no_weight_and_behave_as_their_centre(policy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ARPO, RePO and the store of single responses that both replay from."""
+"""ARPO, RePO and the store of single responses from which both replay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from popo_lightning.model.padded_rows import pad_rows
 from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.aggregations import SequenceMean
 from popo_lightning.objectives.behave_clip import BehaveAligned
-from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import NoCorrection
 from popo_lightning.replay.composer import Composer
@@ -41,7 +40,7 @@ def reread(state: Any, folder: Path) -> Any:
 
 
 def marked(id: int, version: int, problem: str, scores: tuple[float, ...] = WRONG) -> Group:
-    """A group whose responses can be told from one another: their first token is 100 * version + place."""
+    """Returns a group whose responses are identified by their first token, 100 * version + place."""
     made = group(id, version, problem, scores)
     responses = [replace(r, token_ids=torch.tensor([100 * version + i, 1])) for i, r in enumerate(made.responses)]
     return replace(made, responses=responses)
@@ -100,7 +99,7 @@ def test_a_failed_group_gets_a_stored_success_of_its_own_problem() -> None:
     assert marks(helped.responses) == [2, 101, 102, 103]
     assert [each.version for each in helped.responses] == [0, None, None, None]
     assert (helped.id, helped.version, helped.advantages, helped.loss_weight) == (2, 1, None, 1.0)
-    # rewards 1 0 0 0: mean 0.25, unbiased std 0.5, so (1 - 0.25) / 0.5 and -0.25 / 0.5
+    # The rewards 1 0 0 0 have mean 0.25 and unbiased std 0.5, so (1 - 0.25) / 0.5 and -0.25 / 0.5.
     assert GroupNormalized(eps=0.0).for_group(helped, "score") == pytest.approx([1.5, -0.5, -0.5, -0.5])
     assert [row.fresh for row in Minibatch([helped], 1, 0).rows()] == [False, True, True, True]
     assert [row.age for row in Minibatch([helped], 1, 0).rows()] == [1, 0, 0, 0]
@@ -112,15 +111,15 @@ def test_a_failed_group_gets_a_stored_success_of_its_own_problem() -> None:
     [
         ((0.1, 0.1, 0.1, 0.1), True),
         ((0.19, 0.19, 0.19, 0.19), True),
-        ((0.21, 0.21, 0.21, 0.21), False),  # alike, and not low
+        ((0.21, 0.21, 0.21, 0.21), False),  # equal, but not low
         ((1.0, 1.0, 1.0, 1.0), False),
-        ((0.0, 0.0, 0.0, 0.3), False),  # low, and not alike: std 0.13
-        ((0.0, 0.0, 0.09, 0.09), True),  # std of the population 0.045, unbiased 0.052
-        ((0.0, 0.0, 0.11, 0.11), False),  # 0.055
+        ((0.0, 0.0, 0.0, 0.3), False),  # low, but not equal: std 0.13
+        ((0.0, 0.0, 0.09, 0.09), True),  # population std 0.045, unbiased 0.052
+        ((0.0, 0.0, 0.11, 0.11), False),  # population std 0.055
     ],
 )
 def test_which_groups_have_failed(scores: tuple[float, ...], helped: bool) -> None:
-    """Scores of 0, so that accuracies decide."""
+    """All scores are 0, so the accuracies decide."""
     composer = ARPO()
     compose(composer, 0, marked(0, 0, "a", (1, 0, 0, 0)))
     failing = [
@@ -131,7 +130,7 @@ def test_which_groups_have_failed(scores: tuple[float, ...], helped: bool) -> No
 
 
 def test_eight_failures_of_full_format_have_failed() -> None:
-    """As in the authors' code, which trains on success + 0.5 * format and tells failure by success alone."""
+    """As in the authors' code, training uses success + 0.5 * format, and only success decides what has failed."""
     composer = ARPO()
     compose(composer, 0, marked(0, 0, "a", (1, 0, 0, 0)))
     failing = [replace(r, parts={"score": 0.5, "acc": 0.0}) for r in marked(1, 1, "a", (0.5,) * 8).responses]
@@ -192,7 +191,7 @@ def small(**settings: Any) -> RePO:
 
 
 def stocked(composer: RePO, *scores: float) -> RePO:
-    """With stored responses of problem "a" of these rewards, one version each; their marks are 0, 100, 200..."""
+    """Stores responses of problem "a" with these rewards, one per version, with marks 0, 100, 200..."""
     for version, score in enumerate(scores):
         made = marked(version, version, "a", (score, 0.0))
         composer.store.insert(made, made.responses[:1])
@@ -207,7 +206,7 @@ def test_replay_begins_when_enough_is_stored_and_before_the_fresh_are() -> None:
     fresh_a, fresh_b = marked(3, 2, "a", pair), marked(4, 2, "b", pair)
     first, replayed, other = compose(composer, 2, fresh_a, fresh_b)  # 4 of a, 2 of b
     assert first is fresh_a and other is fresh_b
-    assert marks(replayed.responses) == [1, 100, 101]  # the most recent three
+    assert marks(replayed.responses) == [1, 100, 101]  # the three most recent
     assert [each.version for each in replayed.responses] == [0, 1, 1]
     assert (replayed.id, replayed.version, replayed.problem.id) == (-4, 0, "a")
     assert torch.equal(replayed.prompt_ids, fresh_a.prompt_ids)
@@ -227,7 +226,7 @@ def test_what_each_retrieval_takes() -> None:
     assert found["recent"] == [300, 400, 500]
     assert found["reward"] == [0, 100, 300]  # 1, 1, 0.5
     assert found["all"] == [0, 100, 200, 300, 400, 500]
-    # 1 1 0 and 1 0 0 both have a variance of 2/9; the first has the greater sum
+    # 1 1 0 and 1 0 0 both have variance 2/9. The first has the greater sum.
     assert sorted(scores[mark // 100] for mark in found["variance"]) == [0.0, 1.0, 1.0]
     assert len(set(found["random"])) == 3
 
@@ -276,25 +275,18 @@ def test_split_and_mixed_advantages_by_hand() -> None:
 
 
 def test_the_loss_is_that_of_both_sources_by_hand() -> None:
-    """Rows of 2 tokens, behave -0.5 everywhere; the policy has moved to -0.1 on replayed rows and not on fresh ones."""
+    """Rows have 2 tokens, with behave -0.5. The policy has moved to -0.1 on replayed rows and not on fresh ones."""
     composer = stocked(small(coefficient=0.5, replays=2), 0.0, 0.0, 1.0, 0.0)
     groups = compose(composer, 9, marked(9, 9, "a", (0.0, 1.0)))
     minibatch = Minibatch(groups, 9, 0)
     rule = GroupNormalized(normalize_by_std=False)
-    rows = pad_rows(minibatch.rows([a for each in groups for a in rule.for_group(each, "score")]))
+    rows = pad_rows(minibatch.rows(advantages=[a for each in groups for a in rule.for_group(each, "score")]))
     now = torch.where(rows.fresh[:, None], -0.5, -0.1).expand(4, 2)
-    inputs = ObjectiveInputs(
-        logp=now,
-        prox_logp=now,
-        behave_logp=rows.behave_logp,
-        advantages=rows.advantages,
-        mask=rows.mask,
-        fresh=rows.fresh,
-        loss_weight=rows.loss_weight,
-    )
+    inputs = rows.inputs(now)
     objective = Objective(NoCorrection(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
     loss, _ = objective(inputs, objective.aggregation.size(torch.tensor([2, 2, 2, 2])))
-    # fresh: A = -0.5, 0.5 at ratio 1, which cancel. Replayed: A = 0.5 at 1.2, e^0.4 is clipped, and -0.5 at e^0.4.
+    # Fresh: A = -0.5, 0.5 at ratio 1, which cancel. Replayed: A = 0.5 at 1.2, since e^0.4 is clipped, and -0.5 at
+    # e^0.4.
     assert float(loss) == pytest.approx(0.5 * (-0.5 * 1.2 + 0.5 * exp(0.4)) / 4)
 
 
@@ -332,14 +324,14 @@ def test_repo_refuses() -> None:
 
 
 class FewProblems(CountdownSteps):
-    """So few that each iteration asks all of them."""
+    """Has so few problems that each iteration asks all of them."""
 
     def train_problems(self) -> Sequence[Problem]:
         return super().train_problems()[:10]
 
 
 def test_both_train(policy: Path, tmp_path: Path) -> None:
-    """Real iterations over problems that come back; mixed groups go through the whole policy."""
+    """In real iterations problems return, and mixed groups pass through the whole policy."""
     aligned = Objective(NoCorrection(), BehaveAligned(0.2, 0.2, None), aggregation=SequenceMean())
     for name, composer, objective in (
         ("arpo", ARPO(low_mean=0.5), Objective(NoCorrection())),

@@ -57,7 +57,7 @@ def test_what_fails_the_test_leaves_for_good() -> None:
 def test_no_more_groups_are_tested_than_an_iteration_samples() -> None:
     composer = RestedReplay(rest_interval=9, min_ess=0.76)
     composed(composer, 0, [2, 3, 4], 0)
-    composed(composer, 1, [5, 6, 7], 0)  # without a place to fill nothing is tested: present would find 2
+    composed(composer, 1, [5, 6, 7], 0)  # no free place, so no test, which would find 2
     assert queue(composer) == [2, 3, 4, 5, 6, 7]
     assert composed(composer, 2, [8], 2) == [8, 3, 4]  # 2, 3 and 4 were tested
     assert composed(composer, 3, [], 1) == [5]
@@ -67,7 +67,7 @@ def test_no_more_groups_are_tested_than_an_iteration_samples() -> None:
 def test_the_oldest_version_makes_room_even_if_it_was_trained_on_last() -> None:
     composer = RestedReplay(rest_interval=1, min_ess=0.0)
     composed(composer, 0, [1, 2, 3], 0)
-    composed(composer, 1, [4, 5], 1)  # 1 was trained on again; of 1, 2 and 3 the two nearest the front leave
+    composed(composer, 1, [4, 5], 1)  # 1 was trained on again. Of 1, 2 and 3, the two nearest the front leave.
     assert queue(composer) == [4, 5, 1]
 
 

@@ -1,4 +1,4 @@
-"""SPEAR: what is kept, when it is replayed, and what it is worth then."""
+"""SPEAR: which responses are kept, when they are replayed, and what advantage they then have."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WRONG = (0.0, 0.0, 0.0, 0.0)
 
 
 def marked(id: int, version: int, scores: tuple[float, ...]) -> Group:
-    """Responses whose first token is 100 * id + place."""
+    """Returns a group of responses whose first token is 100 * id + place."""
     made = group(id, version, None, scores)
     answers = [replace(r, token_ids=torch.tensor([100 * id + i, 1])) for i, r in enumerate(made.responses)]
     return replace(made, responses=answers)
@@ -43,7 +43,7 @@ def marks(groups: list[Group]) -> list[list[int]]:
 
 @pytest.mark.parametrize("right", range(9))
 def test_what_is_better_than_its_groups_mean_is_kept(right: int) -> None:
-    """As the authors' code: of 8 responses with 4 right it stores 4, and all right ones with 1 to 7 right."""
+    """As in the authors' code, 4 of 8 are stored if 4 are right. With 1 to 7 right, all right ones are stored."""
     composer = SPEAR()
     compose(composer, 0, marked(0, 0, (1.0,) * right + (0.0,) * (8 - right)))
     assert composer.report()["replay/stored_responses"] == right % 8
@@ -56,7 +56,7 @@ def test_equal_rewards_are_not_kept_for_a_rounding_error() -> None:
 
 
 def test_the_baseline_leaves_the_current_groups_out() -> None:
-    """As the authors' code: stored mean .125, two fresh groups at 1, so A = 1 - .125; their means count next time."""
+    """As in the authors' code, A = 1 - 0.125, the stored mean. Two fresh groups at 1 count in it only the next time."""
     composer = SPEAR(start=1, warm_up=0)
     compose(composer, 0, marked(0, 0, (1.0,) + (0.0,) * 7))
     fresh = [marked(i, 1, (1.0,) * 8) for i in (1, 2)]
@@ -70,12 +70,12 @@ def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
     composer = SPEAR(start=3, warm_up=0, threshold=1.0)
     first = [marked(0, 0, HARD), marked(1, 0, EVEN), marked(2, 0, (0.0, 0.0, 0.0, 1.0))]
     assert compose(composer, 0, *first) == first
-    assert composer.report()["replay/stored_responses"] == 2  # not the even group's
+    assert composer.report()["replay/stored_responses"] == 2  # none of the even group
     second = [marked(3, 1, (0.0, 0.4, 0.0, 0.0)), marked(4, 1, (1.0, 1.0, 1.0, 1.0))]
-    assert compose(composer, 1, *second) == second  # 2 kept, 3 needed; the 0.4 makes three
+    assert compose(composer, 1, *second) == second  # 2 kept, 3 needed; the 0.4 is the third
     third = [marked(5, 2, (0.0, 0.0, 0.0, 0.0)), marked(6, 2, EVEN)]
     found = compose(composer, 2, *third)
-    # group means: 0.25 0.5 0.25 | 0.1 1; sorted 0.1 0.25 0.25 0.5 1: median 0.25. The 0.4 is worth 0.15.
+    # Group means: 0.25 0.5 0.25 | 0.1 1. Sorted: 0.1 0.25 0.25 0.5 1, median 0.25. The 0.4 has advantage 0.15.
     assert found[:2] == third
     assert ids(found[2:]) == [0, 2, 3] and marks(found[2:]) == [[0], [203], [301]]
     assert torch.cat([each.advantages for each in found[2:] if each.advantages is not None]).tolist() == pytest.approx(
@@ -85,20 +85,20 @@ def test_rare_successes_are_kept_and_replayed_once_above_the_median() -> None:
     assert composer.report() == {
         "replay/replayed_responses": 3,
         "replay/stored_responses": 0,
-        "replay/baseline": pytest.approx(0.25),  # with 0 and 0.5 too
+        "replay/baseline": pytest.approx(0.25),  # including 0 and 0.5
     }
-    assert len(compose(composer, 3, marked(7, 3, EVEN))) == 1  # what was replayed has left
+    assert len(compose(composer, 3, marked(7, 3, EVEN))) == 1  # replayed responses have left
 
 
 def test_only_what_is_above_the_baseline_is_replayed() -> None:
     composer = SPEAR(start=2, warm_up=0)
-    ordinary = [marked(i, 0, (0.6, 0.6, 0.6, 0.6)) for i in (2, 3, 4)]  # which makes 0.6 the median, and none is kept
+    ordinary = [marked(i, 0, (0.6, 0.6, 0.6, 0.6)) for i in (2, 3, 4)]  # they make the median 0.6, and none is kept
     compose(composer, 0, marked(0, 0, HARD), marked(1, 0, (0.4, 0.0, 0.0, 0.0)), *ordinary)
     found = compose(composer, 1, marked(5, 1, (1.0, 0.5, 0.5, 0.4)))
     assert marks(found[1:]) == [[0]]
     advantages = found[1].advantages
     assert advantages is not None and advantages.tolist() == pytest.approx([0.4])
-    assert composer.report()["replay/stored_responses"] == 1  # the new one; what was below the baseline has left too
+    assert composer.report()["replay/stored_responses"] == 1  # the new one; those below the baseline have left
 
 
 def test_two_responses_of_a_group_stay_together() -> None:
@@ -114,7 +114,7 @@ def test_the_oldest_are_too_old_or_fall_out() -> None:
     composer = SPEAR(start=2, warm_up=0, max_age=2)
     compose(composer, 0, marked(0, 0, HARD))
     compose(composer, 1, marked(1, 1, HARD))
-    for version in (2, 3):  # at 2 both are there; at 3 the first is too old
+    for version in (2, 3):  # At 2 both are there. At 3 the first is too old.
         state = composer.state_dict()
         found = compose(composer, version, marked(9, version, WRONG))
         assert marks(found[1:]) == ([[0], [100]] if version == 2 else [])
@@ -192,7 +192,7 @@ def test_spear_refuses() -> None:
 
 
 def test_groups_of_one_response_train(policy: Path, tmp_path: Path) -> None:
-    """Fixed advantages need no second response: through the trainer, its metrics and a minibatch's checkpoint."""
+    """Fixed advantages need no second response. They pass the trainer, its metrics and a minibatch's checkpoint."""
     composer = SPEAR(start=2, warm_up=0)
     objective = Objective(NoCorrection(), BehaveAligned(0.2, 0.28))
     advantage = GroupNormalized(normalize_by_std=False)

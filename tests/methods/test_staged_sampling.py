@@ -1,4 +1,4 @@
-"""AR3PO's staged sampling: who gets more responses, how groups become one, and when a stored response is reused."""
+"""AR3PO's staged sampling: who gets more responses, how groups are joined, and when a stored response is reused."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from popo_lightning.replay.composer import Iteration
 
 
 class Answers:
-    """Samples scripted responses: for each problem a string, of which every response takes the next character.
+    """Samples scripted responses: each response takes the next character of its problem's string.
 
-    Every response is told from the others by its token ids: (number of sampling).
+    The token ids, which number the samples, identify every response.
     """
 
     def __init__(self, script: dict[str, str]) -> None:
@@ -74,7 +74,7 @@ def test_only_problems_without_a_right_response_get_more() -> None:
     assert answers.asked == [(["a", "b", "c", "d"], 2), (["b", "c"], 2)]
     assert [g.problem.id for g in groups] == ["a", "b", "c", "d"]
     assert [g.rewards("acc").tolist() for g in groups] == [[1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1]]
-    # the first stage samples tokens 0 to 7, the second 8 and 9 for b, 10 and 11 for c
+    # The first stage samples tokens 0 to 7, the second 8 and 9 for b, 10 and 11 for c.
     assert [tokens(g) for g in groups] == [[0, 1], [2, 3, 8, 9], [4, 5, 10, 11], [6, 7]]
     assert [g.id for g in groups] == [0, 1, 2, 3] and all(g.version == 3 for g in groups)
 
@@ -92,7 +92,7 @@ def test_stages_deal_out_the_group_size() -> None:
 
 
 def test_right_is_a_matter_of_acc() -> None:
-    def partly(count: int, n: int) -> list[Group]:  # a score for the format, but nothing right
+    def partly(count: int, n: int) -> list[Group]:  # a score for the format, but none right
         return [group(0, 0, "a", scores=(0.9, 0.9), accs=(0.0, 0.0))]
 
     def more(asked: Sequence[Problem], n: int, prefixes: Any) -> list[Group]:
@@ -108,14 +108,14 @@ def test_a_stored_right_response_takes_the_place_of_the_last_wrong_one() -> None
     composer = StagedSampling(stages=2)
     composer.compose(answers.iteration(2, "ab", 4))  # a: tokens 0, 1; b: 2, 3, 4, 5, none right
     rescued, hopeless = composer.compose(answers.iteration(5, "ab", 4))
-    # a: 6, 7, then 10, 11, of which 11 gives way to 1
+    # a has 6, 7, then 10, 11, of which 1 replaces 11.
     assert tokens(rescued) == [6, 7, 10, 1]
     assert rescued.rewards("acc").tolist() == [0, 0, 0, 1] and rescued.is_effective()
     assert [rescued.version_of(r) for r in rescued.responses] == [5, 5, 5, 2]
-    assert rescued.responses[-1].behave_logp.tolist() == pytest.approx([-0.3])  # version 2's, as recorded
+    assert rescued.responses[-1].behave_logp.tolist() == pytest.approx([-0.3])  # as version 2 recorded it
     assert len(hopeless.responses) == 4 and not hopeless.is_effective()
     (again,) = composer.compose(answers.iteration(6, "a", 4))
-    assert tokens(again)[-1] == 1  # reuse does not consume, nor does it make the response younger
+    assert tokens(again)[-1] == 1  # reuse does not consume the response or make it younger
     assert again.version_of(again.responses[-1]) == 2
 
 
@@ -146,7 +146,7 @@ def test_limits_of_age_and_number() -> None:
     assert last(5) == [True, True, True]
     assert last(5, max_age=5) == [True, True, True]
     assert last(6, max_age=5) == [False, False, False]
-    assert last(5, capacity=2) == [False, True, True]  # the longest without a new one has left
+    assert last(5, capacity=2) == [False, True, True]  # the one that went longest without a new response has left
     assert last(5, capacity=0) == [False, False, False]
 
 
@@ -163,7 +163,7 @@ def test_groups_of_different_sizes_are_each_normalised_by_their_own_responses() 
     answers = Answers({"a": "10", "b": "0001"})
     small, large = StagedSampling().compose(answers.iteration(0, "ab", 4))
     found = [torch.stack(GroupNormalized().for_group(g, "score")) for g in (small, large)]
-    # (R - mean) / (std + 1e-6): means 1/2 and 1/4, stds 0.7071 and 0.5
+    # (R - mean) / (std + 1e-6), with means 1/2 and 1/4, stds 0.7071 and 0.5
     assert found[0].tolist() == pytest.approx([0.7071, -0.7071], abs=1e-4)
     assert found[1].tolist() == pytest.approx([-0.5, -0.5, -0.5, 1.5], abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""The value model: where its values stand, what its loss is, and that it learns."""
+"""The value model: the places of its values, its loss, and its learning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
 from popo_lightning.core.minibatch import Row
 from popo_lightning.methods.max_at_k import MaxAtK
-from popo_lightning.model.critic import Critic, ValueModel, check_critic, value_loss
+from popo_lightning.model.critic import Critic, ValueModel, check_critic
+from popo_lightning.model.critic_heads import value_loss
 from popo_lightning.model.loading import blank_image, image_tokens, load_trainable
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
 from popo_lightning.objectives.advantages import GroupNormalized
@@ -36,7 +37,7 @@ def row(index: int, prompt: int, length: int, images: dict[str, Tensor] | None =
     if images:
         tokens[1] = mark
     response = Response(tokens[prompt:], torch.zeros(length), "stop")
-    return Row(index, tokens[:prompt], response, torch.zeros(()), images=images or {})
+    return Row(index, tokens[:prompt], response, images=images or {})
 
 
 def uneven() -> PaddedRows:
@@ -44,7 +45,7 @@ def uneven() -> PaddedRows:
 
 
 def with_a_head(model: Any) -> ValueModel:
-    """A value model whose values differ from place to place."""
+    """Returns a value model whose values differ from place to place."""
     value_model = Critic().build(model)
     with torch.no_grad():
         value_model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -59,7 +60,7 @@ def test_the_first_values_are_zero(model: Any) -> None:
 
 
 def test_a_value_is_of_the_state_before_its_token(model: Any) -> None:
-    """Row by row without padding: token t of the response is chosen at the position before it."""
+    """Compares row by row without padding: token t of the response is chosen at the position before it."""
     value_model, rows = with_a_head(model), uneven()
     values = value_model(rows)
     for index, (prompt, length) in enumerate(((3, 5), (6, 1), (1, 4))):
@@ -95,7 +96,7 @@ def test_mixed_precision_keeps_the_head_exact(model: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         values = value_model(rows)
     assert values.dtype == torch.float32
-    assert not torch.equal(values, values.bfloat16().float())  # of the head's float32 sums, not of bfloat16 ones
+    assert not torch.equal(values, values.bfloat16().float())  # the head sums in float32, not bfloat16
     torch.testing.assert_close(values, exact, rtol=0.1, atol=0.3)
     assert Critic().build(copy.deepcopy(model).bfloat16()).head.weight.dtype == torch.float32
 
@@ -115,20 +116,22 @@ def test_images_are_seen_and_a_frozen_tower_stays_frozen(tmp_path: Path) -> None
 
 
 def test_value_loss_by_hand() -> None:
-    # c = 0.5. Token 1: V 2, old 1, return 1: (2-1)^2 = 1 against (1.5-1)^2: 1. Token 2: V 2, old 1, return 3:
-    # (2-3)^2 = 1 against (1.5-3)^2 = 2.25: 2.25. Token 3: V 0, old 0.1, return 1: 1 both. Sum 4.25, halved, by 10.
+    # c = 0.5. Token 1: V 2, old 1, return 1: (2-1)^2 = 1 against (1.5-1)^2: 1. Token 2: V 2, old 1, return 3: (2-3)^2 =
+    # 1 against (1.5-3)^2 = 2.25: 2.25. Token 3: V 0, old 0.1, return 1: 1 both. The sum 4.25 is halved and divided by
+    # 10.
     values = torch.tensor([[2.0, 2.0], [0.0, float("nan")]])
     old, returns = torch.tensor([[1.0, 1.0], [0.1, 5.0]]), torch.tensor([[1.0, 3.0], [1.0, float("inf")]])
     mask = torch.tensor([[True, True], [True, False]])
     torch.testing.assert_close(value_loss(values, old, returns, mask, 0.5, 10.0), torch.tensor(0.2125))
     torch.testing.assert_close(Critic().loss(values, old, returns, mask, 10.0), torch.tensor(0.2125))
-    # Without the bound 1 + 1 + 1.
+    # Without the bound it is 1 + 1 + 1.
     torch.testing.assert_close(value_loss(values, old, returns, mask, None, 10.0), torch.tensor(0.15))
 
 
 def test_a_value_that_moved_too_far_gets_no_gradient() -> None:
     old, returns, mask = torch.zeros(1, 4), torch.tensor([[2.0, -2.0, 0.2, -2.0]]), torch.ones(1, 4).bool()
-    # Above the bound towards the return; away from it; inside; below it. Gradients: 0, V - return, V - return, 0.
+    # Above the bound towards the return, away from it, inside, and below it. The gradients are 0, V - return, V -
+    # return, 0.
     values = torch.tensor([[1.0, 1.0, 0.1, -1.0]], requires_grad=True)
     value_loss(values, old, returns, mask, 0.5, 1.0).backward()
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 3.0, -0.1, 0.0]]))
@@ -141,8 +144,9 @@ def test_padding_sends_no_gradient() -> None:
     torch.testing.assert_close(values.grad, torch.tensor([[1.0, 0.0]]))
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_states_are_worth(model: Any) -> None:
-    """Returns that the first token of the response decides: known after it, a matter of chance before."""
+    """The first token of the response determines the return: it is known after that token and random before it."""
     rows = pad_rows([row(index, 2, 4) for index in range(16)])
     rows.input_ids[:, :2] = 5
     returns = (rows.input_ids[:, 2] % 2).float()[:, None].expand(-1, 4)
@@ -188,7 +192,7 @@ def ppo(policy: Path, folder: Path, critic: Critic, advantage: GAE, **settings: 
 
 
 def test_a_critic_that_does_not_learn_leaves_the_rewards(policy: Path, tmp_path: Path) -> None:
-    """Values of 0 and no whitening: the policy moves as with the reward for an advantage, which is MaxAtK(1)'s."""
+    """With values of 0 and no whitening the policy moves as with the reward as advantage, which is MaxAtK(1)'s."""
     frozen = ppo(policy, tmp_path / "ppo", Critic(lr=0.0), GAE(whiten=False), iterations=2)
     plain = fit(policy, tmp_path / "plain", composer=OnPolicy(), model={"advantage": MaxAtK(1)}, iterations=2)
     for name, weight in weights_of(plain.module.model).items():
@@ -208,7 +212,7 @@ def test_a_training_learns_values_and_policy_in_one_step(policy: Path, tmp_path:
     own = {id(parameter) for parameter in run.module.value_model.parameters()}
     assert {id(parameter) for parameter in second["params"]} == own
     assert not own & {id(parameter) for parameter in first["params"]}
-    sent = {name for name, _ in run.module.named_weights()}  # to the engine: nothing of the critic
+    sent = {name for name, _ in run.module.named_weights()}  # the engine gets no weights of the critic
     assert sent and sent <= {name for name, _ in run.module.model.named_parameters()}
 
 
@@ -220,13 +224,13 @@ def test_replayed_groups_get_values_too(policy: Path, tmp_path: Path) -> None:
 
 
 class Values(L.Callback):
-    """Notes the recorded values of each minibatch when its step begins, and those the critic gives then."""
+    """Records the recorded values of each minibatch at the start of its step, and the critic's values at that time."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, Tensor, Tensor]] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        recorded, now = batch.values, pl_module.values(batch)
+        recorded, now = batch.recorded["values"], pl_module.values(batch)
         self.seen.append((batch.index, torch.cat(recorded), torch.cat(now)))
 
 
@@ -237,7 +241,7 @@ def test_values_are_those_of_the_start_of_the_iteration(policy: Path, tmp_path: 
     fit(policy, tmp_path, model=model, callbacks=[CriticValues(), watch], **settings)
     assert [index for index, _, _ in watch.seen] == [0, 1, 2, 3] * 3
     assert all(torch.equal(recorded, now) for index, recorded, now in watch.seen if index == 0)
-    for before, after in ((watch.seen[i], watch.seen[i + 2]) for i in (0, 1, 4, 5, 8, 9)):  # a sweep apart
+    for before, after in ((watch.seen[i], watch.seen[i + 2]) for i in (0, 1, 4, 5, 8, 9)):  # one epoch apart
         assert torch.equal(before[1], after[1])
     later = [seen for seen in watch.seen if seen[0] > 0]
-    assert all((recorded - now).abs().max() > 1e-4 for _, recorded, now in later)  # so the clip has something to bound
+    assert all((recorded - now).abs().max() > 1e-4 for _, recorded, now in later)  # so the clip has an effect

@@ -1,4 +1,4 @@
-"""What is loaded or built inside somebody's device context, as Lightning enters one around configure_model."""
+"""Models load and build correctly inside a device context, such as the one Lightning enters around configure_model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model.critic import Critic
+from popo_lightning.model.critic_heads import GaussianHead
+from popo_lightning.model.critic_target import TargetCritic
 from popo_lightning.model.loading import load_model
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.objectives.regularizers import KL
@@ -19,7 +21,7 @@ from popo_lightning.policy import PolicyModule
 from popo_lightning.toys.countdown_policy import CountdownWarmStart
 from popo_lightning.toys.geometry_policy import GeometryWarmStart
 
-ELSEWHERE = torch.device("meta")  # a device that is not the default one, as cuda:0 is on a GPU machine
+ELSEWHERE = torch.device("meta")  # not the default device, as cuda:0 on a GPU machine
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -28,7 +30,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def everything(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Buffers too: transformers computes rotary frequencies while it builds."""
+    """Includes buffers, because transformers computes rotary frequencies while it builds."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
@@ -47,6 +49,7 @@ RECIPES: dict[str, tuple[type[WarmStart], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_warm_start_builds_as_outside(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, settings = RECIPES[recipe]
@@ -63,8 +66,8 @@ def test_policy_critic_and_reference_are_as_outside(tmp_path: Path) -> None:
     folder = random_model("llama-tied", tmp_path)
     settings: dict[str, Any] = {
         "regularizers": [KL(0.1)],
-        "advantage": GAE(),
-        "critic": Critic(),
+        "advantage": GAE(lam=0.9),
+        "critic": Critic(value_clip=None, head=GaussianHead(), heads=2, target=TargetCritic(momentum=0.5)),
     }
     outside = attached(PolicyModule(str(folder), **settings))
     with ELSEWHERE:
@@ -73,3 +76,5 @@ def test_policy_critic_and_reference_are_as_outside(tmp_path: Path) -> None:
     for left, right in zip(inside._reference, outside._reference, strict=True):
         assert same(everything(left), everything(right))
     assert same(everything(inside.value_model), everything(outside.value_model))
+    assert inside.value_target is not None and outside.value_target is not None
+    assert same(everything(inside.value_target), everything(outside.value_target))

@@ -1,4 +1,4 @@
-"""Both engines end a response at the same tokens, whatever names them."""
+"""Both engines end a response at the same tokens, wherever these are configured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.prompts import Prompt
 from popo_lightning.rollout.report import RolloutReport, rollout_metrics
 
-END, OTHER, THIRD = 1, 9, 14  # the tokenizer's, and what generation configs name
+END, OTHER, THIRD = 1, 9, 14  # the tokenizer's end, and the ends in generation configs
 LIMIT = 24
 CASES: dict[str, tuple[Any, set[int]]] = {  # eos_token_id of the generation config, and where responses end
     "two": ([END, OTHER], {END, OTHER}),
@@ -68,7 +68,7 @@ ENGINES = [TransformersEngine, pytest.param(VLLMEngine, marks=pytest.mark.vllm)]
 
 @pytest.fixture(params=ENGINES, ids=lambda kind: kind.__name__)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RolloutEngine]:
-    """Of a model whose generation config names two ends that are not its tokenizer's."""
+    """Yields an engine whose model has two ends in its generation config that are not its tokenizer's."""
     folder = folder_with([OTHER, THIRD], tmp_path)
     made = request.param()
     made.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 64))
@@ -76,6 +76,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RolloutEn
     made.stop()
 
 
+@pytest.mark.slow
 def test_engines_end_at_all_of_them(engine: RolloutEngine) -> None:
     prompts = [Prompt(torch.tensor([token, 5])) for token in range(2, 12)]
     sampled = engine.generate(prompts, 16, Sampling(LIMIT), seed=3)

@@ -1,4 +1,4 @@
-"""Model families: vLLM against the trainer as loaded, after a sync of the same weights, and after a step and a sync."""
+"""Model families: vLLM against the trainer after loading, after a sync of the same weights, and after a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from families import Found
 from tiny_families import FAMILIES
 from vllm_faults import MENDED, REASONS
 
-# One of each kind; scripts/families.py examines all.
+# One family of each kind. scripts/families.py checks all.
 WORK = {
     "qwen3": "dense",
     "gemma2": "scaled logits",
@@ -60,7 +60,7 @@ def test_a_refusal_by_a_fault_of_vllm_says_which() -> None:
     assert set(REASONS) == set(MENDED) and set(REASONS) <= refused
     page = families.TABLE.read_text()
     assert all(f"- {family}: vLLM {REASONS[family]}.\n" in page for family in REASONS)
-    # a difference of log-probs says nothing of its cause
+    # a difference of log-probs does not tell its cause
     assert {found.family for found in known if "nats a token apart" in found.sentence} <= set(REASONS)
 
 
@@ -68,7 +68,7 @@ def test_a_refusal_by_a_fault_of_vllm_says_which() -> None:
 @pytest.mark.vllm
 @pytest.mark.parametrize("family", ["lfm2", "phimoe", "minimax_m2"])
 def test_a_family_works_once_the_fault_is_mended(family: str) -> None:
-    """One for each piece of vLLM; scripts/vllm_faults.py has all families."""
+    """Tests one family for each part of vLLM. scripts/vllm_faults.py has all families."""
     (found,) = families.run([family], mended=True)
     assert found.verdict == "works", found
 

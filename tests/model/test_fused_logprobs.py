@@ -1,4 +1,4 @@
-"""Log-probs with their gradient written out, beside the plain pass that torch differentiates."""
+"""Log-probs with an explicit gradient, compared with the plain pass that torch differentiates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES, WIDTH, VOCABULARY = 23, 16, 50
 
 
 def made(bias: bool, dtype: torch.dtype = torch.float32, eighths: bool = False) -> tuple[nn.Linear, Tensor, Tensor]:
-    """A head, states and targets; in eighths, logits are the same in whatever order they are summed, until rounded."""
+    """Returns a head, states and targets. In eighths, logits are equal in any order of summation, until rounded."""
     draw = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
@@ -32,7 +32,7 @@ def made(bias: bool, dtype: torch.dtype = torch.float32, eighths: bool = False) 
 
 
 def gradients(head: nn.Linear, hidden: Tensor, score: Any, entropy_weight: float) -> list[Tensor]:
-    """Log-probs, entropies, and the gradients of states and head."""
+    """Returns log-probs, entropies, and the gradients of states and head."""
     head.zero_grad()
     states = hidden.clone().requires_grad_()
     logp, entropy = score(states, head)
@@ -72,7 +72,7 @@ def test_without_its_gradient_the_entropy_carries_none() -> None:
 
 
 def test_a_tied_head_and_frozen_parts() -> None:
-    """What comes through the head adds to what comes through the embedding; what is frozen gets nothing."""
+    """Gradients through the head add to those through the embedding. Frozen parts get none."""
     head, _, targets = made(False)
     embedding = nn.Embedding(VOCABULARY, WIDTH)
     embedding.weight = head.weight
@@ -95,7 +95,7 @@ def test_a_tied_head_and_frozen_parts() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bfloat16_rounds_logits_as_the_plain_pass_does(dtype: torch.dtype) -> None:
-    """Float32 weights under autocast, and bfloat16 weights: the same log-probs, and gradients no further off."""
+    """Float32 weights under autocast and bfloat16 weights give the same log-probs, and no worse gradients."""
     head, hidden, targets = made(True, dtype, eighths=True)
     in_float32, states, _ = made(True, eighths=True)
     exact = gradients(in_float32, states, lambda s, head: logprobs.token_logprobs(s, head, targets, 1.0), 0)
@@ -109,7 +109,7 @@ def test_bfloat16_rounds_logits_as_the_plain_pass_does(dtype: torch.dtype) -> No
 
 
 def test_a_chunk_holds_its_logits_once_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plain pass holds logits, log-probs and gradients of both; here the backward pass works in one place."""
+    """The plain pass holds logits, log-probs and both gradients. Here the backward pass works in place."""
     seen: list[int] = []
     real = fused._d_logits
 

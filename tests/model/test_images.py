@@ -1,4 +1,4 @@
-"""Images from problem to gradient: one processor for engine and policy, and groups that can be replayed."""
+"""Images from problem to gradient: engine and policy use one processor, and groups can be replayed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_image_takes_a_token_for_each_28_pixels_square(folder: Path) -> None:
     encoder = PromptEncoder(folder, 100)
     mark = encoder.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     prompts = [encoder.encode(problem) for problem in PROBLEMS]
-    # 84x56 is 3x2 squares; 60x100 rounds to 56x112, 2x4; 300x200 shrinks below 16 squares, 4x3
+    # 84x56 is 3x2 squares. 60x100 rounds to 56x112, which is 2x4. 300x200 shrinks below 16 squares, to 4x3.
     assert [int((prompt.ids == mark).sum()) for prompt in prompts] == [6, 0, 8 + 1, 12]
     assert [list(prompt.unexpanded_ids).count(mark) for prompt in prompts] == [1, 0, 2, 1]
     assert [len(prompt.ids) for prompt in prompts] == [encoder.length(problem) for problem in PROBLEMS]
@@ -117,7 +117,7 @@ def test_images_that_do_not_decode_are_left_out_and_named(
 
 
 def test_text_with_image_tokens_of_its_own_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A data file may say anything; there are no features for such tokens."""
+    """A data file may contain such tokens, for which there are no features."""
     own = "<|image_pad|>"
     problems = [asked("own text", f"1{own}2"), asked("own image", f"<image>{own}", picture(28, 28)), PROBLEMS[1]]
     assert PromptEncoder(folder, 100).fitting(problems) == [PROBLEMS[1]]
@@ -196,9 +196,9 @@ def test_log_probs_agree_before_and_after_a_sync(pair: tuple[RolloutEngine, Poli
                 0.1 * parameter.std().nan_to_num(0.0).clamp(0.05) * torch.randn(parameter.shape, generator=generator)
             )
     stale = sample(engine, encoder, PROBLEMS)
-    assert gap(policy, stale) > 100 * TOLERANCE  # so that the next line tests something
+    assert gap(policy, stale) > 100 * TOLERANCE  # otherwise the next lines would test nothing
     engine.update_weights(policy.named_weights(), 1)
-    groups = sample(engine, encoder, PROBLEMS)  # images the engine has seen before
+    groups = sample(engine, encoder, PROBLEMS)  # images that the engine has seen before
     assert gap(policy, groups) < TOLERANCE
     assert [len(group.images.get("pixel_values", ())) // 4 for group in groups] == [6, 0, 3 + 1, 6]  # the limits
 
@@ -216,7 +216,7 @@ def test_image_tokens_are_never_sampled(pair: tuple[RolloutEngine, PolicyModule,
     forbidden = image_tokens(policy.model.config)
     assert len(forbidden) == 4
     before = copy.deepcopy(policy.model.state_dict())
-    with torch.no_grad():  # every hidden state leans to some image token
+    with torch.no_grad():  # every hidden state favours some image token
         weight = policy.model.get_output_embeddings().weight
         weight[forbidden] = 30 * torch.randn(
             len(forbidden), weight.shape[1], generator=torch.Generator().manual_seed(2)
@@ -225,11 +225,12 @@ def test_image_tokens_are_never_sampled(pair: tuple[RolloutEngine, PolicyModule,
     groups = sample(engine, encoder, PROBLEMS, n=16)
     tokens = {int(token) for group in groups for r in group.responses for token in r.token_ids}
     assert not tokens & set(forbidden) and len(tokens) > 5
-    assert gap(policy, groups) < TOLERANCE  # the policy's distribution leaves them out too
+    assert gap(policy, groups) < TOLERANCE  # the policy's distribution omits them too
     policy.model.load_state_dict(before)
     engine.update_weights(policy.named_weights(), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_processors_that_differ_are_noticed(folder: Path) -> None:
     class Small(VLLMEngine):
@@ -252,6 +253,7 @@ def run(folder: Path, to: Path, **settings: Any) -> Any:
     return fit(folder, to, composer=composer, max_prompt_tokens=40, **data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine", [TransformersEngine(), pytest.param(VLLMEngine(), marks=pytest.mark.vllm)], ids=["transformers", "vllm"]
 )

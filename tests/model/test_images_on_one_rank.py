@@ -1,4 +1,4 @@
-"""DDP on one device: a vision tower takes part in every pass, or its gradients would never be due."""
+"""With DDP on one device a vision tower takes part in every pass. Otherwise DDP would wait for its gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from popo_lightning.policy import PolicyModule
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leaves neither a process group nor a launcher's environment."""
+    """Removes a launcher's environment and leaves no process group."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     yield
@@ -33,7 +33,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def groups_of(folder: Path) -> list[Group]:
-    """One with an image and one without."""
+    """Returns a group with an image and one without."""
     encoder, found = PromptEncoder(folder, 100), []
     draw = torch.Generator().manual_seed(0)
     for id, problem in enumerate((asked("one", "<image>1+2", picture(84, 56, 1)), asked("text", "3*4"))):
@@ -47,7 +47,7 @@ def groups_of(folder: Path) -> list[Group]:
 
 
 def trained(folder: Path, strategy: Any, minibatches: Sequence[Minibatch]) -> tuple[PolicyModule, list[bool]]:
-    """The policy, and whether each pass of the first minibatch had images."""
+    """Returns the policy, and whether each pass of the first minibatch had images."""
     torch.manual_seed(0)
     module = PolicyModule(str(folder), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), micro_batch_tokens=12)
     trainer = L.Trainer(
@@ -67,7 +67,7 @@ def trained(folder: Path, strategy: Any, minibatches: Sequence[Minibatch]) -> tu
 
 
 def test_ddp_on_one_device_trains_as_no_strategy_does(tmp_path: Path, alone: None) -> None:
-    """Whether the last micro-batch of a step, whose backward pass exchanges gradients, has an image or not."""
+    """This holds with or without an image in a step's last micro-batch, whose backward pass exchanges gradients."""
     folder = random_vision_model(tmp_path)
     seen, text = groups_of(folder)
     minibatches = [Minibatch([seen, text], 0, 0), Minibatch([text], 0, 1), Minibatch([text, seen], 0, 2)]

@@ -1,4 +1,4 @@
-"""Log-probs of families that scale or bend their logits behind the head."""
+"""Log-probs of families that scale or cap their logits after the head."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMS = {
     "falcon_h1": LogitForm(0.5),
     "gemma2": LogitForm(1.0, 5.0),
     "nanochat": LogitForm(1.0, 15.0),
-    "opt": PLAIN,  # calls its decoder, and not its base model
+    "opt": PLAIN,  # calls its decoder instead of its base model
 }
 
 
@@ -64,7 +64,7 @@ def test_gradients_and_chunks(form: LogitForm, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_scale_goes_into_the_temperature_of_the_fused_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA; a cap cannot, and takes the plain way."""
+    """This is for CUDA. A cap cannot be part of the temperature, so the plain pass computes it."""
     asked: list[float] = []
     monkeypatch.setattr(logprobs, "fuses", lambda head: True)
     monkeypatch.setattr(logprobs, "fused_logprobs", lambda h, head, t, temperature, *others: asked.append(temperature))
@@ -91,7 +91,7 @@ def test_logits_that_no_form_explains_are_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_capped_attention_is_computed_and_not_left_out(tmp_path: Path) -> None:
-    """sdpa takes no cap, and is transformers' default."""
+    """sdpa, the default of transformers, does not support a cap."""
     folder = make("gemma2", tmp_path)
     assert load_trainable(folder, torch.float32, False).config._attn_implementation == "eager"
     with pytest.raises(SettingError, match=r"model\.attention is sdpa, .* set it to eager"):

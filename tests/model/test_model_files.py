@@ -1,4 +1,4 @@
-"""A model folder with a missing or damaged file is one sentence that names the file, before anything loads."""
+"""A model folder with a missing or damaged file gives one sentence that names the file, before anything loads."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_whole_folders(policy: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(policy, tmp_path / "model"))
     shard(folder)
     check_model_files(folder)
-    check_model_files("some-org/some-model")  # the hub's
+    check_model_files("some-org/some-model")  # a name on the hub
 
 
 def test_what_is_no_folder(policy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Model folders that are not quite a model: what works all the same, and what is said in one sentence."""
+"""Incomplete model folders: some work nevertheless, the others give one sentence."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_damaged_weights_are_one_sentence(how: str, folder: Path) -> None:
 
 
 def test_weights_that_are_missing_do_not_stay_random(folder: Path) -> None:
-    """transformers warns, and trains what it has drawn."""
+    """transformers would only warn, and train random weights."""
     file = folder / "model.safetensors"
     weights = load_file(file)
     lost = [name for name in weights if "layers.1.mlp" in name]
@@ -95,7 +95,7 @@ def test_weights_that_are_missing_do_not_stay_random(folder: Path) -> None:
 
 
 class Layer(nn.Module):
-    """Draws in training mode, as a router of experts does, and drops by a function."""
+    """Draws random numbers in training mode, as a router of experts does, and uses functional dropout."""
 
     gradient_checkpointing = False
 

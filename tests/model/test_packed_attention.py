@@ -1,4 +1,4 @@
-"""Attention: what a token sees, by blocks and by rows; where no padding mask is needed; which implementation."""
+"""Attention: what a token sees, by blocks and by rows, when no padding mask is needed, and the implementations."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MOE: dict[str, Any] = {
     "decoder_sparse_step": 1,
 }
 WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-NARROW_VALUES: dict[str, Any] = {  # 32 numbers of a key, 24 of a value
+NARROW_VALUES: dict[str, Any] = {  # 32 numbers for a key, 24 for a value
     "num_key_value_heads": 4,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -102,13 +102,13 @@ def model_of(config: Any, implementation: str | None = None) -> Any:
 
 
 def drawn_rows(groups: int, seed: int = 0, longest: int = 12) -> list[list[Row]]:
-    """Groups of rows that share a prompt; responses of no token too."""
+    """Returns groups of rows that share a prompt, including responses without a token."""
     draw, rows, torch_draw = Random(seed), [], torch.Generator().manual_seed(seed)
     for group in range(groups):
         prompt = torch.randint(1, 40, (draw.randint(1, longest),), generator=torch_draw)
         lengths = [draw.choice((0, 1, draw.randint(1, longest))) for _ in range(draw.randint(1, 5))]
         answers = [Response(torch.randint(1, 40, (n,), generator=torch_draw), torch.zeros(n), "stop") for n in lengths]
-        rows.append([Row(10 * group + i, prompt, each, torch.zeros(())) for i, each in enumerate(answers)])
+        rows.append([Row(10 * group + i, prompt, each) for i, each in enumerate(answers)])
     return rows
 
 
@@ -122,7 +122,7 @@ def states(model: Any, part: PaddedRows) -> Tensor:
 
 
 def by_row(model: Any, part: PaddedRows) -> dict[int, Tensor]:
-    """The states of each row's response tokens."""
+    """Returns the states of each row's response tokens."""
     return dict(zip(part.index.tolist(), states(model, part).split(part.mask.sum(1).tolist()), strict=True))
 
 
@@ -142,7 +142,7 @@ def test_states_need_no_padding_mask(kind: str, implementation: str, monkeypatch
         masked = states(model, part)
     assert given[0] is None and given[1] is not None and not given[1].all()
     assert without.std() > 0.1
-    # padding of other states goes to other experts, whose batches are rounded otherwise
+    # Padding with other states goes to other experts, whose batches are then rounded differently.
     assert float((without - masked).abs().max()) <= (1e-5 if "experts" in kind else 0.0)
 
 
@@ -165,7 +165,7 @@ def test_images_keep_their_padding_mask(tmp_path: Path) -> None:
 
 
 def test_a_plain_pass_takes_the_causal_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a mask, and with keys that several heads share as they are."""
+    """The kernel gets no mask, and keys that several heads share are not copied."""
     calls: list[dict[str, Any]] = []
     kernel = torch.nn.functional.scaled_dot_product_attention
 
@@ -177,7 +177,7 @@ def test_a_plain_pass_takes_the_causal_kernel(monkeypatch: pytest.MonkeyPatch) -
     states(model_of(TEXT["llama"]), pad_rows(joined(drawn_rows(3))))
     packed = model_of(TEXT["llama"])
     use_packed_attention(packed)
-    states(packed, pad_rows(joined(drawn_rows(3))[:1]))  # a row by itself has nothing beside it to be hidden
+    states(packed, pad_rows(joined(drawn_rows(3))[:1]))  # a single row has no other rows to hide
     assert len(calls) == 4
     for call in calls:
         assert call["attn_mask"] is None and call["is_causal"] and call["enable_gqa"] and call["heads"] == (4, 2)
@@ -187,7 +187,7 @@ def test_a_plain_pass_takes_the_causal_kernel(monkeypatch: pytest.MonkeyPatch) -
 
 
 def flat(mask: Tensor, segments: Tensor) -> Tensor:
-    """(N, N) what the tokens that are no padding see of one another, from (S, 1, L, L)."""
+    """Returns (N, N) what the N tokens without padding see of each other, from (S, 1, L, L)."""
     texts, length = segments.shape
     seen = torch.zeros(texts, length, texts, length, dtype=torch.bool)
     for text in range(texts):
@@ -211,16 +211,16 @@ def test_the_block_mask_is_the_dense_one(longest: int, multiple: int) -> None:
         assert torch.equal(found[:tokens, :tokens], expected)
         assert not found[:tokens, tokens:].any() and not found[tokens:, :tokens].any()
         assert found.diagonal().all()
-        # and the blocks are those that torch finds by looking at every pair
+        # The blocks are those that torch finds by checking every pair.
         exact = flex.create_block_mask(mask.mask_mod, None, None, filled, filled, device="cpu")
-        if multiple == 1:  # torch counts what lies behind the last token as hidden
+        if multiple == 1:  # torch counts what follows the last token as hidden
             assert torch.equal(*(_blocks(each, "kv") | _blocks(each, "full_kv") for each in (mask, exact)))
         else:
             assert all(torch.equal(_blocks(mask, name), _blocks(exact, name)) for name in ("kv", "full_kv"))
 
 
 def _blocks(mask: Any, name: str) -> Tensor:
-    """(Q, K) true where a block is listed."""
+    """Returns (Q, K) true where a block is listed."""
     counts, which = getattr(mask, f"{name}_num_blocks")[0, 0], getattr(mask, f"{name}_indices")[0, 0]
     listed = torch.zeros(which.shape, dtype=torch.bool)
     for query, (count, keys) in enumerate(zip(counts.tolist(), which, strict=True)):
@@ -238,11 +238,11 @@ def test_each_device_has_its_own_way() -> None:
 
 
 def test_a_long_pass_is_mostly_not_computed() -> None:
-    rows = [Row(i, torch.ones(512, dtype=torch.long), response([1] * 512), torch.zeros(())) for i in range(31)]
+    rows = [Row(i, torch.ones(512, dtype=torch.long), response([1] * 512)) for i in range(31)]
     segments = pad_sequences([rows]).segments
     assert segments is not None and segments.shape == (1, 16384)
     mask = block_mask(segments)
-    # 4 blocks a segment: 10 of a triangle each, and for every response the 16 of its prompt
+    # A segment has 4 blocks: 10 in each triangle, and for every response the 16 of its prompt.
     assert int(_blocks(mask, "kv").sum() + _blocks(mask, "full_kv").sum()) == 32 * 10 + 31 * 16
     assert int(_blocks(mask, "full_kv").sum()) == 32 * 6 + 31 * 16
 
@@ -305,7 +305,7 @@ def test_states_are_those_of_the_dense_mask_and_of_each_row_alone(
 def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, model, part = model_of(TEXT["llama"]), model_of(TEXT["llama"]), pad_sequences(drawn_rows(6, 3, 60))
     use_packed_attention(model)
-    if path == "blocks":  # torch's reference for flex_attention, which on a CPU is not let through
+    if path == "blocks":  # torch's reference for flex_attention, which is otherwise refused on a CPU
         monkeypatch.setattr("popo_lightning.model.scoring.flat_mask", block_mask)
         monkeypatch.setattr(flex, "_validate_device", lambda *args: None)
     for each in (plain, model):
@@ -317,7 +317,7 @@ def test_gradients_are_those_of_the_dense_mask(path: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_bfloat16_is_rounded_once(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores and their shares are float32, so the output is float64's, rounded."""
+    """Scores and their shares are float32, so the output is float64's, rounded once."""
     segments = pad_sequences(drawn_rows(6, 3, 60)).segments
     assert segments is not None
     draw, tokens = torch.Generator().manual_seed(0), int((segments >= 0).sum())
@@ -347,7 +347,7 @@ def test_bfloat16_is_rounded_once(heads: tuple[int, int], monkeypatch: pytest.Mo
 
 
 def test_other_masks_go_to_sdpa() -> None:
-    """What transformers makes of masks of its own, and none, is what it makes for sdpa."""
+    """With transformers' own masks, and without a mask, it gives the same as sdpa."""
     model, plain = model_of(TEXT["qwen2"]), model_of(TEXT["qwen2"])
     use_packed_attention(model)
     ids = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -387,7 +387,7 @@ def test_what_is_not_there_is_named(
 
 
 def test_flash_attention_takes_no_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernels refuse it, which a run would find out after its first rollouts."""
+    """Its kernels refuse float32, but a run would notice only after its first rollouts."""
     monkeypatch.setattr(attention, "find_spec", lambda name: "found")
     cuda = torch.device("cuda")
     for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):

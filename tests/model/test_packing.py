@@ -25,11 +25,11 @@ CHEAP_ATTENTION = LayerCosts(1000.0, 1e-6, 1e-6)
 
 
 def rows_of(*groups: tuple[int, tuple[int, ...]]) -> list[Row]:
-    """A row for each response; groups as (prompt tokens, response tokens of each), with prompts of their own."""
+    """Returns a row for each response. Groups are (prompt tokens, response tokens of each), with their own prompts."""
     rows: list[Row] = []
     for prompt, lengths in groups:
         ids = torch.full((prompt,), 100 + len(rows))
-        rows += [Row(len(rows) + i, ids, response([i] * length), torch.zeros(())) for i, length in enumerate(lengths)]
+        rows += [Row(len(rows) + i, ids, response([i] * length)) for i, length in enumerate(lengths)]
     return rows
 
 
@@ -50,7 +50,12 @@ def cost_of(passes: list[list[list[Row]]], costs: LayerCosts) -> float:
 
 def test_packed_layout_by_hand() -> None:
     def row(index: int, prompt: list[int], tokens: list[int]) -> Row:
-        return Row(index, torch.tensor(prompt), response(tokens, [-0.1 * t for t in tokens]), torch.tensor(index + 0.5))
+        return Row(
+            index,
+            torch.tensor(prompt),
+            response(tokens, [-0.1 * t for t in tokens]),
+            tensors={"advantages": torch.tensor(index + 0.5)},
+        )
 
     packed = [row(4, [11, 12], [1, 2]), row(1, [11, 12], [3]), row(3, [11, 12], [])], [row(0, [21], [4, 5, 6])]
     rows = pad_sequences(packed)
@@ -60,12 +65,12 @@ def test_packed_layout_by_hand() -> None:
     assert rows.positions.tolist() == [[0, 1, 2, 3, 2], [0, 1, 2, 3, 0]]
     assert rows.is_response.int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 1, 0]]
     assert rows.attention_mask.int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-    assert rows.source.tolist() == [1, 2, 1, 5, 6, 7]  # both first tokens of the first prompt are chosen after its end
-    assert rows.index.tolist() == [4, 1, 3, 0] and rows.advantages.tolist() == [[4.5], [1.5], [3.5], [0.5]]
+    assert rows.source.tolist() == [1, 2, 1, 5, 6, 7]  # the first prompt's end chooses two first tokens
+    assert rows.index.tolist() == [4, 1, 3, 0] and rows.columns["advantages"].tolist() == [[4.5], [1.5], [3.5], [0.5]]
     assert rows.mask.int().tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]]
-    torch.testing.assert_close(rows.behave_logp[rows.mask], -0.1 * rows.input_ids[rows.is_response].float())
+    torch.testing.assert_close(rows.columns["behave_logp"][rows.mask], -0.1 * rows.input_ids[rows.is_response].float())
     alone = pad_sequences([[each] for sequence in packed for each in sequence])
-    assert alone.segments is None and alone.positions is None  # as any model takes it
+    assert alone.segments is None and alone.positions is None  # the input of an ordinary model
     assert alone.source.tolist() == [1, 2, 5, 12, 13, 14]
 
 
@@ -77,7 +82,7 @@ def test_mask_by_hand() -> None:
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],  # the second response sees nothing of the first
+        [1, 1, 0, 0, 1, 0],  # the second response does not see the first
         [1, 1, 0, 0, 0, 1],
     ]
     assert torch.isneginf(mask[mask != 0]).all()
@@ -93,8 +98,9 @@ def test_without_sharing_rows_keep_to_the_budget() -> None:
         parts = micro_batches(rows, budget)
         assert sorted(row.index for part in parts for (row,) in part) == list(range(8))
         for part in parts:
-            assert len(part) == 1 or len(part) * max(row.length for (row,) in part) <= budget
-    assert [[r.length for (r,) in part] for part in micro_batches(rows, 20)] == [[30], [9, 7], [7, 5], [3, 2, 1]]
+            assert len(part) == 1 or len(part) * max(map(tokens, part)) <= budget
+    split = micro_batches(rows, 20)
+    assert [[tokens(sequence) for sequence in part] for part in split] == [[30], [9, 7], [7, 5], [3, 2, 1]]
     assert len(micro_batches(rows, 8 * 30)) == 1
     assert len(micro_batches(rows, 8 * 30 - 1)) == 2
     assert micro_batches([], 10) == [] == micro_batches([], 10, CHEAP_ATTENTION)
@@ -127,20 +133,21 @@ def test_every_row_once_behind_its_own_prompt_within_the_budget(costs: LayerCost
 
 def test_the_split_is_of_lengths_and_prompts_alone() -> None:
     rows = random_rows(3)
-    other = [replace(row, advantage=torch.ones(4), age=2, prox_logp=row.response.behave_logp) for row in rows]
+    tensors = {"advantages": torch.ones(4), "prox_logp": torch.zeros(4)}
+    other = [replace(row, tensors=tensors, age=2) for row in rows]
     first, second = (indices(micro_batches(each, 150, LayerCosts(100.0, 1.0, 1.0))) for each in (rows, other))
     assert first == second
     assert max(len(sequence) for part in first for sequence in part) > 1
 
 
 def test_short_responses_share_a_prompt_and_long_ones_do_not() -> None:
-    """Of 8 responses of T tokens to 100: m behind one prompt cost (l (100 + m T) + (100 + m T)^2) / m a response."""
+    """For 8 responses of T tokens to 100, m after one prompt cost (l (100 + m T) + (100 + m T)^2) / m each."""
     costs = LayerCosts(1000.0, 1.0, 1.0)
 
     def behind_one(length: int) -> int:
         return max(len(s) for part in micro_batches(rows_of((100, (length,) * 8)), 10**6, costs) for s in part)
 
-    # least at m = sqrt(100 (1000 + 100)) / T = 332 / T
+    # The cost is lowest at m = sqrt(100 (1000 + 100)) / T = 332 / T.
     assert [behind_one(length) for length in (10, 80, 160, 330, 1000)] == [8, 4, 2, 1, 1]
 
 
@@ -177,7 +184,7 @@ def test_the_mask_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_layers_costs_by_hand() -> None:
     config = LlamaConfig(hidden_size=8, num_attention_heads=4, num_key_value_heads=2, intermediate_size=20)
-    # q and o 8 x 8, k and v 8 x 4, three of 8 x 20
+    # q and o are 8 x 8, k and v 8 x 4, and three matrices 8 x 20.
     for device, of in packing.PAIR_WEIGHTS.items():
         found = LayerCosts.of_model(config, device)
         assert found == LayerCosts(2 * (64 + 64 + 32 + 32 + 480), 4 * 8 * of.causal, 4 * 8 * of.masked)
@@ -193,7 +200,7 @@ def test_a_layers_costs_by_hand() -> None:
 
 
 def test_a_mask_must_be_worth_more_than_what_it_hides() -> None:
-    """Two responses behind one prompt save 100 tokens of 300, and attention over 4/3 of the pairs, masked."""
+    """Two responses after one prompt save 100 of 300 tokens, but attention covers 4/3 of the pairs, with a mask."""
     rows = rows_of((100, (50, 50)))
     dear, cheap = LayerCosts(100.0, 1.0, 2.0), LayerCosts(100.0, 1.0, 1.0)
     assert 2 * dear.of(150, False) < dear.of(200, True) and 2 * cheap.of(150, False) > cheap.of(200, True)
@@ -203,7 +210,7 @@ def test_a_mask_must_be_worth_more_than_what_it_hides() -> None:
 
 # -- without padding -----------------------------------------------------------------------------------------------
 
-FLAT = LayerCosts(1.0, 1e9, 1e9, flat=True)  # attention that costs nothing more, whatever it would cost otherwise
+FLAT = LayerCosts(1.0, 1e9, 1e9, flat=True)  # attention without extra cost, whatever its other costs
 
 
 def test_without_padding_all_responses_are_behind_one_prompt() -> None:
@@ -256,7 +263,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
         (Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1), "sdpa", False),
         (Qwen2Config(**SMALL, layer_types=["full_attention", "linear_attention"]), "sdpa", False),
         (MistralConfig(**SMALL, sliding_window=None), "sdpa", True),
-        (MistralConfig(**SMALL), "sdpa", False),  # a window of 4096 in every layer, and no types of layers
+        (MistralConfig(**SMALL), "sdpa", False),  # a window of 4096 in every layer, and no layer types
         (GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2), "sdpa", False),
     ],
 )
@@ -269,7 +276,7 @@ def test_what_shares_prompts(config: Any, attention: str, shares: bool) -> None:
 def test_attention_that_takes_no_mask_shares_none(attention: str) -> None:
     model = AutoModel.from_config(LlamaConfig(**SMALL))
     assert shares_prompts(model)
-    model.config._attn_implementation_internal = attention  # as found at run time
+    model.config._attn_implementation_internal = attention  # as chosen at run time
     assert model.config._attn_implementation == attention and not shares_prompts(model)
 
 

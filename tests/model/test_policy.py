@@ -1,4 +1,4 @@
-"""Log-probs of padded rows, and a gradient that depends neither on the padding nor on the micro-batches."""
+"""Log-probs of padded rows, and a gradient that depends neither on padding nor on micro-batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from popo_lightning.proximal.snapshot import ProximalSnapshot
 from popo_lightning.training.token_sums import token_metrics
 
 VOCABULARY = 37
-FLOAT32 = {"atol": 3e-6, "rtol": 1e-6}  # several roundings of a log-prob whose whole numbers take a few bits
+FLOAT32 = {"atol": 3e-6, "rtol": 1e-6}  # several roundings of a log-prob whose integer part takes a few bits
 
 
 # -- log-probs -----------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ FLOAT32 = {"atol": 3e-6, "rtol": 1e-6}  # several roundings of a log-prob whose 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose distributions are far from flat. No tokenizer: the policy needs none."""
+    """Makes a random model with peaked distributions. It has no tokenizer, because the policy needs none."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def policy(folder: Path, **settings: Any) -> PolicyModule:
-    """In float64, so that differences are those of the code and not of rounding."""
+    """Returns a policy in float64, so that differences come from the code and not from rounding."""
     module = attached(PolicyModule(path=str(folder), max_grad_norm=None, **settings))
     module.model.double()
     return module
@@ -65,7 +65,7 @@ def policy(folder: Path, **settings: Any) -> PolicyModule:
 
 @pytest.fixture
 def minibatch() -> Minibatch:
-    """Three groups with prompts and responses of many lengths, two of them replayed."""
+    """Returns three groups with prompts and responses of many lengths. Two groups are replayed."""
     draw = torch.Generator().manual_seed(1)
 
     def tokens(length: int) -> Tensor:
@@ -82,7 +82,7 @@ def minibatch() -> Minibatch:
 
 
 def plain(module: PolicyModule, minibatch: Minibatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """(log-probs, entropies) of each response by the textbook: one row, all logits, no padding."""
+    """Yields (log-probs, entropies) of each response by the textbook: one row, all logits, no padding."""
     for r in minibatch.rows():
         ids = torch.cat((r.prompt_ids, r.response.token_ids))
         logits = module.model(input_ids=ids[None]).logits[0] / module.temperature
@@ -112,7 +112,7 @@ def test_log_probs_and_entropy_are_the_textbook_ones(
     for i, (expected_logp, expected_entropy) in enumerate(plain(module, minibatch)):
         torch.testing.assert_close(logp[i][rows.mask[i]].double(), expected_logp, **FLOAT32)
         torch.testing.assert_close(entropy[i][rows.mask[i]].double(), expected_entropy, **FLOAT32)
-    assert logp[rows.mask].std() > 1  # values that could be mistaken for one another would prove little
+    assert logp[rows.mask].std() > 1  # nearly equal values would prove little
 
 
 def test_forbidden_tokens_take_no_probability() -> None:
@@ -166,7 +166,7 @@ def test_the_head_never_sees_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch, 
     logp, _ = logprobs.token_logprobs(states, head, torch.arange(11) % 7, 1.0, (), entropy_gradient)
     assert seen == [3, 3, 3, 2]
     logp.sum().backward()
-    assert sorted(seen[4:]) == [2, 3, 3, 3]  # once more, and kept by nobody in between
+    assert sorted(seen[4:]) == [2, 3, 3, 3]  # recomputed, and not kept in between
 
 
 def test_chunks_change_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,20 +206,19 @@ def test_proximal_snapshot_is_taken_of_later_minibatches_before_the_first_step(
     module, later = policy(folder), [Minibatch([group(0)], 4, 1), Minibatch([], 4, 2)]
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(pending=later, clock=PhaseClock()))
     ProximalSnapshot().on_train_batch_start(trainer, module, minibatch, 0)
-    assert minibatch.prox_logp is None and later[1].prox_logp == []
-    assert later[0].prox_logp is not None
-    snapshot = torch.stack(later[0].prox_logp)
+    assert not minibatch.recorded and later[1].recorded["prox_logp"] == []
+    snapshot = torch.stack(later[0].recorded["prox_logp"])
     expected = torch.stack([logp for logp, _ in plain(module, later[0])]).detach()
     torch.testing.assert_close(snapshot.double(), expected, **FLOAT32)
     with torch.no_grad():
         module.model.lm_head.weight.mul_(1.5)
-    ProximalSnapshot().on_train_batch_start(trainer, module, later[0], 1)  # not taken again during the iteration
-    assert torch.equal(snapshot, torch.stack(later[0].prox_logp))
+    ProximalSnapshot().on_train_batch_start(trainer, module, later[0], 1)  # not recomputed during the iteration
+    assert torch.equal(snapshot, torch.stack(later[0].recorded["prox_logp"]))
     assert set(trainer.datamodule.clock.take()) == {"prox"}
 
 
 def test_fresh_rows_may_take_the_engines_log_probs(folder: Path, minibatch: Minibatch) -> None:
-    """Only groups of this iteration, whole; whatever an older version sampled is computed."""
+    """This applies only to whole groups of this iteration. Others, from older versions, are computed."""
     module = policy(folder)
     fresh = [version == minibatch.version for version in (group.version for group in minibatch.groups)]
     assert 0 < sum(fresh) < len(fresh)
@@ -227,12 +226,12 @@ def test_fresh_rows_may_take_the_engines_log_probs(folder: Path, minibatch: Mini
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(clock=PhaseClock(), pending=[later]))
     first = Minibatch([], minibatch.version, 0)
     ProximalSnapshot(recompute_fresh=False).on_train_batch_start(trainer, module, first, 0)
-    assert later.prox_logp is not None and not later.prox_is_start
+    assert not later.prox_is_start
     computed, place = module.logprobs(minibatch), 0
     for each, is_fresh in zip(minibatch.groups, fresh, strict=True):
         for response in each.responses:
             expected = response.behave_logp if is_fresh else computed[place]
-            torch.testing.assert_close(later.prox_logp[place], expected)
+            torch.testing.assert_close(later.recorded["prox_logp"][place], expected)
             place += 1
 
 
@@ -250,7 +249,7 @@ def test_compiled_layers_give_the_same(folder: Path, minibatch: Minibatch) -> No
 
 
 def train(module: PolicyModule, minibatch: Minibatch) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A training step of size 0, and the gradients it is taken with."""
+    """Takes a training step of size 0 and returns its outputs and gradients."""
     strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, model=module, root_device=torch.device("cpu"))
     optimizer = torch.optim.SGD(module.model.parameters(), lr=0.0)
     found: dict[str, Tensor] = {}
@@ -277,8 +276,9 @@ def shown(outputs: dict[str, Any]) -> dict[str, float]:
 def test_gradient_does_not_depend_on_the_split(folder: Path, minibatch: Minibatch, with_prox: bool) -> None:
     objective = Objective(regularizers=[EntropyBonus(0.3)])
     whole = policy(folder, **slots(objective), micro_batch_tokens=10_000)
-    if with_prox:  # the proximal policy is another one
-        minibatch.prox_logp = [logp + 0.3 * torch.sin(torch.arange(len(logp))) for logp in whole.logprobs(minibatch)]
+    if with_prox:  # another proximal policy
+        now = whole.logprobs(minibatch)
+        minibatch.recorded["prox_logp"] = [logp + 0.3 * torch.sin(torch.arange(len(logp))) for logp in now]
     outputs, expected = train(whole, minibatch)
     assert outputs["tokens"].count == minibatch.tokens == 37
     assert {"weight/fresh_p50", "weight/replayed_p50", "weight/ess_age_1"} < shown(outputs).keys()
@@ -307,10 +307,10 @@ def test_first_step_is_the_policy_gradient(folder: Path, minibatch: Minibatch) -
     assert shown(outputs)["engine/logp_gap_max"] == pytest.approx(float(gap.max()), abs=2e-6)
     module.zero_grad()
     loss = torch.zeros(())
-    rows = minibatch.rows(list(torch.tensor(advantages)))
+    rows = minibatch.rows(advantages=list(torch.tensor(advantages)))
     for r, (logp, _) in zip(rows, plain(module, minibatch), strict=True):
         weight = 1.0 if r.fresh else (logp.detach() - r.response.behave_logp).exp().clamp(max=5)
-        loss = loss - (weight * r.advantage * logp).sum() / 37
+        loss = loss - (weight * r.tensors["advantages"] * logp).sum() / 37
     loss.backward()
     expected = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
@@ -335,15 +335,15 @@ def test_bad_policy_settings_are_named(folder: Path) -> None:
 
 
 def test_mixed_precision_keeps_the_weights_and_the_ratio(policy: Path, tmp_path: Path) -> None:
-    """At a learning rate of 0 the ratio is 1 to the bit: proximal log-probs are taken in the step's own precision."""
+    """At learning rate 0 the ratio is exactly 1, because proximal log-probs use the precision of the step."""
     still = fit(policy, tmp_path / "still", precision="bf16-mixed", lr=0.0, iterations=2)
     for row in still.rows:
         assert (row["policy/ratio_mean"], row["policy/ratio_max"], row["policy/clip_frac"]) == (1, 1, 0)
-        assert 1e-5 < row["engine/logp_gap_mean"] < 0.03  # the engine computes in bfloat16 as well
+        assert 1e-5 < row["engine/logp_gap_mean"] < 0.03  # the engine also computes in bfloat16
     assert {parameter.dtype for parameter in still.module.parameters()} == {torch.float32}
     before = weights_of(still.module)
     moved = fit(policy, tmp_path / "moved", precision="bf16-mixed", lr=1e-6, iterations=1).weights
-    # such a step is lost in a bfloat16 weight
+    # Such a step would be lost in a bfloat16 weight.
     assert all(not torch.equal(moved[name], weight) for name, weight in before.items())
     assert not any(torch.equal(moved[name].bfloat16(), moved[name]) for name in moved)
 

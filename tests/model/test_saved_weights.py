@@ -1,4 +1,4 @@
-"""Weights go to an engine as the checkpoint has them that the model was loaded from."""
+"""An engine gets weights in the form of the checkpoint from which the model was loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_families import make
 
 __all__ = ["llm"]
 
-# Experts packed in several ways, names changed, routers with a bias in a buffer, fused projections, and none of it.
+# Experts packed in several ways, changed names, routers with a bias in a buffer, fused projections, and none of these.
 KINDS = ("qwen3_moe", "mixtral", "phimoe", "granitemoe", "deepseek_v3", "jamba", "gpt_oss", "minimax_m2", "llama")
 
 
@@ -58,7 +58,7 @@ def test_weights_that_moved_are_sent(tmp_path: Path) -> None:
 
 
 def test_a_layer_at_a_time(tmp_path: Path) -> None:
-    """Not all experts of a large model at once: a layer's go out before the next layer's are asked for."""
+    """A large model's experts must not all be held at once. A layer's are sent before the next are requested."""
     policy = policy_of(make("qwen3_moe", tmp_path))
     asked: list[str] = []
 
@@ -73,7 +73,7 @@ def test_a_layer_at_a_time(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_are_packed_stay_packed(tmp_path: Path) -> None:
-    """As transformers may save them: what the engine has loaded is what it is sent."""
+    """transformers may save packed checkpoints. The engine then gets weights as it loaded them."""
     policy = policy_of(make("qwen3_moe", tmp_path))
     (file,) = tmp_path.glob("*.safetensors")
     save_file({name: weight.contiguous() for name, weight in policy.named_weights()}, file, {"format": "pt"})
@@ -83,7 +83,7 @@ def test_checkpoints_that_are_packed_stay_packed(tmp_path: Path) -> None:
 
 
 def test_ranks_that_have_loaded_nothing_send_the_same(tmp_path: Path) -> None:
-    """Under FSDP2 they build the model from an outline that travels as bytes."""
+    """Under FSDP2 such ranks build the model from an outline that is sent as bytes."""
     import pickle
 
     policy = policy_of(make("qwen3_moe", tmp_path))

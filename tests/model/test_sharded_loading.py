@@ -1,4 +1,4 @@
-"""Over split ranks, rank 0 alone reads the model, and every rank has the same bits as one that had read it itself."""
+"""With FSDP2 only rank 0 reads the model, and every rank has the same bits as if it had read it itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from popo_lightning.policy import PolicyModule
 
 
 def loaded_on_this_rank(folder: Path, **settings: Any) -> tuple[PolicyModule, int]:
-    """A module as a trainer loads it, and how often this rank read the model."""
+    """Loads a module as a trainer does. Returns it and how often this rank read the model."""
     read: list[Path] = []
 
     def counted(*arguments: Any) -> Any:
@@ -38,7 +38,7 @@ def loaded_on_this_rank(folder: Path, **settings: Any) -> tuple[PolicyModule, in
 
 
 def with_everything(folder: Path, **settings: Any) -> PolicyModule:
-    """A critic and a reference beside the policy."""
+    """Returns a policy with a critic and a reference."""
     settings |= {"critic": Critic(), "advantage": GAE(), "regularizers": [ConvexKL(0.1)]}
     module, read = loaded_on_this_rank(folder, **settings)
     assert read == (1 if module.trainer.global_rank == 0 else 0)
@@ -46,7 +46,7 @@ def with_everything(folder: Path, **settings: Any) -> PolicyModule:
 
 
 def compare(folder: Path, **settings: Any) -> dict[str, Any]:
-    """What differs between the split models and the ones that this rank reads whole."""
+    """Returns the differences between the split models and those that this rank reads whole."""
     split = with_everything(folder, **settings)
     whole = PolicyModule(path=str(folder), **settings | {"critic": Critic(), "advantage": GAE()})
     freeze_vision = settings.get("freeze_vision", False)
@@ -71,7 +71,7 @@ def compare(folder: Path, **settings: Any) -> dict[str, Any]:
     return {
         "wrong": wrong,
         "dropouts": dropouts,
-        "described": split.described == policy_checkpoint.describe(whole) | {policy_checkpoint.REVISION: None},
+        "described": split.described == policy_checkpoint.describe(whole) | policy_checkpoint.origin(split.path),
         "trained": [name for name, p in split.named_parameters() if p.requires_grad],
         "checkpointing": [m.is_gradient_checkpointing for m in (split.model, split.value_model.base)],
         "compiled": sum(getattr(m, "_compiled_call_impl", None) is not None for m in split.model.modules()),
@@ -81,7 +81,7 @@ def compare(folder: Path, **settings: Any) -> dict[str, Any]:
 
 
 def differences(found: torch.nn.Module, expected: torch.nn.Module) -> list[str]:
-    """Names of parameters and buffers that are not the same to the bit."""
+    """Returns names of parameters and buffers that differ in any bit."""
     different = []
     for kind in ("named_parameters", "named_buffers"):
         own = whole_tensors(getattr(found, kind)())
@@ -104,6 +104,7 @@ def compare_all(text: Path, untied: Path, vision: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_every_bit_is_the_plain_load_s(tmp_path: Path) -> None:
     text = random_model("llama-tied", tmp_path / "text")
     untied = random_model("llama-untied", tmp_path / "untied")
@@ -143,7 +144,7 @@ def all_refusals(broken: Path, damaged: Path, whole: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
-    """What both ranks said to a folder without a model, to damaged weights, and where rank 0 alone failed."""
+    """Returns both ranks' errors for a folder without a model, for damaged weights, and when only rank 0 failed."""
     broken, damaged, whole = (tmp_path_factory.mktemp(name) for name in ("broken", "damaged", "whole"))
     for file in random_model("qwen2", damaged).glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
@@ -170,11 +171,11 @@ def test_nobody_waits_for_a_rank_that_cannot_load(refused: list[tuple[str, str]]
 
 
 def memory(folder: Path) -> tuple[float, float]:
-    """MB of host memory that loading took at its highest, and that is kept."""
+    """Returns MB of host memory that loading takes at its peak, and MB that stay in use."""
     from transformers import LlamaForCausalLM  # noqa: F401  # its memory is none of the model's
 
     loaded_on_this_rank(folder / "small")
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = _status("VmRSS")
     kept = loaded_on_this_rank(folder / "large")
     assert len(list(kept[0].parameters())) > 100

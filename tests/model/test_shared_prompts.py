@@ -1,4 +1,4 @@
-"""A prompt computed once for several responses: the same numbers, gradients and training as computed for each."""
+"""A prompt computed once for several responses gives the same numbers, gradients and training as several prompts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import EntropyBonus
 from popo_lightning.policy import PolicyModule
 
-TOKENS = 15  # the tiny models' vocabulary has more
-# prompt tokens, response tokens: of one token, of none, alone, several of one length
+TOKENS = 15  # the vocabulary of the tiny models is larger
+# prompt tokens, response tokens: some have one token, none, no other response, or the same length
 GROUPS = ((6, (3, 1, 8, 8)), (9, (5, 0, 2)), (2, (1, 1)), (12, (7,)), (4, (0, 0)))
 
 
@@ -36,7 +36,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def minibatch() -> Minibatch:
-    """Fresh and stored groups, one of them to a prompt that a fresh one has too, and one with a group loss weight."""
+    """Returns fresh and stored groups. One shares its prompt with a fresh group, and one has a group loss weight."""
     draw = torch.Generator().manual_seed(1)
 
     def drawn(length: int) -> Tensor:
@@ -59,12 +59,12 @@ def policy(folder: Path, shared: bool, **settings: Any) -> PolicyModule:
 
 
 def packed(module: PolicyModule, minibatch: Minibatch) -> list[bool]:
-    """Of each pass, whether it shares prompts."""
+    """Returns for each pass whether it shares prompts."""
     return [part.segments is not None for part in module._passes(minibatch, minibatch.rows())]
 
 
 def by_row(module: PolicyModule, minibatch: Minibatch) -> list[tuple[Tensor, Tensor]]:
-    """(log-probs, entropies) of each row, with gradient."""
+    """Returns (log-probs, entropies) of each row, with gradient."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for part in module._passes(minibatch, minibatch.rows()):
         for index, logp, entropy, mask in zip(part.index.tolist(), *module(part), part.mask, strict=True):
@@ -177,7 +177,7 @@ def _states(module: PolicyModule, part: PaddedRows) -> Tensor:
 
 
 def test_a_sliding_window_takes_the_plain_path(tmp_path: Path, minibatch: Minibatch) -> None:
-    """And would be wrong on the other: what lies before a response in its sequence would count as near."""
+    """The packed path would be wrong, since tokens just before a response in its sequence would count as near."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     settings: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -208,7 +208,7 @@ def test_it_can_be_switched_off_and_costs_decide(
     one = Minibatch([replace(first, prompt_ids=first.prompt_ids[:3], responses=first.responses[2:])], 4, 0)
     assert packed(policy(folder, True), one) == [True] and packed(policy(folder, False), one) == [False]
     monkeypatch.setitem(packing.PAIR_WEIGHTS, "cpu", packing.PairWeights(1.0, 1e6))
-    assert packed(policy(folder, True), one) == [True]  # what the mask hides is not computed
+    assert packed(policy(folder, True), one) == [True]  # blocks that the mask hides are not computed
     assert packed(policy(folder, True, attention="sdpa"), one) == [False]
 
 
@@ -222,13 +222,14 @@ def trained(policy: Path, folder: Path, shared: bool, **settings: Any) -> Run:
 
 
 def test_a_step_is_the_same_step(policy: Path, tmp_path: Path) -> None:
-    """Plain gradient descent: Adam's first step is the gradient's sign, even where that is a rounding error."""
+    """Uses plain gradient descent. Adam's first step is the gradient's sign, even if that is a rounding error."""
     shared, plain = (trained(policy, tmp_path / str(each), each, iterations=1) for each in (True, False))
     for name, weight in weights_of(plain.module).items():
         torch.testing.assert_close(shared.module.get_parameter(name), weight, atol=1e-6, rtol=1e-5)
     assert max(row["train/grad_norm"] for row in plain.rows) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_training_with_replay_and_a_critic_is_the_same(policy: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"iterations": 3, "minibatches": 2, "lr": 0.02}
     for name, model in (("popo", {}), ("critic", {"critic": Critic(lr=0.02), "advantage": GAE()})):

@@ -1,4 +1,4 @@
-"""A real pretrained model: the script that makes its folder, and the policy and vLLM on it."""
+"""A real pretrained model: the script that makes its folder, and the policy and vLLM with it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_finished_folder_is_not_made_again(tmp_path: Path, script: Any) -> Non
 
 
 def test_query_and_key_rows_go_back_to_where_llama_cpp_took_them_from(script: Any) -> None:
-    """llama.cpp interleaves the two halves of each head, so that a rotated pair stands together."""
+    """llama.cpp interleaves the two halves of each head, so that a rotated pair is adjacent."""
     heads, size = 3, 8
     rows = torch.arange(heads * size)[:, None] * torch.ones(1, 5)
     taken = [head * size + half * size // 2 + i for head in range(heads) for i in range(size // 2) for half in (0, 1)]
@@ -92,7 +92,7 @@ def test_tokenizer_ends_and_template() -> None:
     tokenizer = PromptEncoder(FOLDER, 64).tokenizer
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (END, END)
     assert end_token_ids(FOLDER, tokenizer) == [END]
-    problem = Arithmetic(system="").train_problems()[0]  # as configs/task/arithmetic.yaml has it
+    problem = Arithmetic(system="").train_problems()[0]  # as in configs/task/arithmetic.yaml
     text = tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
     turns = "<|im_start|>user\n2 + 3<|im_end|>\n<|im_start|>assistant\n2 + 3 = 5<|im_end|>\n"
     asked = f"<|im_start|>user\n{problem.id}<|im_end|>\n<|im_start|>assistant\n"
@@ -101,7 +101,7 @@ def test_tokenizer_ends_and_template() -> None:
     for text in ("12 + 345 = 357\n\n8,  20", "It's  a\n\ttest – ünïcode"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert [tokenizer.decode(t) for t in tokenizer.encode("12+345")] == ["1", "2", "+", "3", "4", "5"]
-    assert tokenizer.tokenize("3  4") == ["3", "ĠĠ", "4"]  # digits are cut off first, as the model was trained
+    assert tokenizer.tokenize("3  4") == ["3", "ĠĠ", "4"]  # digits are split first, as in the model's training
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_it_answers_in_english(policy: PolicyModule) -> None:
 
 @pytest.fixture(scope="module")
 def groups(policy: PolicyModule) -> Iterator[list[Group]]:
-    """Groups of 8 of the task's own configuration, sampled by vLLM."""
+    """Yields groups of 8 by the task's own configuration, sampled by vLLM."""
     settings = yaml.safe_load(CONFIGS[0].read_text())["data"]
     task = Arithmetic(**settings["task"]["init_args"])
     problems, encoder = task.train_problems()[:24], PromptEncoder(FOLDER, settings["max_prompt_tokens"])
@@ -172,7 +172,7 @@ def test_the_configured_run_trains(tmp_path: Path) -> None:
     settings = [text for name, value in smaller.items() for text in (f"--{name}", str(value))]
     few = ["--data.task.held_out_per_kind", "4", "--run.folder", tmp_path / "run"]
     here = Path.cwd()
-    os.chdir(REPOSITORY)  # the configuration names the model's folder from there
+    os.chdir(REPOSITORY)  # the configuration names the model's folder relative to it
     try:
         popo("fit", *[a for c in CONFIGS for a in ("--config", c)], *method("popo"), *settings, *few)
     finally:
@@ -180,5 +180,5 @@ def test_the_configured_run_trains(tmp_path: Path) -> None:
     rows = [row for row in metrics(tmp_path / "run") if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["engine/logp_gap_mean"] < 1e-4 and row["train/grad_norm"] > 0 for row in rows)
-    # the engine has the updated weights: fresh log-probs agree with the policy after a step too
+    # The engine has the updated weights: fresh log-probs agree with the policy after a step too.
     assert rows[1]["weight/fresh_max"] < 1.01 and rows[1]["total/responses"] == 64

@@ -1,4 +1,4 @@
-"""Towers of each Qwen-VL: a rank without an image reaches all of what it trains."""
+"""For the tower of each Qwen-VL, a rank without an image reaches all trained parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_families import make
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_an_unseen_image_is_zero_and_has_been_through_all_of_the_tower(kind: str, tmp_path: Path) -> None:
-    """DDP waits for the gradient of every parameter, those of Qwen3-VL's inner features included."""
+    """DDP waits for the gradient of every parameter, including those of Qwen3-VL's inner features."""
     model = load_trainable(make(kind, tmp_path), torch.float32, freeze_vision=False)
     zero = unseen_image(model, torch.device("cpu"), torch.float32)
     zero.backward()

@@ -22,7 +22,7 @@ from popo_lightning.objectives.weights import NoCorrection, TruncatedIS, decoupl
 
 
 def test_second_moment_cut_by_hand() -> None:
-    # Squares 1, 4, 9, 16. All cut at v: sums 1 * 4, 1 + 4 * 3, 1 + 4 + 9 * 2, 30; means 1, 3.25, 5.75, 7.5.
+    # The squares are 1, 4, 9, 16. All cut at v: sums 1 * 4, 1 + 4 * 3, 1 + 4 + 9 * 2, 30; means 1, 3.25, 5.75, 7.5.
     squares = torch.tensor([16.0, 1.0, 9.0, 4.0])
     expected = [(7.5, math.inf), (7.4, 3.0), (5.8, 3.0), (5.7, 2.0), (3.3, 2.0), (3.2, 1.0), (1.1, 1.0), (0.9, 0.0)]
     for budget, cut in expected:
@@ -37,22 +37,23 @@ def test_harmful_tokens_are_those_going_on() -> None:
 
 
 def test_m2po_by_hand() -> None:
-    # To behave: log ratios 0.5, 1, 2 with A > 0 and -1 with A < 0 are harmful; -3 with A > 0 is not.
-    # Squares 0.25, 1, 4, 1: mean 1.5625. Cut at 1: (0.25 + 1 + 1 + 1) / 4 = 0.8125 <= 1, at 2 too much. So tau = 1.
+    # Log ratios to behave of 0.5, 1, 2 with A > 0 and of -1 with A < 0 are harmful; -3 with A > 0 is not. The squares
+    # 0.25, 1, 4, 1 have mean 1.5625. Cut at 1: (0.25 + 1 + 1 + 1) / 4 = 0.8125 <= 1; cut at 2 it is too much. So tau =
+    # 1.
     logs = [0.5, 1.0, 2.0, -1.0, -3.0]
     rows = token_rows([[math.exp(x) for x in logs]], [[1.0, 1.0, 1.0, -1.0, 1.0]])
     region = M2PO(budget=1.0)
     found = region.for_minibatch(tokens_of(rows)).report()
     assert found == pytest.approx({"m2": 1.5625, "m2_cut": 1.0, "clip_low": 1 - math.exp(-1), "clip_high": math.e - 1})
     loss, gradient, clipped = outcome(region, rows)
-    # Tokens at the cut itself keep their gradient or not by rounding; beyond it none has one.
+    # Rounding decides whether tokens at the cut itself keep their gradient. Beyond it no token has one.
     assert clipped[0][2] and not clipped[0][0] and not clipped[0][4]
     close(loss, [[-math.exp(0.5), -math.e, -math.e, math.exp(-1), -math.exp(-3)]])
     close(gradient[0, [0, 2, 4]], [-math.exp(0.5), 0.0, -math.exp(-3)])
 
 
 def test_m2_is_to_behave_and_on_fresh_rows_to_prox() -> None:
-    # r = 1.5 and w = 2: to behave log 3, to prox log 1.5.
+    # r = 1.5 and w = 2: the log ratio is log 3 to behave, log 1.5 to prox.
     for fresh, ratio in ((False, 3.0), (True, 1.5)):
         rows = token_rows([[1.5, 1.5]], [[1.0, 1.0]], [[2.0, 2.0]], fresh)
         assert M2PO().for_minibatch(tokens_of(rows)).report()["m2"] == pytest.approx(math.log(ratio) ** 2)
@@ -75,8 +76,8 @@ def test_m2po_clips_nothing_within_its_budget() -> None:
     rho = log_ratio(rows.logp, rows.behave_logp, rows.mask).exp().detach()
     close(loss[rows.mask], (-rho * rows.advantages)[rows.mask])
     close(gradient, loss)
-    assert set(region.for_minibatch(tokens_of(rows)).report()) == {"m2", "clip_low"}  # the others are infinite
-    # And just above it, something.
+    assert set(region.for_minibatch(tokens_of(rows)).report()) == {"m2", "clip_low"}  # the other bounds are infinite
+    # A budget slightly above m2 clips nothing, one slightly below it clips something.
     m2 = region.for_minibatch(tokens_of(rows)).report()["m2"]
     assert not torch.tensor(outcome(M2PO(m2 * 1.001, 0.0, 0.0), rows)[2]).any()
     assert torch.tensor(outcome(M2PO(m2 * 0.999, 0.0, 0.0), rows)[2]).any()
@@ -92,7 +93,7 @@ def test_m2po_is_never_narrower_than_its_floors() -> None:
 
 
 def test_m2po_holds_for_the_whole_minibatch() -> None:
-    # Bounds found from all rows apply to each part: the parts add up, which bounds found by part would not.
+    # Bounds found from all rows apply to each part, so the parts add up. With bounds found by part they would not.
     rows = random_rows()
     rows.fresh = torch.zeros_like(rows.fresh)
     for region in (M2PO(0.3, 0.0, 0.0), BalancedClip()):
@@ -128,38 +129,38 @@ def test_positive_share_by_hand() -> None:
 
 
 def test_balanced_clip_by_hand() -> None:
-    # One good token with ratio 4, one bad one with ratio 1 and |A| = 1. Share: min(4, high) A / (min(4, high) A + 1).
+    # One good token has ratio 4, one bad token ratio 1 and |A| = 1. The share is min(4, high) A / (min(4, high) A + 1).
     def found(advantage: float) -> dict[str, float]:
         region = BalancedClip(0.6, 0.9, 1.2, 3.0, step=0.1)
         return region.for_minibatch(tokens([4.0, 1.0], [advantage, -1.0])).report()
 
     # A = 1: 1.2 / 2.2 is enough from the start.
     assert found(1.0) == pytest.approx({"clip_low": 0.4, "clip_high": 0.2, "positive_share": 1.2 / 2.2})
-    # A = 0.5: the lower bound has no effect on a ratio of 1 and goes to its end; then high = 2 gives 1 / 2.
+    # A = 0.5: the lower bound does not affect a ratio of 1 and goes to its end. Then high = 2 gives 1 / 2.
     assert found(0.5) == pytest.approx({"clip_low": 0.1, "clip_high": 1.0, "positive_share": 0.5})
-    # A = 0.1: out of reach, so the widest.
+    # A = 0.1: the target is out of reach, so the bounds are the widest.
     assert found(0.1) == pytest.approx({"clip_low": 0.1, "clip_high": 2.0, "positive_share": 0.3 / 1.3})
 
 
 def test_the_lower_bound_moves_first() -> None:
-    # Bad token with ratio 0.1 counts as much as the lower bound: raising that makes it count more, so the share falls;
-    # with a target out of reach both go to their ends, with one reached at the start neither moves.
+    # A bad token with ratio 0.1 counts as much as the lower bound. Raising the bound makes it count more, so the share
+    # falls. With a target out of reach both bounds go to their ends. With a target reached at the start neither moves.
     region = BalancedClip(step=0.1, target=0.6)
     assert region.bounds[0] == (0.6, 1.2) and region.bounds[-1] == (0.9, 3.0)
     lows, highs = zip(*region.bounds, strict=True)
     assert list(lows) == sorted(lows) and list(highs) == sorted(highs)
     assert all(high == 1.2 or low == 0.9 for low, high in region.bounds)
     near = region.for_minibatch(tokens([1.0, 0.1], [0.9, -1.0])).report()
-    assert near["clip_low"] == pytest.approx(0.4)  # 0.9 / (0.9 + 0.6) = 0.6: just there
+    assert near["clip_low"] == pytest.approx(0.4)  # 0.9 / (0.9 + 0.6) = 0.6: just reached
 
 
 def test_balance_is_of_the_ratio_to_prox() -> None:
-    # r = 1 for both, w = 4 for the good token: share 0.5 as it stands; to behave it would be 1.2 / 2.2.
+    # r = 1 for both, w = 4 for the good token: the share is 0.5 to prox. To behave it would be 1.2 / 2.2.
     rows = token_rows([[1.0, 1.0]], [[1.0, -1.0]], [[4.0, 1.0]])
     assert BalancedClip().for_minibatch(tokens_of(rows)).report()["positive_share"] == pytest.approx(0.5)
     around_behave = BalancedClip(center="behave").for_minibatch(tokens_of(rows))
     assert around_behave.report()["positive_share"] == pytest.approx(1.2 / 2.2)
-    # The good token's ratio of 4 to behave is held at 1.2, of 1 to prox is not.
+    # The good token's ratio of 4 to behave is held at 1.2. Its ratio of 1 to prox is not held.
     assert outcome(around_behave, rows)[2] == [[True, False]] and outcome(BalancedClip(), rows)[2] == [[False, False]]
 
 

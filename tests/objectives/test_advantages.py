@@ -1,4 +1,4 @@
-"""Advantage rules against numbers worked out by hand and against identities between them."""
+"""Advantage rules, checked against numbers worked out by hand and by identities between them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def random_rewards(groups: int = 20, size: int = 6) -> Tensor:
 
 
 def test_leave_one_out_by_hand() -> None:
-    # The others' means: (0 + 0 + 1) / 3, (1 + 0 + 1) / 3 twice, 1 / 3.
+    # The means of the others: (0 + 0 + 1) / 3, (1 + 0 + 1) / 3 twice, 1 / 3.
     close(LeaveOneOut()(torch.tensor([[1.0, 0.0, 0.0, 1.0]])), [[2 / 3, -2 / 3, -2 / 3, 2 / 3]])
 
 
@@ -39,14 +39,14 @@ def test_leave_one_out_is_a_multiple_of_dr_grpo(size: int) -> None:
 
 
 def test_shifted_baseline_by_hand() -> None:
-    # Mean 1/4, baseline 0.15; equal rewards keep 0.1 each, by intent.
+    # Mean 1/4, baseline 0.15. Equal rewards keep 0.1 each, as intended.
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     close(ShiftedBaseline()(rewards), [[0.85, -0.15, -0.15, -0.15], [0.1, 0.1, 0.1, 0.1]])
     close(ShiftedBaseline(shift=0.25)(rewards[:1]), [[0.5, -0.5, -0.5, -0.5]])
 
 
 def test_soft_baseline_by_hand() -> None:
-    # tau 1/log 3: exp(R / tau) is 3 and 1, their mean 2, so that the baseline is log 2 / log 3.
+    # With tau 1/log 3, exp(R / tau) is 3 and 1. Their mean is 2, so the baseline is log 2 / log 3.
     baseline = math.log(2) / math.log(3)
     close(SoftBaseline(tau=1 / math.log(3))(torch.tensor([[1.0, 0.0]])), [[1 - baseline, -baseline]])
 
@@ -58,18 +58,19 @@ def test_soft_baseline_goes_from_the_best_to_the_mean() -> None:
 
 
 def test_drop_surplus_negatives_by_hand() -> None:
-    # Mean 1/5: one winner, four losers of which the first is kept; the mean of the kept is 1/2.
+    # Mean 1/5: there are one winner and four losers, of which the first is kept. The mean of the kept is 1/2.
     close(DropSurplusNegatives()(torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]])), [[-0.5, 0, 0.5, 0, 0]])
-    # Mean 0.4: two winners, three losers; kept 1, 1, 0.1, -0.1 of mean 0.5, the last loser dropped.
+    # Mean 0.4: there are two winners and three losers. 1, 1, 0.1, -0.1 with mean 0.5 are kept, the last loser is
+    # dropped.
     close(DropSurplusNegatives()(torch.tensor([[0.1, 1.0, -0.1, 1.0, 0.0]])), [[-0.4, 0.5, -0.6, 0.5, 0]])
-    # A reward of the mean wins: one loser, nothing is dropped.
+    # A reward equal to the mean wins. With one loser nothing is dropped.
     close(DropSurplusNegatives()(torch.tensor([[0.5, 1.0, 0.0]])), [[0.0, 0.5, -0.5]])
-    # Losers in the minority: nothing is dropped.
+    # The losers are in the minority, so nothing is dropped.
     close(DropSurplusNegatives()(torch.tensor([[1.0, 0.0, 1.0]])), [[1 / 3, -2 / 3, 1 / 3]])
 
 
 def test_exponential_weight_by_hand() -> None:
-    # A is 1/2 and -1/2; at temperature 1/2 the weights are e and 1/e.
+    # A is 1/2 and -1/2. At temperature 1/2 the weights are e and 1/e.
     close(ExponentialWeight(0.5)(torch.tensor([[1.0, 0.0]])), [[0.5 * math.e, -0.5 / math.e]])
     assert ExponentialWeight(1e-6)(torch.tensor([[1.0, 0.0]])).isfinite().all()
 
@@ -89,7 +90,7 @@ def test_best_minus_second_is_the_best_of_all_with_the_others_as_baseline(size: 
 
 @pytest.mark.parametrize(("kind", "baseline"), [("mean", 0.4), ("max", 1.0), ("min", 0.0)])
 def test_tree_baseline_by_hand(kind: str, baseline: float) -> None:
-    # Own rewards 1, 0 and deeper ones 1, 0, 0.
+    # The group's own rewards are 1, 0, the deeper ones 1, 0, 0.
     found = TreeBaseline(kind).for_group(  # type: ignore[arg-type]
         replace(group(1, scores=(1.0, 0.0)), subtree_rewards=torch.tensor([1.0, 0.0, 0.0])), "score"
     )
@@ -128,7 +129,7 @@ GROUP_RELATIVE: list[Advantage] = [
 
 @pytest.mark.parametrize("rule", GROUP_RELATIVE, ids=lambda rule: type(rule).__name__)
 def test_ineffective_groups_get_exactly_zero(rule: Advantage) -> None:
-    """Also where rounding would leave a little: seven 0.1 in float32, and a spread below 1e-6."""
+    """This includes groups whose rounding leaves a small rest: seven 0.1 in float32, and a spread below 1e-6."""
     for size in (3, 7, 24):
         rewards = torch.full((2, size), 0.1)
         rewards[1, 0] += 2e-7

@@ -13,7 +13,7 @@ from popo_lightning.objectives.generalised_advantage import GAE, gae, moments, w
 
 
 def two_rows() -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards, values and mask; rubbish at the padding of the second row."""
+    """Returns rewards, values and mask. The padding of the second row has meaningless numbers."""
     nan = float("nan")
     rewards = torch.tensor([[0.0, 0.0, 1.0], [0.5, -1.0, nan]])
     values = torch.tensor([[0.5, 0.25, 0.75], [1.0, 2.0, nan]])
@@ -66,7 +66,7 @@ def uneven() -> Group:
 
 
 def test_the_reward_stands_at_the_last_token() -> None:
-    # gamma = 1/2, lam = 1 and values of 0: 1 discounted from behind.
+    # gamma = 1/2, lam = 1 and values of 0: the reward 1 is discounted from the end.
     found = GAE(gamma=0.5).for_group(uneven(), "score", values=[torch.zeros(3), torch.zeros(2)])
     torch.testing.assert_close(found[0], torch.tensor([0.25, 0.5, 1.0]))
     torch.testing.assert_close(found[1], torch.zeros(2))

@@ -22,14 +22,14 @@ def test_group_normalised_by_hand() -> None:
     close(
         group_normalized(rewards), [[1.5, -0.5, -0.5, -0.5], [-second, second, -second, second]], rtol=1e-5, atol=1e-5
     )
-    # A large eps shows where it stands: 0.75 / (0.5 + 0.5).
+    # A large eps shows its place: 0.75 / (0.5 + 0.5).
     close(group_normalized(rewards[:1], eps=0.5), [[0.75, -0.25, -0.25, -0.25]])
     close(GroupNormalized(normalize_by_std=False)(rewards), [[0.75, -0.25, -0.25, -0.25], [-2.0, 2.0, -2.0, 2.0]])
     close(GroupNormalized()(rewards), group_normalized(rewards))
 
 
 def test_equal_rewards_give_exactly_zero() -> None:
-    # In float32 seven times 0.1 has a std of about 7e-9, not 0; a spread of 1e-6 counts as none, 1e-3 as some.
+    # In float32 seven times 0.1 has a std of about 7e-9 instead of 0. A spread of 1e-6 counts as none, 1e-3 as some.
     for size in (2, 7, 8, 24):
         rewards = torch.full((1, size), 0.1)
         rewards[0, 0] += 2e-7

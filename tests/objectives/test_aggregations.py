@@ -1,4 +1,4 @@
-"""Aggregations by hand, and that micro-batches add up under each (no fixtures: test_mutations.py calls these)."""
+"""Aggregations by hand. Micro-batches add up under each (no fixtures: test_mutations.py calls these)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def with_aggregation(aggregation: Aggregation) -> Objective:
 
 
 def test_aggregations_by_hand() -> None:
-    # Unbounded losses -r A: a row of three tokens, -1 -2 -6 = -9, and one of one token, 2.
+    # Unbounded losses -r A: a row of three tokens, -1 -2 -6 = -9, and a row of one token, 2.
     rows = token_rows([[1.0, 2.0, 6.0], [2.0, math.nan, math.nan]], [[1.0], [-1.0]])
     lengths = rows.mask.sum(-1)
-    # Token mean -7 / 4; mean of the means (-3 + 2) / 2; mean of the sums over a constant of 10 (-0.9 + 0.2) / 2.
+    # Token mean: -7 / 4. Mean of the means: (-3 + 2) / 2. Mean of the sums over a constant of 10: (-0.9 + 0.2) / 2.
     cases = [(TokenMean(), 4.0, -7 / 4), (SequenceMean(), 2.0, -0.5), (SequenceSum(10.0), 2.0, -0.35)]
     for aggregation, size, value in cases:
         assert aggregation.size(lengths) == size
         loss, gradient = loss_and_gradient(Objective(trust_region=Unbounded(), aggregation=aggregation), rows, size)
         close(loss, value)
-        # The gradient of -r A is itself.
+        # The gradient of -r A is -r A itself.
         close(gradient.sum(), value)
 
 
@@ -78,7 +78,7 @@ def test_loss_weight_leaves_regularizers_alone() -> None:
     for factor in (0.0, 2.0):
         rows.loss_weight = torch.full((6,), factor, dtype=torch.float64)
         close(loss_and_gradient(full_objective(), rows)[0], whole + (factor - 1) * plain)
-    # By row: only the second one's tokens count twice.
+    # Weights are by row: only the second row's tokens count twice.
     rows.loss_weight = torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 1.0])
     second, _ = loss_and_gradient(Objective(), part_of(random_rows(), slice(1, 2)), rows.mask.sum())
     close(loss_and_gradient(Objective(), rows)[0], plain + second)

@@ -1,4 +1,4 @@
-"""The objectives of configs/method at values that the methods' own code gives."""
+"""The objectives of configs/method give the values of the methods' own code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def objective(method: str) -> Objective:
 
 
 def token(policy: float, prox: float, behave: float, advantage: float) -> ObjectiveInputs:
-    """One replayed token with these log-probs."""
+    """Returns one replayed token with these log-probs."""
     logps = [torch.tensor([[logp]], dtype=torch.float64) for logp in (policy, prox, behave)]
     logps[0].requires_grad_()
     one = torch.tensor([[advantage]], dtype=torch.float64)
@@ -43,13 +43,13 @@ LOG = {ratio: float(torch.tensor(ratio, dtype=torch.float64).log()) for ratio in
 @pytest.mark.parametrize(
     ("method", "rows", "loss", "gradient"),
     [
-        # FreshPER's ratio is policy / behave, e^0.6 = 1.822, and held at 1.2; a decoupled weight would make it 1.822
+        # FreshPER's ratio is policy / behave, e^0.6 = 1.822, held at 1.2. A decoupled weight would make it 1.822.
         ("freshper", token(-0.4, -0.4, -1.0, 1.0), -1.2, 0.0),
         ("freshper", token(-0.4, -0.4, -0.4 - LOG[2.9], -1.0), 2.9, 2.9),
-        ("freshper", token(-0.4, -0.4, -0.4 - LOG[3.1], -1.0), 0.0, 0.0),  # its filter, at 3
-        # ARPO's dual clip is 3; 5 without it
+        ("freshper", token(-0.4, -0.4, -0.4 - LOG[3.1], -1.0), 0.0, 0.0),  # FreshPER's filter, at 3
+        # ARPO's dual clip is 3. Without it the loss would be 5.
         ("arpo", token(-0.4, -0.4 - LOG[5.0], -1.0, -1.0), 3.0, 0.0),
-        # BAPO's clip is around 1 whatever prox / behave is: w = 2, and r = 1.1 is free, 1.5 held at 1.28
+        # BAPO's clip is around 1 for any prox / behave: w = 2, r = 1.1 is free, and 1.5 is held at 1.28.
         ("bapo_buffer", token(-1.0, -1.0 - LOG[1.1], -1.0 - LOG[1.1] - LOG[2.0], 1.0), -2.2, -2.2),
         ("bapo_buffer", token(-1.0, -1.0 - LOG[1.5], -1.0 - LOG[1.5] - LOG[2.0], 1.0), -2.56, 0.0),
     ],

@@ -20,14 +20,14 @@ def all_of(advantage: float) -> list[list[float]]:
 
 
 def test_cispo_by_hand() -> None:
-    # Gradient -clamp(r) A: with bounds 0.8 and 1.5 the ratios count 0.8, 0.8, 0.9, 1, 1.1, 1.5, 1.5.
+    # The gradient is -clamp(r) A. With bounds 0.8 and 1.5 the ratios count 0.8, 0.8, 0.9, 1, 1.1, 1.5, 1.5.
     for advantage in (2.0, -1.0):
         rows = token_rows(RATIOS, all_of(advantage))
         loss, gradient, clipped = outcome(CISPO(0.2, 0.5), rows)
         close(gradient, [[-advantage * c for c in (0.8, 0.8, 0.9, 1.0, 1.1, 1.5, 1.5)]])
         close(loss, gradient * rows.logp.detach())
         assert clipped == [[True, True, False, False, False, False, True]]
-        # Without a lower bound, and with the default upper one of 5.
+        # There is no lower bound, and the upper one has its default of 5.
         _, gradient, clipped = outcome(CISPO(), rows)
         close(gradient, [[-advantage * c for c in (0.1, 0.5, 0.9, 1.0, 1.1, 1.5, 5.0)]])
         assert clipped == [[False] * 6 + [True]]
@@ -41,7 +41,7 @@ def test_cispo_has_ppos_gradient_where_nothing_is_clipped() -> None:
     assert free.sum() > 3 and (rows.mask & ~free).any()
     close(gradient[free], slope[free])
     assert not torch.tensor(held)[free].any()
-    # PPO's clipped tokens get nothing; CISPO's all get something.
+    # PPO's clipped tokens get no gradient. All tokens of CISPO get one.
     assert slope[torch.tensor(held)].abs().max() == 0 and gradient[rows.mask].abs().min() > 0
 
 
@@ -52,13 +52,13 @@ def test_capped_importance_by_hand() -> None:
     close(gradient, [[-1.8, -6.0, 0.25]])
     close(loss, gradient * rows.logp.detach())
     assert clipped == [[False, True, False]]
-    # On fresh rows rho is r, and without a cap in reach the gradient is that of -r A.
+    # On fresh rows rho is r. If the cap is not reached the gradient is that of -r A.
     rows.fresh = torch.tensor([True])
     _, gradient, _ = outcome(CappedImportance(), rows)
     close(gradient, outcome(Unbounded(), rows)[1])
 
 
-KEPT: dict[RECMask, tuple[list[int], list[int]]] = {  # ratios of RATIOS kept with A > 0, with A < 0; bounds 0.8, 1.2
+KEPT: dict[RECMask, tuple[list[int], list[int]]] = {  # ratios of RATIOS kept for A > 0, for A < 0; bounds 0.8, 1.2
     "none": ([1] * 7, [1] * 7),
     "one-side": ([1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1]),
     "two-side": ([0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0, 0]),
@@ -80,7 +80,7 @@ def test_rec_by_hand() -> None:
 
 
 def test_rec_looks_at_the_ratio_to_behave() -> None:
-    # r = 1, so prox sees nothing; rho = w = 2 is out of the one-sided bound for A > 0, and weighs 2.
+    # r = 1, so a ratio to prox would not be clipped. rho = w = 2 exceeds the one-sided bound for A > 0, and weighs 2.
     rows = token_rows([[1.0, 1.0]], [[1.0, -1.0]], [[2.0, 2.0]])
     assert outcome(REC(), rows)[2] == [[True, False]]
     close(outcome(REC(weighted=True), rows)[1], [[0.0, 2.0]])
@@ -89,7 +89,7 @@ def test_rec_looks_at_the_ratio_to_behave() -> None:
 
 
 def test_rec_by_sequence_takes_the_geometric_mean() -> None:
-    # First row sqrt(4 * 1) = 2 (out for A > 0), second sqrt(0.25 * 4) = 1, third 0.9 alone beside its padding.
+    # First row: sqrt(4 * 1) = 2 (out for A > 0). Second: sqrt(0.25 * 4) = 1. Third: 0.9 alone, beside padding.
     rows = token_rows([[4.0, 1.0], [0.25, 4.0], [0.9, math.nan]], [[1.0], [-1.0], [1.0]])
     _, gradient, clipped = outcome(REC(weighted=True, ratio="sequence"), rows)
     close(gradient, [[0.0, 0.0], [1.0, 1.0], [-0.9, 0.0]])
@@ -107,7 +107,7 @@ def test_rec_one_side_weighted_has_ppos_gradient() -> None:
 
 
 def test_no_gradient_through_the_coefficient() -> None:
-    # The gradient of -c A log pi by logp is -c A: were c = r to carry gradient, -r A (1 + log pi) would come out.
+    # The gradient of -c A log pi by logp is -c A. If c = r had a gradient, it would be -r A (1 + log pi).
     rows = token_rows([[1.1]], [[1.0]])
     for region in (CISPO(), CappedImportance(), REC(weighted=True), REC(weighted=True, ratio="sequence")):
         close(outcome(region, rows)[1], [[-1.1]])

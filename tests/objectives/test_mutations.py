@@ -1,4 +1,4 @@
-"""Do the tests of objectives and methods notice a wrong formula? Each of MUTATIONS must make one of them fail."""
+"""Checks that the tests of objectives and methods notice wrong formulas: each of MUTATIONS must make one test fail."""
 
 import importlib
 import pkgutil
@@ -23,24 +23,26 @@ TESTS = [
     "detached_regions",
     "sequence_regions",
     "adaptive_regions",
+    "stale_regions",
     "regularizers",
     "aggregations",
     "objectives",
+    "pair_loss",
 ]
 
 
 def failing_tests(monkeypatch: pytest.MonkeyPatch, package: Path) -> list[str]:
-    """Run the tests in this process with the rooms of `package` in the place of popo_lightning's."""
+    """Runs the tests in this process with the rooms of `package` in place of popo_lightning's."""
     names = [f"popo_lightning.{room}" for room in ROOMS]
     names += [f"{name}.{m.name}" for name in names for m in pkgutil.iter_modules([str(SOURCE / name.split(".")[1])])]
     true = {name: importlib.import_module(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
     for room in ROOMS:
-        monkeypatch.setattr(popo_lightning, room, true[f"popo_lightning.{room}"])  # to put the true one back
+        monkeypatch.setattr(popo_lightning, room, true[f"popo_lightning.{room}"])  # the patch restores the true one
     monkeypatch.setattr(popo_lightning, "__path__", [str(package), *popo_lightning.__path__])
     importlib.invalidate_caches()
-    monkeypatch.setitem(sys.modules, "helpers.objectives", None)  # to put the true one back
+    monkeypatch.setitem(sys.modules, "helpers.objectives", None)  # the patch restores the true one
     del sys.modules["helpers.objectives"]
     tests = {}
     for name in TESTS:
@@ -52,7 +54,7 @@ def failing_tests(monkeypatch: pytest.MonkeyPatch, package: Path) -> list[str]:
     for name, test in tests.items():
         try:
             test()
-        except (Exception, pytest.fail.Exception):  # however a test fails, it has noticed
+        except (Exception, pytest.fail.Exception):  # any failure counts as noticed
             failures.append(name)
     return failures
 
@@ -70,7 +72,7 @@ def test_mutation_is_noticed(file: str, old: str, new: str, tmp_path: Path, monk
         shutil.copytree(SOURCE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     path = tmp_path / f"{file}.py"
     text = path.read_text()
-    if not old:  # unchanged source: the harness itself must not make tests fail
+    if not old:  # unchanged source: the harness itself must not cause failures
         assert failing_tests(monkeypatch, tmp_path) == []
         return
     assert text.count(old) == 1, f"{old!r} must stand exactly once in {file}.py: bring this list up to date"

@@ -45,7 +45,7 @@ def test_objective_by_hand() -> None:
 
 def test_objective_with_regularizers_by_hand() -> None:
     rows = by_hand()
-    # Entropy: five tokens * -0.1 * 0.5 = -0.25. KL k2 with coefficient 1, log d = log 2 - log r, times w.
+    # Entropy: five tokens * -0.1 * 0.5 = -0.25. KL k2 with coefficient 1 has log d = log 2 - log r, times w.
     logs = [LOG2, LOG2, LOG2, LOG2 - math.log(1.5), LOG2 - math.log(0.5)]
     kl = sum(w * 0.5 * x * x for w, x in zip([1, 1, 1, 2, 0.5], logs, strict=True))
     objective = Objective(regularizers=[EntropyBonus(0.1), KL(1.0, "k2")])
@@ -96,7 +96,7 @@ def test_decoupled_clip_is_a_clip_around_behave() -> None:
 
 
 def grpo_by_hand(rows: ObjectiveInputs) -> Tensor:
-    """DAPO's objective in its own words: mean over tokens of min(r A, clip(r) A), bounded for A < 0 by 10 A."""
+    """DAPO's objective as published: the mean over tokens of min(r A, clip(r) A), bounded for A < 0 by 10 A."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row, token in rows.mask.nonzero().tolist():
         advantage = rows.advantages[row, 0]
@@ -123,7 +123,7 @@ def test_fresh_popo_is_grpo_with_dapos_clip() -> None:
 
 
 def test_popo_with_a_weight_of_one_is_pi_old() -> None:
-    # On stale rows: each way to say w = 1 is NoCorrection, GRPO's loss with replayed rows taken for fresh ones.
+    # On stale rows, each way to set w = 1 is NoCorrection: GRPO's loss if it took replayed rows for fresh ones.
     rows = random_rows()
     loss, gradient = loss_and_gradient(Objective(NoCorrection()), rows)
     close(loss, grpo_by_hand(rows).detach())
@@ -157,7 +157,7 @@ def test_more_padding_changes_nothing() -> None:
     padded = random_rows()
     for name in ("logp", "prox_logp", "behave_logp", "entropy", "ref_logp"):
         value = getattr(padded, name).detach()
-        # Padding inside the old width is poisoned as well.
+        # Padding inside the old width is poisoned too.
         value = torch.where(padded.mask, value, poison.roll(len(name)))
         value = torch.cat([value, poison.roll(len(name)).expand(len(value), -1)], dim=1)
         setattr(padded, name, value.requires_grad_(name in ("logp", "entropy")))

@@ -23,7 +23,7 @@ from popo_lightning.objectives.regularizers import (
 
 
 def test_kl_estimates_by_hand() -> None:
-    # d = 2: k1 = -log 2, k2 = (log 2)^2 / 2, k3 = 2 - 1 - log 2. By logp (d log d = -1): 1, -log 2, -2 + 1.
+    # d = 2: k1 = -log 2, k2 = (log 2)^2 / 2, k3 = 2 - 1 - log 2. Gradients by logp (d log d = -1): 1, -log 2, -2 + 1.
     expected: dict[Estimator, tuple[float, float]] = {
         "k1": (-LOG2, 1.0),
         "k2": (LOG2**2 / 2, -LOG2),
@@ -42,7 +42,7 @@ def test_kl_estimates_by_hand() -> None:
 
 
 def test_kl_is_a_mean_over_the_policy() -> None:
-    # Exact expectation over a two-letter alphabet: k1 and k3 give KL, k2's gradient is KL's gradient by the logit.
+    # In exact expectation over a two-letter alphabet, k1 and k3 give KL. k2's gradient is KL's gradient by the logit.
     logit = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     logp = torch.nn.functional.logsigmoid(torch.stack([logit, -logit]))[None]
     reference, mask = torch.tensor([[0.3, 0.7]], dtype=torch.float64).log(), torch.ones(1, 2)
@@ -56,7 +56,7 @@ def test_kl_is_a_mean_over_the_policy() -> None:
     for estimator in losses:
         loss = (probabilities * kl_loss(logp, reference, estimator, mask)).sum()
         close(torch.autograd.grad(loss, logit, retain_graph=True)[0], slope)
-    # Tokens sampled by another policy need the weight: the mean over it of pi / behave * KL is the same.
+    # Tokens sampled by another policy need the weight: the mean of pi / behave * KL over that policy is the same.
     behave = torch.tensor([[0.9, 0.1]], dtype=torch.float64)
     corrected = kl_loss(logp, reference, "k1", mask, weight=probabilities / behave)
     close((behave * corrected).sum().detach(), exact.detach())
@@ -83,7 +83,8 @@ def test_kl_and_entropy_terms_by_hand() -> None:
 
 
 def test_squared_log_ratio_by_hand() -> None:
-    # log r = log 2 and -log 2: value c (log 2)^2, gradient 2 c log r; no weight, nothing at padding or at r = 1.
+    # log r = log 2 and -log 2: the value is c (log 2)^2, the gradient 2 c log r. No weight applies, and padding and r =
+    # 1 have none.
     rows = token_rows([[2.0, 0.5, 1.0, math.nan]], [[1.0]], [[3.0, 3.0, 3.0, 3.0]])
     loss = SquaredLogRatio(0.1)(rows, torch.full((1, 4), 3.0))
     close(loss.detach(), [[0.1 * LOG2**2, 0.1 * LOG2**2, 0.0, 0.0]])
@@ -92,7 +93,7 @@ def test_squared_log_ratio_by_hand() -> None:
 
 
 def test_base_share_by_hand() -> None:
-    # 1 through iteration 50, 0.9 for 51 to 60, ..., 0.5 from 91 on.
+    # It is 1 through iteration 50, 0.9 for 51 to 60, ..., 0.5 from 91 on.
     expected = {0: 1.0, 50: 1.0, 51: 0.9, 60: 0.9, 61: 0.8, 70: 0.8, 80: 0.7, 90: 0.6, 91: 0.5, 100: 0.5, 1000: 0.5}
     assert {version: base_share(version) for version in expected} == pytest.approx(expected)
     assert base_share(3, start=1, interval=2, step=0.25, min_share=0.0) == 0.75

@@ -16,8 +16,8 @@ from popo_lightning.objectives.weights import NoCorrection
 
 
 def test_gspo_by_hand() -> None:
-    # s = sqrt(4 * 0.25) = 1; sqrt(2.25 * 1) = 1.5; the third row's one token 0.5. Bounds 0.8 and 1.2.
-    # Second row A = 1: held at 1.2, no gradient. Third row A = 1: 0.5 from below, gradient -0.5.
+    # s = sqrt(4 * 0.25) = 1; sqrt(2.25 * 1) = 1.5; the third row's one token has 0.5. Bounds are 0.8 and 1.2. Second
+    # row, A = 1: held at 1.2, no gradient. Third row, A = 1: 0.5 from below, gradient -0.5.
     rows = token_rows([[4.0, 0.25], [2.25, 1.0], [0.5, math.nan]], [[-3.0], [1.0], [1.0]])
     region = GSPO(0.2, 0.2)
     loss, gradient, clipped = outcome(region, rows)
@@ -25,7 +25,7 @@ def test_gspo_by_hand() -> None:
     close(gradient, [[3.0, 3.0], [0.0, 0.0], [-0.5, 0.0]])
     assert clipped == [[False, False], [True, True], [False, False]]
     close(region(rows, torch.ones(3, 2)).ratio.detach(), [[1.0, 1.0], [1.5, 1.5], [0.5, 1.0]])
-    # With A = -1 the second row is not held, the third is, at 0.8.
+    # With A = -1 the second row is not held. The third is held at 0.8.
     rows.advantages = torch.tensor([[3.0], [-1.0], [-1.0]])
     assert outcome(region, rows)[2] == [[False, False], [False, False], [True, False]]
 
@@ -41,7 +41,7 @@ def test_gspo_is_ppo_for_one_token_answers() -> None:
 
 
 def test_gspo_has_the_gradient_of_the_papers_objective() -> None:
-    # mean over rows of max(-s A, -clamp(s) A), s = exp(mean log r), differentiated as it stands.
+    # The mean over rows of max(-s A, -clamp(s) A), s = exp(mean log r), is differentiated by autograd.
     rows = random_rows()
     objective = Objective(NoCorrection(), GSPO(0.2, 0.28), aggregation=SequenceMean())
     loss, gradient = loss_and_gradient(objective, rows, len(rows.logp))
@@ -54,7 +54,7 @@ def test_gspo_has_the_gradient_of_the_papers_objective() -> None:
 
 
 def test_gspo_is_cut_at_e_to_the_tenth() -> None:
-    # Token log-ratios of 15: s would be e^15; A = -1, so no bound but this one holds.
+    # Token log-ratios are 15, so s would be e^15. With A = -1 only this bound holds.
     rows = token_rows([[math.exp(15.0)]], [[-1.0]])
     loss, gradient, _ = outcome(GSPO(), rows)
     close(loss, [[math.exp(10.0)]])

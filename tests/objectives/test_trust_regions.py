@@ -15,16 +15,18 @@ from popo_lightning.methods.cispo import CISPO
 from popo_lightning.methods.freshper import FilteredBehaveAligned
 from popo_lightning.methods.gspo import GSPO
 from popo_lightning.methods.m2po import M2PO
+from popo_lightning.methods.pnpo import PNPO, PrefixIS
 from popo_lightning.methods.rapid import CappedImportance
 from popo_lightning.methods.rec import REC
 from popo_lightning.methods.remix import ScaledWidth
+from popo_lightning.methods.sat import SAT
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded, ppo_clip
 from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
 
-# (ratio, advantage, dual clip, loss, gradient of the loss by logp, clipped), with bounds 0.8 and 1.28.
-# The gradient of -r A by logp is -r A itself, as d r / d logp = r.
+# (ratio, advantage, dual clip, loss, gradient of the loss by logp, clipped), with bounds 0.8 and 1.28. The gradient of
+# -r A by logp is -r A itself, because d r / d logp = r.
 PPO_CASES: list[tuple[float, float, float | None, float, float, bool]] = [
     (1.0, 1.0, 10.0, -1.0, -1.0, False),
     (1.1, 2.0, 10.0, -2.2, -2.2, False),
@@ -35,7 +37,7 @@ PPO_CASES: list[tuple[float, float, float | None, float, float, bool]] = [
     (20.0, -1.0, 10.0, 10.0, 0.0, True),  # min(20, 10)
     (20.0, -0.5, 10.0, 5.0, 0.0, True),  # min(10, 5)
     (20.0, -1.0, None, 20.0, 20.0, False),
-    (20.0, 1.0, 10.0, -1.28, 0.0, True),  # the dual clip leaves A > 0 alone
+    (20.0, 1.0, 10.0, -1.28, 0.0, True),  # the dual clip does not affect A > 0
     (3.0, -1.0, 2.0, 2.0, 0.0, True),
     (3.0, 0.0, 2.0, 0.0, 0.0, False),
 ]
@@ -62,7 +64,7 @@ def test_trust_region_at_padding() -> None:
 
 
 def test_policy_at_prox_is_plain_policy_gradient() -> None:
-    # Zero learning rate: r = 1, nothing clipped, loss -w A and gradient -w A; logp may stand in for prox itself.
+    # With learning rate 0, r = 1, nothing is clipped, the loss is -w A and the gradient -w A. prox may be logp itself.
     rows = random_rows()
     for prox in (rows.logp, rows.logp.detach().clone()):
         rows.prox_logp = prox
@@ -75,7 +77,8 @@ def test_policy_at_prox_is_plain_policy_gradient() -> None:
 
 
 def test_unbounded_by_hand() -> None:
-    # -r A and its gradient -r A, nothing held back; not weighted -A log pi with gradient -A, whatever the ratio.
+    # The loss and its gradient are -r A, without a bound. Without weight it is -A log pi with gradient -A, for any
+    # ratio.
     rows = token_rows([[3.0, 0.1, math.nan], [1.0, 50.0, 2.0]], [[2.0, -1.0, 5.0], [-1.0, -1.0, 1.0]])
     loss, gradient, clipped = outcome(Unbounded(), rows)
     close(loss, [[-6.0, 0.1, 0.0], [1.0, 50.0, -2.0]])
@@ -103,6 +106,8 @@ REGIONS: list[tuple[TrustRegion, bool]] = [  # and whether its ratio is to behav
     (BalancedClip(), False),
     (BalancedClip(center="behave"), True),
     (ScaledWidth(), False),
+    (SAT(center="behave"), True),
+    (PNPO(), True),
 ]
 
 
@@ -125,7 +130,7 @@ def test_padding_holds_anything_in_every_region() -> None:
 
 
 def test_without_a_step_every_region_has_the_policy_gradient() -> None:
-    # Fresh rows before the first step: the ratio is 1 and the gradient -A, whatever the region; GSPO's too.
+    # On fresh rows before the first step the ratio is 1 and the gradient -A for every region, including GSPO's.
     for region, _ in REGIONS:
         rows = random_rows()
         rows.prox_logp = rows.logp.detach()
@@ -138,7 +143,7 @@ def test_without_a_step_every_region_has_the_policy_gradient() -> None:
 
 
 def test_regions_around_behave_move_with_it_and_refuse_a_weight() -> None:
-    # Replayed rows: shifting behave matters to these alone; and only these would correct twice.
+    # On replayed rows, shifting behave affects only these regions, and only these would correct twice.
     for region, around_behave in REGIONS:
         assert region.includes_is_weight == around_behave, type(region).__name__
         rows = random_rows()
@@ -169,13 +174,14 @@ def test_behave_aligned_by_hand() -> None:
     close(loss, [[-1.28, 2.2, 0.8]])
     close(gradient, [[0.0, 2.2, 0.0]])
     assert clipped == [[True, False, True]]
-    # The same tokens around prox: none held back.
+    # Around prox, none of the same tokens is held.
     assert outcome(PPOClip(), rows)[2] == [[False, False, False]]
 
 
 def test_filter_of_whole_responses_by_hand() -> None:
-    # prox / behave 9, 0.9999: geometric mean below 3, kept; 9, 1.001: both rejected; 20 and padding: rejected.
-    # Nor does what the policy did since count: r = 5 on the first row, whose ratio to behave 45 is held at 1.2.
+    # prox / behave 9, 0.9999 has a geometric mean below 3 and is kept. 9, 1.001 are both rejected, and so is 20 with
+    # padding. The policy's later steps do not count: r = 5 on the first row, whose ratio to behave of 45 is held at
+    # 1.2.
     weights = [[9.0, 0.9999], [9.0, 1.001], [20.0, math.nan]]
     ratios = [[5.0, 1.0], [1.0, 1.0], [1.0, math.nan]]
     rows = token_rows(ratios, [[1.0], [-1.0], [-1.0]], weights)
@@ -183,7 +189,7 @@ def test_filter_of_whole_responses_by_hand() -> None:
     close(loss, [[-1.2, -0.9999], [0.0, 0.0], [0.0, 0.0]])
     close(gradient, [[0.0, -0.9999], [0.0, 0.0], [0.0, 0.0]])
     assert clipped == [[True, False], [True, True], [True, False]]
-    # Nothing is rejected the other way: of responses that the policy has left, the ratio is small.
+    # In the other direction nothing is rejected: the ratio of responses that the policy has left is small.
     rows = token_rows([[1.0, 1.0]], [[-1.0]], [[1e-3, 1e-3]])
     close(outcome(FilteredBehaveAligned(), rows)[0], [[0.8, 0.8]])
 
@@ -218,6 +224,18 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
         (lambda: BalancedClip(center="ref"), "BalancedClip.center is 'ref'"),  # type: ignore[arg-type]
         (lambda: ScaledWidth(clip=0.0), "ScaledWidth.clip is 0.0"),
         (lambda: ScaledWidth(dual_clip=1.0), "ScaledWidth.dual_clip is 1.0"),
+        (lambda: SAT(clip_low=0.0), "SAT.clip_low is 0.0"),
+        (lambda: SAT(clip_high=math.nan), "SAT.clip_high is nan"),
+        (lambda: SAT(quantile=1.0), "SAT.quantile is 1.0"),
+        (lambda: SAT(quantile=0.0), "SAT.quantile is 0.0"),
+        (lambda: SAT(exponent=-1.0), "SAT.exponent is -1.0"),
+        (lambda: SAT(exponent=math.nan), "SAT.exponent is nan"),
+        (lambda: SAT(dual_clip=0.5), "SAT.dual_clip is 0.5"),
+        (lambda: SAT(center="ref"), "SAT.center is 'ref'"),  # type: ignore[arg-type]
+        (lambda: PNPO(min_ratio=1.5), "PNPO.min_ratio is 1.5"),
+        (lambda: PNPO(max_ratio=0.5), "PNPO.max_ratio is 0.5"),
+        (lambda: PNPO(max_ratio=math.nan), "PNPO.max_ratio is nan"),
+        (lambda: PrefixIS(cap=0.5), "PrefixIS.cap is 0.5"),
     ]
     for build, message in bad:
         with pytest.raises(SettingError) as caught:
@@ -226,7 +244,7 @@ def test_bad_settings_of_regions_are_one_sentence() -> None:
 
 
 def test_bounds_of_a_minibatch_must_be_asked_for() -> None:
-    for region in (M2PO(), BalancedClip()):
+    for region in (M2PO(), BalancedClip(), SAT()):
         assert region.needs_minibatch_tokens and Objective(NoCorrection(), region).needs_minibatch_tokens
         with pytest.raises(RuntimeError, match="for_minibatch"):
             Objective(NoCorrection(), region)(random_rows(), 1.0)

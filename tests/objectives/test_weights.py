@@ -36,7 +36,7 @@ def test_decoupled_weight_by_hand() -> None:
     weight, raw = decoupled_weight(prox, behave, mask, cap=5.0)
     close(weight, [[2.0, 0.5, 5.0, 1.0]])
     close(raw, [[2.0, 0.5, 8.0, 1.0]])
-    # Without a cap the correction is still there.
+    # Without a cap the correction remains.
     close(decoupled_weight(prox, behave, mask)[0], [[2.0, 0.5, 8.0, 1.0]])
     close(TruncatedIS(cap=None)(stale_rows(prox, behave, mask))[0], [[2.0, 0.5, 8.0, 1.0]])
 
@@ -67,7 +67,7 @@ def test_no_gradient_through_the_weight() -> None:
 
 
 def eight() -> ObjectiveInputs:
-    """Two replayed rows with weights 8, 0.25, 2 and 4, 0.5 (one padded place), prox's own ratio being 3."""
+    """Two replayed rows have weights 8, 0.25, 2 and 4, 0.5 (one place is padded). prox's own ratio is 3."""
     return token_rows([[3.0, 3.0, 3.0], [3.0, 3.0, math.nan]], [[1.0], [1.0]], [[8.0, 0.25, 2.0], [4.0, 0.5, math.nan]])
 
 
@@ -75,7 +75,8 @@ RAW = [[8.0, 0.25, 2.0], [4.0, 0.5, 1.0]]
 
 
 def test_masked_tokens_count_in_the_denominator() -> None:
-    # Ratios 1, A = 1, of weights 8, 1, 2 the last two are kept: sum -3. AReaL divides by 3 tokens, verl by those 2.
+    # With ratios 1, A = 1 and weights 8, 1, 2 the last two are kept: sum -3. AReaL divides by 3 tokens, verl by those
+    # 2.
     rows = token_rows([[1.0, 1.0, 1.0]], [[1.0]], [[8.0, 1.0, 2.0]])
     loss, _ = loss_and_gradient(Objective(MaskedIS()), rows)
     close(loss, -3 / 3)
@@ -85,10 +86,10 @@ def test_rules_by_hand() -> None:
     cases: list[tuple[BehaveWeight, list[list[float]]]] = [
         (TruncatedIS(cap=None), RAW),
         (TruncatedIS(cap=2.0), [[2.0, 0.25, 2.0], [2.0, 0.5, 1.0]]),
-        (MaskedIS(), [[0.0, 0.0, 2.0], [0.0, 0.5, 1.0]]),  # in [0.5, 2], the ends included
+        (MaskedIS(), [[0.0, 0.0, 2.0], [0.0, 0.5, 1.0]]),  # within [0.5, 2], including the ends
         (MaskedIS(0.0, 5.0), [[0.0, 0.25, 2.0], [4.0, 0.5, 1.0]]),  # AReaL's drop
         (MaskedIS(1.0, 1.0), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
-        # 8 * 0.25 * 2 = 4 over three tokens, 4 * 0.5 = 2 over two; padding stays 1.
+        # 8 * 0.25 * 2 = 4 over three tokens, 4 * 0.5 = 2 over two. Padding stays 1.
         (SequenceIS("product", cap=None), [[4.0, 4.0, 4.0], [2.0, 2.0, 1.0]]),
         (SequenceIS("product", cap=3.0), [[3.0, 3.0, 3.0], [2.0, 2.0, 1.0]]),
         (SequenceIS("geometric_mean"), [[4 ** (1 / 3)] * 3, [2**0.5, 2**0.5, 1.0]]),
@@ -148,7 +149,8 @@ def test_sequence_and_token_weights_are_one_for_one_token_answers() -> None:
 
 
 def test_product_makes_the_estimate_unbiased() -> None:
-    # Two-letter words of two letters, sampled by behave: the weighted mean of a function of the word is prox's mean.
+    # behave samples words of two letters from an alphabet of two. The weighted mean of a function of the word is prox's
+    # mean.
     prox, behave = torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])
     words = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     values = torch.tensor([1.0, -2.0, 5.0, 3.0])

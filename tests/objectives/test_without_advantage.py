@@ -1,10 +1,9 @@
-"""Rows without advantage train as they did with a backward pass, and have none."""
+"""Rows without advantage train as with a backward pass, but have none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +19,14 @@ from popo_lightning.methods.cispo import CISPO
 from popo_lightning.methods.freshper import FilteredBehaveAligned
 from popo_lightning.methods.gspo import GSPO
 from popo_lightning.methods.m2po import M2PO
+from popo_lightning.methods.opa_dpo import OPADPO
+from popo_lightning.methods.pnpo import PNPO
 from popo_lightning.methods.rapid import CappedImportance
 from popo_lightning.methods.rec import REC
 from popo_lightning.methods.remix import ConvexKL, ScaledWidth
+from popo_lightning.methods.sat import SAT
 from popo_lightning.model.padded_rows import pad_rows
+from popo_lightning.objectives.aggregations import PairMean
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
@@ -48,6 +51,8 @@ REGIONS: list[Callable[[], TrustRegion]] = [
     CappedImportance,
     REC,
     GSPO,
+    SAT,
+    PNPO,
 ]
 
 
@@ -60,8 +65,13 @@ def test_the_trust_regions_move_by_advantage_alone(make: Callable[[], TrustRegio
     assert moves_by_advantage_alone(objective, 3)
 
 
+def test_rows_that_are_no_part_of_a_pair_do_not_move_the_policy() -> None:
+    region = OPADPO(reference="first", anchor=0.5, opa=0.5)
+    assert moves_by_advantage_alone(Objective(NoCorrection(), region, aggregation=PairMean()), 3)
+
+
 class Pulled(PPOClip):
-    """A rule of somebody's own, which pulls towards prox whatever the advantage is."""
+    """A user's region, which pulls towards prox for any advantage."""
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         found = super().__call__(rows, weight)
@@ -69,7 +79,7 @@ class Pulled(PPOClip):
 
 
 class Later(EntropyBonus):
-    """Begins at the third policy."""
+    """An entropy bonus that begins at the third policy."""
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         return super().__call__(rows, weight) * (rows.version >= 3)
@@ -107,14 +117,14 @@ def test_an_objective_that_is_tried_is_left_as_it_was() -> None:
 
 
 def levelled(minibatch: Minibatch, *level: int) -> Minibatch:
-    """With equal rewards in some groups."""
+    """Gives some groups equal rewards."""
     for place in level:
         for response in minibatch.groups[place].responses:
             response.parts["score"] = 0.3
     return minibatch
 
 
-# All kinds of ranks: with and without rows, rows that teach, and rows that do not.
+# All kinds of ranks: with and without rows, with and without rows that teach.
 STEPS = [
     (levelled(rows_of(1, [2, 7, 1, 4]), 0, 3), rows_of(2, [4])),
     (levelled(rows_of(3, [3, 5, 8]), 0, 1, 2), levelled(rows_of(4, [2, 2, 9, 1, 5]), 1, 4)),
@@ -126,7 +136,7 @@ TOGETHER = [(Minibatch(a.groups + b.groups, 2, a.index),) for a, b in STEPS]
 
 
 def trained(folder: Path, strategy: str, silent: bool = True, **settings: Any) -> dict[str, Any]:
-    """What came of the steps. AdamW with momentum and decay, so that a step without a gradient is seen too."""
+    """Returns the results of the steps. AdamW has momentum and decay, so a step without a gradient shows too."""
     module = PolicyModule(
         path=str(folder), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), micro_batch_tokens=20, **settings
     )
@@ -162,7 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_full(folder: Path) -> dict[str, Any]:
-    """With a backward pass of every row."""
+    """Trains with a backward pass of every row."""
     return trained(folder, "one", silent=False)
 
 
@@ -193,14 +203,14 @@ def test_a_regularizer_of_all_tokens_keeps_every_backward_pass(folder: Path) -> 
 
 
 def test_the_proximal_pass_is_split_as_the_step_is(folder: Path) -> None:
-    """Else the ratio of an unmoved policy would not be 1 exactly."""
+    """Otherwise the ratio of an unmoved policy would not be exactly 1."""
     module = attached(PolicyModule(path=str(folder), micro_batch_tokens=20))
     minibatch = TOGETHER[0][0]
-    rows = minibatch.rows(module.advantages(minibatch))
+    rows = minibatch.rows(advantages=module.advantages(minibatch))
     parts = [module._passes(minibatch, each) for each in (minibatch.rows(), rows)]
     asked, stepped = ([part.index.tolist() for part in split] for split in parts)
     assert asked == stepped and sorted(index for part in asked for index in part) == list(range(len(rows)))
-    silent = [not part.advantages.any() for part in parts[1]]
+    silent = [not part.columns["advantages"].any() for part in parts[1]]
     assert 0 < sum(silent) < len(silent)
 
 
@@ -208,6 +218,7 @@ def both_ways(folder: Path) -> list[dict[str, Any]]:
     return [trained(folder, "ddp"), trained(folder, "fsdp2")]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process(folder: Path, in_full: dict[str, Any], tmp_path: Path) -> None:
     ranks = on_two_ranks(both_ways, tmp_path, folder, seconds=300)
     for ddp, fsdp2 in ranks:
@@ -221,8 +232,8 @@ def test_two_ranks_train_as_one_process(folder: Path, in_full: dict[str, Any], t
 @pytest.mark.parametrize(("critic", "silent"), [(None, True), (object(), False)])
 def test_a_critic_learns_from_every_row(critic: Any, silent: bool) -> None:
     minibatch = levelled(rows_of(1, [2]), 0)
-    losses = MinibatchLoss(SimpleNamespace(critic=critic), Objective(), minibatch, 1.0, 1.0)
-    rows = pad_rows(minibatch.rows([torch.zeros(())] * 3))
+    losses = MinibatchLoss(Objective(), critic, minibatch, 1.0, 1.0)
+    rows = pad_rows(minibatch.rows(advantages=[torch.zeros(())] * 3))
     assert losses.is_silent(rows) is silent
-    taught = pad_rows(minibatch.rows([torch.tensor(each) for each in (0.0, 0.0, -1e-6)]))
+    taught = pad_rows(minibatch.rows(advantages=[torch.tensor(each) for each in (0.0, 0.0, -1e-6)]))
     assert not losses.is_silent(taught)

@@ -1,4 +1,4 @@
-"""What the plan says of a run's checkpoints is what real runs leave on the disk."""
+"""Real runs keep as many checkpoints on disk as the plan says."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CASES: list[tuple[dict[str, Any], int, OnDisk | None]] = [
 
 
 class Watch(L.Callback):
-    """Notes how many checkpoints there are while one is written, and gives a metric that falls."""
+    """Records how many checkpoints exist while one is written, and gives a metric that falls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.most = folder, 0
@@ -67,7 +67,7 @@ def test_the_plan_counts_what_a_run_keeps(
     real = Path.replace
 
     def replaced(self: Path, target: Any) -> Any:
-        watch.look()  # the draft is whole, and what it replaces is still there
+        watch.look()  # the draft is complete, and the file it replaces still exists
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replaced)

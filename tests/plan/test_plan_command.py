@@ -1,4 +1,4 @@
-"""`popo fit --plan`: before anything loads, without a network, and without a trace."""
+"""`popo fit --plan` needs no model and no network, and leaves no files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from popo_lightning.plan.memory import GIB
 
 GSM8K = ["fit", "--config", str(REPOSITORY / "configs" / "task" / "gsm8k.yaml"), *method("popo")]
 HUB_ID = "Qwen/Qwen2.5-0.5B-Instruct"
-# importing what must not be needed, or reaching for what must not be reached, fails
+# Fails on an import or a connection that the plan must not need.
 FORBIDDEN = """
 import socket, sys
 class Nothing:
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """Returns an empty folder to work in."""
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def planned(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
-    """(exit code, what is printed, the sentence that refuses or nothing)."""
+    """Returns (exit code, output, sentence of a refusal or nothing)."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         popo(*args)
@@ -193,7 +193,7 @@ def test_help_names_both(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_they_are_no_settings_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """config.yaml of a run serves every subcommand."""
+    """The run's config.yaml is valid for every subcommand."""
     with pytest.raises(SystemExit):
         popo(*GSM8K, "--print_config")
     written = yaml.safe_load(capsys.readouterr().out)
@@ -214,7 +214,7 @@ def test_a_warm_start_is_planned_without_being_built(
 
 
 def test_a_recipe_knows_the_configuration_of_what_it_builds(policy: Path) -> None:
-    """As the built folder has it, name and version of who wrote it apart."""
+    """It equals the built folder's configuration, except for the name and version of its writer."""
     recipe, built = tiny_policy().config().to_dict(), WarmStart.config(tiny_policy()).to_dict()
     written = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
     assert {k: v for k, v in recipe.items() if k not in written} == {k: v for k, v in built.items() if k not in written}
@@ -246,8 +246,9 @@ def hub_process(home: Path, *args: str, **more: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_a_cached_configuration_is_enough(tmp_path: Path) -> None:
-    """In a process of its own, without vLLM and without a network."""
+    """Runs in a separate process, without vLLM and without a network."""
     repository = tmp_path / "hub" / ("models--" + HUB_ID.replace("/", "--"))
     model_folder("tiny", repository / "snapshots" / "0123abcd")
     (repository / "refs").mkdir()
@@ -258,6 +259,7 @@ def test_a_cached_configuration_is_enough(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
 
 
+@pytest.mark.slow
 def test_offline_without_a_cached_configuration(tmp_path: Path) -> None:
     ended = hub_process(tmp_path, HF_HUB_OFFLINE="1")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
@@ -290,7 +292,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(
 
 
 class FakeRun:
-    """What a run on a GPU would hand over."""
+    """Stands in for what a run on a GPU passes on."""
 
     def __init__(self, folder: Path, gib: float, monkeypatch: pytest.MonkeyPatch) -> None:
         from helpers.tiny_models import tiny_task

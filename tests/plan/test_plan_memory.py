@@ -1,4 +1,4 @@
-"""Every line of the plan's memory against numbers counted by hand."""
+"""Every line of the plan's memory, checked against numbers counted by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from popo_lightning.plan.memory import ASLEEP, GIB, activation_bytes, estimate, 
 from popo_lightning.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
 from popo_lightning.plan.run_settings import DDP, FSDP, TRANSFORMERS, VLLM, Engine, RunSettings
 
-TOKENS = 2048  # of a pass: one sequence of 1024 + 1024
+TOKENS = 2048  # tokens of a pass: one sequence of 1024 + 1024
 SGD = OptimizerState(0.0, 0)
 BF16 = torch.bfloat16
 MIXED: dict[str, Any] = {"autocast": True}
@@ -68,7 +68,7 @@ def test_parts_of_a_model(tiny: GivenActivations) -> None:
     shape = tiny.architecture
     assert (shape.trained, shape.cast, shape.layer, shape.root) == (TINY, IN_MATRICES, LAYER, TINY - 2 * LAYER)
     assert (shape.critic, shape.critic_trained) == (CRITIC - 65, CRITIC - 65)
-    assert shape.critic_cast == IN_MATRICES - EMBEDDING  # all matrices but the head
+    assert shape.critic_cast == IN_MATRICES - EMBEDDING  # all matrices except the head
     assert (shape.vocabulary, shape.hidden, shape.feed_forward, shape.positions) == (100, 64, 96, 4096)
     assert shape.cache_elements == 2 * 2 * 2 * 32  # keys and values, layers, heads, width
     assert shape.vision is None
@@ -86,7 +86,7 @@ def test_a_tied_head_is_counted_once_and_copied_once(tmp_path: Path) -> None:
 def test_a_frozen_vision_tower_is_not_trained(tmp_path: Path) -> None:
     whole, frozen = (model("geometry_vl3b", tmp_path, freeze).architecture for freeze in (False, True))
     assert frozen.parameters == whole.parameters == whole.trained
-    assert whole.trained - frozen.trained == 668_684_288  # published size of Qwen2.5-VL's tower with a 2048 wide merger
+    assert whole.trained - frozen.trained == 668_684_288  # published size of Qwen2.5-VL's tower, merger 2048 wide
     assert whole.vision is not None and frozen.vision is not None
     assert whole.vision.trained and not frozen.vision.trained
     assert (whole.vision.depth, whole.vision.hidden, whole.vision.feed_forward) == (32, 1280, 3420)
@@ -158,7 +158,7 @@ def test_sharded(tiny: GivenActivations) -> None:
         "logits of a chunk and the head's gradient": TOKENS * 100 * 12,
     }
     assert parts(memory.step) == {"gradients": TINY, "temporaries of the optimizer": TINY}
-    assert memory.checkpoint == 12 * TINY  # of all ranks
+    assert memory.checkpoint == 12 * TINY  # over all ranks
 
 
 def test_gradients_held_whole_until_the_last_micro_batch(tiny: GivenActivations) -> None:
@@ -179,6 +179,15 @@ def test_critic(tiny: GivenActivations) -> None:
     assert memory.always["optimizer state"] == 8 * both and memory.checkpoint == 12 * both
     assert memory.backward["autocast copies of weights"] == 2 * (2 * IN_MATRICES - EMBEDDING)
     assert memory.backward["activations"] == 2 * TOKENS * (KEPT.layers + KEPT.outside + 2 * KEPT.state)
+
+
+def test_critic_with_a_target_and_wider_heads(tiny: GivenActivations) -> None:
+    plain = estimate(settings(has_critic=True), tiny, None)
+    memory = estimate(settings(has_critic=True, critic_outputs=5, critic_copies=2), tiny, None)
+    heads = 4 * (tiny.architecture.hidden + 1)
+    assert plain.always["target critic"] == 0 and memory.always["target critic"] == 2 * 4 * (CRITIC + heads)
+    assert memory.always["weights"] == plain.always["weights"] + 4 * heads
+    assert memory.checkpoint == plain.checkpoint + 12 * heads + memory.always["target critic"]
 
 
 def test_checkpoint_of_weights_alone(tiny: GivenActivations) -> None:
@@ -216,14 +225,14 @@ def test_a_chunk_has_no_more_rows_than_it_may(tiny: GivenActivations) -> None:
     run = settings(on_gpu=False, micro_batch_tokens=2 * rows, response_tokens=rows, prompt_tokens=rows)
     found = activation_bytes(run, tiny, checkpointing=True)
     layer = found["one layer's backward pass"]
-    assert layer == 2 * rows * 900 > rows * 100 * 12  # the chunk is that of its rows, or it would be larger
+    assert layer == 2 * rows * 900 > rows * 100 * 12  # the chunk has only its rows, or it would be larger
 
 
 @pytest.mark.parametrize(
     ("changes", "tokens"),
     [
         ({"micro_batch_tokens": 5000}, 5000),
-        ({"micro_batch_tokens": 100}, 2048),  # a longer row makes a pass of its own
+        ({"micro_batch_tokens": 100}, 2048),  # a longer row gets its own pass
         ({"micro_batch_tokens": 10**9, "problems": 4, "minibatches": 2, "group_size": 3}, 2 * 3 * 2048),
         ({"micro_batch_tokens": 10**9, "problems": 8, "ranks": 4, "minibatches": 2, "group_size": 3}, 3 * 2048),
     ],
@@ -237,30 +246,30 @@ def test_vision_tower(tiny: GivenActivations) -> None:
     seeing = GivenActivations(replace(tiny.architecture, vision=vision))
     run = settings(image_pixels=784 * 512)
     assert image_tokens(run, seeing.architecture) == 512
-    assert image_tokens(settings(), seeing.architecture) == 1024  # as many as a prompt may have
+    assert image_tokens(settings(), seeing.architecture) == 1024  # the limit of a prompt
     assert image_tokens(settings(image_pixels=10**9), seeing.architecture) == 1024
     more = [
         activation_bytes(run, seeing, checkpointing)["activations"]
         - activation_bytes(run, tiny, checkpointing)["activations"]
         for checkpointing in (False, True)
     ]
-    patches = 512 * 4  # a quarter of the pass, four patches each
+    patches = 512 * 4  # a quarter of the pass, four patches per token
     assert more == [patches * 3 * (14 * 8 + 4 * 16) * 4, patches * 3 * 8 * 4]
     frozen = GivenActivations(replace(tiny.architecture, vision=replace(vision, trained=False)))
     assert activation_bytes(run, frozen, True) == activation_bytes(run, tiny, True)
 
 
 def test_activations_of_a_llama(tmp_path: Path) -> None:
-    """Against the tensors that a layer is known to keep, for 64 wide states, 2 heads and an inner width of 96."""
+    """Compares with the tensors that a layer is known to keep, for states 64 wide, 2 heads and an inner width of 96."""
     measured = model("tiny", tmp_path)
     whole = measured.activations(torch.float32, False)
-    # 2 norms: input, normalised, weighted; q, k, v and the output of attention; gate, up, activated and product
+    # 2 norms: input, normalised, weighted; q, k, v and the output of attention; gate, up, activated and product.
     least = 4 * (2 * 3 * 64 + 4 * 64 + 4 * 96)
     assert least < whole.layers / 2 < 1.25 * least
     assert whole.inputs == 2 * 64 * 4 and whole.state == 64 * 4
     half = measured.activations(torch.bfloat16, False)
     assert half.inputs == whole.inputs / 2
-    # weights copied by autocast are no activations: a copy for each token would dwarf them
+    # Weights copied by autocast are not activations: a copy for each token would be far larger than they are.
     mixed = measured.activations(torch.float32, True)
     assert half.layers < mixed.layers < whole.layers
     assert mixed.inputs == whole.inputs
@@ -268,7 +277,7 @@ def test_activations_of_a_llama(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_activations_of_experts(autocast: bool) -> None:
-    """Of float32 weights too, for which torch's operator has no shapes: as a pass with real numbers keeps them."""
+    """Compares with a pass on real numbers. The weights are float32, for which torch's operator has no shapes."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     sizes = {"vocab_size": 23, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}
@@ -278,7 +287,7 @@ def test_activations_of_experts(autocast: bool) -> None:
     short, long = (_KeptBytes(Qwen3MoeForCausalLM(config).train()).of_pass(n, autocast) for n in LENGTHS)
     real = Activations(*((b - a) / (LENGTHS[1] - LENGTHS[0]) for a, b in zip(short, long, strict=True)))
     assert planned.inputs == real.inputs and planned.state == real.state
-    assert real.layers <= planned.layers < 1.12 * real.layers  # attention without numbers keeps a little more
+    assert real.layers <= planned.layers < 1.12 * real.layers  # attention with real numbers keeps slightly less
 
 
 # -- engine --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The paper's configurations on cards of 80 GB: what `strategy: ddp` cannot do, and that FSDP2 fits."""
+"""The paper's configurations on cards of 80 GB: `strategy: ddp` does not fit, and FSDP2 does."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FSDP2 = (
     "--trainer.strategy.data_parallel_size=8",
     "--trainer.strategy.tensor_parallel_size=1",
 )
-DDP_FAILS_BY = {  # GiB at the highest peak, about; the first settings to change
+DDP_FAILS_BY = {  # GiB at the highest peak, approximately; the first setting to change
     "math_7b": (156, "trainer.strategy"),
     "geometry_vl3b": (101, "trainer.strategy"),
 }
 
 
 def planned(name: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str, str]:
-    """(exit code, what is printed, what is said of errors)."""
+    """Returns (exit code, output, errors)."""
     configs = REPOSITORY / "configs"
     task, paper = configs / "task" / f"{TASKS[name]}.yaml", configs / "paper" / f"{name}.yaml"
     path = str(model_folder(name, folder / name))
@@ -43,7 +43,7 @@ def planned(name: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: 
 
 
 def value(text: str, name: str) -> str:
-    """What stands behind the first line that begins with a name."""
+    """Returns the rest of the first line that begins with a name."""
     line = next(line.strip() for line in text.splitlines() if line.strip().startswith(name))
     return line.removeprefix(name).strip()
 
@@ -74,7 +74,7 @@ def test_fsdp2_fits(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_shipped_fits(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a tenth of the card to spare, since the plan is an estimate."""
+    """A tenth of the card must stay free, because the plan is an estimate."""
     code, out, err = planned(name, tmp_path, capsys, "--card_gib", "80")
     assert (code, err) == (0, "")
     assert "one model split over 8" in out

@@ -1,4 +1,4 @@
-"""How the plan reads settings: as Lightning and the engine would."""
+"""The plan reads settings as Lightning and the engine do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fits a card, and that the settings a refusal names make it fit."""
+"""What fits a card. The settings that a refusal names make the run fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from popo_lightning.plan.table import table
 from popo_lightning.plan.verdict import objection
 
 BILLION = 10**9
-# a made-up model of a billion parameters; 1000 bytes a token and layer group, see KEPT
+# A made-up model of a billion parameters, with 1000 bytes per token and layer group (see KEPT).
 BIG = Architecture(
     parameters=BILLION,
     trained=BILLION,
@@ -48,7 +48,7 @@ def settings(**changes: Any) -> RunSettings:
 
 
 def with_settings_of(sentence: str, run: RunSettings) -> RunSettings:
-    """The run with what a refusal tells to set."""
+    """Returns the run with the settings that a refusal suggests."""
     for name, value in re.findall(r"(\S+) to (\S+)", sentence.partition("; set ")[2]):
         if name == "data.engine.gpu_memory_utilization":
             run = replace(run, engine=replace(run.engine, share=float(value)))
@@ -121,7 +121,7 @@ def test_fewer_responses_side_by_side(tiny: GivenActivations) -> None:
     run = settings(engine=Engine(TRANSFORMERS, batch_size=512))
     peak = max(estimate(run, tiny, None).peaks.values())
     sentence = objection(run, tiny, peak - 1)
-    assert sentence is not None and sentence.endswith("set data.engine.batch_size to 128")  # 256 are all there are
+    assert sentence is not None and sentence.endswith("set data.engine.batch_size to 128")  # there are only 256
 
 
 def test_a_run_that_nothing_helps() -> None:
@@ -143,7 +143,7 @@ def test_without_a_card_nothing_is_compared() -> None:
     assert objection(settings(), LARGE, None) is None
 
 
-DISK = [  # iterations, every, kept: files on the disk at once, None where the plan cannot say or none is written
+DISK = [  # iterations, every, kept: most files on disk at once; None if the plan cannot say or none is written
     ((100, 20, 1), 2),
     ((100, 20, 3), 4),
     ((100, 20, 5), 5),
@@ -152,7 +152,7 @@ DISK = [  # iterations, every, kept: files on the disk at once, None where the p
     ((20, 20, 1), 1),
     ((0, 20, 1), 2),
     ((0, 20, -1), None),
-    ((100, None, 1), 1),  # that of the end
+    ((100, None, 1), 1),  # the final one
     ((19, 20, 1), 1),
     ((21, 20, 1), 2),
     ((21, 20, -1), 2),
@@ -172,7 +172,7 @@ def test_checkpoints_on_the_disk(numbers: tuple[int, int | None, int], files: in
 
 
 def drawn(draw: Random) -> RunSettings:
-    """Any settings that could be meant."""
+    """Returns random but valid settings."""
     layout = draw.choice((WHOLE, DDP, FSDP))
     ranks = 1 if layout == WHOLE else draw.choice((1, 2, 8, 1000))
     engines = (
@@ -211,7 +211,7 @@ def drawn(draw: Random) -> RunSettings:
 
 
 def helped_by_all(run: RunSettings, planned: GivenActivations, card: int | None) -> bool:
-    """Whether all settings at once, with some share, make it fit."""
+    """Returns whether all changes at once, with some share, make the run fit."""
     most = replace(run, micro_batch_tokens=1, gradient_checkpointing=True, gradients_held_whole=False)
     if run.ranks > 1:
         most = replace(most, layout=FSDP, shards=run.ranks if run.layout != FSDP else run.shards)

@@ -1,1 +1,1 @@
-"""Tests of what lies beside the package: examples, scripts, docs, packaging."""
+"""Tests of files beside the package: examples, scripts, docs, packaging."""

@@ -1,4 +1,4 @@
-"""What scripts/demo.sh ends with: the table, and what one seed is worth."""
+"""The end of scripts/demo.sh: the table, and how much one seed can show."""
 
 from __future__ import annotations
 

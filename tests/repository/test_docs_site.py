@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, in the repository and on the site, and the site builds without a warning."""
+"""The documentation: links work in the repository and on the site, and the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOOLS = {
 
 
 def slugs(page: Path) -> set[str]:
-    """Anchors that GitHub gives a page's headings."""
+    """Returns the anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ +(.*?) *$", CODE.sub(lambda found: found[0].replace("#", ""), page.read_text()), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -45,12 +45,14 @@ def broken_links(page: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_links_lead_to_files() -> None:
-    """To files: a folder is a page on GitHub, but not on the site."""
+    """Links must lead to files, because a folder is a page on GitHub but not on the site."""
     assert len(PAGES) > 50
     assert [link for page in PAGES for link in broken_links(page)] == []
 
 
+@pytest.mark.slow
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     (tmp_path / "folder").mkdir()
@@ -67,6 +69,7 @@ def needs_the_tools() -> None:
         pytest.skip(f"{', '.join(missing)} not installed; pip install -e '.[docs]'")
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_navigation_is_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_the_tools()
     monkeypatch.syspath_prepend(REPOSITORY / "scripts")
@@ -83,7 +86,7 @@ def test_a_folder_of_the_navigation_is_its_pages(monkeypatch: pytest.MonkeyPatch
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needs_the_tools()
     folder = tmp_path_factory.mktemp("site")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # ruff formats signatures
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # formats signatures
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=REPOSITORY,
@@ -96,6 +99,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_on_the_site(site: Path) -> None:
     for page in PAGES:
         relative = page.relative_to(REPOSITORY)
@@ -104,15 +108,17 @@ def test_every_page_is_on_the_site(site: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_every_room_has_a_reference(site: Path) -> None:
     rooms = {path.parent for path in (REPOSITORY / "popo_lightning").rglob("*.py") if not path.stem.startswith("_")}
     names = {room.relative_to(REPOSITORY / "popo_lightning").parts[:1] or ("popo_lightning",) for room in rooms}
     assert {path.stem for path in (site / "reference").glob("*.html")} == {name for (name,) in names}
     text = (site / "reference" / "objectives.html").read_text()
-    assert 'id="popo_lightning.objectives.trust_regions.PPOClip"' in text  # a class, with what its settings mean
+    assert 'id="popo_lightning.objectives.trust_regions.PPOClip"' in text  # a class, with the meaning of its settings
     assert "<code>dual_clip</code>" in re.sub(r"<(\w+)[^>]*>", r"<\1>", text).replace("<strong><code>", "<code>")
 
 
+@pytest.mark.slow
 def test_pictures_and_formulas_are_there(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text()

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.places import REPOSITORY
@@ -24,7 +25,7 @@ SHORT = ["--trainer.max_epochs", "3", "--evaluation.every_n_iterations", "0"]
 
 
 def command(folder: str, config: Path, run: Path) -> list[str]:
-    """What a README says behind `popo`, with the tests' policy, for three iterations."""
+    """Returns the arguments of `popo` in a README, with the tests' policy and three iterations."""
     block = re.search(r"```bash\n(.*?)```", (EXAMPLES / folder / "README.md").read_text(), re.DOTALL)
     assert block is not None
     change, line = block[1].strip().splitlines()
@@ -35,16 +36,17 @@ def command(folder: str, config: Path, run: Path) -> list[str]:
 
 
 def run_here(folder: str, args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command in this process, from an example's folder."""
+    """Runs the command in this process, from an example's folder."""
     monkeypatch.chdir(EXAMPLES / folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", ["popo", *args])
     command_line.main()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMMAND.exists(), reason="needs the popo command beside this interpreter")
 def test_own_method_through_the_installed_command(config: Path, tmp_path: Path) -> None:
-    """From a copy of the folder somewhere else, with nothing but the command to find the class."""
+    """A copy of the folder runs elsewhere, where only the command can find the class."""
     copy = tmp_path / "own_method"
     shutil.copytree(EXAMPLES / "own_method", copy)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -56,7 +58,7 @@ def test_own_method_through_the_installed_command(config: Path, tmp_path: Path) 
 
 
 def test_own_reward(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With rows of two numbers, which the tests' policy knows: some of its wrong responses earn a part."""
+    """Rows have two numbers, which the tests' policy knows. Some of its wrong responses earn a part of the reward."""
     train = [{"prompt": f"{a},{b}>{a + b}:", "answer": {"numbers": [a, b], "target": a + b}} for a, b in PAIRS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
     sources = ["--data.task.train", f"[{{path: {tmp_path}/rows.jsonl}}]"]
@@ -86,7 +88,7 @@ def test_near_target(text: str, score: float, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_own_task(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two numbers, which the tests' policy knows."""
+    """Problems have two numbers, which the tests' policy knows."""
     two = ["--data.task.numbers", "2", "--data.task.largest_number", "9"]
     run_here("own_task", [*command("own_task", config, tmp_path / "run"), *two], monkeypatch)
     rows = [row for row in metrics(tmp_path / "run") if "train/loss" in row]
@@ -110,9 +112,24 @@ def test_largest_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert task.verify(problem.answer, "7*5=36;36*2=72")["score"] == 0
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_notebook_installs_the_package_where_it_is_not(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Colab, for example, only the notebook is at hand."""
+    content = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    first = next("".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code")
+    started: list[list[str]] = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: started.append(command))
+    found: dict[str, Any] = {}
+    exec(first, found)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", found["SOURCE"], "matplotlib"]
+    assert started == ([] if installed else [pip])
+    assert "import popo_lightning" not in first
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    """Its cells one after the other, in a process of their own, for a few iterations."""
+    """Its cells run one after another in a separate process, for a few iterations."""
     content = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
     assert all(cell.get("outputs", []) == [] for cell in content["cells"]), "commit it without outputs"

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh on the CPU: verdicts, time limits, state, figures beside the published ones; the whole of it."""
+"""scripts/gpu_check.sh on the CPU: verdicts, time limits, state, comparison with published figures, and a whole run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_parts_that_fail_stop_no_other_and_are_loud(tmp_path: Path, monkeypatch:
     assert found["machine"]["versions"]["torch"] and found["device"] == "cpu" and found["card"] is None
     options.parts = ["c"]
     assert gpu_check.check(options, tmp_path / "work") == 0
-    options.seconds = 12.0  # two of them for the parts, after those kept for the end
+    options.seconds = 12.0  # two of these are for the parts, the rest is kept for the end
     assert gpu_check.check(options, tmp_path / "work") == 0
     assert "no time" in json.loads((tmp_path / "gpu_check.json").read_text())["parts"]["countdown"]["reason"]
 
@@ -95,7 +95,7 @@ def test_a_commands_failure_is_its_last_line(tmp_path: Path) -> None:
 
 
 def test_generation_that_is_not_done_in_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large case may be too slow for its time; a case that breaks, or the tiny one, is a failure."""
+    """A large case may exceed its time. The tiny case may not, and a case that breaks is a failure."""
     import gpu_parts
 
     (tmp_path / "scripts").mkdir()
@@ -125,7 +125,7 @@ def test_generation_that_is_not_done_in_time_is_named(tmp_path: Path, monkeypatc
 
 
 def test_flops_are_counted_as_the_published_figures_count_them() -> None:
-    """MFU follows from tokens per second: prime-rl's own for both lengths, on 989 TFLOP/s."""
+    """The MFU follows from tokens per second as in prime-rl, for both lengths, on 989 TFLOP/s."""
     import bench_trainer
 
     for name, published in bench_trainer.PUBLISHED.items():
@@ -134,7 +134,7 @@ def test_flops_are_counted_as_the_published_figures_count_them() -> None:
 
 
 def test_the_shape_is_qwen3s() -> None:
-    """0.6B parameters; as many as the published model's config gives."""
+    """The shape has 0.6B parameters, as many as the published model's config gives."""
     import torch
     from bench_trainer import SHAPE
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -224,8 +224,9 @@ def test_a_policy_of_another_effective_share_stops_the_claims(
     assert f"{share:.3f}" in found["reason"] and word in found["reason"]
 
 
+@pytest.mark.slow
 def test_the_claims_policy_lies_between_the_limits_whatever_it_learns() -> None:
-    """Both ends of what a policy that writes true steps can do."""
+    """The bounds are both ends of what a policy that writes true steps can do."""
     from effective_share import bounds
     from gpu_claims import CONFIG, SHARE
 
@@ -237,7 +238,7 @@ def test_the_claims_policy_lies_between_the_limits_whatever_it_learns() -> None:
 
 
 def test_the_claims_config_is_taken_by_popo_compare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed by seed, so that whole pairs finish first; the files of the carried runs stay below the limit."""
+    """Runs go seed by seed, so that whole pairs finish first. The files of carried runs stay below the limit."""
     from popo_lightning.compare.command import parsed
     from popo_lightning.compare.plan import plan
 

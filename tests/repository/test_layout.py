@@ -1,4 +1,4 @@
-"""The house plan: rooms, arrows between them, one file a paper, sizes. The bounds are what was reached."""
+"""The plan of the package: rooms, arrows between them, one file per paper, sizes. Bounds are the values reached."""
 
 import ast
 from collections import defaultdict
@@ -10,11 +10,11 @@ from helpers.places import REPOSITORY
 
 PACKAGE = REPOSITORY / "popo_lightning"
 GROUND_FLOOR = {"__init__", "__main__", "data", "policy"}
-MOST_ARROWS = 100  # between rooms; data and policy count as rooms
-# Not counted: followed by one call, `PolicyModule.load_from_checkpoint`, whose name Lightning gives.
+MOST_ARROWS = 108  # between rooms; data and policy count as rooms. `estimate`, a command, has the last eight
+# Not counted: it follows from a call, `PolicyModule.load_from_checkpoint`, whose name is Lightning's.
 BY_CALL = {("policy", "export")}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 55
-BELOW = {  # what a room may import at most: the lowest floors, on which everything else stands
+BELOW = {  # the most that rooms on the lowest floors, on which all others stand, may import
     "core": set(),
     "verifiers": {"core"},
     "grading": {"core"},
@@ -46,7 +46,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 @pytest.fixture(scope="module")
 def arrows() -> dict[str, set[str]]:
-    """The rooms that each room imports from."""
+    """Returns the rooms that each room imports from."""
     rooms: dict[str, set[str]] = defaultdict(set)
     for name, tree in modules().items():
         room = name.split(".")[1]
@@ -79,7 +79,7 @@ def test_a_rooms_name_is_said_in_its_first_line() -> None:
 
 
 def test_a_paper_has_one_address(arrows: dict[str, set[str]]) -> None:
-    """No room below the command line knows a paper's file, and no paper's file another's but POPO's own family."""
+    """Only data and the command line import papers' files. No paper's file imports another, except POPO's family."""
     assert all("methods" not in targets for room, targets in arrows.items() if room not in ("data", "cli"))
     for name, tree in modules().items():
         if name.startswith("popo_lightning.methods."):
@@ -113,7 +113,7 @@ def test_every_method_names_classes_that_are_there() -> None:
 
 
 def named(content: object) -> list[str]:
-    """Every class_path in a YAML."""
+    """Returns every class_path in a YAML."""
     if isinstance(content, dict):
         own = [content["class_path"]] if isinstance(content.get("class_path"), str) else []
         return own + [path for value in content.values() for path in named(value)]

@@ -1,4 +1,4 @@
-"""What a package tells of itself: version, types, citation, changelog, hooks and the workflow."""
+"""The package's metadata: version, types, citation, changelog, hooks and the workflow."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_types_travel_with_the_package() -> None:
 
 
 def test_a_licence_is_said_once() -> None:
-    """Build backends refuse a licence classifier beside a licence expression."""
+    """Build backends refuse a licence classifier together with a licence expression."""
     assert not [one for one in PYPROJECT["project"]["classifiers"] if one.startswith("License")]
 
 
@@ -72,7 +72,7 @@ def test_the_citation_is_of_this_version() -> None:
 
 
 def commands(path: Path) -> list[str]:
-    """Of a workflow's steps."""
+    """Returns the commands of a workflow's steps."""
     jobs = yaml.safe_load(path.read_text())["jobs"].values()
     return [line for job in jobs for step in job["steps"] for line in step.get("run", "").splitlines()]
 
@@ -85,7 +85,7 @@ def test_the_workflow_calls_the_readmes_commands() -> None:
 
 
 def test_the_hooks_are_the_checks_of_the_test_script() -> None:
-    """At the versions in .venv: hooks with pins of their own would format one way and the tests another."""
+    """Hooks use the versions in .venv. With their own pins they would format differently from the tests."""
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repo["repo"] for repo in hooks] == ["local"]
     entries = [hook["entry"] for hook in hooks[0]["hooks"]]

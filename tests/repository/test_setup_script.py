@@ -1,20 +1,22 @@
-"""What scripts/setup.sh asks of a machine before it installs anything; commands are faked by a PATH of their own."""
+"""scripts/setup.sh checks a machine before it installs anything. A separate PATH fakes the commands."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from helpers.places import REPOSITORY
+from packaging.requirements import Requirement
 
-TOOLS = ("bash", "dirname", "head", "sha256sum", "cut", "cat", "env")
+TOOLS = ("bash", "dirname", "head", "cat", "env")
 
 
 class Machine:
-    """A folder of commands that stands for a machine: a GPU, a compiler, headers and room unless told otherwise."""
+    """A folder of commands that imitates a machine, with a GPU, a compiler, headers and room unless told otherwise."""
 
     def __init__(self, root: Path) -> None:
         self.bin, self.root = root / "bin", root
@@ -28,7 +30,7 @@ class Machine:
         (headers / "Python.h").touch()
         self.gpu("580.65.06")
         self.command("gcc", "exit 0")
-        self.command("uname", "echo Linux")
+        self.system("Linux", "x86_64")
         self.free(500)
         self.python(headers)
 
@@ -39,6 +41,9 @@ class Machine:
 
     def gpu(self, driver: str) -> None:
         self.command("nvidia-smi", f'case "$*" in -L) echo GPU 0 ;; *driver_version*) echo {driver} ;; esac')
+
+    def system(self, name: str, processor: str) -> None:
+        self.command("uname", f'case "$1" in -m) echo {processor} ;; *) echo {name} ;; esac')
 
     def free(self, gb: int) -> None:
         self.command("df", "exit 0")
@@ -52,10 +57,13 @@ class Machine:
         (self.bin / name).unlink()
 
     def check(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.run("--check", **variables)
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": str(self.bin), "HOME": str(self.root), "POPO_VENV": str(self.root / "venv"), **variables}
         script = REPOSITORY / "scripts" / "setup.sh"
         return subprocess.run(
-            [str(self.bin / "bash"), str(script), "--check"],
+            [str(self.bin / "bash"), str(script), *arguments],
             env=environment,
             capture_output=True,
             text=True,
@@ -94,8 +102,29 @@ def test_the_device_is_what_is_asked_for(machine: Machine) -> None:
     assert "device cpu" in machine.check(POPO_DEVICE="cpu").stdout
     assert "POPO_DEVICE is 'tpu'" in refusal(machine, POPO_DEVICE="tpu")
     machine.without("nvidia-smi")
-    checked = machine.check(POPO_DEVICE="gpu")  # an image, built where no GPU is
+    checked = machine.check(POPO_DEVICE="gpu")  # an image is built without a GPU
     assert checked.returncode == 0 and "not checked" in checked.stderr and "device gpu" in checked.stdout
+
+
+def test_a_mac_is_set_up_without_vllm(machine: Machine) -> None:
+    """vLLM has no wheel for a Mac, so the transformers engine samples."""
+    assert "engine vLLM" in machine.check(POPO_DEVICE="cpu").stdout
+    machine.without("nvidia-smi")
+    machine.system("Darwin", "arm64")
+    checked = machine.check()
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "device cpu" in checked.stdout and "engine transformers" in checked.stdout
+    assert "needs Linux" in refusal(machine, POPO_DEVICE="gpu")
+
+
+def test_machines_without_torch_or_posix_are_told_where_to_go(machine: Machine) -> None:
+    machine.without("nvidia-smi")
+    machine.system("Darwin", "x86_64")
+    assert "no wheel for a Mac with an Intel processor" in refusal(machine)
+    for windows in ("MINGW64_NT-10.0-22631", "MSYS_NT-10.0-22631", "CYGWIN_NT-10.0-22631"):
+        machine.system(windows, "x86_64")
+        sentence = refusal(machine)
+        assert windows in sentence and "WSL" in sentence and "Dockerfile" in sentence
 
 
 @pytest.mark.parametrize("driver", ["535.183.01", "575.57.08", "[N/A]"])
@@ -138,3 +167,49 @@ def test_the_real_df_is_understood(machine: Machine) -> None:
     if abs(free - 6) < 0.5:
         pytest.skip(f"{free:.1f} GB are free here, too near to the limit to tell")
     assert machine.check(POPO_DEVICE="cpu").returncode == (0 if free > 6 else 2)
+
+
+FAKE = """mkdir -p "$3/bin"
+cat >"$3/bin/python" <<'PYTHON'
+#!{bash}
+echo "$*" >>{log}
+PYTHON
+chmod +x "$3/bin/python"
+"""
+
+
+@pytest.mark.parametrize(("system", "vllm"), [("Linux", True), ("Darwin", False)])
+def test_what_is_installed(machine: Machine, system: str, vllm: bool) -> None:
+    """The environment's python is faked and lists the commands it gets."""
+    log = machine.root / "calls"
+    machine.without("nvidia-smi")
+    machine.system(system, "arm64" if system == "Darwin" else "x86_64")
+    make = FAKE.format(bash=shutil.which("bash"), log=log)
+    machine.command("python3", f'if [ "$2" = venv ]; then\n{make}\nelse exec {sys.executable} "$@"; fi')
+    for tool in ("mkdir", "chmod", "sed"):
+        (machine.bin / tool).symlink_to(str(shutil.which(tool)))
+    done = machine.run()
+    assert done.returncode == 0, done.stderr
+    calls, venv = log.read_text().splitlines(), machine.root / "venv"
+    torch, package = (line for line in calls if " install " in line)
+    constraints = REPOSITORY / "constraints" / "cpu.txt"
+    if vllm:
+        assert "torch==2.13.0+cpu --constraint constraints/cpu.txt" in torch
+        assert "-c import popo_lightning.cli, vllm" in calls
+    else:
+        constraints = venv / ".popo-constraints.txt"
+        assert f"torch==2.13.0 --constraint {constraints}" in torch
+        assert "-c import popo_lightning.cli" in calls and not any("vllm" in line for line in calls)
+        assert "+cpu" not in constraints.read_text() and "\ntorch==2.13.0\n" in constraints.read_text()
+    assert "-e .[cpu,dev] --constraint" in package
+    assert (venv / ".popo-device").read_text() == "cpu\n"
+    assert (venv / ".popo-engine").read_text() == ("vLLM\n" if vllm else "transformers\n")
+    assert machine.run().stdout == "" and log.read_text().splitlines() == calls  # up to date
+
+
+def test_vllm_is_declared_for_linux_alone() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for device in ("cpu", "gpu"):
+        (vllm,) = [Requirement(one) for one in extras[device] if one.startswith("vllm")]
+        assert vllm.marker is not None
+        assert vllm.marker.evaluate({"sys_platform": "linux"}) and not vllm.marker.evaluate({"sys_platform": "darwin"})

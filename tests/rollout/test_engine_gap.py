@@ -22,7 +22,7 @@ from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, measured_g
 
 
 class Deaf(TransformersEngine):
-    """Loses every weight of one kind on its way."""
+    """Loses all weights of one kind on their way."""
 
     lost = "down_proj"
 
@@ -44,7 +44,7 @@ class Other(TransformersEngine):
 
 
 class Late(TransformersEngine):
-    """Takes weights well at first, and later no more."""
+    """Takes the first weights, but no later ones."""
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
         if version < 1:
@@ -69,7 +69,7 @@ def test_a_run_stops_when_weights_no_longer_arrive(policy: Path, tmp_path: Path)
         fit(policy, tmp_path, engine=Late(), lr=0.05, iterations=6)
 
 
-def test_a_good_engine_is_asked_twice_and_its_floor_is_kept(policy: Path, tmp_path: Path) -> None:
+def test_a_good_engine_is_asked_four_times_and_its_floor_is_kept(policy: Path, tmp_path: Path) -> None:
     asked: list[int] = []
 
     class Counts(TransformersEngine):
@@ -77,8 +77,13 @@ def test_a_good_engine_is_asked_twice_and_its_floor_is_kept(policy: Path, tmp_pa
             asked.append(self.version)
             return super().generate(*args)
 
-    run = fit(policy, tmp_path, engine=Counts(), iterations=1)
-    assert asked == [-1, 0]  # training itself streams
+    run = fit(policy, tmp_path, engine=Counts(), iterations=3)
+    assert asked == [
+        -1,
+        0,
+        0,
+        1,
+    ]  # as loaded, twice after the first sync, and once with other weights; training streams
     assert run.data.gap_floor is not None and 0 <= run.data.gap_floor < 1e-5
     state = run.data.state_dict()
     assert state["gap_floor"] == run.data.gap_floor
@@ -98,7 +103,7 @@ def test_limits_follow_the_floor() -> None:
 
 
 class Policy:
-    """As far as a check asks it."""
+    """Has the parts of a policy that a check needs."""
 
     folder, model = "there", torch.nn.Linear(1, 1)
 
@@ -142,7 +147,7 @@ def test_a_kernel_that_is_not_there_is_named() -> None:
 
 
 def uneven(folder: str) -> tuple[float, float]:
-    """The gap that both of two ranks find whose own differ."""
+    """Returns the gap that both ranks find if their own gaps differ."""
     import torch.distributed as dist
 
     from popo_lightning.core.groups import Group, Response

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.graders import score_begun
 from helpers.tiny_models import fit, tiny_task
+from helpers.verifiers import Length
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
@@ -21,10 +22,11 @@ from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool
 from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.rollout.generation import RolloutGenerator
+from popo_lightning.tasks.regraded import Regraded
 
 
 class Says(TransformersEngine):
-    """Answers with so many tokens."""
+    """Answers with responses of the given lengths."""
 
     version = 3
     stream = RolloutEngine.stream  # calls generate
@@ -44,7 +46,7 @@ def made(policy: Path, problem: Problem, engine: Says, overlong: SoftOverlong | 
         maker = RolloutGenerator(encoder, engine, pool, PhaseClock(), 1, 2, torch.float32, overlong)
         maker.make([problem], 4, Sampling(20), 0)
         (group,) = maker.make([problem], 4, Sampling(20), 0)
-    assert (group.id, group.version) == (3, 3)  # the second of rank 1 of 2
+    assert (group.id, group.version) == (3, 3)  # the second group of rank 1 of 2
     return group
 
 
@@ -124,10 +126,20 @@ def test_overlong_settings() -> None:
 
 
 def test_effective_by_accuracy_and_trained_on_the_score(policy: Path, tmp_path: Path) -> None:
-    """Under the overlong penalty scores differ nearly everywhere, and accuracy decides what is replayed."""
+    """With the overlong penalty scores differ almost everywhere, so accuracy decides what is replayed."""
     found = fit(policy, tmp_path, overlong=SoftOverlong(9), effective_key="acc", group_size=3, iterations=2)
     share = found.rows[0]["rollout/effective_share"]
     assert 0 < share < 1
     assert found.rows[0]["reward/overlong"] < 0 and found.rows[0]["reward/score"] < found.rows[0]["reward/acc"]
     by_score = fit(policy, tmp_path / "score", overlong=SoftOverlong(9), group_size=3, iterations=1)
     assert by_score.rows[0]["rollout/effective_share"] >= share
+
+
+def test_what_is_trained_on_decides_what_is_effective(policy: Path, tmp_path: Path) -> None:
+    """With acc, responses that differ in their score alone teach nothing."""
+    settings: dict[str, Any] = {"task": Regraded(tiny_task(), Length()), "iterations": 1, "lr": 0.0}
+    by_acc = fit(policy, tmp_path / "acc", model={"reward_key": "acc"}, **settings)
+    by_score = fit(policy, tmp_path / "score", **settings)
+    assert by_acc.rows[0]["rollout/effective_share"] == 0 < by_score.rows[0]["rollout/effective_share"]
+    by_key = fit(policy, tmp_path / "key", effective_key="acc", **settings)
+    assert by_key.rows[0]["rollout/effective_share"] == 0

@@ -1,4 +1,4 @@
-"""What a rule keeps: named by its class, saved as it is, and noticed where it is forgotten."""
+"""A rule's state is named by its class and saved as it is. A forgotten part is noticed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_kind_of_container_comes_back_as_it_was() -> None:
     for id in range(4):
         first.learn(id)
     saved = first.state_dict()
-    first.learn(4)  # what was saved is not what goes on changing
+    first.learn(4)  # later changes must not change the saved state
     first.counts[0].append(7.0)
     for read in (again, shorter):
         read.load_state_dict(through_a_file(saved))
@@ -136,7 +136,7 @@ def test_names_that_are_none_are_refused() -> None:
 
 
 class Forgetful(Composer):
-    """A user's rule that keeps a buffer and a list, and names neither."""
+    """A user's rule that has a buffer and a list, but names neither."""
 
     transient = ("shown",)
 

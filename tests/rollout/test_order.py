@@ -1,4 +1,4 @@
-"""What comes after what: no rollout from old weights, none too early, and every log-prob from the right weights."""
+"""The order of events: rollouts never use old weights or come too early, and log-probs come from the right weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def digest(model: torch.nn.Module) -> str:
 
 
 class WatchedEngine(TransformersEngine):
-    """Notes the weights that really generate, and keeps copies of what it returned."""
+    """Records the weights that really generate, and keeps copies of its results."""
 
     checked = False
     stream = RolloutEngine.stream  # calls generate
@@ -71,9 +71,9 @@ class WatchedTraining(L.Callback):
         if batch.index == 0:
             self.start_model = copy.deepcopy(pl_module.model)
         self.groups += [(batch.version, group) for group in batch.groups]
-        if batch.prox_logp is None:
+        if "prox_logp" not in batch.recorded:
             return
-        for row, prox in zip(batch.rows([0.0] * len(batch.responses)), batch.prox_logp, strict=True):
+        for row, prox in zip(batch.rows(), batch.recorded["prox_logp"], strict=True):
             with torch.no_grad():
                 expected = one_response(self.start_model, row.prompt_ids, row.response.token_ids)
                 present = one_response(pl_module.model, row.prompt_ids, row.response.token_ids)
@@ -89,7 +89,7 @@ class WatchedTraining(L.Callback):
 def watched(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event], Any, Any]:
     events: list[Event] = []
     engine, training = WatchedEngine(events), WatchedTraining(events)
-    # ahead of the first callback that generates, as Lightning calls hooks in this order
+    # Comes before the first callback that generates, as Lightning calls hooks in this order.
     evaluation = Evaluation(every_n_iterations=2, samples=2, avg_k=2, pass_k=2)
     folder = tmp_path_factory.mktemp("order")
     run = fit(policy, folder, engine=engine, callbacks=[training, evaluation], iterations=4, minibatches=3, lr=1e-3)
@@ -98,7 +98,7 @@ def watched(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
 
 def test_rollouts_come_from_the_newest_weights(watched: tuple[Run, list[Event], Any, Any]) -> None:
     _, events, _, _ = watched
-    assert events[0][0] == "start"  # nothing was generated, nor any weights given away, before training began
+    assert events[0][0] == "start"  # before training begins, nothing is generated and no weights are sent
     weights, seen = events[0][1], {events[0][1]}
     for event in events[1:]:
         if event[0] == "step":
@@ -138,16 +138,16 @@ def test_groups_carry_their_version(watched: tuple[Run, list[Event], Any, Any]) 
 def test_proximal_and_behaviour_log_probs(watched: tuple[Run, list[Event], Any, Any]) -> None:
     _, _, engine, training = watched
     assert training.prox_tokens > 200
-    assert training.worst_prox < 1e-5  # weights at the start of the iteration, whatever steps came since
+    assert training.worst_prox < 1e-5  # weights at the iteration's start, for any later steps
     assert training.moved > 0.01
     for _, group in training.groups:
-        for response in group.responses:  # as recorded when sampled, bit for bit, replayed or not
+        for response in group.responses:  # bit for bit as recorded when sampled, replayed or not
             recorded = engine.returned[tuple(response.token_ids.tolist())]
             assert any(torch.equal(response.behave_logp, logp) for logp in recorded)
 
 
 class KeepAtMost(Composer):
-    """Drops more and more: 2 groups, then 1, then none."""
+    """Keeps fewer groups each time: 2, then 1, then none."""
 
     def compose(self, iteration: Iteration) -> list[Group]:
         return iteration.split(iteration.rollout())[0][: max(0, 2 - iteration.version)]
@@ -179,7 +179,7 @@ def test_filter_with_few_effective_groups(policy: Path, tmp_path: Path) -> None:
 
 
 def test_command_line_order(config: Path, tmp_path: Path) -> None:
-    """The command's own callbacks leave the order alone: checkpoints last, metrics first."""
+    """The command's own callbacks keep the order: checkpoints last, metrics first."""
     cli = popo("fit", "--config", config, "--trainer.max_epochs", "1", "--run.folder", tmp_path)
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert names.index("Monitor") < names.index("ProximalSnapshot") < names.index("Evaluation")
@@ -202,7 +202,7 @@ class Forgetful(TransformersEngine):
 
 
 class Nothing(Composer):
-    """Finds no group to train on, so that no step is taken and the weights stay the same."""
+    """Finds no group to train on, so no step is taken and the weights stay the same."""
 
     def compose(self, iteration: Iteration) -> list[Group]:
         iteration.rollout()

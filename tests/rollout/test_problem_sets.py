@@ -1,4 +1,4 @@
-"""Problems that a run can ask, and the list of rows that gave none."""
+"""The problems that a run can ask, and the list of rows that gave none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from popo_lightning.toys.countdown import CountdownSteps
 
 
 class WithBadRows(CountdownSteps):
-    """Finds a bad row whenever a set is read, and counts how often that is."""
+    """Finds a bad row at each reading of a set, and counts the readings."""
 
     def __init__(self) -> None:
         super().__init__(**{key: value for key, value in vars(tiny_task()).items() if not key.startswith("_")})

@@ -43,7 +43,7 @@ def test_equal_rewards_are_ineffective_however_they_round() -> None:
     for value in (0.1, 1 / 3, 0.7, 1e6, 0.0, -0.1):
         for count in (2, 7, 8, 16):
             assert not group(0, scores=[value] * count).is_effective()
-    assert float(torch.tensor([0.1] * 7).std()) > 0  # what a test of the std would fall for
+    assert float(torch.tensor([0.1] * 7).std()) > 0  # a test of the std would call this effective
     assert not group(0, scores=(0.5, 0.5 + 1e-7)).is_effective()
     assert group(0, scores=(0.5, 0.5 + 1e-5)).is_effective()
     assert group(0, scores=(-1.0, 0.0, 0.0)).is_effective()
@@ -78,7 +78,7 @@ def test_group_survives_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_newest_first_whatever_was_stored() -> None:
-    """Against the rule written out: versions may come in any order, the oldest insertions leave, ages are bounded."""
+    """Compares with the rule written out: versions in any order, the oldest insertions leave, ages are bounded."""
     random = Random(0)
     for _ in range(200):
         capacity, max_age = random.randint(1, 12), random.choice([None, 1, 3])
@@ -102,7 +102,7 @@ def test_oldest_fall_out() -> None:
     buffer = buffer_of(*(group(i, version=i) for i in range(5)), capacity=3)
     assert len(buffer) == 3
     assert ids(buffer.newest(9, version=9)) == [4, 3, 2]
-    buffer.insert([group(5, version=0)], 1)  # first in, first out: by insertion, not by version
+    buffer.insert([group(5, version=0)], 1)  # first in, first out by insertion, not by version
     assert ids(buffer.newest(9, version=9)) == [4, 3, 5]
 
 
@@ -149,7 +149,7 @@ def test_a_group_is_replayed_no_more_often_than_it_may_be(tmp_path: Path) -> Non
     assert replayed(stored(None), range(1, 5)) == [[0, 1]] * 4  # as in the paper
     assert replayed(stored(1), range(1, 5)) == [[0, 1], [2], [], []]
     assert replayed(stored(2), range(1, 6)) == [[0, 1], [0, 1], [2], [2], []]
-    for kind in (GatedReplay, KLRanked):  # these choose among all that is usable
+    for kind in (GatedReplay, KLRanked):  # these choose among all usable groups
         made = stored(1, kind)
         assert sorted(id for found in replayed(made, range(1, 5)) for id in found) == [0, 1, 2]
     first, rest, fewer_ranks = stored(2), stored(2), stored(2)
@@ -160,13 +160,13 @@ def test_a_group_is_replayed_no_more_often_than_it_may_be(tmp_path: Path) -> Non
     assert replayed(rest, range(3, 6)) == replayed(fewer_ranks, range(3, 6)) == [[2], [2], []]
     assert not first.buffer._uses.keys() - {0, 1}
     first.buffer.insert([group(100 + i, 3) for i in range(10)], 5)
-    assert not first.buffer._uses  # nothing is kept of groups that have left
+    assert not first.buffer._uses  # nothing is kept about groups that have left
 
 
 def test_no_problem_twice_while_avoidable() -> None:
     buffer = buffer_of(group(0, 1, "a"), group(1, 2, "b"), group(2, 3, "a"), group(3, 3, "c"), group(4, 3, "c"))
     assert ids(buffer.newest(2, version=4)) == [2, 3]
-    assert ids(buffer.newest(3, version=4)) == [2, 3, 1]  # b rather than c once more
+    assert ids(buffer.newest(3, version=4)) == [2, 3, 1]  # b rather than c again
     assert ids(buffer.newest(4, version=4)) == [2, 3, 1, 4]  # unavoidable: the newest repetition
     assert ids(buffer.newest(9, version=4)) == [2, 3, 1, 4, 0]
     assert ids(buffer.newest(2, version=4, exclude_problems={"a"})) == [3, 1]
@@ -212,7 +212,7 @@ def test_replay_fills_exactly_the_ineffective_places() -> None:
     composer = PrioritizedGroupReplay(buffer_of(group(0, 3), group(1, 4), group(2, 4), group(3, 2)))
     fresh = [group(10, 5, scores=DULL), group(11, 5), group(12, 5, scores=DULL), group(13, 5)]
     assert ids(composer.compose(iteration(5, fresh))) == [11, 13, 1, 2]
-    assert ids(composer.buffer.newest(9, 6)) == [11, 13, 1, 2, 0, 3]  # effective ones stored, ineffective never
+    assert ids(composer.buffer.newest(9, 6)) == [11, 13, 1, 2, 0, 3]  # only effective groups are stored
 
 
 def test_empty_buffer_is_a_normal_state() -> None:
@@ -220,7 +220,7 @@ def test_empty_buffer_is_a_normal_state() -> None:
     assert composer.compose(iteration(0, [group(0, 0, scores=DULL)])) == []
     assert len(composer.buffer) == 0
     assert ids(composer.compose(iteration(1, [group(1, 1, scores=DULL), group(2, 1)]))) == [2]
-    # one stored group for three places
+    # There is one stored group for three places.
     assert ids(composer.compose(iteration(2, [group(i, 2, scores=DULL) for i in (3, 4, 5)]))) == [2]
 
 
@@ -228,7 +228,7 @@ def test_own_groups_never_fill_own_holes() -> None:
     composer = PrioritizedGroupReplay(GroupReplayBuffer(10))
     fresh = [group(0, 5), group(1, 5, scores=DULL)]
     assert ids(composer.compose(iteration(5, fresh))) == [0]
-    # nor do they push out, before they are chosen, the groups that do
+    # Nor do they push out the groups that fill the places before these are chosen.
     composer = PrioritizedGroupReplay(buffer_of(group(0, 4), capacity=1))
     assert ids(composer.compose(iteration(5, [group(1, 5), group(2, 5, scores=DULL)]))) == [1, 0]
     assert ids(composer.buffer.newest(9, 6)) == [1]
@@ -287,7 +287,7 @@ def test_every_problem_once_a_pass_in_a_new_order() -> None:
 def test_ranks_share_what_one_rank_would_draw() -> None:
     alone = started(11).draw(44)
     samplers = [started(11, rank=rank, world_size=4) for rank in range(4)]
-    rounds = [[sampler.draw(2) for sampler in samplers] for _ in range(5)]  # 8 of 11 each, so over a pass's end
+    rounds = [[sampler.draw(2) for sampler in samplers] for _ in range(5)]  # 8 of 11 each, so beyond the end of a pass
     together = [drawn[i] for one in rounds for i in range(2) for drawn in one]
     assert together == alone[:40]
     assert all(count == 1 for count in Counter(together[:11]).values())
@@ -305,7 +305,7 @@ def test_resumed_sampler_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
 def test_sampler_can_be_started_on_other_problems() -> None:
     sampler = started(10)
     sampler.draw(1)
-    sampler.start(4, 1, 0, 1)  # as a second data module does with the default argument's one instance
+    sampler.start(4, 1, 0, 1)  # as a second data module does with the one default instance
     assert max(sampler.draw(3)) < 4
 
 

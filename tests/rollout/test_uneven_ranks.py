@@ -1,9 +1,9 @@
-"""Rules that ask differently often on different ranks, with weights that are split over them."""
+"""Rules that ask for log-probs a different number of times on different ranks, with sharded weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ from popo_lightning.policy import PolicyModule
 from popo_lightning.proximal.snapshot import ProximalSnapshot
 from popo_lightning.replay.composer import Composer, Iteration
 
-ASKS = {0: (2, 0), 1: (3, 1), 2: (0, 0), 3: (0, 2)}  # questions of each rank, by iteration
+ASKS = {0: (2, 0), 1: (3, 1), 2: (0, 0), 3: (0, 2)}  # number of questions of each rank, by iteration
 SAMPLES = {0: (True, True), 1: (True, False), 2: (False, False), 3: (False, True)}
 
 
 class Uneven(Composer):
-    """Notes what its rank was told."""
+    """Records the answers that its rank gets."""
 
     state = ("kept", "version", "gaps", "sampled_by")
 
@@ -42,7 +42,7 @@ class Uneven(Composer):
             self.sampled_by.append(self.kept[0].version)
         gaps = []
         for place in range(ASKS[self.version][dist.get_rank()]):
-            groups = self.kept[place:]  # the ranks' passes are of different sizes, too
+            groups = self.kept[place:]  # the ranks' passes also have different sizes
             for group, present in zip(groups, iteration.logprobs(groups), strict=True):
                 behave = torch.cat([response.behave_logp for response in group.responses])
                 gaps.append(float((torch.cat(present) - behave).abs().max()))
@@ -79,3 +79,40 @@ def test_ranks_may_ask_differently_often(policy: Path, tmp_path: Path, strategy:
     assert max(second["gaps"][1]) > 1e-3, "what was sampled before is scored by weights that have moved"
     for name, weight in first["weights"].items():
         torch.testing.assert_close(weight, second["weights"][name], atol=0, rtol=0)
+
+
+class Compares(Composer):
+    """Asks for the log-probs of two policies. Each rank has its own order."""
+
+    needs_reference = True
+    state = ("apart",)
+    asks: ClassVar = {0: [("first", "present"), ("present", "first", "first")], 1: [("first",), ()]}
+
+    def __init__(self) -> None:
+        self.apart: list[float] = []
+
+    def compose(self, iteration: Iteration) -> list[Group]:
+        groups = iteration.rollout()
+        for question in self.asks[iteration.version][dist.get_rank()]:
+            found = iteration.logprobs(groups) if question == "present" else iteration.reference_logprobs(groups)
+            behave = [torch.cat([response.behave_logp for response in group.responses]) for group in groups]
+            gaps = [(torch.cat(logps) - own).abs().max() for logps, own in zip(found, behave, strict=True)]
+            self.apart.append(float(max(gaps)))
+        return groups
+
+
+def compared(policy: str, strategy: str) -> list[float]:
+    module = PolicyModule(path=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), micro_batch_tokens=40)
+    composer = Compares()
+    settings: dict[str, Any] = {"problems_per_iteration": 8, "group_size": 4, "minibatches": 1}
+    settings |= {"max_new_tokens": 8, "max_prompt_tokens": 16}
+    data = RolloutDataModule(tiny_task(), TransformersEngine(), composer, **settings)
+    trainer_of(strategy, 2, 1, [ProximalSnapshot()], max_epochs=2).fit(module, data)
+    return composer.apart
+
+
+def test_ranks_may_ask_for_two_policies_in_any_order(policy: Path, tmp_path: Path) -> None:
+    first, second = on_two_ranks(compared, tmp_path, str(policy), "fsdp2", seconds=200)
+    assert len(first) == 3 and len(second) == 3
+    assert max(first[:2] + second) < 1e-4, "at the start both are the policy that sampled"
+    assert first[2] > 1e-3, "the first policy stays what it was"

@@ -1,4 +1,4 @@
-"""Checkpoints: when they are written, that they are whole or not there, and a run that cannot write them."""
+"""Checkpoints: when they are written, that they are complete or absent, and a run that cannot write them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -30,10 +31,12 @@ from popo_lightning.runs.checkpoint_files import (
     finish_folder,
     flaw,
     newest_whole,
+    state_in,
     take_away,
     tidy,
-    write,
+    written_at,
 )
+from popo_lightning.runs.folder import newest_of
 
 ONE = {"pytorch-lightning_version": "2", "weights": torch.arange(1000.0)}
 
@@ -43,18 +46,22 @@ def names(folder: Path) -> list[str]:
 
 
 def saved(path: Path, content: Any = ONE, seconds: int = 0) -> Path:
-    """A whole checkpoint, written some seconds after the first."""
-    WholeFileIO().save_checkpoint(content, path)
+    """Writes a complete checkpoint with a time some seconds after the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("popo_lightning.runs.checkpoint_files.time.time_ns", lambda: (1_000_000 + seconds) * 10**9)
+        WholeFileIO().save_checkpoint(content, path)
     os.utime(path, (1_000_000 + seconds, 1_000_000 + seconds))
     return path
 
 
-def sharded(path: Path) -> Path:
-    with draft_for(path) as draft:
+def sharded(path: Path, seconds: int = 0) -> Path:
+    """As FSDP2 writes it, some seconds after the first."""
+    with draft_for(path) as draft, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("popo_lightning.runs.checkpoint_files.time.time_ns", lambda: (1_000_000 + seconds) * 10**9)
         draft.mkdir(parents=True)
         for name in ("__0_0.distcp", ".metadata"):
             (draft / name).write_bytes(b"x" * 100)
-        write(ONE, draft / "meta.pt")
+        torch.save(ONE, draft / "meta.pt")
         finish_folder(draft, path)
     return path
 
@@ -70,7 +77,7 @@ def test_a_file_is_whole_and_alone(tmp_path: Path) -> None:
 
 
 class FullAfter:
-    """A file that takes so many bytes."""
+    """A file that takes only a given number of bytes."""
 
     def __init__(self, path: Path, room: int, code: int = errno.ENOSPC) -> None:
         self.file, self.room, self.code = FileIO(path, "w"), room, code
@@ -94,7 +101,7 @@ class FullAfter:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """Files opened for writing as drafts take `room` bytes and no more, while there is a limit."""
+    """While there is a limit, a draft that is opened for writing takes only `room` bytes."""
     disk = SimpleNamespace(room=None, code=errno.ENOSPC)
     real = Path.open
 
@@ -129,7 +136,7 @@ def test_the_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: 
 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
+    """Yields a file system of 3 MB."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True)
@@ -158,7 +165,7 @@ def test_no_room_in_the_temporary_folder(tmpfs: Path, tmp_path: Path, monkeypatc
 def test_a_folder_is_whole_and_alone(tmp_path: Path) -> None:
     path = sharded(tmp_path / "a.ckpt")
     assert names(tmp_path) == ["a.ckpt"] and flaw(path) is None
-    sharded(path)  # in the place of another
+    sharded(path)  # replaces another one
     assert names(tmp_path) == ["a.ckpt"] and flaw(path) is None
 
 
@@ -177,7 +184,7 @@ def test_nothing_is_left_of_one_that_is_removed(tmp_path: Path, monkeypatch: pyt
         take_away(path)
         take_away(path)
     assert names(tmp_path) == []
-    monkeypatch.setattr(checkpoint_files, "remove", lambda path: None)  # died meanwhile
+    monkeypatch.setattr(checkpoint_files, "remove", lambda path: None)  # the process died meanwhile
     take_away(sharded(tmp_path / "c.ckpt"))
     assert names(tmp_path) == [".c.ckpt.draft"]
 
@@ -190,7 +197,7 @@ def test_the_newest_whole_one(tmp_path: Path) -> None:
     saved(tmp_path / "older.ckpt", seconds=-10)
     cut = saved(tmp_path / "cut.ckpt", seconds=10)
     cut.write_bytes(cut.read_bytes()[:-200])
-    foreign = saved(tmp_path / "foreign.ckpt", {"weights": 1}, seconds=20)
+    foreign = saved(tmp_path / "foreign.ckpt", {"weights": 1}, seconds=2)
     unfinished = tmp_path / "unfinished.ckpt"
     unfinished.mkdir()
     (unfinished / "__0_0.distcp").write_bytes(b"x")
@@ -211,6 +218,29 @@ def test_the_newest_whole_one(tmp_path: Path) -> None:
     assert newest_whole(tmp_path / "nowhere") == newest_whole(unfinished)
 
 
+def test_copies_are_in_the_order_of_writing(tmp_path: Path) -> None:
+    """Of files and of shards; a copy's own time is that of copying."""
+    for name in ("third", "first", "second"):  # not the order of the names
+        place = ("first", "second", "third").index(name)
+        saved(tmp_path / f"{name}.ckpt", seconds=10 * place)
+        shards = sharded(tmp_path / "shards" / f"{name}.ckpt", seconds=10 * place)
+        for path in (tmp_path / f"{name}.ckpt", shards, shards / "meta.pt"):
+            os.utime(path, (2_000_000 - 10 * place, 2_000_000 - 10 * place))
+    for folder in (tmp_path, tmp_path / "shards"):
+        assert newest_whole(folder).checkpoint == folder / "third.ckpt"
+        assert [path.stem for path in sorted(folder.glob("*.ckpt"), key=written_at)] == ["first", "second", "third"]
+    assert newest_of([tmp_path / "shards", tmp_path]) in (tmp_path / "third.ckpt", tmp_path / "shards" / "third.ckpt")
+    read = state_in(tmp_path / "third.ckpt")
+    assert read is not None and torch.equal(read["weights"], ONE["weights"])
+    assert zipfile.ZipFile(tmp_path / "third.ckpt").comment == b"written at ns 00001000020000000000"
+    # one that another writer made has the file's time, and equal times the order of the names
+    torch.save(ONE, tmp_path / "b.ckpt")
+    torch.save(ONE, tmp_path / "a.ckpt")
+    for name in "ab":
+        os.utime(tmp_path / f"{name}.ckpt", (3_000_000, 3_000_000))
+    assert newest_whole(tmp_path).checkpoint == tmp_path / "b.ckpt"
+
+
 def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
     path, shards = saved(tmp_path / "a.ckpt"), sharded(tmp_path / "b.ckpt")
     (tmp_path / ".c.ckpt.draft").write_bytes(b"half")
@@ -228,9 +258,9 @@ def test_resuming_says_what_it_passes_over(config: Path, tmp_path: Path, capsys:
     command += ["--evaluation.at_start", "false", "--evaluation.samples", "0", "--run.folder", tmp_path]
     popo(*command, "--trainer.max_epochs", "1")
     (first,) = (tmp_path / "checkpoints").iterdir()
-    cut = first.with_name("epoch=9-step=30.ckpt")
+    cut = first.with_name("iteration-0010.ckpt")
     cut.write_bytes(first.read_bytes()[:-1000])
-    left = first.with_name(".epoch=9-step=33.ckpt.draft")
+    left = first.with_name(".iteration-0011.ckpt.draft")
     left.write_bytes(b"half")
     cli = popo(*command, "--trainer.max_epochs", "2", "--run.resume", "true")
     assert cli.trainer.ckpt_path == str(first) and not left.exists()
@@ -266,7 +296,7 @@ def steps_of(folder: Path) -> list[str]:
 
 
 class NoGroups(L.Callback):
-    """Empties minibatches, as where no group is effective, from some iteration on."""
+    """Empties minibatches from some iteration on, as if no group were effective."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -279,15 +309,15 @@ class NoGroups(L.Callback):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"every_n_epochs": 2}, ["epoch=2-step=6"]),
-        ({"every_n_epochs": 2, "save_top_k": -1}, ["epoch=1-step=4", "epoch=2-step=6"]),
-        ({"every_n_epochs": 3}, ["epoch=2-step=6"]),
-        ({"every_n_train_steps": 4}, ["epoch=2-step=6"]),
+        ({"every_n_epochs": 2}, ["iteration-0003"]),
+        ({"every_n_epochs": 2, "save_top_k": -1}, ["iteration-0002", "iteration-0003"]),
+        ({"every_n_epochs": 3}, ["iteration-0003"]),
+        ({"every_n_train_steps": 4}, ["iteration-0003"]),
         ({"every_n_epochs": 20, "save_last": True}, ["last"]),
-        ({"every_n_epochs": 1, "save_last": True}, ["epoch=2-step=6", "last"]),
+        ({"every_n_epochs": 1, "save_last": True}, ["iteration-0003", "last"]),
         ({"every_n_epochs": 2, "save_top_k": 0, "save_last": True}, ["last"]),
         ({"every_n_epochs": 1, "save_top_k": 0}, []),
-        ({"every_n_epochs": 20, "save_last": "link"}, ["epoch=2-step=6", "last"]),
+        ({"every_n_epochs": 20, "save_last": "link"}, ["iteration-0003", "last"]),
     ],
 )
 def test_the_end_is_saved(policy: Path, tmp_path: Path, settings: dict[str, Any], expected: list[str]) -> None:
@@ -301,7 +331,7 @@ def test_the_end_is_saved(policy: Path, tmp_path: Path, settings: dict[str, Any]
 
 
 def test_the_end_is_saved_before_the_last_evaluation(config: Path, tmp_path: Path) -> None:
-    """Which may take hours, and fail: the eighth call of the engine."""
+    """The last evaluation may take hours, and fail. Here the eighth call of the engine fails."""
     fails = [
         "--data.engine",
         "helpers.tiny_models.SignalWhileSampling",
@@ -312,19 +342,38 @@ def test_the_end_is_saved_before_the_last_evaluation(config: Path, tmp_path: Pat
     ]
     with pytest.raises(RuntimeError, match="out of luck"):
         popo("fit", "--config", config, *fails, "--trainer.max_epochs", "3", "--run.folder", tmp_path)
-    assert steps_of(tmp_path) == ["epoch=2-step=9"]
+    assert steps_of(tmp_path) == ["iteration-0003"]
 
 
-def test_a_metric_keeps_the_best_and_the_end(policy: Path, tmp_path: Path) -> None:
+def test_a_metric_keeps_the_best_and_the_newest(policy: Path, tmp_path: Path) -> None:
+    """This holds at every save: a killed run loses nothing since the last save, and no other checkpoint stays."""
+
     class Metric(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            trainer.callback_metrics["quality"] = torch.tensor(-float(trainer.global_step))
+            iteration = trainer.current_epoch + 1
+            trainer.callback_metrics["quality"] = torch.tensor({2: 2.0, 4: 3.0}.get(iteration, 1.0 / iteration))
 
-    callback = Checkpoints(tmp_path / "checkpoints", monitor="quality", mode="max", save_on_train_epoch_end=True)
-    short_fit(policy, tmp_path, callback, callbacks=[Metric()])
-    assert steps_of(tmp_path) == ["epoch=0-step=2", "last"]
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["RolloutDataModule"]["iteration"] == 3
+        def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            found.append(steps_of(tmp_path))
+
+    found: list[list[str]] = []
+    kept = {"monitor": "quality", "mode": "max", "every_n_epochs": 1, "save_on_train_epoch_end": True}
+    callback = Checkpoints(tmp_path / "checkpoints", **kept)
+    short_fit(policy, tmp_path, callback, callbacks=[Metric()], iterations=6)
+    best_and_newest = [[], [1], [2], [2, 3], [4], [4, 5], [4, 6]]
+    assert [*found, steps_of(tmp_path)] == [[f"iteration-{n:04d}" for n in each] for each in best_and_newest]
+    state = torch.load(tmp_path / "checkpoints" / "iteration-0006.ckpt", weights_only=True)
+    assert state["RolloutDataModule"]["iteration"] == 6
+
+
+def test_a_name_has_the_iterations_done_and_the_minibatches_of_the_next(policy: Path, tmp_path: Path) -> None:
+    every = {"every_n_epochs": 0, "every_n_train_steps": 1, "save_top_k": -1}
+    short_fit(policy, tmp_path, Checkpoints(tmp_path / "checkpoints", **every), iterations=2)
+    names = ["iteration-0000-minibatch-1", "iteration-0001", "iteration-0001-minibatch-1", "iteration-0002"]
+    assert sorted(steps_of(tmp_path)) == names
+    own = Checkpoints(tmp_path / "own", filename="{iteration}-{step}")
+    short_fit(policy, tmp_path / "another", own, iterations=2)
+    assert [path.stem for path in (tmp_path / "own").iterdir()] == ["iteration=2-step=4"]
 
 
 def test_saved_while_no_step_is_taken(policy: Path, tmp_path: Path) -> None:
@@ -333,7 +382,7 @@ def test_saved_while_no_step_is_taken(policy: Path, tmp_path: Path) -> None:
         callback = Checkpoints(folder / "checkpoints", save_top_k=-1, save_on_train_epoch_end=True, **every)
         run = short_fit(policy, folder, callback, callbacks=[NoGroups(1)], iterations=4)
         assert run.trainer.global_step == 2
-        assert steps_of(folder) == [f"epoch={iteration}-step=2" for iteration in range(4)]
+        assert steps_of(folder) == [f"iteration-{iteration:04d}" for iteration in range(1, 5)]
 
 
 # -- runs that cannot save -------------------------------------------------------------------------------------
@@ -351,15 +400,15 @@ def test_a_run_that_cannot_save_continues(
     callback = Checkpoints(tmp_path / "checkpoints", every_n_epochs=1, save_on_train_epoch_end=True)
     with caplog.at_level(logging.WARNING):
         short_fit(policy, tmp_path, callback, callbacks=[Fills()], iterations=4)
-    first = tmp_path / "checkpoints" / "epoch=0-step=2.ckpt"
+    first = tmp_path / "checkpoints" / "iteration-0001.ckpt"
     assert found == [[], [first.stem], [first.stem], [first.stem]]
-    assert steps_of(tmp_path) == ["epoch=3-step=8"]  # the first gave way to it
+    assert steps_of(tmp_path) == ["iteration-0004"]  # it replaced the first
     said = [record.getMessage() for record in caplog.records if "is not written" in record.getMessage()]
     assert len(said) == 2 and all("No space left on device" in line and f"{first} stays" in line for line in said)
 
 
 def test_a_read_only_folder(policy: Path, tmpfs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Root may write wherever it likes, but not to a file system that is mounted read-only."""
+    """Root can write anywhere, but not to a file system that is mounted read-only."""
     subprocess.run(["mount", "-o", "remount,ro", str(tmpfs)], check=True)
     with caplog.at_level(logging.WARNING):
         run = short_fit(policy, tmp_path, Checkpoints(tmpfs / "checkpoints"), iterations=1)
@@ -370,7 +419,7 @@ def test_weights_that_are_not_finite_are_never_written(
     policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Breaks(L.Callback):
-        """After the step's own check: whatever may break a weight or a moment."""
+        """Breaks a weight or a moment after the step's own check."""
 
         def __init__(self, moment: bool) -> None:
             self.moment = moment
@@ -386,24 +435,24 @@ def test_weights_that_are_not_finite_are_never_written(
         callback = Checkpoints(folder / "checkpoints", every_n_epochs=1, save_on_train_epoch_end=True)
         with caplog.at_level(logging.WARNING):
             short_fit(policy, folder, callback, callbacks=[Breaks(moment)], iterations=2)
-        assert steps_of(folder) == ["epoch=0-step=2"]
-        assert "epoch=1-step=4.ckpt is not written: weights or optimizer state hold a number" in caplog.text
+        assert steps_of(folder) == ["iteration-0001"]
+        assert "iteration-0002.ckpt is not written: weights or optimizer state hold a number" in caplog.text
 
 
 def test_no_checkpoint_while_steps_are_skipped(policy: Path, tmp_path: Path) -> None:
-    """The weights may be on their way out. At the end there is one, and the last good one stays beside it."""
+    """The weights may be about to break. A checkpoint is written at the end, and the last good one stays."""
     from training.test_finite_steps import Poison
 
     callback = Checkpoints(tmp_path / "checkpoints", every_n_epochs=1, save_on_train_epoch_end=True)
     short_fit(policy, tmp_path, callback, callbacks=[Poison(3, 5)], iterations=3)
-    assert steps_of(tmp_path) == ["epoch=0-step=2", "epoch=2-step=4"]
+    assert steps_of(tmp_path) == ["iteration-0001", "iteration-0003"]
 
 
 # -- two ranks -------------------------------------------------------------------------------------------------
 
 
 def save_on_ranks(policy: str, folder: str) -> list[Any]:
-    """In shards and whole; rank 0's disk takes everything, or is full from the second epoch on."""
+    """Saves in shards and whole. Rank 0's disk takes everything, or is full from the second epoch on."""
     torch.set_num_threads(1)
     real, found = Path.open, []
     for in_shards, room in [(True, None), (True, 100), (False, None), (False, 100)]:
@@ -414,7 +463,7 @@ def save_on_ranks(policy: str, folder: str) -> list[Any]:
 
         def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             full = room is not None and trainer.current_epoch >= 1 and trainer.is_global_zero  # noqa: B023
-            if full and mode == "wb" and ".draft" in str(self):
+            if full and "wb" in mode and ".draft" in str(self):
                 return FullAfter(self, 100)
             return real(self, mode, *args, **kwargs)
 
@@ -427,18 +476,18 @@ def save_on_ranks(policy: str, folder: str) -> list[Any]:
 
 
 def test_two_ranks_save_or_not_together(policy: Path, tmp_path: Path) -> None:
-    """A rank that cannot write leaves none waiting, and all note the same."""
+    """A rank that cannot write does not leave the other waiting, and both record the same."""
     ranks = on_two_ranks(save_on_ranks, tmp_path, str(policy), str(tmp_path / "saved"), seconds=240)
     assert ranks[0] == ranks[1]
     for (steps, best), step in zip(ranks[0], (2, 1, 2, 1), strict=True):
         path = Path(best)
-        assert steps == 2 and names(path.parent) == [path.name] == [f"epoch={step - 1}-step={step}.ckpt"]
+        assert steps == 2 and names(path.parent) == [path.name] == [f"iteration-{step:04d}.ckpt"]
         assert path.is_dir() == ("True" in path.parent.name) and flaw(path) is None
 
 
 def test_save_on_exception_is_refused_where_one_rank_cannot(policy: Path, tmp_path: Path) -> None:
     class Several(L.Callback):
-        """Stands for a run of several ranks."""
+        """Imitates a run of several ranks."""
 
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             trainer.datamodule.async_level = 1

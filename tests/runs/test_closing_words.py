@@ -1,9 +1,10 @@
-"""What a run says of its checkpoints when it ends: nothing is promised that is not there, or not worth taking up."""
+"""What a run says about its checkpoints at its end: it promises none that is missing or not worth resuming."""
 
 from __future__ import annotations
 
 import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,17 @@ from typing import Any
 import lightning as L
 import pytest
 from helpers.tiny_models import method, popo
+from lightning.pytorch.callbacks import Timer
 
+from popo_lightning.callbacks.checkpoints import Checkpoints
+from popo_lightning.callbacks.closing_block import closing_block
+from popo_lightning.callbacks.closing_words import SavedSoFar
+from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.fall import Fall
-from popo_lightning.runs.stopping import without_options
+from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.cli.trainer_settings import TimeLimit
+from popo_lightning.runs.going_on import without_options
+from popo_lightning.runs.record import new_record
 from runs.test_checkpoints import full_disk as full_disk
 from runs.test_checkpoints import steps_of
 from runs.test_stopping import at
@@ -28,7 +37,7 @@ def command(config: Path) -> Args:
 
 
 def ended(*args: str | Path) -> int:
-    """Exit code of a command."""
+    """Returns the exit code of a command."""
     try:
         popo(*args)
     except SystemExit as end:
@@ -37,7 +46,9 @@ def ended(*args: str | Path) -> int:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line.removeprefix("popo: ") for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")]
+    """Returns the messages of a run, without where it writes and where it continues from."""
+    lines = [line.removeprefix("popo: ") for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")]
+    return [line for line in lines if not line.startswith(("writes to ", "goes on from "))]
 
 
 # -- a policy that an optimizer step breaks ------------------------------------------------------------------------
@@ -49,7 +60,7 @@ def breaking(hook_iteration: int) -> list[str]:
 
 
 class Breaks(L.Callback):
-    """The learning rate of one iteration is far too high: every weight stays finite, and the policy is gone."""
+    """Sets a far too high learning rate in one iteration. Every weight stays finite, but the policy is broken."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -62,11 +73,11 @@ class Breaks(L.Callback):
 def test_a_broken_policy_is_not_recommended(
     command: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first checkpoint is from after iteration 2, the step that breaks in iteration 3."""
+    """The first checkpoint is from after iteration 2. The step in iteration 3 breaks the policy."""
     broken = [*command, *breaking(3), "--trainer.max_epochs", "8", "--checkpoint.every_n_epochs", "2"]
     assert ended(*broken, "--run.folder", tmp_path) == 0
-    sound, newest = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("epoch=1-step=6", steps_of(tmp_path)[-1]))
-    assert steps_of(tmp_path) == [sound.stem, newest.stem] and newest.stem.startswith("epoch=7")
+    sound, newest = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("iteration-0002", steps_of(tmp_path)[-1]))
+    assert steps_of(tmp_path) == [sound.stem, newest.stem] and newest.stem == "iteration-0008"
     (line,) = [line for line in said(capsys) if "right" in line]
     assert line == (
         f"no response has been right since iteration 4; the newest, {newest}, is from after that; before it: {sound}, "
@@ -76,7 +87,7 @@ def test_a_broken_policy_is_not_recommended(
         record.getMessage() for record in caplog.records if "no response has been right" in record.getMessage()
     ]
     assert warned.startswith("iteration 6: no response has been right since iteration 4")
-    # a run that is stopped says so too, and one of which nothing sound is left
+    # A stopped run says so too, and so does a run that has no sound checkpoint left.
     again = [*command, *breaking(1), "--trainer.max_epochs", "8", "--checkpoint.every_n_epochs", "2"]
     assert ended(*again, *at("on_train_batch_start", 7, 1), "--run.folder", tmp_path / "second") == 130
     found = said(capsys)
@@ -121,7 +132,7 @@ def test_a_run_of_which_nothing_could_be_saved_ends_in_an_error(
 def test_a_run_of_which_some_could_not_says_so(
     command: Args, tmp_path: Path, full_disk: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And so do one that is resumed from what there is, and one that begins from another's without saving its own."""
+    """A run that is resumed from these checkpoints says so too, and so does a fork that could not save its own."""
     every = ["--trainer.max_epochs", "1", "--checkpoint.every_n_epochs", "1"]
     assert ended(*command, *every, "--run.folder", tmp_path) == 0
     assert said(capsys) == []
@@ -160,7 +171,7 @@ def test_some_in_between(
     every = ["--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "1"]
     assert ended(*command, *every, "--trainer.callbacks+", f"{__name__}.Fills", "--run.folder", tmp_path) == 0
     (line,) = said(capsys)
-    newest = next((tmp_path / "checkpoints").glob(f"epoch={end}-*.ckpt"))
+    newest = next((tmp_path / "checkpoints").glob(f"iteration-{int(end) + 1:04d}.ckpt"))
     failed = rooms.count(0)
     assert line.startswith(f"{failed} of 3 checkpoints could not be written")
     assert f"the newest is {newest}, after iteration {int(end) + 1}" in line
@@ -171,7 +182,7 @@ def test_some_in_between(
 
 
 def again_by(line: str) -> list[str]:
-    """The command that is named, without the signal."""
+    """Returns the command that is named, without the signal."""
     named = shlex.split(line.split(" by: popo ")[1])
     return without_options(named, *(name for name in at("x", 1) if name.startswith("--")))
 
@@ -192,7 +203,7 @@ def test_a_stop_names_a_command_that_works(
     settings, words = NOT_KEPT[kind]
     place = ["--run.root", tmp_path / "runs", "--run.folder", tmp_path / "first", "--trainer.max_epochs", "2"]
     assert ended(*command, *settings, *place, *at("on_train_batch_start", 2, 1)) == 130
-    found = said(capfd)  # the answer to the signal, of another thread, may come later
+    found = said(capfd)  # another thread answers the signal, perhaps later
     (last,) = [line for line in found if "stopped by" in line]
     assert not any("can go on from" in line for line in found)
     assert words in last and "--run.resume true" not in last
@@ -216,7 +227,7 @@ def test_a_stop_while_the_disk_is_full(
 def test_a_fork_that_is_stopped_before_it_has_saved_anything(
     command: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its command still names what it begins from."""
+    """Its command still names the checkpoint it begins from."""
     assert ended(*command, "--trainer.max_epochs", "1", "--run.folder", tmp_path / "first") == 0
     (first,) = (tmp_path / "first" / "checkpoints").iterdir()
     fork = [
@@ -236,3 +247,47 @@ def test_a_fork_that_is_stopped_before_it_has_saved_anything(
     kept = without_options(again_by(last), "--data.engine", "--data.engine.call")
     cli = popo(*kept)
     assert cli.trainer.ckpt_path == str(first) and cli.trainer.global_step > 3
+
+
+# -- the block at the end --------------------------------------------------------------------------------------------
+
+
+WHOLE: dict[str, Any] = {"newest": "a.ckpt", "where": "iteration 2", "written": 1, "failed": 0, "why": ""}
+BLOCKS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "whole": ({}, ["export", "train on"]),
+    "weights alone": ({"weights_only": True}, ["export"]),
+    "none could be written": ({"newest": None, "written": 0, "failed": 2, "why": "No space"}, []),
+    "of the run that it began from": ({"written": 0, "forks": True}, []),
+    "none since it was resumed": ({"written": 0}, ["export", "train on"]),
+    "stopped early": ({"ended": {"iteration": 1}}, ["export"]),
+    "out of time": ({"timer": Timer("00:00:00:00")}, ["export"]),
+    "out of this process's time": ({"timer": TimeLimit("00:00:00:00")}, ["export", "train on"]),
+    "with time left": ({"timer": Timer("01:00:00:00")}, ["export", "train on"]),
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_the_block_has_commands_that_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    changed, expected = BLOCKS[kind]
+    rest = {"of_the_end": True, "off": False, "weights_only": False}
+    numbers = WHOLE | rest | {name: value for name, value in changed.items() if name in WHOLE | rest}
+    monkeypatch.setattr(Checkpoints, "saved_so_far", lambda *_: SavedSoFar(**numbers))
+    record = replace(new_record("task", "method", 1, {}, 1), command="popo fit --seed_everything 3")
+    stops = EarlyStops("[]", False)
+    stops.load_state_dict({"ended": changed.get("ended")})
+    callbacks = [RunKeeper(record, lambda _: None, changed.get("forks", False)), stops, Checkpoints()]
+    callbacks += [changed["timer"]] if "timer" in changed else []
+    once: dict[str, Any] = {"accelerator": "cpu", "logger": False, "max_epochs": 2, "default_root_dir": tmp_path}
+    trainer = L.Trainer(callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False, **once)
+    block = closing_block(trainer)
+    assert [name for name in ("export", "train on") if name in block] == expected
+    if "train on" in expected:
+        end = f"--run.folder {tmp_path} --run.resume true --trainer.max_epochs 4"
+        assert block["train on"] == f"popo fit --seed_everything 3 {end}"
+        monkeypatch.setattr(trainer, "datamodule", SimpleNamespace(iteration=1), raising=False)
+        assert closing_block(trainer)["train on"].endswith("--trainer.max_epochs 2"), "it has not come to its end"
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported-2").touch()
+    if "export" in expected:
+        assert block["export"] == f"popo export {tmp_path} {tmp_path / 'exported'}"
+        assert closing_block(trainer)["export"] == f"popo export {tmp_path} {tmp_path / 'exported-3'}"

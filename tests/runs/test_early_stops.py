@@ -1,4 +1,4 @@
-"""A run that EarlyStopping has ended ends at once when it is resumed, and goes on under other settings."""
+"""A run that EarlyStopping has ended ends at once when it is resumed, but continues under other settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHY = "Monitored metric train/optimizer_steps did not improve in the last 2 reco
 
 
 def stopping(patience: int, monitor: str = "train/optimizer_steps") -> list[str]:
-    """Of what only grows, so that it never improves after the first iteration."""
+    """Returns settings of EarlyStopping. Their metric only grows, so it never improves after the first iteration."""
     found = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", monitor]
     return [*found, "--trainer.callbacks.patience", str(patience)]
 
@@ -58,7 +58,7 @@ def test_it_ends_at_once(command: Args, stopped: Path, capsys: pytest.CaptureFix
 def test_it_makes_what_is_missing_and_no_iteration(
     command: Args, stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Killed in the evaluation after its last iteration."""
+    """The run is killed in the evaluation after its last iteration."""
     folder = Path(shutil.copytree(stopped, tmp_path / "copy"))
     (folder / "summary.json").unlink()
     resumed(folder, *command, *stopping(2))
@@ -71,7 +71,7 @@ OTHERS = {"more patience": (stopping(4), 5), "left out": ([], 7), "another monit
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_it_goes_on_under_other_settings(command: Args, stopped: Path, tmp_path: Path, kind: str) -> None:
-    """With more patience it waits for as long as a run that had it from the start."""
+    """With more patience it waits as long as a run that had it from the start."""
     settings, expected = OTHERS[kind]
     folder = Path(shutil.copytree(stopped, tmp_path / "copy"))
     resumed(folder, *command, *settings)
@@ -83,4 +83,4 @@ def test_a_fork_waits_anew(command: Args, stopped: Path, tmp_path: Path) -> None
     (newest,) = (stopped / "checkpoints").iterdir()
     fork = ["--seed_everything", "5", "--ckpt_path", newest, "--run.folder", tmp_path]
     popo(*command, *stopping(2), *fork)
-    assert iterations(tmp_path) == 6  # the first of its own is its best
+    assert iterations(tmp_path) == 6  # its own first value is its best

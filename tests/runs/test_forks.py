@@ -10,12 +10,12 @@ import pytest
 from helpers.tiny_models import method, metrics, popo
 
 Args = list[str | Path]
-AN_ITERATION = 9 * 4  # responses
+AN_ITERATION = 9 * 4  # number of responses
 
 
 @pytest.fixture(scope="module")
 def base(config: Path) -> Args:
-    """Evaluated every two iterations."""
+    """Returns a command with evaluations every two iterations."""
     return ["fit", "--config", config, "--checkpoint.every_n_epochs", "1", "--checkpoint.save_top_k", "-1"]
 
 
@@ -36,8 +36,8 @@ def summary(folder: Path) -> dict[str, Any]:
 def test_a_fork_counts_its_own(
     base: Args, first: Path, tmp_path: Path, iteration: int, evaluated: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also after it was resumed. An evaluation of the weights that it begins with is its first."""
-    (begun,) = (first / "checkpoints").glob(f"epoch={iteration - 1}-*.ckpt")
+    """This also holds after it is resumed. Its first evaluation is that of the weights it begins with."""
+    (begun,) = (first / "checkpoints").glob(f"iteration-{iteration:04d}.ckpt")
     fork = [*base, *method("grpo"), "--ckpt_path", begun, "--run.folder", tmp_path, "--run.resume", "true"]
     popo(*fork, "--trainer.max_epochs", "4")
     popo(*fork, "--trainer.max_epochs", "5")

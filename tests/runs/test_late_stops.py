@@ -1,4 +1,4 @@
-"""A run that is asked to stop during its last evaluation stops, and a resumed one makes that evaluation again."""
+"""A run that is told to stop during its last evaluation stops. When resumed it makes that evaluation again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from runs.test_stopping import two_rank_command
 Args = list[str | Path]
 ITERATIONS, STEPS = 3, 9
 ENGINE = ["--data.engine", "runs.test_late_stops.Swallows", "--data.engine.number", str(int(signal.SIGTERM))]
-LAST_CALL = 9  # of the engine: three iterations, and a greedy and a sampled one in each of three evaluations
+LAST_CALL = 9  # three iterations, and a greedy and a sampled call in each of three evaluations
 
 
 class Swallows(SignalWhileSampling):
-    """Whatever a signal raises is lost, as in a destructor or a library's callback."""
+    """Loses any exception that a signal raises, as a destructor or a library's callback may."""
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -49,7 +49,7 @@ def whole(command: Args, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def signals_once(function: Callable[..., Any], is_due: Callable[..., bool]) -> Callable[..., Any]:
-    """The function, which at one of its calls gets the process a signal first."""
+    """Wraps a function so that the process gets a signal before one of its calls."""
     sent: list[int] = []
 
     def called(*args: Any) -> Any:
@@ -106,7 +106,7 @@ def test_a_signal_that_comes_when_all_is_done(
 
 @pytest.mark.slow
 def test_two_ranks_stop_in_the_last_evaluation(config: Path, tmp_path: Path) -> None:
-    """In the only benchmark, after which nothing is sampled any more."""
+    """The signal comes in the only benchmark, after which nothing is sampled."""
     command = two_rank_command(config, "ddp")
     one_node(2, *command, "--run.folder", tmp_path / "whole", seconds=300)
     engine = ["--data.engine", "helpers.tiny_models.SignalWhileSampling", "--data.engine.call", "6"]

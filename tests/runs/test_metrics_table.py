@@ -1,4 +1,4 @@
-"""Which rows of metrics.csv, and which TensorBoard points, a resumed run keeps."""
+"""The rows of metrics.csv and the TensorBoard points that a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from popo_lightning.metrics.table import Behind, iterations_logged, loggers, read_rows
 
-# Numbers whose decimals say whether they were rounded on the way.
+# Numbers whose decimals show whether they were rounded on the way.
 ROWS: list[tuple[int, dict[str, float]]] = [
     (0, {"eval/x/greedy": 1 / 3}),
     (1, {"train/loss": 0.1 + 0.2, "reward/score": 1e-12}),
@@ -47,7 +47,7 @@ def test_resumed_run_keeps_earlier_rows_and_drops_later_ones(tmp_path: Path) -> 
     write(tmp_path, None, ROWS)
     assert read(tmp_path / "metrics.csv") == ROWS
     whole = (tmp_path / "metrics.csv").read_bytes()
-    assert list(tmp_path.glob("events.out.tfevents.*"))  # both in the folder itself
+    assert list(tmp_path.glob("events.out.tfevents.*"))  # both are in the folder itself
     write(tmp_path, after(2, 0, 2), [(3, {"train/loss": 33.0})])
     assert read(tmp_path / "metrics.csv") == [*ROWS[:4], (3, {"train/loss": 33.0})]
     assert (tmp_path / "metrics.csv.before-resume").read_bytes() == whole
@@ -67,7 +67,7 @@ def test_resumed_run_keeps_earlier_tensorboard_points(tmp_path: Path) -> None:
         return {point.step: point.value for point in events.Scalars("train/loss")}
 
     def age() -> None:
-        for place, file in enumerate(sorted(tmp_path.glob("events.out.tfevents.*"))):  # read in the order of names
+        for place, file in enumerate(sorted(tmp_path.glob("events.out.tfevents.*"))):  # read in order of names
             file.rename(tmp_path / f"events.out.tfevents.000000000{place}.earlier")
 
     write(tmp_path, None, ROWS)
@@ -75,15 +75,15 @@ def test_resumed_run_keeps_earlier_tensorboard_points(tmp_path: Path) -> None:
     write(tmp_path, after(2, 0, 2), [(3, {"train/loss": 33.0})])
     assert sorted(points()) == [1, 2, 3] and points()[3] == 33.0
     age()
-    write(tmp_path, None, [(1, {"train/loss": 11.0})])  # anew
+    write(tmp_path, None, [(1, {"train/loss": 11.0})])  # a new run
     assert points() == {1: 11.0}
 
 
 def test_nothing_changes_before_the_first_row(tmp_path: Path) -> None:
-    """A run that is refused after its loggers are made has touched nothing; the first row finds the kept ones."""
+    """A run that is refused after its loggers are made has changed nothing. The first row finds the kept rows."""
     write(tmp_path, None, ROWS)
     table = loggers(tmp_path, after(2, 0, 2))[0]
-    assert table.experiment is not None  # as Lightning asks for it
+    assert table.experiment is not None  # Lightning does this too
     table.save()
     assert read(tmp_path / "metrics.csv") == ROWS
     table.log_metrics({"train/loss": 33.0}, step=3)

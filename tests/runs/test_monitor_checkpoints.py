@@ -1,4 +1,4 @@
-"""An iteration's numbers over several ranks: what a checkpoint keeps of them, and an alarm that stops all ranks."""
+"""An iteration's metrics over several ranks: what a checkpoint keeps of them, and an alarm that stops all ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from popo_lightning.training.token_sums import TokenSums, token_metrics
 
 
 def of_rank(rank: int) -> dict[str, Any]:
-    """Two steps and their tokens, as a checkpoint has them."""
+    """Returns two steps and their tokens, as a checkpoint has them."""
     steps = [{"mean_loss": float(rank + i), "grad_norm": 0.5, "train_seconds": 1.0 + rank} for i in range(2)]
     steps = [step | {"row_tokens": 10.0 * rank + i, "flops": 3.0 + rank} for i, step in enumerate(steps)]
     tokens = added(TokenSums(), *drawn(torch.Generator().manual_seed(rank), [3, 5 + rank], [0, 1 + rank]))
@@ -33,7 +33,7 @@ def of_rank(rank: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_an_iteration_that_goes_on_with_other_ranks_loses_nothing(ranks: int) -> None:
-    """Of three ranks; of as many, each gets its own back."""
+    """The checkpoint has three ranks. With as many ranks, each gets its own state back."""
     saved = [of_rank(rank) for rank in range(3)]
     resumed = []
     for rank in range(ranks):
@@ -60,7 +60,7 @@ def test_nothing_is_kept_between_iterations() -> None:
 
 
 def state_of_one_rank() -> list[Any]:
-    """Rank 0 alone asks for the states that callbacks and rollouts have of a place; rank 1 does something else."""
+    """Only rank 0 asks for the states that callbacks and rollouts have at a place. Rank 1 does something else."""
     dist.init_process_group("gloo")
     found: list[Any] = []
     if dist.get_rank() == 0:
@@ -73,13 +73,13 @@ def state_of_one_rank() -> list[Any]:
 
 
 def test_the_state_is_no_collective(tmp_path: Path) -> None:
-    """A rank that asks for it alone, on its own exception, would wait for the others for ever."""
+    """If it were one, a rank that asks for it alone, after its own exception, would wait forever for the others."""
     found, _ = on_two_ranks(state_of_one_rank, tmp_path, seconds=60)
     assert found[0] == {"steps": []} and found[1]["monitor"]["steps"] == []
 
 
 def test_a_place_is_what_it_was() -> None:
-    """What comes after it appends and replaces; tensors are not copied."""
+    """Later steps append and replace without changing it. Tensors are not copied."""
     weights = torch.ones(2)
     state: dict[str, Any] = {"steps": [{"loss": 1.0}], "pair": ([1], 2)}
     kept = containers_copied(state | {"weights": weights})
@@ -92,7 +92,7 @@ def test_a_place_is_what_it_was() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_counted_and_named(bad: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Loggers leave it out. What there was nothing to measure of does not count."""
+    """Loggers omit it. Metrics without anything to measure do not count."""
     monitor = Monitor()
     metrics = {"reward/score": bad, "policy/entropy": 1.0, "weight/replayed_max": bad} | dict.fromkeys(UNMEASURED, bad)
     with caplog.at_level(logging.WARNING):
@@ -112,7 +112,7 @@ def test_a_gap_that_is_no_number_raises_the_alarm(caplog: pytest.LogCaptureFixtu
 
 
 def alarmed(*cases: tuple[float, float]) -> list[str]:
-    """What an iteration's end raises on this rank, whose own tokens have this gap; rank 0's are those of both."""
+    """Returns what an iteration's end raises on this rank. Its own tokens have this gap; rank 0's are those of both."""
     dist.init_process_group("gloo")
     try:
         return [_alarm(gaps) for gaps in cases]
@@ -142,17 +142,20 @@ def test_all_ranks_stop_or_none(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_stopped_inside_an_iteration(config: Path, tmp_path: Path) -> None:
-    """Each rank goes on with its own tokens: the iteration's numbers are those of the run that never stopped."""
+    """Each rank continues with its own tokens, and the iteration's metrics equal those of an uninterrupted run."""
     command = ["fit", "--config", config, *method("popo"), "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
     command += ["--data.problems_per_iteration", "8", "--evaluation.every_n_iterations", "0"]
     command += ["--checkpoint.every_n_epochs", "null", "--checkpoint.every_n_train_steps", "1"]
     command += ["--checkpoint.save_top_k", "-1"]
     one_node(2, *command, "--run.folder", tmp_path / "whole", seconds=200)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    (stopped,) = (tmp_path / "resumed" / "checkpoints").glob("*step=5.ckpt")  # of three minibatches the second
+    (stopped,) = (tmp_path / "resumed" / "checkpoints").glob(
+        "iteration-0001-minibatch-2.ckpt"
+    )  # the second of three minibatches
     ranks = torch.load(stopped, weights_only=True)["RolloutDataModule"]["ranks"]
     kept = [rank["callbacks"]["monitor"] for rank in ranks]
     assert [len(of_rank["steps"]) for of_rank in kept] == [2, 2]
-    assert not torch.equal(*(of_rank["tokens"]["ages"][0]["sums"] for of_rank in kept))
+    sums = [{age: of["sums"].tolist() for age, of in rank["tokens"]["ages"].items()} for rank in kept]
+    assert sums[0] != sums[1] and all(sums)
     one_node(2, *command, "--ckpt_path", stopped, seconds=200)
     assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")

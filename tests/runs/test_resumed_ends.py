@@ -1,4 +1,4 @@
-"""What a finished run has a resumed one has too; a fork, an evaluation and a second start replace nothing of it."""
+"""A resumed run has all that a finished run has. A fork, an evaluation and a second start replace nothing of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli.test_command_line import digests
 from evaluation.test_evaluation import written
@@ -20,6 +21,9 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.methods.mopps import MoPPS
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.model import policy_checkpoint
+from popo_lightning.model.critic import Critic
+from popo_lightning.model.critic_heads import CategoricalHead, GaussianHead, ScalarHead, ValueHead
+from popo_lightning.model.nested_head import NestedHead
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import OnPolicy
 from popo_lightning.rollout.rank_states import rules_of, without_other_rules
@@ -43,14 +47,14 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(command: Args, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run whose checkpoints are not in its folder."""
+    """Returns a finished run whose checkpoints are not in its folder."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     popo(*command, "--run.folder", folder, "--checkpoint.dirpath", elsewhere)
     return folder
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """But for what differs from run to run."""
+    """Returns the summary without values that vary from run to run."""
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     evaluated = [found["first_evaluation"] or {}, found["last_evaluation"], *found["evaluations"]]
     for entry in (found, *evaluated):
@@ -66,7 +70,7 @@ def assert_whole(folder: Path, whole: Path) -> None:
 
 
 def saved_settings(folder: Path) -> tuple[Any, Any, Any, Any]:
-    """Of config.yaml, those that would lead a later command astray if they named what this one has settled."""
+    """Returns settings in config.yaml that would mislead a later command if they named this command's choices."""
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     folders = (saved["checkpoint"]["dirpath"], saved["trainer"]["default_root_dir"], saved["run"]["folder"])
     return saved["ckpt_path"], *folders
@@ -81,7 +85,7 @@ def without_last_row(path: Path) -> None:
 def test_killed_during_the_last_evaluation(
     command: Args, whole: Path, tmp_path: Path, row_written: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last checkpoint is there, the evaluation is not; or it is, and only the summary is missing."""
+    """The last checkpoint exists, but not the evaluation. In the other case only the summary is missing."""
     folder = Path(shutil.copytree(whole, tmp_path / "copy"))
     (folder / "summary.json").unlink()
     if not row_written:
@@ -122,11 +126,16 @@ def test_a_finished_run_is_left_as_it_is(command: Args, whole: Path, capsys: pyt
 
 
 def test_a_fork_with_another_rule_starts_with_what_there_is(
-    config: Path, whole: Path, elsewhere: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Path,
+    whole: Path,
+    elsewhere: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """POPO from GRPO's checkpoint, which has no buffer: in a folder of its own, and the first run is as it was."""
+    """POPO starts from GRPO's checkpoint, which has no buffer, in its own folder. The first run does not change."""
     before, kept = digests(whole), digests(elsewhere)
-    (newest,) = elsewhere.glob(f"epoch={ITERATIONS - 1}-*.ckpt")
+    (newest,) = elsewhere.glob(f"iteration-{ITERATIONS:04d}.ckpt")
     longer = ["--trainer.max_epochs", str(ITERATIONS + 1), "--run.root", tmp_path, "--ckpt_path", newest]
     popo("fit", "--config", config, *method("popo"), *longer)
     assert (digests(whole), digests(elsewhere)) == (before, kept)
@@ -136,12 +145,12 @@ def test_a_fork_with_another_rule_starts_with_what_there_is(
     record = read_record(fork)
     assert record is not None and record.origin == {"checkpoint": str(newest), "iterations": ITERATIONS}
     assert saved_settings(fork) == (str(newest), None, None, str(fork))
-    assert "method grpo there, popo here" in caplog.text
+    assert "method grpo there, popo here" in capsys.readouterr().err
     assert "data.composer is popo_lightning.methods.popo.PrioritizedGroupReplay; the checkpoint's is" in caplog.text
 
 
 def test_a_runs_own_config(whole: Path, elsewhere: Path, tmp_path: Path) -> None:
-    """Validates the run's newest checkpoint, replaces nothing, and runs again as it is in another folder."""
+    """It validates the run's newest checkpoint, replaces nothing, and runs again unchanged in another folder."""
     folder = Path(shutil.copytree(whole, tmp_path / "copy"))
     own = ["--config", folder / "config.yaml", "--run.folder", folder]
     before = digests(folder)
@@ -153,7 +162,7 @@ def test_a_runs_own_config(whole: Path, elsewhere: Path, tmp_path: Path) -> None
         json.loads((folder / "evaluations" / name / "results.json").read_text())
         for name in ("validate", f"iteration-{ITERATIONS:06d}")
     )
-    (newest,) = elsewhere.glob(f"epoch={ITERATIONS - 1}-*.ckpt")
+    (newest,) = elsewhere.glob(f"iteration-{ITERATIONS:04d}.ckpt")
     assert found["checkpoint"] == str(newest) and found["iteration"] == ITERATIONS
     numbers = [each["benchmarks"]["countdown"]["numbers"] for each in (found, there)]
     assert numbers[0] | {"seconds": 0} == numbers[1] | {"seconds": 0}
@@ -174,7 +183,7 @@ def test_states_of_other_rules_are_left_out(caplog: pytest.LogCaptureFixture) ->
     states = [{"sampler": {"cursor": 7}, "composer": {}, "pending": [], "rollout_metrics": {}, "groups_made": 3}]
     there = rules_of(epochs, OnPolicy(), "abc")
     assert without_other_rules(states, there, there, epochs, OnPolicy()) == states
-    assert without_other_rules(states, None, there, epochs, OnPolicy()) == states  # an earlier version's
+    assert without_other_rules(states, None, there, epochs, OnPolicy()) == states  # of an earlier version
     assert not caplog.text
     (found,) = without_other_rules(states, there, rules_of(epochs, replay, "abc"), epochs, replay)
     assert found == states[0] | {"composer": replay.state_dict()}
@@ -197,8 +206,33 @@ def test_a_checkpoint_with_or_without_a_critic(critic: bool) -> None:
     policy_checkpoint.check(own, own, "a model", training=True, freeze_vision=False)
 
 
+HEADS: list[tuple[ValueHead, ValueHead, str]] = [
+    (NestedHead("level", ["1", "2"]), NestedHead("level", ["2", "1"]), r"groups \['2', '1'\], but"),
+    (NestedHead("level", ["1"]), NestedHead("kind", ["1"]), "field kind, but the checkpoint's level"),
+    (CategoricalHead(), CategoricalHead(high=2.0), r"high 2\.0, but the checkpoint's 1\.0"),
+    (ScalarHead(), GaussianHead(), "class GaussianHead, but the checkpoint's ScalarHead"),
+]
+
+
+@pytest.mark.parametrize(("there", "here", "said"), HEADS)
+def test_a_checkpoint_whose_critic_has_a_head_of_another_meaning(there: ValueHead, here: ValueHead, said: str) -> None:
+    """The heads have equal shapes, such as twin scalar heads and a Gaussian one."""
+
+    class Policy(torch.nn.Module):
+        def __init__(self, head: ValueHead) -> None:
+            super().__init__()
+            self.model, self.critic = torch.nn.Linear(1, 1), Critic(head=head, value_clip=None)
+
+    saved, own = (policy_checkpoint.describe(Policy(head)) for head in (there, here))
+    with pytest.raises(SettingError, match=f"model.critic.head has {said}"):
+        policy_checkpoint.check(own, saved, "a model", training=True, freeze_vision=False)
+    policy_checkpoint.check(own, own, "a model", training=True, freeze_vision=False)
+    del saved[policy_checkpoint.HEAD]  # of an earlier version
+    policy_checkpoint.check(own, saved, "a model", training=True, freeze_vision=False)
+
+
 def adopted(folder: Path) -> tuple[str, str]:
-    """A rank's folder before and after; each has settled for another."""
+    """Returns a rank's folder before and after. Each rank has chosen another one."""
     trainer = trainer_of("ddp", 2, 1)
     trainer.strategy.setup_environment()
     own = folder / f"run-{trainer.global_rank + 1}"

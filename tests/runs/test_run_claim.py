@@ -1,4 +1,4 @@
-"""A folder belongs to one process at a time, and to none that is dead."""
+"""A folder belongs to one process at a time, and to no dead process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ time.sleep(60)
 
 
 def holding(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """A process that has tried to take the folder."""
+    """Starts a process that tries to take the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder), *more],
         env=environment(),
@@ -80,7 +80,7 @@ def test_many_at_once_and_one_gets_it(tmp_path: Path) -> None:
 def test_a_child_that_outlives_the_run_keeps_nothing(tmp_path: Path) -> None:
     run = holding(tmp_path, "fork")
     try:
-        run.kill()  # the run alone
+        run.kill()  # only the run
         run.wait()
         time.sleep(0.05)
         taken = claim(tmp_path, "run.folder")

@@ -1,4 +1,4 @@
-"""What a run's folder holds: whose run, and which checkpoints."""
+"""What a run's folder contains: whose run it is, and which checkpoints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_a_checkpoint_has_behind_it(tmp_path: Path) -> None:
     history = [{"iteration": 0, "eval/x/greedy": 0.5}, {"iteration": 2}]
     write_checkpoint(path, Monitor={"steps": [{"seconds": 1.0}]}, Evaluation={"history": history})
     found = behind(path)
-    assert (found.iterations, found.begun, found.evaluated) == (3, 4, {0, 2})  # the fourth has no row yet
+    assert (found.iterations, found.begun, found.evaluated) == (3, 4, {0, 2})  # the fourth iteration has no row yet
     write_checkpoint(path, Monitor={"steps": []})
     assert behind(path).iterations == 4
 
@@ -65,12 +65,14 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         behind(path)
     with pytest.raises(SettingError, match="does not exist"):
         behind(tmp_path / "missing.ckpt")
+    with pytest.raises(SettingError, match="a folder that is no checkpoint"):
+        behind(tmp_path)
 
 
 def test_what_makes_a_folder_a_runs(tmp_path: Path) -> None:
     assert not holds_run(tmp_path / "none") and not holds_run(tmp_path)
     for name in ("run.lock", "config.yaml", "log.txt", "events.out.tfevents.1"):
-        (tmp_path / name).touch()  # of a start that failed
+        (tmp_path / name).touch()  # files of a failed start
     assert not holds_run(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     record = new_record("t", "m", 1, {}, 20).writing_to(tmp_path, elsewhere)
@@ -112,7 +114,14 @@ def test_the_run_that_wrote_a_checkpoint_is_found(tmp_path: Path) -> None:
     assert home_of(path) is None
     record.write(folder)
     assert home_of(path) == folder
-    new_record("t", "m", 1, {}, 20).write(folder)  # another run has the folder now
+    new_record("t", "m", 1, {}, 20).write(folder)  # now another run has the folder
     assert home_of(path) is None
-    assert home_of(write_checkpoint(tmp_path / "b" / "checkpoints" / "a.ckpt", RunKeeper=kept)) == tmp_path / "b"
+    copied = write_checkpoint(tmp_path / "b" / "checkpoints" / "a.ckpt", RunKeeper=kept)
+    assert home_of(copied) is None, "the file alone was copied"
+    for name in (RECORD, "metrics.csv", "summary.json"):
+        (tmp_path / "b" / name).touch()  # of a whole folder that was moved
+        assert home_of(copied) == tmp_path / "b"
+        (tmp_path / "b" / name).unlink()
+    record.write(folder)
+    assert home_of(copied) == folder
     assert home_of(write_checkpoint(tmp_path / "old.ckpt")) is None

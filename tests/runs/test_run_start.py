@@ -1,9 +1,10 @@
-"""Where a training writes and what it goes on from: no run replaces another, none starts over in silence."""
+"""Where a training writes and where it continues from: no run replaces another, and none starts over silently."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.runs.claim import claim
-from popo_lightning.runs.evaluation_start import settle_evaluation
+from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation
 from popo_lightning.runs.record import RunRecord, checkpoint_every, decisive_settings, new_record, read_record
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import Start, settle
@@ -37,7 +38,7 @@ def wanted(root: Path, method: str = "popo", seed: int = 3, **changes: Any) -> W
 
 
 def settled(command: Wanted) -> Start:
-    """As a process that ends would have it."""
+    """Settles a command and releases its claims, as a process does at its end."""
     with ExitStack() as claims:
         return settle(command, claims)
 
@@ -53,7 +54,7 @@ def checkpoint_of(start: Start, iteration: int, at: float = 0, folder: Path | No
 
 
 def made(start: Start, *iterations: int, summary: int | None = None) -> Start:
-    """What a run leaves behind: its record, numbers and checkpoints after these iterations."""
+    """Writes a run's files: its record, metrics and checkpoints after these iterations."""
     start.record.write(start.folder)
     rows = "".join(f"{step},1.0\n" for step in range((max(iterations) if iterations else 0) + 1))
     (start.folder / "metrics.csv").write_text(f"step,train/loss\n{rows}")
@@ -86,8 +87,9 @@ def test_every_run_gets_a_folder_of_its_own_and_says_so(root: Path, caplog: pyte
     assert settled(wanted(root)).folder == first.folder  # nothing was written there
     assert not caplog.text
     made(first)
-    assert settled(wanted(root)).folder == base / "popo-seed3-2"
-    assert "popo-seed3' belongs to another run, so this one writes to" in caplog.text
+    second = settled(wanted(root))
+    assert second.folder == base / "popo-seed3-2" and not caplog.text  # it may still be refused
+    assert second.news == (f"'{first.folder}' belongs to another run, so this one writes to '{second.folder}'",)
     (base / "popo-seed3-2" / "checkpoints").mkdir(parents=True)
     assert settled(wanted(root)).folder == base / "popo-seed3-3"
     assert settled(wanted(root, seed=4)).folder == base / "popo-seed4"
@@ -145,7 +147,7 @@ def test_folder_asked_for_must_be_free(root: Path) -> None:
 
 
 def test_ranks_but_the_first_claim_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take rank 0's folder once they are joined."""
+    """They take rank 0's folder once they have joined."""
     monkeypatch.setattr("lightning.pytorch.utilities.rank_zero.rank_zero_only.rank", 1)
     assert settled(wanted(root)).folder == root / "countdown" / "popo-seed3"
     assert not root.exists()
@@ -170,7 +172,7 @@ def test_checkpoints_elsewhere_are_found(root: Path, tmp_path: Path) -> None:
     assert run.checkpoints == elsewhere
     again = settled(wanted(root, resume=True))
     assert again.checkpoint == elsewhere / "epoch=3.ckpt"
-    assert again.checkpoints == run.folder / "checkpoints"  # as the command now says
+    assert again.checkpoints == run.folder / "checkpoints"  # as the present command says
     again.record.write(run.folder)
     assert settled(wanted(root, resume=True)).checkpoint == elsewhere / "epoch=3.ckpt"
     moved = settled(wanted(root, resume=True, checkpoints=third))
@@ -179,7 +181,7 @@ def test_checkpoints_elsewhere_are_found(root: Path, tmp_path: Path) -> None:
     assert settled(wanted(root, resume=True)).checkpoint == third / "epoch=5.ckpt"
     run.folder.rename(root / "moved")
     assert settled(wanted(root, resume=True, folder=root / "moved")).checkpoint == third / "epoch=5.ckpt"
-    # the folder is lost, its checkpoints are not
+    # The folder is lost, but its checkpoints are not.
     lost = settled(wanted(root, resume=True, checkpoints=third))
     assert lost.checkpoint == third / "epoch=5.ckpt" and lost.record.id == run.record.id
 
@@ -195,7 +197,7 @@ def test_a_folder_of_checkpoints_belongs_to_one_run(root: Path, tmp_path: Path) 
         with pytest.raises(SettingError, match=r"checkpoint\.dirpath is .* is writing to"):
             settle(wanted(root, seed=4, checkpoints=tmp_path / "new"), claims)
     other = replace(run, record=new_record("countdown", "popo", 3, SETTINGS, 2))
-    checkpoint_of(other, 8, folder=shared)  # as an earlier version would have let it
+    checkpoint_of(other, 8, folder=shared)  # as an earlier version allowed
     refused(wanted(root, resume=True), "was written by another run", "ckpt_path")
 
 
@@ -212,7 +214,7 @@ def test_without_any_checkpoint_a_run_begins_anew_only_before_its_first(
     made(run, 3)
     (run.checkpoints / "epoch=2.ckpt").unlink()
     refused(wanted(root, resume=True), "has made 3 iterations, has no checkpoint", "checkpoints'", "ckpt_path")
-    refused(wanted(root, resume=True, folder=run.folder, every=50), "has no checkpoint")  # by its own settings then
+    refused(wanted(root, resume=True, folder=run.folder, every=50), "has no checkpoint")  # by its settings at that time
     made(replace(run, record=replace(run.record, checkpoint_every=None)))
     assert settled(wanted(root, resume=True)).checkpoint is None
     (run.folder / "metrics.csv").write_text("step,train/loss\n1,1.0\n")
@@ -257,7 +259,7 @@ def test_the_same_run_goes_on_from_its_checkpoint(root: Path) -> None:
     for folder in (None, root / "mine"):
         again = settled(wanted(root, folder=folder, checkpoint=run.checkpoints / "epoch=1.ckpt"))
         assert again.folder == run.folder and again.record.id == run.record.id and again.record.origin is None
-    old = write_checkpoint(root / "old" / "checkpoints" / "a.ckpt")  # that says nothing of its run
+    old = write_checkpoint(root / "old" / "checkpoints" / "a.ckpt")  # does not name its run
     assert settled(wanted(root, checkpoint=old)).folder == root / "old"
     assert settled(wanted(root, checkpoint=write_checkpoint(root / "a.ckpt"))).folder == root / "countdown/popo-seed3"
 
@@ -281,13 +283,13 @@ def test_a_fork_gets_a_folder_of_its_own(
     assert fork.folder == root / "countdown" / name and fork.checkpoint == own
     assert fork.record.id != run.record.id
     assert fork.record.origin == {"checkpoint": str(own), "iterations": 4}
-    assert word in caplog.text and "begins from" in caplog.text
+    assert word in fork.news[0] and "begins from" in fork.news[0] and not caplog.text
     if word.startswith("model"):
         refused(wanted(root, **change, checkpoint=own, folder=run.folder), word, "--run.resume true")
 
 
 def test_a_fork_is_resumed_by_the_command_that_began_it(root: Path) -> None:
-    """As a queue does that starts it again: from the other run's checkpoint once, and then from its own."""
+    """A queue may start it again: the first time from the other run's checkpoint, then from its own."""
     run = made(settled(wanted(root)), 2, 4)
     command = wanted(root, "grpo", folder=root / "fork", resume=True, checkpoint=run.checkpoints / "epoch=3.ckpt")
     fork = settled(command)
@@ -317,7 +319,7 @@ def test_a_finished_run_says_so(root: Path, caplog: pytest.LogCaptureFixture) ->
             settled(command)
     assert settled(wanted(root, resume=True, max_epochs=11)).checkpoint == own
     assert settled(wanted(root, resume=True, max_epochs=-1)).checkpoint == own
-    for other in ("{", '{"iterations": 4}'):  # damaged, or of a shorter run that was gone on with
+    for other in ("{", '{"iterations": 4}'):  # damaged, or of a shorter run that was continued
         (run.folder / "summary.json").write_text(other)
         assert settled(wanted(root, resume=True)).checkpoint == own
     made(run, 10, summary=10)
@@ -326,6 +328,19 @@ def test_a_finished_run_says_so(root: Path, caplog: pytest.LogCaptureFixture) ->
         settled(wanted(root, resume=True))
     made(settled(wanted(root)), 2)
     with pytest.raises(RunFinished, match=r"'.*popo-seed3-2' holds a later run, which --run\.folder .*-2 --run"):
+        settled(wanted(root, resume=True))
+
+
+def test_settings_in_sentences_can_be_pasted(root: Path) -> None:
+    """Of a folder with a space in its name."""
+    root = root / "my runs"
+    run = made(settled(wanted(root)), 4)
+    refused(
+        wanted(root, "grpo", folder=run.folder, resume=True), f"--ckpt_path '{run.checkpoints / 'epoch=3.ckpt'}', w"
+    )
+    made(run, 10, summary=10)
+    made(settled(wanted(root)), 2)
+    with pytest.raises(RunFinished, match=rf"which --run\.folder '{root}.*-2' --run\.resume true goes on with"):
         settled(wanted(root, resume=True))
 
 
@@ -361,11 +376,36 @@ def test_a_runs_config_means_its_newest_checkpoint(root: Path, caplog: pytest.Lo
 
 
 def test_a_forks_config_means_the_forks_newest_checkpoint(root: Path) -> None:
-    """Its config.yaml names the checkpoint that it began from."""
+    """Its config.yaml names the checkpoint from which it began."""
     run = made(settled(wanted(root)), 2)
     began = run.checkpoints / "epoch=1.ckpt"
     fork = made(settled(wanted(root, "grpo", checkpoint=began)), 4)
     assert evaluated(root, folder=str(fork.folder), checkpoint=str(began))[1] == fork.checkpoints / "epoch=3.ckpt"
+
+
+@pytest.mark.parametrize("begins", ["moved", "copied", "seen from another folder"])
+def test_the_config_of_a_run_elsewhere_means_that_run(
+    begins: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.yaml still names the folder in which it was made, where another run or none may be."""
+    monkeypatch.chdir(tmp_path)
+    run = made(settled(wanted(Path("runs"))), 2)
+    named = str(run.folder)
+    (run.folder / "config.yaml").write_text(f"run: {{folder: '{named}'}}\n")
+    here = tmp_path / "here"
+    if begins == "seen from another folder":
+        here = run.folder.absolute()
+        monkeypatch.chdir("/")
+    else:
+        shutil.copytree(run.folder, here)
+        if begins == "moved":
+            shutil.rmtree(run.folder)
+    assert folder_of_run(named, [here / "config.yaml"]) == str(here)
+    assert evaluated(root, folder=str(here)) == (here, here / "checkpoints" / "epoch=1.ckpt")
+    assert folder_of_run("asked", [here / "config.yaml"]) == "asked", "by an option"
+    assert folder_of_run(None, [here / "config.yaml"]) is None
+    (here / "run.json").unlink()
+    assert folder_of_run(named, [here / "config.yaml"]) == named, "it may be any file of that name"
 
 
 def test_evaluations_that_have_nothing_to_evaluate(root: Path, tmp_path: Path) -> None:

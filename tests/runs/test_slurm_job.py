@@ -1,4 +1,4 @@
-"""A job that SLURM preempts, or whose time is up: saved, with an exit code that the documented script requeues on."""
+"""A job that SLURM preempts or whose time is up is saved, and the documented script requeues on its exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_preempted_run_is_saved(
 ) -> None:
     for name, value in LAUNCHED[launched].items():
         monkeypatch.setenv(name, value)
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)  # whose default would end the tests
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)  # the default action would end the tests
     quick = ["--evaluation.at_start", "false", "--evaluation.every_n_iterations", "0", "--trainer.max_epochs", "3"]
     command = ["fit", "--config", config, *method("popo"), *quick, "--run.folder", tmp_path, "--run.resume", "true"]
     try:
@@ -44,12 +44,12 @@ def test_a_preempted_run_is_saved(
     assert f"stopped by {number.name} after iteration 2, minibatch 2 of 3" in capsys.readouterr().err
     checkpoint(tmp_path, 5)
     assert not list(tmp_path.glob("hpc_ckpt*"))
-    assert popo(*command).trainer.global_step == 9  # what the requeued job does
+    assert popo(*command).trainer.global_step == 9  # the requeued job does the same
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """The script of the docs, with commands in the place of SLURM's that note how they were called."""
+    """Writes the script of the docs, with fake SLURM commands that record their arguments."""
     (found,) = SCRIPT.findall((REPOSITORY / "docs" / "multi_node.md").read_text())
     script = tmp_path / "job.sh"
     script.write_text(found)
@@ -69,7 +69,7 @@ def started(job: Path, code: int, sleeps: str = "") -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (138, True), (143, True)])
 def test_the_script_requeues_what_was_stopped(job: Path, code: int, requeued: bool) -> None:
-    """And nothing that would fail again and again."""
+    """Jobs that would fail again and again are not requeued."""
     assert started(job, code).wait(20) == code
     ran, *more = (job.parent / "notes").read_text().splitlines()
     assert ran.startswith("popo fit") and ran.endswith("--run.resume true")

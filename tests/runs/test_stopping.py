@@ -1,4 +1,4 @@
-"""Runs that are stopped by a signal, or by an error: resumed, they equal those that never stopped, bit for bit."""
+"""Runs stopped by a signal or an error. When resumed, they equal uninterrupted runs bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from helpers.processes import on_two_ranks
 from helpers.tiny_models import environment, method, metrics, popo, popo_process
 
 from popo_lightning.runs.checkpoint_files import newest_whole
-from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words, without_options
+from popo_lightning.runs.going_on import going_on, without_options
+from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words
 from runs.test_resume import checkpoint, weights_in
 
 ITERATIONS, MINIBATCHES = 4, 3
@@ -40,7 +41,7 @@ def command(config: Path) -> list[str | Path]:
 def whole(command: list[str | Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     popo(*command, "--run.folder", folder)
-    assert sum(row.get("replay/groups", 0) for row in metrics(folder)) > 3
+    assert sum(row.get("replay/groups", 0) for row in metrics(folder)) > 0
     return folder
 
 
@@ -70,7 +71,8 @@ def assert_same_end(resumed: Path, whole: Path) -> None:
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-# calls of the engine: greedy and sampled at the start, iterations 1 and 2, greedy and sampled after the second, ...
+# Calls of the engine: greedy and sampled at the start, iterations 1 and 2, greedy and sampled after the second, and so
+# on.
 STOPS = {
     "inside an iteration": (at("on_train_batch_start", 2, 1), 5),
     "in the last minibatch": (at("on_train_batch_end", 2, 2), 6),
@@ -105,6 +107,7 @@ def test_stopped_and_resumed(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [[*ENGINE, "7", "--data.engine.number", "0"], at("on_train_epoch_end", 2, number=0)])
 def test_an_error_with_save_on_exception(
     command: list[str | Path], whole: Path, tmp_path: Path, how: list[str]
@@ -142,7 +145,7 @@ class InterruptedSetup(L.Callback):
 def test_interrupted_while_it_starts(command: list[str | Path], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         popo(*command, "--trainer.callbacks+", f"{__name__}.InterruptedSetup", "--run.folder", tmp_path)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from then on
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
     assert ended.value.code == 130
 
 
@@ -154,7 +157,7 @@ def test_validate_stops_at_once(config: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_the_command_that_is_named_continues(command: list[str | Path], whole: Path, tmp_path: Path) -> None:
-    """As processes, by SIGTERM."""
+    """Uses separate processes and SIGTERM."""
     how = at("on_train_batch_start", 3, 1, signal.SIGTERM)
     stopped = popo_process(*command, *how, "--run.folder", tmp_path)
     assert stopped.returncode == 143, stopped.stderr
@@ -165,7 +168,7 @@ def test_the_command_that_is_named_continues(command: list[str | Path], whole: P
 
 
 def two_rank_command(config: Path, strategy: str) -> list[str | Path]:
-    """An iteration of three minibatches and another one, on two ranks."""
+    """Returns a command of two iterations with three minibatches each, on two ranks."""
     command = ["fit", "--config", config, *method("popo"), "--trainer.max_epochs", "2"]
     command += ["--data.problems_per_iteration", "8", "--evaluation.every_n_iterations", "0"]
     if strategy == "ddp":
@@ -176,7 +179,7 @@ def two_rank_command(config: Path, strategy: str) -> list[str | Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "rank"), [("ddp", "1"), ("fsdp2", "0"), ("fsdp2 in shards", "null")])
 def test_two_ranks_stop_together(config: Path, tmp_path: Path, strategy: str, rank: str) -> None:
-    """Whichever gets the signal: torchrun passes it on to all, kill to one."""
+    """Any rank may get the signal: torchrun sends it to all, kill to one."""
     command = two_rank_command(config, strategy)
     one_node(2, *command, "--run.folder", tmp_path / "whole", seconds=300)
     how = [*at("on_train_batch_start", 2, 1, signal.SIGTERM), "--trainer.callbacks.rank", rank]
@@ -189,7 +192,7 @@ def test_two_ranks_stop_together(config: Path, tmp_path: Path, strategy: str, ra
 
 @pytest.mark.slow
 def test_ranks_that_the_command_starts(config: Path, tmp_path: Path) -> None:
-    """Without torchrun: the exit code is that of the rank that started the others."""
+    """Without torchrun, the exit code is that of the rank that started the others."""
     how = [*at("on_train_epoch_end", 1, 0, signal.SIGTERM), "--trainer.callbacks.rank", "0"]
     command = [*two_rank_command(config, "ddp"), "--trainer.devices", "2", "--run.folder", tmp_path]
     stopped = popo_process(*command, *how)
@@ -241,10 +244,10 @@ def test_sampling_is_left_at_once(requests: StopRequests) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
             reached = True
-        except Exception:  # whatever is on the way may catch errors
+        except Exception:  # code on the way may catch errors
             reached = True
     assert not reached
-    os.kill(os.getpid(), signal.SIGINT)  # the same Ctrl-C, passed on by a launcher
+    os.kill(os.getpid(), signal.SIGINT)  # a launcher passes on the same Ctrl-C
     time.sleep(0.05)
 
 
@@ -268,15 +271,16 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once() -> None:
-    """Also a process that waits for something outside of Python."""
+    """This includes a process that waits for something outside of Python."""
     process = subprocess.Popen(
         [sys.executable, "-c", DEAF], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)  # too soon to be another
+    process.send_signal(signal.SIGINT)  # too soon to be another signal
     time.sleep(1.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -318,3 +322,18 @@ def test_words() -> None:
         "stopped by SIGINT after iteration 3, which x.ckpt holds; continue by: popo fit --config a.yaml --seed 1 "
         "--run.folder 'runs/a b' --run.resume true"
     )
+
+
+@pytest.mark.parametrize("said", ["--config {}.yaml", "--config {}", "-c {}.yaml", "--config={}.yaml", "inline"])
+def test_a_checkpoint_of_a_config_file_is_not_gone_back_to(tmp_path: Path, said: str) -> None:
+    """Where nothing is saved since, what the run began from goes before it."""
+    place = tmp_path / "a b"
+    (tmp_path / "a b.yaml").write_text("ckpt_path: old.ckpt\nseed_everything: 1\n")
+    given = [part.format(place) for part in said.split(" ")]
+    given = given if said != "inline" else ["--config", "ckpt_path: old.ckpt"]
+    end = ["--run.folder", "f", "--run.resume", "true"]
+    assert going_on(["fit", *given, "--ckpt_path", "x"], "f") == ["fit", *given, "--ckpt_path", "null", *end]
+    assert going_on(["fit", *given], "f", "x") == ["fit", *given, "--ckpt_path", "x", *end]
+    (tmp_path / "a b.yaml").write_text("ckpt_path: null\n")
+    given = given if said != "inline" else ["--config", "seed_everything: 1"]
+    assert going_on(["fit", *given], "f") == ["fit", *given, *end]

@@ -1,10 +1,11 @@
-"""`popo show` reads whatever a run has written, counts what is damaged, and refuses what is no run."""
+"""`popo show` reads all files of a run, counts damaged lines, and refuses folders that are not runs."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from helpers.shown_runs import make_odd_run, make_run, metrics_text, samples, wr
 from helpers.tiny_models import REPOSITORY, environment
 from PIL import Image
 
+from popo_lightning.core.hidden_secrets import shown_command
 from popo_lightning.show.command import made, main
 from popo_lightning.show.html import SCRIPTS, data_text
 from popo_lightning.show.run_files import LARGEST_LINE
@@ -83,8 +85,58 @@ def test_secrets_are_not_in_the_page(tmp_path: Path) -> None:
     assert run["settings"] == {"model.path": "tiny", "run.method": "popo", "server.api_key": "(not shown)"}
 
 
+SECRETS = {  # what was typed, and what others see of it
+    "--a.api_key S": "--a.api_key (not shown)",
+    "--a.init_args.password='S S'": "--a.init_args.password=(not shown)",
+    "--a.password 'S S' --b 1": "--a.password (not shown) --b 1",
+    "--a.api_keys S S --b 1": "--a.api_keys (not shown) (not shown) --b 1",
+    "--a.token S --max_new_tokens 8": "--a.token (not shown) --max_new_tokens 8",
+    "--a.reward_key score": "--a.reward_key score",
+    """--a '{"b": {"api_key": "S", "c": [1]}}'""": """--a '{"b": {"api_key": "(not shown)", "c": [1]}}'""",
+    "'--a={b: {hf_token: S}, c: 2}'": """'--a={"b": {"hf_token": "(not shown)"}, "c": 2}'""",
+    "--a+ '[{secret: [S, S]}]'": """--a+ '[{"secret": "(not shown)"}]'""",
+    "--a '{api_key: S'": "--a '(not shown)'",
+    "--a '{x: &x S, api_key: *x}'": "--a '(not shown)'",
+    "--a 'api_key: S": "(not shown)",
+    "--a 'no secret in it'": "--a 'no secret in it'",
+    "--a.openai_key S --a.bearer S": "--a.openai_key (not shown) --a.bearer (not shown)",
+    "--a https://bob:S@host/x": "--a '(not shown)'",
+    "--a 'https://host/x?v=1&api_key=S'": "--a '(not shown)'",
+    """--a '["Authorization: Bearer S"]'""": """--a '["(not shown)"]'""",
+    "--a https://host:80/x": "--a https://host:80/x",
+}
+
+
+@pytest.mark.parametrize("typed", SECRETS)
+def test_secrets_are_not_in_commands(typed: str) -> None:
+    command = f"popo fit --config a.yaml {typed}"
+    expected = f"popo fit --config a.yaml {SECRETS[typed]}"
+    assert shown_command(command) == (expected if "'api_key: S" not in typed else "(not shown)")
+    assert re.search(r"[ :=]S\b", shown_command(command)) is None
+
+
+def test_secrets_within_a_setting_are_not_in_the_page(tmp_path: Path) -> None:
+    """Of a run whose config.yaml is gone."""
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").unlink()
+    settings = {"data.engine": '[{"api_key": "S", "port": 1}]', "data.password": '"S"', "model.lr": "1.0"}
+    (run / "run.json").write_text(json.dumps({"settings": settings}))
+    shown = {
+        "data.engine": '[{"api_key": "(not shown)", "port": 1}]',
+        "data.password": "(not shown)",
+        "model.lr": "1.0",
+    }
+    assert read_run(run, "run", LIMITS)["settings"] == shown
+
+
+def test_the_command_of_a_run_that_says_none_can_be_pasted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a run")
+    (run / "run.json").unlink()
+    assert read_run(run, "run", LIMITS)["command"] == f"popo fit --config '{run / 'config.yaml'}'"
+
+
 def test_a_run_of_an_earlier_version(tmp_path: Path) -> None:
-    """Without gold, parts, groups and command; two groups of one problem differ by nothing."""
+    """Rows have no gold, parts or group, and the record no command. Groups are told apart by their problems."""
     old = ("iteration", "problem", "prompt", "response", "score", "advantage", "age", "finish_reason")
     rows = [{name: row[name] for name in old} for group in (1, 2, 3) for row in samples(1, group)]
     run = make_run(tmp_path / "run", rows=rows)
@@ -114,8 +166,8 @@ def test_damaged_lines_are_counted_and_left_out(tmp_path: Path, capsys: pytest.C
     lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
     width = lines[0].count(",")
     bad = ["1,2,3\n", "x" + "," * width + "\n", "1.5" + "," * width + "\n", '"' + "a" * 200000 + "\n", "\0\n"]
-    not_finite = ",".join(["4", "nan", "inf", *[""] * (width - 2)]) + "\n"  # no damage, and nothing to show
-    half = "5" + "," * width  # its last numbers are still to come
+    not_finite = ",".join(["4", "nan", "inf", *[""] * (width - 2)]) + "\n"  # not damaged, but nothing to show
+    half = "5" + "," * width  # its last numbers are not written yet
     (run / "metrics.csv").write_text("".join([*lines, *bad, not_finite, half]))
     with (run / "samples.jsonl").open("ab") as file:
         deep = b"[" * 100000 + b"]" * 100000
@@ -294,7 +346,7 @@ def test_evaluations_of_several_ranks(tmp_path: Path) -> None:
 
 
 def test_the_wheel_has_the_page() -> None:
-    """Every file of the page is one that the page is made of, and is declared as data of the package."""
+    """The folder has exactly the files of which the page is made, and the package declares them as data."""
     there = {path.name for path in (REPOSITORY / "popo_lightning/show/page").iterdir()}
     assert there == {"style.css", *SCRIPTS}
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]

@@ -1,4 +1,4 @@
-"""The page of `popo show` in a browser: it renders without complaints, filters, stays quick, and shows text as text."""
+"""The page of `popo show` in a browser: it renders without errors, filters, is fast, and shows text as text."""
 
 from __future__ import annotations
 

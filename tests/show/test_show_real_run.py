@@ -1,4 +1,4 @@
-"""What popo fit writes is what popo show reads."""
+"""popo show reads the files that popo fit writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers.tiny_models import method, popo
 
+from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.show.runs import Limits, read_run
 
 
@@ -16,7 +17,11 @@ def test_a_run_of_popo_fit_is_shown_whole(config: Path, tmp_path: Path) -> None:
     command += ["--samples.every_n_iterations", "1"]
     popo(*command)
     run = read_run(folder, "run", Limits(samples=1000, evaluated=1000, images=0))
-    assert run["command"] == shlex.join(["popo", *map(str, command)]) and run["finished"] and run["iterations"] == 3
+    assert (
+        run["command"] == shlex.join(["popo", *with_config_names([str(word) for word in command])])
+        and run["finished"]
+        and run["iterations"] == 3
+    )
     assert run["skipped"] == {} and run["settings"]["data.composer.init_args.buffer.init_args.max_age"] == "8"
     assert set(run["leftOut"].values()) == {0}
     trained = [group for group in run["groups"] if "evaluated" not in group]

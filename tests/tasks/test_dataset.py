@@ -167,7 +167,7 @@ def test_images_in_files(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> Path:
-    """A folder laid out as on the hub, with embedded images."""
+    """Writes a folder laid out as on the hub, with embedded images."""
     import datasets
 
     features = datasets.Features(
@@ -206,7 +206,7 @@ def test_embedded_images(hub_folder: Path) -> None:
 
 
 def test_image_paths_in_tables(tmp_path: Path) -> None:
-    """Relative to the parquet file, or to the folder of the data set."""
+    """Paths are relative to the parquet file, or to the folder of the data set."""
     import datasets
 
     row = {"prompt": "<image>", "answer": "1", "images": "a.png"}
@@ -236,7 +236,7 @@ def test_read_once_and_alike(tmp_path: Path) -> None:
     path.unlink()
     assert found.train_problems() is first and found.benchmarks() == second
     path_of_another.unlink()
-    with pytest.raises(SettingError, match=r"gone\.jsonl"):  # nothing was read when it was made
+    with pytest.raises(SettingError, match=r"gone\.jsonl"):  # making the task read nothing
         lazy.train_problems()
 
 
@@ -257,7 +257,7 @@ def test_template(text: str, names: list[str], filled: str) -> None:
 
 
 def test_trains_as_on_problems_made_in_memory(policy: Path, tmp_path: Path) -> None:
-    """The same problems from a file make the same run, to the last bit."""
+    """The same problems from a file give the same run, bit for bit."""
     embedded = tiny_task()
     rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer} for p in embedded.train_problems()]
     path = write(tmp_path / "rows.jsonl", *rows)

@@ -1,4 +1,4 @@
-"""What a dataset task leaves out or refuses, and what it says."""
+"""What a dataset task omits or refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {  # a row, words of its sentence
 
 
 def broken_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size."""
+    """Returns a PNG header that claims a size."""
     import struct
     import zlib
 
@@ -119,7 +119,7 @@ def test_a_row_of_just_the_limit(tmp_path: Path) -> None:
     filler = b"x" * (MAX_ROW_BYTES - len(start) - len(end))
     path = write(tmp_path / "rows.jsonl", start + filler + end, start + filler + b"x" * 9 + end, ROW)
     assert [p.id for p in task(path).train_problems()] == ["train-1", "train-3"]
-    path.write_bytes(path.read_bytes() + b"x" * (2 * MAX_ROW_BYTES))  # and no end of line
+    path.write_bytes(path.read_bytes() + b"x" * (2 * MAX_ROW_BYTES))  # without an end of line
     assert [row.row for row in (lambda t: (t.train_problems(), t.bad_rows())[1])(task(path))] == [2, 4]
 
 

@@ -52,7 +52,7 @@ def test_verdicts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_
     with monkeypatch.context() as patch:
         patch.setattr(answers, "GradingPool", Forbidden)
         assert read(Picky()) == ["fine", "wrong"]
-        assert read(AcceptsAll()) == ["fine", "bad", "wrong"]  # checks nothing, so starts nothing
+        assert read(AcceptsAll()) == ["fine", "bad", "wrong"]  # checks nothing, so no process starts
         with pytest.raises(AssertionError):
             read(Picky("wrong"))  # another setting
         with pytest.raises(AssertionError):
@@ -63,7 +63,7 @@ def test_verdicts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_
     write(path, *[{"prompt": "x", "answer": gold} for gold in ("fine", "bad", "wrong")])
     for file in (own_cache / "answers").glob("*.json"):
         file.write_text('{"\\"wrong\\"": 5')
-    assert read(Picky()) == ["fine", "wrong"]  # from a broken cache, checked again
+    assert read(Picky()) == ["fine", "wrong"]  # the cache is broken, so it checks again
     assert read(Picky("wrong")) == ["fine", "bad"]
 
 

@@ -1,4 +1,4 @@
-"""POPO on real data sets, whole: real vLLM, real graders, real images, replayed groups."""
+"""POPO on complete real data sets, with real vLLM, real graders, real images and replayed groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASKS = {"countdown": "qwen2", "gsm8k": "qwen2", "geometry": "vision"}
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not on this machine")
 @pytest.mark.parametrize("name", TASKS)
 def test_popo_on_real_data(name: str, tmp_path: Path) -> None:
-    """An untrained model is never right, so the overlong penalty is what makes groups effective."""
+    """An untrained model is never right, so the overlong penalty makes groups effective."""
     tokenizer = byte_tokenizer()
     if TASKS[name] == "vision":
         model = random_vision_model(tmp_path / "model", tokenizer)

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym, with their own scorers where those only read."""
+"""Tasks of reasoning-gym, with their own scorers if these only read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small(name: str, **settings: object) -> ReasoningGymTask:
 
 def gold(task: ReasoningGymTask, index: int) -> str:
     _, entry = entry_of(json.dumps(task.train_problems()[index].answer, sort_keys=True))
-    if entry["answer"] is None:  # many are right; one is kept apart
+    if entry["answer"] is None:  # many answers are right; the metadata has one
         return json.dumps(entry["metadata"]["possible_answer"])
     return str(entry["answer"])
 
@@ -49,7 +49,7 @@ def test_gold_answers_are_right_and_others_wrong(name: str) -> None:
 
 
 def test_a_scorer_may_know_other_right_answers() -> None:
-    """A graph has many colourings; only the data set's scorer knows them all."""
+    """A graph has many colourings, and only the data set's scorer accepts them all."""
     task = small("graph_color")
     colours = json.loads(gold(task, 0))
     names = sorted(set(colours.values()))
@@ -71,7 +71,7 @@ def test_hostile_answers_run_nothing(tmp_path: Path) -> None:
 
 
 def test_held_out_is_held_out_and_everything_is_repeatable() -> None:
-    task, again = small("coin_flip"), small("coin_flip")  # few questions, so that some come twice
+    task, again = small("coin_flip"), small("coin_flip")  # few questions, so some occur twice
     assert task.train_problems() == again.train_problems() and task.benchmarks() == again.benchmarks()
     (held_out,) = task.benchmarks().values()
     assert len(held_out) == 6

@@ -1,4 +1,4 @@
-"""The task configurations: they parse with every method, and read what they name."""
+"""The task configurations parse with every method and read the data that they name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def task_config(name: str) -> Args:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *args: str | Path) -> dict[str, Any]:
-    """What a command would run with."""
+    """Returns the configuration that a command would use."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         popo("fit", *args, "--model.path", "somewhere", "--print_config")
@@ -36,7 +36,7 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str | Path) -> dict[str, 
 
 
 def built(config: dict[str, Any], **changes: Any) -> DatasetTask:
-    """The task of a configuration."""
+    """Returns the task of a configuration."""
     settings = config["data"]["task"]["init_args"] | changes
     module, name = settings["verifier"]["class_path"].rsplit(".", 1)
     verifier = getattr(import_module(module), name)(**settings["verifier"].get("init_args", {}))
@@ -72,7 +72,7 @@ def test_local_replaces_the_sources_and_nothing_else(
     changed = local["data"]["task"]["init_args"]
     assert changed["folder"] == "/files"
     for slot in ("train", "benchmarks"):
-        # exactly: no split, configuration or column of the hub's source may be left over
+        # Exactly: no split, configuration or column of the hub's source may remain.
         assert changed[slot] == given["data"]["task"]["init_args"][slot]
         hub["data"]["task"]["init_args"][slot] = changed[slot]
     hub["data"]["task"]["init_args"]["folder"] = "/files"
@@ -141,7 +141,7 @@ HUB: dict[str, dict[str, list[dict[str, Any]]]] = {  # data set: "configuration/
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders named and laid out like the data sets on the hub, which the datasets library reads the same way."""
+    """Writes folders that are named and laid out like the hub's data sets. The datasets library reads both alike."""
     import datasets
 
     folder = tmp_path_factory.mktemp("hub")
@@ -169,6 +169,7 @@ def question(problem: Any) -> str:
     return str(asked)
 
 
+@pytest.mark.slow
 def test_math_on_hub_columns(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = hub_task("math", hub, capsys)
     (train,) = task.train_problems()
@@ -219,7 +220,7 @@ def test_geometry_on_hub_columns(hub: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_another_source_on_the_command_line(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command in math.yaml's comment, word for word, and one benchmark changed alone."""
+    """Tests the command in math.yaml's comment, word for word, and a change of one benchmark."""
     text = (REPOSITORY / "configs" / "task" / "math.yaml").read_text().replace("\n#", "\n")
     value = text.split("--data.task.train '")[1].split("'")[0]
     config = printed(

@@ -34,7 +34,7 @@ SMALL = {"largest_number": 9, "held_out_per_kind": 5}
         ("18 - 12 =\n6", 0, 0),
         ("18 - 12 = ６", 0, 0),  # fullwidth
         ("18 - 12 = +6", 0, 0),
-        ("= 0000000006", 0, 0),  # ten digits are no answer, nor are nine of them
+        ("= 0000000006", 0, 0),  # ten digits are not an answer, and neither are nine of them
         ("= 6000000000", 0, 0),
         ("", 0, 0),
         ("= 6" + " " * 1998, 0, 0),
@@ -56,7 +56,7 @@ def test_answers_are_those_of_an_independent_reckoning(kind: str) -> None:
     assert len(problems) > 30
     for problem in problems:
         assert re.fullmatch(r"[2-9]( [-+*] [2-9]){1,2}", problem.id)
-        assert problem.answer == eval(problem.id) >= 0  # a test's own text, matched above
+        assert problem.answer == eval(problem.id) >= 0  # the test's own text, matched above
         assert problem.id.replace(" ", "").translate(str.maketrans("23456789", "a" * 8)) == re.sub("[bc]", "a", kind)
         assert problem.info == {"level": kind}
 
@@ -71,14 +71,14 @@ def test_the_example_is_right_and_the_question_last() -> None:
 
 
 def test_the_system_message_is_a_setting() -> None:
-    """Some templates put in their own where there is none, and some refuse any."""
+    """Some templates add their own if there is none, and some refuse any."""
     for system in ("", "Be brief."):
         (first, *rest), plain = (Arithmetic(system=s, **SMALL).train_problems()[0].prompt for s in (system, None))
         assert first == {"role": "system", "content": system} and rest == plain
 
 
 def turned(id: str) -> str:
-    """The problem with its first two terms in the other order."""
+    """Returns the problem with its first two terms in the other order."""
     first, operation, second, *rest = id.split(" ")
     return " ".join([second, operation, first, *rest])
 

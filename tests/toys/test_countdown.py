@@ -33,15 +33,15 @@ def grade(text: str, answer: dict[str, object] = ASKED) -> tuple[float, float]:
         ("  7-2=5;5*5=25\n", 1, 1),
         ("7-5=2;2*2=4", 0, 1),  # well-formed, misses the target
         ("7+2=9;9-5=4", 0, 1),
-        ("2+7=9;9+5=14", 0, 1),  # the smaller number may stand first
+        ("2+7=9;9+5=14", 0, 1),  # the smaller number may be first
         ("7-2=6;6*5=30", 0, 0),  # wrong arithmetic
         ("7-2=5;5*5=26", 0, 0),
         ("7-2=5;5*7=35", 0, 0),  # 7 used twice
         ("7*7=49;49-5=44;44-2=42", 0, 0),
-        ("5*5=25;7-2=5", 0, 0),  # one 5 at hand, used twice
-        ("7-2=5", 0, 0),  # 5 left over
-        ("8-2=6;6*5=30", 0, 0),  # 8 not at hand
-        ("7-2=5;5*5=25;25+0=25", 0, 0),  # 0 not at hand
+        ("5*5=25;7-2=5", 0, 0),  # only one 5, used twice
+        ("7-2=5", 0, 0),  # 5 not used
+        ("8-2=6;6*5=30", 0, 0),  # 8 not given
+        ("7-2=5;5*5=25;25+0=25", 0, 0),  # 0 not given
         ("7-2=5;5*5=25;", 0, 0),
         (";7-2=5;5*5=25", 0, 0),
         ("7-2=5;;5*5=25", 0, 0),
@@ -59,7 +59,7 @@ def grade(text: str, answer: dict[str, object] = ASKED) -> tuple[float, float]:
         ("７-2=5;5*5=25", 0, 0),  # fullwidth seven
         ("٧-٢=٥;٥*٥=٢٥", 0, 0),  # Arabic-Indic digits
         ("²+7=9;9-5=4", 0, 0),
-        ("7−2=5;5*5=25", 0, 0),  # a minus sign that is none
+        ("7−2=5;5*5=25", 0, 0),  # a character that only looks like a minus sign
         ("2-7=-5;-5*5=-25", 0, 0),
         ("7.0-2=5;5*5=25", 0, 0),
         ("7-2==5;5*5=25", 0, 0),
@@ -99,14 +99,14 @@ def test_at_most_400_characters_are_read() -> None:
     right = "7-2=5;5*5=25"
     assert grade(right.ljust(400)) == (1, 1)
     assert grade(right.ljust(401)) == (0, 0)
-    began = time.process_time()  # what else runs here does not count
+    began = time.process_time()  # other processes do not count
     for text in ("1+" * 500_000, " " * 1_000_000, "7-2=5;" * 170_000, "9" * 1_000_000, right + "\0" * 1_000_000):
         assert grade(text) == (0, 0)
     assert time.process_time() - began < 0.5
 
 
 def _by_the_rules(answer: dict[str, list[int]], text: str) -> tuple[float, float]:
-    """The verifier's rules once more, without regular expressions and fractions."""
+    """Applies the verifier's rules without regular expressions and fractions."""
     hand = Counter(answer["numbers"])
     for step in text.strip().split(";"):
         if set(step) - set("0123456789+-*/="):
@@ -154,7 +154,7 @@ def test_random_texts_never_raise_and_get_zero_or_one() -> None:
 
 
 def _reachable(numbers: tuple[int, ...]) -> set[str]:
-    """Every well-formed answer there is, by writing down all of them."""
+    """Returns every well-formed answer by enumeration."""
     if len(numbers) == 1:
         return {""}
     found = set()
@@ -169,7 +169,7 @@ def _reachable(numbers: tuple[int, ...]) -> set[str]:
 
 
 def _mirrored(text: str) -> str:
-    """With the larger number first in sums and products."""
+    """Puts the larger number first in sums and products."""
     steps = []
     for step in text.split(";"):
         sign = next(c for c in step if c in OPERATIONS)
@@ -210,7 +210,7 @@ def test_every_problem_is_solvable_and_none_is_missing(operations: str, min_ways
     train = {_asked(p.prompt) for p in CountdownSteps(**settings, held_out_problems=1).train_problems()}
     held_out = CountdownSteps(**settings, held_out_problems=len(expected) - len(train)).benchmarks()["countdown"]
     assert train | {_asked(p.prompt) for p in held_out} == expected
-    with pytest.raises(SettingError):  # there is not one more
+    with pytest.raises(SettingError):  # there is no further problem
         CountdownSteps(**settings, held_out_problems=len(expected) - len(train) + 1).benchmarks()
 
 
@@ -223,7 +223,7 @@ def test_train_and_held_out_share_no_problem() -> None:
     task = CountdownSteps()
     train, held_out = task.train_problems(), task.benchmarks()["countdown"]
     assert len(held_out) == 500
-    for problem in [*train, *held_out]:  # the prompt asks what the answer says
+    for problem in [*train, *held_out]:  # prompt and answer have the same numbers and target
         assert _asked(problem.prompt) == (tuple(problem.answer["numbers"]), problem.answer["target"])
         assert problem.prompt.endswith(":") and problem.info == {"level": 3}
     assert not {_asked(p.prompt) for p in train} & {_asked(p.prompt) for p in held_out}
@@ -248,7 +248,7 @@ def test_held_out_share_and_seed() -> None:
         {_asked(p.prompt) for p in CountdownSteps(held_out_share=share, held_out_problems=1).train_problems()}
         for share in (0.01, 0.27, 0.5)
     )
-    assert many < few < none  # a larger share holds out more of the same
+    assert many < few < none  # a larger share holds out more problems of the same set
     assert abs(len(few) / len(none) - 0.73) < 0.04
     plain, other = (CountdownSteps(seed=seed, orders=1) for seed in (0, 1))
     assert [_asked(p.prompt) for p in plain.train_problems()] == [_asked(p.prompt) for p in other.train_problems()]
@@ -256,7 +256,7 @@ def test_held_out_share_and_seed() -> None:
 
 
 def test_several_counts_give_equally_many_problems() -> None:
-    """Those of each count that come first by hash, so that a problem is held out whatever it is mixed with."""
+    """The first problems of each count by hash are used, so a problem is held out in every mixture."""
     settings = {"largest_number": 7, "held_out_problems": 1, "orders": 2}
     mixed = CountdownSteps([3, 4], **settings)
     apart = {count: {p.id for p in CountdownSteps(count, **settings).train_problems()} for count in (3, 4)}

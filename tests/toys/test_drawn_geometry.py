@@ -1,4 +1,4 @@
-"""Drawn geometry: what is asked, what is drawn, how answers are graded."""
+"""Drawn geometry: its questions, its drawings, and the grading of answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def task() -> DrawnGeometry:
 
 
 def by_geometry(kind: str, numbers: tuple[int, ...]) -> float:
-    """The answer from first principles, not from written steps."""
+    """Returns the answer from first principles, not from written steps."""
     a, b = numbers if len(numbers) == 2 else (numbers[0], numbers[0])
     corners = {"rectangle area": [(0, 0), (a, 0), (a, b), (0, b)], "triangle area": [(0, 0), (a, 0), (0, b)]}.get(kind)
     if corners:  # shoelace formula
@@ -167,7 +167,7 @@ numbers = dict.fromkeys(KINDS, (6, 8)) | {"straight line": (47,), "isosceles tri
 images = [Image.open(io.BytesIO(problem(kind, numbers[kind], 7).images[0])) for kind in KINDS]
 digest = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
 """
-# When drawings change, so does what warm-started policies have learned to read: raise RECIPE with it.
+# If drawings change, so does what warm-started policies have learned to read. Raise RECIPE with the digest.
 DIGEST = "35a8e0d0e62259980d8ec9fa3b36ebf8543f4b5270d18ad2e1a94092d8f2f7f2"
 
 
@@ -180,7 +180,7 @@ def test_drawings_are_the_same_in_every_process_and_release() -> None:
 
 
 def glyph_at(image: Image.Image, left: int, top: int) -> str | None:
-    """The symbol whose black dots, and no others, are in a glyph's box at this corner."""
+    """Returns the symbol that has exactly the black dots in a glyph's box at this corner."""
     seen = {
         (c, r)
         for r in range(5)
@@ -194,7 +194,7 @@ def glyph_at(image: Image.Image, left: int, top: int) -> str | None:
 
 
 def read_label(image: Image.Image, middle: tuple[int, int]) -> list[str]:
-    """Labels found around a middle, wherever they may have moved."""
+    """Returns the labels found around a middle, at any offset."""
     found = []
     for right in range(-LABEL_JITTER[0], LABEL_JITTER[0] + 1):
         for lower in range(-LABEL_JITTER[1], LABEL_JITTER[1] + 1):
@@ -240,7 +240,7 @@ def test_lines_and_numbers_differ_from_drawing_to_drawing() -> None:
         ("45+78=123;180-123=57", (1, 1, 1)),
         (" 180-123=57\n", (1, 1, 1)),
         ("57/1=57", (1, 1, 1)),
-        ("1+1=57", (1, 1, 0)),  # the answer counts, the metric tells
+        ("1+1=57", (1, 1, 0)),  # the answer is right, and the metric shows the wrong step
         ("1+1=3;60-3=57", (1, 1, 0)),
         ("1/0=57", (1, 1, 0)),
         ("45+78=123", (0, 1, 1)),

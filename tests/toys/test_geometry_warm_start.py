@@ -1,4 +1,4 @@
-"""The tiny vision-language policy: the examples it learns from, its folder, and what it can be loaded by."""
+"""The tiny vision-language policy: its training examples, its folder, and what can load it."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def test_mistakes_are_wrong_and_the_usual_one_is_usual(kind: str) -> None:
         assert verify_drawn(0, write_steps(steps))["true_steps"] == 1
         wrong += steps[-1][3] != answer
         usual += steps == MISTAKES[kind][0](*numbers)
-    assert wrong > 380  # two equal sides of 4 and the like make some right by chance
+    assert wrong > 380  # some mistakes are right by chance, such as with two equal sides of 4
     assert 0.4 < usual / 400 < 0.7 or ((kind, usual) == ("straight line", usual) and usual / 400 > 0.4)
 
 
 def test_share_of_right_examples() -> None:
     def share(right: float) -> float:
-        kinds = ["third angle"]  # numbers do not make a mistake right by chance here
+        kinds = ["third angle"]  # for these, no mistake is right by chance
         drawn = examples(300, right=right, kinds=kinds)
         return sum(e.answer.startswith("180") is False and "180-" in e.answer for e in drawn) / len(drawn)
 
@@ -124,7 +124,7 @@ def test_labels_are_the_answer_and_its_end() -> None:
 
 
 def test_glyph_targets_lie_where_the_tower_sees_them() -> None:
-    """The tower's tokens run row by row, four patches each: compared with the pixels the processor gives for them."""
+    """The tower's tokens go row by row, four patches each. Their pixels come from the processor."""
     processor, reader = geometry_warm_start._processor(), GlyphReader(8)
     batch = examples(24)
     inputs, _ = geometry_warm_start._encode(batch, processor)
@@ -200,7 +200,7 @@ def test_build_is_deterministic_and_leaves_random_state_alone(
     assert again != built and again.name == built.name
     left, right = load_file(built / "model.safetensors"), load_file(again / "model.safetensors")
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-    assert not any("names" in name for name in left)  # the glyph reader stays behind
+    assert not any("names" in name for name in left)  # the glyph reader is not saved
 
 
 def test_naming_glyphs_shapes_the_vision_tower(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

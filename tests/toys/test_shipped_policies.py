@@ -1,4 +1,4 @@
-"""The policies of the embedded tasks come with the package, and one built anew is as good."""
+"""The package contains the policies of the embedded tasks. A newly built one is as good."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.places import REPOSITORY
+from helpers.places import POLICIES, REPOSITORY
+from helpers.tiny_models import effective_share, tiny_policy
 
 from popo_lightning.core import warm_start
 from popo_lightning.core.warm_start import SHIPPED, WarmStart
@@ -53,7 +54,7 @@ def test_another_recipe_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def quality(folder: Path) -> tuple[float, float]:
-    """Share of right responses at temperature 1, and of groups with different rewards."""
+    """Returns the share of right responses at temperature 1, and of groups with different rewards."""
     task, encoder, engine = CountdownSteps(), PromptEncoder(folder, 24), TransformersEngine()
     engine.start(EngineContext(folder, torch.device("cpu"), torch.float32, 0, 1, 48))
     asked = task.benchmarks()["countdown"][:PROBLEMS]
@@ -65,10 +66,21 @@ def quality(folder: Path) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_one_built_anew_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another kind of processor its weights differ. Four standard errors of 200 problems apart is another policy."""
+    """Weights differ between processors. The quality must agree within four standard errors of 200 problems."""
     shipped = quality(CountdownWarmStart().folder())
     monkeypatch.setattr(warm_start, "SHIPPED", tmp_path / "none")
     monkeypatch.setenv("POPO_CACHE", str(tmp_path))
     built = quality(CountdownWarmStart().folder())
     assert 0.05 < shipped[0] < 0.2 and 0.2 < shipped[1] < 0.6
     assert built[0] == pytest.approx(shipped[0], abs=0.06) and built[1] == pytest.approx(shipped[1], abs=0.14)
+
+
+def test_the_tests_policy_is_right_now_and_then() -> None:
+    """Otherwise tests of replay would test nothing."""
+    assert 0.3 < effective_share(POLICIES / tiny_policy().address) < 0.9
+
+
+@pytest.mark.slow
+def test_the_tests_policy_built_anew_is_as_good(tmp_path: Path) -> None:
+    tiny_policy().build(tmp_path)
+    assert 0.3 < effective_share(tmp_path) < 0.9

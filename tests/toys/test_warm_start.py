@@ -1,4 +1,4 @@
-"""The tiny policy: the examples it learns from, its tokenizer, and where it is kept."""
+"""The tiny policy: its training examples, its tokenizer, and its place on disk."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_interrupted_build_leaves_nothing_usable(cache: Path, failure: BaseExcep
         note.folder()
     assert not [path for path in cache.iterdir() if path.is_dir() and not path.name.endswith(".draft")]
     note.fails_with = None
-    assert sorted(path.name for path in note.folder().iterdir()) == ["half 2", "note"]  # none of the first attempt's
+    assert sorted(path.name for path in note.folder().iterdir()) == ["half 2", "note"]  # none from the first attempt
     assert not list(cache.glob("*.draft"))
 
 
@@ -137,7 +137,7 @@ def test_random_steps_are_well_formed(operations: str) -> None:
 
 
 def examples(count: int, **settings: Any) -> list[tuple[tuple[int, ...], int, str]]:
-    """(numbers in the prompt's order, target, answer)."""
+    """Returns (numbers in the prompt's order, target, answer)."""
     found = []
     for prompt, answer in islice(CountdownWarmStart(**settings)._examples(), count):
         numbers, target = prompt.removesuffix(":").split(">")
@@ -170,7 +170,7 @@ def share_right(right: float) -> float:
 
 
 def test_share_of_right_examples() -> None:
-    by_chance = share_right(0.0)  # random steps are right now and then
+    by_chance = share_right(0.0)  # random steps are sometimes right
     assert by_chance < 0.15
     assert share_right(0.4) == pytest.approx(0.4 + 0.6 * by_chance, abs=0.05)
     assert share_right(1.0) == 1
@@ -223,7 +223,7 @@ def test_training_teaches_the_form(built: Path) -> None:
 
 
 def test_examples_of_several_counts() -> None:
-    """As many of each, all true, and right as often as asked."""
+    """There are equally many of each count. All are true, and the right share is as requested."""
     warm = CountdownWarmStart(numbers=[2, 3], largest_number=6, right=0.5)
     held_out = CountdownSteps([2, 3], 6, held_out_problems=1, min_ways=1, orders=1)
     train = {p.id for count in (2, 3) for p in warm._problems_of(count)}
@@ -246,7 +246,7 @@ def test_tokenizer_is_one_token_a_character_and_back(built: Path) -> None:
         ids = encoder.encode(Problem(prompt + answer, prompt + answer, None)).ids
         assert len(ids) == len(prompt + answer) and ids.dtype == torch.long
         assert encoder.tokenizer.decode(ids, skip_special_tokens=True) == prompt + answer
-        assert torch.equal(ids, warm_start._encode([(prompt, answer)])[0][0, :-1])  # what the policy was trained on
+        assert torch.equal(ids, warm_start._encode([(prompt, answer)])[0][0, :-1])  # the policy's training input
     assert encoder.tokenizer.decode([*ids, 1, 0], skip_special_tokens=True) == prompt + answer
     assert (encoder.tokenizer.eos_token_id, encoder.tokenizer.pad_token_id) == (1, 0)
 

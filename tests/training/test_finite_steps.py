@@ -1,4 +1,4 @@
-"""Steps that are not finite: skipped on all ranks alike, counted and named; a run that takes no others ends."""
+"""Steps that are not finite are skipped on all ranks alike, counted and named. A run of only such steps ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from popo_lightning.training.finite_steps import all_finite
 
 
 class Poison(L.Callback):
-    """Gives the rows of some steps, counted from 0, advantages that are no numbers, on one rank or on all."""
+    """Gives the rows of some steps, counted from 0, advantages that are not finite, on one rank or on all."""
 
     def __init__(self, *steps: int, rank: int | None = None, value: float = math.nan) -> None:
         self.steps, self.rank, self.value = steps, rank, value
@@ -108,18 +108,21 @@ def test_a_run_that_takes_no_step_any_more_ends(policy: Path, tmp_path: Path) ->
     poison = Poison(0, 2, 3)
     with pytest.raises(NotFiniteError, match=r"2 optimizer steps in a row .*iteration 2, minibatch 2 .*learning rate"):
         fit(policy, tmp_path, callbacks=[poison], model={"max_skipped_steps": 2})
-    assert poison.seen == 4  # one skipped step is not two, and those apart are not in a row
+    assert poison.seen == 4  # one skip is fewer than two, and separate skips are not in a row
 
 
-@pytest.mark.parametrize("lr", [30.0, 1e5, 1e10, 1e30])
+@pytest.mark.parametrize("lr", [1e12, 1e20, 1e30])
 def test_a_learning_rate_that_explodes(policy: Path, tmp_path: Path, lr: float) -> None:
-    """The passes after the step are not finite, or the engine can sample nothing any more: one kind of end."""
+    """The passes after the step are not finite, or the engine cannot sample. Both end the run alike.
+
+    The rates exceed what norms of the layers absorb. At 30 the processor decides whether anything overflows.
+    """
     with pytest.raises(NotFiniteError, match="lower the learning rate"):
         fit(policy, tmp_path, lr=lr, iterations=8)
 
 
 def test_a_learning_rate_that_explodes_later(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beyond float32 the step itself breaks the weights. One sentence, exit code 1, and the good checkpoint stays."""
+    """Beyond float32 the step breaks the weights. One sentence and exit code 1 follow; the good checkpoint stays."""
     scheduler = ["--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size", "7"]
     command = ["fit", "--config", config, *scheduler, "--model.lr_scheduler.gamma", "1e41", "--run.folder", tmp_path]
     command += ["--evaluation.every_n_iterations", "0", "--checkpoint.every_n_epochs", "1"]
@@ -139,7 +142,7 @@ def test_a_learning_rate_that_explodes_later(config: Path, tmp_path: Path, capsy
 
 
 def test_a_critic_that_breaks(policy: Path, tmp_path: Path) -> None:
-    """Its gradient alone is not finite: neither model steps."""
+    """Only the critic's gradient is not finite, but neither model takes the step."""
 
     class BreakCritic(Poison):
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -160,7 +163,7 @@ def test_a_critic_that_breaks(policy: Path, tmp_path: Path) -> None:
 
 
 def on_ranks(folder: str, strategy: str) -> dict[str, Any]:
-    """Rank 1 alone has a minibatch that is not finite, and later one that breaks the limit."""
+    """Only rank 1 has a minibatch that is not finite, and later one that exceeds the limit."""
     poison = Poison(1, 3, 4, rank=1)
     module = PolicyModule(path=folder, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), max_skipped_steps=2)
     minibatches = [[rows_of(2 * step + rank, [3, 4]) for rank in range(2)] for step in range(6)]

@@ -1,4 +1,4 @@
-"""Two ranks exchange gradients once a step, and train as one process does, whatever their micro-batches."""
+"""Two ranks exchange gradients once per step and train as one process does, whatever their micro-batches."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.policy import PolicyModule
 
-# More micro-batches on one rank, more on the other, none on one of them, and none at all.
+# One rank has more micro-batches, then the other, then one rank has none, then both have none.
 STEPS = [
     (rows_of(1, [2, 7, 1]), rows_of(2, [4])),
     (rows_of(3, [3]), rows_of(4, [2, 2, 9, 1, 5])),
     (rows_of(5, [3, 1]), Minibatch([], 2, 2)),
     (Minibatch([], 2, 3), Minibatch([], 2, 3)),
 ]
-WAYS = [("ddp", "step"), ("fsdp2", "step"), ("fsdp2", "micro_batch")]
+WAYS = [("ddp", "step"), ("ddp", "micro_batch"), ("fsdp2", "step"), ("fsdp2", "micro_batch")]
 
 
 def trained(folder: Path, strategy: str, gradient_sync: str = "step") -> dict[str, Any]:
-    """What came of the steps, with a critic and a reference. Tied heads: the embedding's gradient has two sources."""
+    """Returns the results of the steps, with a critic and a reference. A tied embedding's gradient has two sources."""
     steps = Steps()
     critic: dict[str, Any] = {"critic": Critic(lr=1e-3), "advantage": GAE(whiten=False)}
     critic["regularizers"] = [ConvexKL(0.5)]
-    # by its usual eps Adam makes a step of the learning rate out of a gradient that is nothing but rounding
+    # With its usual eps, Adam would turn a gradient that is only rounding into a step of the learning rate.
     module = PolicyModule(
         path=str(folder),
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, eps=1e-3),
@@ -72,6 +72,7 @@ def by_way(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
     return {way: [first[number], second[number]] for number, way in enumerate(WAYS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_train_as_one_process(
     alone: dict[str, Any], by_way: dict[tuple[str, str], list[dict[str, Any]]], way: tuple[str, str]
@@ -92,14 +93,14 @@ def test_two_ranks_train_as_one_process(
 
 
 def test_gradients_are_sent_once_a_step(by_way: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
-    units = 3 + 4  # two layers and what is left of the policy; those of the critic's base, and its head
+    units = 3 + 4  # two layers and the rest of the policy; those of the critic's base, and its head
     passes: dict[tuple[str, str], list[int]] = {way: [rank["passes"] for rank in by_way[way]] for way in WAYS}
     for rank in by_way["ddp", "step"]:
         every = sum(weight.numel() for weight in rank["weights"].values())
         assert [_numbers(step, "allreduce_") for step in rank["sent"]] == [[every]] * 4
     assert passes["ddp", "step"][0] != passes["ddp", "step"][1], "no rank makes passes for another's sake"
     for rank in by_way["fsdp2", "step"]:
-        # a step of ranks that have no rows makes no pass
+        # If no rank has rows, a step makes no pass.
         assert [len(_numbers(step, "_reduce_scatter_base_")) for step in rank["sent"]] == [units, units, units, 0]
     for rank in by_way["fsdp2", "micro_batch"]:
         sent = [len(_numbers(step, "_reduce_scatter_base_")) for step in rank["sent"]]
@@ -109,7 +110,7 @@ def test_gradients_are_sent_once_a_step(by_way: dict[tuple[str, str], list[dict[
 
 
 def _numbers(step: list[tuple[str, int]], kind: str) -> list[int]:
-    """How many each collective of a kind took, but for single numbers."""
+    """Returns the sizes of the collectives of a kind, without those of single numbers."""
     return [numbers for name, numbers in step if name == kind and numbers > 1]
 
 
@@ -117,7 +118,7 @@ def _numbers(step: list[tuple[str, int]], kind: str) -> list[int]:
 def test_no_gradient_outlives_the_step(
     alone: dict[str, Any], by_way: dict[tuple[str, str], list[dict[str, Any]]], way: tuple[str, str]
 ) -> None:
-    kept = way[0] == "ddp"  # in its buckets, cleared
+    kept = way[0] == "ddp"  # cleared in its buckets
     for rank in by_way[way]:
         assert rank["left"] == ["cleared" if kept else "none"] * 4
     assert alone["left"] == ["none"] * 4

@@ -1,4 +1,4 @@
-"""Two nodes, FSDP2 between them over gloo: like one process, with a vLLM engine on each, and when one dies."""
+"""Two nodes with FSDP2 over gloo train as one process does, with a vLLM engine on each. One node may die."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_a_rank_that_dies_stops_the_others_and_leaves_a_whole_checkpoint(
     assert "SIGKILL" in printed or "Signal 9" in printed, printed[-3000:]
     assert "another rank" in left, left[-3000:]
     newest = max((tmp_path / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    assert torch.load(newest, weights_only=True)["epoch"] == 1  # counted from 0: the second iteration
+    assert torch.load(newest, weights_only=True)["epoch"] == 1  # counted from 0, so the second iteration
     finished = popo_process(*command, "--trainer.max_epochs", "4")
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Adam in one kernel where nobody decided otherwise, and what a resumed run's optimizer obeys."""
+"""Adam uses one kernel unless settings decide otherwise. A resumed run's optimizer follows the settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def steps(optimizer: torch.optim.Optimizer, first: int, count: int) -> list[torch.Tensor]:
-    """Weights after some steps with made-up gradients."""
+    """Returns the weights after some steps with made-up gradients."""
     found = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(first, first + count):
         draw = torch.Generator().manual_seed(step)
@@ -57,7 +57,7 @@ def test_other_optimizers_stay() -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(False, True), (True, False), (True, True)])
 def test_a_checkpoint_of_either_kind_goes_on(before: bool, after: bool) -> None:
-    """The counts of steps lie where the kernel reads them, in the type it counts in."""
+    """The step counts are where the kernel reads them, in the type in which it counts."""
     whole = torch.optim.AdamW(parameters(), lr=1e-2)
     expected = steps(whole, 0, 6)
     first = torch.optim.AdamW(parameters(), lr=1e-2, fused=before)
@@ -91,7 +91,7 @@ def test_a_training_is_fused_unless_told(policy: Path, tmp_path: Path) -> None:
         def make(parameters: Any, lr: float, given: dict[str, bool] = given) -> torch.optim.Optimizer:
             return torch.optim.AdamW(parameters, lr=lr, **given)  # type: ignore[arg-type]
 
-        run = fit(policy, tmp_path / name, iterations=1, minibatches=1, optimizer=make)  # one step, of one gradient
+        run = fit(policy, tmp_path / name, iterations=1, minibatches=1, optimizer=make)  # one step with one gradient
         found.append((run.trainer.optimizers[0].param_groups[0]["fused"], run.weights))
     assert [fused for fused, _ in found] == [True, False]
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
@@ -116,7 +116,7 @@ def test_the_command_line_takes_fused(config: Path, tmp_path: Path) -> None:
         (torch.optim.Adam, partial(torch.optim.SGD, lr=0.1, momentum=0.9), "is SGD, which needs momentum_buffer"),
         (torch.optim.Adam, torch.optim.AdamW, None),
         (torch.optim.Adam, partial(torch.optim.SGD, lr=0.1), None),
-        (partial(torch.optim.SGD, lr=0.1), torch.optim.Adam, None),  # nothing was kept, nothing is missing
+        (partial(torch.optim.SGD, lr=0.1), torch.optim.Adam, None),  # nothing was saved and nothing is missing
     ],
 )
 def test_a_checkpoint_of_another_optimizer(there: Any, here: Any, word: str | None) -> None:
@@ -160,7 +160,7 @@ def test_optimizers_and_schedulers_that_can_be_stepped() -> None:
         kind = getattr(torch.optim, name, torch.optim.SGD)
         check_optimizer(lambda groups, kind=kind: kind(groups, lr=1e-3), None)
     check_optimizer(adam, lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer))
-    check_optimizer(OnAnotherDevice, None)  # what is not here may be where the run is
+    check_optimizer(OnAnotherDevice, None)  # a device that is missing here may exist where the run is
     assert torch.equal(torch.random.get_rng_state(), random)
 
 

@@ -1,4 +1,4 @@
-"""Two ranks on one machine: unequal micro-batches, one checkpoint for both, and going on from it."""
+"""Two ranks on one machine: unequal micro-batches, one checkpoint for both, and resuming from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.nodes import one_node
 from helpers.servers import FakeServer
 from helpers.tiny_models import method, metrics, random_vision_model
 
-LIMIT_SECONDS = 150  # a rank that waits for the other for ever is what this test is about
+LIMIT_SECONDS = 150  # the test is about ranks that wait forever for each other
 
 
 def two_ranks(*arguments: str | Path) -> None:
@@ -31,7 +31,7 @@ def test_two_ranks_train_and_resume(config: Path, tmp_path: Path) -> None:
         "8",
     ]
     two_ranks(*command, "--trainer.max_epochs", "2")
-    (newest,) = (tmp_path / "checkpoints").glob("epoch=1-*.ckpt")
+    (newest,) = (tmp_path / "checkpoints").glob("iteration-0002.ckpt")
     ranks_saved = torch.load(newest, weights_only=True)["RolloutDataModule"]["ranks"]
     assert len(ranks_saved) == 2
     asked = [{group.problem.id for group, _ in rank["composer"]["buffer"]["groups"]} for rank in ranks_saved]
@@ -72,7 +72,7 @@ FSDP2 += ["--trainer.strategy.save_distributed_checkpoint", "false"]
 def test_ranks_share_servers_and_only_the_first_sends_weights(
     config: Path, tmp_path: Path, strategy: list[str]
 ) -> None:
-    """Noise is trained on, one iteration ahead; what counts is who asks, who sends, and that nobody waits for ever."""
+    """The run trains on noise, one iteration ahead. It tests who asks, who sends, and that no rank waits forever."""
     servers = [FakeServer(), FakeServer()]
     try:
         urls = json.dumps([server.url for server in servers])
@@ -85,10 +85,11 @@ def test_ranks_share_servers_and_only_the_first_sends_weights(
             server.close()
     assert [row["step"] for row in metrics(tmp_path) if "train/loss" in row] == [1, 2]
     for server in servers:
-        # each rank asks what it is; one sends, for two iterations and the evaluation of the last policy
+        # Each rank asks for the description. One rank sends, for two iterations and the evaluation of the last policy.
         assert server.paths.count("/collective_rpc") == 2 + 3
         assert len(server.weights) > 10 and server.version.endswith("-3-2")
     asked = [request["sampling_params"] for server in servers for request in server.requests]
-    seeds = [request["seed"] for request in asked if request["n"] == 4]  # evaluations ask for fewer
-    compared = 2 * 2  # prompts of each rank, asked as loaded and again after the first sync
-    assert len(seeds) == 3 * 8 + 2 * compared and len(set(seeds)) == 3 * 8 + compared
+    seeds = [request["seed"] for request in asked if request["n"] == 4]  # evaluations ask for fewer responses
+    # Prompts of each rank. The gap check asks after loading and after the first sync, the probe after both syncs.
+    compared = 2 * 2
+    assert len(seeds) == 3 * 8 + 4 * compared and len(set(seeds)) == 3 * 8 + compared

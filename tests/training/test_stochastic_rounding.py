@@ -21,7 +21,7 @@ def settings() -> tuple[str, dict[str, Any]]:
 
 
 def rounding_adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The configuration's own."""
+    """Makes the configuration's optimizer."""
     optim = pytest.importorskip("torchao.optim", reason="torchao, an optional dependency, is not installed")
     name, init_args = settings()
     made: torch.optim.Optimizer = getattr(optim, name)(parameters, **init_args | {"weight_decay": 0.0})
@@ -33,14 +33,14 @@ def plain_adamw(parameters: Any) -> torch.optim.Optimizer:
 
 
 def moved(make: Callable[[Any], torch.optim.Optimizer]) -> float:
-    """Mean movement of 131,072 bfloat16 weights of 0.03 in units of what float32 AdamW moves them."""
+    """Returns the mean movement of 131,072 bfloat16 weights of 0.03, relative to float32 AdamW."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.full((512, 256), 0.03, dtype=torch.bfloat16))
     start = weight.detach().float().clone()
     optimizer = make([weight])
-    with torch.compiler.set_stance("force_eager"):  # torchao compiles its step, for minutes on a busy CPU
+    with torch.compiler.set_stance("force_eager"):  # torchao would compile its step for minutes on a busy CPU
         for _ in range(STEPS):
-            weight.grad = torch.ones_like(weight)  # by which AdamW moves every weight by the learning rate
+            weight.grad = torch.ones_like(weight)  # AdamW then moves every weight by the learning rate
             optimizer.step()
     return float((start - weight.detach().float()).mean()) / (STEPS * LR)
 
@@ -51,7 +51,7 @@ def test_plain_adamw_moves_no_bfloat16_weight() -> None:
 
 def test_the_preset_moves_them_as_far_as_in_float32() -> None:
     assert settings()[1]["lr"] == LR
-    # the sum's standard deviation is 2% of it: 131,072 weights that jump by 1.2e-4 with a chance of 0.8% a step
+    # The sum's standard deviation is 2% of it, because 131,072 weights jump by 1.2e-4 with a chance of 0.8% per step.
     assert moved(rounding_adamw) == pytest.approx(1.0, abs=0.1)
 
 

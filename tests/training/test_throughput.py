@@ -1,4 +1,4 @@
-"""Tokens a second, model FLOPs utilisation and memory: against counts by hand."""
+"""Tokens per second, model FLOPs utilisation and memory, against counts by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ WIDTH = 4 * 6
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_dense_model_by_hand(tied: bool) -> None:
-    """The input embedding costs nothing, the head does, whether or not they are one."""
+    """The input embedding costs nothing and the head does, whether they are tied or not."""
     from transformers import LlamaConfig
 
     flops = of_model(LlamaConfig(**SIZES, tie_word_embeddings=tied))
@@ -69,6 +69,21 @@ def test_a_dense_model_by_hand(tied: bool) -> None:
     longer = replace(group(1), prompt_ids=torch.ones(5).long())
     assert [len(group(0).prompt_ids), *(len(r.token_ids) for r in group(0).responses)] == [2, 2, 2]
     assert flops.of_minibatch(Minibatch([group(0), longer], 0, 0)) == 2 * flops.of_row(4) + 2 * flops.of_row(7)
+
+
+def test_a_frozen_parameter_has_no_gradient_of_its_own() -> None:
+    """It costs 4 operations per token instead of 6."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**SIZES, tie_word_embeddings=False)
+    with torch.device("meta"):
+        shapes = {name: list(p.shape) for name, p in LlamaForCausalLM(config).named_parameters()}
+    name = "model.layers.1.mlp.up_proj.weight"
+    whole, part = ModelFlops.of_model(config, shapes), ModelFlops.of_model(config, shapes, {name})
+    assert whole is not None and part is not None
+    assert whole.of_row(7) - part.of_row(7) == pytest.approx(7 * 2 * 8 * 12)
+    none = ModelFlops.of_model(config, shapes, shapes.keys())
+    assert none is not None and none.parameters == pytest.approx(whole.parameters * 2 / 3)
 
 
 def test_of_experts_those_that_a_token_goes_through() -> None:
@@ -154,7 +169,7 @@ def test_peaks_by_the_name_of_the_card(card: str, peak: float | None) -> None:
 
 
 def policy_on(card: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As much of a policy on such a card as is asked for."""
+    """Returns the parts of a policy on such a card that the code needs."""
     from transformers import LlamaConfig
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
@@ -190,7 +205,7 @@ def test_a_peak_that_is_none_is_refused(peak: float) -> None:
 
 
 def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU what the system says of the process; on CUDA since the last call."""
+    """On a CPU it is the system's value for the process, on CUDA the peak since the last call."""
     held = torch.ones(64 * 2**20)  # 256 MiB
     assert 0.25 < take_peak_memory(held.device) < 64
     resets: list[Any] = []
@@ -229,7 +244,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_generated_tokens_by_hand() -> None:
-    """All ranks' tokens, in the seconds of the slowest."""
+    """Counts the tokens of all ranks, in the seconds of the slowest."""
     counts = []
     for lengths, seconds in (((3, 1), 2.0), ((5, 2), 4.0)):
         report = RolloutReport(0, "score")
@@ -250,7 +265,7 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 
 
 def test_of_a_training(policy: Path, tmp_path: Path) -> None:
-    """Rates times seconds are the counts; without a card there is no utilisation."""
+    """Rates times seconds give the counts. Without a card there is no utilisation."""
     fit(policy, tmp_path, iterations=2)
     for row in rows_of(tmp_path):
         tokens = row["throughput/train_tokens_per_second"] * row["time/train"]
@@ -263,7 +278,7 @@ def test_of_a_training(policy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_count_as_one_process_does(config: Path, tmp_path: Path) -> None:
-    """The same responses on one rank and on two: the same tokens and operations, and two cards' peak."""
+    """The same responses on one rank and on two give the same tokens and operations, and two cards' peak."""
     command = ["fit", "--config", config, *method("grpo"), "--data.engine", "helpers.tiny_models.EngineByProblem"]
     command += ["--data.minibatches", "1", "--data.problems_per_iteration", "8", "--trainer.max_epochs", "1"]
     found = []
@@ -273,6 +288,6 @@ def test_two_ranks_count_as_one_process_does(config: Path, tmp_path: Path) -> No
         one_node(ranks, *command, *settings, seconds=200)
         (row,) = rows_of(folder)
         tokens_per_second = row["throughput/train_tokens_per_second"]
-        found.append(row["throughput/mfu"] * 0.25e12 * ranks / tokens_per_second)  # operations a token
+        found.append(row["throughput/mfu"] * 0.25e12 * ranks / tokens_per_second)  # operations per token
         assert row["time/train"] * tokens_per_second >= row["train/tokens"]
     assert found[1] == pytest.approx(found[0])

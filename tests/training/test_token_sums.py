@@ -1,4 +1,4 @@
-"""Sums over response tokens: the same numbers as from all tokens at once, without a wait for the device."""
+"""Sums over response tokens give the same metrics as all tokens at once, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from popo_lightning.core.minibatch import Minibatch, Row
 from popo_lightning.metrics import weight_sample
 from popo_lightning.metrics.estimates import effective_sample_size
 from popo_lightning.metrics.weight_sample import WeightSample, quantiles
-from popo_lightning.model.padded_rows import PaddedRows, pad_rows
+from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_rows
 from popo_lightning.objectives.objective import Objective, TokenStatistics
 from popo_lightning.training.minibatch_loss import MinibatchLoss
 from popo_lightning.training.token_sums import TokenSums, token_metrics
@@ -27,7 +27,7 @@ NAMES = ("ratio", "clipped", "weight_raw", "weight", "entropy", "gap")
 
 def padded(lengths: list[int], ages: list[int]) -> PaddedRows:
     rows = [
-        Row(i, torch.tensor([1]), Response(torch.ones(n).long(), torch.zeros(n), "stop"), torch.zeros(()), age=age)
+        Row(i, torch.tensor([1]), Response(torch.ones(n).long(), torch.zeros(n), "stop"), age=age)
         for i, (n, age) in enumerate(zip(lengths, ages, strict=True))
     ]
     return pad_rows(rows)
@@ -40,13 +40,13 @@ def added(sums: TokenSums, part: PaddedRows, columns: dict[str, Tensor], gap: bo
 
 
 def of_tokens(ages: list[int], **values: list[float]) -> TokenSums:
-    """Each token a row."""
+    """Makes each token a row."""
     columns = {name: torch.tensor(column)[:, None] for name, column in values.items()}
     return added(TokenSums(), padded([1] * len(ages), ages), columns)
 
 
 def drawn(draw: torch.Generator, lengths: list[int], ages: list[int]) -> tuple[PaddedRows, dict[str, Tensor]]:
-    """A micro-batch whose padding holds nan."""
+    """Returns a micro-batch with nan in its padding."""
     part = padded(lengths, ages)
     shape = part.mask.shape
     raw = torch.randn(shape, generator=draw).mul(2).exp()
@@ -56,14 +56,14 @@ def drawn(draw: torch.Generator, lengths: list[int], ages: list[int]) -> tuple[P
         "weight_raw": raw,
         "weight": raw.clamp(max=3),
         "entropy": torch.rand(shape, generator=draw),
-        "gap": gap.where(gap > -1, torch.nan),  # of some tokens nobody knows it
+        "gap": gap.where(gap > -1, torch.nan),  # some tokens have no known gap
     }
     columns = {name: column.where(part.mask, torch.nan) for name, column in columns.items()}
     return part, columns | {"clipped": torch.rand(shape, generator=draw) < 0.3}
 
 
 def at_once(parts: list[tuple[PaddedRows, dict[str, Tensor]]]) -> dict[str, float]:
-    """The same metrics from flat columns of all tokens, as they are defined."""
+    """Computes the same metrics by definition from flat columns of all tokens."""
     tokens = {name: torch.cat([columns[name][part.mask].double() for part, columns in parts]) for name in NAMES}
     age = torch.cat([part.age[:, None].expand_as(part.mask)[part.mask] for part, _ in parts])
     fresh = age == 0
@@ -112,7 +112,7 @@ def test_by_hand() -> None:
         "policy/clip_frac_fresh": 1 / 2,
         "policy/clip_frac_replayed": 1 / 4,
         "train/tokens": 6.0,
-        # raw weights: of fresh rows they are not 1, and above the cap they are themselves
+        # Raw weights: on fresh rows they are not 1, and above the cap they are not capped.
         "weight/fresh_mean": 2.0,
         "weight/fresh_max": 3.0,
         "weight/fresh_p05": 1.1,
@@ -147,7 +147,7 @@ def test_by_hand() -> None:
 )
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_as_from_all_tokens_at_once(ages: list[int], absent: list[str], ranks: int) -> None:
-    """Micro-batches, minibatches and ranks of unequal sizes; rows and a minibatch without tokens."""
+    """Micro-batches, minibatches and ranks have unequal sizes, and some rows and a minibatch have no tokens."""
     draw = torch.Generator().manual_seed(1)
     everything, of_ranks = [], []
     for rank in range(ranks):
@@ -231,7 +231,7 @@ def test_quantiles_of_complete_samples_are_those_of_all_values(count: int) -> No
 
 
 def test_quantiles_of_many_values_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks, one with nine times the tokens of the other and larger weights: each value counts the same."""
+    """One of two ranks has nine times the other's tokens and larger weights. Each value counts the same."""
     monkeypatch.setattr(weight_sample, "LIMIT", 2**12)
     draw = torch.Generator().manual_seed(4)
     many, few = torch.randn(90_000, generator=draw).exp() + 1, torch.randn(10_000, generator=draw).exp()
@@ -265,33 +265,23 @@ def test_a_merged_sample_is_one_of_both(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def two_micro_batches(device: torch.device) -> MinibatchLoss:
-    """Of six rows in three groups of ages 0 to 2."""
+    """Computes the losses of six rows in three groups of ages 0 to 2."""
 
-    class Policy:
-        critic = None
-
-        def __init__(self) -> None:
-            self.device = device
-
-        def __call__(self, rows: PaddedRows) -> tuple[Tensor, Tensor]:
-            logp = torch.full(rows.mask.shape, -1.0, device=device, requires_grad=True)
-            return logp, torch.ones_like(logp)
-
-        def reference_logprobs(self, rows: PaddedRows) -> None:
-            return None
-
-    rows = Minibatch([group(i, version=4 - i) for i in range(3)], 4, 0).rows([torch.ones(())] * 6)
+    rows = Minibatch([group(i, version=4 - i) for i in range(3)], 4, 0).rows(advantages=[torch.ones(())] * 6)
     minibatch: Any = SimpleNamespace(index=0, prox_is_start=False, version=4)
-    losses = MinibatchLoss(Policy(), Objective(), minibatch, 12.0, 12.0)
+    losses = MinibatchLoss(Objective(), None, minibatch, 12.0, 12.0)
     for part in (rows[:3], rows[3:]):
-        assert losses.add(pad_rows(part)).device == device
+        padded = pad_rows(part)
+        logp = torch.full(padded.mask.shape, -1.0, device=device, requires_grad=True)
+        found = PassOutputs(padded.to(device), logp, torch.ones_like(logp))
+        assert losses.add(padded, found).device == device
     assert isinstance(losses.loss, Tensor) and losses.loss.device == device
     assert losses.sums.count == 12 and sorted(losses.sums.ages) == [0, 1, 2]
     return losses
 
 
 def test_a_micro_batch_waits_for_nothing() -> None:
-    """On the meta device there are no values, so that whoever asks for one fails, as it would wait on a GPU."""
+    """Tensors on the meta device have no values, so reading one fails, where on a GPU it would wait."""
     losses = two_micro_batches(torch.device("meta"))
     with pytest.raises((RuntimeError, NotImplementedError)):
         losses.outputs()
@@ -302,7 +292,7 @@ def test_a_micro_batch_waits_for_nothing() -> None:
 def test_a_micro_batch_waits_for_no_gpu() -> None:
     device = torch.device("cuda", 0)
     expected = two_micro_batches(torch.device("cpu")).outputs()["tokens"]
-    two_micro_batches(device)  # whatever is set up once
+    two_micro_batches(device)  # sets up what is needed only once
     try:
         torch.cuda.set_sync_debug_mode("error")
         losses = two_micro_batches(device)

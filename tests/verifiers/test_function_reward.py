@@ -1,4 +1,4 @@
-"""Plain functions as rewards: found, called by parameter name, added up, tried once, and refused in one sentence."""
+"""Plain functions as rewards are found, called by parameter name, summed, tried once, and refused in one sentence."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def graded(setting: Any, text: str, **settings: Any) -> Any:
-    """What the first row's response earns."""
+    """Returns the grade of the first row's response."""
     found = task("rows.jsonl", verifier=setting, **settings)
     problem = found.train_problems()[0]
     return pickle.loads(pickle.dumps(found.verify))(problem.answer, text)
@@ -241,6 +241,7 @@ def test_the_parent_sees_a_file_that_was_changed(folder: Path) -> None:
         assert FunctionReward("changed.py:shout")("a", "b") == score
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize("form", ["option", "list", "yaml"])
 def test_a_run(folder: Path, config: Path, form: str) -> None:

@@ -1,4 +1,4 @@
-"""Pairs of gold and answer kept outside the repository, one JSON object a line; their kinds are in the tests beside."""
+"""Pairs of gold and answer kept outside the repository, one JSON object per line. Other tests have their kinds."""
 
 from __future__ import annotations
 

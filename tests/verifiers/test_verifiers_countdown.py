@@ -1,4 +1,4 @@
-"""The Countdown verifier, against hand-made answers and against Python itself."""
+"""The Countdown verifier, compared with answers made by hand and with Python itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is, and what is not, the same answer: by hand, pair by pair."""
+"""Which answers are the same and which are not, pair by pair, by hand."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_numbers_are_read_exactly_or_not_at_all() -> None:
 
 
 def test_neither_torch_nor_computer_algebra_is_loaded_to_build_a_verifier() -> None:
-    """Computer algebra is loaded where the verifier is unpickled: in a grading process, before the first response."""
+    """Computer algebra is loaded when the verifier is unpickled: in a grading process, before the first response."""
     code = (
         "import pickle, sys; from popo_lightning.verifiers.math import MathVerifier;"
         "from popo_lightning.verifiers.geometry import GeometryVerifier;"

@@ -52,7 +52,7 @@ RIGHT = [
     ("\\emptyset", "\\{\\}"),
     ("\\varnothing", "\\{ \\}"),
     ("2\\pi r", "2πr"),
-    # punctuation of full width
+    # full-width punctuation
     ("3，5", "3,5"),
     ("3,5", "3、5"),
     ("(3,5)", "（3，5）"),
@@ -100,7 +100,7 @@ RIGHT = [
     ("3.25", "3 1/4"),
     ("3\\frac14\\text{ inches}", "3 1/4 inches"),
     ("3 1/4", "13/4"),
-    # LaTeX of other habits
+    # other LaTeX habits
     ("\\frac{3}{4}", "{3 \\over 4}"),
     ("\\frac{3}{4}", "3 \\over 4"),
     ("\\frac{\\sqrt{3}}{x+1}", "{\\sqrt 3 \\over {x+1}}"),
@@ -220,12 +220,12 @@ def test_unicode_is_latex_afterwards() -> None:
 
 
 def test_a_root_of_letters_in_unicode_ends_after_one() -> None:
-    """`√ab` is written for both `√a·b` and `√(ab)`; like TeX's `\\sqrt ab` it is read as the first."""
+    """`√ab` is written for both `√a·b` and `√(ab)`. Like TeX's `\\sqrt ab`, it is read as the first."""
     assert canonical("√ab") == canonical("\\sqrt ab") == "\\sqrt{a}b"
 
 
 def test_digits_in_brackets_after_the_point_repeat() -> None:
-    """`0.1(6)` may be a product, 0.6, to a computer; where it is written as an answer it is 1/6."""
+    """A computer may read `0.1(6)` as the product 0.6. Written as an answer, it is 1/6."""
     one = read_number("0.1(6)")
     assert one is not None and one.value.as_integer_ratio() == (1, 6)
 

@@ -11,7 +11,7 @@ from popo_lightning.verifiers.geometry import GeometryVerifier
 from popo_lightning.verifiers.math import MathVerifier
 
 RIGHT = [
-    # currency, written before or after, or left out
+    # currency before the number, after it, or omitted
     ("5", "₹5"),
     ("5", "\\$5"),
     ("5", "$5"),
@@ -206,14 +206,14 @@ def test_not_the_same(verifier: MathVerifier, gold: str, answer: str) -> None:
 
 
 def test_a_gold_that_may_be_a_list_or_a_number_takes_both_spellings(verifier: MathVerifier) -> None:
-    """Debatable: `7,100` is 7100 and, without its space, the list `7, 100`; the gold decides which was meant."""
+    """Debatable: `7,100` is 7100 and also the list `7, 100` without its space. The gold decides which is meant."""
     assert verifier("7, 100", "\\boxed{7,100}")["acc"] == 1
     assert verifier("7,100", "\\boxed{7, 100}")["acc"] == 1
     assert verifier("7,100", "\\boxed{7100}")["acc"] == 1
 
 
 def test_pounds_are_a_weight_and_a_currency(verifier: MathVerifier) -> None:
-    """Debatable: the word does not say which, so that it meets both; the two do not meet each other."""
+    """Debatable: the word does not say which, so it matches both. The two do not match each other."""
     assert (
         verifier("£5", "\\boxed{5\\text{ pounds}}")["acc"] == verifier("5\\text{ pounds}", "\\boxed{5 lb}")["acc"] == 1
     )
@@ -221,7 +221,7 @@ def test_pounds_are_a_weight_and_a_currency(verifier: MathVerifier) -> None:
 
 
 def test_a_participle_alone_is_no_thing(verifier: MathVerifier) -> None:
-    """Debatable: `5 needed` is 5, but next to `5 doubled` a list of harmless ones would never be whole."""
+    """Debatable: `5 needed` means 5 and `5 doubled` does not. A list of harmless words could not be complete."""
     assert verifier("5", "\\boxed{5\\text{ needed}}")["acc"] == 0
     assert (
         verifier("5", "\\boxed{5\\text{ red}}")["acc"] == verifier("5", "\\boxed{5\\text{ colored balls}}")["acc"] == 1

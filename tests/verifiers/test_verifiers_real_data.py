@@ -1,4 +1,4 @@
-"""Every gold of the real data sets grades itself right, and wrong answers made from it grade wrong.
+"""Every gold of the real data sets is right as an answer, and wrong answers made from it are wrong.
 
 Exceptions are listed by the row's id, with the reason.
 """
@@ -66,7 +66,7 @@ def check_golds(verifier: Verifier, chosen: list[dict[str, Any]]) -> None:
 
 
 def wrong_answers(answer: str) -> Iterator[str]:
-    """The last number one more; two digits swapped; the sign turned; a factor dropped."""
+    """Yields the answer with the last number plus one, two digits swapped, the sign changed, or a factor dropped."""
     numbers = list(re.finditer(r"\d+", answer))
     if numbers:
         last = numbers[-1]
@@ -84,19 +84,19 @@ def wrong_answers(answer: str) -> Iterator[str]:
 
 
 def another_grader_takes(answer: str, other: str) -> bool:
-    """Whether math-verify alone, which reads and compares in its own way, takes two rows' answers for the same."""
+    """Returns whether math-verify, which reads and compares in its own way, accepts one row's answer for another's."""
     read = [parse(f"${text.strip('$')}$", parsing_timeout=None) for text in (answer, other)]
     return bool(verify(*read, timeout_seconds=None) or verify(*reversed(read), timeout_seconds=None))
 
 
 def spelling(answer: str) -> str:
-    """Rough: what two rows with the same answer share, however it is written."""
+    """Returns a rough key that is equal for two rows with the same answer, however it is written."""
     answer = re.sub(r"\.0+$", "", answer)
     return re.sub(r"\\text\s*\{[^}]*\}|\\d?t?frac|\\left|\\right|[^0-9A-Za-z+\-/]|^[a-z]=", "", answer.replace(" ", ""))
 
 
 def check_perturbed(verifier: Verifier, chosen: list[dict[str, Any]], least: int) -> None:
-    """Each answer made wrong, and the answers of two other rows unless they are the same, are wrong."""
+    """Checks that perturbed answers are wrong, and so are the answers of two other rows unless they are the same."""
     rng = random.Random(11)
     tried, wrongly_right = 0, []
     for row in chosen:
@@ -146,7 +146,7 @@ def test_geometry_golds(name: str) -> None:
 
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_geometry_choices(name: str) -> None:
-    """Of the four choices as they are printed the gold one is right, the others and the letters are not."""
+    """Of the four choices as printed only the gold one is right, and the letters are not."""
     verifier = GeometryVerifier()
     for row in sample(f"geometry/{name}.jsonl", 60):
         right = {choice for choice in row["choices"] if verifier(gold(row), f"\\boxed{{{choice}}}")["acc"]}

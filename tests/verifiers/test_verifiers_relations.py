@@ -1,4 +1,4 @@
-"""Equations and inequalities in other shapes, sets by membership, unions in words, names of values, approximations."""
+"""Other forms of equations and inequalities, sets by membership, unions in words, values of names, approximations."""
 
 from __future__ import annotations
 
@@ -230,19 +230,19 @@ def test_other_values_of_a_figure(verifier: MathVerifier, gold: str, answer: str
 
 
 def test_values_of_names_have_the_order_of_the_names(verifier: MathVerifier) -> None:
-    """Debatable: `y=2, x=1` is (1,2), as x comes before y; other names keep the order in which they are written."""
+    """Debatable: `y=2, x=1` is (1,2), because x comes before y. Other names keep their written order."""
     assert verifier("(3,2)", "\\boxed{m=3,b=2}")["acc"] == 1
     assert verifier("(2,3)", "\\boxed{m=3,b=2}")["acc"] == 0
 
 
 def test_a_list_without_names_has_no_order(verifier: MathVerifier) -> None:
-    """Debatable: `m=1,n=2` meets the list `2,1`, which asks for values alone; a gold with names wants them in order."""
+    """Debatable: `m=1,n=2` matches the list `2,1`, which asks only for values. A gold with names needs their order."""
     assert verifier("2,1", "\\boxed{m=1,n=2}")["acc"] == 1
     assert verifier("m=1,n=2", "\\boxed{2,1}")["acc"] == 0
 
 
 def test_the_exact_side_of_an_approximation_decides_for_an_exact_gold(verifier: MathVerifier) -> None:
-    """Debatable: 5 may be 4.98 rounded, but an answer that says 4.98 has not said 5."""
+    """Debatable: 5 may be 4.98 rounded, but the answer 4.98 does not say 5."""
     assert verifier("5", "\\boxed{4.98\\approx5}")["acc"] == 0
     assert verifier("4.98", "\\boxed{4.98\\approx5}")["acc"] == 1
 

@@ -1,7 +1,7 @@
-"""Golds of the real data sets, each rewritten in every way that applies, are still right.
+"""Golds of the real data sets are still right after each rewriting that applies.
 
-A rewriting is a rule of spelling or of elementary algebra; `rewritings` has them all. A gold and one rewriting of it
-are one pair. At least `LEAST` of the pairs must be graded right.
+A rewriting is a rule of spelling or of elementary algebra. `rewritings` has all of them. A pair is a gold and one
+rewriting of it. At least `LEAST` of the pairs must be graded right.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INTERVAL = re.compile(r"([(\[])([^,()\[\]]+),([^,()\[\]]+)([)\]])")
 
 
 def rewritings(gold: str) -> Iterator[tuple[str, str]]:
-    """(rule, rewritten gold) for each rule that applies."""
+    """Yields (rule, rewritten gold) for each rule that applies."""
     yield "dollars", f"${gold}$"
     yield "spaces", re.sub(r"([=+<>,])", r" \1 ", gold)
     if r"\text" not in gold:
@@ -177,7 +177,7 @@ def _inequality(interval: re.Match[str]) -> str:
 
 
 def pairs(golds_of_each: int = GOLDS_OF_EACH) -> list[tuple[str, str, str]]:
-    """(rule, gold, rewritten gold), the same ones each time; of golds that are whole numbers only every eighth."""
+    """Returns the same (rule, gold, rewritten gold) each time. Only every eighth whole-number gold is used."""
     found: list[tuple[str, str, str]] = []
     rng = random.Random(17)
     for name in SETS:

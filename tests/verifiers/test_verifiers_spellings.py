@@ -38,7 +38,13 @@ RIGHT = [
     ("x \\le 3", "(-\\infty,3]"),
     ("[\\frac{1}{2},\\sqrt{8}]", "0.5 \\le t \\le 2\\sqrt{2}"),
 ]
+RIGHT += [("AB", "BA"), ("xy", "yx"), ("2AB", "2BA"), ("BAC", "\\text{BAC}"), ("IX", "\\text{IX}")]
 WRONG = [
+    *(("BAC", text) for text in ("ABC", "CAB", "\\text{ABC}", "(ABC)", "BA")),
+    *(("IX", text) for text in ("XI", "\\text{XI}", "IXI")),
+    ("IV", "VI"),
+    ("HTT", "TTH"),
+    ("AB", "CD"),
     *(("A", text) for text in ("B", "\\text{(B)}", "a", "\\text{AB}", "(A,B)", "\\text{A or B}")),
     *(("\\log_2 3", text) for text in ("\\log_3 2", "\\log_{23}", "\\log_2 5", "\\log 3", "\\log_2 3 + 1")),
     ("18", "\\mathbf{19}"),

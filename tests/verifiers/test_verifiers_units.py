@@ -1,4 +1,4 @@
-"""What may follow a number: units and things, scales, and words that change or deny the number."""
+"""Text after a number: units and things, scales, and words that change or deny the number."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class WrongVersionError(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """What an answer has to match.
+    """What an answer must match.
 
     Args:
         prompt_ids: (P,) tokens of the prompt.
@@ -52,11 +52,11 @@ class Sampled(NamedTuple):
 
 
 def sampled(answer: Any, asked: Asked) -> list[Sampled]:
-    """The responses in an answer of /inference/v1/generate.
+    """Reads the responses in an answer of /inference/v1/generate.
 
     Raises:
-        MalformedAnswerError: It is not what was asked for.
-        WrongVersionError: It is, but by other weights.
+        MalformedAnswerError: The answer is not what was asked for.
+        WrongVersionError: The answer was sampled with other weights.
     """
     choices = _field(answer, "choices", list)
     if _field(answer, "prompt_token_ids", list) != list(asked.prompt_ids):

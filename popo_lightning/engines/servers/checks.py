@@ -10,11 +10,11 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.base import EngineContext
 from popo_lightning.engines.servers.client import RequestRefusedError, Server, ServerFailedError
 
-OLDEST_VLLM = 0, 32  # the first whose answers say which weights a token was sampled with
+OLDEST_VLLM = 0, 32  # the first version whose answers say which weights sampled a token
 
 
 def call(server: Server, method: str, arguments: dict[str, str], seconds: float) -> list[dict[str, Any]]:
-    """What each worker of a server returns of a method of PolicyWorker."""
+    """Calls a method of PolicyWorker on a server, and returns the result of each of its workers."""
     answer = server.ask("POST", "/collective_rpc", {"method": method, "kwargs": arguments}, seconds)
     results = answer.get("results") if isinstance(answer, dict) else None
     if not isinstance(results, list) or not results or not all(isinstance(result, dict) for result in results):
@@ -23,7 +23,7 @@ def call(server: Server, method: str, arguments: dict[str, str], seconds: float)
 
 
 def check_version(server: Server) -> None:
-    """Raises SettingError for a vLLM that is known to be too old; some builds do not say what they are."""
+    """Raises SettingError for a vLLM that is known to be too old; some builds do not report their version."""
     try:
         said = server.ask("GET", "/version")
         version = Version(str(said["version"]))
@@ -37,7 +37,7 @@ def check_version(server: Server) -> None:
 
 
 def described(server: Server) -> dict[str, Any]:
-    """How a server samples, as its PolicyWorker says it; raises SettingError for a server without one."""
+    """How a server samples, as its PolicyWorker reports it; raises SettingError for a server without one."""
     try:
         return call(server, "describe_policy_server", {}, 60.0)[0]
     except (ServerFailedError, RequestRefusedError, RuntimeError) as error:
@@ -48,10 +48,10 @@ def described(server: Server) -> dict[str, Any]:
 
 
 def check(found: dict[str, Any], server: Server, context: EngineContext) -> None:
-    """Raises SettingError for a server that samples otherwise than the policy is told."""
+    """Raises SettingError for a server that does not sample as the policy assumes."""
     wanted = {
         "dtype": str(context.dtype).removeprefix("torch."),
-        "logprobs_mode": "processed_logprobs",  # of the distribution really sampled from
+        "logprobs_mode": "processed_logprobs",  # log-probs of the distribution that is sampled from
         "generation_config": "vllm",  # the model's own top_p, top_k and penalties must not leak in
     }
     for name, value in wanted.items():

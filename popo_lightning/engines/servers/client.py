@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PROBE_SECONDS = 10.0
-ANSWER_BYTES = 2**20  # of anything but responses
+ANSWER_BYTES = 2**20  # maximum size of an answer without responses
 
 
 class ServerFailedError(Exception):
@@ -50,7 +50,7 @@ class Server:
 
     @property
     def is_here(self) -> bool:
-        """Whether its address is this machine's own loopback."""
+        """Whether the server's address is this machine's own loopback."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -58,32 +58,31 @@ class Server:
 
     @property
     def is_private(self) -> bool:
-        """Whether its addresses cannot be reached from everywhere."""
+        """Whether the server's addresses cannot be reached from everywhere."""
         return self.is_here or all(address.is_private for address in self._addresses())
 
     def _addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
         try:
             found = socket.getaddrinfo(self.host, None)
-        except OSError:  # the first request says so
+        except OSError:  # the first request reports it
             return []
         return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
 
     def ask(self, method: str, path: str, body: Any = None, seconds: float = 60.0, most: int = ANSWER_BYTES) -> Any:
-        """The JSON that it answers, or None for an empty answer.
+        """Sends a request. Returns the JSON of the answer, or None for an empty answer.
 
-        While it works on an answer it is probed at times, so that one that has died is known long before the time
-        is up.
+        The server is probed while it works on an answer, so that a dead server is noticed long before the timeout.
 
         Args:
             method: GET or POST.
-            path: Behind the url.
-            body: Sent as JSON.
-            seconds: Longest wait.
-            most: Bytes of the longest answer that is read.
+            path: Path after the url.
+            body: Body, sent as JSON.
+            seconds: Maximum wait.
+            most: Maximum size of the answer in bytes.
 
         Raises:
-            ServerFailedError: No answer in time, a broken one, too long a one, or an error of the server's own.
-            RequestRefusedError: Status 4xx.
+            ServerFailedError: The answer is late, broken or too long, or the server failed.
+            RequestRefusedError: The status is 4xx.
         """
         ends = time.monotonic() + seconds
         connection = self._kind(self.host, self.port, timeout=min(seconds, PROBE_SECONDS))
@@ -109,8 +108,8 @@ class Server:
             raise ServerFailedError(f"{self.url}{path} answers something else than JSON") from error
 
     def _wait(self, connection: HTTPConnection, ends: float, probe: bool) -> None:
-        """Until an answer begins to come."""
-        with selectors.DefaultSelector() as selector:  # select() takes no more than 1024 open files
+        """Waits until an answer begins to arrive."""
+        with selectors.DefaultSelector() as selector:  # select() takes at most 1024 open files
             selector.register(connection.sock, selectors.EVENT_READ)
             while not selector.select(max(0.0, min(PROBE_SECONDS, ends - time.monotonic()))):
                 if time.monotonic() >= ends:
@@ -119,7 +118,7 @@ class Server:
                     raise TimeoutError("it does not answer any more")
 
     def answers(self) -> bool:
-        """Whether it says that it is well. Asked at most every few seconds, however many requests are waiting."""
+        """Whether the server says that it is well. It is asked once in a few seconds, however many requests wait."""
         with self._probed:
             if time.monotonic() - self._probe_at > PROBE_SECONDS / 2:
                 try:
@@ -131,12 +130,12 @@ class Server:
             return self._probe_said
 
     def forget_probe(self) -> None:
-        """The next :meth:`answers` really asks."""
+        """Makes the next :meth:`answers` ask the server."""
         self._probe_at = 0.0
 
 
 def _read(response: HTTPResponse, connection: HTTPConnection, ends: float, most: int) -> bytes:
-    """All of an answer, within its time and length."""
+    """Reads a whole answer, within its time and length."""
     content = bytearray()
     while True:
         if connection.sock is not None:

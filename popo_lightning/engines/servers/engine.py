@@ -1,4 +1,4 @@
-"""vLLM servers apart from the trainer, over HTTP."""
+"""Samples with vLLM servers apart from the trainer, over HTTP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.engines.base import (
+    Ask,
     EngineContext,
     NamedTensors,
     RolloutEngine,
     Sampling,
+    asks,
     end_token_ids,
-    prompt_seeds,
     responses_of,
+    temperatures_of,
 )
 from popo_lightning.engines.servers.answers import Asked, Sampled, sampled
 from popo_lightning.engines.servers.checks import call, check, check_version, described
@@ -33,9 +35,9 @@ from popo_lightning.engines.servers.weight_files import write_weights
 from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.prompts import Prompt
 
-LOADING = "loading"  # a server's version while its weights are half the old ones
+LOADING = "loading"  # a server's version while some of its weights are old
 RESET_TRIES = 60
-LEAST_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # of a request's longest wait, unless it is set
+LEAST_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # for a request's maximum wait, unless it is set
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +65,12 @@ class ServerEngine(RolloutEngine):
         requests_per_server: Maximum concurrent prompts per server.
         attempts: Maximum attempts per request on healthy servers before the run fails.
         start_seconds: Maximum wait for servers that are still starting.
-        request_seconds: Maximum wait for the responses to one prompt. null is 600 s, and 1 s more for every 1,000
-            tokens that a server may have before it: response limit x responses x requests_per_server.
+        request_seconds: Maximum wait for the responses to one prompt. null is 600 s, plus 1 s for every 1,000 tokens
+            that a server may work on at once: response limit x responses x requests_per_server.
         sync_seconds: Maximum wait for a server to read the weights.
     """
 
-    generates_while_training = True
+    generates_while_training = spreads_temperature = True
     loads_model = False  # a server's weights may be another run's
 
     def __init__(
@@ -155,24 +157,25 @@ class ServerEngine(RolloutEngine):
             )
 
     def stop(self) -> None:
-        """Leaves the servers as they are."""
+        """Leaves the servers running."""
         if hasattr(self, "_temporary"):
             self._temporary.cleanup()
 
     # -- responses ---------------------------------------------------------------------------------------------
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
-        """See :class:`RolloutEngine`. One request a prompt."""
+        """See :class:`RolloutEngine`. Sends one request per prompt, or per response with a temperature spread."""
         if self._label is None:
             raise RuntimeError("the servers have no weights of this run yet")
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
         jobs = []
-        for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True):
+        for each in (requests := asks(len(prompts), n // copies, sampling, seed)):
+            prompt = prompts[each.place]
             if prompt.images:
                 raise SettingError("data.engine is ServerEngine, which sends no images")
             asked = Asked(
                 prompt_ids=prompt.ids.tolist(),
-                n=n // copies,
+                n=each.n,
                 limit=sampling.max_new_tokens - prompt.begun,
                 ends=self._stop_token_ids,
                 forbidden=self._context.forbidden_token_ids,
@@ -180,33 +183,36 @@ class ServerEngine(RolloutEngine):
                 label=self._label,
                 stop=StopStrings(self._tokenizer, sampling.stop),
             )
-            jobs.append((asked, sampling, own_seed))
-        found = self.pool.map(self._ask, jobs)
-        return [responses_of(self._tokenizer, each, sampling.stop) * copies for each in found]
+            jobs.append((asked, sampling, each))
+        found: list[list[Sampled]] = [[] for _ in prompts]
+        for each, answer in zip(requests, self.pool.map(self._ask, jobs), strict=True):
+            found[each.place] += answer
+        own = temperatures_of(requests, sampling)
+        return [responses_of(self._tokenizer, of, sampling.stop, own[i]) * copies for i, of in enumerate(found)]
 
-    def _ask(self, server: Server, job: tuple[Asked, Sampling, int]) -> list[Sampled]:
-        asked, sampling, seed = job
+    def _ask(self, server: Server, job: tuple[Asked, Sampling, Ask]) -> list[Sampled]:
+        asked, sampling, each = job
         body = {"token_ids": asked.prompt_ids, "return_token_ids": True}
         body["sampling_params"] = {
             "n": asked.n,
-            "temperature": sampling.temperature,
+            "temperature": each.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "max_tokens": asked.limit,
-            "seed": seed,
+            "seed": each.seed,
             "stop_token_ids": list(asked.ends),
             "logprobs": 0,  # the sampled token's own
-            # minus infinity as JSON of Python's, which vLLM reads by Python
+            # minus infinity in Python's JSON, which vLLM reads with Python
             "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
             "stop": list(sampling.stop),
-            "detokenize": bool(sampling.stop),  # without which it finds no string
+            "detokenize": bool(sampling.stop),  # vLLM finds stop strings only in text
         }
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
         seconds = self._longest_wait(asked)
         return sampled(server.ask("POST", "/inference/v1/generate", body, seconds, most), asked)
 
     def _longest_wait(self, asked: Asked) -> float:
-        """For one prompt's responses, which a server may work on beside those to as many prompts as it is given."""
+        """Maximum wait for one prompt's responses, while a server works on as many prompts as it may be given."""
         if self.request_seconds is not None:
             return self.request_seconds
         return LEAST_SECONDS + asked.limit * asked.n * self.pool.per_server / SLOW_TOKENS_PER_SECOND
@@ -214,9 +220,9 @@ class ServerEngine(RolloutEngine):
     # -- weights -----------------------------------------------------------------------------------------------
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
-        """Gives all servers the weights, those dropped before as well, and makes sure of the version.
+        """Sends the weights to all servers, dropped ones included, and checks their version.
 
-        A collective: no rank may still be sampling, and all continue with the same servers.
+        A collective: no rank may still be sampling, and all ranks continue with the same servers.
         """
         all_gather_object(None)
         self._syncs += 1
@@ -228,7 +234,7 @@ class ServerEngine(RolloutEngine):
             write_weights(self._context.as_saved(weights), folder)
             if folder is not None:
                 reached = self._send(folder, label)
-        except (OSError, RuntimeError) as error:  # told to all ranks, which would wait for this one
+        except (OSError, RuntimeError) as error:  # all ranks get the failure, or they would wait for this one
             failure = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         finally:
             if folder is not None:
@@ -241,7 +247,7 @@ class ServerEngine(RolloutEngine):
         self._label, self.version = label, version
 
     def forget_prompts(self) -> None:
-        """Drops the servers' cached prefixes. A collective: no rank may be sampling any more."""
+        """Drops the servers' cached prefixes. A collective: no rank may still be sampling."""
         all_gather_object(None)
         if self._context.rank == 0:
             for server in self.pool.alive:
@@ -249,7 +255,7 @@ class ServerEngine(RolloutEngine):
         all_gather_object(None)
 
     def _send(self, folder: Path, label: str) -> list[str]:
-        """Urls of the servers that have the weights; those that do not answer are left out."""
+        """Urls of the servers that have the weights; servers that do not answer are left out."""
         with ThreadPoolExecutor(len(self.pool.servers)) as executor:
             sent = list(executor.map(partial(self._send_to, folder, label), self.pool.servers))
         return [server.url for server, done in zip(self.pool.servers, sent, strict=True) if done]
@@ -285,7 +291,7 @@ def _server(url: str) -> Server:
 
 
 def _reset_caches(server: Server) -> None:
-    """Drops cached prefixes of the old weights; vLLM refuses while somebody's request is under way."""
+    """Drops cached prefixes of the old weights; vLLM refuses while a request is in progress."""
     for _ in range(RESET_TRIES):
         answer = server.ask("POST", "/reset_prefix_cache")
         if isinstance(answer, dict) and answer.get("success") is True:

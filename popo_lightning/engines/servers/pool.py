@@ -1,4 +1,4 @@
-"""Distributes requests over several servers: to the one with the fewest, and to another if one fails."""
+"""Distributes requests over several servers: each to the server with the fewest, and to another if that one fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ServerPool:
-    """Distributes requests. A dropped server is used again from the next sync on, if it answers then.
+    """Distributes requests over servers. A dropped server is used again after the next sync if it answers then.
 
     Args:
         servers: The servers.
@@ -35,11 +35,11 @@ class ServerPool:
 
     @property
     def alive(self) -> list[Server]:
-        """Those that are asked."""
+        """Servers that requests are sent to."""
         return [server for server in self.servers if server.alive]
 
     def drop(self, server: Server, reason: object) -> None:
-        """Asks it no more until the next sync."""
+        """Sends a server no more requests until the next sync."""
         with self._changed:
             if server.alive:
                 log.warning("the server %s is left out until the next sync: %s", server.url, reason)
@@ -47,14 +47,14 @@ class ServerPool:
             self._changed.notify_all()
 
     def map(self, ask: Callable[[Server, Job], Answer], jobs: Sequence[Job]) -> list[Answer]:
-        """The answers, in the order of the jobs.
+        """Returns the answers, in the order of the jobs.
 
         Args:
-            ask: Sends one job to one server; raises what :class:`Server` and server_answers raise.
-            jobs: What to send.
+            ask: Sends one job to one server; raises the errors of :class:`Server` and of the module answers.
+            jobs: Jobs to send.
 
         Raises:
-            RuntimeError: No server is left, one refuses, or a job has failed too often.
+            RuntimeError: No server is left, a server refuses a job, or a job has failed too often.
         """
         todo = deque(enumerate(jobs))
         done: SimpleQueue[tuple[int, Answer | None, BaseException | None]] = SimpleQueue()
@@ -71,7 +71,7 @@ class ServerPool:
                     done.put((place, None, error))
 
         for _ in range(min(len(jobs), self.per_server * len(self.servers))):
-            # daemons: a process that is told to stop does not wait for answers
+            # daemons, so that a process that must stop does not wait for answers
             threading.Thread(target=work, name="server-request", daemon=True).start()
         answers: dict[int, Answer] = {}
         try:
@@ -80,7 +80,7 @@ class ServerPool:
                 if error is not None:
                     raise error
                 answers[place] = cast(Answer, answer)
-        finally:  # after an error those under way end by themselves, at the latest when their time is up
+        finally:  # after an error, requests in progress end by themselves, at the latest at their timeout
             todo.clear()
         return [answers[place] for place in range(len(jobs))]
 
@@ -93,7 +93,7 @@ class ServerPool:
                 return ask(server, job)
             except RequestRefusedError:
                 raise
-            except WrongVersionError as error:  # restarted, or given other weights by somebody else
+            except WrongVersionError as error:  # restarted, or given other weights by another run
                 self.drop(server, error)
             except MalformedAnswerError as error:
                 failures.append(f"{server.url}: {error}")
@@ -109,7 +109,7 @@ class ServerPool:
         raise RuntimeError(f"a request to the servers of data.engine failed {len(failures)} times: {failures[-1]}")
 
     def _take(self, avoided: Server | None) -> Server:
-        """The server with the fewest requests, and rather not the one that has just failed."""
+        """Takes the server with the fewest requests, but avoids the one that has just failed."""
         with self._changed:
             while True:
                 if not self.alive:

@@ -1,4 +1,4 @@
-"""Weights sent to servers: a folder of safetensors files, written parameter by parameter."""
+"""Writes weights for servers: a folder of safetensors files, written parameter by parameter."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ FILE_BYTES = 2**29
 
 
 def write_weights(weights: NamedTensors, folder: Path | None, file_bytes: int = FILE_BYTES) -> None:
-    """Writes all weights, of which no more than one file's are in memory at a time.
+    """Writes all weights, with at most one file's weights in memory at a time.
 
     Args:
-        weights: Asked for to the last, since gathering a sharded one is a collective of all ranks.
-        folder: Where to; made here. None writes nothing, on the ranks that only take part in gathering.
-        file_bytes: About the size of a file.
+        weights: Weights by name. All are taken, even after an error: gathering a sharded one is a collective.
+        folder: Folder to write to, made here. None writes nothing, on the ranks that only take part in gathering.
+        file_bytes: Approximate size of a file.
 
     Raises:
-        OSError: It cannot be written; after all weights have been asked for.
+        OSError: The weights cannot be written; raised after all of them have been taken.
     """
     held: dict[str, Tensor] = {}
     size = files = 0

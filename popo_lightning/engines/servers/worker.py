@@ -1,4 +1,4 @@
-"""Runs inside a vLLM server's workers: takes the policy's weights from a folder. scripts/serve.sh puts it there."""
+"""Runs inside a vLLM server's workers, where scripts/serve.sh puts it: takes the policy's weights from a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PolicyWorker:
     vllm_config: Any
 
     def describe_policy_server(self) -> dict[str, Any]:
-        """How this server samples, for the trainer to check."""
+        """Says how this server samples, for the trainer to check."""
         model = self.vllm_config.model_config
         return {
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -33,10 +33,10 @@ class PolicyWorker:
         """Replaces all weights, and renews what vLLM derives from them.
 
         Args:
-            folder: Of safetensors files, which hold no code.
+            folder: Folder of safetensors files, which hold no code.
 
         Returns:
-            "files": how many were read; or "error": why the weights are not to be used.
+            "files", the number of files read, or "error", the reason why the weights must not be used.
         """
         files = list(Path(folder).glob("*.safetensors"))
         if not files:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-# What Python itself writes into a class when somebody looks.
+# Attributes that Python itself writes into a class when it is inspected.
 INCIDENTAL = ("__annotations__", "__abstractmethods__", "_abc_impl", "__doc__", "__dict__", "__weakref__")
 
 
@@ -22,10 +22,10 @@ class ClassesBefore:
         self._kept = {kind: (kind.__bases__, dict(vars(kind))) for kind in _classes(nn.Module)}
 
     def put_back(self, modules: Iterable[nn.Module] = ()) -> None:
-        """Gives all classes back what they had.
+        """Restores all classes.
 
         Args:
-            modules: Those that need their classes as they have become; they get a class of their own.
+            modules: Modules that need their changed classes; each gets a class of its own.
         """
         changed: dict[type, tuple[tuple[type, ...], dict[str, Any]]] = {}
         for kind, (bases, attributes) in self._kept.items():
@@ -51,7 +51,7 @@ def _differs(name: str, value: Any, before: dict[str, Any]) -> bool:
 
 
 def _classes(kind: type) -> Iterator[type]:
-    """All classes of transformers below a class, once each."""
+    """All transformers classes below a class, once each."""
     seen: set[type] = set()
     waiting = [kind]
     while waiting:

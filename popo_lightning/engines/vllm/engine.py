@@ -15,10 +15,12 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.groups import Response
 from popo_lightning.core.ranks import lost_rank
 from popo_lightning.engines.base import (
+    Ask,
     EngineContext,
     NamedTensors,
     RolloutEngine,
     Sampling,
+    asks,
     end_token_ids,
     responses_of,
 )
@@ -35,9 +37,9 @@ from popo_lightning.engines.vllm.requests import engine_input, request_number, s
 from popo_lightning.model.loading import family, passes_states
 from popo_lightning.model.prompts import Prompt
 
-# Of a model whose loader of weights is not made for a second time; no RuntimeError, which memory and ranks raise.
+# Errors of a weight loader that cannot run a second time. Memory and ranks raise RuntimeError, which is not here.
 LOADER_ERRORS = (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
-MEMORY_WORDS = ("memory", "kv cache", "blocks")  # in what vLLM raises where there is too little
+MEMORY_WORDS = ("memory", "kv cache", "blocks")  # words in vLLM's errors about too little memory
 
 Memory = Literal["weights", "kv_cache"]  # vLLM's names of what sleeps and wakes
 
@@ -55,6 +57,8 @@ class VLLMEngine(RolloutEngine):
             a CPU nothing sleeps.
         prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
     """
+
+    spreads_temperature = True
 
     def __init__(
         self,
@@ -77,7 +81,7 @@ class VLLMEngine(RolloutEngine):
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
         self.prefix_caching = prefix_caching
-        self._level = 0  # of sleep, once started
+        self._level = 0  # sleep level, once started
         self._asleep: set[Memory] = set()
 
     def check(self, device: torch.device) -> None:
@@ -85,7 +89,7 @@ class VLLMEngine(RolloutEngine):
         check_platform(device)
 
     def start(self, context: EngineContext) -> None:
-        """Loads the model; raises SettingError when vLLM is not installed, or refuses to start."""
+        """Loads the model; raises SettingError if vLLM is not installed or refuses to start."""
         self._context = context
         self._set_environment()
         try:
@@ -107,9 +111,9 @@ class VLLMEngine(RolloutEngine):
         self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
 
     def _refused(self, error: Exception) -> Exception:
-        """A start that fails: the device has too little memory free, the cache too little room, or no such model works.
+        """The error for a failed start: too little free memory, too little room in the cache, or a model that fails.
 
-        A rank that lost the others says so as it is.
+        A rank that has lost the others keeps its error.
         """
         if isinstance(error, RuntimeError) and lost_rank(error):
             return error
@@ -124,7 +128,7 @@ class VLLMEngine(RolloutEngine):
         return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
 
     def _unfit(self, why: str) -> SettingError:
-        """Of a model that vLLM cannot sample for a trainer."""
+        """The error for a model that vLLM cannot sample from for a trainer."""
         folder = self._context.folder
         return SettingError(
             f"model.path is '{folder}', a {family(folder)}, {why}; choose another model, or set data.engine to "
@@ -132,7 +136,7 @@ class VLLMEngine(RolloutEngine):
         )
 
     def _arguments(self, context: EngineContext) -> dict[str, Any]:
-        """Of vllm.LLM."""
+        """Arguments of vllm.LLM."""
         arguments: dict[str, Any] = {
             "model": str(context.folder),
             "dtype": str(context.dtype).removeprefix("torch."),
@@ -140,7 +144,7 @@ class VLLMEngine(RolloutEngine):
             "seed": context.rank,
             "enforce_eager": self._eager,
             "enable_prefix_caching": self.prefix_caching,
-            # the distribution really sampled from: after temperature and forbidden tokens
+            # log-probs of the distribution that is sampled from: after temperature and forbidden tokens
             "logprobs_mode": "processed_logprobs",
             # defaults of the model's own generation config (top_p, top_k, penalties) must not leak in
             "generation_config": "vllm",
@@ -157,19 +161,19 @@ class VLLMEngine(RolloutEngine):
             arguments["enable_sleep_mode"] = self._level > 0
         else:
             arguments["kv_cache_memory_bytes"] = int(self.cpu_cache_gib * 2**30)
-            # A prompt cut in two gives a token that nobody wants, whose draw vLLM takes back from the prompt's
-            # generator. A CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
+            # A prompt cut in two gives an unwanted token, whose draw vLLM takes back from the prompt's generator. A
+            # CPU's generators cannot go back ("CPU Generator does not use offset"), so prompts stay whole.
             arguments["enable_chunked_prefill"] = False
-            # without which it keeps no prefixes of layers that pass a state on
+            # without chunked prefill, vLLM keeps no prefixes of layers that pass a state on
             arguments["enable_prefix_caching"] &= not passes_states(context.folder)
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
 
     def _set_environment(self) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, which has the weights
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it pins threads under the trainer
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise vLLM pins the trainer's threads
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
@@ -180,49 +184,58 @@ class VLLMEngine(RolloutEngine):
     def stream(
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
     ) -> Iterator[list[tuple[int, list[Response]]]]:
-        """See :class:`RolloutEngine`. All prompts go to vLLM at once; it batches them by itself."""
+        """See :class:`RolloutEngine`. All prompts go to vLLM at once; vLLM batches them itself."""
         self._wake("weights")
         self._wake("kv_cache")
         copies = n if sampling.temperature == 0 else 1  # vLLM refuses to write the same greedy response n times
-        inputs: Any = [engine_input(prompt) for prompt in prompts]
+        asked = asks(len(prompts), n // copies, sampling, seed)
+        inputs: Any = [engine_input(prompts[each.place]) for each in asked]
         engine = self._llm.llm_engine
         with self._apart():
             context, ends = self._context, self._stop_token_ids
-            wanted = sampling_parameters(prompts, n // copies, sampling, seed, context.forbidden_token_ids, ends)
+            wanted = sampling_parameters(prompts, asked, sampling, context.forbidden_token_ids, ends)
             ids = self._llm.enqueue(inputs, wanted, use_tqdm=False)
-        places = {request_number(request): place for place, request in enumerate(ids)}
+        waiting = {request_number(request): each for request, each in zip(ids, asked, strict=True)}
+        found: dict[int, list[tuple[Ask, Any]]] = {place: [] for place in range(len(prompts))}
         try:
             while engine.has_unfinished_requests():
                 with self._apart():
                     done = [output for output in engine.step() if output.finished]
-                found = [(places.pop(request_number(output.request_id)), output) for output in done]
-                yield [(place, self._responses(prompts[place], output, sampling) * copies) for place, output in found]
+                for output in done:
+                    each = waiting.pop(request_number(output.request_id))
+                    found[each.place].append((each, output))
+                whole = [place for place, of in found.items() if sum(each.n for each, _ in of) * copies == n]
+                yield [(place, self._responses(prompts[place], found.pop(place), sampling) * copies) for place in whole]
         finally:
-            if places:  # interrupted: nobody waits for the others any more
-                engine.abort_request(list(places))
+            if waiting:  # interrupted: the remaining requests are not needed
+                engine.abort_request(list(waiting))
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Step by step, so that what the caller does in between has its own random state and compiles as it likes."""
+        """Isolates one step, so that the caller's work in between has its own random state and compiles as usual."""
         with isolate_rng(include_cuda=self._context.device.type == "cuda"), self._no_compilation():
             yield
 
     def _no_compilation(self) -> AbstractContextManager[Any]:
-        """With enforce_eager, also skips the compilation of vLLM's samplers: 16 s and a C++ compiler on a CPU."""
+        """With enforce_eager, also skips compiling vLLM's samplers, which takes 16 s and a C++ compiler on a CPU."""
         return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
 
-    def _responses(self, prompt: Prompt, output: Any, sampling: Sampling) -> list[Response]:
-        """Those of one finished request."""
-        if prompt.images and output.prompt_token_ids != prompt.ids.tolist():
+    def _responses(self, prompt: Prompt, finished: list[tuple[Ask, Any]], sampling: Sampling) -> list[Response]:
+        """Responses of a prompt's finished requests, in the order of their seeds."""
+        finished.sort(key=lambda pair: pair[0].seed)
+        read = finished[0][1].prompt_token_ids
+        if prompt.images and read != prompt.ids.tolist():
             raise RuntimeError(
-                f"vLLM reads an image prompt as {len(output.prompt_token_ids)} tokens and the policy as "
+                f"vLLM reads an image prompt as {len(read)} tokens and the policy as "
                 f"{len(prompt.ids)}: their processors differ, so log-probs would be of different prompts"
             )
-        sampled = [(one.token_ids, one.logprobs.logprobs, one.finish_reason) for one in output.outputs]
-        return responses_of(self._tokenizer, sampled, sampling.stop)
+        outputs = [one for _, output in finished for one in output.outputs]
+        sampled = [(one.token_ids, one.logprobs.logprobs, one.finish_reason) for one in outputs]
+        own = [each.temperature for each, _ in finished] if sampling.temperature_spread else None
+        return responses_of(self._tokenizer, sampled, sampling.stop, own)
 
     def update_weights(self, weights: NamedTensors, version: int) -> None:
-        """Reloads in place and resets every cache."""
+        """Reloads the weights in place and resets every cache."""
         # reload_weights, not load_weights: on a CPU vLLM repacks linear layers after loading
         saved = {"weights_iterator": iter(self._context.as_saved(weights))}
         with self._apart():
@@ -253,22 +266,22 @@ class VLLMEngine(RolloutEngine):
             self._llm.llm_engine.reset_encoder_cache()
 
     def sleep(self) -> None:
-        """Frees GPU memory as sleep_level says; nothing on a CPU."""
+        """Frees GPU memory according to sleep_level; does nothing on a CPU."""
         if self._level and "weights" not in self._asleep:
             self._llm.sleep(level=self._level)
             self._asleep = {"weights", "kv_cache"}
             self.holds_weights = self._level < 2
 
     def wake(self) -> None:
-        """Takes back the memory of the weights; after level 2 they are only right once update_weights has run.
+        """Takes back the memory of the weights; after level 2 they are only correct once update_weights has run.
 
-        The key-value cache wakes when generation begins: until then a sync may need the room.
+        The key-value cache wakes when generation begins, since a sync may need the room until then.
         """
         self._wake("weights")
 
     def _wake(self, memory: Memory) -> None:
         if memory in self._asleep:
-            torch.cuda.empty_cache()  # vLLM asks the driver for memory, and not what torch keeps for later
+            torch.cuda.empty_cache()  # vLLM asks the driver for memory, not torch, which keeps some in reserve
             self._llm.wake_up(tags=[memory])
             self._asleep.remove(memory)
 

@@ -1,9 +1,11 @@
-"""Settings of the process that vLLM shares with the trainer, and state that vLLM must restore."""
+"""Prepares the process that vLLM shares with the trainer, and restores what vLLM's start changes in it."""
 
 from __future__ import annotations
 
 import gc
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,18 +19,20 @@ from popo_lightning.engines.base import EngineContext
 
 
 def not_installed(error: ImportError) -> SettingError:
-    """What a user is told whose vLLM does not import."""
+    """The error for a vLLM that does not import; vLLM only has wheels for Linux."""
+    instead = "set data.engine to popo_lightning.engines.transformers.TransformersEngine"
+    if sys.platform != "linux":
+        return SettingError(f"data.engine is VLLMEngine, but vLLM has no wheel for {platform.system()}; {instead}")
     return SettingError(
-        f"data.engine is VLLMEngine but vLLM does not import ({error}); install the extra 'cpu' or 'gpu', "
-        "or set data.engine to popo_lightning.engines.transformers.TransformersEngine"
+        f"data.engine is VLLMEngine but vLLM does not import ({error}); install the extra 'cpu' or 'gpu', or {instead}"
     )
 
 
 def check_platform(device: torch.device) -> None:
-    """Raises SettingError where vLLM does not import, or samples on another kind of device than the trainer's.
+    """Raises SettingError if vLLM does not import, or samples on another kind of device than the trainer.
 
     Args:
-        device: The trainer's.
+        device: Device of the trainer.
     """
     try:
         from vllm.platforms import current_platform
@@ -48,18 +52,18 @@ def check_platform(device: torch.device) -> None:
 
 
 def external_launcher(context: EngineContext) -> bool:
-    """Whether vLLM takes its ranks, and its GPU, from the environment: alone it would take the first GPU."""
+    """Whether vLLM takes its ranks and its GPU from the environment; otherwise it would take the first GPU."""
     return context.world_size > 1 or context.device.type == "cuda"
 
 
 @contextmanager
 def ranks_in_environment(context: EngineContext) -> Iterator[None]:
-    """The trainer's ranks under the names that vLLM reads.
+    """Puts the trainer's ranks into the environment, under the names that vLLM reads.
 
-    Only torchrun sets all of them. Lightning reads the same names, so they are put back afterwards.
+    Only torchrun sets all of them. Lightning reads the same names, so the old values are restored afterwards.
 
     Args:
-        context: Its ranks. On a GPU vLLM takes LOCAL_RANK for the number of the GPU.
+        context: Context with the ranks. On a GPU, vLLM reads LOCAL_RANK as the number of the GPU.
     """
     on_gpu = context.device.type == "cuda" and context.device.index is not None
     names: dict[str, object] = {
@@ -67,7 +71,7 @@ def ranks_in_environment(context: EngineContext) -> Iterator[None]:
         "WORLD_SIZE": context.world_size,
         "LOCAL_RANK": context.device.index if on_gpu else context.local_rank,
     }
-    if not dist.is_initialized():  # vLLM then makes a process group of this rank alone, away from everybody's port
+    if not dist.is_initialized():  # vLLM then makes a process group of this rank alone, at a port of its own
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_free_network_port()}
         names |= {"TORCHELASTIC_USE_AGENT_STORE": False}  # torchrun's store is not at that port
     before = {name: os.environ.get(name) for name in names}
@@ -84,14 +88,14 @@ def ranks_in_environment(context: EngineContext) -> Iterator[None]:
 
 @contextmanager
 def state_put_back(device: torch.device) -> Iterator[None]:
-    """Undoes what vLLM's start does to the process.
+    """Undoes what vLLM's start changes in the process.
 
-    It seeds the random states of python, numpy and torch, sets the number of threads (and, on a CPU, replaces the
-    function that does), the precision of float32 products and the current GPU, and freezes all objects there are, which
-    the garbage collector would then never free.
+    It seeds the random states of Python, numpy and torch, sets the number of threads (and, on a CPU, replaces the
+    function that does), the float32 matmul precision and the current GPU, and freezes all existing objects, which the
+    garbage collector would then never free.
 
     Args:
-        device: The trainer's.
+        device: Device of the trainer.
     """
     on_gpu = device.type == "cuda"
     current = torch.cuda.current_device() if on_gpu else None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-RELOAD = "vllm.model_executor.model_loader.reload.layerwise"  # the logger of vLLM's module
+RELOAD = "vllm.model_executor.model_loader.reload.layerwise"  # logger of vLLM's module
 UNDONE = "Failed to load weights"
 
 
@@ -23,21 +23,21 @@ class _Heard(logging.Handler):
         self.kinds: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Of "CLASS: Failed to load weights"."""
+        """Records the class in "CLASS: Failed to load weights"."""
         kind, _, said = record.getMessage().partition(": ")
         if said.startswith(UNDONE):
             self.kinds.add(kind)
 
 
 def stale_layers(reload: Callable[[], Any], modules: Callable[[], Iterable[nn.Module]]) -> list[str]:
-    """Reloads a model's weights, and names the classes of layers that keep their old ones.
+    """Reloads a model's weights. Returns the classes of layers that keep their old weights.
 
-    vLLM gives a layer back what it had before if its loader passes the new weights by, as gpt-oss's does with experts,
-    and tells its log alone. Layers without parameters, or with those of others, have nothing to receive.
+    If a layer's loader bypasses the new weights, as gpt-oss's does with experts, vLLM restores the old ones and only
+    logs it. Layers without parameters, or with another layer's, have nothing to receive.
 
     Args:
         reload: Calls reload_weights.
-        modules: The model's, after that.
+        modules: Gives the model's modules after the reload.
     """
     log, heard = logging.getLogger(RELOAD), _Heard()
     level, propagate = log.level, log.propagate
@@ -73,9 +73,9 @@ def name_loaders(modules: Iterable[nn.Module]) -> None:
 def repack(model: torch.nn.Module) -> None:
     """Packs again, on a CPU, what vLLM 0.32's reload_weights leaves unpacked or packed from old weights.
 
-    Logits come from a packed copy of the head, which is renewed only where the head receives a weight of its own: one
-    that shares the embedding's would keep the old policy's. Experts are packed at the start alone: their kernel would
-    read new weights, which are not, as if they were.
+    Logits come from a packed copy of the head, which is only renewed if the head receives a weight of its own: a head
+    that shares the embedding's would keep the old policy's. Experts are only packed at the start: their kernel would
+    read new, unpacked weights as packed ones.
     """
     for module in list(model.modules()):
         method: Any = getattr(module, "quant_method", None)

@@ -1,41 +1,39 @@
-"""Prompts and sampling settings as vLLM takes them."""
+"""Converts prompts and sampling settings to vLLM's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from popo_lightning.engines.base import Sampling, prompt_seeds
+from popo_lightning.engines.base import Ask, Sampling
 from popo_lightning.model.prompts import Prompt
 
 
 def engine_input(prompt: Prompt) -> dict[str, Any]:
-    """What vLLM is given. It runs the model's own processor over images and expands their tokens by itself."""
+    """Input of vLLM for a prompt. vLLM runs the model's own processor over images and expands their tokens itself."""
     if not prompt.images:
         return {"prompt_token_ids": prompt.ids.tolist()}
     return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pictures)}}
 
 
 def request_number(request: str) -> str:
-    """Of a request: inside, vLLM puts random characters behind it."""
+    """Number of a request, without the random characters that vLLM appends."""
     return request.partition("-")[0]
 
 
 def sampling_parameters(
     prompts: Sequence[Prompt],
-    n: int,
+    asked: Sequence[Ask],
     sampling: Sampling,
-    seed: int,
     forbidden: Iterable[int],
     stop_token_ids: Sequence[int],
 ) -> list[Any]:
-    """One for each prompt. Without a seed of their own vLLM would draw all from one global generator or another.
+    """Sampling parameters of each request. Without its own seed, a request would draw from a global generator.
 
     Args:
-        prompts: What is asked.
-        n: Responses each.
-        sampling: How tokens are drawn.
-        seed: Decides all draws.
+        prompts: Prompts of the call.
+        asked: Requests of the call.
+        sampling: How to draw tokens.
         forbidden: Tokens that are never drawn.
         stop_token_ids: Tokens that end a response.
     """
@@ -45,21 +43,21 @@ def sampling_parameters(
     biases = {token: -float("inf") for token in forbidden}
     return [
         SamplingParams(
-            n=n,
-            seed=own_seed,  # of the first response; the others have those that follow
-            temperature=sampling.temperature,
+            n=each.n,
+            seed=each.seed,  # of the first response; those of the others follow it
+            temperature=each.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens - prompt.begun,
+            max_tokens=sampling.max_new_tokens - prompts[each.place].begun,
             stop_token_ids=stop_token_ids,
             logprobs=0,  # the sampled token's own
             logit_bias=biases or None,
             stop=list(sampling.stop),
-            # what vLLM would write for every token, one by one, is done here for whole responses; but it finds no
-            # stop string in what it has not written
+            # vLLM would write text token by token, which is done here for whole responses; but vLLM finds stop strings
+            # only in text that it has written
             detokenize=bool(sampling.stop),
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        for prompt, own_seed in zip(prompts, prompt_seeds(seed, len(prompts)), strict=True)
+        for each in asked
     ]

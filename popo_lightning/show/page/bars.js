@@ -1,4 +1,4 @@
-// Bars: grouped ones over a few categories, and one stacked bar for each run.
+// Bar charts: grouped bars over a few categories, and one stacked bar for each run.
 
 // spec: title, about, unit, axis, categories: [names], series(): [{run, name, values}]
 function barChart(spec) {

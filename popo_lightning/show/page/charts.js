@@ -17,7 +17,7 @@ function lineChart(spec) {
   });
 }
 
-// A card that draws itself anew when its width or the page's state changes; without anything drawn it says so.
+// A card that redraws itself when its width or the page's state changes, and says so if it has nothing to draw.
 function chartCard(spec, title, drawing) {
   const body = el('div', {});
   const tip = el('div', { class: 'tip', hidden: true });
@@ -168,7 +168,7 @@ function lines(root, each, x, y, spec) {
   }
 }
 
-// An exponential moving average that begins at the values' own mean, not at zero.
+// An exponential moving average that starts from the values' own mean, not from zero.
 function smoothed(values, factor) {
   let [sum, weight] = [0, 0];
   return values.map((value) => {

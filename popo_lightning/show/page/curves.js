@@ -1,4 +1,4 @@
-// Which charts there are.
+// The list of charts.
 
 function curve(name, options = {}) {
   return shownRuns().map((run) => ({
@@ -180,7 +180,7 @@ function byAge(run, kind) {
   return { x: ages.map(([age]) => age), y: ages.map(([, name]) => meanOf(run, name)) };
 }
 
-// Of all tokens where the run has counted them by age, else of the responses in samples.jsonl.
+// Shares of all tokens if the run has counted them by age, otherwise of the responses in samples.jsonl.
 function ageShares(run) {
   const steps = run.columns.step.length - (run.columns['train/tokens'] || []).filter((value) => value === null).length;
   const counted = Object.entries(run.columns)

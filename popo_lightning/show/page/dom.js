@@ -1,4 +1,4 @@
-// Elements, numbers and the page's state. Text becomes text nodes: nothing that a run wrote is ever parsed as markup.
+// Elements, numbers and the page's state. Text becomes text nodes, so a run's output is never parsed as markup.
 
 const data = JSON.parse(document.getElementById('data').textContent);
 const runs = data.runs.map((run, place) => ({ ...run, place, hidden: false }));

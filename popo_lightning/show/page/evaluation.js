@@ -1,4 +1,4 @@
-// Evaluations by benchmark, and of each benchmark by level, subject and whatever else it is broken down by.
+// Evaluations by benchmark, and for each benchmark by level, subject and its other breakdowns.
 
 const ACCURACY = /^(greedy|avg|pass)/;
 const NAMES = { response_tokens: 'tokens', truncated_frac: 'truncated', grading_failures: 'failures' };

@@ -1,6 +1,6 @@
-// A group: its prompt, its gold answer and its responses.
+// The card of a group: its prompt, gold answer and responses.
 
-const LONG = 700; // characters of a text that is shown whole
+const LONG = 700; // characters up to which a text is shown whole
 
 function groupCard(group, query) {
   const origin = group.evaluated

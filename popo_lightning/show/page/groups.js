@@ -1,4 +1,4 @@
-// The browser of groups: filters and pages.
+// The browser of groups, with filters and pages.
 
 const PAGE = 10;
 

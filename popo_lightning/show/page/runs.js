@@ -1,4 +1,4 @@
-// What each run is, and in which settings they differ.
+// Description of each run, and the settings in which the runs differ.
 
 function runCards() {
   return el('div', { class: 'cards' }, runs.map(runCard));

@@ -17,7 +17,7 @@ _SIGNS = re.compile(r"\\(?:approx|sim|text)|ppro|about|roughly|around")
 
 
 def approximated(text: str) -> list[str] | None:
-    r"""The sides of `\approx` with their names, or the one value that is called approximate; None for other text."""
+    r"""Returns the sides of `\approx` with their names, or the one value called approximate; None for other text."""
     if not _SIGNS.search(text):
         return None
     plain = _IN_TEXT.sub(r"\\text{\1}\2", text) if _IN_TEXT.fullmatch(text) else text

@@ -1,6 +1,6 @@
 r"""Unicode as LaTeX: `2√15` is `2\sqrt 15`, `x¹²` is `x^{12}`, `3½` is `3\frac{1}{2}`, `3、5` is `3, 5`.
 
-Only characters that stand for one thing in mathematics are rewritten; all others stay and are no part of any number.
+Only characters with one meaning in mathematics are rewritten. All others stay, and are not part of any number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TABLE = str.maketrans(
     {
         **{character: rf"\{name} " for character, name in {**_GREEK, **_SIGNS}.items()},
         **{character: rf"\mathbb{{{letter}}}" for character, letter in zip("ℝℂℚℤℕ", "RCQZN", strict=True)},
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # of full width
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width characters
         **dict.fromkeys("−–‐‑﹣－", "-"),
         **dict.fromkeys("’′", "'"),
         "″": "''", "，": ", ", "、": ", ", "。": ".", "∕": "/", "⁄": "/", "∶": ":", "°": r"^\circ ",
@@ -46,7 +46,7 @@ _BAR, _DOT = re.compile("((?:[0-9]\u0305)+)"), re.compile("([0-9])\u0307")
 
 
 def latex_of(text: str) -> str:
-    """The text with LaTeX for the characters of mathematics outside ASCII. Linear in the length of the text."""
+    """Replaces mathematical characters outside ASCII by LaTeX. The time is linear in the length of the text."""
     if text.isascii():
         return text
     text = _POWER.sub(lambda found: f"^{{{found[0].translate(_LEVEL)}}}", text)

@@ -10,13 +10,13 @@ _ANOTHER = re.compile(r"^\}?(?:\\text\{)?,?(?:or|and|[,;])|\(?[A-H]\)|\\text\{\(
 
 
 def choice_letter(text: str) -> str | None:
-    """The letter of `(C)`, `C.` or `C`, in text without commands; None for anything else."""
+    """Returns the letter of `(C)`, `C.` or `C`, in text without commands; None for anything else."""
     match = _LETTER.fullmatch(text)
     return match[1] if match else None
 
 
 def choice_with_text(text: str) -> tuple[str, str] | None:
-    r"""(letter, text) of `\text{(C)}14`, `\text{(C)14}` and `(C)14`, canonical; None for anything else."""
+    r"""Returns (letter, text) of canonical `\text{(C)}14`, `\text{(C)14}` and `(C)14`; None for anything else."""
     match = _WITH_TEXT.fullmatch(text) if text[:1] in ("\\", "(") or text[1:2] == ")" else None
     if match is None:
         return None

@@ -1,4 +1,4 @@
-r"""LaTeX commands that say the same, and how many arguments they take."""
+r"""LaTeX commands with the same meaning, and their numbers of arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ARGUMENTS |= {r"\overline": 1, r"\dot": 1, r"\widehat": 1}
 FUNCTIONS = frozenset(
     "sin cos tan cot csc arcsin arccos arctan sinh cosh tanh ln log exp gcd".split()  # noqa: SIM905
 )
-OPERATORS = FUNCTIONS | {"sec"}  # which in plain text are seconds
+OPERATORS = FUNCTIONS | {"sec"}  # in plain text, sec means seconds
 INFIX = {r"\over": r"\frac", r"\choose": r"\binom"}
 _ENVIRONMENT = re.compile(r"\\begin\s*\{array\}\s*(?:\[[a-z]\]\s*)?\{[^{}]{0,40}\}")
 _ARC = re.compile(r"\\(?:overset|stackrel)\s*\{?\s*\\frown\s*\}?")
@@ -46,11 +46,11 @@ _DOTS = re.compile(r"\.{3,}")
 
 
 def prepared(text: str) -> str:
-    r"""The text before it is cut into tokens: LaTeX for Unicode, `\$` for a lone dollar sign before a number."""
+    r"""Prepares a text for tokenization: LaTeX for Unicode, `\$` for an unpaired dollar sign before a number."""
     text = latex_of(text).replace("{,}", ",")
     if "..." in text:
         text = _DOTS.sub(r"\\ldots ", text)
-    if "$" in text and (text.count("$") - text.count(r"\$")) % 2:  # no pair, which would begin and end mathematics
+    if "$" in text and (text.count("$") - text.count(r"\$")) % 2:  # a pair would enclose mathematics
         text = _DOLLAR.sub(r"\\$", text, count=1)
     if "quad" in text:
         text = _QUAD.sub(", ", text)
@@ -71,7 +71,7 @@ _CASES = re.compile(r"\\begin\{cases\}([^&]*)\\end\{cases\}", re.DOTALL)
 
 
 def tidied(text: str) -> str:
-    """One spelling for what takes more than a token: matrices, the base of a number, the empty set."""
+    """Unifies the spelling of forms with several tokens: matrices, the base of a number, the empty set."""
     if r"\end" in text:
         text = _MATRIX.sub(_matrix, text)
         text = re.sub(r"\\\\(?=\\end)", "", text)

@@ -1,6 +1,6 @@
-r"""One spelling for each piece of LaTeX: canonical text, and its parts at the top level.
+r"""Canonical LaTeX, which unifies spellings, and its parts at the top level.
 
-`\dfrac 12`, `\tfrac{1}{2}` and `\frac{1}{2}` are one text afterwards, as are `90°` and `90^{\circ}`. Nothing is
+`\dfrac 12`, `\tfrac{1}{2}` and `\frac{1}{2}` become the same text, and so do `90°` and `90^{\circ}`. Nothing is
 computed here.
 """
 
@@ -29,16 +29,16 @@ _OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 
 
 class UnreadableLatexError(ValueError):
-    """Unbalanced, too deep or too long; the message is one sentence."""
+    """The LaTeX is unbalanced, nested too deeply or too long. The message is one sentence."""
 
 
 def canonical(text: str) -> str:
-    """The one spelling of a piece of LaTeX.
+    """Returns the canonical spelling of a piece of LaTeX.
 
     Raises:
-        UnreadableLatexError: Braces do not match, or nesting or length is beyond any answer.
+        UnreadableLatexError: Braces do not match, or the text is nested too deeply or too long for an answer.
     """
-    if _PLAIN_NUMBER.fullmatch(text):  # most answers
+    if _PLAIN_NUMBER.fullmatch(text):  # true for most answers
         return text
     tokens = _tokens(text)
     written = _written(tokens, 0)
@@ -48,17 +48,17 @@ def canonical(text: str) -> str:
 
 
 def without_text_commands(text: str) -> str:
-    r"""Canonical text with `\text{...}` opened and all spaces gone, for comparison letter by letter."""
+    r"""Unwraps `\text{...}` and removes all spaces in canonical text, for comparison letter by letter."""
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).replace(" ", "")
 
 
 def without_commands(text: str) -> str:
-    """The text with a space for each LaTeX command."""
+    """Replaces each LaTeX command by a space."""
     return re.sub(r"\\[A-Za-z]+", " ", text)
 
 
 def parts(text: str, separator: str) -> list[str]:
-    """Canonical text cut at a regular expression that matches single tokens outside all brackets."""
+    """Splits canonical text at single tokens, outside all brackets, that match a regular expression."""
     cut, depth, found = re.compile(separator), 0, [""]
     for token in _TOKEN.findall(text):
         if depth == 0 and cut.fullmatch(token):
@@ -70,7 +70,7 @@ def parts(text: str, separator: str) -> list[str]:
 
 
 def brackets(text: str) -> tuple[str, str, str] | None:
-    """(opening, inside, closing) where one pair of brackets, matching or as of an interval, holds all of the text."""
+    """Returns (opening, inside, closing) if a pair of brackets, perhaps of an interval, encloses all the text."""
     tokens = _TOKEN.findall(text)
     closings = frozenset(_OPENING.values())
     if len(tokens) < 2 or tokens[0] not in _OPENING or tokens[-1] not in closings:
@@ -84,7 +84,7 @@ def brackets(text: str) -> tuple[str, str, str] | None:
 
 
 def commands(text: str) -> set[str]:
-    """The LaTeX commands in a text."""
+    """Returns the LaTeX commands in a text."""
     return set(re.findall(r"\\[A-Za-z]+", text))
 
 
@@ -103,13 +103,13 @@ def _tokens(text: str) -> list[str]:
 
 
 def _without_spaces(tokens: Sequence[str]) -> list[str]:
-    r"""Spaces kept only where they tell.
+    r"""Removes spaces without meaning.
 
-    Between digits (`5 5` is not 55), between the words of a `\text{...}`, and after the comma of `7, 100`, which is not
-    7,100.
+    Spaces stay between digits (`5 5` is not 55), between the words of a `\text{...}`, and after the comma of `7, 100`,
+    which is not 7,100.
     """
     kept: list[str] = []
-    depth = 0  # of braces in a text
+    depth = 0  # depth of braces inside a \text
     for place, token in enumerate(tokens):
         if token == "{":
             depth += bool(depth) or kept[-1:] == [r"\text"]
@@ -131,7 +131,7 @@ def _without_spaces(tokens: Sequence[str]) -> list[str]:
 
 
 def _begins_with_thousands(tokens: Sequence[str], place: int) -> bool:
-    """Whether exactly three digits follow, which without the space before them would belong to a number."""
+    """Returns whether exactly three digits follow, which would belong to a number without the space before them."""
     after = [token.isdigit() for token in tokens[place + 1 : place + 5]]
     return after[:3] == [True, True, True] and after[3:] != [True]
 
@@ -169,7 +169,7 @@ def _written(tokens: Sequence[str], depth: int) -> list[str]:
             elif written[-2:] == [
                 r"\log",
                 "_",
-            ]:  # \log_2 3 and \log_23 are \log_{2}3, which no reader takes for base 23
+            ]:  # \log_2 3 and \log_23 become \log_{2}3, which no reader takes as base 23
                 place += tokens[place : place + 1] == [" "]
                 written += ["{", *argument, "}"]
             elif token in ("^", "_") and len(argument) == 1 and not _runs_on(argument[0], tokens, place):
@@ -186,13 +186,13 @@ def _written(tokens: Sequence[str], depth: int) -> list[str]:
 
 
 def _runs_on(argument: str, tokens: Sequence[str], place: int) -> bool:
-    """Whether a digit follows an exponent or index that is a digit: `x^{1}2` is not `x^{12}`."""
+    """Returns whether a digit follows an exponent or index that is a digit: `x^{1}2` is not `x^{12}`."""
     place += tokens[place : place + 1] == [" "]
     return argument.isdigit() and place < len(tokens) and tokens[place].isdigit()
 
 
 def _infix(tokens: Sequence[str]) -> int | None:
-    r"""Where `\over` or `\choose` stands outside all braces, None where neither does."""
+    r"""Returns the index of `\over` or `\choose` outside all braces; None without one."""
     if r"\over" not in tokens and r"\choose" not in tokens:
         return None
     depth = 0
@@ -204,7 +204,7 @@ def _infix(tokens: Sequence[str]) -> int | None:
 
 
 def _named(argument: list[str], functions: frozenset[str]) -> list[str]:
-    r"""What `\text{name}` stands for: a function, a constant, or a word."""
+    r"""Resolves `\text{name}` to a function, a constant, or a word."""
     name = "".join(argument)
     if name in functions:
         return ["\\" + name]
@@ -266,7 +266,7 @@ def _after_number(tokens: Sequence[str], place: int) -> int:
 
 
 def _primes(tokens: Sequence[str]) -> list[str]:
-    """`^'` as `'`."""
+    """Replaces `^'` by `'`."""
     kept: list[str] = []
     for token in tokens:
         if token == "'" and kept and kept[-1] == "^":
@@ -276,7 +276,7 @@ def _primes(tokens: Sequence[str]) -> list[str]:
 
 
 def _joined(tokens: Sequence[str]) -> str:
-    """The tokens as text, with a space only where a command would run into a letter."""
+    """Joins tokens to text, with a space only between a command and a letter."""
     pieces: list[str] = []
     for token in tokens:
         if pieces and token[0].isalpha() and re.fullmatch(r"\\[A-Za-z]+", pieces[-1]):

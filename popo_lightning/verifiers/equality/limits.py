@@ -1,4 +1,4 @@
-"""What may be passed to computer algebra: a whitelist, and bounds on everything that grows faster than its text.
+"""Limits of the expressions passed to computer algebra: a whitelist, and bounds on all that grows faster than its text.
 
 Refusing takes microseconds. It need not be perfect: an expression that passes and runs too long is killed with its
 grading process.
@@ -32,10 +32,10 @@ _MISREAD = re.compile(
     r"|\d[eE][-+]?\d"  # 4.5e33, read as 4.5 times Euler's number times 33
     r"|\d \d"  # 5 5, read as 10
     r"|!!"  # read as a factorial of a factorial
-    r"|[\]}]!"  # of what is no number and no sum
+    r"|[\]}]!"  # a factorial of neither a number nor a sum
     r"|\^\w\^"  # a tower without braces
     r"|(?:\[[^\]]*){4}"  # lists of lists of lists
-    r"|\.\.|\.(?!\d)",  # dots that stand for something
+    r"|\.\.|\.(?!\d)",  # dots that replace something
     re.DOTALL,
 )
 _SMALL_SUM = re.compile(r"\([A-Za-z0-9+-]{1,12}\)!")
@@ -43,7 +43,7 @@ _POWER = re.compile(r"\^(?:\{([^{}]*)\}|(\w)|(\{|\\))")
 
 
 def is_affordable(text: str) -> bool:
-    """Whether computer algebra reads this canonical text as it is meant, and in time."""
+    """Returns whether computer algebra reads this canonical text as intended, and in time."""
     return (
         0 < len(text) <= MAX_CHARACTERS
         and _ALLOWED_CHARACTERS.fullmatch(text) is not None
@@ -57,7 +57,7 @@ def is_affordable(text: str) -> bool:
 
 def _is_understood(text: str) -> bool:
     bare = _MATRIX.sub("", text)
-    environments = r"\begin" in bare or r"\end" in bare  # of another kind
+    environments = r"\begin" in bare or r"\end" in bare  # environments other than matrices
     words = re.search(rf"[A-Za-z]{{{MAX_LETTERS + 1},}}", re.sub(r"\\[A-Za-z]+", " ", bare))
     return not environments and words is None and not _MISREAD.search(text) and commands(text) <= ALLOWED_COMMANDS
 
@@ -71,7 +71,7 @@ def _depth(text: str) -> int:
 
 
 def _powers_are_small(text: str) -> bool:
-    """Exponents bounded, more tightly in towers and on groups, whose powers multiply."""
+    """Returns whether exponents are small. Bounds are tighter in towers, and on groups, whose powers multiply."""
     for match in _POWER.finditer(text):
         exponent = match[1] or match[2] or ""
         if match[3] is not None:  # the exponent holds another group

@@ -1,4 +1,4 @@
-r"""Values that are all wanted: `1,-2`, `1 and -2`, `\{1,-2\}`, `1\pm2`, `\text{A and C}`."""
+r"""Several required values: `1,-2`, `1 and -2`, `\{1,-2\}`, `1\pm2`, `\text{A and C}`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from popo_lightning.verifiers.equality.latex import brackets, parts
 
 _WORD_LIST = re.compile(r"\\text\{(?:,?(?:and|or|OR|AND)|,)\}|(?<=[\d})])(?:and|or)(?=[\d\\({-])")
-_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 100,000\pi is no list
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 100,000\pi is not a list
 _WORDS_IN_TEXT = re.compile(r"\\text\{(\(?\w+\)?(?:(?:,| and | or |,and |,or )\(?\w+\)?){1,8})\}", re.ASCII)
 
 
 def elements(text: str) -> list[str]:
-    r"""The elements of a set or list, `\pm` spelled out; one element for anything else."""
+    r"""Returns the elements of a set or list, with both values of `\pm`; one element for anything else."""
     words = _WORDS_IN_TEXT.fullmatch(text)
     if words is not None:
         return [rf"\text{{{word}}}" for word in re.split(r",? ?\b(?:and|or)\b ?|,", words[1]) if word]

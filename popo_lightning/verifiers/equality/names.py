@@ -26,7 +26,7 @@ _LINE = re.compile(r"\|?\\overline\{(\w+)\}\|?|\|(\w+)\||(?<=\\angle)\{(\w+)\}")
 
 
 def assignment(text: str) -> tuple[str | None, str]:
-    r"""(name, value) of `x=5`, `7=x` and `x\in[0,1]`, (None, text) of anything else."""
+    r"""Returns (name, value) of `x=5`, `7=x` and `x\in[0,1]`; (None, text) for anything else."""
     for sign in ("=", r"\\in"):
         sides = parts(text, sign) if sign.strip("\\") in text else []
         if sign == "=" and len(sides) > 2 and all(map(_NAME.fullmatch, sides[:-1])) and not has_letters(sides[-1]):
@@ -41,16 +41,16 @@ def assignment(text: str) -> tuple[str | None, str]:
 
 
 def named_set(text: str) -> tuple[str | None, str] | None:
-    r"""(name, set) of `k\in\{4,5\}`, `S=\{0,1\}` and a set without a name; None for anything else."""
+    r"""Returns (name, set) of `k\in\{4,5\}`, `S=\{0,1\}` and a set without a name; None for anything else."""
     name, value = assignment(text)
     inner = brackets(value)
     return (name, value) if inner is not None and inner[0] == r"\{" else None
 
 
 def named_values(elements: list[str]) -> tuple[list[str], str] | None:
-    r"""(names, tuple) of the list `x=1,y=2`; None where an element has no name or two have the same.
+    r"""Returns (names, tuple) of the list `x=1,y=2`; None if an element has no name or two have the same.
 
-    Names that follow each other in the alphabet give their values in its order, others as they are written.
+    The values of consecutive letters are in alphabetical order, other values in the order written.
     """
     read = [assignment(element) for element in elements]
     names = [name for name, _ in read if name is not None]
@@ -65,12 +65,12 @@ def named_values(elements: list[str]) -> tuple[list[str], str] | None:
 
 
 def of_one_letter(named: list[str]) -> bool:
-    """Whether the names are those of one variable, as in `x_1=1,x_2=2`."""
+    """Returns whether the names are those of one variable, as in `x_1=1,x_2=2`."""
     return len({element[:1] for element in named}) == 1
 
 
 def tuple_names(text: str) -> list[tuple[str, str]]:
-    """(name, value) of each place of `(x,y)=(1,2)`; none for anything else."""
+    """Returns (name, value) of each element of `(x,y)=(1,2)`; none for anything else."""
     names, value = assignment(text)
     inner, named = brackets(value), brackets(names or "")
     if inner is None or named is None:
@@ -79,7 +79,7 @@ def tuple_names(text: str) -> list[tuple[str, str]]:
 
 
 def has_letters(text: str) -> bool:
-    """Whether the text has letters outside commands."""
+    """Returns whether the text has letters outside commands."""
     return re.search(r"[A-Za-z]", without_commands(text)) is not None
 
 
@@ -90,13 +90,13 @@ def _names(name: str, value: str) -> bool:
 
 
 def _names_a_tuple(names: str, values: str) -> bool:
-    """Whether the text before the sign of `(x,y)=(2,3)` names each value after it."""
+    """Returns whether the text before the sign of `(x,y)=(2,3)` names each value after it."""
     inner = brackets(values)
     named = re.fullmatch(r"\([A-Za-z](?:,[A-Za-z]){1,4}\)", names)
     return named is not None and inner is not None and names.count(",") == len(parts(inner[1], ",")) - 1
 
 
 def _one_name(name: str) -> str:
-    r"""One name for `BC`, `|BC|` and `\overline{BC}`, for `m\angle 3` and `\angle 3`."""
+    r"""Unifies `BC`, `|BC|` and `\overline{BC}`, and `m\angle 3` and `\angle 3`."""
     name = name.replace(" ", "")
     return _LINE.sub(lambda line: line[1] or line[2] or line[3], re.sub(r"^m(?=\\)", "", name))

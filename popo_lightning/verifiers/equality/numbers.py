@@ -1,8 +1,8 @@
 r"""Plain numbers as people and models write them: `58,500`, `-\frac{3}{4}`, `1\frac{4}{5}`, `3 1/4`, `67\%`,
 `8.7\times10^{8}`, `0.\overline{3}`.
 
-Read here and not by a computer algebra system: it is a thousand times faster, and exact. LaTeX readers take `4.5e33`
-for 4.5 times Euler's number times 33.
+Reading them here is exact, and a thousand times faster than computer algebra. LaTeX readers take `4.5e33` for 4.5 times
+Euler's number times 33.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PlainNumber:
     """A number without symbols.
 
     Args:
-        value: What is written, exactly, before a percent sign.
+        value: Exact value as written, without regard to a percent sign.
         half_unit: Half a unit of the last written digit of a decimal or scientific number; 0 for an exact number,
             which is a whole number, a fraction or a power of ten.
         percent: Whether a percent sign follows.
@@ -48,20 +48,20 @@ class PlainNumber:
 
     @property
     def meaning(self) -> Fraction:
-        """The value with its percent sign."""
+        """The value, divided by 100 if a percent sign follows."""
         return self.value / 100 if self.percent else self.value
 
     def is_met_by(self, value: Fraction) -> bool:
-        """Whether an answer with this value is right for this gold.
+        """Returns whether an answer with this value is correct for this gold.
 
-        An exact gold is met exactly. A decimal or scientific one is met within half a unit of its last digit, and
-        never further off than 1 in 10,000: 9.6 by 9.6004, but not by 9.64; 1234.56 by 1234.564, but not by 1234.57.
+        An exact gold needs the exact value. A decimal or scientific gold allows half a unit of its last digit, but at
+        most 1 in 10,000: 9.6 is met by 9.6004, but not by 9.64; 1234.56 by 1234.564, but not by 1234.57.
         """
         return abs(self.value - value) <= min(self.half_unit, abs(self.value) * RELATIVE_TOLERANCE)
 
 
 def read_number(text: str) -> PlainNumber | None:
-    """The number that all of the text (in canonical LaTeX) is, or None."""
+    """Reads a canonical text that is a number as a whole; None for any other text."""
     if len(text) > MAX_DIGITS:
         return None
     match = _NUMBER.fullmatch(text)
@@ -74,7 +74,7 @@ def read_number(text: str) -> PlainNumber | None:
         whole = int(match["whole"] or match["units"] or 0)
         if bottom == 0 or (match["whole"] is not None and (top < 0 or bottom < 0)):
             return None
-        if match["units"] is not None and top >= bottom:  # 3 5/4 is no mixed number
+        if match["units"] is not None and top >= bottom:  # 3 5/4 is not a mixed number
             return None
         return PlainNumber(sign * (whole + Fraction(top, bottom)), percent=percent)
     exponent = int(match["exponent"] or match["power"] or 0)
@@ -97,7 +97,7 @@ def _repeating_number(text: str) -> PlainNumber | None:
 
 
 def numbers_agree(gold: PlainNumber, answer: PlainNumber) -> bool:
-    r"""Whether the answer is right. Where only one has a percent sign, `67\%` agrees with 67 and with 0.67."""
+    r"""Returns whether the answer is correct. If only one has a percent sign, `67\%` agrees with 67 and with 0.67."""
     if gold.is_met_by(answer.value):
         return True
     if gold.percent == answer.percent:

@@ -24,9 +24,9 @@ class Region(NamedTuple):
     """A union of intervals.
 
     Args:
-        name: Of the variable, or None.
-        pieces: The intervals and sets in canonical LaTeX, in no order.
-        plain: Whether it was written as intervals and sets.
+        name: Name of the variable, or None.
+        pieces: The intervals and sets in canonical LaTeX, in any order.
+        plain: Whether the text was written as intervals and sets.
     """
 
     name: str | None
@@ -35,7 +35,7 @@ class Region(NamedTuple):
 
 
 def region_of(text: str) -> Region | None:
-    r"""What a canonical text such as `x<-1\text{or}x>3`, `x\in\mathbb R` or `(1,2)\cup\{3\}` says; None for others."""
+    r"""Reads a canonical text such as `x<-1\text{or}x>3`, `x\in\mathbb R` or `(1,2)\cup\{3\}`; None for others."""
     if not _WORTH_IT.search(text) and brackets(text.partition(r"\cup")[0]) is None:
         return None
     built = _built(text)
@@ -48,13 +48,13 @@ def region_of(text: str) -> Region | None:
     pieces = tuple(piece for region in known for piece in region.pieces)
     if len(known) < len(found) or len(names) > 1 or len(pieces) > MAX_PIECES:
         return None
-    if len(pieces) == 1 and pieces[0].startswith(r"\{"):  # a list
+    if len(pieces) == 1 and pieces[0].startswith(r"\{"):  # a list, not a region
         return None
     return Region(names.pop() if names else None, pieces, all(region.plain for region in known))
 
 
 def interval_of(text: str) -> tuple[str, str] | None:
-    r"""(name, interval) of canonical `x<b`, `a>x`, `a<x\leq b`, `b>x>a`; None for any other text."""
+    r"""Returns (name, interval) of canonical `x<b`, `a>x`, `a<x\leq b`, `b>x>a`; None for any other text."""
     sides = parts(text, _SIGN)
     signs = re.findall(_SIGN, text)
     if len(sides) - len(signs) != 1 or not all(sides) or "=" in text:
@@ -86,7 +86,7 @@ def _membership(text: str) -> tuple[str | None, str]:
 
 
 def _built(text: str) -> Region | None:
-    r"""`\{x|2<x<3\}` as what is said of x."""
+    r"""Reads `\{x|2<x<3\}` as the condition on x."""
     inner = brackets(text)
     sides = parts(inner[1], r"\||:") if inner is not None and inner[0] == r"\{" else []
     if len(sides) != 2:
@@ -115,7 +115,7 @@ def _piece(text: str) -> Region | None:
 
 
 def _between(text: str) -> Region | None:
-    r"""`x>1\text{and}x<4` as `(1,4)`."""
+    r"""Reads `x>1\text{and}x<4` as `(1,4)`."""
     sides = [interval_of(part) for part in _AND.split(text)]
     if len(sides) != 2 or sides[0] is None or sides[1] is None or sides[0][0] != sides[1][0]:
         return None
@@ -126,7 +126,7 @@ def _between(text: str) -> Region | None:
 
 
 def _without_points(text: str) -> Region | None:
-    r"""`x\neq2` and `\mathbb R\setminus\{2\}` as two intervals."""
+    r"""Reads `x\neq2` and `\mathbb R\setminus\{2\}` as two intervals."""
     sides = parts(text, r"\\neq")
     if len(sides) == 2 and _NAME.fullmatch(sides[0]):
         name, points = sides[0], parts(sides[1], ",")

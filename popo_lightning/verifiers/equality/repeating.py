@@ -1,6 +1,6 @@
 r"""Decimals without an end: `0.\overline{42}`, `0.\dot{4}\dot{2}`, `0.(42)`, `0.4242\ldots`, `0.3\text{repeating}`.
 
-Dots after the digits say that they repeat only where that can be seen: one digit three times, more digits twice.
+Dots after the digits count as repetition only if it is visible: one digit three times, or several digits twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OPEN_END = re.compile(r"(-?\d*\.\d+)\\ldots(.*)", re.ASCII | re.DOTALL)
 
 
 def repeating_value(text: str) -> Fraction | None:
-    """The value of all of an unsigned canonical text that is a repeating decimal, or None."""
+    """Returns the value of an unsigned canonical text that is a repeating decimal as a whole, or None."""
     if len(text) > MAX_DIGITS + 40:
         return None
     match = _BLOCK.fullmatch(text)
@@ -33,7 +33,7 @@ def repeating_value(text: str) -> Fraction | None:
         block = match["first"] + (match["middle"] or "") + (match["last"] or "")
     elif match["open"]:
         fixed, block = _split(fixed)
-    elif match["word"]:  # of two digits it does not say which
+    elif match["word"]:  # with several digits it is unclear which repeat
         fixed, block = "", fixed if len(fixed) == 1 else ""
     if not block or len(fixed + block) > MAX_DIGITS:
         return None
@@ -42,18 +42,18 @@ def repeating_value(text: str) -> Fraction | None:
 
 
 def without_repeating(text: str) -> str:
-    """The text with a fraction for each decimal under a bar, for computer algebra."""
+    """Replaces each decimal under a bar by a fraction, for computer algebra."""
     return _INSIDE.sub(_fraction, text) if r"\overline" in text else text
 
 
 def open_end(text: str) -> str | None:
-    r"""The decimal that stands before the dots of `1.414\ldots`, with what follows them; None for any other text."""
+    r"""Removes the dots of `1.414\ldots`, and keeps the text after them; None for any other text."""
     match = _OPEN_END.fullmatch(text) if r"\ldots" in text else None
     return match[1] + match[2] if match else None
 
 
 def _split(digits: str) -> tuple[str, str]:
-    """Digits before the shortest block that repeats at their end, and that block; no block where none is seen."""
+    """Splits digits into those before the shortest block that repeats at their end, and that block, if there is one."""
     for size in range(1, len(digits) // 2 + 1):
         block = digits[-size:]
         if digits.endswith(block * (3 if size == 1 else 2)):

@@ -1,18 +1,19 @@
-r"""When an answer is the gold answer: spelling, plain numbers, lists, tuples, assignments, then computer algebra.
+r"""Rules by which an answer equals the gold: spelling, plain numbers, lists, tuples, assignments, computer algebra.
 
 - Equal spelling is always correct. Words may differ in case.
-- Where both are plain numbers the numbers decide (see `numbers`; `repeating` for `0.\overline{3}`).
-- `1,-2` is a set: order does not matter, every element must be there. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
-  `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order, and its brackets, which may be an
+- If both are plain numbers, the numbers decide (see `numbers`; `repeating` for `0.\overline{3}`).
+- `1,-2` is a set: order does not matter, but every element is required. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
+  `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order and its brackets, which may be an
   interval's; `x=1,y=-2` is that pair.
-- `x=5` and `5=x` are 5, on either side, where the name is short or a part of a figure; two names must be the same.
-  No other equation is a value: `5=5` and `2+3=5` are not 5. An equation or inequality may be multiplied by a constant.
-- `x>2` is `(2,\infty)`, on either side, and `x<0\text{ or }x>2` a union (see `regions`).
-- `\frac{15}{2}=7.5` is 7.5 where each side is written otherwise and is the gold number. `\frac{2}{3}\approx0.667` is
-  two thirds, and the gold 0.667; `0.667` alone is not two thirds.
-- Units after a number may be missing on one side, but not differ (see `units`). Degrees, currencies and percent signs
-  likewise. `70\text{ thousand}` is 70000.
-- `\textbf{(C)}\ 14` is 14 and is C.
+- `x=5` and `5=x` are 5, in gold and answer, if the name is short or part of a figure; two names must be the same. No
+  other equation is a value: `5=5` and `2+3=5` are not 5. An equation or inequality may be multiplied by a constant.
+- `x>2` is `(2,\infty)`, in gold and answer, and `x<0\text{ or }x>2` is a union (see `regions`).
+- The answer `\frac{15}{2}=7.5` is 7.5 if its sides differ in spelling and each is the gold number.
+  `\frac{2}{3}\approx0.667` equals both two thirds and the gold 0.667; `0.667` alone is not two thirds.
+- Units after a number may be missing in gold or answer, but not differ (see `units`). The same holds for degrees,
+  currencies and percent signs. `70\text{ thousand}` is 70000.
+- `\textbf{(C)}\ 14` is both 14 and C.
+- `ABC` is not `BAC`, and `IX` is not `XI`. `BA` is `AB`, a segment.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ from popo_lightning.verifiers.equality.units import split_unit
 MAX_ELEMENTS = 80
 MAX_NESTING = 4
 
+_CAPITALS = re.compile("[A-Z]{2,}", re.ASCII)
+_ROMAN = re.compile("[IVXLCDM]+")
+
 
 def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
-    """Whether an answer, in canonical LaTeX as the gold, is right."""
+    """Returns whether an answer is correct. Gold and answer are in canonical LaTeX."""
     if not answer or not gold:
         return False
     if gold == answer:
@@ -70,13 +74,13 @@ def same_answer(gold: str, answer: str, nesting: int = 0) -> bool:
 
 
 def _unpacked(gold: str, answer: str, nesting: int) -> bool | None:
-    """Without brackets around all of a single value."""
+    """Compares single values without brackets around them; None if there are none."""
     plain = [without_brackets(text) for text in (gold, answer)]
     return same_answer(plain[0], plain[1], nesting) if plain != [gold, answer] else None
 
 
 def _restated(gold: str, answer: str, nesting: int) -> bool | None:
-    r"""An answer such as `\frac{15}{2}=7.5`: one number in several spellings; None for anything else."""
+    r"""Compares an answer such as `\frac{15}{2}=7.5`, one number in several spellings; None for anything else."""
     sides = parts(answer, "=")
     one, others = read_number(gold), [read_number(side) for side in sides]
     if one is None or len(sides) < 2 or len(set(sides)) < len(sides) or None in others:
@@ -85,7 +89,7 @@ def _restated(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _approximated(gold: str, answer: str, nesting: int) -> bool | None:
-    """Values with approximations, which must be of that value; an exact gold wants the exact side."""
+    """Compares values with approximations, which must be correct. An exact gold needs the exact side."""
     wanted, given = approximated(gold), approximated(answer)
     if wanted is None and given is None:
         return None
@@ -101,7 +105,7 @@ def _approximated(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _one_value(sides: list[str]) -> bool:
-    """Whether each side of an answer is the first within a unit of its last digit."""
+    """Returns whether each side of an answer equals the first within one unit of its own last digit."""
     from popo_lightning.verifiers.equality.symbolic import value_of
 
     first, *others = [split_unit(assignment(side)[1])[0] for side in sides]
@@ -114,7 +118,7 @@ def _one_value(sides: list[str]) -> bool:
 
 
 def _open_ended(gold: str, answer: str, nesting: int) -> bool | None:
-    r"""A decimal such as `614.519\ldots`, whose digits show no rule, by its digits; against decimals only."""
+    r"""Compares a decimal such as `614.519\ldots`, without visible repetition, by its digits, only with decimals."""
     wanted, given = open_end(gold), open_end(answer)
     if wanted is None and given is None:
         return None
@@ -125,7 +129,7 @@ def _open_ended(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _chosen(gold: str, answer: str, nesting: int) -> bool | None:
-    """A choice letter with its text; None where neither side has both."""
+    """Compares a choice letter with its text; None if neither side has both."""
     wanted, given = choice_with_text(gold), choice_with_text(answer)
     if wanted and given:
         return wanted[0] == given[0] and same_answer(wanted[1], given[1], nesting)
@@ -140,7 +144,7 @@ def _chosen(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _ranged(gold: str, answer: str, nesting: int) -> bool | None:
-    r"""Inequalities, `x\neq2`, `\mathbb R` and unions as intervals; None where both are written as intervals."""
+    r"""Compares inequalities, `x\neq2`, `\mathbb R` and unions as intervals; None if both are written as intervals."""
     wanted, given = region_of(gold), region_of(answer)
     if wanted is None or given is None or (wanted.plain and given.plain):
         return None
@@ -150,7 +154,7 @@ def _ranged(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _belonging(gold: str, answer: str, nesting: int) -> bool | None:
-    r"""`k\in\{4,5\}` and `S=\{0,1\}` by their set, against a set or list; None for anything else."""
+    r"""Compares the set of `k\in\{4,5\}` or `S=\{0,1\}` with a set or list; None for anything else."""
     sets = named_set(gold), named_set(answer)
     names = {named[0] for named in sets if named} - {None}
     if not names:
@@ -166,13 +170,13 @@ def _belonging(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _paired(gold: str, answer: str, nesting: int) -> bool | None:
-    """`x=1,y=2` as a pair in the order of the names, against a tuple or list; None for anything else."""
+    """Compares `x=1,y=2`, as a pair in the order of the names, with a tuple or list; None for anything else."""
     wanted, given = named_values(elements(gold)), named_values(elements(answer))
     if (wanted is None) == (given is None):
         return None
     text = answer if wanted else gold
     if brackets(assignment(text)[1]) is None and (given or of_one_letter(elements(gold))):
-        return None  # values in no order
+        return None  # the values have no order
     read = named_values([f"{name}={value}" for name, value in tuple_names(text)])
     other = read[1] if read else assignment(text)[1]
     inner = brackets(other)
@@ -184,14 +188,14 @@ def _paired(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _assigned(gold: str, answer: str, nesting: int) -> bool | None:
-    """Assignments by their values; None where neither side is one."""
+    """Compares assignments by their values; None if neither side is one."""
     if len(elements(gold)) > 1 or len(elements(answer)) > 1:
         return None
     named, value = assignment(gold)
     also_named, answered = assignment(answer)
     if named is not None and also_named is not None:
         if named != also_named and has_letters(value) and has_letters(answered):
-            return None  # y=x/3 and x=3y
+            return None  # such as y=x/3 and x=3y
         return same_answer(value, answered, nesting) if named == also_named else False
     if named is not None and not _is_relation(answer):
         return same_answer(value, answer, nesting)
@@ -216,7 +220,7 @@ def _listed(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _matched(wanted: list[str], given: list[str], nesting: int) -> bool:
-    """Whether each wanted element is given once, in any order; those spelled alike are paired first."""
+    """Returns whether each wanted element is given once, in any order. Equal spellings are paired first."""
     left = list(given)
     rest = []
     for element in wanted:
@@ -233,7 +237,7 @@ def _matched(wanted: list[str], given: list[str], nesting: int) -> bool:
 
 
 def _bracketed(gold: str, answer: str, nesting: int) -> bool | None:
-    """Tuples and intervals, and unions of them."""
+    """Compares tuples, intervals, and unions of them."""
     unions = parts(gold, r"\\cup"), parts(answer, r"\\cup")
     if len(unions[0]) == len(unions[1]) > 1:
         return _matched(*unions, nesting)
@@ -249,7 +253,7 @@ def _bracketed(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _united(gold: str, answer: str, nesting: int) -> bool | None:
-    """Values with units or scales; None where neither side has one."""
+    """Compares values with units or scales; None if neither side has one."""
     value, unit = split_unit(gold)
     given, given_unit = split_unit(answer)
     if (value, given) == (gold, answer):
@@ -260,15 +264,26 @@ def _united(gold: str, answer: str, nesting: int) -> bool | None:
 
 
 def _measured(gold: str, answer: str, nesting: int) -> bool | None:
-    r"""A gold that states a letter-free equation, such as `2\cdot\binom{30}{15}=310235040`, by its right side."""
+    r"""Compares the right side of a gold that is an equation without letters, `2\cdot\binom{30}{15}=310235040`."""
     sides = parts(gold, "=")
     if len(sides) == 2 and all(sides) and not re.search(r"[A-Za-z]", without_commands(gold)):
         return None if "=" in answer else same_answer(sides[1], answer, nesting)
     return None
 
 
+def _named_by_capitals(gold: str, answer: str, nesting: int) -> bool | None:
+    """Compares different words in capitals: an order such as BAC, a Roman numeral, or the two ends of a segment.
+
+    Computer algebra would read them as products, whose factors have no order.
+    """
+    if not (_CAPITALS.fullmatch(gold) and _CAPITALS.fullmatch(answer)):
+        return None
+    return len(gold) == 2 and gold == answer[::-1] and not _ROMAN.fullmatch(gold)
+
+
 _RULES = (
     _unpacked,
+    _named_by_capitals,
     _chosen,
     _approximated,
     _open_ended,

@@ -1,4 +1,4 @@
-"""Answers that are the same letter by letter, brackets and spaces apart."""
+"""Compares answers letter by letter, without regard to brackets and spaces."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from popo_lightning.verifiers.equality.latex import brackets, parts, without_com
 
 
 def spelled_alike(gold: str, answer: str) -> bool:
-    """Whether two answers are the same but for spaces, brackets and letter case where it says nothing."""
+    """Returns whether two answers are the same except for spaces, brackets, and the letter case of words."""
     if gold.replace(", ", ",") == answer.replace(", ", ","):
         return True
-    if re.search(r"\d \d", gold + answer):  # 5 5 is not 55
+    if re.search(r"\d \d", gold + answer):  # "5 5" is not 55
         return False
     one, other = without_text_commands(gold), without_text_commands(answer)
     letters = choice_letter(one), choice_letter(other)
@@ -24,9 +24,9 @@ def spelled_alike(gold: str, answer: str) -> bool:
 
 
 def without_brackets(text: str) -> str:
-    """An answer without what only encloses it."""
+    """Removes brackets, or a text command, that only enclose an answer."""
     if text.startswith(r"\text{") and re.search(r"\d", text) and not re.search(r"[A-Za-z]{2}", without_commands(text)):
-        inner = brackets(text.removeprefix(r"\text"))  # bold numbers
+        inner = brackets(text.removeprefix(r"\text"))  # numbers in bold
         return text if inner is None else inner[1]
     inner = brackets(text)
     if inner is None or inner[0] not in "({" or len(parts(inner[1], ",")) > 1:

@@ -1,8 +1,8 @@
-r"""Equality by computer algebra: latex2sympy reads, math-verify compares. Imported in grading processes only.
+r"""Equality by computer algebra: latex2sympy reads, math-verify compares. Imported only in grading processes.
 
 math-verify's own `parse` is not used. It looks for answers in prose with regular expressions that backtrack, falls back
 to SymPy's `parse_expr`, which is `eval`, and writes all symbols in lower case, so that `M` equals `m`. Its time limits
-are also off: they are alarms, which C code does not receive. The grading process has a limit of its own.
+are also off, because they are alarms, which C code does not receive. The grading process has its own limit.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ _FLIPPED = {StrictLessThan: StrictGreaterThan, LessThan: GreaterThan}
 
 @lru_cache(maxsize=4096)
 def symbolically_equal(gold: str, answer: str) -> bool:
-    """Whether two canonical texts are the same number, expression, relation, set or matrix. Exact: 0.5 is 1/2."""
+    """Returns whether two canonical texts are exactly the same number, expression, relation, set or matrix."""
     if not _letters(answer) <= _letters(gold) | _CONSTANTS:
-        return False  # before it is read: an answer in symbols that the gold does not have is not worked out
+        return False  # an answer with symbols that the gold lacks need not be read
     complex_numbers = any(_IMAGINARY.search(text) for text in (gold, answer))
     one, other = _read(gold, complex_numbers), _read(answer, complex_numbers)
     if one is None or other is None:
         return False
     try:
         return _same(one, other)
-    except Exception:  # two things that SymPy cannot subtract or compare are not equal; its errors have no common base
+    except Exception:  # objects that SymPy cannot compare are not equal; its errors have no common base class
         return False
 
 
@@ -80,14 +80,14 @@ def _same(gold: Any, answer: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def meets_decimal(gold: PlainNumber, answer: str) -> bool:
-    r"""Whether an answer such as `\frac{\sqrt{3}}{2}` has the value of a decimal gold, within its tolerance."""
+    r"""Returns whether an answer such as `\frac{\sqrt{3}}{2}` has the value of a decimal gold, within its tolerance."""
     value = value_of(answer)
     return value is not None and gold.is_met_by(value)
 
 
 @lru_cache(maxsize=4096)
 def value_of(text: str) -> Fraction | None:
-    r"""The value of a real constant such as `\frac{\sqrt{3}}{2}`, to 30 digits; None for anything else."""
+    r"""Returns the value of a real constant such as `\frac{\sqrt{3}}{2}`, to 30 digits; None for anything else."""
     if not _letters(text) <= _CONSTANTS:
         return None
     read = _read(text, complex_numbers=False)
@@ -102,20 +102,20 @@ def value_of(text: str) -> Fraction | None:
 
 @lru_cache(maxsize=8192)
 def _read(text: str, complex_numbers: bool) -> Any:
-    """A SymPy object, or None for what may not or cannot be read."""
+    """Reads a text as a SymPy object; None if it may not or cannot be read."""
     text = without_repeating(text)
     if not is_affordable(text):
         return None
     exact = _DECIMAL.sub(lambda match: rf"\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}", text)
     try:
         read = latex2sympy(exact, is_real=not complex_numbers, normalization_config=None, conversion_config=_CONVERSION)
-    except Exception:  # the reader's own errors are bare Exceptions; others come out of SymPy
+    except Exception:  # the reader raises bare Exceptions, and SymPy raises others
         return None
     return read if isinstance(read, (Basic, MatrixBase)) else None
 
 
 def _same_expression(gold: Expr, answer: Expr) -> bool:
-    """Constants by their digits; functions by simplification, unless a sample point refutes them fast."""
+    """Compares constants by their digits, and functions at sample points first, then by simplification."""
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     if not symbols:
         return _same_constant(gold.doit(), answer.doit())
@@ -135,7 +135,7 @@ def _same_constant(gold: Expr, answer: Expr) -> bool:
 
 
 def _agree(gold: Expr, answer: Expr, more_digits: int = 0) -> bool | None:
-    """Whether two constants are equal, in proportion to their size; None where one has no finite value."""
+    """Returns whether two constants are equal relative to their size; None if one has no finite value."""
     one, other = N(gold, _DIGITS + more_digits), N(answer, _DIGITS + more_digits)
     if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
         return True if one == other else None
@@ -144,9 +144,9 @@ def _agree(gold: Expr, answer: Expr, more_digits: int = 0) -> bool | None:
 
 
 def _same_relation(gold: Relational, answer: Relational) -> bool:
-    """Whether one relation is the other times a constant; nothing is solved.
+    """Returns whether one relation is a constant times the other, without solving them.
 
-    math-verify solves both, which may take minutes, and calls them equal where neither has a solution.
+    math-verify solves both, which may take minutes, and calls them equal if neither has a solution.
     """
     kind, difference = _standard(gold)
     also, other = _standard(answer)
@@ -165,19 +165,19 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
 
 
 def _standard(relation: Relational) -> tuple[type[Relational], Expr]:
-    """The relation as something = 0, > 0 or >= 0, and that something."""
+    """Rewrites a relation as x = 0, x > 0 or x >= 0. Returns its type and x."""
     if isinstance(relation, (StrictLessThan, LessThan)):
         return _FLIPPED[type(relation)], relation.rhs - relation.lhs
     return type(relation), relation.lhs - relation.rhs
 
 
 def _letters(text: str) -> set[str]:
-    """The letters outside commands, which are symbols."""
+    """Returns the letters outside commands, which are symbols."""
     return set(re.findall(r"[A-Za-z]", re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+", " ", text)))
 
 
 def _comparable(gold: Any, answer: Any) -> bool:
-    """Whether a verdict of math-verify would mean anything: it takes the right side of any equation for an answer."""
+    """Returns whether math-verify can compare the two. It would take the right side of any equation as an answer."""
     if _is_relation(answer):
         return _is_relation(gold) and bool(answer.free_symbols) and answer.free_symbols == gold.free_symbols
     if _is_relation(gold):

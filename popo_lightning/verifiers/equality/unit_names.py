@@ -1,4 +1,4 @@
-"""The words after a number: units by one name each, currencies, scales, and words that change or deny the number."""
+"""Words after a number: units with one name each, currencies, scales, and words that change or deny the number."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _NO_PARTICIPLES = frozenset("red seed bed shed sled breed reed weed speed feed".
 
 
 def known_unit(word: str) -> str | None:
-    """The one name of a unit, None for any other word."""
+    """Returns the common name of a unit; None for any other word."""
     if word in UNITS or len(word) == 1:
         return UNITS.get(word)
     if word in _PREFIXED:
@@ -73,9 +73,9 @@ def known_unit(word: str) -> str | None:
 
 
 def is_thing(word: str, alone: bool) -> bool:
-    """Whether a word names what is counted.
+    """Returns whether a word names the things that are counted.
 
-    A participle that stands `alone` after the number says what was done to the number: `5 doubled`.
+    A participle `alone` after the number changes the number, as in `5 doubled`.
     """
     small = word.casefold()
     one = singular(small)
@@ -86,12 +86,12 @@ def is_thing(word: str, alone: bool) -> bool:
 
 
 def singular(word: str) -> str:
-    """A word without the ending of its plural."""
+    """Removes a word's plural ending."""
     return re.sub(r"(?<=ch)es$|(?<=[a-z])s$", "", word)
 
 
 def units_agree(one: str, other: str) -> bool:
-    r"""Whether two units may stand after the same value.
+    r"""Returns whether two units may follow the same value.
 
     One may be missing. `\$5` and `\$5\text{ per hour}` are both dollars. Pounds are a weight or a currency.
     """

@@ -1,8 +1,8 @@
-r"""What a value is counted or measured in: `12 ft`, `\$12`, `12\text{ apples}`, `90^\circ`, `7\text{ million}`.
+r"""Units of values: `12 ft`, `\$12`, `12\text{ apples}`, `90^\circ`, `7\text{ million}`.
 
-A word after a number may as well change it (`12\text{ squared}`) or deny it (`12\text{ is impossible}`), so that only
-known units are taken for units, and inside `\text{...}` also things: words of three letters and more that are not
-among those that change or deny. Hundred to trillion, lakh, crore and dozen multiply the number.
+A word after a number may also change it (`12\text{ squared}`) or deny it (`12\text{ is impossible}`). So only known
+units count as units, and inside `\text{...}` also things: words of at least three letters that are not listed as
+changing or denying. Hundred to trillion, lakh, crore and dozen multiply the number.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from popo_lightning.verifiers.equality.unit_names import (
 )
 
 MAX_WORDS = 7
-"""A longer remark on a number is no unit."""
+"""Maximum number of words after a number that count as a unit."""
 
 _POWERS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
-_BARE_SHORT = "Hz cm mm km kg ft mi in lb"  # two other letters are a product
+_BARE_SHORT = "Hz cm mm km kg ft mi in lb"  # any other two letters are a product
 _BARE_NAMES = "|".join(
     [
         *sorted((f"{n}(?:es|s)?" for n in UNITS if len(n) > 2), key=len, reverse=True),
@@ -40,7 +40,7 @@ _BARE = re.compile(
     rf"({'|'.join(SCALES)})?(square|sq|cubic)?(?:({_BARE_NAMES})(?:(\^[23])|(?:per|(/))({_BARE_NAMES}|[sh]))?|(m)(/)(s))?\.?"
     "|(percent|pct)"
 )
-_TEXTS = r"(?:\\text\{(?:[A-Za-z ./^23-]|\^\{-?\d\}|\\cdot ?)*\}(?:\^\{?-?\d\}?|/|\\cdot ?)*)+"
+_TEXTS = r"(?:\\text\{(?:[A-Za-z ./^23-]|\^\{-?\d\}|\\cdot)*\}(?:\^\{?-?\d\}?|/|\\cdot ?)*)+"
 _MEASURED = re.compile(
     r"(?P<value>.*?(?:[\d})]|\\pi))(?:(?P<degrees>\^\\circ) ?(?:[CF]|\\text\{(?:[CF]|Celsius|Fahrenheit)\})?"
     rf"|(?P<text>{_TEXTS})|\\frac\{{(?P<above>{_TEXTS})\}}\{{(?P<below>{_TEXTS})\}}"
@@ -58,7 +58,7 @@ _ENDINGS = {"1": "st", "2": "nd", "3": "rd"}
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """(value, unit) of canonical LaTeX; the text itself and no unit where what follows the value is none."""
+    """Returns (value, unit) of canonical LaTeX; (text, "") if no unit follows the value."""
     bare, currency = _without_currency(text)
     value, unit = _split(bare)
     if not currency:
@@ -69,7 +69,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def _without_currency(text: str) -> tuple[str, str]:
-    """The text without its signs of currency, and the currency; the text itself where there is none or several."""
+    """Removes currency signs and returns the currency; the text does not change if there is none or several."""
     code = _CODE.match(text)
     if code is not None:
         return text[code.end() :], CURRENCY_CODES[code[1]]
@@ -107,7 +107,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _minutes(text: str) -> tuple[str, str] | None:
-    """Degrees, minutes and seconds as degrees."""
+    """Converts degrees, minutes and seconds to degrees."""
     match = _MINUTES.fullmatch(text) if "'" in text else None
     if match is None or float(match[3]) >= 60 or float(match[4] or 0) >= 60:
         return None
@@ -156,7 +156,7 @@ def _written(exact: Fraction) -> str:
 
 
 def _unit(words: list[str]) -> str:
-    """One name for all spellings of a unit or thing; empty where the words are neither."""
+    """Returns one name for all spellings of a unit or thing; empty if the words are neither."""
     factors: list[_Factor] = []
     power, below, all_known = 1, False, True
     for word in words:

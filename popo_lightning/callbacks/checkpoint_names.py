@@ -1,0 +1,52 @@
+"""Names checkpoints by the iterations that are done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from popo_lightning.runs.progress import progress
+
+ITERATION, MINIBATCH = "iteration", "minibatch"
+
+
+def counters(trainer: L.Trainer) -> dict[str, Tensor]:
+    """Counts the iterations done and the minibatches done of the next one, for names of checkpoints.
+
+    Args:
+        trainer: Trainer between two minibatches, or at the end of an iteration.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    left = len(getattr(data, "pending", ()))
+    begun = getattr(data, "iteration", trainer.current_epoch + 1)
+    done, steps = progress(begun, getattr(data, "steps", 0), left)
+    return {ITERATION: torch.tensor(done), MINIBATCH: torch.tensor(steps)}
+
+
+def name_of(metrics: Mapping[str, Any]) -> str:
+    """Returns `iteration-0015`, or `iteration-0015-minibatch-2` if two minibatches of the next iteration are done.
+
+    Args:
+        metrics: The counts of :func:`counters`, or at least Lightning's epoch.
+    """
+    done = int(metrics.get(ITERATION, int(metrics.get("epoch", -1)) + 1))
+    steps = int(metrics.get(MINIBATCH, 0))
+    return f"{ITERATION}-{done:04d}" + (f"-{MINIBATCH}-{steps}" if steps else "")
+
+
+class NamedByIterations(ModelCheckpoint):
+    """ModelCheckpoint that names checkpoints by the iterations done. The arguments are ModelCheckpoint's."""
+
+    def format_checkpoint_name(
+        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """Like Lightning's, but :func:`name_of` is the default. A filename may contain {iteration} and {minibatch}."""
+        return super().format_checkpoint_name(metrics, filename or self.filename or name_of(metrics), ver, prefix)
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
+        return super()._monitor_candidates(trainer) | counters(trainer)

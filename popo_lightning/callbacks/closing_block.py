@@ -1,0 +1,72 @@
+"""The block that ends a run: where everything is, and the commands that continue from there."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer
+
+from popo_lightning.callbacks.checkpoint_writing import keeps_none, only_tries
+from popo_lightning.callbacks.checkpoints import Checkpoints
+from popo_lightning.callbacks.early_stops import EarlyStops
+from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.runs.going_on import going_on, without_options
+
+EXPORTED = "exported"  # proposed folder for the export, inside the run's folder
+
+
+def closing_block(trainer: L.Trainer) -> dict[str, str]:
+    """Places and commands, by purpose. Each command works, however the run ended and was saved.
+
+    Args:
+        trainer: Trainer whose training has ended, with everything saved.
+    """
+    run = Path(trainer.default_root_dir)
+    found = {"run folder": str(run)}
+    kept: Any = trainer.checkpoint_callback
+    saved = kept.saved_so_far(trainer) if isinstance(kept, Checkpoints) and not only_tries(trainer) else None
+    newest = None if saved is None or keeps_none(kept) else saved.newest
+    if newest is not None:
+        found["checkpoint"] = newest
+        if kept.monitor is not None and kept.best_model_path not in ("", newest):
+            found["best"] = f"{kept.best_model_path}, by {kept.monitor}"
+    found["curves"] = shlex.join(["tensorboard", "--logdir", str(run)])
+    found["look inside"] = shlex.join(["popo", "show", str(run)])
+    keeper = callback_of(trainer, RunKeeper)
+    if saved is None or newest is None or (keeper is not None and keeper.forks and not saved.written):
+        return found  # nothing of this run
+    found["export"] = shlex.join(["popo", "export", str(run), str(_free(run / EXPORTED))])
+    if not saved.unusable and not _ends_at_once(trainer) and (command := longer(trainer, run)) is not None:
+        found["train on"] = command
+    return found
+
+
+def longer(trainer: L.Trainer, run: Path) -> str | None:
+    """The command that trains the run to its end, or for as many iterations again; None if it is unknown."""
+    keeper = callback_of(trainer, RunKeeper)
+    given = shlex.split(keeper.record.command or "") if keeper is not None else []
+    if given[:2] != ["popo", "fit"] or not trainer.max_epochs or trainer.max_epochs < 0:
+        return None
+    kept = without_options(given, "--trainer.max_epochs")
+    done = getattr(getattr(trainer, "datamodule", None), "iteration", trainer.max_epochs)
+    target = trainer.max_epochs if done < trainer.max_epochs else 2 * trainer.max_epochs
+    return shlex.join([*going_on(kept, str(run)), "--trainer.max_epochs", str(target)])
+
+
+def _ends_at_once(trainer: L.Trainer) -> bool:
+    """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that goes on counting."""
+    stops = callback_of(trainer, EarlyStops)
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in callbacks if isinstance(timer, Timer) and timer.state_dict()]
+    return (stops is not None and stops.has_ended) or any(seconds is not None and seconds <= 0 for seconds in left)
+
+
+def _free(folder: Path) -> Path:
+    """The first of a name, name-2, name-3 and so on that nothing has."""
+    later = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], later) if not path.exists())

@@ -1,0 +1,44 @@
+"""Sentences printed when everything is loaded: where the run writes, what it resumes from, and its method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+
+from popo_lightning.runs.start import Start
+from popo_lightning.runs.wanted import RunSettings
+
+
+def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator[str]:
+    """Sentences for the beginning of a run.
+
+    Args:
+        start: Where the run writes and what it resumes from.
+        trainer: Trainer with policy and rollouts.
+        method: Setting run.method.
+    """
+    yield from start.news
+    if start.checkpoint is not None and start.behind is not None and not start.forks:
+        done, most = start.behind.iterations, trainer.max_epochs
+        of_all = f" of {most}" if most is not None and most > 0 else ""
+        inside = f", inside iteration {start.behind.begun}" if start.behind.begun > done else ""
+        yield f"goes on from '{start.checkpoint}', after {done}{of_all} iterations{inside}"
+    yield f"writes to '{start.folder}'"
+    if method == RunSettings.method:
+        yield f"no method is named (--config method/NAME), so the method is the defaults: {parts(trainer)}"
+
+
+def parts(trainer: L.Trainer) -> str:
+    """Names the classes that make up the method, by the settings that choose them."""
+    policy: Any = trainer.lightning_module
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    objective = policy.objective
+    slots = {
+        "data.composer": data.composer,
+        "model.advantage": policy.advantage,
+        "model.behave_weight": objective.behave_weight,
+        "model.trust_region": objective.trust_region,
+    }
+    return ", ".join(f"{name} {type(part).__name__}" for name, part in slots.items())
