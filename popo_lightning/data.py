@@ -23,13 +23,7 @@ from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.replay.composer import Composer, OnPolicy
 from popo_lightning.rollout.ahead import AsyncRollouts
-from popo_lightning.rollout.checks import (
-    check_continuations,
-    check_settings,
-    check_share,
-    check_temperature,
-    warn_of_problems_that_never_return,
-)
+from popo_lightning.rollout.checks import check_settings, check_training, warn_of_problems_that_never_return
 from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.generation import RolloutGenerator
@@ -193,9 +187,7 @@ class RolloutDataModule(EngineRollouts):
         self.synced.forget()  # the trainer may have loaded other weights
         if not self._fitting:
             return
-        check_share(self, world_size)
-        check_continuations(self, self._module.sharded)
-        check_temperature(self.sampling.temperature, self._module.temperature)
+        check_training(self, self._module, world_size)
         self.sampler.start(len(self.problems.train), self.seed, rank, world_size)
         self._watches = Watch("data.sampler", self.sampler), Watch("data.composer", self.composer)
         warn_of_problems_that_never_return(self, self._run.max_epochs or 0, world_size)

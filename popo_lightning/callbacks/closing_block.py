@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from popo_lightning.callbacks.checkpoint_writing import keeps_none, only_tries
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.callbacks.time_limit import TimeLimit
 from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.runs.going_on import going_on, without_options
 
@@ -27,20 +29,21 @@ def closing_block(trainer: L.Trainer) -> dict[str, str]:
         trainer: Trainer whose training has ended, with everything saved.
     """
     run = Path(trainer.default_root_dir)
-    found = {"run folder": str(run)}
+    found = {} if (why := ended_early(trainer)) is None else {"ended early": why}
+    found["run folder"] = shlex.quote(str(run))
     kept: Any = trainer.checkpoint_callback
     saved = kept.saved_so_far(trainer) if isinstance(kept, Checkpoints) and not only_tries(trainer) else None
     newest = None if saved is None or keeps_none(kept) else saved.newest
     if newest is not None:
-        found["checkpoint"] = newest
-        if kept.monitor is not None and kept.best_model_path not in ("", newest):
-            found["best"] = f"{kept.best_model_path}, by {kept.monitor}"
+        found["checkpoint"] = shlex.quote(str(_as_named(Path(newest), run)))
     found["curves"] = shlex.join(["tensorboard", "--logdir", str(run)])
     found["look inside"] = shlex.join(["popo", "show", str(run)])
     keeper = callback_of(trainer, RunKeeper)
     if saved is None or newest is None or (keeper is not None and keeper.forks and not saved.written):
         return found  # nothing of this run
     found["export"] = shlex.join(["popo", "export", str(run), str(_free(run / EXPORTED))])
+    if kept.monitor is not None:  # popo export decides which is the best, also by the evaluation after the last one
+        found["export the best"] = f"{found['export']} --best"
     if not saved.unusable and not _ends_at_once(trainer) and (command := longer(trainer, run)) is not None:
         found["train on"] = command
     return found
@@ -62,8 +65,34 @@ def _ends_at_once(trainer: L.Trainer) -> bool:
     """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that goes on counting."""
     stops = callback_of(trainer, EarlyStops)
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    left = [timer.time_remaining() for timer in callbacks if isinstance(timer, Timer) and timer.state_dict()]
-    return (stops is not None and stops.has_ended) or any(seconds is not None and seconds <= 0 for seconds in left)
+    kept = [timer for timer in callbacks if isinstance(timer, Timer) and timer.state_dict()]
+    return (stops is not None and stops.has_ended) or any(map(_is_spent, kept))
+
+
+def ended_early(trainer: L.Trainer) -> str | None:
+    """Why a run ended before its last iteration, as a clause; None if it did not, or if the reason is unknown."""
+    done = getattr(getattr(trainer, "datamodule", None), "iteration", 0)
+    stops = callback_of(trainer, EarlyStops)
+    if stops is not None and stops.why is not None:
+        return f"after iteration {done}, by EarlyStopping: {stops.why}"
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    spent = [timer for timer in callbacks if isinstance(timer, Timer) and _is_spent(timer)]
+    if not spent or done >= (trainer.max_epochs or 0):
+        return None
+    took = timedelta(seconds=round(spent[0].time_elapsed()))
+    setting = "trainer.max_time" if isinstance(spent[0], TimeLimit) else "the Timer of trainer.callbacks"
+    return f"after iteration {done} of {trainer.max_epochs}, by {setting}: it has trained for {took}"
+
+
+def _is_spent(timer: Timer) -> bool:
+    left = timer.time_remaining()
+    return left is not None and left <= 0
+
+
+def _as_named(checkpoint: Path, run: Path) -> Path:
+    """A checkpoint's path that begins like the run's folder, if it is in there."""
+    own = run.absolute()
+    return run / checkpoint.relative_to(own) if checkpoint.is_relative_to(own) else checkpoint
 
 
 def _free(folder: Path) -> Path:

@@ -32,6 +32,11 @@ class EarlyStops(L.Callback):
         self._patience: list[int] = []
 
     @property
+    def why(self) -> str | None:
+        """Why EarlyStopping has ended the run; None if it has not."""
+        return None if self._ended is None else str(self._ended["why"])
+
+    @property
     def has_ended(self) -> bool:
         """Whether EarlyStopping has ended the run."""
         return self._ended is not None

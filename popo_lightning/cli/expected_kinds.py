@@ -50,6 +50,8 @@ def misfit(setting: str, text: str) -> str | None:
     if not setting or not found or not kinds:
         return None
     value, words = found.group(2), _listed([WORDS.get(kind, kind) for kind in kinds])
+    if (inner := re.match(r"NestedArg\(key='([\w.]+)'", value)) is not None:
+        return f"{setting}.{inner.group(1)} is no setting, since {setting} has none inside it; give {setting} {words}"
     if setting == "trainer.precision":
         try:
             check_precision(value)

@@ -26,6 +26,7 @@ from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
+from popo_lightning.callbacks.time_limit import at_the_end_of_an_iteration
 from popo_lightning.cli.class_faults import Maker, import_fault
 from popo_lightning.cli.combinations import check_combination
 from popo_lightning.cli.config_files import check_config_files
@@ -37,7 +38,6 @@ from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, che
 from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.cli.slots import import_slots
 from popo_lightning.cli.trainer_settings import (
-    at_the_end_of_an_iteration,
     check_callbacks,
     check_cpu_devices,
     check_nodes,
@@ -201,6 +201,8 @@ class PopoCLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(folder)
 
     def _settle_folder(self, config: Any) -> None:
+        if config.run.resume:
+            config.run.folder = folder_of_run(config.run.folder, map(str, config.config or ()))
         plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json", skip_validation=True))
         try:
             self.wanted = wanted_of(config, plain)

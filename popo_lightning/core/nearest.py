@@ -15,6 +15,40 @@ ALIKE = 0.65  # smallest difflib ratio of similar names
 SHORTEST, BEGUN = 3, 0.9  # an abbreviation of at least SHORTEST letters counts as BEGUN similar
 # Names that users try, and the settings that they mean.
 HABITS = {"model.learning_rate": "model.optimizer.init_args.lr", "model.lr": "model.optimizer.init_args.lr"}
+# Names of other libraries' settings, without what stands before the last dot, and the settings that they mean.
+OF_OTHERS = {
+    "dir": "run.folder",
+    "output_dir": "run.folder",
+    "num_generations": "data.group_size",
+    "num_iterations": "data.ppo_epochs",
+    "steps_per_generation": "data.minibatches",
+    "train_batch_size": "data.problems_per_iteration",
+    "max_completion_length": "data.max_new_tokens",
+    "max_response_length": "data.max_new_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "per_device_train_batch_size": "model.micro_batch_tokens",
+    "ppo_max_token_len_per_gpu": "model.micro_batch_tokens",
+    "grad_clip": "model.max_grad_norm",
+    "epsilon": "model.trust_region.clip_low",
+    "epsilon_high": "model.trust_region.clip_high",
+    "clip_ratio_low": "model.trust_region.clip_low",
+    "clip_ratio_high": "model.trust_region.clip_high",
+    "loss_agg_mode": "model.aggregation",
+    "reward_funcs": "data.task.verifier",
+    "model_name_or_path": "model.path",
+    "peft_config": "model.lora",
+    "seed": "seed_everything",
+    "max_steps": "trainer.max_epochs",
+    "total_training_steps": "trainer.max_epochs",
+    "total_epochs": "trainer.max_epochs",
+    "num_train_epochs": "trainer.max_epochs",
+    "save_steps": "checkpoint.every_n_epochs",
+    "save_freq": "checkpoint.every_n_epochs",
+    "eval_steps": "evaluation.every_n_iterations",
+    "test_freq": "evaluation.every_n_iterations",
+    "resume_from_checkpoint": "run.resume",
+    "report_to": "trainer.logger",
+}
 PACKAGE = Path(__file__).parent.parent
 SLOTS = (
     *("callbacks", "engines", "evaluation", "grading", "methods", "model", "objectives", "proximal", "replay", "tasks"),
@@ -70,8 +104,12 @@ def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def nearest_setting(given: str, settings: Iterable[str]) -> str | None:
-    """Like :func:`nearest`, for settings of the command line and the names in HABITS."""
-    found = nearest(given, [*settings, *HABITS])
+    """Like :func:`nearest`, for settings of the command line and the names in HABITS and OF_OTHERS."""
+    known = list(settings)
+    meant = OF_OTHERS.get(given.rpartition(".")[2])
+    if meant is not None and ".".join(meant.split(".")[:2]) in known:  # further names are those of a class's arguments
+        return meant
+    found = nearest(given, [*known, *HABITS])
     return HABITS.get(found, found) if found is not None else None
 
 

@@ -208,9 +208,14 @@ class GradingPool:
 
     def _note(self, reason: str) -> None:
         """Logs a failure: the first as a warning, later ones, which mostly repeat it, only for debugging."""
-        sentence = f"the verifier {ascii(reason)[1:-1][:1000]}"
+        sentence = f"the verifier {_in_ascii(reason)[:1000]}"
         logger.log(logging.DEBUG if self.first_failure else logging.WARNING, "%s; that response gets 0", sentence)
         self.first_failure = self.first_failure or sentence
+
+
+def _in_ascii(text: str) -> str:
+    """Escapes what a terminal or a log file might not show as it is."""
+    return "".join(one if one.isascii() and one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _kill_all(workers: list[GradingProcess], owner: int) -> None:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.rollout.reward_parts import named_parts, try_parts
 
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures outside destroy the information of float32 logits
 LEAST = {
@@ -116,6 +117,15 @@ def check_temperature(sampled: float, scored: float) -> None:
             f"data.temperature is {sampled}, but model.temperature, at which log-probs are computed, is {scored}; give "
             "both the same"
         )
+
+
+def check_training(data: Any, module: Any, ranks: int) -> None:
+    """Raises SettingError for faults that show once policy and problems are known, before anything is sampled."""
+    check_share(data, ranks)
+    check_continuations(data, module.sharded)
+    check_temperature(data.sampling.temperature, module.temperature)
+    rules = {"composer": data.composer, "sampler": data.sampler}
+    try_parts(data, named_parts(module.reward_key, data.effective_key or module.reward_key, **rules))
 
 
 def check_share(data: Any, ranks: int) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 
 from torch import Tensor
 
-from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
@@ -23,6 +22,7 @@ from popo_lightning.rollout.behave import scored_by_trainer
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.report import RolloutReport
+from popo_lightning.rollout.reward_parts import NamedPart, check_parts, named_parts
 from popo_lightning.tasks.samplers import PromptSampler
 
 NOTHING, PRESENT, FIRST = range(3)  # the policy whose log-probs a rank asks for
@@ -160,19 +160,13 @@ class IterationRollouts(Iteration):
         return priced
 
     def _check_parts(self, groups: Sequence[Group]) -> None:
-        graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        if graded:
-            self.limits.check_parts(graded[0])
-        for setting, part in self._needed_parts():
-            if graded and part not in graded[0]:
-                raise SettingError(
-                    f"{setting} is '{part}', which the task does not give; use one of {', '.join(sorted(graded[0]))}"
-                )
+        responses = [response for group in groups for response in group.responses if response.failure is None]
+        if responses:
+            given = {part for response in responses for part in response.parts}
+            check_parts(self._named_parts, given)
+            self.limits.check_parts(given)
 
-    def _needed_parts(self) -> list[tuple[str, str]]:
-        """Returns (setting, reward component) for each setting that names a component."""
-        named = [("model.reward_key", self.policy.reward_key), ("data.effective_key", self.effective_key)]
-        for place, rule in (("composer", self.composer), ("sampler", self.sampler)):
-            settings = {} if rule is None else vars(rule)
-            named += [(f"data.{place}.{key}", value) for key, value in settings.items() if key.endswith("_key")]
-        return named
+    @cached_property
+    def _named_parts(self) -> list[NamedPart]:
+        rules = {"composer": self.composer, "sampler": self.sampler}
+        return named_parts(self.policy.reward_key, self.effective_key, **rules)

@@ -13,6 +13,12 @@ from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.function_reward import FunctionReward
 
 SECONDS = 10.0  # time limit for one response of the trial
+REMEDIES = {
+    "error": "correct the function; a response may be any text",
+    "invalid": "return a number, or a dict of numbers with a score",
+    "timeout": f"it has to end within {SECONDS:g} s",
+    "crash": "it must not end the process that it is called in",
+}
 
 if TYPE_CHECKING:
     FunctionAddress = str
@@ -60,9 +66,9 @@ def try_functions(verifier: Verifier, problem: Problem, setting: str = "data.tas
     """
     if not isinstance(verifier, FunctionReward):
         return
-    answer = verifier.answer_in(problem.answer)
+    tried = {"the gold answer of": answer_text(problem.answer), "an empty response to": ""}
     with GradingPool(verifier, 1, SECONDS) as pool:
-        for text in (_as_text(answer), ""):
+        for what, text in tried.items():
             try:
                 (grade,) = pool.grade([(problem.answer, problem.response_prefix + text)])
             except RuntimeError as error:
@@ -71,11 +77,13 @@ def try_functions(verifier: Verifier, problem: Problem, setting: str = "data.tas
                 ) from error
             if grade.failure is not None:
                 raise SettingError(
-                    f"{setting} is {verifier}; tried on the first problem, {pool.first_failure}; it returns a "
-                    "number, or a dict of parts with a score"
+                    f"{setting} is {verifier}; tried on {what} the first problem, {pool.first_failure}; "
+                    f"{REMEDIES[grade.failure]}"
                 )
 
 
-def _as_text(answer: Any) -> str:
-    first = answer[0] if isinstance(answer, list) and answer else answer
+def answer_text(answer: Any) -> str:
+    """Returns a problem's gold answer as the text of a response."""
+    plain = FunctionReward.answer_in(answer)
+    first = plain[0] if isinstance(plain, list) and plain else plain
     return first if isinstance(first, str) else json.dumps(first)

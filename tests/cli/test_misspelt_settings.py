@@ -11,11 +11,12 @@ from helpers.places import REPOSITORY
 from helpers.tiny_models import method, popo
 
 from popo_lightning.cli.config_files import check_comparison_files, check_config_files
+from popo_lightning.cli.parser import command_of
 from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.compare.command import parsed
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.nearest import class_paths, nearest, nearest_class
+from popo_lightning.core.nearest import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
 
@@ -50,6 +51,15 @@ OPTIONS = {  # command line, and sentence
     "--data.group_siz 4": "did you mean --data.group_size?",
     "--trainer.max_e 1": "did you mean --trainer.max_epochs?",
     "--run.res true": "did you mean --run.resume?",
+    "--run.dir x": "--run.dir is no option of popo fit; did you mean --run.folder?",
+    "--num_generations 8": "did you mean --data.group_size?",
+    "--actor_rollout_ref.actor.clip_ratio_low 0.1": "did you mean --model.trust_region.clip_low?",
+    "--seed 3": "did you mean --seed_everything?",
+    "--model.gradient_sync.every 3": (
+        "model.gradient_sync.every is no setting, since model.gradient_sync has none inside it; give "
+        "model.gradient_sync text"
+    ),
+    "--data.effective_key.a 3": "data.effective_key.a is no setting, since",
     "--pla": "did you mean --plan?",
     "--bogus": "--bogus is no option of popo fit; popo fit --help lists them all",
     "extra": "'extra' is no option of popo fit",
@@ -296,3 +306,10 @@ def test_the_nearest_name() -> None:
     assert nearest_class("Umbrella") is None
     assert class_paths()["TruncatedIS"] == "popo_lightning.objectives.weights.TruncatedIS"
     assert "PopoCLI" not in class_paths() and "ParsesAll" not in class_paths()
+
+
+def test_the_settings_of_other_libraries_are_none_of_ours_and_mean_some(parser: ParsesAll) -> None:
+    known = command_of(parser.parser).options["popo fit"]
+    for theirs, ours in OF_OTHERS.items():
+        assert nearest_setting(theirs, known) == nearest_setting(f"trainer_args.{theirs}", known) == ours
+        assert theirs not in known

@@ -22,9 +22,9 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
+from popo_lightning.callbacks.time_limit import at_the_end_of_an_iteration
 from popo_lightning.cli.trainer_settings import (
     FIXED,
-    at_the_end_of_an_iteration,
     check_callbacks,
     check_root,
     check_trainer,
@@ -153,13 +153,16 @@ def test_a_time_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (before.time_remaining(), after.time_remaining()) == (0, 600)
 
 
-def test_a_timer_stops_after_a_whole_iteration(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timer_stops_after_a_whole_iteration(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """config.yaml keeps the time limit and does not keep a folder that a new run would refuse."""
     monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage=None: 1e9 if any(self._start_time.values()) else 0.0)
     limit = ["--trainer.max_time", "00:01:00:00", "--trainer.max_epochs", "4", "--evaluation.every_n_iterations", "0"]
     cli = popo("fit", "--config", config, *method("popo"), "--run.folder", tmp_path, *limit)
     assert cli.datamodule.iteration == 1 and cli.trainer.global_step == 3 and not cli.datamodule.pending
     assert [row["step"] for row in metrics(tmp_path) if "train/loss" in row] == [1]
+    assert "after iteration 1 of 4, by trainer.max_time: it has trained for" in capsys.readouterr().err
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]
     assert written["max_time"] == "00:01:00:00" and written["default_root_dir"] is None
 

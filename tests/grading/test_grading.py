@@ -183,6 +183,11 @@ def test_the_first_failure_of_any_kind_is_named_once(
     assert len(record.getMessage()) < 1200
 
 
+def test_a_reason_keeps_its_quotes_and_backslashes(pool: GradingPool) -> None:
+    around(pool, ("'\\ \"\n\x1b é", "return"))
+    assert pool.first_failure == """the verifier returned '\\'\\\\ "\\n\\x1b \\xe9' for the response 'return'"""
+
+
 def test_nothing_graded_is_refused_and_something_is_not() -> None:
     none = {"responses": 8.0, "failures": 8.0}
     with pytest.raises(SettingError, match=r"none of the 8 responses .* be graded: the verifier broke; .*data\.task"):

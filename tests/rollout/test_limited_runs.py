@@ -99,7 +99,7 @@ def test_generating_ahead_and_a_critic(config: Path, tmp_path: Path) -> None:
         assert [row["limits/length/violated"] for row in rows] == [1, 1]
 
 
-def test_an_unknown_cost_ends_the_first_iteration(
+def test_an_unknown_cost_is_refused_before_anything_is_sampled(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command: list[str | Path] = ["fit", "--config", config, *method("grpo"), *SHORT, "--data.limits", "{brevity: 5}"]
@@ -110,7 +110,7 @@ def test_an_unknown_cost_ends_the_first_iteration(
 
 
 @pytest.mark.parametrize(("method_name", "setting"), [("graft", "composer"), ("dps", "sampler"), ("mopps", "sampler")])
-def test_an_unknown_part_of_a_rule_ends_the_first_iteration(
+def test_an_unknown_part_of_a_rule_is_refused_before_anything_is_sampled(
     method_name: str, setting: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Otherwise the part would be 0 everywhere, and every group would have failed."""

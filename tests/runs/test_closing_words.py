@@ -20,7 +20,7 @@ from popo_lightning.callbacks.closing_words import SavedSoFar
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.fall import Fall
 from popo_lightning.callbacks.run_keeper import RunKeeper
-from popo_lightning.cli.trainer_settings import TimeLimit
+from popo_lightning.callbacks.time_limit import TimeLimit
 from popo_lightning.runs.going_on import without_options
 from popo_lightning.runs.record import new_record
 from runs.test_checkpoints import full_disk as full_disk
@@ -259,7 +259,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "none could be written": ({"newest": None, "written": 0, "failed": 2, "why": "No space"}, []),
     "of the run that it began from": ({"written": 0, "forks": True}, []),
     "none since it was resumed": ({"written": 0}, ["export", "train on"]),
-    "stopped early": ({"ended": {"iteration": 1}}, ["export"]),
+    "stopped early": ({"ended": {"iteration": 1, "why": "no gain"}}, ["export"]),
     "out of time": ({"timer": Timer("00:00:00:00")}, ["export"]),
     "out of this process's time": ({"timer": TimeLimit("00:00:00:00")}, ["export", "train on"]),
     "with time left": ({"timer": Timer("01:00:00:00")}, ["export", "train on"]),
@@ -286,6 +286,8 @@ def test_the_block_has_commands_that_work(tmp_path: Path, monkeypatch: pytest.Mo
         assert block["train on"] == f"popo fit --seed_everything 3 {end}"
         monkeypatch.setattr(trainer, "datamodule", SimpleNamespace(iteration=1), raising=False)
         assert closing_block(trainer)["train on"].endswith("--trainer.max_epochs 2"), "it has not come to its end"
+    assert ("no gain" in block.get("ended early", "")) == (kind == "stopped early")
+    assert "export the best" not in block
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported-2").touch()
     if "export" in expected:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli.test_command_line import digests
 from helpers.tiny_models import method, metrics, popo, popo_process, weights_of
 from torch import Tensor
 
@@ -86,6 +87,16 @@ def test_resumed_by_checkpoint_path(command: list[str | Path], whole: Path, tmp_
     popo(*command, "--ckpt_path", checkpoint(folder, 4 * MINIBATCHES))
     assert_same_run(folder, whole)
     assert (folder / "metrics.csv.before-resume").exists()
+
+
+def test_resumed_by_the_config_of_a_copy(whole: Path, tmp_path: Path) -> None:
+    """That config.yaml names the folder it was copied from, whose run must stay as it is."""
+    before = digests(whole)
+    folder = copy_until(whole, 4 * MINIBATCHES, tmp_path / "copy")
+    (folder / "summary.json").unlink()
+    popo("fit", "--config", folder / "config.yaml", "--run.resume", "true")
+    assert_same_run(folder, whole)
+    assert digests(whole) == before
 
 
 @pytest.mark.slow
