@@ -26,6 +26,7 @@ from popo_lightning.objectives.aggregations import Aggregation, TokenMean
 from popo_lightning.objectives.generalised_advantage import moments, whiten
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import Regularizer
+from popo_lightning.objectives.rule_states import RuleStates
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
 from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
 from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
@@ -130,6 +131,7 @@ class PolicyModule(PolicyModel):
         self.warm_start = warm_start
         self.objective = Objective(behave_weight, trust_region, regularizers, aggregation)
         self.advantage = advantage
+        self.rules = RuleStates(advantage, self.objective)
         self.lora = lora
         self.critic = critic
         self.make_optimizer = optimizer
@@ -260,8 +262,9 @@ class PolicyModule(PolicyModel):
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the shapes, by which a checkpoint of another model is recognised, and the steps skipped in a row."""
+        """Saves the shapes, which tell another model's checkpoint, the steps skipped in a row, and the rules' state."""
         checkpoint |= self.described | {"skipped_in_a_row": self.finite_steps.in_a_row}
+        checkpoint["rules"] = self.rules.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
@@ -271,6 +274,7 @@ class PolicyModule(PolicyModel):
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
         if fitting:
             check_state(self.make_optimizer, checkpoint)
+            self.rules.load_state_dict(checkpoint.get("rules", {}))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # settings, not hyperparameters

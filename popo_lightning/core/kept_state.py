@@ -91,6 +91,11 @@ class Watch:
         return {name: _fingerprint(value) for name, value in vars(self.rule).items() if name not in known}
 
 
+def class_name(rule: KeepsState) -> str:
+    """Name of a rule's class, with its module."""
+    return f"{type(rule).__module__}.{type(rule).__qualname__}"
+
+
 def names(rule: KeepsState, kind: str) -> list[str]:
     """Attributes that the class of a rule and its bases name.
 

@@ -173,7 +173,7 @@ class Row:
         age: Policy versions since the response was sampled; 0 for a fresh row.
         loss_weight: Multiplies the row's loss.
         images: The vision tower's inputs for the prompt's images; empty for text.
-        tensors: Tensors, () or (T,), by the field of ObjectiveInputs that they fill.
+        tensors: Tensors, () or (T,), by the field of ObjectiveInputs that they fill, or by a rule's own name.
     """
 
     index: int

@@ -34,7 +34,7 @@ class PrioritizedGroupReplay(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns effective fresh groups, then replayed ones, up to the number sampled if the buffer has enough."""
         effective, ineffective = iteration.split(iteration.rollout())
-        replayed = self.buffer.replay(effective, ineffective, iteration.version)
+        replayed = self.buffer.replay(effective, ineffective, iteration.version, iteration.still_effective)
         return effective + replayed + fresh_continuations(self.fresh_continuations, replayed, iteration)
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:

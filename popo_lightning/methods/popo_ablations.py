@@ -48,7 +48,7 @@ class KLRanked(PrioritizedGroupReplay):
         """Returns effective fresh groups, then the stored ones nearest to the present policy."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
-        candidates = self.buffer.usable(iteration.version)
+        candidates = list(filter(iteration.still_effective, self.buffer.usable(iteration.version)))
         choice = 0 < len(ineffective) < len(candidates)
         candidates = self._ranked(candidates, iteration) if choice else candidates
         problems = {group.problem.id for group in effective}
@@ -165,7 +165,8 @@ class Stale(PrioritizedGroupReplay):
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         problems = {group.problem.id for group in effective}
-        replayed = self.buffer.newest(len(ineffective), iteration.version, self.min_age, problems)
+        wanted = iteration.still_effective
+        replayed = self.buffer.newest(len(ineffective), iteration.version, self.min_age, problems, wanted)
         self.buffer.used(replayed)
         self.buffer.insert(effective, (self.min_age + 1) * len(fresh))
         return effective + replayed

@@ -55,7 +55,7 @@ class RestedReplay(Composer):
         """Takes up to ``count`` groups out of the queue, and removes tested groups that fail."""
         tests = min(iteration.problems, len(self._queue)) if count else 0
         tested = [self._queue.popleft() for _ in range(tests)]
-        admitted = still_worth(tested, self.min_ess, iteration)
+        admitted = list(filter(iteration.still_effective, still_worth(tested, self.min_ess, iteration)))
         replayed = one_of_each_problem(admitted, count, problems)
         taken = {id(group) for group in replayed}
         self._queue.extendleft(reversed([group for group in admitted if id(group) not in taken]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 from torch import Tensor
@@ -52,7 +51,7 @@ class ScorePriority(Composer):
         effective, ineffective = iteration.split(fresh)
         if self.insert_first:
             self._insert(effective, iteration.effective_key)
-        replayed = self._draw(len(ineffective), iteration.random("score_priority"))
+        replayed = self._draw(len(ineffective), iteration)
         if not self.insert_first:
             self._insert(effective, iteration.effective_key)
         return effective + (replayed or ineffective)
@@ -66,13 +65,14 @@ class ScorePriority(Composer):
             elif entry[0] > self._heap[0][0]:
                 heapq.heapreplace(self._heap, entry)
 
-    def _draw(self, count: int, random: Random) -> list[Group]:
-        if not self._heap:
+    def _draw(self, count: int, iteration: Iteration) -> list[Group]:
+        stored = [entry for entry in self._heap if iteration.still_effective(entry[2])]
+        if not stored:
             return []
-        scores = [entry[0] for entry in self._heap]
+        random, scores = iteration.random("score_priority"), [entry[0] for entry in stored]
         if count > len(scores):
-            return [entry[2] for entry in random.choices(self._heap, scores, k=count)]
-        return [self._heap[i][2] for i in draw([math.log(score) for score in scores], count, random)]
+            return [entry[2] for entry in random.choices(stored, scores, k=count)]
+        return [stored[i][2] for i in draw([math.log(score) for score in scores], count, random)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the heap, and keeps the best groups if the capacity is smaller now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from popo_lightning.core.groups import Response
 from popo_lightning.core.minibatch import Row, response_lengths
-from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
+
+OF_ROWS, OF_MINIBATCH = ([each.name for each in fields(kind)] for kind in (ObjectiveInputs, MinibatchTokens))
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class PaddedRows:
     source: Tensor  # (N,) flat indices into (S, L) of the states before the response tokens
     mask: Tensor  # (R, T) bool: response tokens, response-aligned
     age: Tensor  # (R,) policy versions
-    columns: dict[str, Tensor]  # (R,), (R, 1) or (R, T), by the field of ObjectiveInputs that they fill
+    columns: dict[str, Tensor]  # (R,), (R, 1) or (R, T), by field of ObjectiveInputs, or by a name of their own
     images: dict[str, Tensor] = field(default_factory=dict)  # image inputs of all rows, by the model's argument names
 
     @property
@@ -175,6 +177,8 @@ def objective_inputs(
 ) -> ObjectiveInputs:
     """Combines the recorded quantities of rows with the outputs of a forward pass.
 
+    Names that are no fields of ObjectiveInputs get into its `recorded`, for rules of a user's own.
+
     If nothing is recorded about prox, no step has been taken since the iteration began, so prox is the policy.
 
     Args:
@@ -187,7 +191,8 @@ def objective_inputs(
     known: dict[str, Any] = {"prox_logp": logp.detach()} | columns | of_pass
     if (alpha := known.pop("prox_alpha", None)) is not None:
         known["prox_logp"] = torch.lerp(known["behave_logp"], logp.detach(), alpha)
-    return ObjectiveInputs(logp=logp, mask=mask, fresh=fresh, **known)
+    further = {name: known.pop(name) for name in known.keys() - set(OF_ROWS)}
+    return ObjectiveInputs(logp=logp, mask=mask, fresh=fresh, recorded=further, **known)
 
 
 def flat_tokens(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
@@ -198,8 +203,8 @@ def flat_tokens(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:
         logp: (T,) log-probs of each row under the policy.
     """
     if not rows:
-        return [torch.empty(0)] * 5
+        return [torch.empty(0)] * len(OF_MINIBATCH)
     mask, fresh = response_mask(rows), torch.tensor([[float(row.fresh)] for row in rows])
     inputs = objective_inputs(columns_of(rows), mask, fresh, pad_sequence(list(logp), batch_first=True))
-    columns = (inputs.logp, inputs.prox_logp, inputs.behave_logp, inputs.advantages, inputs.fresh)
+    columns = [getattr(inputs, name) for name in OF_MINIBATCH]
     return [column.expand(mask.shape)[mask] for column in columns]

@@ -11,6 +11,7 @@ from torch import Tensor
 from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.weights import BehaveWeight, NoCorrection
 
 # Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
@@ -77,7 +78,7 @@ def group_normalized(rewards: Tensor, eps: float = 1e-6, normalize_by_std: bool 
     return zero_if_ineffective(advantages, rewards)
 
 
-class Advantage(ABC):
+class Advantage(KeepsState, ABC):
     """Slot: turns the rewards of a group into advantages.
 
     Attributes:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above
+from popo_lightning.core.kept_state import KeepsState
 
 
-class Aggregation(ABC):
+class Aggregation(KeepsState, ABC):
     """Slot: the weight of a row's tokens, and the divisor of their sum.
 
     The loss of a minibatch is sum over rows of row_weight * (sum over the row's tokens) / denominator, where the

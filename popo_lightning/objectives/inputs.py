@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class ObjectiveInputs:
         problem_group: (R, 1) index of the problem's group, for a nested critic; -1 for none.
         rival: (R, 1) log-ratio of the other response of a pair, summed over its tokens, under the policy before the
             step.
+        recorded: (R, 1) or (R, T) further quantities, float32, under the names by which rules put them into
+            ``Minibatch.recorded``.
     """
 
     logp: Tensor
@@ -50,6 +53,7 @@ class ObjectiveInputs:
     value_std: Tensor | None = None
     problem_group: Tensor | None = None
     rival: Tensor | None = None
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import at_least, one_of
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -79,7 +80,7 @@ def entropy_bonus(entropy: Tensor, mask: Tensor) -> Tensor:
     return -torch.where(mask.bool(), entropy, 0.0)
 
 
-class Regularizer(ABC):
+class Regularizer(KeepsState, ABC):
     """Slot: a term added to the loss of every response token."""
 
     @property

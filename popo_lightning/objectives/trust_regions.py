@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
 
 
@@ -96,7 +97,7 @@ def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
     return -torch.where(mask.bool(), coefficient, 0.0) * torch.where(mask.bool(), logp, 0.0)
 
 
-class TrustRegion(ABC):
+class TrustRegion(KeepsState, ABC):
     """Slot: how far a token may push the policy.
 
     Attributes:

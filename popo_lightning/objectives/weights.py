@@ -14,6 +14,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import one_of, within
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, ObjectiveInputs, log_ratio
 
 SequenceRatio = Literal["product", "geometric_mean"]
@@ -70,7 +71,7 @@ def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio:
     return torch.where(mask.bool(), weight, 1.0)
 
 
-class BehaveWeight(ABC):
+class BehaveWeight(KeepsState, ABC):
     """Slot: corrects the loss of a token for the policy that sampled it.
 
     Attributes:

@@ -12,6 +12,16 @@ from popo_lightning.objectives.objective import Objective
 ROWS, TOKENS = 8, 32
 
 
+class _Drawn(dict[str, torch.Tensor]):
+    """Has any recorded quantity that a rule asks for, (R, T) random numbers, since the trial cannot know the names."""
+
+    def __init__(self, draw: torch.Generator) -> None:
+        self._draw = draw
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        return self.setdefault(name, -torch.randn(ROWS, TOKENS, generator=self._draw).abs())
+
+
 def moves_by_advantage_alone(objective: Objective, version: int) -> bool:
     """Returns whether an objective gives tokens whose advantage is 0 a gradient of exactly 0.
 
@@ -55,5 +65,11 @@ def _tokens_without_advantage(version: int) -> tuple[torch.Tensor, ObjectiveInpu
         version=version,
         loss_weight=torch.ones(ROWS),
         rival=normal(ROWS, 1),
+        values=normal(ROWS, TOKENS),
+        returns=normal(ROWS, TOKENS),
+        target_values=normal(ROWS, TOKENS),
+        value_std=normal(ROWS, TOKENS).abs(),
+        problem_group=torch.arange(ROWS)[:, None] % 2 - 1.0,
+        recorded=_Drawn(draw),
     )
     return logp, rows

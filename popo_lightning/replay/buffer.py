@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from popo_lightning.core.errors import SettingError
@@ -76,7 +76,14 @@ class GroupReplayBuffer:
             self._groups.append(group)
             self._by_version.setdefault(group.version, deque()).append(group)
 
-    def newest(self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()) -> list[Group]:
+    def newest(
+        self,
+        count: int,
+        version: int,
+        min_age: int = 1,
+        exclude_problems: Collection[str] = (),
+        wanted: Callable[[Group], bool] = lambda group: True,
+    ) -> list[Group]:
         """Returns up to ``count`` groups, newest version first and in order of insertion within a version.
 
         Groups of problems that are new to the batch come first; repeated problems, or those of ``exclude_problems``,
@@ -87,15 +94,22 @@ class GroupReplayBuffer:
             version: Present policy version. A group's age is version - group.version.
             min_age: Minimum age of a group in policy versions.
             exclude_problems: Problem ids that the batch already has.
+            wanted: Whether a group may be among them, such as `Iteration.still_effective`.
         """
-        return one_of_each_problem(self._newest_first(version, min_age), count, exclude_problems)
+        return one_of_each_problem(filter(wanted, self._newest_first(version, min_age)), count, exclude_problems)
 
     def used(self, groups: Iterable[Group]) -> None:
         """Counts one use of each of these stored groups. ``max_uses`` limits the uses."""
         for group in groups:
             self._uses[group.id] = self._uses.get(group.id, 0) + 1
 
-    def replay(self, effective: Sequence[Group], ineffective: Sequence[Group], version: int) -> list[Group]:
+    def replay(
+        self,
+        effective: Sequence[Group],
+        ineffective: Sequence[Group],
+        version: int,
+        wanted: Callable[[Group], bool] = lambda group: True,
+    ) -> list[Group]:
         """Returns the newest stored groups to replace an iteration's ineffective ones, then stores the effective ones.
 
         Selection precedes insertion, so an iteration's own groups cannot fill its own places.
@@ -104,9 +118,10 @@ class GroupReplayBuffer:
             effective: Fresh groups that are kept. Their problems are excluded as :meth:`newest` says.
             ineffective: Fresh groups to replace.
             version: Present policy version.
+            wanted: Whether a stored group may be replayed.
         """
         problems = {group.problem.id for group in effective}
-        replayed = self.newest(len(ineffective), version, exclude_problems=problems)
+        replayed = self.newest(len(ineffective), version, exclude_problems=problems, wanted=wanted)
         self.used(replayed)
         self.insert(effective, len(effective) + len(ineffective))
         return replayed

@@ -75,6 +75,10 @@ class Iteration(ABC):
     def random(self, *purpose: object) -> Random:
         """Returns a generator for one purpose, seeded by (seed, rank, iteration, purpose), never by global state."""
 
+    def still_effective(self, group: Group) -> bool:
+        """Whether a stored group still has a gradient: with limits, the present charges decide."""
+        return True
+
     def split(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """Returns (effective groups, ineffective groups), each in order."""
         effective = [group for group in groups if group.is_effective(self.effective_key)]

@@ -109,7 +109,8 @@ class ReplayedPairs(Pairs):
     def groups(self, iteration: Iteration) -> tuple[list[Group], list[Group]]:
         """Returns (effective fresh and stored groups, ineffective fresh groups)."""
         effective, ineffective = super().groups(iteration)
-        return effective + self.buffer.replay(effective, ineffective, iteration.version), ineffective
+        stored = self.buffer.replay(effective, ineffective, iteration.version, iteration.still_effective)
+        return effective + stored, ineffective
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """Redistributes all stored groups over the ranks."""

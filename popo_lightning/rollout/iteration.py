@@ -100,6 +100,10 @@ class IterationRollouts(Iteration):
         self._calls += 1
         return self._taken(self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
 
+    def still_effective(self, group: Group) -> bool:
+        """Whether a stored group is effective at the present charges; true without limits."""
+        return not self.limits or self.limits.priced([group])[0].is_effective(self.effective_key)
+
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """Returns (T,) log-probs of each response under the present policy."""
         return self._answer(PRESENT, groups, "rescore")

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row
 from popo_lightning.core.ranks import all_gather_tensors
-from popo_lightning.model.padded_rows import columns_of, flat_tokens, objective_inputs, response_mask
+from popo_lightning.model.padded_rows import OF_MINIBATCH, columns_of, flat_tokens, objective_inputs, response_mask
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.inputs import MinibatchTokens
 from popo_lightning.objectives.objective import Objective
@@ -30,8 +30,8 @@ def of_whole_minibatch(
     """
     objective = policy.objective
     if objective.needs_minibatch_tokens:
-        flat = all_gather_tensors(flat_tokens(rows, policy.logprobs(minibatch)))
-        objective = objective.for_minibatch(MinibatchTokens(flat[0], flat[1], flat[2], flat[3], flat[4].bool()))
+        flat = dict(zip(OF_MINIBATCH, all_gather_tensors(flat_tokens(rows, policy.logprobs(minibatch))), strict=True))
+        objective = objective.for_minibatch(MinibatchTokens(**flat | {"fresh": flat["fresh"].bool()}))
     if objective.trust_region.compares_pairs:
         return _with_rivals(objective, policy, minibatch, rows)
     return objective, rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,22 @@ from typing import Any
 import pytest
 import torch
 from helpers.bandit import BEST_LAMBDA, BEST_LONG, BOUND, trained
-from helpers.groups import group, response
+from helpers.groups import GivenIteration, group, ids, iteration, response
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.methods.popo import PrioritizedGroupReplay
+from popo_lightning.methods.popo_ablations import KLRanked, Stale
+from popo_lightning.methods.popo_gated import GatedReplay
+from popo_lightning.methods.popo_rested import RestedReplay
+from popo_lightning.methods.score_priority import ScorePriority
 from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalised_advantage import GAE
 from popo_lightning.policy import PolicyModule
+from popo_lightning.replay.buffer import GroupReplayBuffer
+from popo_lightning.replay.composer import Composer
+from popo_lightning.rollout.iteration import IterationRollouts
 from popo_lightning.rollout.limit import Limit
 from popo_lightning.rollout.limits import LEAST_LAMBDA, Limits, Multiplier, with_kl
 
@@ -149,6 +157,47 @@ def test_stored_groups_are_charged_at_the_present_multiplier() -> None:
     assert again[0].penalties().tolist() == pytest.approx([3.0, 6.0])
 
 
+@dataclass
+class Priced(GivenIteration):
+    """Judges stored groups as a run's iterations do."""
+
+    limits: Limits = field(default_factory=Limits)
+    still_effective = IterationRollouts.still_effective  # type: ignore[assignment]
+
+
+STORES: dict[str, tuple[Composer, int]] = {  # a composer, and the age at which it replays
+    "popo": (PrioritizedGroupReplay(GroupReplayBuffer(8, None)), 1),
+    "gated": (GatedReplay(GroupReplayBuffer(8, None), 0), 1),
+    "ranked": (KLRanked(GroupReplayBuffer(8, None)), 1),
+    "stale": (Stale(GroupReplayBuffer(None, None), 1), 1),
+    "rested": (RestedReplay(1, 0), 1),
+    "score priority": (ScorePriority(), 1),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_stored_group_that_no_longer_has_a_gradient_is_not_replayed(name: str) -> None:
+    """It was effective by its lengths alone, and lengths cost nothing any more."""
+    composer, age = STORES[name]
+    limits = Limits({"length": Limit(4, lr=0, c=0, start=1.0)}, 16)
+    limits.charged([of_lengths(9, [4, 4])], [], None, 0)
+
+    def at(version: int, *fresh: Group) -> list[int]:
+        made = iteration(version, limits.priced(fresh), present_logprobs=unmoved)
+        own = Priced(**{each.name: getattr(made, each.name) for each in fields(GivenIteration)}, limits=limits)
+        return sorted(ids(composer.compose(own)))
+
+    stored = of_lengths(0, [4, 6]), of_lengths(1, [4, 4], scores=[1.0, 0.0])
+    assert at(0, *stored) == [0, 1]
+    limits.multipliers["length"].price = 0.0
+    failed = [replace(of_lengths(id, [2, 2], scores=[0.0, 0.0]), version=age) for id in (2, 3)]
+    assert 0 not in (found := at(age, *failed)) and 1 in found
+
+
+def unmoved(groups: Sequence[Group]) -> list[list[torch.Tensor]]:
+    return [[each.behave_logp for each in found.responses] for found in groups]
+
+
 def test_nothing_sampled_leaves_the_multiplier() -> None:
     limits = Limits({"length": Limit(4)}, 32)
     assert limits.metrics() == {}
@@ -224,9 +273,9 @@ def test_state_continues_the_multiplier_and_does_not_change_behind_the_back() ->
         return [of_lengths(i, [3 + iteration, 5 + i]) for i in range(3)]
 
     whole, stopped = (Limits({"length": Limit(5)}, 32) for _ in range(2))
-    for iteration in range(4):
-        learned(whole, *fresh(iteration))
-        learned(stopped, *fresh(iteration))
+    for version in range(4):
+        learned(whole, *fresh(version))
+        learned(stopped, *fresh(version))
     state = stopped.state_dict()
     learned(stopped, *fresh(9))
     resumed = Limits({"length": Limit(5), "truncated": Limit(0.5)}, 32)
