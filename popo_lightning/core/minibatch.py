@@ -12,6 +12,8 @@ from torch import Tensor
 
 from popo_lightning.core.groups import Group, Response
 
+EXTRA = "extra."  # begins the names of what a rule adds, which ObjectiveInputs has no field for
+
 
 class Minibatch:
     """The groups of one optimizer step: one Lightning batch.
@@ -31,13 +33,15 @@ class Minibatch:
             ObjectiveInputs that they fill. `prox_logp` has log-probs under prox; without it the policy's own forward
             pass gives them. `prox_alpha` says instead how far prox lies from behave to the policy, in log-probs.
             `values` are a critic's; without them they are computed before the step.
+        extra: Further quantities of a rule's own, like `recorded`, by names that the rule chooses; its objective finds
+            them in ObjectiveInputs' `extra`.
         prox_is_start: Whether prox is the policy that the iteration began with, which sampled the fresh rows.
         of_critic: Minibatch of the further groups; None if there are none.
 
-    Setting any other attribute raises AttributeError: a row's quantity outside `recorded` would reach no loss.
+    Setting any other attribute raises AttributeError: a row's quantity outside these two would reach no loss.
     """
 
-    __slots__ = ("groups", "index", "of_critic", "part", "prox_is_start", "recorded", "version")
+    __slots__ = ("extra", "groups", "index", "of_critic", "part", "prox_is_start", "recorded", "version")
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Minibatch:
         self.index = index
         self.part = index if part is None else part
         self.recorded: dict[str, list[Tensor]] = {}
+        self.extra: dict[str, list[Tensor]] = {}
         self.prox_is_start = False
 
     @property
@@ -96,7 +101,7 @@ class Minibatch:
             computed: One tensor per row, () or (T,), by the field of ObjectiveInputs that it fills, such as
                 `advantages`. They are added to those of :attr:`recorded`.
         """
-        columns = self.recorded | computed
+        columns = self.recorded | computed | {f"{EXTRA}{name}": found for name, found in self.extra.items()}
         rows: list[Row] = []
         for group in self.groups:
             for response in group.responses:
@@ -173,7 +178,7 @@ class Row:
         age: Policy versions since the response was sampled; 0 for a fresh row.
         loss_weight: Multiplies the row's loss.
         images: The vision tower's inputs for the prompt's images; empty for text.
-        tensors: Tensors, () or (T,), by the field of ObjectiveInputs that they fill, or by a rule's own name.
+        tensors: Tensors, () or (T,), by the field of ObjectiveInputs that they fill; names of `extra` begin with EXTRA.
     """
 
     index: int

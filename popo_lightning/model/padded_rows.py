@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from popo_lightning.core.groups import Response
-from popo_lightning.core.minibatch import Row, response_lengths
+from popo_lightning.core.minibatch import EXTRA, Row, response_lengths
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
 
-OF_ROWS, OF_MINIBATCH = ([each.name for each in fields(kind)] for kind in (ObjectiveInputs, MinibatchTokens))
+OF_MINIBATCH = [each.name for each in fields(MinibatchTokens)]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PaddedRows:
     source: Tensor  # (N,) flat indices into (S, L) of the states before the response tokens
     mask: Tensor  # (R, T) bool: response tokens, response-aligned
     age: Tensor  # (R,) policy versions
-    columns: dict[str, Tensor]  # (R,), (R, 1) or (R, T), by field of ObjectiveInputs, or by a name of their own
+    columns: dict[str, Tensor]  # (R,), (R, 1) or (R, T), by the field of ObjectiveInputs that they fill
     images: dict[str, Tensor] = field(default_factory=dict)  # image inputs of all rows, by the model's argument names
 
     @property
@@ -177,8 +177,6 @@ def objective_inputs(
 ) -> ObjectiveInputs:
     """Combines the recorded quantities of rows with the outputs of a forward pass.
 
-    Names that are no fields of ObjectiveInputs get into its `recorded`, for rules of a user's own.
-
     If nothing is recorded about prox, no step has been taken since the iteration began, so prox is the policy.
 
     Args:
@@ -191,8 +189,8 @@ def objective_inputs(
     known: dict[str, Any] = {"prox_logp": logp.detach()} | columns | of_pass
     if (alpha := known.pop("prox_alpha", None)) is not None:
         known["prox_logp"] = torch.lerp(known["behave_logp"], logp.detach(), alpha)
-    further = {name: known.pop(name) for name in known.keys() - set(OF_ROWS)}
-    return ObjectiveInputs(logp=logp, mask=mask, fresh=fresh, recorded=further, **known)
+    extra = {name.removeprefix(EXTRA): known.pop(name) for name in list(known) if name.startswith(EXTRA)}
+    return ObjectiveInputs(logp=logp, mask=mask, fresh=fresh, extra=extra, **known)
 
 
 def flat_tokens(rows: Sequence[Row], logp: Sequence[Tensor]) -> list[Tensor]:

@@ -33,8 +33,8 @@ class ObjectiveInputs:
         problem_group: (R, 1) index of the problem's group, for a nested critic; -1 for none.
         rival: (R, 1) log-ratio of the other response of a pair, summed over its tokens, under the policy before the
             step.
-        recorded: (R, 1) or (R, T) further quantities, float32, under the names by which rules put them into
-            ``Minibatch.recorded``.
+        extra: (R, 1) or (R, T) further quantities, float32, by the names under which a rule of a user's own has put
+            them into ``Minibatch.extra``.
     """
 
     logp: Tensor
@@ -53,7 +53,7 @@ class ObjectiveInputs:
     value_std: Tensor | None = None
     problem_group: Tensor | None = None
     rival: Tensor | None = None
-    recorded: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -13,7 +13,7 @@ ROWS, TOKENS = 8, 32
 
 
 class _Drawn(dict[str, torch.Tensor]):
-    """Has any recorded quantity that a rule asks for, (R, T) random numbers, since the trial cannot know the names."""
+    """Has any extra quantity that a rule asks for, (R, T) random numbers, since the trial cannot know the names."""
 
     def __init__(self, draw: torch.Generator) -> None:
         self._draw = draw
@@ -70,6 +70,6 @@ def _tokens_without_advantage(version: int) -> tuple[torch.Tensor, ObjectiveInpu
         target_values=normal(ROWS, TOKENS),
         value_std=normal(ROWS, TOKENS).abs(),
         problem_group=torch.arange(ROWS)[:, None] % 2 - 1.0,
-        recorded=_Drawn(draw),
+        extra=_Drawn(draw),
     )
     return logp, rows

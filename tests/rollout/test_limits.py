@@ -280,8 +280,8 @@ def test_state_continues_the_multiplier_and_does_not_change_behind_the_back() ->
     learned(stopped, *fresh(9))
     resumed = Limits({"length": Limit(5), "truncated": Limit(0.5)}, 32)
     resumed.load_state_dict(state)
-    for iteration in range(4, 8):
-        expected, found = learned(whole, *fresh(iteration)), learned(resumed, *fresh(iteration))
+    for version in range(4, 8):
+        expected, found = learned(whole, *fresh(version)), learned(resumed, *fresh(version))
         assert expected.items() <= found.items()
 
 

@@ -98,13 +98,17 @@ def test_response_needs_one_log_prob_a_token() -> None:
 
 
 def test_a_new_quantity_reaches_the_loss_by_its_name_alone() -> None:
-    """A quantity recorded for every row, or computed before the step, needs only a field of ObjectiveInputs."""
+    """Recorded for every row, or computed before the step, it needs a field of ObjectiveInputs; an extra needs none."""
     minibatch = Minibatch([group(0, version=0)], version=0, index=0)
     minibatch.recorded["values"] = [torch.tensor([0.25, 0.5]), torch.tensor([0.75, 1.0])]
+    minibatch.extra["teacher_logp"] = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0])]
     rows = pad_rows(minibatch.rows(returns=[torch.tensor(2.0), torch.tensor(3.0)]))
     inputs = rows.inputs(torch.zeros(2, 2))
     assert inputs.values is not None and inputs.values.tolist() == [[0.25, 0.5], [0.75, 1.0]]
     assert inputs.returns is not None and inputs.returns.tolist() == [[2.0], [3.0]]
+    assert {name: column.tolist() for name, column in inputs.extra.items()} == {
+        "teacher_logp": [[-1.0, -2.0], [-3.0, -4.0]]
+    }
     with pytest.raises(TypeError, match="nothing_of_the_kind"):
         pad_rows(minibatch.rows(nothing_of_the_kind=[torch.zeros(2)] * 2)).inputs(torch.zeros(2, 2))
 
