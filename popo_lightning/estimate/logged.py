@@ -29,12 +29,14 @@ class LoggedBenchmark:
         temperature: Sampling temperature; the log-probs are those of that distribution.
         iterations: Iterations of the policies that sampled the responses.
         groups: One group per problem, with the responses of all evaluations.
+        repeated_seed: evaluation.seed, if other evaluations with it have the same draws; None if none have.
     """
 
     name: str
     temperature: float
     iterations: tuple[int, ...]
     groups: Sequence[Group]
+    repeated_seed: str | None = None
 
 
 def evaluations_of(place: str, iterations: Sequence[int], newest: int | None) -> list[Path]:
@@ -50,6 +52,11 @@ def evaluations_of(place: str, iterations: Sequence[int], newest: int | None) ->
     """
     path = Path(place).expanduser()
     if (path / RESULTS).is_file():
+        if iterations:
+            raise SettingError(
+                f"--iteration is {iterations[0]}, but --from is '{place}', which is one evaluation; leave --iteration "
+                "out, or name the run's folder"
+            )
         return [path]
     if not path.is_dir() or not holds_run(path):
         raise SettingError(f"--from is '{place}', which is no run's folder and no evaluation's; name either")
@@ -103,6 +110,7 @@ def _together(parts: Sequence[LoggedBenchmark]) -> LoggedBenchmark:
             f"the responses to benchmark '{first.name}' were sampled at several temperatures, "
             f"{', '.join(f'{part.temperature:g}' for part in parts)}; name one evaluation by --iteration or --from"
         )
+    _check_draws(parts)
     groups: dict[str, Group] = {}
     for group in (group for part in parts for group in part.groups):
         known = groups.setdefault(group.problem.id, group)
@@ -117,12 +125,27 @@ def _together(parts: Sequence[LoggedBenchmark]) -> LoggedBenchmark:
     return LoggedBenchmark(first.name, first.temperature, iterations, list(groups.values()))
 
 
+def _check_draws(parts: Sequence[LoggedBenchmark]) -> None:
+    """Raises SettingError if evaluations drew alike: near copies of a response would count as independent ones."""
+    known: dict[str, LoggedBenchmark] = {}
+    for part in parts:
+        if part.repeated_seed is None:
+            continue
+        if (twin := known.setdefault(part.repeated_seed, part)) is not part:
+            raise SettingError(
+                f"the evaluations after iterations {twin.iterations[0]} and {part.iterations[0]} have the same draws "
+                f"(evaluation.seed {part.repeated_seed}), so their responses do not count as independent; name one of "
+                "them by --iteration or --from, or evaluate with evaluation.new_draws true"
+            )
+
+
 def _in_folder(folder: Path, only: str | None) -> Iterator[LoggedBenchmark]:
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         iteration, settings = int(results["iteration"]), {n: b["settings"] for n, b in results["benchmarks"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingError(f"'{folder / RESULTS}' cannot be read ({reason(error)}); evaluate again") from error
+    repeated = None if results.get("new_draws") is True else str(results.get("seed"))
     groups: dict[str, dict[str, Group]] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for number, row in rows_of(file):
@@ -133,7 +156,7 @@ def _in_folder(folder: Path, only: str | None) -> Iterator[LoggedBenchmark]:
                     raise SettingError(f"line {number} of '{file}' is no kept response ({reason(error)})") from error
     for name, of_benchmark in groups.items():
         temperature = _temperature(name, settings.get(name, {}), folder)
-        yield LoggedBenchmark(name, temperature, (iteration,), list(of_benchmark.values()))
+        yield LoggedBenchmark(name, temperature, (iteration,), list(of_benchmark.values()), repeated)
 
 
 def _temperature(name: str, settings: Mapping[str, Any], folder: Path) -> float:
