@@ -24,7 +24,7 @@ K = 6
 def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trains four iterations in small steps, evaluated and saved after 0, 2 and 4."""
     folder = tmp_path_factory.mktemp("estimated") / "run"
-    kept = ["--evaluation.keep_responses", "9", "--evaluation.samples", str(K)]
+    kept = ["--evaluation.keep_responses", "9", "--evaluation.samples", str(K), "--evaluation.new_draws", "true"]
     slow = ["--model.optimizer.init_args.lr", "3e-4", "--trainer.max_epochs", "4", "--checkpoint.every_n_epochs", "2"]
     popo(
         "fit",
@@ -106,17 +106,17 @@ def test_older_responses_are_weighted(run: Path, tmp_path: Path) -> None:
 
 
 def test_responses_of_several_policies_and_another_temperature(run: Path, tmp_path: Path) -> None:
-    pair = [run, "--iteration", "2", "--iteration", "4"]
-    code, _, err = said_by("estimate", *pair)
+    pair = ["--iteration", "2", "--iteration", "4"]
+    alike = tmp_path / "alike"
+    shutil.copytree(run, alike)
+    for number in (2, 4):
+        file = evaluation(alike, number) / "results.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"new_draws": False}))
+    code, _, err = said_by("estimate", alike, *pair)
     assert code == 2 and "after iterations 2 and 4 have the same draws (evaluation.seed 0)" in err
     code, _, err = said_by("estimate", run, "--from", evaluation(run, 2), "--iteration", "4")
     assert code == 2 and "--iteration is 4, but --from is" in err
-    anew = tmp_path / "anew"  # as after evaluation.new_draws true
-    shutil.copytree(run, anew)
-    for number in (2, 4):
-        file = evaluation(anew, number) / "results.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"new_draws": True}))
-    both = estimated(tmp_path / "x.json", anew, *pair[1:])
+    both = estimated(tmp_path / "x.json", run, *pair)
     assert (both["iterations"], both["responses"]) == ([2, 4], 9 * 2 * K)
     warm = estimated(tmp_path / "y.json", run, "--temperature", "0.9")
     assert warm["temperature"] == 0.9 and warm["sampled_at"] == 1
