@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,6 +17,7 @@ from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
 from popo_lightning.core.ranks import all_reduce, full_tensor
+from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
@@ -232,11 +234,11 @@ class PolicyModule(PolicyModel):
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         return {"grad_norm": norm} | critics
 
-    def configure_callbacks(self) -> list[Any]:
+    def configure_callbacks(self) -> list[L.Callback]:
         """Adds callbacks that a training run needs and the trainer lacks: metrics, proximal policy, critic values."""
         fed = getattr(self.trainer, "datamodule", None) is not None  # else minibatches come from some other loader
         if self.trainer.state.fn == "fit" and fed:
-            supply(self.trainer.callbacks)  # type: ignore[attr-defined]
+            supply(callbacks_of(self.trainer))
         return []  # Lightning would put returned callbacks behind those that read their metrics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -16,7 +16,7 @@ from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
-from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 from popo_lightning.runs.going_on import going_on, without_options
 
 EXPORTED = "exported"  # proposed folder for the export, inside the run's folder
@@ -64,8 +64,7 @@ def longer(trainer: L.Trainer, run: Path) -> str | None:
 def _ends_at_once(trainer: L.Trainer) -> bool:
     """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that goes on counting."""
     stops = callback_of(trainer, EarlyStops)
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = [timer for timer in callbacks if isinstance(timer, Timer) and timer.state_dict()]
+    kept = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and timer.state_dict()]
     return (stops is not None and stops.has_ended) or any(map(_is_spent, kept))
 
 
@@ -75,8 +74,7 @@ def ended_early(trainer: L.Trainer) -> str | None:
     stops = callback_of(trainer, EarlyStops)
     if stops is not None and stops.why is not None:
         return f"after iteration {done}, by EarlyStopping: {stops.why}"
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    spent = [timer for timer in callbacks if isinstance(timer, Timer) and _is_spent(timer)]
+    spent = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and _is_spent(timer)]
     if not spent or done >= (trainer.max_epochs or 0):
         return None
     took = timedelta(seconds=round(spent[0].time_elapsed()))

@@ -9,6 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
+from popo_lightning.core.trainer_callbacks import callbacks_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.resume import early_stop_in_words
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class EarlyStops(L.Callback):
         for callback in _early(trainer):
             if trainer.should_stop and callback.stopping_reason_message and self._ended is None:
                 why = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
-                iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]
+                iteration = rollouts_of(trainer).iteration
                 self._ended = {"iteration": iteration, "why": why, "settings": self.settings}
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,5 +79,4 @@ class EarlyStops(L.Callback):
 
 
 def _early(trainer: L.Trainer) -> list[EarlyStopping]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)]

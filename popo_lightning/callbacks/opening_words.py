@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.start import Start
 from popo_lightning.runs.wanted import RunSettings
 
@@ -33,7 +34,7 @@ def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator
 def parts(trainer: L.Trainer) -> str:
     """Names the classes that make up the method, by the settings that choose them."""
     policy: Any = trainer.lightning_module
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = rollouts_of(trainer)
     objective = policy.objective
     slots = {
         "data.composer": data.composer,

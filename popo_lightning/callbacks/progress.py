@@ -17,6 +17,7 @@ from popo_lightning.core.work import Work
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 
 SHOWN = {
     "reward": ("reward/score", "{:.3f}"),
@@ -56,7 +57,7 @@ class Progress(L.Callback):
         """Shows what the first seconds, or a minute, are spent on."""
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         self._began, self._ended, self._course = time.perf_counter(), False, None
         self._work = data.maker.work
         self._work.changed = self._on_work

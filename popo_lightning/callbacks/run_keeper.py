@@ -10,7 +10,9 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.callbacks.summary import Summary
+from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.rollout.report import Totals
 from popo_lightning.runs.record import CONFIG, RunRecord
 from popo_lightning.runs.stopping import Stopped
@@ -48,10 +50,10 @@ class RunKeeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the files, and resets the counts of a run that forks."""
         if self.forks:
-            trainer.datamodule.totals = Totals()  # type: ignore[attr-defined]
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            rollouts_of(trainer).totals = Totals()
+            for callback in callbacks_of(trainer):
                 if isinstance(callback, Evaluation):
-                    callback.keep_present(trainer.datamodule.iteration)  # type: ignore[attr-defined]
+                    callback.keep_present(rollouts_of(trainer).iteration)
                 if isinstance(callback, Summary):
                     callback.begin_anew()
         if trainer.is_global_zero:

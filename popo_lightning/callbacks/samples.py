@@ -23,6 +23,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.evaluation.files import to_json
 from popo_lightning.model.prompts import open_image
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.checkpoint_files import draft_for
 
 SAMPLES = "samples.jsonl"
@@ -57,7 +58,7 @@ class SampleTable(L.Callback):
         if not trainer.is_global_zero or not file.exists():
             return
         lines = file.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _iteration(line) <= trainer.datamodule.iteration]  # type: ignore[attr-defined]
+        kept = [line for line in lines if _iteration(line) <= rollouts_of(trainer).iteration]
         if len(kept) == len(lines):
             return
         try:
@@ -78,7 +79,7 @@ class SampleTable(L.Callback):
             return
         advantages = batch.charged(pl_module.advantages(batch)) if batch.groups else None
         if advantages is None:
-            report = trainer.datamodule.report  # type: ignore[attr-defined]
+            report = rollouts_of(trainer).report
             batch = Minibatch(report.fresh if report else [], batch.version, batch.index)
         chosen = self._chosen(batch)
         rows = self._rows(batch, chosen, advantages)
