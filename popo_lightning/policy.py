@@ -148,7 +148,7 @@ class PolicyModule(PolicyModel):
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
         self.temperature = temperature
         self.reward_key = reward_key
-        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by other callbacks
+        self.iteration_metrics = {}
 
     # -- training ----------------------------------------------------------------------------------------------
 
