@@ -65,7 +65,7 @@ class Board(L.Callback):
     def __init__(self, record: RunRecord) -> None:
         self.record = record
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the layout, and the settings with the names of the outcome metrics."""
         if not trainer.is_global_zero:
             return
@@ -77,7 +77,7 @@ class Board(L.Callback):
             elif not isinstance(logger, MetricsTable):
                 logger.log_hyperparams(all_settings(self.record))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Marks the run as successfully finished in TensorBoard."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):

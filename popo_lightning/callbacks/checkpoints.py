@@ -96,14 +96,14 @@ class Checkpoints(NamedByIterations):
 
     # -- when --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Saves every n minibatches."""
         self._place = ResumePlace.here(trainer)
         due = self._every_n_train_steps >= 1 and self._place.batches % self._every_n_train_steps == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
             self._save_scheduled(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves every n iterations and after the last, before its evaluation, which may take long."""
         self._place = ResumePlace.here(trainer, finished=True)
         if self._should_skip_saving_checkpoint(trainer):
@@ -114,11 +114,11 @@ class Checkpoints(NamedByIterations):
         elif is_last(trainer):
             self._save_end(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the end of the run."""
         self._save_end(trainer)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Saves the last place: on all ranks if the run was asked to stop, else only with save_on_exception."""
         if isinstance(exception, Stopped):
             if trainer.state.fn == "fit":

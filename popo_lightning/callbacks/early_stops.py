@@ -43,11 +43,11 @@ class EarlyStops(L.Callback):
         """Whether EarlyStopping has ended the run."""
         return self._ended is not None
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Notes the patience of the settings, which a checkpoint would replace."""
         self._patience = [callback.patience for callback in _early(trainer)]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restores the patience of the settings, and ends a run that EarlyStopping had ended."""
         for callback, patience in zip(_early(trainer), self._patience, strict=True):
             callback.patience = patience
@@ -61,7 +61,7 @@ class EarlyStops(L.Callback):
         if trainer.is_global_zero:
             log.warning("%s", early_stop_in_words(trainer.default_root_dir, self._ended))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes whether EarlyStopping has ended the run; comes after the callbacks that measure."""
         for callback in _early(trainer):
             if trainer.should_stop and callback.stopping_reason_message and self._ended is None:

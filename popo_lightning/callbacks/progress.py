@@ -17,6 +17,7 @@ from popo_lightning.core.work import Work
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 
 SHOWN = {
@@ -53,7 +54,7 @@ class Progress(L.Callback):
         self._began = self._said = time.perf_counter()
         self._ended = False
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Shows what the first seconds, or a minute, are spent on."""
         if not trainer.is_global_zero:
             return
@@ -68,26 +69,28 @@ class Progress(L.Callback):
         else:
             self._print(self._work.what)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the first evaluation; everything is loaded by now."""
         self._work.what = SAMPLING
         self._course = Course(max(0, trainer.max_epochs or 0), trainer.current_epoch)
         self._show_evaluation(trainer)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Shows that the policy trains."""
         self._work.what, self._work.whole = "training", 0
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows that the next responses are sampled."""
         self._work.what, self._work.whole = SAMPLING, 0
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Updates the bar, or prints a line every few iterations."""
         if not trainer.is_global_zero or self._course is None:
             return
         self._show_evaluation(trainer)
-        done, metrics = trainer.current_epoch + 1, pl_module.iteration_metrics
+        done, metrics = trainer.current_epoch + 1, policy_of(pl_module).iteration_metrics
         self._course.advance(done)
         self._values = {name: form.format(metrics[key]) for name, (key, form) in SHOWN.items() if key in metrics}
         if self._live is None and (done % self.every_n_iterations == 0 or done == trainer.max_epochs):
@@ -134,14 +137,14 @@ class Progress(L.Callback):
         if evaluation.written is not None:
             self._print(f"evaluation written to {evaluation.written}")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Closes the bar; prints the last evaluation, also by part and compared with the first."""
         self._close()
         self._show_evaluation(trainer)
         self._show_end(trainer)
         self._ended = True
 
-    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Prints where everything is and the commands that continue from there, once all is saved."""
         self._close()
         if stage == "fit" and self._ended and trainer.is_global_zero:
@@ -150,7 +153,7 @@ class Progress(L.Callback):
             for name, value in block.items():
                 self._print(f"{name:<{width}}  {value}")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Closes the bar, so that the error is printed below it."""
         self._close()
 
@@ -159,7 +162,7 @@ class Progress(L.Callback):
             self._live.stop()
             self._live = None
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the result of validate, also by part, and the path that it is written to."""
         self._close()
         self._show_evaluation(trainer)

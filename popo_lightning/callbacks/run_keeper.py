@@ -41,13 +41,13 @@ class RunKeeper(L.Callback):
         self._save_config = save_config
         self._folder = Path()
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Gives all ranks rank 0's folder: only rank 0 claims one, which may differ from the one they found free."""
         # Lightning has no public way to set it
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
         self._folder = Path(trainer.default_root_dir).absolute()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the files, and resets the counts of a run that forks."""
         if self.forks:
             rollouts_of(trainer).totals = Totals()
@@ -65,7 +65,7 @@ class RunKeeper(L.Callback):
             for sentence in self.opening(trainer):
                 print(f"popo: {sentence}", file=sys.stderr)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Tells the command line what the run began from."""
         if isinstance(exception, Stopped) and self.record.origin is not None:
             exception.began_from = str(self.record.origin["checkpoint"])

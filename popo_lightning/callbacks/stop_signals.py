@@ -19,16 +19,18 @@ class StopSignals(L.Callback):
     which save in the middle of a minibatch. It must be the first callback.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the signals over from Lightning, which has installed its handlers by now."""
         stop_requests(trainer).arm(_signals(trainer), trainer.is_global_zero, lambda: _kill_ranks(trainer))
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Checks for a stop between two minibatches; before the first one the rollouts check."""
         if getattr(batch, "index", 0):
             stop_requests(trainer).check(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets signals stop validate, test and predict at once, since these change no weights."""
         if trainer.state.fn != "fit":
             stop_requests(trainer).arm(_signals(trainer), say=False)
@@ -36,7 +38,7 @@ class StopSignals(L.Callback):
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Tells the command line what to report."""
         if isinstance(exception, Stopped):
             exception.folder = trainer.default_root_dir
@@ -46,7 +48,7 @@ class StopSignals(L.Callback):
         else:
             stop_requests(trainer).disarm()
 
-    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restores the earlier handlers."""
         stop_requests(trainer).disarm()
 

@@ -107,7 +107,7 @@ class Evaluation(L.Callback):
         settings = self.benchmarks.get(benchmark)
         return self.regime if settings is None else self.regime.changed(settings)
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses settings for benchmarks that the task does not have, before a model loads."""
         data = self._data(trainer)
         found = dict(data.benchmarks())
@@ -128,7 +128,7 @@ class Evaluation(L.Callback):
 
     # -- when --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates before training; when resumed, only if the checkpoint lacks its iteration's evaluation."""
         data = self._data(trainer)
         if data.iteration == 0:
@@ -137,7 +137,7 @@ class Evaluation(L.Callback):
         elif not data.pending and not self._evaluated(data.iteration):
             self.on_train_epoch_end(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates every n iterations."""
         iteration = self._data(trainer).iteration
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
@@ -146,43 +146,43 @@ class Evaluation(L.Callback):
     def _evaluated(self, iteration: int) -> bool:
         return bool(self.history) and self.history[-1]["iteration"] == iteration
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates at the end, unless this iteration has been evaluated."""
         if not self._evaluated(self._data(trainer).iteration):
             self._evaluate_all(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the results of an earlier validate."""
         self._results = []
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluates a benchmark: in validate and test, each batch is one."""
         name, problems = batch
         self._results.append(self._evaluate(trainer, name, problems, self._folder(trainer)))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs and writes the results of validate or test."""
         if self._results:
             self._finish(trainer, self._results, self._folder(trainer))
 
     on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens responses.jsonl for all responses."""
         self._results = []
         root = Path(trainer.default_root_dir)
         self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
 
     def on_predict_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluates like validate, but keeps only the sampled responses, or the greedy ones if none is sampled."""
         name, problems = batch
         self._results.append(self._evaluate(trainer, name, problems, None))
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts responses.jsonl in its place, and logs the results."""
         assert self._responses is not None
         self._responses.finish()
@@ -193,7 +193,7 @@ class Evaluation(L.Callback):
         for result in self._results:  # only now, since the responses are worth keeping
             check_evaluation_grades(result, self._data(trainer))
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keeps the responses.jsonl of an earlier predict."""
         if self._responses is not None:
             self._responses.abandon()
