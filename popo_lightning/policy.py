@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.errors import SettingError
@@ -33,7 +35,7 @@ from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
 from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
 from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
-from popo_lightning.training.minibatch_loss import MinibatchLoss
+from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
 from popo_lightning.training.whole_minibatch import of_whole_minibatch
@@ -181,7 +183,7 @@ class PolicyModule(PolicyModel):
         """Returns the rows of groups that only the critic learns from."""
         return minibatch.rows(**self._targets(minibatch).of_critic)
 
-    def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, minibatch: Minibatch, batch_idx: int) -> StepOutputs:
         """Takes one optimizer step on one minibatch.
 
         Returns:
@@ -192,7 +194,7 @@ class PolicyModule(PolicyModel):
         Raises:
             NotFiniteError: Too many steps in a row were not finite, or the weights no longer are.
         """
-        optimizer: Any = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         objective, rows = of_whole_minibatch(self, minibatch, self._rows(minibatch))
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
         world_size = self.trainer.world_size
@@ -209,15 +211,19 @@ class PolicyModule(PolicyModel):
         if stepped:
             follow_critic(self, losses.std_sum, tokens)
         free_gradients(optimizer, self.trainer.strategy.model)  # so that none occupies memory during generation
-        return found | {"grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
+        return {**found, "grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
 
-    def _step(self, optimizer: Any, minibatch: Minibatch, found: dict[str, Any], norms: dict[str, float]) -> bool:
+    def _step(
+        self, optimizer: LightningOptimizer, minibatch: Minibatch, found: LossOutputs, norms: dict[str, float]
+    ) -> bool:
         """Steps optimizer and scheduler if all numbers are finite. Returns whether it did."""
-        losses = {name: found[name] for name in ("mean_loss", "value_loss") if name in found}
+        losses = {"mean_loss": found["mean_loss"]}
+        if "value_loss" in found:
+            losses["value_loss"] = found["value_loss"]
         if not self.finite_steps.allows(self.trainer, minibatch, losses | norms):
             return False
         optimizer.step()
-        scheduler: Any = self.lr_schedulers()
+        scheduler = cast(LRScheduler | None, self.lr_schedulers())
         if scheduler is not None:
             scheduler.step()
         trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
@@ -256,7 +262,7 @@ class PolicyModule(PolicyModel):
 
     def on_train_start(self) -> None:
         """Applies the present settings to a resumed run's optimizer."""
-        optimizer: Any = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         obey(optimizer.optimizer, self._optimizer_settings, scheduled=self.make_lr_scheduler is not None)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
