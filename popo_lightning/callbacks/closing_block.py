@@ -6,7 +6,6 @@ import itertools
 import shlex
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
@@ -31,15 +30,16 @@ def closing_block(trainer: L.Trainer) -> dict[str, str]:
     run = Path(trainer.default_root_dir)
     found = {} if (why := ended_early(trainer)) is None else {"ended early": why}
     found["run folder"] = shlex.quote(str(run))
-    kept: Any = trainer.checkpoint_callback
-    saved = kept.saved_so_far(trainer) if isinstance(kept, Checkpoints) and not only_tries(trainer) else None
-    newest = None if saved is None or keeps_none(kept) else saved.newest
+    keeps = trainer.checkpoint_callback
+    kept = keeps if isinstance(keeps, Checkpoints) and not only_tries(trainer) else None
+    saved = None if kept is None else kept.saved_so_far(trainer)
+    newest = None if kept is None or saved is None or keeps_none(kept) else saved.newest
     if newest is not None:
         found["checkpoint"] = shlex.quote(str(_as_named(Path(newest), run)))
     found["curves"] = shlex.join(["tensorboard", "--logdir", str(run)])
     found["look inside"] = shlex.join(["popo", "show", str(run)])
     keeper = callback_of(trainer, RunKeeper)
-    if saved is None or newest is None or (keeper is not None and keeper.forks and not saved.written):
+    if kept is None or saved is None or newest is None or (keeper is not None and keeper.forks and not saved.written):
         return found  # nothing of this run
     found["export"] = shlex.join(["popo", "export", str(run), str(_free(run / EXPORTED))])
     if kept.monitor is not None:  # popo export decides which is the best, also by the evaluation after the last one

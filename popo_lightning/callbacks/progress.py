@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from popo_lightning.callbacks.closing_block import closing_block
@@ -97,7 +97,7 @@ class Progress(L.Callback):
             numbers = self._course.values() | self._values
             self._print("  ".join(f"{name} {value}" for name, value in numbers.items()))
 
-    def _bar(self) -> Any:
+    def _bar(self) -> RenderableType:
         return bar(self._course, str(self._work), self._values, self._began)
 
     def _on_work(self) -> None:
