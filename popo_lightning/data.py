@@ -30,7 +30,7 @@ from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.iteration import IterationRollouts
 from popo_lightning.rollout.limit import Limit
 from popo_lightning.rollout.limits import Limits
-from popo_lightning.rollout.problem_sets import Benchmark, ProblemSets
+from popo_lightning.rollout.problem_sets import ProblemSets
 from popo_lightning.rollout.rank_states import PlaceState, RankKeeper
 from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
 from popo_lightning.rollout.stream import RolloutStream
@@ -273,10 +273,6 @@ class RolloutDataModule(EngineRollouts):
     def train_dataloader(self) -> DataLoader[Minibatch]:
         """Returns a loader of one rollout iteration."""
         return DataLoader(RolloutStream(self.iterate, self.steps), batch_size=None, num_workers=0)
-
-    def benchmarks(self) -> list[Benchmark]:
-        """Returns the held-out problems with prompts that fit, by benchmark."""
-        return self.problems.benchmarks
 
     def val_dataloader(self) -> Any:
         """Returns one batch per benchmark; none during fit, where the Evaluation callback has its own schedule."""

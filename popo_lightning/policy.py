@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
 from popo_lightning.core.ranks import all_reduce, full_tensor
+from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
@@ -32,7 +36,7 @@ from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
 from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
 from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
-from popo_lightning.training.minibatch_loss import MinibatchLoss
+from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
 from popo_lightning.training.whole_minibatch import of_whole_minibatch
@@ -148,7 +152,7 @@ class PolicyModule(PolicyModel):
         self.weight_dtype: torch.dtype = getattr(torch, dtype)
         self.temperature = temperature
         self.reward_key = reward_key
-        self.iteration_metrics: dict[str, float] = {}  # written by the Monitor callback, read by other callbacks
+        self.iteration_metrics = {}
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -181,7 +185,7 @@ class PolicyModule(PolicyModel):
         """Returns the rows of groups that only the critic learns from."""
         return minibatch.rows(**self._targets(minibatch).of_critic)
 
-    def training_step(self, minibatch: Minibatch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, minibatch: Minibatch, batch_idx: int) -> StepOutputs:
         """Takes one optimizer step on one minibatch.
 
         Returns:
@@ -192,7 +196,7 @@ class PolicyModule(PolicyModel):
         Raises:
             NotFiniteError: Too many steps in a row were not finite, or the weights no longer are.
         """
-        optimizer: Any = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         objective, rows = of_whole_minibatch(self, minibatch, self._rows(minibatch))
         # One denominator for the whole minibatch over all ranks; DDP averages gradients, hence the world size.
         world_size = self.trainer.world_size
@@ -209,15 +213,19 @@ class PolicyModule(PolicyModel):
         if stepped:
             follow_critic(self, losses.std_sum, tokens)
         free_gradients(optimizer, self.trainer.strategy.model)  # so that none occupies memory during generation
-        return found | {"grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
+        return {**found, "grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
 
-    def _step(self, optimizer: Any, minibatch: Minibatch, found: dict[str, Any], norms: dict[str, float]) -> bool:
+    def _step(
+        self, optimizer: LightningOptimizer, minibatch: Minibatch, found: LossOutputs, norms: dict[str, float]
+    ) -> bool:
         """Steps optimizer and scheduler if all numbers are finite. Returns whether it did."""
-        losses = {name: found[name] for name in ("mean_loss", "value_loss") if name in found}
+        losses = {"mean_loss": found["mean_loss"]}
+        if "value_loss" in found:
+            losses["value_loss"] = found["value_loss"]
         if not self.finite_steps.allows(self.trainer, minibatch, losses | norms):
             return False
         optimizer.step()
-        scheduler: Any = self.lr_schedulers()
+        scheduler = cast(LRScheduler | None, self.lr_schedulers())
         if scheduler is not None:
             scheduler.step()
         trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
@@ -234,11 +242,11 @@ class PolicyModule(PolicyModel):
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         return {"grad_norm": norm} | critics
 
-    def configure_callbacks(self) -> list[Any]:
+    def configure_callbacks(self) -> list[L.Callback]:
         """Adds callbacks that a training run needs and the trainer lacks: metrics, proximal policy, critic values."""
         fed = getattr(self.trainer, "datamodule", None) is not None  # else minibatches come from some other loader
         if self.trainer.state.fn == "fit" and fed:
-            supply(self.trainer.callbacks)  # type: ignore[attr-defined]
+            supply(callbacks_of(self.trainer))
         return []  # Lightning would put returned callbacks behind those that read their metrics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -256,7 +264,7 @@ class PolicyModule(PolicyModel):
 
     def on_train_start(self) -> None:
         """Applies the present settings to a resumed run's optimizer."""
-        optimizer: Any = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         obey(optimizer.optimizer, self._optimizer_settings, scheduled=self.make_lr_scheduler is not None)
 
     # -- checkpoints -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.benchmarks import metric_names
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import MetricsTable
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.record import RunRecord
 
 MULTILINE, MARGIN = "Multiline", "Margin"
@@ -64,19 +65,19 @@ class Board(L.Callback):
     def __init__(self, record: RunRecord) -> None:
         self.record = record
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the layout, and the settings with the names of the outcome metrics."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                limited = len(trainer.datamodule.limits)  # type: ignore[attr-defined]
+                limited = len(rollouts_of(trainer).limits)
                 logger.experiment.add_custom_scalars(LAYOUT | LIMITS if limited else LAYOUT)
                 self._add(logger, trainer, ended=False)
             elif not isinstance(logger, MetricsTable):
                 logger.log_hyperparams(all_settings(self.record))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Marks the run as successfully finished in TensorBoard."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
@@ -95,7 +96,7 @@ def accuracies(trainer: L.Trainer) -> list[str]:
     found = callback_of(trainer, Evaluation)
     if found is None:
         return []
-    benchmarks = trainer.datamodule.benchmarks()  # type: ignore[attr-defined]
+    benchmarks = rollouts_of(trainer).benchmarks()
     names = metric_names({name: found.regime_of(name) for name, _ in benchmarks})
     return [name for name in names if name.rpartition("/")[2].startswith(ACCURACY)]
 

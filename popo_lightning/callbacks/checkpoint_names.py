@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from popo_lightning.core.run_data import data_module
 from popo_lightning.runs.progress import progress
 
 ITERATION, MINIBATCH = "iteration", "minibatch"
@@ -21,7 +22,7 @@ def counters(trainer: L.Trainer) -> dict[str, Tensor]:
     Args:
         trainer: Trainer between two minibatches, or at the end of an iteration.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_module(trainer)
     left = len(getattr(data, "pending", ()))
     begun = getattr(data, "iteration", trainer.current_epoch + 1)
     done, steps = progress(begun, getattr(data, "steps", 0), left)

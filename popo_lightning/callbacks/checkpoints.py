@@ -29,8 +29,9 @@ from popo_lightning.callbacks.closing_words import SavedSoFar, fall_in_words, fr
 from popo_lightning.callbacks.resume_place import ResumePlace
 from popo_lightning.core.errors import NotFiniteError, SettingError
 from popo_lightning.core.ranks import all_gather_object, all_reduce, lost_rank
+from popo_lightning.core.run_data import data_module
 from popo_lightning.runs.checkpoint_files import WholeFileIO, take_away, tidy
-from popo_lightning.runs.stopping import Stopped
+from popo_lightning.runs.stopping import Stopped, stop_requests
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
 
 # attributes that Lightning sets before it saves
@@ -78,7 +79,7 @@ class Checkpoints(NamedByIterations):
         self._is_set_up = True
         if stage != "fit":
             return
-        lag = getattr(trainer.datamodule, "async_level", 0)  # type: ignore[attr-defined]
+        lag = getattr(data_module(trainer), "async_level", 0)
         if self.save_on_exception and (trainer.world_size > 1 or lag):
             raise SettingError(
                 "checkpoint.save_on_exception is true, which needs one rank and data.async_level 0, but this run has "
@@ -95,14 +96,14 @@ class Checkpoints(NamedByIterations):
 
     # -- when --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Saves every n minibatches."""
         self._place = ResumePlace.here(trainer)
         due = self._every_n_train_steps >= 1 and self._place.batches % self._every_n_train_steps == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
             self._save_scheduled(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves every n iterations and after the last, before its evaluation, which may take long."""
         self._place = ResumePlace.here(trainer, finished=True)
         if self._should_skip_saving_checkpoint(trainer):
@@ -113,18 +114,18 @@ class Checkpoints(NamedByIterations):
         elif is_last(trainer):
             self._save_end(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the end of the run."""
         self._save_end(trainer)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Saves the last place: on all ranks if the run was asked to stop, else only with save_on_exception."""
         if isinstance(exception, Stopped):
             if trainer.state.fn == "fit":
                 self._save_behind(trainer)
                 saved = self.saved_so_far(trainer)
                 exception.checkpoint, exception.where, exception.unusable = saved.newest, saved.where, saved.unusable
-            trainer.datamodule.stopping.disarm()  # type: ignore[attr-defined]
+            stop_requests(trainer).disarm()
         elif self.save_on_exception and self._place is not None:
             if self._place.weights_moved(trainer):
                 log.warning("no checkpoint on this exception: it came inside a minibatch, where no run can resume")

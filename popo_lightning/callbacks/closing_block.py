@@ -6,7 +6,6 @@ import itertools
 import shlex
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
@@ -16,7 +15,7 @@ from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
-from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 from popo_lightning.runs.going_on import going_on, without_options
 
 EXPORTED = "exported"  # proposed folder for the export, inside the run's folder
@@ -31,15 +30,16 @@ def closing_block(trainer: L.Trainer) -> dict[str, str]:
     run = Path(trainer.default_root_dir)
     found = {} if (why := ended_early(trainer)) is None else {"ended early": why}
     found["run folder"] = shlex.quote(str(run))
-    kept: Any = trainer.checkpoint_callback
-    saved = kept.saved_so_far(trainer) if isinstance(kept, Checkpoints) and not only_tries(trainer) else None
-    newest = None if saved is None or keeps_none(kept) else saved.newest
+    keeps = trainer.checkpoint_callback
+    kept = keeps if isinstance(keeps, Checkpoints) and not only_tries(trainer) else None
+    saved = None if kept is None else kept.saved_so_far(trainer)
+    newest = None if kept is None or saved is None or keeps_none(kept) else saved.newest
     if newest is not None:
         found["checkpoint"] = shlex.quote(str(_as_named(Path(newest), run)))
     found["curves"] = shlex.join(["tensorboard", "--logdir", str(run)])
     found["look inside"] = shlex.join(["popo", "show", str(run)])
     keeper = callback_of(trainer, RunKeeper)
-    if saved is None or newest is None or (keeper is not None and keeper.forks and not saved.written):
+    if kept is None or saved is None or newest is None or (keeper is not None and keeper.forks and not saved.written):
         return found  # nothing of this run
     found["export"] = shlex.join(["popo", "export", str(run), str(_free(run / EXPORTED))])
     if kept.monitor is not None:  # popo export decides which is the best, also by the evaluation after the last one
@@ -64,8 +64,7 @@ def longer(trainer: L.Trainer, run: Path) -> str | None:
 def _ends_at_once(trainer: L.Trainer) -> bool:
     """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that goes on counting."""
     stops = callback_of(trainer, EarlyStops)
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = [timer for timer in callbacks if isinstance(timer, Timer) and timer.state_dict()]
+    kept = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and timer.state_dict()]
     return (stops is not None and stops.has_ended) or any(map(_is_spent, kept))
 
 
@@ -75,8 +74,7 @@ def ended_early(trainer: L.Trainer) -> str | None:
     stops = callback_of(trainer, EarlyStops)
     if stops is not None and stops.why is not None:
         return f"after iteration {done}, by EarlyStopping: {stops.why}"
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    spent = [timer for timer in callbacks if isinstance(timer, Timer) and _is_spent(timer)]
+    spent = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and _is_spent(timer)]
     if not spent or done >= (trainer.max_epochs or 0):
         return None
     took = timedelta(seconds=round(spent[0].time_elapsed()))

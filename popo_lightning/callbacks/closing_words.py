@@ -11,6 +11,7 @@ import lightning as L
 from popo_lightning.callbacks.health import Health
 from popo_lightning.core.errors import NothingSavedError, SettingError
 from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.checkpoint_files import flaw
 from popo_lightning.runs.folder import read_checkpoint
 from popo_lightning.runs.record import RunRecord
@@ -133,7 +134,7 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
 
 def sound_iterations(trainer: L.Trainer, health: Health) -> int:
     """Number of iterations after which the policy was certainly not broken yet."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = rollouts_of(trainer)
     return health.fall.sound_iterations(data.async_level + data.weight_sync_interval - 1)
 
 

@@ -9,6 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
+from popo_lightning.core.trainer_callbacks import callbacks_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.resume import early_stop_in_words
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,11 @@ class EarlyStops(L.Callback):
         """Whether EarlyStopping has ended the run."""
         return self._ended is not None
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Notes the patience of the settings, which a checkpoint would replace."""
         self._patience = [callback.patience for callback in _early(trainer)]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restores the patience of the settings, and ends a run that EarlyStopping had ended."""
         for callback, patience in zip(_early(trainer), self._patience, strict=True):
             callback.patience = patience
@@ -59,12 +61,12 @@ class EarlyStops(L.Callback):
         if trainer.is_global_zero:
             log.warning("%s", early_stop_in_words(trainer.default_root_dir, self._ended))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes whether EarlyStopping has ended the run; comes after the callbacks that measure."""
         for callback in _early(trainer):
             if trainer.should_stop and callback.stopping_reason_message and self._ended is None:
                 why = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
-                iteration = trainer.datamodule.iteration  # type: ignore[attr-defined]
+                iteration = rollouts_of(trainer).iteration
                 self._ended = {"iteration": iteration, "why": why, "settings": self.settings}
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,5 +79,4 @@ class EarlyStops(L.Callback):
 
 
 def _early(trainer: L.Trainer) -> list[EarlyStopping]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)]

@@ -12,6 +12,8 @@ import lightning as L
 from popo_lightning.callbacks.fall import Fall
 from popo_lightning.callbacks.health_courses import WINDOW, Course, Watched, above, below
 from popo_lightning.core.errors import SettingError
+from popo_lightning.model.policy_model import policy_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 
 LOWER_RATE = "lower the learning rate (model.optimizer)"
 LESS_REPLAY = (
@@ -79,10 +81,10 @@ class Health(L.Callback):
         self._steps = 0.0
         self.fall = Fall(patience)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warns on rank 0, which alone has the metrics of every rank."""
         if trainer.is_global_zero:
-            iteration, metrics = trainer.datamodule.iteration, pl_module.iteration_metrics  # type: ignore[attr-defined]
+            iteration, metrics = rollouts_of(trainer).iteration, policy_of(pl_module).iteration_metrics
             fallen = self.fall.see(metrics.get("rollout/all_wrong_share"), iteration)
             for sentence in [*self.statements(metrics), *([self._fallen()] if fallen else [])]:
                 log.warning("iteration %d: %s", iteration, sentence)

@@ -12,10 +12,13 @@ import lightning as L
 import torch
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_object, broadcast_object, gather_object
 from popo_lightning.metrics.buffer_estimate import SUMS, buffer_metrics, buffer_sums
 from popo_lightning.metrics.monitors import publish
+from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_gap import GapLimits
+from popo_lightning.rollout.engine_rollouts import EngineRollouts, rollouts_of
 from popo_lightning.training.throughput import Worker, check_peak, throughput_metrics
 from popo_lightning.training.token_sums import TokenSums, token_metrics
 
@@ -63,9 +66,9 @@ class Monitor(L.Callback):
         self._steps: list[dict[str, float]] = []
         self._named = False  # whether the log has names of metrics that were not finite
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets the data module compare engine and policy before they train or evaluate."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         if stage == "fit" and self.estimate_buffer and data.steps < 2:
             raise SettingError(
                 f"monitor.estimate_buffer is true, but data.minibatches is {data.minibatches}, whose first has no "
@@ -73,55 +76,60 @@ class Monitor(L.Callback):
             )
         data.compare_engine(self.limits)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continues an interrupted iteration: Lightning does not start it again, nor end it if no step is left."""
-        self._worker = Worker.of_policy(pl_module, self.peak_tflops)
+        self._worker = Worker.of_policy(policy_of(pl_module), self.peak_tflops)
         self.on_train_epoch_start(trainer, pl_module)
-        kept = trainer.datamodule.kept_by_ranks  # type: ignore[attr-defined]
+        kept = rollouts_of(trainer).kept_by_ranks
         self._resume(kept.take("monitor"), trainer.global_rank, trainer.world_size)
         kept.keep("monitor", self._own)
         self._began -= sum(step["seconds"] for step in self._steps)
-        if len(self._steps) == trainer.datamodule.steps:  # type: ignore[attr-defined]
+        if len(self._steps) == rollouts_of(trainer).steps:
             self.on_train_epoch_end(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the iteration's wall clock, which excludes the start of the engine."""
         self._began = time.perf_counter()
-        self._start_before = trainer.datamodule.start_seconds  # type: ignore[attr-defined]
+        self._start_before = rollouts_of(trainer).start_seconds
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Starts the clock of the training step."""
         self._step_began = time.perf_counter()
-        self._before_began = trainer.datamodule.clock.seconds(*BEFORE_STEPS)  # type: ignore[attr-defined]
+        self._before_began = rollouts_of(trainer).clock.seconds(*BEFORE_STEPS)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Collects the step's numbers."""
         seconds = time.perf_counter() - self._step_began
-        before = trainer.datamodule.clock.seconds(*BEFORE_STEPS) - self._before_began  # type: ignore[attr-defined]
+        before = rollouts_of(trainer).clock.seconds(*BEFORE_STEPS) - self._before_began
         if not outputs.get("skipped"):  # the token sums of a skipped step describe no step
             self._tokens.merge(outputs["tokens"])
         step = {name: float(value) for name, value in outputs.items() if name not in ("tokens", "region")}
         step |= {f"region/{name}": value for name, value in outputs.get("region", {}).items()}
         step |= {"seconds": seconds, "train_seconds": seconds - before, "first": float(batch.index == 0)}
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         if self.estimate_buffer and batch.index >= data.steps - data.minibatches:  # each group once, in the last pass
             step |= buffer_sums(batch)
         self._steps.append(step | self._worker.work(batch))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes and logs the iteration's metrics."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         learned = any(step["stepped"] for step in self._steps)
         metrics = data.rollout_metrics | data.totals.metrics() | self._training_metrics(trainer)
         metrics |= self._seconds(data)
         self._tokens, self._steps = TokenSums(), []
         metrics["train/not_finite_metrics"] = float(len(self._not_finite(metrics, data.iteration)))
-        pl_module.iteration_metrics = metrics
+        policy = policy_of(pl_module)
+        policy.iteration_metrics = metrics
         for logger in trainer.loggers:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             logger.log_metrics(finite, step=data.iteration)
-        publish(trainer, pl_module, metrics, learned)
-        exact = pl_module.compute_dtype == torch.float32
+        publish(trainer, policy, metrics, learned)
+        exact = policy.compute_dtype == torch.float32
         # the mean over all ranks' tokens, from rank 0: a rank that stopped alone would leave the others waiting
         gap = broadcast_object(metrics.get("engine/logp_gap_mean", 0.0))
         self._check_gap(gap, exact, data.gap_floor)
@@ -156,12 +164,12 @@ class Monitor(L.Callback):
         metrics |= buffer_metrics(steps)
         metrics |= throughput_metrics(steps, all_gather_object(self._worker.state()))
         found = token_metrics([TokenSums.from_plain(of_rank) for of_rank in gather_object(self._tokens.to_plain())])
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         if data.sampling.temperature_spread or data.behave == "trainer":  # not the gap of engine and trainer
             found = {name: value for name, value in found.items() if not name.startswith("engine/")}
         return metrics | found
 
-    def _seconds(self, data: Any) -> dict[str, float]:
+    def _seconds(self, data: EngineRollouts) -> dict[str, float]:
         seconds = data.clock.take()
         seconds["train"] = sum(step["train_seconds"] for step in self._steps)
         whole = time.perf_counter() - self._began - (data.start_seconds - self._start_before)

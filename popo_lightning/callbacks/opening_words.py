@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import lightning as L
 
+from popo_lightning.model.policy_model import policy_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.start import Start
 from popo_lightning.runs.wanted import RunSettings
 
@@ -32,8 +33,8 @@ def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator
 
 def parts(trainer: L.Trainer) -> str:
     """Names the classes that make up the method, by the settings that choose them."""
-    policy: Any = trainer.lightning_module
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    policy = policy_of(trainer.lightning_module)
+    data = rollouts_of(trainer)
     objective = policy.objective
     slots = {
         "data.composer": data.composer,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from popo_lightning.callbacks.closing_block import closing_block
@@ -17,6 +17,8 @@ from popo_lightning.core.work import Work
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.model.policy_model import policy_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 
 SHOWN = {
     "reward": ("reward/score", "{:.3f}"),
@@ -52,11 +54,11 @@ class Progress(L.Callback):
         self._began = self._said = time.perf_counter()
         self._ended = False
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Shows what the first seconds, or a minute, are spent on."""
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         self._began, self._ended, self._course = time.perf_counter(), False, None
         self._work = data.maker.work
         self._work.changed = self._on_work
@@ -67,33 +69,35 @@ class Progress(L.Callback):
         else:
             self._print(self._work.what)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the first evaluation; everything is loaded by now."""
         self._work.what = SAMPLING
         self._course = Course(max(0, trainer.max_epochs or 0), trainer.current_epoch)
         self._show_evaluation(trainer)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Shows that the policy trains."""
         self._work.what, self._work.whole = "training", 0
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows that the next responses are sampled."""
         self._work.what, self._work.whole = SAMPLING, 0
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Updates the bar, or prints a line every few iterations."""
         if not trainer.is_global_zero or self._course is None:
             return
         self._show_evaluation(trainer)
-        done, metrics = trainer.current_epoch + 1, pl_module.iteration_metrics
+        done, metrics = trainer.current_epoch + 1, policy_of(pl_module).iteration_metrics
         self._course.advance(done)
         self._values = {name: form.format(metrics[key]) for name, (key, form) in SHOWN.items() if key in metrics}
         if self._live is None and (done % self.every_n_iterations == 0 or done == trainer.max_epochs):
             numbers = self._course.values() | self._values
             self._print("  ".join(f"{name} {value}" for name, value in numbers.items()))
 
-    def _bar(self) -> Any:
+    def _bar(self) -> RenderableType:
         return bar(self._course, str(self._work), self._values, self._began)
 
     def _on_work(self) -> None:
@@ -133,14 +137,14 @@ class Progress(L.Callback):
         if evaluation.written is not None:
             self._print(f"evaluation written to {evaluation.written}")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Closes the bar; prints the last evaluation, also by part and compared with the first."""
         self._close()
         self._show_evaluation(trainer)
         self._show_end(trainer)
         self._ended = True
 
-    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Prints where everything is and the commands that continue from there, once all is saved."""
         self._close()
         if stage == "fit" and self._ended and trainer.is_global_zero:
@@ -149,7 +153,7 @@ class Progress(L.Callback):
             for name, value in block.items():
                 self._print(f"{name:<{width}}  {value}")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Closes the bar, so that the error is printed below it."""
         self._close()
 
@@ -158,7 +162,7 @@ class Progress(L.Callback):
             self._live.stop()
             self._live = None
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the result of validate, also by part, and the path that it is written to."""
         self._close()
         self._show_evaluation(trainer)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from popo_lightning.callbacks.checkpoint_names import ITERATION, MINIBATCH, counters
 from popo_lightning.core.kept_state import containers_copied
+from popo_lightning.rollout.engine_rollouts import EngineRollouts, rollouts_of
 from popo_lightning.rollout.rank_states import PlaceState
 
 
@@ -41,7 +42,7 @@ class ResumePlace:
     @classmethod
     def here(cls, trainer: L.Trainer, finished: bool = False) -> ResumePlace:
         """The run's present place. Not a collective."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         names = counters(trainer)
         entries = {
             "epoch": trainer.current_epoch,
@@ -79,7 +80,7 @@ class ResumePlace:
             weights_only: Lightning's setting of that name.
             own_key: Key of the callback that saves; its state is the present one.
         """
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         if self.data is not None:
             data.as_of = self.data
         try:
@@ -94,6 +95,6 @@ class ResumePlace:
         return checkpoint
 
 
-def _words(names: dict[str, Tensor], data: Any) -> str:
+def _words(names: dict[str, Tensor], data: EngineRollouts) -> str:
     done, steps = int(names[ITERATION]), int(names[MINIBATCH])
     return f"iteration {done + 1}, minibatch {steps} of {data.steps}" if steps else f"iteration {done}"

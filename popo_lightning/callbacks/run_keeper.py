@@ -10,7 +10,9 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.callbacks.summary import Summary
+from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.evaluation.callback import Evaluation
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.rollout.report import Totals
 from popo_lightning.runs.record import CONFIG, RunRecord
 from popo_lightning.runs.stopping import Stopped
@@ -39,19 +41,19 @@ class RunKeeper(L.Callback):
         self._save_config = save_config
         self._folder = Path()
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Gives all ranks rank 0's folder: only rank 0 claims one, which may differ from the one they found free."""
         # Lightning has no public way to set it
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
         self._folder = Path(trainer.default_root_dir).absolute()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the files, and resets the counts of a run that forks."""
         if self.forks:
-            trainer.datamodule.totals = Totals()  # type: ignore[attr-defined]
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            rollouts_of(trainer).totals = Totals()
+            for callback in callbacks_of(trainer):
                 if isinstance(callback, Evaluation):
-                    callback.keep_present(trainer.datamodule.iteration)  # type: ignore[attr-defined]
+                    callback.keep_present(rollouts_of(trainer).iteration)
                 if isinstance(callback, Summary):
                     callback.begin_anew()
         if trainer.is_global_zero:
@@ -63,7 +65,7 @@ class RunKeeper(L.Callback):
             for sentence in self.opening(trainer):
                 print(f"popo: {sentence}", file=sys.stderr)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Tells the command line what the run began from."""
         if isinstance(exception, Stopped) and self.record.origin is not None:
             exception.began_from = str(self.record.origin["checkpoint"])

@@ -22,7 +22,9 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.evaluation.files import to_json
+from popo_lightning.model.policy_model import policy_of
 from popo_lightning.model.prompts import open_image
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.checkpoint_files import draft_for
 
 SAMPLES = "samples.jsonl"
@@ -47,7 +49,7 @@ class SampleTable(L.Callback):
         self.every_n_iterations = every_n_iterations
         self.groups = groups
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops what a run wrote after the checkpoint that it resumes from.
 
         Raises:
@@ -57,7 +59,7 @@ class SampleTable(L.Callback):
         if not trainer.is_global_zero or not file.exists():
             return
         lines = file.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _iteration(line) <= trainer.datamodule.iteration]  # type: ignore[attr-defined]
+        kept = [line for line in lines if _iteration(line) <= rollouts_of(trainer).iteration]
         if len(kept) == len(lines):
             return
         try:
@@ -70,15 +72,17 @@ class SampleTable(L.Callback):
                 "room, or name another folder"
             ) from error
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Writes the table of the first minibatch, whose proximal log-probs and critic's values are now recorded."""
         assert isinstance(batch, Minibatch)
         due = self.every_n_iterations and batch.version % self.every_n_iterations == 0
         if not due or batch.index != 0 or not trainer.is_global_zero:
             return
-        advantages = batch.charged(pl_module.advantages(batch)) if batch.groups else None
+        advantages = batch.charged(policy_of(pl_module).advantages(batch)) if batch.groups else None
         if advantages is None:
-            report = trainer.datamodule.report  # type: ignore[attr-defined]
+            report = rollouts_of(trainer).report
             batch = Minibatch(report.fresh if report else [], batch.version, batch.index)
         chosen = self._chosen(batch)
         rows = self._rows(batch, chosen, advantages)

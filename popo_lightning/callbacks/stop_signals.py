@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests
+from popo_lightning.runs.stopping import SIGNALS, Stopped, stop_requests
 
 
 class StopSignals(L.Callback):
@@ -19,24 +19,26 @@ class StopSignals(L.Callback):
     which save in the middle of a minibatch. It must be the first callback.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the signals over from Lightning, which has installed its handlers by now."""
-        self._requests(trainer).arm(_signals(trainer), trainer.is_global_zero, lambda: _kill_ranks(trainer))
+        stop_requests(trainer).arm(_signals(trainer), trainer.is_global_zero, lambda: _kill_ranks(trainer))
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Checks for a stop between two minibatches; before the first one the rollouts check."""
         if getattr(batch, "index", 0):
-            self._requests(trainer).check(trainer)
+            stop_requests(trainer).check(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets signals stop validate, test and predict at once, since these change no weights."""
         if trainer.state.fn != "fit":
-            self._requests(trainer).arm(_signals(trainer), say=False)
-            self._requests(trainer).leave_at_once()
+            stop_requests(trainer).arm(_signals(trainer), say=False)
+            stop_requests(trainer).leave_at_once()
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Tells the command line what to report."""
         if isinstance(exception, Stopped):
             exception.folder = trainer.default_root_dir
@@ -44,16 +46,11 @@ class StopSignals(L.Callback):
             exception.launched = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
             exception.speaks = trainer.is_global_zero
         else:
-            self._requests(trainer).disarm()
+            stop_requests(trainer).disarm()
 
-    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restores the earlier handlers."""
-        self._requests(trainer).disarm()
-
-    @staticmethod
-    def _requests(trainer: L.Trainer) -> StopRequests:
-        requests: StopRequests = trainer.datamodule.stopping  # type: ignore[attr-defined]
-        return requests
+        stop_requests(trainer).disarm()
 
 
 def _signals(trainer: L.Trainer) -> tuple[int, ...]:

@@ -14,6 +14,9 @@ from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.benchmarks import MEAN
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import by_benchmark
+from popo_lightning.model.policy_model import policy_of
+from popo_lightning.rollout.engine_rollouts import rollouts_of
+from popo_lightning.runs.stopping import stop_requests
 
 
 class Summary(L.Callback):
@@ -34,19 +37,19 @@ class Summary(L.Callback):
         self._earlier_seconds = 0.0
         self._phases: dict[str, float] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._began = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the iteration's seconds by phase."""
-        for name, value in pl_module.iteration_metrics.items():
+        for name, value in policy_of(pl_module).iteration_metrics.items():
             if name.startswith("time/"):
                 self._phases[name.removeprefix("time/")] = self._phases.get(name.removeprefix("time/"), 0) + value
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the file unless the run was asked to stop; a resumed run then repeats the last evaluation."""
-        trainer.datamodule.stopping.check(trainer)  # type: ignore[attr-defined]
+        stop_requests(trainer).check(trainer)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "summary.json"
             draft = path.with_suffix(".json.draft")
@@ -54,7 +57,7 @@ class Summary(L.Callback):
             draft.replace(path)
 
     def _content(self, trainer: L.Trainer) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = rollouts_of(trainer)
         totals = data.totals
         evaluation = callback_of(trainer, Evaluation)
         history = evaluation.history if evaluation else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import lightning as L
 
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.proximal.critic_values import CriticValues
@@ -10,7 +10,7 @@ from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
 
 
-def supply(callbacks: list[Any]) -> None:
+def supply(callbacks: list[L.Callback]) -> None:
     """Inserts missing callbacks in the command line's order: metrics before all callbacks that read them.
 
     Args:
@@ -25,6 +25,6 @@ def supply(callbacks: list[Any]) -> None:
         callbacks.insert(_last(callbacks, ProximalPolicy) + 1, CriticValues())
 
 
-def _last(callbacks: list[Any], kind: type) -> int:
+def _last(callbacks: list[L.Callback], kind: type) -> int:
     """Index of the last callback of a kind; -1 if there is none."""
     return max((place for place, one in enumerate(callbacks) if isinstance(one, kind)), default=-1)

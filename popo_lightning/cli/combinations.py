@@ -6,7 +6,8 @@ A class refuses in its own constructor what it can check alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+
+import lightning as L
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
@@ -17,7 +18,7 @@ from popo_lightning.policy import PolicyModule
 from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
-def check_combination(policy: PolicyModule, data: RolloutDataModule, callbacks: Iterable[Any]) -> None:
+def check_combination(policy: PolicyModule, data: RolloutDataModule, callbacks: Iterable[L.Callback]) -> None:
     """Raises SettingError for the first combination that makes no sense.
 
     Args:
@@ -29,7 +30,7 @@ def check_combination(policy: PolicyModule, data: RolloutDataModule, callbacks: 
         raise SettingError(sentence)
 
 
-def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[Any]) -> Iterator[str]:
+def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L.Callback]) -> Iterator[str]:
     objective = policy.objective
     weight = objective.behave_weight
     for callback in callbacks:
@@ -93,7 +94,7 @@ def _objections_to_reward_keys(policy: PolicyModule, data: RolloutDataModule) ->
         )
 
 
-def _moves_prox(callback: Any) -> bool:
+def _moves_prox(callback: L.Callback) -> bool:
     """Whether a callback makes prox another policy than the one that sampled the fresh rows."""
     return isinstance(callback, ProximalPolicy) and callback.prox_differs_on_fresh
 
@@ -114,7 +115,7 @@ def _objections_to_values(policy: PolicyModule, data: RolloutDataModule) -> Iter
         yield from _objections_to_critic(policy.critic, policy.reward_key, data)
 
 
-def _objections_to_spread(policy: PolicyModule, data: RolloutDataModule, callbacks: list[Any]) -> Iterator[str]:
+def _objections_to_spread(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L.Callback]) -> Iterator[str]:
     """Objections to data.temperature_spread, under which behave differs from prox on fresh rows as well."""
     weight = policy.objective.behave_weight
     spread = f"data.temperature_spread is {data.sampling.temperature_spread}, so fresh rows are sampled at temperatures"
@@ -131,7 +132,7 @@ def _objections_to_spread(policy: PolicyModule, data: RolloutDataModule, callbac
             )
 
 
-def _objections_to_trainer(policy: PolicyModule, callbacks: list[Any]) -> Iterator[str]:
+def _objections_to_trainer(policy: PolicyModule, callbacks: list[L.Callback]) -> Iterator[str]:
     """Objections to data.behave trainer, under which the engine's log-probs are unknown."""
     weight = policy.objective.behave_weight
     if weight.correct_fresh and not any(map(_moves_prox, callbacks)):
@@ -142,7 +143,7 @@ def _objections_to_trainer(policy: PolicyModule, callbacks: list[Any]) -> Iterat
         )
 
 
-def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule, callbacks: list[Any]) -> Iterator[str]:
+def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L.Callback]) -> Iterator[str]:
     """Objections to preference pairs that only one of composer and trust region supports."""
     composer, region = type(data.composer).__name__, type(policy.objective.trust_region).__name__
     if not policy.objective.trust_region.compares_pairs:

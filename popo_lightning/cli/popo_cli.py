@@ -49,6 +49,7 @@ from popo_lightning.cli.trainer_settings import (
 )
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import check_numbers
+from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
 from popo_lightning.metrics.table import loggers
@@ -226,9 +227,9 @@ class PopoCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuses settings that make no sense together, before a model loads."""
-        check_combination(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_combination(self.model, self.datamodule, callbacks_of(self.trainer))
         check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
-        check_callbacks(self.trainer.callbacks, self.trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+        check_callbacks(callbacks_of(self.trainer), self.trainer.strategy.checkpoint_io)
         check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
         self._check_strategy()
         if self.trainer.is_global_zero:
@@ -288,6 +289,6 @@ class PopoCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # always the first callback
+        callbacks_of(trainer).insert(0, StopSignals())  # always the first callback
         end_always(trainer)
         return trainer

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.plugins import AsyncCheckpointIO
+from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 
@@ -115,7 +115,7 @@ def check_root(root: str | None, folder: str | None) -> None:
         )
 
 
-def check_callbacks(callbacks: Iterable[Any], checkpoint_io: Any) -> None:
+def check_callbacks(callbacks: Iterable[L.Callback], checkpoint_io: CheckpointIO) -> None:
     """Raises SettingError for callbacks and plugins that break iterations or checkpoints.
 
     Args:

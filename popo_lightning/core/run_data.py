@@ -30,6 +30,12 @@ class RunData(Protocol):
     def steps(self) -> int: ...  # noqa: D102
 
 
+def data_module(trainer: L.Trainer) -> L.LightningDataModule:
+    """The data module of a trainer, which Lightning's annotations leave out."""
+    found: L.LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return found
+
+
 def run_data(trainer: L.Trainer) -> RunData:
-    """The data module of a trainer."""
-    return cast(RunData, trainer.datamodule)  # type: ignore[attr-defined]
+    """What rules read of a trainer's data module."""
+    return cast(RunData, data_module(trainer))

@@ -1,4 +1,4 @@
-"""Finds a trainer's callback by its class."""
+"""A trainer's callbacks, and the one of a class."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import lightning as L
 C = TypeVar("C", bound=L.Callback)
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks of a trainer, which Lightning's annotations leave out. The list is the trainer's own."""
+    found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
+
+
 def callback_of(trainer: L.Trainer, kind: type[C]) -> C | None:
     """The first callback of a class; None if there is none.
 
@@ -16,5 +22,4 @@ def callback_of(trainer: L.Trainer, kind: type[C]) -> C | None:
         trainer: Trainer with the callbacks.
         kind: Class of the callback, or a base of it.
     """
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+    return next((callback for callback in callbacks_of(trainer) if isinstance(callback, kind)), None)

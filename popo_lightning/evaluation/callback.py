@@ -26,12 +26,14 @@ from popo_lightning.evaluation.benchmarks import (
     seed_of_draws,
     several,
 )
+from popo_lightning.evaluation.evaluated_run import EvaluatedRun, evaluated_run
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
 from popo_lightning.evaluation.grades import check_evaluation_grades
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, measured
 from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
 from popo_lightning.runs.folder import EVALUATIONS
+from popo_lightning.runs.stopping import stop_requests
 
 
 class Evaluation(L.Callback):
@@ -107,9 +109,9 @@ class Evaluation(L.Callback):
         settings = self.benchmarks.get(benchmark)
         return self.regime if settings is None else self.regime.changed(settings)
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses settings for benchmarks that the task does not have, before a model loads."""
-        data = self._data(trainer)
+        data = evaluated_run(trainer)
         found = dict(data.benchmarks())
         check_names(found, self.benchmarks, self.breakdown)
         for name, problems in found.items():
@@ -128,61 +130,61 @@ class Evaluation(L.Callback):
 
     # -- when --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates before training; when resumed, only if the checkpoint lacks its iteration's evaluation."""
-        data = self._data(trainer)
+        data = evaluated_run(trainer)
         if data.iteration == 0:
             if self.at_start and not self.history:
                 self._evaluate_all(trainer)
         elif not data.pending and not self._evaluated(data.iteration):
             self.on_train_epoch_end(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates every n iterations."""
-        iteration = self._data(trainer).iteration
+        iteration = evaluated_run(trainer).iteration
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
             self._evaluate_all(trainer)
 
     def _evaluated(self, iteration: int) -> bool:
         return bool(self.history) and self.history[-1]["iteration"] == iteration
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates at the end, unless this iteration has been evaluated."""
-        if not self._evaluated(self._data(trainer).iteration):
+        if not self._evaluated(evaluated_run(trainer).iteration):
             self._evaluate_all(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the results of an earlier validate."""
         self._results = []
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluates a benchmark: in validate and test, each batch is one."""
         name, problems = batch
         self._results.append(self._evaluate(trainer, name, problems, self._folder(trainer)))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs and writes the results of validate or test."""
         if self._results:
             self._finish(trainer, self._results, self._folder(trainer))
 
     on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens responses.jsonl for all responses."""
         self._results = []
         root = Path(trainer.default_root_dir)
         self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
 
     def on_predict_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluates like validate, but keeps only the sampled responses, or the greedy ones if none is sampled."""
         name, problems = batch
         self._results.append(self._evaluate(trainer, name, problems, None))
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts responses.jsonl in its place, and logs the results."""
         assert self._responses is not None
         self._responses.finish()
@@ -191,9 +193,9 @@ class Evaluation(L.Callback):
             self._finish(trainer, self._results, None)
         self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
         for result in self._results:  # only now, since the responses are worth keeping
-            check_evaluation_grades(result, self._data(trainer))
+            check_evaluation_grades(result, evaluated_run(trainer))
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keeps the responses.jsonl of an earlier predict."""
         if self._responses is not None:
             self._responses.abandon()
@@ -202,7 +204,7 @@ class Evaluation(L.Callback):
     # -- what --------------------------------------------------------------------------------------------------
 
     def _evaluate_all(self, trainer: L.Trainer) -> None:
-        data, folder = self._data(trainer), self._folder(trainer)
+        data, folder = evaluated_run(trainer), self._folder(trainer)
         self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
         assert self.latest is not None
         self.history.append({"iteration": data.iteration} | self.latest.metrics())
@@ -212,10 +214,10 @@ class Evaluation(L.Callback):
     def _evaluate(
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
     ) -> BenchmarkResult:
-        data = self._data(trainer)
+        data = evaluated_run(trainer)
         regime = self.regime_of(name)
         regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
-        data.stopping.check(trainer)
+        stop_requests(trainer).check(trainer)
         data.ahead.join()
         spent = data.clock.take()  # training does not count this generation
         problems = regime.chosen(problems)
@@ -226,7 +228,7 @@ class Evaluation(L.Callback):
             sampled = self._sample(data, name, mine, regime.samples, regime) if regime.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
-        data.stopping.check(trainer)  # there may be no next benchmark that checks
+        stop_requests(trainer).check(trainer)  # there may be no next benchmark that checks
         if folder is not None and self.write_samples:
             kept = ids_of_part(problems, self.keep_responses)
             with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
@@ -238,8 +240,10 @@ class Evaluation(L.Callback):
             check_evaluation_grades(result, data)
         return result
 
-    def _sample(self, data: Any, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings) -> list[Group]:
-        assert regime.max_new_tokens is not None
+    def _sample(
+        self, data: EvaluatedRun, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings
+    ) -> list[Group]:
+        assert regime.max_new_tokens is not None and data.trainer is not None
         cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
         sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=data.sampling.stop)
         seed = seed_of_draws(self.seed, data.trainer.global_rank, name, data.iteration if self.new_draws else None)
@@ -248,7 +252,7 @@ class Evaluation(L.Callback):
 
     def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
         """Logs and writes results; Progress shows ``latest``."""
-        iteration = self._data(trainer).iteration
+        iteration = evaluated_run(trainer).iteration
         self.latest = EvaluationResult(iteration, results)
         metrics = self.latest.metrics()
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -278,12 +282,8 @@ class Evaluation(L.Callback):
         """Folder of an evaluation: one per iteration during training, one per command for validate and test."""
         assert trainer.state.fn is not None
         fitting = trainer.state.fn == "fit"
-        name = f"iteration-{self._data(trainer).iteration:06d}" if fitting else trainer.state.fn.value
+        name = f"iteration-{evaluated_run(trainer).iteration:06d}" if fitting else trainer.state.fn.value
         return Path(trainer.default_root_dir) / EVALUATIONS / name
-
-    @staticmethod
-    def _data(trainer: L.Trainer) -> Any:
-        return trainer.datamodule  # type: ignore[attr-defined]
 
     def keep_present(self, iteration: int) -> None:
         """Drops another run's evaluations, except that of the weights that this run begins with."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from popo_lightning.core.ranks import all_gather_object
+from popo_lightning.evaluation.evaluated_run import EvaluatedRun
 from popo_lightning.evaluation.results import BenchmarkResult
 from popo_lightning.grading.pool import check_grades
 
 
-def check_evaluation_grades(result: BenchmarkResult, data: Any) -> None:
+def check_evaluation_grades(result: BenchmarkResult, data: EvaluatedRun) -> None:
     """Stops all ranks if the verifier failed for every response to a benchmark.
 
     Args:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.export.adapted_policy import adapted_model, has_adapters
 from popo_lightning.export.base_model import BaseModel, base_model, weights_folder
 from popo_lightning.export.built_classes import arguments_built
@@ -17,6 +18,7 @@ from popo_lightning.export.rebuilt_model import cast, rebuilt
 from popo_lightning.export.saved_policy import SavedPolicy, saved_policy
 from popo_lightning.export.weights import CRITIC, TARGET, weights_of
 from popo_lightning.model.loading import load_trainable, made_trainable
+from popo_lightning.model.policy_model import PolicyModel
 
 if TYPE_CHECKING:
     from popo_lightning.policy import PolicyModule
@@ -51,7 +53,7 @@ def loaded_policy(kind: type[Policy], checkpoint: str | Path, given: Mapping[str
     return module
 
 
-def check_kind(module: Any, saved: SavedPolicy) -> None:
+def check_kind(module: PolicyModel, saved: SavedPolicy) -> None:
     """Raises SettingError if only one of module and checkpoint has adapters."""
     if has_adapters(saved) != (module.lora is not None):
         raise SettingError(
@@ -60,7 +62,7 @@ def check_kind(module: Any, saved: SavedPolicy) -> None:
         )
 
 
-def _whole(module: Any, saved: SavedPolicy, began: BaseModel | None) -> Any:
+def _whole(module: PolicyModel, saved: SavedPolicy, began: BaseModel | None) -> Any:
     """The model, rebuilt from all its weights."""
     config = module.warm_start.config() if began is None and module.warm_start else _some(began).config()
     weights = {name: weight.clone() for name, weight in weights_of(saved).items()}
@@ -72,12 +74,12 @@ def _whole(module: Any, saved: SavedPolicy, began: BaseModel | None) -> Any:
     return made_trainable(model, folder, module.freeze_vision, module.attention)
 
 
-def _adapted(module: Any, saved: SavedPolicy, began: BaseModel | None) -> Any:
+def _adapted(module: PolicyModel, saved: SavedPolicy, began: BaseModel | None) -> Any:
     """The base with the checkpoint's adapters beside it."""
     if began is None:
         raise SettingError(
             f"the checkpoint '{saved.checkpoint}' holds adapters of the model that its run began with, which is no "
-            f"longer in '{module.warm_start.place()}'; set POPO_CACHE to the cache that has it"
+            f"longer in '{_warm_start(module).place()}'; set POPO_CACHE to the cache that has it"
         )
     return adapted_model(saved, began, module)
 
@@ -91,20 +93,24 @@ def _arguments(kind: type[Any], saved: SavedPolicy, given: Mapping[str, Any]) ->
     return arguments_built(kind, json.loads(json.dumps(found)), "model") | dict(given)
 
 
-def _base_of(module: Any, saved: SavedPolicy) -> BaseModel | None:
+def _base_of(module: PolicyModel, saved: SavedPolicy) -> BaseModel | None:
     """The model that the run began with; None for a warm start without its folder but with a known configuration."""
     if module.path is not None:
         return base_model(saved, module.path if module.path != saved.setting("model.path") else None)
-    if module.warm_start.place().exists():
-        return BaseModel(
-            module.warm_start.name, module.warm_start.place(), module.warm_start.address.rpartition("-")[2], None
-        )
-    if not module.warm_start.knows_config:
+    warm_start = _warm_start(module)
+    if warm_start.place().exists():
+        return BaseModel(warm_start.name, warm_start.place(), warm_start.address.rpartition("-")[2], None)
+    if not warm_start.knows_config:
         raise SettingError(
             f"the policy that model.warm_start of '{saved.checkpoint}' built is no longer in "
-            f"'{module.warm_start.place()}', which has its configuration; set POPO_CACHE to the cache that has it"
+            f"'{warm_start.place()}', which has its configuration; set POPO_CACHE to the cache that has it"
         )
     return None
+
+
+def _warm_start(module: PolicyModel) -> WarmStart:
+    assert module.warm_start is not None
+    return module.warm_start
 
 
 def _some(began: BaseModel | None) -> BaseModel:
@@ -112,17 +118,17 @@ def _some(began: BaseModel | None) -> BaseModel:
     return began
 
 
-def _reference(module: Any, began: BaseModel | None) -> Any:
+def _reference(module: PolicyModel, began: BaseModel | None) -> Any:
     if began is None:
         raise SettingError(
             f"model.regularizers compares with the model that the run began with, which is no longer in "
-            f"'{module.warm_start.place()}'; set POPO_CACHE to the cache that has it, or give other regularizers"
+            f"'{_warm_start(module).place()}'; set POPO_CACHE to the cache that has it, or give other regularizers"
         )
     model = load_trainable(weights_folder(began), module.weight_dtype, module.freeze_vision, module.attention)
     return model.requires_grad_(False)
 
 
-def _load_critic(module: Any, saved: SavedPolicy) -> None:
+def _load_critic(module: PolicyModel, saved: SavedPolicy) -> None:
     weights = weights_of(saved, CRITIC)
     if not weights:
         raise SettingError(
@@ -135,7 +141,9 @@ def _load_critic(module: Any, saved: SavedPolicy) -> None:
         _take_weights(module.value_target, weights_of(saved, TARGET), module.value_target.saved, module, saved)
 
 
-def _take_weights(part: Any, weights: dict[str, Tensor], needed: set[str], module: Any, saved: SavedPolicy) -> None:
+def _take_weights(
+    part: nn.Module, weights: dict[str, Tensor], needed: set[str], module: PolicyModel, saved: SavedPolicy
+) -> None:
     found = part.load_state_dict(weights, strict=module.lora is None)
     if odd := [*found.unexpected_keys, *(needed & {*found.missing_keys})]:
         raise SettingError(

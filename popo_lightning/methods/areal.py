@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 import torch
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.model.policy_model import PolicyModel
+from popo_lightning.model.policy_model import PolicyModel, policy_of
 from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
@@ -28,12 +27,13 @@ class LogLinear(ProximalPolicy):
 
     prox_is_behave_on_fresh = True
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses an advantage that needs prox log-probs, which are never computed."""
-        if pl_module.advantage.needs_prox:
+        advantage = policy_of(pl_module).advantage
+        if advantage.needs_prox:
             raise SettingError(
                 f"proximal is LogLinear, which computes no prox log-probs, but model.advantage is "
-                f"{type(pl_module.advantage).__name__}, which needs them; use the proximal policy ProximalSnapshot"
+                f"{type(advantage).__name__}, which needs them; use the proximal policy ProximalSnapshot"
             )
 
     def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:

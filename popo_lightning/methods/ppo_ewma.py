@@ -12,6 +12,7 @@ from torch import Tensor
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.run_data import run_data
+from popo_lightning.model.policy_model import PolicyModel, policy_of
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot, trainable_parameters
 from popo_lightning.proximal.snapshot import ProximalPolicy
 
@@ -51,25 +52,29 @@ class ProximalAverage(ProximalPolicy):
         self.average: Weights | None = None
         self.mass = 1.0  # W: sum of the average's coefficients; the newest weights have 1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the average at the present weights, or continues a checkpoint's average."""
         refuse_sharded(trainer, "proximal ProximalAverage")
-        start = {name: weight.float() for name, weight in snapshot(pl_module.model).items()}
+        start = {name: weight.float() for name, weight in snapshot(policy_of(pl_module).model).items()}
         if self.average is None:
             self.average, self.mass = start, 1.0
         self.average = {name: self.average[name].to(weight.device) for name, weight in start.items()}
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Records the log-probs of the minibatch's rows under the average."""
         assert isinstance(batch, Minibatch) and self.average is not None
         data = run_data(trainer)
         with data.clock.measure("prox"):
-            batch.recorded["prox_logp"] = under(self.average, pl_module, batch)
+            batch.recorded["prox_logp"] = under(self.average, policy_of(pl_module), batch)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Adds the weights after the step to the average."""
         if outputs["stepped"]:
-            self.add(pl_module.model)
+            self.add(policy_of(pl_module).model)
 
     @torch.no_grad()
     def add(self, model: torch.nn.Module) -> None:
@@ -88,15 +93,14 @@ class ProximalAverage(ProximalPolicy):
         self.average, self.mass = state_dict["average"], state_dict["mass"]
 
 
-def under(weights: Weights, pl_module: Any, minibatch: Minibatch) -> list[Tensor]:
+def under(weights: Weights, policy: PolicyModel, minibatch: Minibatch) -> list[Tensor]:
     """Returns the log-probs of a minibatch's rows under other weights, which it loads into the module meanwhile."""
-    own = snapshot(pl_module.model)
-    restore(weights, pl_module.model)
+    own = snapshot(policy.model)
+    restore(weights, policy.model)
     try:
-        found: list[Tensor] = pl_module.logprobs(minibatch)
-        return found
+        return policy.logprobs(minibatch)
     finally:
-        restore(own, pl_module.model)
+        restore(own, policy.model)
 
 
 def for_smaller_batch(

@@ -15,6 +15,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_tensors
+from popo_lightning.model.policy_model import policy_of
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.regularizers import ESTIMATORS, Estimator, Regularizer, kl_loss
 from popo_lightning.objectives.trust_regions import (
@@ -134,32 +135,36 @@ class Reincarnation(ParameterHook):
         self.iteration = iteration
         self.reference: Weights | None = None  # None until it is replaced
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses, before a model loads, a run whose reference is unused or cannot be replaced."""
-        if stage == "fit" and not pl_module.objective.needs_reference:
+        policy = policy_of(pl_module)
+        if stage == "fit" and not policy.objective.needs_reference:
             raise SettingError(
                 "parameter_hook is Reincarnation, but no term of model.regularizers has a reference to "
                 "exchange; add popo_lightning.methods.remix.ConvexKL or KL, or drop the hook"
             )
 
-        if stage == "fit" and pl_module.lora is not None:
+        if stage == "fit" and policy.lora is not None:
             raise SettingError(
                 "parameter_hook is Reincarnation, which exchanges the reference, but with model.lora that is the model "
                 "without its adapters; leave one of the two out"
             )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restores a resumed run's reference."""
         refuse_sharded(trainer, "parameter_hook Reincarnation")
         if self.reference is not None:
-            restore(self.reference, pl_module._reference[0])
+            restore(self.reference, policy_of(pl_module).reference)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Replaces the reference before the iteration's first step."""
         assert isinstance(batch, Minibatch)
         if batch.index == 0 and batch.version == self.iteration:
-            self.reference = snapshot(pl_module.model)
-            restore(self.reference, pl_module._reference[0])
+            policy = policy_of(pl_module)
+            self.reference = snapshot(policy.model)
+            restore(self.reference, policy.reference)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the reference, or None before it is replaced."""

@@ -13,6 +13,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.run_data import run_data
+from popo_lightning.model.policy_model import policy_of
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, snapshot, trainable_parameters
 from popo_lightning.proximal.parameter_hook import ParameterHook
 
@@ -54,11 +55,13 @@ class SlowFastPolicy(ParameterHook):
         self.stopped = False
         self._entropy_sum = self._tokens = 0.0  # of the present iteration
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses weights that are split over ranks."""
         refuse_sharded(trainer, "parameter_hook SlowFastPolicy")
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Keeps theta0 at the iteration's start, and interpolates the weights before the last pass."""
         assert isinstance(batch, Minibatch)
         data = run_data(trainer)
@@ -69,12 +72,14 @@ class SlowFastPolicy(ParameterHook):
                 if later.index >= data.minibatches:
                     later.groups = []
         elif batch.index == 0:
-            self.start = snapshot(pl_module.model)
+            self.start = snapshot(policy_of(pl_module).model)
         elif batch.index == (data.ppo_epochs - 1) * data.minibatches and self.start is not None:
-            interpolate_back(self.start, pl_module.model, self.interpolation)
+            interpolate_back(self.start, policy_of(pl_module).model, self.interpolation)
             self.start = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Sums entropies, and decides after an iteration's last step whether SFPO stops."""
         if self.stopped or self.z_threshold is None:
             return

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.ranks import broadcast_object
+from popo_lightning.core.trainer_callbacks import callbacks_of
 
 EVALUATION = "eval/"
 DIVERGING = ("train/", "policy/")  # once a step was taken, a non-finite number of these kinds is a measurement
@@ -73,9 +74,9 @@ SOMETIMES = re.compile(
 log = logging.getLogger(__name__)
 
 
-def watchers(trainer: L.Trainer) -> Iterator[tuple[Any, str, str]]:
+def watchers(trainer: L.Trainer) -> Iterator[tuple[EarlyStopping | ModelCheckpoint, str, str]]:
     """Yields each callback that watches a metric, the setting that names the metric, and the metric."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if isinstance(callback, EarlyStopping):
             yield callback, f"the monitor of {type(callback).__name__} in trainer.callbacks", callback.monitor
         elif isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
@@ -90,7 +91,7 @@ def check_monitors(trainer: L.Trainer, ours: bool) -> None:
         ours: Whether composer and trust region are this project's. Foreign ones, and foreign callbacks, may report
             under their own names.
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     ours = ours and all(type(each).__module__.startswith(("popo_lightning.", "lightning.")) for each in callbacks)
     for _, setting, name in watchers(trainer):
         known = name in NAMES or name.startswith(EVALUATION) or OPEN.fullmatch(name)
@@ -139,7 +140,7 @@ def settle_stopping(trainer: L.Trainer) -> None:
             callback._check_on_train_epoch_end = False
 
 
-def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learned: bool) -> None:
+def publish(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[str, float], learned: bool) -> None:
     """Gives an iteration's metrics to the callbacks that monitor them. A collective.
 
     Args:
@@ -168,7 +169,7 @@ def publish(trainer: L.Trainer, module: Any, metrics: Mapping[str, float], learn
     consult(trainer, module, [name for name, value in told.items() if _says_something(name, value, learned)])
 
 
-def consult(trainer: L.Trainer, module: Any, names: Iterable[str]) -> None:
+def consult(trainer: L.Trainer, module: L.LightningModule, names: Iterable[str]) -> None:
     """Tells EarlyStopping that metrics have been measured, and says once if it stops the run."""
     measured = set(names)
     for callback, _, name in watchers(trainer):

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row
 from popo_lightning.core.ranks import all_gather_object, all_reduce, full_tensor
-from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
-from popo_lightning.model.critic import Critic
 from popo_lightning.model.critic_target import TargetCopy, kept_of_critic
 from popo_lightning.model.fingerprint import fingerprint
 from popo_lightning.model.loading import (
@@ -31,7 +29,6 @@ from popo_lightning.model.loading import (
     settle_modes,
 )
 from popo_lightning.model.lora import (
-    Lora,
     adapters,
     check_split,
     keep_adapters_only,
@@ -42,41 +39,22 @@ from popo_lightning.model.merged_weights import merged_weights
 from popo_lightning.model.nested_head import problem_groups
 from popo_lightning.model.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_sequences
+from popo_lightning.model.policy_attributes import PolicyAttributes
 from popo_lightning.model.saved_weights import as_saved, saved_buffers
 from popo_lightning.model.scoring import response_logprobs, scores_by_row
 from popo_lightning.model.sharded_loading import FirstRanksModel, split_models
 from popo_lightning.model.sharding import whole_weights
-from popo_lightning.objectives.advantages import Advantage
-from popo_lightning.objectives.objective import Objective
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-class PolicyModel(L.LightningModule):
+class PolicyModel(PolicyAttributes):
     """A language model as a LightningModule. :class:`PolicyModule` adds settings and training.
 
     Attributes:
-        model: The transformers model, once configure_model has run.
         forbidden_token_ids: Tokens that no engine may sample, because they stand for images.
         restored: Whether a checkpoint has loaded weights other than the folder's.
     """
-
-    model: Any
-    path: str | None
-    warm_start: WarmStart | None
-    objective: Objective
-    advantage: Advantage
-    critic: Critic | None
-    lora: Lora | None
-    weight_dtype: torch.dtype
-    attention: str | None
-    freeze_vision: bool
-    gradient_checkpointing: bool
-    compile_layers: bool
-    micro_batch_tokens: int
-    shared_prompts: bool
-    temperature: float
-    reward_key: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +62,7 @@ class PolicyModel(L.LightningModule):
         self.restored = False
         self.keeps_reference = False  # set if something other than the objective needs the reference
         self.value_target: TargetCopy | None = None
-        self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
+        self._reference = []  # in a list: neither trained nor saved with the policy
 
     # -- the model ---------------------------------------------------------------------------------------------
 
@@ -284,7 +262,7 @@ class PolicyModel(L.LightningModule):
 
     def _under_reference(self, rows: PaddedRows) -> Tensor:
         if self.lora is None:
-            return cast(Tensor, self(rows, self._reference[0].to(self.device))[0])
+            return cast(Tensor, self(rows, self.reference.to(self.device))[0])
         with without_adapters(self.model):
             return cast(Tensor, self(rows)[0])
 
@@ -297,3 +275,8 @@ class PolicyModel(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Returns the benchmark's name. The Evaluation callback writes the responses."""
         return batch[0]
+
+
+def policy_of(module: L.LightningModule) -> PolicyModel:
+    """The policy, which Lightning gives to callbacks as any module."""
+    return cast(PolicyModel, module)

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import (
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.data import RolloutDataModule
+from popo_lightning.engines.base import RolloutEngine
 from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
@@ -257,7 +258,7 @@ def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
     )
 
 
-def _engine(engine: Any, on_gpu: bool, notes: list[str]) -> Engine:
+def _engine(engine: RolloutEngine, on_gpu: bool, notes: list[str]) -> Engine:
     if isinstance(engine, VLLMEngine):
         level = engine.sleep_level
         return Engine(
@@ -287,7 +288,7 @@ def _positive(name: str, value: int) -> int:
     return value
 
 
-def _has_reference(policy: Any, data: Any) -> bool:
+def _has_reference(policy: PolicyModule, data: RolloutDataModule) -> bool:
     """Whether the first policy is kept beside the trained one; with adapters it is the model without them."""
     asked = policy.objective.needs_reference or data.limits.need_reference or data.composer.needs_reference
     return asked and policy.lora is None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 from torch import Tensor
 
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.run_data import run_data
-from popo_lightning.model.policy_model import PolicyModel
+from popo_lightning.model.policy_model import PolicyModel, policy_of
 
 
 class CriticValues(L.Callback):
@@ -19,14 +18,17 @@ class CriticValues(L.Callback):
     Advantages and returns of an iteration then come from one value function, as PPO's do (1707.06347).
     """
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Records the values before the first minibatch of an iteration."""
         assert isinstance(batch, Minibatch)
-        if pl_module.critic is None or batch.index:
+        policy = policy_of(pl_module)
+        if policy.critic is None or batch.index:
             return
         data = run_data(trainer)
         with data.clock.measure("values"):
-            self.attach([batch, *data.pending], pl_module)
+            self.attach([batch, *data.pending], policy)
 
     def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
         """Records the values of all minibatches of an iteration; see :meth:`ProximalPolicy.attach`."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 from torch import Tensor
 
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.run_data import run_data
-from popo_lightning.model.policy_model import PolicyModel
+from popo_lightning.model.policy_model import PolicyModel, policy_of
 
 
 class ProximalPolicy(L.Callback):
@@ -27,13 +26,15 @@ class ProximalPolicy(L.Callback):
     prox_differs_on_fresh = False
     prox_is_behave_on_fresh = False
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
         """Attaches prox log-probs before the first step of an iteration."""
         assert isinstance(batch, Minibatch)
         if not batch.index:
             data = run_data(trainer)
             with data.clock.measure("prox"):
-                self.attach([batch, *data.pending], pl_module)
+                self.attach([batch, *data.pending], policy_of(pl_module))
 
     def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
         """Attaches to an iteration's minibatches the data for their prox log-probs. The base class attaches none.
@@ -75,8 +76,7 @@ class ProximalSnapshot(ProximalPolicy):
     def _logprobs(self, minibatch: Minibatch, policy: PolicyModel) -> list[Tensor]:
         """Returns (T,) the prox log-probs of every row."""
         if self.recompute_fresh:
-            found: list[Tensor] = policy.logprobs(minibatch)
-            return found
+            return policy.logprobs(minibatch)
         ages = [{minibatch.version - group.version_of(r) for r in group.responses} for group in minibatch.groups]
         old = [group for group, age in zip(minibatch.groups, ages, strict=True) if age != {0}]
         computed = iter(policy.logprobs(Minibatch(old, minibatch.version, minibatch.index)))

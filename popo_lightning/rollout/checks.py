@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.model.policy_model import PolicyModel
+from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.reward_parts import named_parts, try_parts
 
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures outside destroy the information of float32 logits
@@ -22,7 +23,7 @@ LEAST = {
 log = logging.getLogger(__name__)
 
 
-def check_settings(data: Any) -> None:
+def check_settings(data: EngineRollouts) -> None:
     """Raises SettingError for faults that can be seen before anything is loaded."""
     for name, (least, reason) in LEAST.items():
         _at_least(name, getattr(data, name), least, reason)
@@ -68,7 +69,7 @@ def check_settings(data: Any) -> None:
         data.overlong.check(data.sampling.max_new_tokens)
 
 
-def _check_spread(data: Any) -> None:
+def _check_spread(data: EngineRollouts) -> None:
     temperature, spread = data.sampling.temperature, data.sampling.temperature_spread
     if not 0 <= spread <= temperature - COLDEST or temperature + spread > HOTTEST:
         raise SettingError(
@@ -82,7 +83,7 @@ def _check_spread(data: Any) -> None:
         )
 
 
-def _check_behave(data: Any) -> None:
+def _check_behave(data: EngineRollouts) -> None:
     """Checks data.behave. The trainer's log-probs are behave's only if its weights sampled, at data.temperature."""
     if data.behave not in ("engine", "trainer"):
         raise SettingError(f"data.behave is {data.behave!r}; use engine, or trainer for the policy's own log-probs")
@@ -119,7 +120,7 @@ def check_temperature(sampled: float, scored: float) -> None:
         )
 
 
-def check_training(data: Any, module: Any, ranks: int) -> None:
+def check_training(data: EngineRollouts, module: PolicyModel, ranks: int) -> None:
     """Raises SettingError for faults that show once policy and problems are known, before anything is sampled."""
     check_share(data, ranks)
     check_continuations(data, module.sharded)
@@ -128,7 +129,7 @@ def check_training(data: Any, module: Any, ranks: int) -> None:
     try_parts(data, named_parts(module.reward_key, data.effective_key or module.reward_key, **rules))
 
 
-def check_share(data: Any, ranks: int) -> None:
+def check_share(data: EngineRollouts, ranks: int) -> None:
     """Raises SettingError if ranks would sample different numbers of problems."""
     if data.problems_per_iteration % ranks:
         raise SettingError(
@@ -137,7 +138,7 @@ def check_share(data: Any, ranks: int) -> None:
         )
 
 
-def check_continuations(data: Any, split: bool) -> None:
+def check_continuations(data: EngineRollouts, split: bool) -> None:
     """Raises SettingError if an older policy would write the continuations, or if sharded ranks would fall out of step.
 
     The number of a critic's extra passes differs by rank, which sharded weights do not allow.
@@ -160,7 +161,7 @@ def check_continuations(data: Any, split: bool) -> None:
         )
 
 
-def warn_of_problems_that_never_return(data: Any, iterations: int, ranks: int) -> None:
+def warn_of_problems_that_never_return(data: EngineRollouts, iterations: int, ranks: int) -> None:
     """Warns if a composer replays only when a problem returns, and the run asks too few problems for that.
 
     Each rank keeps only its own samples. With R ranks, a problem returns to the same rank once in R passes.

@@ -5,21 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import cast
+
+import lightning as L
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.run_data import data_module
+from popo_lightning.core.task import Task
+from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
+from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.rollout.delivery import Probe
 from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, few_answers, measured_gap
+from popo_lightning.rollout.problem_sets import Benchmark
+from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.rollout.resumable import ResumableRollouts
 
 
 class EngineRollouts(ResumableRollouts):
-    """The part of :class:`RolloutDataModule` that uses the engine."""
+    """The part of :class:`RolloutDataModule` that uses the engine, and what else callbacks and checks read of it."""
 
+    task: Task
     engine: RolloutEngine
     sampling: Sampling
+    behave: str
+    problems_per_iteration: int
+    group_size: int
+    weight_sync_interval: int
+    effective_key: str | None
+    overlong: SoftOverlong | None
+    num_graders: int
+    grading_timeout: float
+    clock: PhaseClock
+    report: RolloutReport | None
     max_prompt_tokens: int
     image_pixels: tuple[int, int] | None
     longest_response: int
@@ -79,3 +99,12 @@ class EngineRollouts(ResumableRollouts):
     def start_seconds(self) -> float:
         """Seconds of the engine's start and checks in this process."""
         return self.synced.start_seconds
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Returns the held-out problems with prompts that fit, by benchmark."""
+        return self.problems.benchmarks
+
+
+def rollouts_of(trainer: L.Trainer) -> EngineRollouts:
+    """The rollouts of a trainer: its data module."""
+    return cast(EngineRollouts, data_module(trainer))

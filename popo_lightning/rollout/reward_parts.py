@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Verify
 from popo_lightning.grading.pool import GradingPool
+from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.tasks.reward_settings import answer_text
 
 ALWAYS = {"score", "acc"}  # parts of every grade
@@ -18,7 +19,7 @@ NamedPart = tuple[str, str]
 """(setting, reward part)"""
 
 
-def named_parts(reward_key: str, effective_key: str, **rules: Any) -> list[NamedPart]:
+def named_parts(reward_key: str, effective_key: str, **rules: KeepsState | None) -> list[NamedPart]:
     """The settings that name a reward part.
 
     Args:
@@ -47,7 +48,7 @@ def check_parts(named: Sequence[NamedPart], given: Collection[str]) -> None:
             raise SettingError(f"{setting} is '{part}', which the task does not give; {hint}")
 
 
-def try_parts(data: Any, named: Sequence[NamedPart]) -> None:
+def try_parts(data: EngineRollouts, named: Sequence[NamedPart]) -> None:
     """Checks reward parts on two answers to the first problem, before anything is sampled.
 
     Nothing is tried where every grade has the parts, and nothing is refused if neither answer can be graded.

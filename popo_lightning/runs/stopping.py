@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning as L
 
 from popo_lightning.core.ranks import all_reduce
+from popo_lightning.core.run_data import data_module
 from popo_lightning.runs.going_on import going_on, without_options
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -137,6 +138,15 @@ class StopRequests:
             yield
         finally:
             self._open = False
+
+
+class _Stoppable(Protocol):
+    stopping: StopRequests
+
+
+def stop_requests(trainer: L.Trainer) -> StopRequests:
+    """The requests that a trainer's data module keeps."""
+    return cast(_Stoppable, data_module(trainer)).stopping
 
 
 class _Watch:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import all_reduce
@@ -92,7 +93,7 @@ def gradients_exchanged(wrapped: nn.Module | None, models: Sequence[nn.Module], 
         yield
 
 
-def free_gradients(optimizer: Any, wrapped: nn.Module | None) -> None:
+def free_gradients(optimizer: Optimizer | LightningOptimizer, wrapped: nn.Module | None) -> None:
     """Frees the gradients, or sets them to zero if they are views of buckets, which stay allocated anyway.
 
     If such views were freed, the next passes would make new gradients in addition to DistributedDataParallel's buckets,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -14,6 +14,23 @@ from popo_lightning.model.padded_rows import PaddedRows, PassOutputs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.without_advantage import moves_by_advantage_alone
 from popo_lightning.training.token_sums import TokenSums
+
+
+class LossOutputs(TypedDict):
+    """The part of :class:`StepOutputs` that is known once the passes are done."""
+
+    tokens: TokenSums
+    mean_loss: float
+    region: dict[str, float]
+    value_loss: NotRequired[float]
+
+
+class StepOutputs(LossOutputs):
+    """What a training step returns, and callbacks get at its end; see :meth:`PolicyModule.training_step`."""
+
+    grad_norm: float
+    stepped: bool
+    skipped: bool
 
 
 @dataclass
@@ -96,7 +113,9 @@ class MinibatchLoss:
         start = logp if self.minibatch.index == 0 else prox
         return None if start is None else start - rows.columns["behave_logp"]
 
-    def outputs(self) -> dict[str, Any]:
+    def outputs(self) -> LossOutputs:
         """Returns the training step's outputs. Waits for the device."""
-        found: dict[str, Any] = {"tokens": self.sums, "mean_loss": float(self.loss), "region": self.objective.report()}
-        return found if self.critic is None else found | {"value_loss": float(self.value_loss)}
+        found: LossOutputs = {"tokens": self.sums, "mean_loss": float(self.loss), "region": self.objective.report()}
+        if self.critic is not None:
+            found["value_loss"] = float(self.value_loss)
+        return found

@@ -28,7 +28,7 @@ def fuse(optimizer: Optimizer) -> None:
             group["fused"] = True
 
 
-def check_optimizer(make: Callable[..., Any], make_scheduler: Callable[..., Any] | None) -> None:
+def check_optimizer(make: Callable[..., Optimizer], make_scheduler: Callable[..., Any] | None) -> None:
     """Raises SettingError for an optimizer or scheduler that refuses its settings, or needs more than a gradient.
 
     Both are tried on a small parameter, before a model loads.
