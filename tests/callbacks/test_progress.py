@@ -28,8 +28,8 @@ def test_what_a_run_says_from_the_first_line_to_the_last(
     (line,) = (line for line in lines if line.startswith("iteration 1/1"))
     assert [word for word in ("elapsed 0:0", "s/iteration ", "ETA 0:00:00", "reward 0.") if word not in line] == []
     block = dict(line.split("  ", 1) for line in lines[-6:])
-    assert block["run folder"].strip() == str(run)
-    assert block["checkpoint"].strip() == str(run / "checkpoints" / "iteration-0001.ckpt")
+    assert block["run folder"].strip() == f"'{run}'"
+    assert block["checkpoint"].strip() == f"'{run / 'checkpoints' / 'iteration-0001.ckpt'}'"
     assert f"popo export '{run}' '{run / 'exported'}'" in block["export"]
     assert f"popo show '{run}'" in block["look inside"] and f"tensorboard --logdir '{run}'" in block["curves"]
     # the command of the block continues the run and says so
