@@ -28,7 +28,7 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.iteration import IterationRollouts
-from popo_lightning.rollout.limit import Limit
+from popo_lightning.rollout.limit_settings import Limit
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.problem_sets import Benchmark, ProblemSets
 from popo_lightning.rollout.rank_states import PlaceState, RankKeeper

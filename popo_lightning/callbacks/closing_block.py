@@ -17,7 +17,7 @@ from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
 from popo_lightning.core.trainer_callbacks import callback_of
-from popo_lightning.runs.going_on import going_on, without_options
+from popo_lightning.runs.continue_command import continue_command, without_options
 
 EXPORTED = "exported"  # proposed folder for the export, inside the run's folder
 
@@ -58,7 +58,7 @@ def longer(trainer: L.Trainer, run: Path) -> str | None:
     kept = without_options(given, "--trainer.max_epochs")
     done = getattr(getattr(trainer, "datamodule", None), "iteration", trainer.max_epochs)
     target = trainer.max_epochs if done < trainer.max_epochs else 2 * trainer.max_epochs
-    return shlex.join([*going_on(kept, str(run)), "--trainer.max_epochs", str(target)])
+    return shlex.join([*continue_command(kept, str(run)), "--trainer.max_epochs", str(target)])
 
 
 def _ends_at_once(trainer: L.Trainer) -> bool:

@@ -103,9 +103,9 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
         newest: Newest checkpoint; None if there is none.
     """
     health = callback_of(trainer, Health)
-    if health is None or not health.fall.certain or newest is None:
+    if health is None or not health.broken_policy.certain or newest is None:
         return None
-    since, limit = health.fall.since, sound_iterations(trainer, health)
+    since, limit = health.broken_policy.since, sound_iterations(trainer, health)
     if (begun := iterations_in(Path(newest))) is not None and begun <= limit:
         return f"no response has been right since iteration {since}; {newest} is from before that"
     before = last_sound(newest, trainer.ckpt_path, limit)
@@ -125,7 +125,7 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
         checkpoint: Checkpoint that is about to be removed.
     """
     health = callback_of(trainer, Health)
-    if health is None or not health.fall.suspected:
+    if health is None or not health.broken_policy.suspected:
         return False
     begun = iterations_in(Path(checkpoint))
     return begun is not None and begun <= sound_iterations(trainer, health)
@@ -134,7 +134,7 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
 def sound_iterations(trainer: L.Trainer, health: Health) -> int:
     """Number of iterations after which the policy was certainly not broken yet."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return health.fall.sound_iterations(data.async_level + data.weight_sync_interval - 1)
+    return health.broken_policy.sound_iterations(data.async_level + data.weight_sync_interval - 1)
 
 
 def last_sound(newest: str, began_from: Any, limit: int) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.runs.start import Start
-from popo_lightning.runs.wanted import RunSettings
+from popo_lightning.runs.wanted_run import RunSettings
 
 
 def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator[str]:

@@ -10,9 +10,9 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
 from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
-from popo_lightning.rollout.delivery import Probe
 from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, few_answers, measured_gap
 from popo_lightning.rollout.resumable import ResumableRollouts
+from popo_lightning.rollout.weight_alarms import Probe
 
 
 class EngineRollouts(ResumableRollouts):

@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
+from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.model.policy_model import PolicyModel
-from popo_lightning.rollout.limit import ERROR, KL, KNOWN, Limit, NamedLimit
+from popo_lightning.rollout.limit_settings import ERROR, KL, KNOWN, Limit, NamedLimit
 
 LEAST_LAMBDA = 0.01  # floor: Adam would move log lambda down without bound, and lambda would take long to return
 BETAS = (0.9, 0.99)  # Adam takes one step per iteration and remembers 100 iterations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Verify
 from popo_lightning.grading.pool import GradingPool

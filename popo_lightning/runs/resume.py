@@ -16,7 +16,7 @@ from popo_lightning.metrics.table import Behind, iterations_logged
 from popo_lightning.runs.claim import claim, holder
 from popo_lightning.runs.folder import SUMMARY, checkpoint_folders, holds_run, is_first_rank, newest_of, read_checkpoint
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.wanted import Wanted
+from popo_lightning.runs.wanted_run import WantedRun
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Place:
     news: tuple[str, ...] = ()
 
 
-def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
+def goes_on_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
     """Resumes the run in a folder from one of its own checkpoints.
 
     Args:
@@ -81,7 +81,7 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
     return Place(folder, checkpoint, there, goes_on=True)
 
 
-def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
+def _check_anew(wanted: WantedRun, folder: Path, there: RunRecord | None) -> None:
     """Raises if a run's checkpoints are gone; a run that was stopped before its first one may begin anew."""
     done = iterations_logged(folder)
     finished = _finished_iterations(folder)
@@ -100,7 +100,7 @@ def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
         )
 
 
-def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
+def check_length(wanted: WantedRun, place: Place, past: Behind | None) -> None:
     """Compares the iterations done with trainer.max_epochs.
 
     Args:
@@ -138,7 +138,7 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
     )
 
 
-def _check_early_stop(wanted: Wanted, place: Place, past: Behind) -> None:
+def _check_early_stop(wanted: WantedRun, place: Place, past: Behind) -> None:
     """Raises RunFinished if EarlyStopping has ended the run under the settings that the run still has."""
     if not place.goes_on or place.checkpoint is None:
         return
@@ -170,7 +170,7 @@ def _finished_iterations(folder: Path) -> int | None:
         return None
 
 
-def _finished(wanted: Wanted, folder: Path, iterations: int) -> str:
+def _finished(wanted: WantedRun, folder: Path, iterations: int) -> str:
     later = folder.with_name(f"{folder.name}-2")
     also = (
         f"; '{later}' holds a later run, which --run.folder {quote(str(later))} --run.resume true goes on with"

@@ -20,7 +20,7 @@ from popo_lightning.runs.folder import (
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
 from popo_lightning.runs.resume import Place, check_length, goes_on_in, hold, same
-from popo_lightning.runs.wanted import Wanted
+from popo_lightning.runs.wanted_run import WantedRun
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Start:
         return origin is not None and self.checkpoint is not None and same(self.checkpoint, origin["checkpoint"])
 
 
-def settle(wanted: Wanted, claims: ExitStack) -> Start:
+def settle(wanted: WantedRun, claims: ExitStack) -> Start:
     """Decides where a run writes and what it resumes from, and claims its folders.
 
     A run gets a folder of its own: the one asked for, or root/task/method-seedN, with -2, -3 and so on appended if
@@ -82,7 +82,7 @@ def settle(wanted: Wanted, claims: ExitStack) -> Start:
 # -- a new run, or a checkpoint by name ---------------------------------------------------------------------------
 
 
-def _begun(wanted: Wanted, claims: ExitStack) -> Place:
+def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
     if wanted.checkpoint is None:
         folder = _free_folder(wanted, claims) if wanted.folder is None else _asked_folder(wanted, claims)
         return Place(folder, None, None, goes_on=False, news=() if wanted.folder else _moved(wanted, folder))
@@ -105,13 +105,13 @@ def _begun(wanted: Wanted, claims: ExitStack) -> Place:
     return Place(folder, checkpoint, None, goes_on=False, news=news)
 
 
-def _moved(wanted: Wanted, folder: Path) -> tuple[str, ...]:
+def _moved(wanted: WantedRun, folder: Path) -> tuple[str, ...]:
     if folder == wanted.base:
         return ()
     return (f"'{wanted.base}' belongs to another run, so this one writes to '{folder}'",)
 
 
-def _free_folder(wanted: Wanted, claims: ExitStack) -> Path:
+def _free_folder(wanted: WantedRun, claims: ExitStack) -> Path:
     """The first of root/task/method-seedN, -2, -3 that no run has and no other process has claimed."""
     number = 1
     while True:
@@ -132,7 +132,7 @@ def _claimed_free(folder: Path, claims: ExitStack) -> bool:
     return taken is not None
 
 
-def _asked_folder(wanted: Wanted, claims: ExitStack) -> Path:
+def _asked_folder(wanted: WantedRun, claims: ExitStack) -> Path:
     folder = Path(str(wanted.folder))
     if is_first_rank():  # it may have begun to write when the others look
         _check_free(folder)
@@ -152,7 +152,7 @@ def _check_free(folder: Path) -> None:
 # -- a run that is resumed ----------------------------------------------------------------------------------------
 
 
-def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
+def _resumed(wanted: WantedRun, claims: ExitStack) -> Place:
     checkpoint = None if wanted.checkpoint is None else Path(wanted.checkpoint)
     home = None if checkpoint is None else home_of(checkpoint)
     folder = Path(wanted.folder) if wanted.folder is not None else home or wanted.base
@@ -161,7 +161,7 @@ def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
     return goes_on_in(wanted, folder, checkpoint, claims)
 
 
-def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
+def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
     """Begins from another run's checkpoint, or resumes the run that began from it."""
     there = read_record(folder)
     if not holds_run(folder):
@@ -179,7 +179,7 @@ def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims
 # -- its checkpoints -----------------------------------------------------------------------------------------------
 
 
-def _checkpoint_folder(wanted: Wanted, place: Place, record: RunRecord, claims: ExitStack) -> Path:
+def _checkpoint_folder(wanted: WantedRun, place: Place, record: RunRecord, claims: ExitStack) -> Path:
     """Folder for checkpoints. It must not hold another run's, which might be taken for this run's or replaced."""
     if wanted.checkpoints is None:
         return place.folder / CHECKPOINTS

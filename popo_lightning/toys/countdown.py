@@ -17,11 +17,11 @@ from functools import cached_property
 from itertools import combinations_with_replacement, permutations
 from typing import Any
 
-from popo_lightning.core.asking import ASKED, gold_like
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import shortened
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
+from popo_lightning.core.user_question import ASKED, gold_like
 from popo_lightning.toys.held_out import place_of
 
 Step = tuple[int, str, int, int]  # left operand, operation, right operand, result

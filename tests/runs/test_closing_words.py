@@ -14,14 +14,14 @@ import pytest
 from helpers.tiny_models import method, popo
 from lightning.pytorch.callbacks import Timer
 
+from popo_lightning.callbacks.broken_policy import BrokenPolicyDetector
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.closing_block import closing_block
 from popo_lightning.callbacks.closing_words import SavedSoFar
 from popo_lightning.callbacks.early_stops import EarlyStops
-from popo_lightning.callbacks.fall import Fall
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
-from popo_lightning.runs.going_on import without_options
+from popo_lightning.runs.continue_command import without_options
 from popo_lightning.runs.record import new_record
 from runs.test_checkpoints import full_disk as full_disk
 from runs.test_checkpoints import steps_of
@@ -100,18 +100,20 @@ def test_a_sound_policy_is_left_alone(command: Args, tmp_path: Path, capsys: pyt
     assert said(capsys) == []
 
 
-def test_a_fall_is_told_from_chance() -> None:
-    fall = Fall(3)
-    assert not any(fall.see(1.0, iteration) for iteration in range(1, 9)) and not fall.suspected  # none ever was right
-    fall = Fall(3)
+def test_a_broken_policy_is_told_from_chance() -> None:
+    broken = BrokenPolicyDetector(3)
+    assert (
+        not any(broken.see(1.0, iteration) for iteration in range(1, 9)) and not broken.suspected
+    )  # none ever was right
+    broken = BrokenPolicyDetector(3)
     shares = [0.1, None, 0.2, 1.0, 1.0, 0.1, 1.0, 1.0, None, 1.0, 1.0]
-    assert [fall.see(share, place) for place, share in enumerate(shares, 1)] == [False] * 9 + [True, False]
-    assert fall.certain and fall.since == 7 and fall.sound_iterations(0) == 5 and fall.sound_iterations(2) == 3
-    resumed = Fall(3)
-    resumed.load_state_dict(fall.state_dict())
+    assert [broken.see(share, place) for place, share in enumerate(shares, 1)] == [False] * 9 + [True, False]
+    assert broken.certain and broken.since == 7 and broken.sound_iterations(0) == 5 and broken.sound_iterations(2) == 3
+    resumed = BrokenPolicyDetector(3)
+    resumed.load_state_dict(broken.state_dict())
     assert resumed.certain and not resumed.see(1.0, 12) and resumed.since == 7
     assert not resumed.see(0.9, 13) and not resumed.suspected
-    hard = Fall(3)
+    hard = BrokenPolicyDetector(3)
     assert not any(hard.see(share, place) for place, share in enumerate([0.5, 1.0, 1.0, 0.5, *[1.0] * 5], 1))
 
 

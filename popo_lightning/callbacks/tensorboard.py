@@ -54,7 +54,7 @@ SLOTS = ("advantage", "behave_weight", "trust_region", "regularizers", "aggregat
 COMPARED_BELOW = ("data.composer", "data.sampler", *(f"model.{name}" for name in SLOTS), "proximal")
 
 
-class Board(L.Callback):
+class TensorBoardLayout(L.Callback):
     """Lays out charts and names settings in TensorBoard, and logs all settings to the other loggers.
 
     Args:

@@ -20,7 +20,7 @@ from popo_lightning.engines.base import NamedTensors
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.model.lora import Lora
 from popo_lightning.policy import PolicyModule
-from popo_lightning.rollout.delivery import Delivery, Probe
+from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
 LORA = {"model": {"lora": Lora(r=2, alpha=4)}}
 QUIET: dict[str, Any] = {"monitor": Monitor(gap_error=None), "lr": 1e-3, "iterations": 6}
