@@ -23,7 +23,7 @@ from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
 from popo_lightning.objectives.aggregations import Aggregation, TokenMean
-from popo_lightning.objectives.generalised_advantage import moments, whiten
+from popo_lightning.objectives.generalized_advantage import moments, whiten
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion

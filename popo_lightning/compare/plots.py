@@ -14,7 +14,7 @@ from popo_lightning.compare.statistics import Interval, extent, interval
 from popo_lightning.core.errors import SettingError
 
 # Okabe and Ito's colors, distinct to color-blind readers. Black comes last; yellow is too light for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
 AXIS_NAMES = {
@@ -196,8 +196,8 @@ def _point(axis: Any, found: Interval, place: float, style: dict[str, str], acro
 def _style(found: Collection, arm: Arm) -> dict[str, str]:
     """Style of a method, the same in every figure."""
     place = list(found.comparison.methods).index(arm.method)
-    line = LINES[place // len(COLOURS) % len(LINES)]
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linestyle": line}
+    line = LINES[place // len(COLORS) % len(LINES)]
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)], "linestyle": line}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Any, Any]:

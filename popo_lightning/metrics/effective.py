@@ -20,7 +20,7 @@ MOST_UNUSABLE = 0.5
 """Maximum share of problems below either minimum. With more, nothing is estimated."""
 
 
-def normalised(log_weights: Floats) -> Floats:
+def normalized(log_weights: Floats) -> Floats:
     """Returns (N,) weights that sum to 1, from their logarithms, without overflow.
 
     Args:
@@ -36,7 +36,7 @@ def effective_responses(log_weights: Floats) -> float:
     Args:
         log_weights: (N,) log(pi_target / pi_behave) of whole responses.
     """
-    return float(1 / np.square(normalised(log_weights)).sum())
+    return float(1 / np.square(normalized(log_weights)).sum())
 
 
 def usable(log_weights: Floats) -> bool:

@@ -256,7 +256,7 @@ def check_critic(critic: Critic | None, advantage: Advantage, dtype: str = "floa
     if not advantage.needs_values:
         raise SettingError(
             f"model.critic is set but model.advantage is {name}, which uses no values; leave the critic out, or choose "
-            "popo_lightning.objectives.generalised_advantage.GAE"
+            "popo_lightning.objectives.generalized_advantage.GAE"
         )
     if critic.target is not None and not advantage.bootstraps:
         raise SettingError(

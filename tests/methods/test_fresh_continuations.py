@@ -20,7 +20,7 @@ from popo_lightning.core.minibatch import Minibatch, split_minibatches
 from popo_lightning.core.problems import Problem
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.continuations import fresh_continuations
 from popo_lightning.rollout.checks import check_continuations

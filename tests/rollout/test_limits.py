@@ -19,7 +19,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.limit_settings import Limit
 from popo_lightning.rollout.limits import LEAST_LAMBDA, Limits, Multiplier, with_kl

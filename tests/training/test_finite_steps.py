@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from popo_lightning.core.errors import NotFiniteError, SettingError
 from popo_lightning.methods.ppo_ewma import ProximalAverage
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule
