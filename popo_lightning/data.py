@@ -77,8 +77,8 @@ class RolloutDataModule(EngineRollouts):
         effective_key: Reward component that decides whether a group is effective. null takes model.reward_key, the one
             trained on; set acc if partial rewards alone should not make a group effective.
         overlong: Penalty for responses close to max_new_tokens; null gives none.
-        limits: Bounds on mean costs of responses, by name: length, truncated, kl, a reward part, or PART_error. A
-            number is a bound; docs/limits.md has the settings of each.
+        limits: Bounds on mean costs of responses, by name: length, truncated, kl, a reward component, or
+            COMPONENT_error. A number is a bound; docs/limits.md has the settings of each.
         num_graders: Grading processes per rank.
         grading_timeout: Seconds after which a grader is killed and the response gets reward 0.
         seed: Seed of the run, set from seed_everything.

@@ -35,7 +35,7 @@ def parsed(expression: str) -> Holds:
 
     Args:
         expression: FIELD COMPARISON NUMBER, or FIELD contains "TEXT". len is the number of tokens, text the response;
-            other fields are the row's own or its reward parts.
+            other fields are the row's own or its reward components.
 
     Raises:
         SettingError: The expression is invalid. The function raises it too, for a row without the field.
@@ -61,11 +61,11 @@ def _text_in(quoted: str) -> str | None:
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """Value of a row's own field or of a reward part. A part is 0 if grading failed, which gives score and acc alone.
+    """Value of a row's own field or of a reward component. A component is 0 if grading failed, which gives score and acc alone.
 
     Args:
         row: Line of a file of responses.
-        name: Name of the field or part.
+        name: Name of the field or component.
 
     Raises:
         KeyError: The row has neither.

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.rollout.reward_parts import named_parts, try_parts
+from popo_lightning.rollout.reward_components import named_components, try_components
 
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures outside destroy the information of float32 logits
 LEAST = {
@@ -125,7 +125,7 @@ def check_training(data: Any, module: Any, ranks: int) -> None:
     check_continuations(data, module.sharded)
     check_temperature(data.sampling.temperature, module.temperature)
     rules = {"composer": data.composer, "sampler": data.sampler}
-    try_parts(data, named_parts(module.reward_key, data.effective_key or module.reward_key, **rules))
+    try_components(data, named_components(module.reward_key, data.effective_key or module.reward_key, **rules))
 
 
 def check_share(data: Any, ranks: int) -> None:

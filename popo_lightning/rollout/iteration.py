@@ -22,7 +22,7 @@ from popo_lightning.rollout.behave import scored_by_trainer
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.report import RolloutReport
-from popo_lightning.rollout.reward_parts import NamedPart, check_parts, named_parts
+from popo_lightning.rollout.reward_components import NamedComponent, check_components, named_components
 from popo_lightning.tasks.samplers import PromptSampler
 
 NOTHING, PRESENT, FIRST = range(3)  # the policy whose log-probs a rank asks for
@@ -151,7 +151,7 @@ class IterationRollouts(Iteration):
 
     def _taken(self, groups: Sequence[Group]) -> list[Group]:
         """Checks, prices and counts sampled groups, and sets their behave log-probs."""
-        self._check_parts(groups)
+        self._check_components(groups)
         if self.behave == "trainer":
             groups, gaps = scored_by_trainer(groups, self._answer(PRESENT, groups, "prox"))
             self.report.compared(gaps)
@@ -159,14 +159,14 @@ class IterationRollouts(Iteration):
         self.report.sampled(priced)
         return priced
 
-    def _check_parts(self, groups: Sequence[Group]) -> None:
+    def _check_components(self, groups: Sequence[Group]) -> None:
         responses = [response for group in groups for response in group.responses if response.failure is None]
         if responses:
-            given = {part for response in responses for part in response.parts}
-            check_parts(self._named_parts, given)
-            self.limits.check_parts(given)
+            given = {name for response in responses for name in response.parts}
+            check_components(self._named_components, given)
+            self.limits.check_components(given)
 
     @cached_property
-    def _named_parts(self) -> list[NamedPart]:
+    def _named_components(self) -> list[NamedComponent]:
         rules = {"composer": self.composer, "sampler": self.sampler}
-        return named_parts(self.policy.reward_key, self.effective_key, **rules)
+        return named_components(self.policy.reward_key, self.effective_key, **rules)

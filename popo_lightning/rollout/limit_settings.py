@@ -10,7 +10,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 
 LENGTH, TRUNCATED, ERROR = "length", "truncated", "_error"
-KL = "kl"  # also the part that `with_kl` adds to responses
+KL = "kl"  # also the component that `with_kl` adds to responses
 KNOWN = (LENGTH, TRUNCATED, KL)
 EXAMPLES = {LENGTH: "300", TRUNCATED: "0.02", KL: "0.05"}
 
@@ -20,9 +20,10 @@ class Limit:
     """A maximum mean cost of responses, with a multiplier that learns (docs/limits.md).
 
     Args:
-        bound: Maximum mean cost over responses. Its unit is tokens for length, a fraction for truncated and PART_error,
-            nats per token for kl, and the verifier's own unit for a reward part.
-        cost: length, truncated, kl, a reward part, or PART_error for 1 - PART. null takes the name of the limit.
+        bound: Maximum mean cost over responses. Its unit is tokens for length, a fraction for truncated and
+            COMPONENT_error, nats per token for kl, and the verifier's own unit for a reward component.
+        cost: length, truncated, kl, a reward component, or COMPONENT_error for 1 minus a component. null takes the
+            name of the limit.
         k: Number of standard errors over groups added to the mean cost before it is compared with the bound.
         c: Amount by which the multiplier rises at once for every unit of cost above the bound.
         lr: Learning rate of log lambda, which Adam moves once per iteration. 0 keeps lambda; with c 0 the limit is a
@@ -63,7 +64,7 @@ class Limit:
 
 
 def _check_bound(setting: str, cost: str, bound: float, longest: int) -> None:
-    """Refuses bounds that every policy or no policy keeps. For reward parts neither is known."""
+    """Refuses bounds that every policy or no policy keeps. For reward components neither is known."""
     is_share = cost == TRUNCATED or cost.endswith(ERROR)
     if cost in KNOWN or is_share:
         above(f"{setting}.bound", bound, 0, EXAMPLES.get(cost, "0.01"))
@@ -85,15 +86,15 @@ class NamedLimit(Limit):
     unit: float = 1.0
 
     def of(self, group: Group, response: Response) -> float:
-        """Returns the cost of one response. If failed grading gave no such part, the part is 0 and PART_error 1."""
+        """Returns the cost of one response. If failed grading gave no such component, it is 0 and COMPONENT_error is 1."""
         if self.cost == LENGTH:
             return float(group.prefix_tokens + len(response.token_ids))
         if self.cost == TRUNCATED:
             return float(response.finish_reason == "length")
-        part = self.part(response.parts)
-        value = response.parts.get(part, 0.0)
-        return value if part == self.cost else 1.0 - value
+        component = self.component(response.parts)
+        value = response.parts.get(component, 0.0)
+        return value if component == self.cost else 1.0 - value
 
-    def part(self, parts: Collection[str]) -> str:
-        """Returns the reward part that the cost reads. A part with the cost's own name precedes PART of PART_error."""
-        return self.cost if self.cost in parts else self.cost.removesuffix(ERROR)
+    def component(self, known: Collection[str]) -> str:
+        """Returns the reward component that the cost reads. One with the cost's own name takes precedence."""
+        return self.cost if self.cost in known else self.cost.removesuffix(ERROR)

@@ -122,16 +122,16 @@ class Limits:
         """Whether a limit bounds the divergence from the policy that the run began with."""
         return any(each.limit.cost == KL for each in self.multipliers.values())
 
-    def check_parts(self, graded: Collection[str]) -> None:
-        """Raises SettingError for a limit on a reward part that responses do not have.
+    def check_components(self, graded: Collection[str]) -> None:
+        """Raises SettingError for a limit on a reward component that responses do not have.
 
         Args:
-            graded: Reward parts of a graded response.
+            graded: Reward components of a graded response.
         """
         for name, each in self.multipliers.items():
             cost = each.limit.cost
-            if cost not in KNOWN and each.limit.part(graded) not in graded:
-                known = [*KNOWN, *sorted(graded), *(f"{part}{ERROR}" for part in sorted(graded))]
+            if cost not in KNOWN and each.limit.component(graded) not in graded:
+                known = [*KNOWN, *sorted(graded), *(f"{name}{ERROR}" for name in sorted(graded))]
                 hint = did_you_mean(cost, known, f"use one of {', '.join(known)}")
                 raise SettingError(f"the cost of data.limits.{name} is '{cost}', which the task does not give; {hint}")
 
@@ -206,7 +206,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def with_kl(groups: Sequence[Group], policy: PolicyModel, version: int) -> list[Group]:
-    """Adds the part "kl" to the groups' responses: the mean of behave - reference log-probs, in nats per token.
+    """Adds the component "kl" to the groups' responses: the mean of behave - reference log-probs, in nats per token.
 
     It is the k1 estimate of the divergence of the policy that sampled them. A group that occurs twice is scored once.
 

@@ -270,5 +270,6 @@ def test_refused(limits: dict[str, Limit | float], sentence: str) -> None:
 def test_unknown_costs_are_named(cost: str, sentence: str) -> None:
     limits = Limits({"mine": Limit(0.5, cost=cost)}, 16)
     with pytest.raises(SettingError, match=rf"the cost of data\.limits\.mine is '{cost}'.*{sentence}"):
-        limits.check_parts({"score": 1.0, "acc": 1.0, "format": 1.0})
-    Limits({"format_error": 0.5, "length": 5, "kl": 1, "truncated": 0.5}, 16).check_parts(("score", "acc", "format"))
+        limits.check_components({"score": 1.0, "acc": 1.0, "format": 1.0})
+    limits = Limits({"format_error": 0.5, "length": 5, "kl": 1, "truncated": 0.5}, 16)
+    limits.check_components(("score", "acc", "format"))
