@@ -86,7 +86,7 @@ class NamedLimit(Limit):
     unit: float = 1.0
 
     def of(self, group: Group, response: Response) -> float:
-        """Returns the cost of one response. If failed grading gave no such component, it is 0 and COMPONENT_error is 1."""
+        """Returns the cost of a response. A component that failed grading did not give is 0, and COMPONENT_error 1."""
         if self.cost == LENGTH:
             return float(group.prefix_tokens + len(response.token_ids))
         if self.cost == TRUNCATED:
