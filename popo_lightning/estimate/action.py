@@ -61,7 +61,7 @@ def _text_in(quoted: str) -> str | None:
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """Value of a row's own field or of a reward component. A component is 0 if grading failed, which gives score and acc alone.
+    """Value of a row's own field or of a reward component; 0 if grading failed, which gives score and acc alone.
 
     Args:
         row: Line of a file of responses.

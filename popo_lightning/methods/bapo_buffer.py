@@ -121,7 +121,7 @@ class BAPOBuffer(Composer):
 
     def _asked_again(self, chosen: Sequence[Group], iteration: Iteration) -> list[Group]:
         """Samples X2."""
-        room = iteration.problems - len(chosen)
+        room = iteration.num_problems - len(chosen)
         if iteration.version % self.interval or not room:
             return []
         present = {group.problem.id for group in chosen}
@@ -154,7 +154,7 @@ class BAPOBuffer(Composer):
         present = {group.problem.id for group in chosen}
         newest = {group.problem.id: group for group in self._good if group.problem.id not in present}
         usable = [group for group in newest.values() if _between(thresholds[0], self._mu(group), thresholds[1])]
-        return iteration.random("good").sample(usable, min(len(usable), iteration.problems - len(chosen)))
+        return iteration.random("good").sample(usable, min(len(usable), iteration.num_problems - len(chosen)))
 
     def _insert(self, fresh: Sequence[Group], iteration: Iteration) -> None:
         low, high = self.good
@@ -167,7 +167,7 @@ class BAPOBuffer(Composer):
                 self._hard[group.problem.id] = group.problem, mu
             if _between(low, mu, high):
                 self._good.append(group)
-        while len(self._hard) > (self.hard_capacity or iteration.problems):
+        while len(self._hard) > (self.hard_capacity or iteration.num_problems):
             del self._hard[next(iter(self._hard))]
         while self.good_capacity is not None and len(self._good) > self.good_capacity:
             self._good.popleft()

@@ -87,7 +87,7 @@ class FreshPER(Composer):
         log_priorities = [self._log_priority(group, iteration) for group in stored]
         replayed: list[Group] = []
         for batch in range(self.replay_batches):
-            drawn = draw(log_priorities, iteration.problems, iteration.random("freshper", batch))
+            drawn = draw(log_priorities, iteration.num_problems, iteration.random("freshper", batch))
             replayed += [self._weighted(stored[i], log_priorities[i] - min(log_priorities), iteration) for i in drawn]
         self._groups.extend(iteration.split(fresh)[0] if self.effective_only else fresh)
         return fresh + replayed

@@ -35,7 +35,7 @@ class IterationRollouts(Iteration):
     Args:
         version: Present policy version.
         effective_key: Reward component whose spread makes a group effective.
-        problems: Problems per iteration on this rank.
+        num_problems: Problems per iteration on this rank.
         group_size: Responses per problem.
         seed: Seed of the run.
         train: Training problems, by index.
@@ -52,7 +52,7 @@ class IterationRollouts(Iteration):
 
     version: int
     effective_key: str
-    problems: int
+    num_problems: int
     group_size: int
     seed: int
     train: Sequence[Problem]
@@ -70,26 +70,26 @@ class IterationRollouts(Iteration):
         self._calls = int(len(self.ahead) > 0)  # engine calls, which decide seeds; generating ahead was the first
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_new_tokens(self) -> int:  # type: ignore[override]
         """Maximum tokens of a response."""
         return self.sampling.max_new_tokens
 
     @property
-    def vocabulary(self) -> int:  # type: ignore[override]
+    def vocab_size(self) -> int:  # type: ignore[override]
         """Number of tokens that the policy knows."""
         return int(self.policy.model.config.get_text_config().vocab_size)
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
         """Samples groups for the sampler's next problems; the sampler observes them."""
-        count, n = self.problems if count is None else count, self.group_size if n is None else n
+        count, n = self.num_problems if count is None else count, self.group_size if n is None else n
         ready = self.ahead.take(count, n)
-        places = [place for place, _ in ready]
+        indices = [index for index, _ in ready]
         groups = self._taken([self.maker.numbered(group) for _, group in ready])
         if further := count - len(ready):
             drawn = self.sampler.draw(further)
-            places += drawn
-            groups += self._generated([self.train[place] for place in drawn], n)
-        self.sampler.observe(places, groups)
+            indices += drawn
+            groups += self._generated([self.train[index] for index in drawn], n)
+        self.sampler.observe(indices, groups)
         return groups
 
     def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
@@ -140,11 +140,11 @@ class IterationRollouts(Iteration):
 
     def generate_ahead(self) -> None:
         """Starts to make groups for the sampler's next problems, as many as the next iteration still lacks."""
-        clock, missing = PhaseClock(), self.problems - len(self.ahead)
-        places = self.sampler.draw(missing) if missing > 0 else []
-        problems = [self.train[place] for place in places]
+        clock, missing = PhaseClock(), self.num_problems - len(self.ahead)
+        indices = self.sampler.draw(missing) if missing > 0 else []
+        problems = [self.train[index] for index in indices]
         make = partial(self.maker.apart(clock).make, problems, self.group_size, self.sampling, self._seed(1))
-        self.ahead.begin(places, clock, make)
+        self.ahead.begin(indices, clock, make)
 
     def _seed(self, call: int) -> int:
         return self.random("rollout", call).getrandbits(62)

@@ -40,12 +40,12 @@ class Limit:
     start: float = 0.1
     unit: float | None = None
 
-    def named(self, name: str, longest: int) -> NamedLimit:
+    def named(self, name: str, max_new_tokens: int) -> NamedLimit:
         """Checks the limit and returns it with its cost and unit.
 
         Args:
             name: Name in data.limits.
-            longest: Maximum tokens of a response.
+            max_new_tokens: Maximum tokens of a response.
 
         Raises:
             SettingError: A number has no meaning, no response could break the limit, or none could keep it.
@@ -55,7 +55,7 @@ class Limit:
         at_least(f"{setting}.c", self.c, 0, ", such as 10; 0 leaves all to lambda")
         at_least(f"{setting}.lr", self.lr, 0, ", such as 0.05; 0 keeps lambda as it starts")
         above(f"{setting}.start", self.start, 0, "0.1")
-        _check_bound(setting, cost, self.bound, longest)
+        _check_bound(setting, cost, self.bound, max_new_tokens)
         unit = self.unit
         if unit is None:
             unit = self.bound if cost in (LENGTH, KL) else 1.0
@@ -63,16 +63,17 @@ class Limit:
         return NamedLimit(self.bound, cost, self.k, self.c, self.lr, self.start, unit)
 
 
-def _check_bound(setting: str, cost: str, bound: float, longest: int) -> None:
+def _check_bound(setting: str, cost: str, bound: float, max_new_tokens: int) -> None:
     """Refuses bounds that every policy or no policy keeps. For reward components neither is known."""
     is_share = cost == TRUNCATED or cost.endswith(ERROR)
     if cost in KNOWN or is_share:
         above(f"{setting}.bound", bound, 0, EXAMPLES.get(cost, "0.01"))
     if cost == LENGTH and bound < 1:
         raise SettingError(f"{setting}.bound is {bound:g}, but a response has at least 1 token; use more, such as 300")
-    if cost == LENGTH and bound >= longest:
+    if cost == LENGTH and bound >= max_new_tokens:
         raise SettingError(
-            f"{setting}.bound is {bound:g}, which no response exceeds, since data.max_new_tokens is {longest}; use less"
+            f"{setting}.bound is {bound:g}, which no response exceeds, since data.max_new_tokens is {max_new_tokens}; "
+            "use less"
         )
     if is_share and bound >= 1:
         raise SettingError(f"{setting}.bound is {bound:g}, but a share never exceeds 1; use less, such as 0.02")

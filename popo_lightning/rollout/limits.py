@@ -106,13 +106,13 @@ class Limits:
 
     Args:
         limits: Limits by name; a number is a limit's bound. None or an empty mapping changes nothing.
-        longest: Maximum tokens of a response (data.max_new_tokens).
+        max_new_tokens: Maximum tokens of a response (data.max_new_tokens).
     """
 
-    def __init__(self, limits: Mapping[str, Limit | float] | None = None, longest: int = 1) -> None:
+    def __init__(self, limits: Mapping[str, Limit | float] | None = None, max_new_tokens: int = 1) -> None:
         given = {name: one if isinstance(one, Limit) else Limit(one) for name, one in (limits or {}).items()}
         check_names(given)
-        self.multipliers = {name: Multiplier(limit.named(name, longest)) for name, limit in given.items()}
+        self.multipliers = {name: Multiplier(limit.named(name, max_new_tokens)) for name, limit in given.items()}
 
     def __len__(self) -> int:
         return len(self.multipliers)

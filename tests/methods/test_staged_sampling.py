@@ -42,7 +42,7 @@ class Answers:
 
         return iteration(
             version,
-            problems=len(problems),
+            num_problems=len(problems),
             group_size=group_size,
             next_problems=next_problems,
             given_problems=given_problems,
@@ -98,7 +98,7 @@ def test_right_is_a_matter_of_acc() -> None:
     def more(asked: Sequence[Problem], n: int, prefixes: Any) -> list[Group]:
         return [group(1, 0, "a", scores=(0.0, 0.0), accs=(0.0, 1.0))]
 
-    given = iteration(0, problems=1, group_size=4, next_problems=partly, given_problems=more)
+    given = iteration(0, num_problems=1, group_size=4, next_problems=partly, given_problems=more)
     (found,) = StagedSampling().compose(given)
     assert len(found.responses) == 4
 

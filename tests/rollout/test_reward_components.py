@@ -26,7 +26,7 @@ def started(gold: Any, **limits: float) -> SimpleNamespace:
     """A data module with one problem."""
     train = [Problem(id="0", prompt="?", answer=gold)]
     return SimpleNamespace(
-        limits=Limits(limits, longest=9),
+        limits=Limits(limits, max_new_tokens=9),
         task=SimpleNamespace(verify=graded),
         problems=SimpleNamespace(train=train),
         grading_timeout=5.0,
