@@ -149,7 +149,7 @@ class RolloutDataModule(EngineRollouts):
         self._watches: Sequence[Watch] = ()  # watch both for attributes that they do not save
         weights = lambda: self._module.named_weights()  # noqa: E731  # the module does not exist yet
         self.check: EngineCheck | None = None
-        self.synced = WeightSync(
+        self.weight_sync = WeightSync(
             engine,
             weight_sync_interval,
             self.clock,
@@ -173,7 +173,7 @@ class RolloutDataModule(EngineRollouts):
             folder = folder / EVALUATIONS / stage
         self.problems = ProblemSets(self.task, prompts, world_size, folder if self._run.is_global_zero else None)
         self._pool = GradingPool(self.task.verify, self.num_graders, self.grading_timeout)
-        self.maker = RolloutGenerator(
+        self.generator = RolloutGenerator(
             prompts,
             self.engine,
             self._pool,
@@ -184,7 +184,7 @@ class RolloutDataModule(EngineRollouts):
             self.overlong,
         )
         self._module.keeps_reference = self.limits.need_reference or self.composer.needs_reference
-        self.synced.forget()  # the trainer may have loaded other weights
+        self.weight_sync.forget()  # the trainer may have loaded other weights
         if not self._fitting:
             return
         check_training(self, self._module, world_size)
@@ -225,7 +225,7 @@ class RolloutDataModule(EngineRollouts):
             self.ahead.join()
         if any(all_gather_object(self.composer.samples_next())):
             # This precedes the composer's decisions, which differ by rank: gathering sharded weights needs all ranks.
-            self.synced.for_rollouts(self._run.global_step, self.iteration)
+            self.weight_sync.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_key or self._module.reward_key)
         with self.clock.measure("compose"):
             iteration = self._begun(self.report)
@@ -258,7 +258,7 @@ class RolloutDataModule(EngineRollouts):
             self.seed,
             self.problems.train,
             self.sampler,
-            self.maker,
+            self.generator,
             self.sampling,
             self._module,
             report,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 WINDOW = 10  # iterations before the break that are averaged
-MOST_WRONG = 0.5  # limit of their mean share of all-wrong groups: above it, several such iterations may be chance
+MAX_WRONG = 0.5  # limit of their mean share of all-wrong groups: above it, several such iterations may be chance
 
 
 class BrokenPolicyDetector:
@@ -52,7 +52,7 @@ class BrokenPolicyDetector:
     @property
     def suspected(self) -> bool:
         """Whether the last iteration had no right response although most groups had one before."""
-        return self.since is not None and self.before < MOST_WRONG
+        return self.since is not None and self.before < MAX_WRONG
 
     @property
     def certain(self) -> bool:

@@ -96,7 +96,7 @@ def accuracies(trainer: L.Trainer) -> list[str]:
     if found is None:
         return []
     benchmarks = trainer.datamodule.benchmarks()  # type: ignore[attr-defined]
-    names = metric_names({name: found.regime_of(name) for name, _ in benchmarks})
+    names = metric_names({name: found.settings_of(name) for name, _ in benchmarks})
     return [name for name in names if name.rpartition("/")[2].startswith(ACCURACY)]
 
 

@@ -27,7 +27,7 @@ NUMBER = r"[+-]?\d{1,15}(?:\.\d{1,15})?"
 COMPARED = re.compile(rf"\s*([A-Za-z_]\w{{0,63}})\s*(>=|<=|==|!=|>|<)\s*({NUMBER})\s*", re.ASCII)
 CONTAINED = re.compile(r'\s*([A-Za-z_]\w{0,63})\s+contains\s+("(?:[^"\\]|\\.){1,999}")\s*', re.ASCII)
 OTHER_NAMES = {"len": "tokens", "length": "tokens", "text": "response"}
-MOST_CHARACTERS = 1200
+MAX_CHARACTERS = 1200
 
 
 def parsed(expression: str) -> Holds:
@@ -40,7 +40,7 @@ def parsed(expression: str) -> Holds:
     Raises:
         SettingError: The expression is invalid. The function raises it too, for a row without the field.
     """
-    if len(expression) <= MOST_CHARACTERS:
+    if len(expression) <= MAX_CHARACTERS:
         if found := COMPARED.fullmatch(expression):
             field, compare, number = found[1], COMPARISONS[found[2]], float(found[3])
             return lambda row: compare(_number(row, field), number)

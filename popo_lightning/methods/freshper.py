@@ -21,7 +21,7 @@ from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.priorities import draw
 
 # FreshPER adds this to a priority's base, so that every stored group can be drawn.
-LEAST_BASE = 1e-6
+MIN_BASE = 1e-6
 
 
 class FreshPER(Composer):
@@ -97,7 +97,7 @@ class FreshPER(Composer):
         rewards = group.rewards(iteration.effective_key)
         values = rewards if self.base == "reward" else group_normalized(rewards[None])[0]
         age = iteration.version - group.version
-        return self.exponent * (math.log(float(values.abs().mean()) + LEAST_BASE) - age / self.tau)
+        return self.exponent * (math.log(float(values.abs().mean()) + MIN_BASE) - age / self.tau)
 
     def _weighted(self, group: Group, above_least: float, iteration: Iteration) -> Group:
         progress = min(1.0, iteration.version / self.beta_iterations)

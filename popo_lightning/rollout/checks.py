@@ -10,7 +10,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.rollout.reward_components import named_components, try_components
 
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures outside destroy the information of float32 logits
-LEAST = {
+MIN = {
     "problems_per_iteration": (1, "ask at least one problem"),
     "group_size": (2, "a group needs two responses to differ"),
     "minibatches": (1, "an iteration needs one optimizer step"),
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def check_settings(data: Any) -> None:
     """Raises SettingError for faults that can be seen before anything is loaded."""
-    for name, (least, reason) in LEAST.items():
+    for name, (least, reason) in MIN.items():
         _at_least(name, getattr(data, name), least, reason)
     _at_least("max_new_tokens", data.sampling.max_new_tokens, 1, "a response needs one token")
     _at_least("max_prompt_tokens", data.max_prompt_tokens, 1, "a prompt has one token")

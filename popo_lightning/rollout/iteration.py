@@ -40,7 +40,7 @@ class IterationRollouts(Iteration):
         seed: Seed of the run.
         train: Training problems, by index.
         sampler: Chooses indices.
-        maker: Generates and grades.
+        generator: Generates and grades.
         sampling: How to draw tokens.
         policy: Scores responses.
         report: Counts what is sampled.
@@ -57,7 +57,7 @@ class IterationRollouts(Iteration):
     seed: int
     train: Sequence[Problem]
     sampler: PromptSampler
-    maker: RolloutGenerator
+    generator: RolloutGenerator
     sampling: Sampling
     policy: PolicyModel
     report: RolloutReport
@@ -84,7 +84,7 @@ class IterationRollouts(Iteration):
         count, n = self.num_problems if count is None else count, self.group_size if n is None else n
         ready = self.ahead.take(count, n)
         indices = [index for index, _ in ready]
-        groups = self._taken([self.maker.numbered(group) for _, group in ready])
+        groups = self._taken([self.generator.numbered(group) for _, group in ready])
         if further := count - len(ready):
             drawn = self.sampler.draw(further)
             indices += drawn
@@ -98,7 +98,7 @@ class IterationRollouts(Iteration):
 
     def _generated(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
         self._calls += 1
-        return self._taken(self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
+        return self._taken(self.generator.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """Returns (T,) log-probs of each response under the present policy."""
@@ -131,19 +131,19 @@ class IterationRollouts(Iteration):
 
     def _scored(self, question: int, groups: Sequence[Group], phase: str) -> list[Tensor]:
         minibatch = Minibatch(groups, self.version, 0)
-        with self.maker.clock.measure(phase):
+        with self.generator.clock.measure(phase):
             return self.policy.reference_scores(minibatch) if question == FIRST else self.policy.logprobs(minibatch)
 
     def random(self, *purpose: object) -> Random:
         """Returns a generator for one purpose, seeded by (seed, rank, iteration, purpose), never by global state."""
-        return Random("/".join(map(str, (self.seed, self.maker.rank, self.version, *purpose))))
+        return Random("/".join(map(str, (self.seed, self.generator.rank, self.version, *purpose))))
 
     def generate_ahead(self) -> None:
         """Starts to make groups for the sampler's next problems, as many as the next iteration still lacks."""
         clock, missing = PhaseClock(), self.num_problems - len(self.ahead)
         indices = self.sampler.draw(missing) if missing > 0 else []
         problems = [self.train[index] for index in indices]
-        make = partial(self.maker.apart(clock).make, problems, self.group_size, self.sampling, self._seed(1))
+        make = partial(self.generator.apart(clock).make, problems, self.group_size, self.sampling, self._seed(1))
         self.ahead.begin(indices, clock, make)
 
     def _seed(self, call: int) -> int:

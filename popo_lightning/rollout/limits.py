@@ -33,7 +33,7 @@ from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.rollout.limit_settings import ERROR, KL, KNOWN, Limit, NamedLimit
 
-LEAST_LAMBDA = 0.01  # floor: Adam would move log lambda down without bound, and lambda would take long to return
+MIN_LAMBDA = 0.01  # floor: Adam would move log lambda down without bound, and lambda would take long to return
 BETAS = (0.9, 0.99)  # Adam takes one step per iteration and remembers 100 iterations
 
 
@@ -73,7 +73,7 @@ class Multiplier:
         self._log_lambda.grad = torch.tensor(self._lambda * excess, dtype=torch.float64)
         self._adam.step()
         with torch.no_grad():
-            self._log_lambda.clamp_(min=math.log(min(LEAST_LAMBDA, limit.start)))
+            self._log_lambda.clamp_(min=math.log(min(MIN_LAMBDA, limit.start)))
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers of the last iteration that sampled any groups; empty before it."""

@@ -284,10 +284,10 @@ def test_restarted_responses_are_on_policy_and_graded_as_a_whole(name: str, poli
     limit, problems = 10, list(task.train_problems()[:12])
     with GradingPool(task.verify) as pool:
         prompts = PromptEncoder(policy, 16)
-        maker = RolloutGenerator(prompts, engine, pool, PhaseClock(), 0, 1, torch.float32, None)
-        first = maker.make(problems, 4, Sampling(limit), 5)
+        generator = RolloutGenerator(prompts, engine, pool, PhaseClock(), 0, 1, torch.float32, None)
+        first = generator.make(problems, 4, Sampling(limit), 5)
         prefixes = [cut_response(each.responses[0], (0.2, 0.9), Random(i)) for i, each in enumerate(first)]
-        again = maker.make(problems, 4, Sampling(limit), 6, prefixes)
+        again = generator.make(problems, 4, Sampling(limit), 6, prefixes)
     engine.stop()
     assert len({len(prefix) for prefix in prefixes}) > 2
     logps = iter(module.logprobs(Minibatch(again, 0, 0)))

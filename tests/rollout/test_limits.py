@@ -22,7 +22,7 @@ from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.limit_settings import Limit
-from popo_lightning.rollout.limits import LEAST_LAMBDA, Limits, Multiplier, with_kl
+from popo_lightning.rollout.limits import MIN_LAMBDA, Limits, Multiplier, with_kl
 
 
 def of_lengths(id: int, lengths: Sequence[int], scores: Sequence[float] | None = None, prefix: int = 0) -> Group:
@@ -61,10 +61,10 @@ def test_lambda_is_bounded_from_below_and_returns() -> None:
     multiplier = Multiplier(Limit(5, c=0, lr=0.5).named("length", 16))
     for _ in range(20):
         multiplier.measured([1.0, 1.0])
-    assert multiplier.metrics()["lambda"] == pytest.approx(LEAST_LAMBDA)
+    assert multiplier.metrics()["lambda"] == pytest.approx(MIN_LAMBDA)
     for _ in range(20):
         multiplier.measured([15.0, 15.0])
-    assert multiplier.metrics()["lambda"] > 10 * LEAST_LAMBDA
+    assert multiplier.metrics()["lambda"] > 10 * MIN_LAMBDA
 
 
 def test_learning_rate_0_and_c_0_is_a_fixed_penalty() -> None:
