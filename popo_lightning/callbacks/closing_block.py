@@ -62,7 +62,7 @@ def longer(trainer: L.Trainer, run: Path) -> str | None:
 
 
 def _ends_at_once(trainer: L.Trainer) -> bool:
-    """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that goes on counting."""
+    """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that keeps counting."""
     stops = callback_of(trainer, EarlyStops)
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     kept = [timer for timer in callbacks if isinstance(timer, Timer) and timer.state_dict()]

@@ -50,17 +50,18 @@ class SavedSoFar:
             return f"no checkpoint could be written ({self.why})"
         if self.written and self.weights_only:
             return (
-                f"{self.newest} holds its weights alone (checkpoint.save_weights_only), which can be evaluated, and "
-                "which training cannot go on from"
+                f"{self.newest} holds its weights alone (checkpoint.save_weights_only), which can be evaluated but not "
+                "resumed"
             )
         return ""
 
-    def taken_up(self) -> str:
+    def how_to_resume(self) -> str:
         """How to resume after an unrequested end, as a sentence."""
         if self.newest is None or self.unusable:
             return self.unusable or "nothing was saved before that"
         after = f", after {self.where}" if self.where else ""
-        return f"--run.resume true takes up the newest checkpoint, {self.newest}{after}; --ckpt_path an earlier one"
+        newest = f"{self.newest}{after}"
+        return f"--run.resume true resumes from the newest checkpoint, {newest}; --ckpt_path from an earlier one"
 
     def failures(self) -> str | None:
         """Says how many checkpoints could not be written, as a sentence; None if all were."""
@@ -70,7 +71,7 @@ class SavedSoFar:
         said = f"{self.failed} of {tried} checkpoints could not be written, the last for this reason: {self.why}"
         if self.newest is None:
             return said
-        after = f", after {self.where}" if self.where else ", which the run went on from"
+        after = f", after {self.where}" if self.where else ", which the run resumed from"
         end = "" if self.of_the_end else "; none holds the end of the run"
         return f"{said}; the newest is {self.newest}{after}{end}"
 
@@ -110,7 +111,7 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
         return f"no response has been right since iteration {since}; {newest} is from before that"
     before = last_sound(newest, trainer.ckpt_path, limit)
     left = (
-        f"before it: {before}, which --ckpt_path takes up"
+        f"before it: {before}, which --ckpt_path resumes from"
         if before
         else "none from before it is left (checkpoint.save_top_k -1 keeps all)"
     )

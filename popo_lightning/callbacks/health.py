@@ -188,7 +188,7 @@ class Health(L.Callback):
         return (
             f"no response has been right since iteration {since}, while {before:.0%} of the groups "
             f"were all wrong before: the policy is broken, and so is what is saved from now on; stop, {LOWER_RATE} or "
-            "set model.max_grad_norm, and take up a checkpoint from before by --ckpt_path (health.patience)"
+            "set model.max_grad_norm, and resume from an earlier checkpoint by --ckpt_path (health.patience)"
         )
 
     def _judged(self, kind: str, is_outside: bool | None, sentence: Callable[[], str]) -> str:

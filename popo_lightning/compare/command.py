@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
         refuse(str(error))
     except KeyboardInterrupt:
         again = shlex.join(["popo", "compare", *args])
-        print(f"popo: stopped; finished runs are kept and what was under way goes on with: {again}", file=sys.stderr)
+        print(f"popo: stopped; finished runs are kept; interrupted ones continue with: {again}", file=sys.stderr)
         return INTERRUPTED
 
 

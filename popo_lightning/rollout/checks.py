@@ -16,7 +16,7 @@ MIN = {
     "minibatches": (1, "an iteration needs one optimizer step"),
     "ppo_epochs": (1, "the minibatches are trained on once at least"),
     "weight_sync_interval": (1, "1 samples with the newest weights always"),
-    "num_graders": (1, "someone has to grade"),
+    "num_graders": (1, "at least one grading process is needed"),
 }
 
 log = logging.getLogger(__name__)

@@ -33,18 +33,18 @@ class Place:
         folder: The claimed folder.
         checkpoint: The checkpoint to resume from.
         there: The run that the folder holds.
-        goes_on: Whether that same run is resumed.
+        resumes: Whether that same run is resumed.
         news: Sentences for the user, printed once nothing can refuse the run.
     """
 
     folder: Path
     checkpoint: Path | None
     there: RunRecord | None
-    goes_on: bool
+    resumes: bool
     news: tuple[str, ...] = ()
 
 
-def goes_on_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
+def resume_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
     """Resumes the run in a folder from one of its own checkpoints.
 
     Args:
@@ -78,7 +78,7 @@ def goes_on_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims:
         )
     if checkpoint is None:
         _check_anew(wanted, folder, there)
-    return Place(folder, checkpoint, there, goes_on=True)
+    return Place(folder, checkpoint, there, resumes=True)
 
 
 def _check_anew(wanted: WantedRun, folder: Path, there: RunRecord | None) -> None:
@@ -124,7 +124,7 @@ def check_length(wanted: WantedRun, place: Place, past: Behind | None) -> None:
         )
     if past.iterations < past.begun:  # its last iteration lacks steps or its row of metrics
         return
-    if not place.goes_on:
+    if not place.resumes:
         raise SettingError(
             f"trainer.max_epochs is {wanted.max_epochs}, and '{place.checkpoint}' comes after as many iterations, so "
             "that nothing is left to train; raise it"
@@ -140,7 +140,7 @@ def check_length(wanted: WantedRun, place: Place, past: Behind | None) -> None:
 
 def _check_early_stop(wanted: WantedRun, place: Place, past: Behind) -> None:
     """Raises RunFinished if EarlyStopping has ended the run under the settings that the run still has."""
-    if not place.goes_on or place.checkpoint is None:
+    if not place.resumes or place.checkpoint is None:
         return
     ended = read_checkpoint(place.checkpoint).get("callbacks", {}).get("EarlyStops", {}).get("ended")
     if ended is None or ended["settings"] != wanted.stopping:
@@ -173,7 +173,7 @@ def _finished_iterations(folder: Path) -> int | None:
 def _finished(wanted: WantedRun, folder: Path, iterations: int) -> str:
     later = folder.with_name(f"{folder.name}-2")
     also = (
-        f"; '{later}' holds a later run, which --run.folder {quote(str(later))} --run.resume true goes on with"
+        f"; '{later}' holds a later run, which --run.folder {quote(str(later))} --run.resume true continues"
         if not wanted.folder and holds_run(later)
         else ""
     )

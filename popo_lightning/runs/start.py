@@ -19,7 +19,7 @@ from popo_lightning.runs.folder import (
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.resume import Place, check_length, goes_on_in, hold, same
+from popo_lightning.runs.resume import Place, check_length, resume_in, hold, same
 from popo_lightning.runs.wanted_run import WantedRun
 
 
@@ -69,9 +69,9 @@ def settle(wanted: WantedRun, claims: ExitStack) -> Start:
     past = None if place.checkpoint is None else behind(place.checkpoint)
     check_length(wanted, place, past)
     record = wanted.record
-    if place.goes_on and place.there is not None:
+    if place.resumes and place.there is not None:
         record = place.there.gone_on_with(record)
-    elif not place.goes_on and place.checkpoint is not None and past is not None:
+    elif not place.resumes and place.checkpoint is not None and past is not None:
         origin = {"checkpoint": str(place.checkpoint.absolute()), "iterations": past.iterations}
         record = replace(record, origin=origin)
     checkpoints = _checkpoint_folder(wanted, place, record, claims)
@@ -85,15 +85,15 @@ def settle(wanted: WantedRun, claims: ExitStack) -> Start:
 def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
     if wanted.checkpoint is None:
         folder = _free_folder(wanted, claims) if wanted.folder is None else _asked_folder(wanted, claims)
-        return Place(folder, None, None, goes_on=False, news=() if wanted.folder else _moved(wanted, folder))
+        return Place(folder, None, None, resumes=False, news=() if wanted.folder else _moved(wanted, folder))
     checkpoint = Path(wanted.checkpoint)
     wrote = record_in(read_checkpoint(checkpoint))
     home = home_of(checkpoint)
     difference = None if wrote is None else wrote[0].difference(wanted.record)
     if wanted.folder is not None and (home is None or not same(home, Path(wanted.folder))):
-        return Place(_asked_folder(wanted, claims), checkpoint, None, goes_on=False)
+        return Place(_asked_folder(wanted, claims), checkpoint, None, resumes=False)
     if home is not None and difference is None:
-        return goes_on_in(wanted, home, checkpoint, claims)
+        return resume_in(wanted, home, checkpoint, claims)
     if wanted.folder is not None:
         raise SettingError(
             f"run.folder is '{home}', whose run wrote ckpt_path with other settings ({difference}); add --run.folder "
@@ -102,7 +102,7 @@ def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
     folder = _free_folder(wanted, claims)
     other = f", whose run has other settings ({difference})" if difference else ""
     news = (f"a new run in '{folder}' begins from '{checkpoint}'{other}", *_moved(wanted, folder))
-    return Place(folder, checkpoint, None, goes_on=False, news=news)
+    return Place(folder, checkpoint, None, resumes=False, news=news)
 
 
 def _moved(wanted: WantedRun, folder: Path) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def _resumed(wanted: WantedRun, claims: ExitStack) -> Place:
     folder = Path(wanted.folder) if wanted.folder is not None else home or wanted.base
     if checkpoint is not None and (home is None or not same(home, folder)):
         return _resumed_from_another(wanted, folder, checkpoint, claims)
-    return goes_on_in(wanted, folder, checkpoint, claims)
+    return resume_in(wanted, folder, checkpoint, claims)
 
 
 def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
@@ -166,13 +166,13 @@ def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, cla
     there = read_record(folder)
     if not holds_run(folder):
         hold(folder, claims)
-        return Place(folder, checkpoint, None, goes_on=False)
+        return Place(folder, checkpoint, None, resumes=False)
     if there is None or there.origin is None or not same(Path(there.origin["checkpoint"]), checkpoint):
         raise SettingError(
             f"ckpt_path is '{checkpoint}', but run.folder is '{folder}', which holds a run that did not begin from it; "
             "name another folder, or leave ckpt_path out"
         )
-    place = goes_on_in(wanted, folder, None, claims)
+    place = resume_in(wanted, folder, None, claims)
     return place if place.checkpoint is not None else replace(place, checkpoint=checkpoint)
 
 
@@ -187,7 +187,7 @@ def _checkpoint_folder(wanted: WantedRun, place: Place, record: RunRecord, claim
     if folder.absolute().is_relative_to(place.folder.absolute()) or not is_first_rank():
         return folder
     newest = newest_checkpoint(folder)
-    own = place.checkpoint is not None and place.goes_on and same(place.checkpoint.parent, folder)
+    own = place.checkpoint is not None and place.resumes and same(place.checkpoint.parent, folder)
     if newest is not None and not own:
         wrote = record_in(read_checkpoint(newest))
         if wrote is None or wrote[0].id != record.id:

@@ -48,7 +48,7 @@ def ended(*args: str | Path) -> int:
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Returns the messages of a run, without where it writes and where it continues from."""
     lines = [line.removeprefix("popo: ") for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")]
-    return [line for line in lines if not line.startswith(("writes to ", "goes on from "))]
+    return [line for line in lines if not line.startswith(("writes to ", "continues from "))]
 
 
 # -- a policy that an optimizer step breaks ------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_a_broken_policy_is_not_recommended(
     (line,) = [line for line in said(capsys) if "right" in line]
     assert line == (
         f"no response has been right since iteration 4; the newest, {newest}, is from after that; before it: {sound}, "
-        "which --ckpt_path takes up"
+        "which --ckpt_path resumes from"
     )
     (warned,) = [
         record.getMessage() for record in caplog.records if "no response has been right" in record.getMessage()
@@ -144,7 +144,7 @@ def test_a_run_of_which_some_could_not_says_so(
     assert ended(*longer, "--run.folder", tmp_path, "--run.resume", "true") == 0
     (line,) = said(capsys)
     assert line.startswith("1 of 1 checkpoints could not be written") and line.endswith("none holds the end of the run")
-    assert f"the newest is {first}, which the run went on from" in line
+    assert f"the newest is {first}, which the run resumed from" in line
     fork = ["--ckpt_path", first, "--run.folder", tmp_path / "fork", "--seed_everything", "5"]
     assert ended(*longer, *fork) == 1
     assert "all that is left of this run" in said(capsys)[-1]
@@ -180,7 +180,7 @@ def test_some_in_between(
     assert line.endswith("none holds the end of the run") == (end == "0")
 
 
-# -- stops after which nothing can be gone on with -----------------------------------------------------------------
+# -- stops after which no run can resume ---------------------------------------------------------------------------
 
 
 def again_by(line: str) -> list[str]:
@@ -207,7 +207,7 @@ def test_a_stop_names_a_command_that_works(
     assert ended(*command, *settings, *place, *at("on_train_batch_start", 2, 1)) == 130
     found = said(capfd)  # another thread answers the signal, perhaps later
     (last,) = [line for line in found if "stopped by" in line]
-    assert not any("can go on from" in line for line in found)
+    assert not any("can resume from" in line for line in found)
     assert words in last and "--run.resume true" not in last
     assert ("after iteration 2" in last) == (kind == "weights alone")
     assert ended(*again_by(last)) == 0

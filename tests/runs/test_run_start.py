@@ -153,7 +153,7 @@ def test_ranks_but_the_first_claim_nothing(root: Path, monkeypatch: pytest.Monke
     assert not root.exists()
 
 
-# -- going on -------------------------------------------------------------------------------------------------------
+# -- resuming ------------------------------------------------------------------------------------------------------
 
 
 def test_resuming_takes_the_newest_checkpoint(root: Path) -> None:
@@ -340,7 +340,7 @@ def test_settings_in_sentences_can_be_pasted(root: Path) -> None:
     )
     made(run, 10, summary=10)
     made(settled(wanted(root)), 2)
-    with pytest.raises(RunFinished, match=rf"which --run\.folder '{root}.*-2' --run\.resume true goes on with"):
+    with pytest.raises(RunFinished, match=rf"which --run\.folder '{root}.*-2' --run\.resume true continues"):
         settled(wanted(root, resume=True))
 
 
