@@ -234,8 +234,8 @@ class RolloutDataModule(EngineRollouts):
             self.report.composed(groups)
             groups = self.limits.charged(self.report.fresh, groups, self._module, self.iteration)
             deal = iteration.random("deal")
-            parts = self.minibatches, self.ppo_epochs
-            self.pending = split_minibatches(groups, self.iteration, *parts, deal, self.composer.trained_last())
+            sizes = self.minibatches, self.ppo_epochs
+            self.pending = split_minibatches(groups, self.iteration, *sizes, deal, self.composer.trained_last())
         if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}

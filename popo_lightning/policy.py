@@ -198,8 +198,8 @@ class PolicyModule(PolicyModel):
         tokens = all_reduce(self.trainer, minibatch.critic_tokens, "sum")
         running = None if self.critic is None else self.value_model.running_std
         losses = MinibatchLoss(objective, self.critic, minibatch, size / world_size, tokens / world_size, running)
-        if (further := minibatch.of_critic) is not None:
-            add_up_critic_gradients(self, losses, self._passes(further, self._rows_of_critic(further)))
+        if (of_critic := minibatch.of_critic) is not None:
+            add_up_critic_gradients(self, losses, self._passes(of_critic, self._rows_of_critic(of_critic)))
         add_up_gradients(self, losses, self._passes(minibatch, rows))
         norms = self._clip_gradients(minibatch.version) if size else {"grad_norm": float("nan")}
         found = losses.outputs()

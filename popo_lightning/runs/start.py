@@ -19,7 +19,7 @@ from popo_lightning.runs.folder import (
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.resume import Place, check_length, resume_in, hold, same
+from popo_lightning.runs.resume import Place, check_length, hold, resume_in, same
 from popo_lightning.runs.wanted_run import WantedRun
 
 

@@ -135,7 +135,8 @@ def test_a_learning_rate_that_explodes_later(config: Path, tmp_path: Path, capsy
     )
     (kept,) = (tmp_path / "checkpoints").iterdir()
     assert said.endswith(
-        f"; --run.resume true resumes from the newest checkpoint, {kept}, after iteration 2; --ckpt_path from an earlier one"
+        f"; --run.resume true resumes from the newest checkpoint, {kept}, after iteration 2; "
+        "--ckpt_path from an earlier one"
     )
     state = torch.load(kept, weights_only=True)
     assert state["global_step"] == 6 and all_finite(state["state_dict"].values())
