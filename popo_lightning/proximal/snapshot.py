@@ -39,7 +39,7 @@ class ProximalPolicy(L.Callback):
         """Attaches to an iteration's minibatches the data for their prox log-probs. The base class attaches none.
 
         Args:
-            minibatches: All minibatches of the iteration, in order. Those with the same ``index_in_epoch`` have the same
+            minibatches: All minibatches of the iteration, in order. Those with one ``index_in_epoch`` have the same
                 groups.
             policy: The PolicyModule, with the weights at the iteration's start.
         """
