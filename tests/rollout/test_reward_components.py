@@ -67,7 +67,7 @@ def test_parts_that_every_grade_has_start_no_process(monkeypatch: pytest.MonkeyP
     try_components(started("4"), [("model.reward_key", "score"), ("data.sampler.success_key", "acc")])
 
 
-def test_overlong_is_a_part(policy: Path, tmp_path: Path) -> None:
+def test_overlong_is_a_component(policy: Path, tmp_path: Path) -> None:
     from popo_lightning.grading.overlong import SoftOverlong
 
     fit(policy, tmp_path, overlong=SoftOverlong(2), model={"reward_key": "overlong"}, iterations=1)
