@@ -11,7 +11,7 @@ from typing import Any
 from popo_lightning import __version__
 from popo_lightning.cli.shipped_configs import main as configs
 from popo_lightning.cli.shipped_configs import with_config_paths
-from popo_lightning.core.nearest import did_you_mean
+from popo_lightning.core.did_you_mean import did_you_mean
 
 COMPARE, COMPLETION, CONFIGS, ESTIMATE = "compare", "completion", "configs", "estimate"
 EXPORT, SAMPLE, SHOW = "export", "sample", "show"

@@ -28,7 +28,7 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.iteration import IterationRollouts
-from popo_lightning.rollout.limit import Limit
+from popo_lightning.rollout.limit_settings import Limit
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.problem_sets import ProblemSets
 from popo_lightning.rollout.rank_states import PlaceState, RankKeeper
@@ -77,8 +77,8 @@ class RolloutDataModule(EngineRollouts):
         effective_key: Reward component that decides whether a group is effective. null takes model.reward_key, the one
             trained on; set acc if partial rewards alone should not make a group effective.
         overlong: Penalty for responses close to max_new_tokens; null gives none.
-        limits: Bounds on mean costs of responses, by name: length, truncated, kl, a reward part, or PART_error. A
-            number is a bound; docs/limits.md has the settings of each.
+        limits: Bounds on mean costs of responses, by name: length, truncated, kl, a reward component, or
+            COMPONENT_error. A number is a bound; docs/limits.md has the settings of each.
         num_graders: Grading processes per rank.
         grading_timeout: Seconds after which a grader is killed and the response gets reward 0.
         seed: Seed of the run, set from seed_everything.
@@ -149,7 +149,7 @@ class RolloutDataModule(EngineRollouts):
         self._watches: Sequence[Watch] = ()  # watch both for attributes that they do not save
         weights = lambda: self._module.named_weights()  # noqa: E731  # the module does not exist yet
         self.check: EngineCheck | None = None
-        self.synced = WeightSync(
+        self.weight_sync = WeightSync(
             engine,
             weight_sync_interval,
             self.clock,
@@ -173,7 +173,7 @@ class RolloutDataModule(EngineRollouts):
             folder = folder / EVALUATIONS / stage
         self.problems = ProblemSets(self.task, prompts, world_size, folder if self._run.is_global_zero else None)
         self._pool = GradingPool(self.task.verify, self.num_graders, self.grading_timeout)
-        self.maker = RolloutGenerator(
+        self.generator = RolloutGenerator(
             prompts,
             self.engine,
             self._pool,
@@ -184,7 +184,7 @@ class RolloutDataModule(EngineRollouts):
             self.overlong,
         )
         self._module.keeps_reference = self.limits.need_reference or self.composer.needs_reference
-        self.synced.forget()  # the trainer may have loaded other weights
+        self.weight_sync.forget()  # the trainer may have loaded other weights
         if not self._fitting:
             return
         check_training(self, self._module, world_size)
@@ -225,7 +225,7 @@ class RolloutDataModule(EngineRollouts):
             self.ahead.join()
         if any(all_gather_object(self.composer.samples_next())):
             # This precedes the composer's decisions, which differ by rank: gathering sharded weights needs all ranks.
-            self.synced.for_rollouts(self._run.global_step, self.iteration)
+            self.weight_sync.for_rollouts(self._run.global_step, self.iteration)
         self.report = RolloutReport(self.iteration, self.effective_key or self._module.reward_key)
         with self.clock.measure("compose"):
             iteration = self._begun(self.report)
@@ -234,8 +234,8 @@ class RolloutDataModule(EngineRollouts):
             self.report.composed(groups)
             groups = self.limits.charged(self.report.fresh, groups, self._module, self.iteration)
             deal = iteration.random("deal")
-            parts = self.minibatches, self.ppo_epochs
-            self.pending = split_minibatches(groups, self.iteration, *parts, deal, self.composer.trained_last())
+            sizes = self.minibatches, self.ppo_epochs
+            self.pending = split_minibatches(groups, self.iteration, *sizes, deal, self.composer.trained_last())
         if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
@@ -258,7 +258,7 @@ class RolloutDataModule(EngineRollouts):
             self.seed,
             self.problems.train,
             self.sampler,
-            self.maker,
+            self.generator,
             self.sampling,
             self._module,
             report,

@@ -1,4 +1,4 @@
-"""The policy: a language model and the objective it is trained on. It knows nothing of engines, tasks or buffers."""
+"""The policy: a language model and the objective it is trained on. It calls no engine, task or buffer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
 from popo_lightning.objectives.aggregations import Aggregation, TokenMean
-from popo_lightning.objectives.generalised_advantage import moments, whiten
+from popo_lightning.objectives.generalized_advantage import moments, whiten
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.rule_states import RuleStates
@@ -181,10 +181,6 @@ class PolicyModule(PolicyModel):
             advantages = whiten(advantages, of_all)
         return minibatch.rows(advantages=minibatch.charged(advantages), **targets.of_critic)
 
-    def _rows_of_critic(self, minibatch: Minibatch) -> list[Row]:
-        """Returns the rows of groups that only the critic learns from."""
-        return minibatch.rows(**self._targets(minibatch).of_critic)
-
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> StepOutputs:
         """Takes one optimizer step on one minibatch.
 
@@ -204,8 +200,9 @@ class PolicyModule(PolicyModel):
         tokens = all_reduce(self.trainer, minibatch.critic_tokens, "sum")
         running = None if self.critic is None else self.value_model.running_std
         losses = MinibatchLoss(objective, self.critic, minibatch, size / world_size, tokens / world_size, running)
-        if (further := minibatch.of_critic) is not None:
-            add_up_critic_gradients(self, losses, self._passes(further, self._rows_of_critic(further)))
+        if (of_critic := minibatch.of_critic) is not None:
+            critic_rows = of_critic.rows(**self._targets(of_critic).of_critic)
+            add_up_critic_gradients(self, losses, self._passes(of_critic, critic_rows))
         add_up_gradients(self, losses, self._passes(minibatch, rows))
         norms = self._clip_gradients(minibatch.version) if size else {"grad_norm": float("nan")}
         found = losses.outputs()

@@ -35,7 +35,7 @@ from popo_lightning.model.critic import Critic, ValueModel
 from popo_lightning.model.critic_heads import CategoricalHead, GaussianHead
 from popo_lightning.model.critic_target import TargetCopy, TargetCritic
 from popo_lightning.model.padded_rows import pad_rows
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.replay.composer import Iteration
 from popo_lightning.replay.continuations import fresh_continuations
 from popo_lightning.training.minibatch_targets import minibatch_targets

@@ -187,15 +187,15 @@ def plot(result: dict[str, Any], out: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(6, 4))
     labels = {"ours": "in recomputed chunks (popo_lightning)", "naive": "all logits at once"}
-    for colour, which in (("C0", "ours"), ("C3", "naive")):
+    for color, which in (("C0", "ours"), ("C3", "naive")):
         points = [point for point in result["points"] if point["pass"] == which]
         taken = [(point["tokens"], point["bytes"] / GIB) for point in points if "bytes" in point]
         skipped = [(point["tokens"], point["expected_bytes"] / GIB) for point in points if "skipped" in point]
-        axis.plot(*zip(*taken, strict=True), marker="o", color=colour, label=labels[which])
+        axis.plot(*zip(*taken, strict=True), marker="o", color=color, label=labels[which])
         if skipped:
             label = "did not fit, expected"
-            axis.plot(*zip(*taken[-1:], *skipped, strict=True), color=colour, linestyle=":", linewidth=1)
-            axis.plot(*zip(*skipped, strict=True), "o", color=colour, markerfacecolor="white", label=label)
+            axis.plot(*zip(*taken[-1:], *skipped, strict=True), color=color, linestyle=":", linewidth=1)
+            axis.plot(*zip(*skipped, strict=True), "o", color=color, markerfacecolor="white", label=label)
     axis.set_xscale("log", base=2)
     axis.set_xticks([point["tokens"] for point in result["points"] if point["pass"] == "ours"])
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k")

@@ -129,13 +129,13 @@ def main() -> None:
             "--run.method=overhead",
         ]
     )
-    result = summarise(BareWork.rows[WARM_UP:])
+    result = summarize(BareWork.rows[WARM_UP:])
     print(json.dumps(result, indent=2))
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
+def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Medians in milliseconds. For iterations without their proximal pass it also has the ratio to their bare work, and
     the fraction that is neither generation nor training steps.
     """

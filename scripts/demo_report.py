@@ -71,16 +71,16 @@ def table(summaries: list[dict[str, Any]]) -> Table:
 def plot(summaries: list[dict[str, Any]], path: Path) -> None:
     """Plots avg@k and greedy accuracy against rollout iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
-    colours: dict[str, str] = {}
+    colors: dict[str, str] = {}
     for axis, wanted in zip(axes, ("avg_at_", "greedy"), strict=True):
         shown: set[str] = set()
         for summary in summaries:
             method = summary["method"]
-            colours.setdefault(method, f"C{len(colours)}")
+            colors.setdefault(method, f"C{len(colors)}")
             points = [(entry["iteration"], _value(entry, wanted)) for entry in summary["evaluations"]]
             label = None if method in shown else method
             shown.add(method)
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colours[method], label=label)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colors[method], label=label)
         axis.set_title("greedy accuracy" if wanted == "greedy" else f"avg@{summaries[0]['last_evaluation']['avg_k']}")
         axis.set_xlabel("rollout iterations")
         axis.grid(alpha=0.3)

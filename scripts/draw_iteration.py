@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "iteration.png"
 INK, PAPER, EDGE = "#1f2933", "#ffffff", "#52606d"
 RIGHT, WRONG, MIXED, STORED = "#c7e8d2", "#f6cfcf", "#fbe7b2", "#cfe0fb"
-BOXES = {  # name: (x, y, width, height, colour, text)
+BOXES = {  # name: (x, y, width, height, color, text)
     "prompts": (0.0, 3.3, 1.7, 1.0, PAPER, "prompts"),
     "engine": (2.3, 3.3, 1.8, 1.0, PAPER, "engine\n(vLLM)"),
     "grader": (5.4, 3.3, 1.8, 1.0, PAPER, "verifier"),
@@ -54,9 +54,9 @@ def draw(out: Path = OUT) -> None:
     figure, axes = plt.subplots(figsize=(12, 3.9), facecolor=PAPER)
     axes.set(xlim=(-0.1, 16.0), ylim=(-0.05, 4.9))
     axes.axis("off")
-    for x, y, width, height, colour, text in BOXES.values():
+    for x, y, width, height, color, text in BOXES.values():
         style = "round,pad=0.02,rounding_size=0.12"
-        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=EDGE, lw=1.2))
+        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=color, edgecolor=EDGE, lw=1.2))
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10, color=INK)
     for start, end, out_side, in_side in ARROWS:
         arrow(axes, side(start, out_side), side(end, in_side))

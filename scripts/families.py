@@ -116,11 +116,11 @@ def _compare(found: Found, folder: Path, engine: Any) -> None:
         )
     )
     nobody: Any = None
-    maker = RolloutGenerator(encoder, engine, nobody, PhaseClock(), 0, 1, torch.float32, None)
+    generator = RolloutGenerator(encoder, engine, nobody, PhaseClock(), 0, 1, torch.float32, None)
     last: list[Minibatch] = []
 
     def sample() -> None:
-        last[:] = [Minibatch(maker.ungraded(problems, 4, Sampling(16), seed=7), 0, 0)]
+        last[:] = [Minibatch(generator.ungraded(problems, 4, Sampling(16), seed=7), 0, 0)]
 
     def gap() -> float:
         return max(float(each.max()) for each in gaps_of(last[0], policy))

@@ -14,8 +14,8 @@ from gpu_parts import Check, last_line, run
 
 SHARE = (0.2, 0.4)  # range of the policy's effective share; the paper's tasks have 0.25 to 0.35
 PART_BYTES = 15 * 2**20  # maximum size of a file of the state
-MOST_PARTS = 3
-LEAST_SECONDS = 60.0  # with less time no run is started
+MAX_PARTS = 3
+MIN_SECONDS = 60.0  # with less time no run is started
 CLOSING = 40.0  # seconds kept for the report and the state
 # Files of a finished run: small, and enough for the report. No checkpoints.
 KEPT = ("compare.json", "summary.json", "metrics.csv", "log.txt", "evaluations")
@@ -66,7 +66,7 @@ def claims(check: Check) -> dict[str, Any]:
             f"({'lower' if effective > SHARE[1] else 'raise'} it)",
             "numbers": numbers,
         }
-    if check.left < LEAST_SECONDS + CLOSING:
+    if check.left < MIN_SECONDS + CLOSING:
         keep_state(check)
         reason = f"no time for a run; effective share {effective:.3f}; the policy is kept in the state"
         return {"verdict": "skipped", "reason": reason, "numbers": numbers}
@@ -159,8 +159,8 @@ def keep_state(check: Check) -> list[str]:
         for path in sorted(root(check).glob("*.*")):
             archive.add(path, f"claims/{path.name}")
     whole = buffer.getvalue()
-    if len(whole) > MOST_PARTS * PART_BYTES:
-        raise ValueError(f"the state has {len(whole):,} bytes, more than {MOST_PARTS} files of {PART_BYTES:,}")
+    if len(whole) > MAX_PARTS * PART_BYTES:
+        raise ValueError(f"the state has {len(whole):,} bytes, more than {MAX_PARTS} files of {PART_BYTES:,}")
     for old in check.out.glob("state-*.part"):
         old.unlink()
     names = []

@@ -49,13 +49,13 @@ def draw_trainer(part: dict[str, Any], card: str, out: Path) -> None:
     measured = [(p["point"], p) for p in numbers["points"] if "tokens_per_second" in p]
     bars = [*published, *reversed(measured)]
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.5 * len(bars) + 1.8), sharey=True)
-    colours = ["0.6"] * len(published) + ["C0"] * len(measured)
+    colors = ["0.6"] * len(published) + ["C0"] * len(measured)
     for axis, name, label in (
         (axes[0], "tokens_per_second", "tokens per second"),
         (axes[1], "peak_gib", "peak memory, GiB"),
     ):
         values = [bar[name] or 0 for _, bar in bars]
-        drawn = axis.barh([name for name, _ in bars], values, color=colours)
+        drawn = axis.barh([name for name, _ in bars], values, color=colors)
         axis.bar_label(drawn, [written(bar, name) for _, bar in bars], padding=3)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

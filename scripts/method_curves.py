@@ -41,10 +41,10 @@ def draw(method: str, curves: dict[str, dict[str, Points]], path: Path) -> None:
     """Draws one panel per number: means over seeds of the method, and of the baseline in grey behind it."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.6), sharex=True)
     for axis, (number, title) in zip(axes, PANELS.items(), strict=True):
-        for name, colour in ((BASELINE, "0.65"), (method, "C0")):
+        for name, color in ((BASELINE, "0.65"), (method, "C0")):
             points = sorted(curves[name][number].items())
             means = [sum(values) / len(values) for _, values in points]
-            axis.plot([iteration for iteration, _ in points], means, marker="o", markersize=3, color=colour, label=name)
+            axis.plot([iteration for iteration, _ in points], means, marker="o", markersize=3, color=color, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("rollout iterations", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -54,12 +54,12 @@ def main(out: Path, folders: list[Path]) -> None:
             if name not in run:
                 continue
             steps, values = run[name]
-            colour = f"C{methods.index(folder.name.split('-seed')[0])}"
+            color = f"C{methods.index(folder.name.split('-seed')[0])}"
             if name.startswith("eval/"):
-                axis.plot(steps, values, marker="o", markersize=3, color=colour, label=folder.name)
+                axis.plot(steps, values, marker="o", markersize=3, color=color, label=folder.name)
             else:
-                axis.plot(steps, values, color=colour, alpha=0.2)
-                axis.plot(steps, smoothed(values, 10), color=colour, label=f"{folder.name}, mean of 10")
+                axis.plot(steps, values, color=color, alpha=0.2)
+                axis.plot(steps, smoothed(values, 10), color=color, label=f"{folder.name}, mean of 10")
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(names) :]:

@@ -22,7 +22,7 @@ from popo_lightning.show.runs import Limits
 
 WIDTH = 1320
 GROUPS = 1000  # height of the browser of groups in pixels
-COLOURS = 128  # of the palette; a page has few
+COLORS = 128  # of the palette; a page has few
 TOP_OF = "document.getElementById('{}').getBoundingClientRect().top + scrollY"
 NEWEST_FIRST = """(() => {
     const order = document.querySelector('#filters select[aria-label=order]');
@@ -35,7 +35,7 @@ NEWEST_FIRST = """(() => {
 def save(picture: bytes, path: Path) -> None:
     """Writes a PNG with a palette, which is a third as large."""
     with Image.open(io.BytesIO(picture)) as full:
-        full.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        full.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path)
 
 

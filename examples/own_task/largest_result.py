@@ -10,7 +10,7 @@ from typing import Any
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
 from popo_lightning.toys.countdown import solutions, verify_steps
-from popo_lightning.toys.held_out import place_of
+from popo_lightning.toys.held_out import hash_fraction
 
 
 def verify_largest(answer: Any, text: str) -> dict[str, float]:
@@ -41,7 +41,7 @@ class LargestResult(Task):
         found = []
         for numbers in combinations_with_replacement(range(1, self.largest_number + 1), self.numbers):
             written = ",".join(map(str, numbers))
-            if (place_of(written) < self.held_out_share) == held_out:
+            if (hash_fraction(written) < self.held_out_share) == held_out:
                 largest = max(steps[-1][3] for steps in solutions(numbers, "+-*"))
                 found.append(Problem(written, f"{written}>99:", {"numbers": list(numbers), "largest": largest}))
         return found

@@ -134,7 +134,7 @@ class Checkpoints(NamedByIterations):
         if self._is_set_up and trainer.state.fn == "fit" and trainer.is_global_zero:
             words = self.closing_words(trainer)
             if isinstance(exception, NotFiniteError) and not words:
-                words = [self.saved_so_far(trainer).taken_up()]
+                words = [self.saved_so_far(trainer).how_to_resume()]
             for sentence in words:
                 exception.add_note(sentence)
 

@@ -16,7 +16,7 @@ from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
-from popo_lightning.runs.going_on import going_on, without_options
+from popo_lightning.runs.continue_command import continue_command, without_options
 
 EXPORTED = "exported"  # proposed folder for the export, inside the run's folder
 
@@ -58,11 +58,11 @@ def longer(trainer: L.Trainer, run: Path) -> str | None:
     kept = without_options(given, "--trainer.max_epochs")
     done = getattr(getattr(trainer, "datamodule", None), "iteration", trainer.max_epochs)
     target = trainer.max_epochs if done < trainer.max_epochs else 2 * trainer.max_epochs
-    return shlex.join([*going_on(kept, str(run)), "--trainer.max_epochs", str(target)])
+    return shlex.join([*continue_command(kept, str(run)), "--trainer.max_epochs", str(target)])
 
 
 def _ends_at_once(trainer: L.Trainer) -> bool:
-    """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that goes on counting."""
+    """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that keeps counting."""
     stops = callback_of(trainer, EarlyStops)
     kept = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and timer.state_dict()]
     return (stops is not None and stops.has_ended) or any(map(_is_spent, kept))

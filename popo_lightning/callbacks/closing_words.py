@@ -51,17 +51,18 @@ class SavedSoFar:
             return f"no checkpoint could be written ({self.why})"
         if self.written and self.weights_only:
             return (
-                f"{self.newest} holds its weights alone (checkpoint.save_weights_only), which can be evaluated, and "
-                "which training cannot go on from"
+                f"{self.newest} holds its weights alone (checkpoint.save_weights_only), which can be evaluated but not "
+                "resumed"
             )
         return ""
 
-    def taken_up(self) -> str:
+    def how_to_resume(self) -> str:
         """How to resume after an unrequested end, as a sentence."""
         if self.newest is None or self.unusable:
             return self.unusable or "nothing was saved before that"
         after = f", after {self.where}" if self.where else ""
-        return f"--run.resume true takes up the newest checkpoint, {self.newest}{after}; --ckpt_path an earlier one"
+        newest = f"{self.newest}{after}"
+        return f"--run.resume true resumes from the newest checkpoint, {newest}; --ckpt_path from an earlier one"
 
     def failures(self) -> str | None:
         """Says how many checkpoints could not be written, as a sentence; None if all were."""
@@ -71,7 +72,7 @@ class SavedSoFar:
         said = f"{self.failed} of {tried} checkpoints could not be written, the last for this reason: {self.why}"
         if self.newest is None:
             return said
-        after = f", after {self.where}" if self.where else ", which the run went on from"
+        after = f", after {self.where}" if self.where else ", which the run resumed from"
         end = "" if self.of_the_end else "; none holds the end of the run"
         return f"{said}; the newest is {self.newest}{after}{end}"
 
@@ -104,14 +105,14 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
         newest: Newest checkpoint; None if there is none.
     """
     health = callback_of(trainer, Health)
-    if health is None or not health.fall.certain or newest is None:
+    if health is None or not health.broken_policy.certain or newest is None:
         return None
-    since, limit = health.fall.since, sound_iterations(trainer, health)
+    since, limit = health.broken_policy.since, sound_iterations(trainer, health)
     if (begun := iterations_in(Path(newest))) is not None and begun <= limit:
         return f"no response has been right since iteration {since}; {newest} is from before that"
     before = last_sound(newest, trainer.ckpt_path, limit)
     left = (
-        f"before it: {before}, which --ckpt_path takes up"
+        f"before it: {before}, which --ckpt_path resumes from"
         if before
         else "none from before it is left (checkpoint.save_top_k -1 keeps all)"
     )
@@ -126,7 +127,7 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
         checkpoint: Checkpoint that is about to be removed.
     """
     health = callback_of(trainer, Health)
-    if health is None or not health.fall.suspected:
+    if health is None or not health.broken_policy.suspected:
         return False
     begun = iterations_in(Path(checkpoint))
     return begun is not None and begun <= sound_iterations(trainer, health)
@@ -135,7 +136,7 @@ def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
 def sound_iterations(trainer: L.Trainer, health: Health) -> int:
     """Number of iterations after which the policy was certainly not broken yet."""
     data = rollouts_of(trainer)
-    return health.fall.sound_iterations(data.async_level + data.weight_sync_interval - 1)
+    return health.broken_policy.sound_iterations(data.async_level + data.weight_sync_interval - 1)
 
 
 def last_sound(newest: str, began_from: Any, limit: int) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from popo_lightning.callbacks.fall import Fall
+from popo_lightning.callbacks.broken_policy import BrokenPolicyDetector
 from popo_lightning.callbacks.health_courses import WINDOW, Course, Watched, above, below
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.policy_model import policy_of
@@ -79,13 +79,13 @@ class Health(L.Callback):
         self._watched: dict[str, Watched] = {}
         self._courses: dict[str, Course] = {}
         self._steps = 0.0
-        self.fall = Fall(patience)
+        self.broken_policy = BrokenPolicyDetector(patience)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warns on rank 0, which alone has the metrics of every rank."""
         if trainer.is_global_zero:
             iteration, metrics = rollouts_of(trainer).iteration, policy_of(pl_module).iteration_metrics
-            fallen = self.fall.see(metrics.get("rollout/all_wrong_share"), iteration)
+            fallen = self.broken_policy.see(metrics.get("rollout/all_wrong_share"), iteration)
             for sentence in [*self.statements(metrics), *([self._fallen()] if fallen else [])]:
                 log.warning("iteration %d: %s", iteration, sentence)
 
@@ -186,10 +186,11 @@ class Health(L.Callback):
         )
 
     def _fallen(self) -> str:
+        since, before = self.broken_policy.since, self.broken_policy.before
         return (
-            f"no response has been right since iteration {self.fall.since}, while {self.fall.before:.0%} of the groups "
+            f"no response has been right since iteration {since}, while {before:.0%} of the groups "
             f"were all wrong before: the policy is broken, and so is what is saved from now on; stop, {LOWER_RATE} or "
-            "set model.max_grad_norm, and take up a checkpoint from before by --ckpt_path (health.patience)"
+            "set model.max_grad_norm, and resume from an earlier checkpoint by --ckpt_path (health.patience)"
         )
 
     def _judged(self, kind: str, is_outside: bool | None, sentence: Callable[[], str]) -> str:
@@ -206,7 +207,7 @@ class Health(L.Callback):
             "watched": {kind: asdict(watched) for kind, watched in self._watched.items()},
             "courses": {name: asdict(course) for name, course in self._courses.items()},
             "steps": self._steps,
-            "fall": self.fall.state_dict(),
+            "broken_policy": self.broken_policy.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -214,8 +215,8 @@ class Health(L.Callback):
         self._watched = {kind: Watched(**watched) for kind, watched in state_dict["watched"].items()}
         self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
         self._steps = state_dict["steps"]
-        if "fall" in state_dict:  # an earlier version saved none
-            self.fall.load_state_dict(state_dict["fall"])
+        if "broken_policy" in state_dict:  # an earlier version saved none
+            self.broken_policy.load_state_dict(state_dict["broken_policy"])
 
 
 def _why(course: Course, metrics: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 WINDOW = 10  # iterations in a mean: the effective share of a few groups is often 0 by chance
 RECOVERED = 10  # consecutive iterations in range, after which a kind may be warned of again
-MOST_SAID = 3  # warnings of one kind per run
+MAX_SAID = 3  # warnings of one kind per run
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Watched:
         self.inside = 0 if is_outside else self.inside + 1
         if self.inside >= RECOVERED:
             self.told = False
-        if self.outside < patience or self.told or self.said >= MOST_SAID:
+        if self.outside < patience or self.told or self.said >= MAX_SAID:
             return False
         self.told, self.said = True, self.said + 1
         return True

@@ -207,12 +207,12 @@ class Monitor(L.Callback):
     def _resume(self, saved: Sequence[dict[str, Any]], rank: int, ranks: int) -> None:
         """Restores what the ranks had collected. Each rank gets its own if the number of ranks is the same."""
         if saved:
-            self._steps = saved[rank]["steps"] if len(saved) == ranks else _dealt_out(saved, ranks)
+            self._steps = saved[rank]["steps"] if len(saved) == ranks else _redistributed(saved, ranks)
         for of_rank in saved[rank::ranks]:
             self._tokens.merge(TokenSums.from_plain(of_rank["tokens"]))
 
 
-def _dealt_out(saved: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, float]]:
+def _redistributed(saved: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, float]]:
     """Steps of another number of ranks, divided among these so that sums over ranks stay the same."""
     steps = [_of_all_ranks(of_ranks) for of_ranks in zip(*(rank["steps"] for rank in saved), strict=True)]
     return [step | {name: step[name] / ranks for name in (*WORK, *SUMS) if name in step} for step in steps]

@@ -9,7 +9,7 @@ import lightning as L
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.start import Start
-from popo_lightning.runs.wanted import RunSettings
+from popo_lightning.runs.wanted_run import RunSettings
 
 
 def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator[str]:
@@ -25,7 +25,7 @@ def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator
         done, most = start.behind.iterations, trainer.max_epochs
         of_all = f" of {most}" if most is not None and most > 0 else ""
         inside = f", inside iteration {start.behind.begun}" if start.behind.begun > done else ""
-        yield f"goes on from '{start.checkpoint}', after {done}{of_all} iterations{inside}"
+        yield f"continues from '{start.checkpoint}', after {done}{of_all} iterations{inside}"
     yield f"writes to '{start.folder}'"
     if method == RunSettings.method:
         yield f"no method is named (--config method/NAME), so the method is the defaults: {parts(trainer)}"

@@ -16,7 +16,7 @@ from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.core.work import Work
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import EvaluationResult
-from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.evaluation.tables import benchmark_table, breakdown_table, change_table
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 
@@ -60,7 +60,7 @@ class Progress(L.Callback):
             return
         data = rollouts_of(trainer)
         self._began, self._ended, self._course = time.perf_counter(), False, None
-        self._work = data.maker.work
+        self._work = data.generator.work
         self._work.changed = self._on_work
         self._work.what = f"loading the policy, starting {type(data.engine).__name__}"
         if self.console.is_terminal:
@@ -120,19 +120,19 @@ class Progress(L.Callback):
         title = f"evaluation after iteration {result.iteration}"
         if trainer.state.fn != "fit" and trainer.ckpt_path is not None:
             title += f", {Path(str(trainer.ckpt_path)).name}"
-        self.console.print(benchmark_sheet(result, title).for_terminal(), "", crop=False)
+        self.console.print(benchmark_table(result, title).for_terminal(), "", crop=False)
 
     def _show_end(self, trainer: L.Trainer) -> None:
         """Prints once, at the end: the newest evaluation by part, the change since the first, and its files."""
         evaluation = callback_of(trainer, Evaluation)
         if evaluation is None or evaluation.latest is None or not trainer.is_global_zero:
             return
-        by_part = breakdown_sheet(evaluation.latest)
+        by_part = breakdown_table(evaluation.latest)
         if by_part is not None:
             self.console.print(by_part.for_terminal(), "", crop=False)
         if trainer.state.fn == "fit" and len(evaluation.history) > 1 and evaluation.latest.benchmarks:
             self.console.print(
-                change_sheet(evaluation.history[0], evaluation.history[-1]).for_terminal(), "", crop=False
+                change_table(evaluation.history[0], evaluation.history[-1]).for_terminal(), "", crop=False
             )
         if evaluation.written is not None:
             self._print(f"evaluation written to {evaluation.written}")

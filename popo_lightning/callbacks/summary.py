@@ -79,8 +79,8 @@ class Summary(L.Callback):
             "seconds": {k: round(v, 3) for k, v in self._phases.items()} | {"evaluation": round(evaluation_seconds, 3)},
             "effective_share": totals.effective_groups / max(1, totals.groups),
             "replay_share": totals.replayed_groups / max(1, totals.trained_groups),
-            "first_evaluation": flat(first) if (first := first_of(history)) else None,
-            "last_evaluation": flat(history[-1]) if history else None,
+            "first_evaluation": flatten_evaluation(first) if (first := first_of(history)) else None,
+            "last_evaluation": flatten_evaluation(history[-1]) if history else None,
             "evaluations": history,
         }
 
@@ -106,7 +106,7 @@ def first_of(history: list[dict[str, float]]) -> dict[str, float] | None:
     return history[0] if history and (len(history) > 1 or history[0]["iteration"] == 0) else None
 
 
-def flat(entry: dict[str, float]) -> dict[str, float | None]:
+def flatten_evaluation(entry: dict[str, float]) -> dict[str, float | None]:
     """Means of an evaluation over the benchmarks under fixed names, with their k.
 
     If a benchmark has several k of pass@k, the largest counts. A k that differs between benchmarks is null.

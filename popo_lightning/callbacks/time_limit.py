@@ -13,7 +13,7 @@ from popo_lightning.core.errors import SettingError
 class TimeLimit(Timer):
     """Ends training after the iteration in which this process has trained for so long.
 
-    Lightning's own goes on counting where a checkpoint's run stopped: a chain of jobs, or a new run from a checkpoint,
+    Lightning's own keeps counting where a checkpoint's run stopped: a chain of jobs, or a new run from a checkpoint,
     would find its time used up and train nothing.
     """
 

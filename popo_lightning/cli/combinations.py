@@ -75,17 +75,17 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L
 
 
 def _objections_to_reward_keys(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
-    """Of rules that read another reward part than the one that is trained on."""
+    """Of rules that read another reward component than the one that is trained on."""
     if data.composer.follows_reward and (key := getattr(data.composer, "reward_key", None)) != policy.reward_key:
         yield (
             f"data.composer.reward_key is '{key}', but model.reward_key, which is trained on, is "
-            f"'{policy.reward_key}'; set both to the same part"
+            f"'{policy.reward_key}'; set both to the same component"
         )
     decides = data.effective_key or policy.reward_key
     if data.sampler.follows_reward and (key := getattr(data.sampler, "reward_key", None)) != decides:
         yield (
             f"data.sampler.reward_key is '{key}', but groups are effective by '{decides}' (data.effective_key, or else "
-            "model.reward_key); set both to the same part"
+            "model.reward_key); set both to the same component"
         )
     if data.overlong is not None and policy.reward_key not in ("score", "overlong"):
         yield (
@@ -185,8 +185,8 @@ def _objections_to_limits(policy: PolicyModule, data: RolloutDataModule) -> Iter
     for name, each in data.limits.multipliers.items():
         if each.limit.cost == policy.reward_key:
             yield (
-                f"the cost of data.limits.{name} is '{policy.reward_key}', the part that is trained on "
-                "(model.reward_key); name a part that is to stay small"
+                f"the cost of data.limits.{name} is '{policy.reward_key}', the component that is trained on "
+                "(model.reward_key); name one that is to stay small"
             )
 
 

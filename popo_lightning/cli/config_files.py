@@ -13,8 +13,8 @@ import yaml
 from popo_lightning.cli.config_nodes import check_nodes
 from popo_lightning.cli.parser_sentences import no_group
 from popo_lightning.cli.shipped_configs import named_configs, shipped, shipped_folder
+from popo_lightning.core.did_you_mean import nearest
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.core.nearest import nearest
 
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder whose files each describe a whole method

@@ -14,7 +14,7 @@ TAGS = {
     for name in ("bool", "float", "int", "map", "merge", "null", "seq", "set", "str", "timestamp", "value")
 }
 NAMED = 2  # levels whose names are names of settings, so never numbers
-MOST = 10**6  # settings per file; those that aliases repeat count each time
+MAX_SETTINGS = 10**6  # settings per file; those that aliases repeat count each time
 ODD = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+")  # octal and base-60 numbers in YAML 1.1
 
 
@@ -45,8 +45,8 @@ class _Nodes:
             raise self._wrong(node, f"gives {path} itself as a part of it", "take the alias out")
         if id(node) not in self.sizes:
             self.sizes[id(node)] = self._size(node, path, (*above, id(node)), level)
-        if self.sizes[id(node)] > MOST:
-            raise self._wrong(node, f"repeats aliases to more than {MOST} settings", "take some out")
+        if self.sizes[id(node)] > MAX_SETTINGS:
+            raise self._wrong(node, f"repeats aliases to more than {MAX_SETTINGS} settings", "take some out")
         return self.sizes[id(node)]
 
     def _size(self, node: yaml.Node, path: str, above: tuple[int, ...], level: int) -> int:

@@ -7,7 +7,7 @@ import re
 
 from popo_lightning.cli.trainer_settings import SEEDS
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.number_settings import LARGEST, MOST
+from popo_lightning.core.number_settings import LARGEST, MAX
 from popo_lightning.plan.run_settings import check_precision
 
 EXPECTED = re.compile(r"Expected (?:an? )?(.+?)\.? Got value:\s*(.*)$")
@@ -153,7 +153,7 @@ def _hint(setting: str, kinds: list[str], value: str) -> str:
         return ""
     if "int" not in kinds or not math.isfinite(number) or not number.is_integer():
         return ""
-    most, _ = MOST.get(setting, (LARGEST, ""))
+    most, _ = MAX.get(setting, (LARGEST, ""))
     if abs(number) > most:
         return f" of at most {most}"
     return f", in digits alone: {int(number)}"

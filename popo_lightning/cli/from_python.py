@@ -20,8 +20,8 @@ from popo_lightning.cli.main import PopoCLI
 from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import config_path, shipped
+from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError, own_refusal
-from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.data import RolloutDataModule

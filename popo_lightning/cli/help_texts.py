@@ -39,7 +39,7 @@ TRAINER = (
 TEXTS = {  # replace Lightning's texts
     "seed_everything": "Seed of all random draws, in the run's folder name as seedN.",
     "config": "YAML file of settings, or the name of one that popo configs lists; each goes over those before it.",
-    "ckpt_path": "Checkpoint to go on from, evaluate or begin a new run from: a file, or a folder of shards.",
+    "ckpt_path": "Checkpoint to resume, to evaluate, or to begin a new run from: a file, or a folder of shards.",
 }
 
 

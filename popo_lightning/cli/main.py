@@ -14,7 +14,7 @@ from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import with_config_names, with_config_paths
 from popo_lightning.core.errors import NotFiniteError, NothingSavedError, SettingError, own_refusal, reason
-from popo_lightning.core.one_voice import speak
+from popo_lightning.core.rank_refusals import print_refusal
 from popo_lightning.core.ranks import lost_rank
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
@@ -36,7 +36,7 @@ def run(args: ArgsType = None) -> PopoCLI:
         show_traceback(refusal)
         refuse(str(refusal))
     except (NotFiniteError, NothingSavedError) as error:
-        speak("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
+        print_refusal("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
         sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):

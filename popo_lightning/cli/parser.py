@@ -13,7 +13,7 @@ from popo_lightning.cli.class_faults import Maker
 from popo_lightning.cli.help_texts import HELP_ALL, own_help
 from popo_lightning.cli.parser_sentences import Command, explained
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.one_voice import speak
+from popo_lightning.core.rank_refusals import print_refusal
 
 CLI_SETTINGS: dict[str, Any] = {  # arguments of LightningCLI, also for other readers of settings
     "seed_everything_default": 1,
@@ -95,5 +95,5 @@ def command_of(parser: Any) -> Command:
 
 def refuse(sentence: str) -> NoReturn:
     """Prints one sentence on one rank, and exits with code 2."""
-    speak(sentence)
+    print_refusal(sentence)
     sys.exit(2)

@@ -12,8 +12,7 @@ from traceback import walk_tb
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
 from popo_lightning.cli.missing_packages import needs
 from popo_lightning.cli.union_errors import UNION, of_union
-from popo_lightning.core.errors import SettingError, own_refusal, reason
-from popo_lightning.core.nearest import (
+from popo_lightning.core.did_you_mean import (
     arguments_of,
     did_you_mean,
     nearest,
@@ -21,6 +20,7 @@ from popo_lightning.core.nearest import (
     nearest_owner,
     nearest_setting,
 )
+from popo_lightning.core.errors import SettingError, own_refusal, reason
 
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
 # Groups that null does not switch off, and what does.

@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from popo_lightning.callbacks.board import Board
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.end_of_run import closing_sentences
@@ -26,8 +25,10 @@ from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.samples import SampleTable
 from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
+from popo_lightning.callbacks.tensorboard import TensorBoardLayout
 from popo_lightning.callbacks.time_limit import at_the_end_of_an_iteration
 from popo_lightning.cli.class_faults import Maker, import_fault
+from popo_lightning.cli.class_names import import_classes
 from popo_lightning.cli.combinations import check_combination
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.fit_loop import end_always
@@ -36,7 +37,6 @@ from popo_lightning.cli.parser import OneSentenceParser
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
 from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
 from popo_lightning.cli.shipped_configs import with_config_names
-from popo_lightning.cli.slots import import_slots
 from popo_lightning.cli.trainer_settings import (
     check_callbacks,
     check_cpu_devices,
@@ -62,7 +62,7 @@ from popo_lightning.runs.folder import is_first_rank
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import settle
 from popo_lightning.runs.stopping import too_late_in_words
-from popo_lightning.runs.wanted import RunSettings, wanted_of
+from popo_lightning.runs.wanted_run import RunSettings, wanted_run
 from popo_lightning.training.optimizers import check_optimizer
 
 
@@ -84,7 +84,7 @@ class PopoCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes the usual parser, with errors in one sentence."""
-        import_slots()
+        import_classes()
         self.parser_class = self.parser_kind
         return super().init_parser(**kwargs)
 
@@ -206,7 +206,7 @@ class PopoCLI(LightningCLI):
             config.run.folder = folder_of_run(config.run.folder, map(str, config.config or ()))
         plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json", skip_validation=True))
         try:
-            self.wanted = wanted_of(config, plain)
+            self.wanted = wanted_run(config, plain)
             self.start = settle(self.wanted, self.claims)
         except RunFinished as finished:
             if is_first_rank():
@@ -282,7 +282,7 @@ class PopoCLI(LightningCLI):
             origin = self.start.record.origin
             summary = Summary(config.run.method, config.run.task, int(config.seed_everything), origin)
             stops = EarlyStops(self.wanted.stopping, self.start.forks)
-            more: list[Any] = [stops, Board(record), summary]
+            more: list[Any] = [stops, TensorBoardLayout(record), summary]
             if config.trainer.max_time is not None:
                 more.append(at_the_end_of_an_iteration(config.trainer.max_time))
                 kwargs["max_time"] = None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from popo_lightning.core.config_options import SUFFIXES, existing_file, given_configs
-from popo_lightning.core.nearest import did_you_mean
+from popo_lightning.core.did_you_mean import did_you_mean
 
 PACKAGE = Path(__file__).parent.parent
 DESCRIPTION = """Lists the configurations that come with the package, or prints or copies one.

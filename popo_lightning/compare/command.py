@@ -18,7 +18,7 @@ from popo_lightning.compare.collection import collect, metric_name
 from popo_lightning.compare.curves import read_run
 from popo_lightning.compare.plan import PlannedRun, is_finished, plan
 from popo_lightning.compare.plots import check_plots, draw
-from popo_lightning.compare.report import facts, main_parts, write_report
+from popo_lightning.compare.report import facts, main_sections, write_report
 from popo_lightning.compare.runs import Outcome, run_all
 from popo_lightning.compare.settings import Comparison, Method
 from popo_lightning.core.errors import SettingError
@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
         refuse(str(error))
     except KeyboardInterrupt:
         again = shlex.join(["popo", "compare", *args])
-        print(f"popo: stopped; finished runs are kept and what was under way goes on with: {again}", file=sys.stderr)
+        print(f"popo: stopped; finished runs are kept; interrupted ones continue with: {again}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -103,8 +103,8 @@ def report(comparison: Comparison, planned: Sequence[PlannedRun], failures: Sequ
         console.width = 160  # a log file is not as narrow as a terminal
     for line in facts(found):
         console.print(line, markup=False)
-    for part in main_parts(found) if found.runs else []:
-        console.print("", part.sheet.for_terminal(), crop=False)
+    for section in main_sections(found) if found.runs else []:
+        console.print("", section.table.for_terminal(), crop=False)
     console.print("")
     for file in [*files, *(comparison.folder / name for name in figures)]:
         console.print(str(file), soft_wrap=True, markup=False)

@@ -7,14 +7,14 @@ import math
 from popo_lightning.compare.collection import Collection, Number, total
 from popo_lightning.compare.curves import AT_THE_END
 from popo_lightning.compare.statistics import interval, paired_ratio
-from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part, extent_cell, extent_note, spread
-from popo_lightning.evaluation.tables import Sheet
+from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Section, extent_cell, extent_note, spread
+from popo_lightning.evaluation.tables import Table
 
 PHASES = ("generate", "verify", "compose", "prox", "train", "sync", "other", "evaluation")
 SHOWN_AGES = 10
 
 
-def cost_part(found: Collection) -> Part:
+def cost_section(found: Collection) -> Section:
     """Responses, tokens and seconds of whole runs."""
     dynamic = found.comparison.dynamic_sampling
     rows = []
@@ -50,10 +50,10 @@ def cost_part(found: Collection) -> Part:
     ]
     if dynamic is None:
         notes.append("Dynamic sampling's responses are estimated: a run's own, divided by its effective share.")
-    return Part(Sheet("What a run costs", header, rows), notes)
+    return Section(Table("What a run costs", header, rows), notes)
 
 
-def health_part(found: Collection) -> Part:
+def health_section(found: Collection) -> Section:
     """Numbers about the runs' groups, weights and policy."""
     columns = {
         "effective share": ("effective_share", "{:.1%}"),
@@ -72,10 +72,10 @@ def health_part(found: Collection) -> Part:
         "the largest raw one of any replayed token of any seed.",
         *extent_note(found),
     ]
-    return Part(Sheet("Groups, weights and policy", ["method", *columns, "largest weight"], rows), notes)
+    return Section(Table("Groups, weights and policy", ["method", *columns, "largest weight"], rows), notes)
 
 
-def age_part(found: Collection) -> Part | None:
+def age_section(found: Collection) -> Section | None:
     """Effective sample size of the weights by age of the replayed groups."""
     ages = sorted({age for run in found.runs for age in run.ess_by_age})
     if not ages:
@@ -92,10 +92,10 @@ def age_part(found: Collection) -> Part | None:
     ]
     if len(ages) > SHOWN_AGES:
         notes.append(f"Ages up to {ages[-1]} were replayed; the first {SHOWN_AGES} are shown.")
-    return Part(Sheet("Effective sample size by age", header, rows), notes)
+    return Section(Table("Effective sample size by age", header, rows), notes)
 
 
-def phase_part(found: Collection) -> Part:
+def phase_section(found: Collection) -> Section:
     """Seconds of a run by phase."""
     names = [name for name in PHASES if any(name in run.phases for run in found.runs)]
     names += sorted({name for run in found.runs for name in run.phases} - {*PHASES, "iteration"})
@@ -104,7 +104,7 @@ def phase_part(found: Collection) -> Part:
         for arm, seeds in found.arms.items()
     ]
     note = "Means over seeds, of a whole run; they depend on the machine and on what else ran on it."
-    return Part(Sheet("Seconds by phase", ["method", *names], rows), [note])
+    return Section(Table("Seconds by phase", ["method", *names], rows), [note])
 
 
 def _health(name: str) -> Number:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.callbacks.summary import flat
+from popo_lightning.callbacks.summary import flatten_evaluation
 from popo_lightning.compare.plan import SUMMARY, Arm
 from popo_lightning.compare.statistics import mean
 from popo_lightning.core.errors import SettingError, reason
@@ -93,7 +93,7 @@ def read_run(folder: Path, arm: Arm, seed: int) -> RunResult:
         summary = json.loads((folder / SUMMARY).read_text())
         rows = read_metrics(folder / "metrics.csv")
         entries = [{k: float(v) for k, v in entry.items()} for entry in summary["evaluations"]]
-        last = flat(entries[-1]) if entries else {}
+        last = flatten_evaluation(entries[-1]) if entries else {}
         return RunResult(
             arm=arm,
             seed=seed,
@@ -132,7 +132,11 @@ def points(entries: Sequence[Mapping[str, float]], rows: Mapping[int, Mapping[st
     for entry in entries:
         iteration = entry["iteration"]
         before = [row for i, row in rows.items() if i <= iteration]
-        fixed = {name: value for name, value in flat(dict(entry)).items() if name in FIXED and value is not None}
+        fixed = {
+            name: value
+            for name, value in flatten_evaluation(dict(entry)).items()
+            if name in FIXED and value is not None
+        }
         found.append(
             Point(
                 iteration=iteration,

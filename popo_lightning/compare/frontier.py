@@ -10,8 +10,8 @@ from popo_lightning.compare.collection import Collection
 from popo_lightning.compare.curves import RunResult
 from popo_lightning.compare.plan import Arm
 from popo_lightning.compare.reuse_law import Forecast, cheapest, fitted, forecast, needed_responses, rising
-from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part
-from popo_lightning.evaluation.tables import Sheet
+from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Section
+from popo_lightning.evaluation.tables import Table
 
 LEVELS = (0.5, 0.75, 1.0)  # fractions of the way from the highest first accuracy to the lowest last one
 NEAR = 0.2  # relative error of a prediction that counts as near
@@ -77,7 +77,7 @@ def needed_by(setting: Setting, metric: str, level: float) -> list[float]:
     return found
 
 
-def frontier_part(found: Collection) -> Part | None:
+def frontier_section(found: Collection) -> Section | None:
     """The law of the method in `frontier`, its prediction and the cheapest setting; None if `frontier` is null."""
     comparison = found.comparison
     if comparison.frontier is None:
@@ -91,10 +91,10 @@ def frontier_part(found: Collection) -> Part | None:
     name = found.metric_name(comparison.metric)
     title = f"Reuse of {comparison.frontier}: responses needed to reach {name}"
     if len({each.reuse for each in settings}) < 3:
-        return Part(Sheet(title, HEADER, []), ["Fewer than three settings have finished, which determine no law."])
+        return Section(Table(title, HEADER, []), ["Fewer than three settings have finished, which determine no law."])
     levels = levels_reached([run for each in settings for run in each.runs], comparison.metric)
     if not levels:
-        return Part(Sheet(title, HEADER, []), ["No accuracy is reached by every run, so that nothing is compared."])
+        return Section(Table(title, HEADER, []), ["No accuracy is reached by every run, so that nothing is compared."])
     rows: list[list[str]] = []
     notes = [
         "Reuse is the number of tokens trained on per token generated. D(reuse) = floor + slope reuse^-exponent is "
@@ -104,7 +104,7 @@ def frontier_part(found: Collection) -> Part | None:
     for level in levels:
         rows += _rows(settings, comparison.metric, level)
         notes += _sentences(settings, comparison.metric, level, name)
-    return Part(Sheet(title, ["level", *HEADER], rows), [*notes, SECONDS_NOTE])
+    return Section(Table(title, ["level", *HEADER], rows), [*notes, SECONDS_NOTE])
 
 
 def _rows(settings: Sequence[Setting], metric: str, level: float) -> list[list[str]]:

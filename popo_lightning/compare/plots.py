@@ -14,7 +14,7 @@ from popo_lightning.compare.statistics import Interval, extent, interval
 from popo_lightning.core.errors import SettingError
 
 # Okabe and Ito's colors, distinct to color-blind readers. Black comes last; yellow is too light for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
 AXIS_NAMES = {
@@ -24,7 +24,7 @@ AXIS_NAMES = {
     "tokens": "response tokens trained on",
 }
 WINDOW = 10
-LEAST_SEEDS = 3  # an interval of two seeds is about twenty times as wide as their range and would dwarf the rest
+MIN_SEEDS = 3  # an interval of two seeds is about twenty times as wide as their range and would dwarf the rest
 
 
 def check_plots() -> None:
@@ -60,7 +60,7 @@ def draw(found: Collection) -> dict[str, str]:
     if captions:
         _save(found, "final.png", final_accuracies(found))
         captions["final.png"] = (
-            f"Final accuracy: means, 95% t intervals of {LEAST_SEEDS} seeds or more, and single seeds as small dots."
+            f"Final accuracy: means, 95% t intervals of {MIN_SEEDS} seeds or more, and single seeds as small dots."
         )
     if found.comparison.sweep and captions:
         _save(found, "sweep.png", sweep(found))
@@ -185,9 +185,7 @@ def _mean_share(runs: Sequence[RunResult]) -> tuple[list[int], list[float]]:
 def _point(axis: Any, found: Interval, place: float, style: dict[str, str], across: bool) -> None:
     if not found.n:
         return
-    error = (
-        [[max(0.0, found.mean - found.low)], [max(0.0, found.high - found.mean)]] if found.n >= LEAST_SEEDS else None
-    )
+    error = [[max(0.0, found.mean - found.low)], [max(0.0, found.high - found.mean)]] if found.n >= MIN_SEEDS else None
     where = {"x": found.mean, "y": place, "xerr": error} if across else {"x": place, "y": found.mean, "yerr": error}
     marker = {"color": style["color"], "marker": style["marker"]}
     axis.errorbar(**where, **marker, linestyle="none", markersize=5, capsize=2.5, linewidth=1.4)
@@ -196,8 +194,8 @@ def _point(axis: Any, found: Interval, place: float, style: dict[str, str], acro
 def _style(found: Collection, arm: Arm) -> dict[str, str]:
     """Style of a method, the same in every figure."""
     place = list(found.comparison.methods).index(arm.method)
-    line = LINES[place // len(COLOURS) % len(LINES)]
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linestyle": line}
+    line = LINES[place // len(COLORS) % len(LINES)]
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)], "linestyle": line}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Any, Any]:

@@ -12,34 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from popo_lightning.compare.collection import Collection
-from popo_lightning.compare.costs import age_part, cost_part, health_part, phase_part
+from popo_lightning.compare.costs import age_section, cost_section, health_section, phase_section
 from popo_lightning.compare.curves import AXES, RunResult
-from popo_lightning.compare.frontier import frontier_part
+from popo_lightning.compare.frontier import frontier_section
 from popo_lightning.compare.plan import planned_run
 from popo_lightning.compare.runs import Outcome
 from popo_lightning.compare.settings import METRICS
-from popo_lightning.compare.tables import Part, accuracy_part, difference_part, sweep_part
-from popo_lightning.compare.target import goal, spent, target_part
+from popo_lightning.compare.tables import Section, accuracy_section, difference_section, sweep_section
+from popo_lightning.compare.target import accuracy_target, cost_to_target, target_section
 
 
-def main_parts(found: Collection) -> list[Part]:
-    """Parts of the report that answer: how good, how much better, how fast, at what cost."""
+def main_sections(found: Collection) -> list[Section]:
+    """Sections of the report that answer: how good, how much better, how fast, at what cost."""
     comparison = found.comparison
     others = list(dict.fromkeys(filter(None, (comparison.baseline, comparison.dynamic_sampling))))
-    parts = [
-        accuracy_part(found),
-        *(difference_part(found, method) for method in others),
-        target_part(found),
-        sweep_part(found),
-        frontier_part(found),
-        cost_part(found),
+    sections = [
+        accuracy_section(found),
+        *(difference_section(found, method) for method in others),
+        target_section(found),
+        sweep_section(found),
+        frontier_section(found),
+        cost_section(found),
     ]
-    return [part for part in parts if part is not None]
+    return [section for section in sections if section is not None]
 
 
-def other_parts(found: Collection) -> list[Part]:
-    """Parts of the report that help to explain the results."""
-    return [part for part in (health_part(found), age_part(found), phase_part(found)) if part is not None]
+def other_sections(found: Collection) -> list[Section]:
+    """Sections of the report that help to explain the results."""
+    return [
+        section for section in (health_section(found), age_section(found), phase_section(found)) if section is not None
+    ]
 
 
 def write_report(found: Collection, failures: Sequence[Outcome], figures: Mapping[str, str]) -> list[Path]:
@@ -71,9 +73,9 @@ def markdown(found: Collection, failures: Sequence[Outcome], figures: Mapping[st
     """The report as Markdown."""
     blocks = [f"# {found.comparison.name}", _facts(found)]
     if found.runs:
-        blocks += [_section(part) for part in main_parts(found)]
+        blocks += [_as_markdown(section) for section in main_sections(found)]
         blocks += [f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()]
-        blocks += [_section(part) for part in other_parts(found)]
+        blocks += [_as_markdown(section) for section in other_sections(found)]
     blocks += [_absent(found, failures), _settings(found)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -115,9 +117,9 @@ def _facts(found: Collection) -> str:
     return "\n".join(f"- {line}" for line in facts(found))
 
 
-def _section(part: Part) -> str:
-    notes = "\n".join(part.notes)
-    return f"## {part.sheet.title}\n\n{notes}\n\n{plain_table(part.sheet.header, part.sheet.rows)}"
+def _as_markdown(section: Section) -> str:
+    notes = "\n".join(section.notes)
+    return f"## {section.table.title}\n\n{notes}\n\n{plain_table(section.table.header, section.table.rows)}"
 
 
 def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -148,11 +150,11 @@ def _settings(found: Collection) -> str:
 
 def run_row(found: Collection, run: RunResult) -> dict[str, Any]:
     """A row of runs.csv."""
-    took = spent(found, run)
+    took = cost_to_target(found, run)
     row: dict[str, Any] = {"method": run.arm.method, "sweep": run.arm.sweep, "seed": run.seed}
     row |= {f"final_{metric}": run.final(metric, found.comparison.final_evaluations) for metric in METRICS}
     row |= {
-        "target": goal(found, run),
+        "target": accuracy_target(found, run),
         "iterations_to_target": took and took.iterations,
         "responses_to_target": took and took.responses,
         "seconds_to_target": took and took.seconds,

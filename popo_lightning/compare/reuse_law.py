@@ -75,8 +75,8 @@ def _linear(sigma: np.ndarray, needed: np.ndarray, exponents: np.ndarray) -> tup
     """
     x = sigma ** -exponents[:, None]
     mean = x.mean(axis=1)
-    centred = x - mean[:, None]
-    slope = centred @ needed / (centred**2).sum(axis=1)
+    centered = x - mean[:, None]
+    slope = centered @ needed / (centered**2).sum(axis=1)
     floor = needed.mean() - slope * mean
     slope = np.where(floor < 0, x @ needed / (x**2).sum(axis=1), slope)
     floor = np.maximum(floor, 0.0)

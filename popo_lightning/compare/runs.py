@@ -96,7 +96,7 @@ def run_all(
     making = _Making(to_do, say, accuracy, at_once, seconds_per_run)
     with _stopped_by_signals():
         try:
-            while making.goes_on():
+            while making.advance():
                 time.sleep(POLL)
         except BaseException:
             making.stop()
@@ -121,7 +121,7 @@ class _Making:
         self._count, self._say, self._accuracy = len(runs), say, accuracy
         self._at_once, self._seconds_per_run = at_once, seconds_per_run
 
-    def goes_on(self) -> bool:
+    def advance(self) -> bool:
         """Begins runs while there is room, stops late ones and collects ended ones. Returns whether any is left."""
         while self.waiting and len(self.under_way) < self._at_once:
             self._begin(*self.waiting.pop(0))

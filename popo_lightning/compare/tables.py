@@ -10,7 +10,7 @@ from popo_lightning.compare.collection import Collection, Number
 from popo_lightning.compare.plan import Arm
 from popo_lightning.compare.settings import METRICS
 from popo_lightning.compare.statistics import Interval, extent, interval
-from popo_lightning.evaluation.tables import Sheet
+from popo_lightning.evaluation.tables import Table
 
 NONE = "–"
 SECONDS_NOTE = (
@@ -20,15 +20,15 @@ SECONDS_NOTE = (
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """A table with the notes needed to read it.
 
     Args:
-        sheet: The table.
+        table: The table.
         notes: Sentences under its title.
     """
 
-    sheet: Sheet
+    table: Table
     notes: Sequence[str] = ()
 
 
@@ -40,7 +40,7 @@ def spread(found: Interval, form: str = "{:.3f}") -> str:
     return mean if math.isnan(found.low) or low == mean == high else f"{mean} [{low}, {high}]"
 
 
-def accuracy_part(found: Collection) -> Part:
+def accuracy_section(found: Collection) -> Section:
     """Final accuracy of each arm."""
     metrics = _measured(found)
     rows = [
@@ -48,10 +48,10 @@ def accuracy_part(found: Collection) -> Part:
         for arm, seeds in found.arms.items()
     ]
     header = ["method", "seeds", *map(found.metric_name, metrics)]
-    return Part(Sheet("Final accuracy", header, rows), [_final_note(found)])
+    return Section(Table("Final accuracy", header, rows), [_final_note(found)])
 
 
-def difference_part(found: Collection, method: str) -> Part | None:
+def difference_section(found: Collection, method: str) -> Section | None:
     """Final accuracy minus another method's at the same seed."""
     metrics = _measured(found)
     rows = []
@@ -66,10 +66,10 @@ def difference_part(found: Collection, method: str) -> Part | None:
         return None
     header = ["method", "pairs", *map(found.metric_name, metrics)]
     note = f"Each seed's final accuracy minus that of {method} at the same seed (and sweep label), then their mean."
-    return Part(Sheet(f"Difference to {method}", header, rows), [note])
+    return Section(Table(f"Difference to {method}", header, rows), [note])
 
 
-def sweep_part(found: Collection) -> Part | None:
+def sweep_section(found: Collection) -> Section | None:
     """Metric by method and sweep label, with differences to the baseline."""
     comparison = found.comparison
     if not comparison.sweep:
@@ -92,7 +92,7 @@ def sweep_part(found: Collection) -> Part | None:
         "A best label is chosen on these same evaluations and seeds, and is so flattered by chance.",
     ]
     header = ["method", *labels, "best"]
-    return Part(Sheet(f"Sweep: final {found.metric_name(metric)}", header, rows), notes)
+    return Section(Table(f"Sweep: final {found.metric_name(metric)}", header, rows), notes)
 
 
 def _measured(found: Collection) -> list[str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from popo_lightning.compare.collection import Collection, total
 from popo_lightning.compare.curves import RunResult
 from popo_lightning.compare.statistics import at, median, reached_at
-from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Part
-from popo_lightning.evaluation.tables import Sheet
+from popo_lightning.compare.tables import NONE, SECONDS_NOTE, Section
+from popo_lightning.evaluation.tables import Table
 
 
 @dataclass(frozen=True)
-class Spent:
+class CostToTarget:
     """Cost until the target was reached.
 
     Args:
@@ -29,7 +29,7 @@ class Spent:
     share: float | None
 
 
-def goal(found: Collection, run: RunResult) -> float | None:
+def accuracy_target(found: Collection, run: RunResult) -> float | None:
     """Accuracy that the run must reach: the given one, or the baseline's final one at the same seed and label."""
     comparison = found.comparison
     if comparison.target is not None:
@@ -39,9 +39,9 @@ def goal(found: Collection, run: RunResult) -> float | None:
     return theirs.get(run.seed)
 
 
-def spent(found: Collection, run: RunResult) -> Spent | None:
-    """Cost until the run reached its goal; None if it never did or has no goal."""
-    wanted = goal(found, run)
+def cost_to_target(found: Collection, run: RunResult) -> CostToTarget | None:
+    """Cost until the run reached its target; None if it never did or has none."""
+    wanted = accuracy_target(found, run)
     points = run.curve(found.comparison.metric)
     place = None if wanted is None else reached_at([point.numbers[found.comparison.metric] for point in points], wanted)
     if place is None:
@@ -51,17 +51,19 @@ def spent(found: Collection, run: RunResult) -> Spent | None:
     )
     reference = found.reference(run.arm, found.comparison.baseline)
     theirs = found.numbers(reference, total("iterations")).get(run.seed) if reference else None
-    return Spent(iterations, responses, seconds, iterations / theirs if theirs else None)
+    return CostToTarget(iterations, responses, seconds, iterations / theirs if theirs else None)
 
 
-def target_part(found: Collection) -> Part | None:
+def target_section(found: Collection) -> Section | None:
     """Table of medians over seeds for each arm."""
     comparison = found.comparison
     if comparison.target is None and comparison.baseline is None:
         return None
     rows = []
     for arm, seeds in found.arms.items():
-        tried = {seed: spent(found, run) for seed, run in seeds.items() if goal(found, run) is not None}
+        tried = {
+            seed: cost_to_target(found, run) for seed, run in seeds.items() if accuracy_target(found, run) is not None
+        }
         against = [each for seed, each in tried.items() if _has_baseline(found, seeds[seed])]
         reached = sum(each is not None for each in tried.values())
         rows.append(
@@ -84,7 +86,7 @@ def target_part(found: Collection) -> Part | None:
         "read against.",
         SECONDS_NOTE,
     ]
-    return Part(Sheet(f"To reach {what}", header, rows), notes)
+    return Section(Table(f"To reach {what}", header, rows), notes)
 
 
 def _has_baseline(found: Collection, run: RunResult) -> bool:
@@ -92,6 +94,6 @@ def _has_baseline(found: Collection, run: RunResult) -> bool:
     return reference is not None and run.seed in found.arms[reference]
 
 
-def _middle(values: list[Spent | None], number: Callable[[Spent], float], form: str) -> str:
+def _middle(values: list[CostToTarget | None], number: Callable[[CostToTarget], float], form: str) -> str:
     middle = median([None if each is None else number(each) for each in values]).value
     return form.format(middle) if middle is not None else "not reached" if values else NONE

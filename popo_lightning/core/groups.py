@@ -84,21 +84,21 @@ class Group(SavedWhole):
         """Policy version that sampled one of the responses."""
         return self.version if response.version is None else response.version
 
-    def rewards(self, part: str = "score") -> Tensor:
-        """(K,) float32 rewards of one part; 0 for a response whose grading failed."""
-        return torch.tensor([response.parts.get(part, 0.0) for response in self.responses], dtype=torch.float32)
+    def rewards(self, key: str = "score") -> Tensor:
+        """(K,) float32 rewards by one component; 0 for a response whose grading failed."""
+        return torch.tensor([response.parts.get(key, 0.0) for response in self.responses], dtype=torch.float32)
 
     def penalties(self) -> Tensor:
         """(K,) float32 penalties that limits charge; 0 without limits."""
         return torch.tensor([response.penalty for response in self.responses], dtype=torch.float32)
 
-    def combined(self, part: str = "score") -> Tensor:
-        """(K,) float32 rewards of one part minus the penalties."""
-        return self.rewards(part) - self.penalties()
+    def combined(self, key: str = "score") -> Tensor:
+        """(K,) float32 rewards by one component minus the penalties."""
+        return self.rewards(key) - self.penalties()
 
-    def is_effective(self, part: str = "score") -> bool:
+    def is_effective(self, key: str = "score") -> bool:
         """Whether the combined rewards differ, so that the group carries a gradient (2606.01281, section 1)."""
-        rewards = self.combined(part)
+        rewards = self.combined(key)
         return bool(rewards.max() - rewards.min() > REWARD_TOLERANCE)
 
     @property

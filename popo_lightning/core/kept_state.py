@@ -48,7 +48,7 @@ class KeepsState:
                     f"the checkpoint has nothing of {type(self).__name__}.{name}, which its `state` names by now; "
                     "resume with the class as it was, or start a new run (run.folder)"
                 )
-            setattr(self, name, _taken_up(getattr(self, name), state[name]))
+            setattr(self, name, _restored(getattr(self, name), state[name]))
 
 
 class Watch:
@@ -159,7 +159,7 @@ def _strange(value: Any, allowed: set[Any]) -> type | None:
     return next((found for part in parts if (found := _strange(part, allowed)) is not None), None)
 
 
-def _taken_up(present: Any, saved: Any) -> Any:
+def _restored(present: Any, saved: Any) -> Any:
     if hasattr(present, "load_state_dict"):
         present.load_state_dict(saved)
         return present

@@ -25,8 +25,8 @@ class Minibatch:
         groups: Whole groups; may be empty if a composer dropped more than it kept.
         version: Policy version at the start of the iteration. The age of a group is ``version - group.version``.
         index: Position among the iteration's optimizer steps.
-        part: Index of this minibatch's groups within the iteration, shared by all epochs. None uses `index`.
-        further: Groups of the same step that a critic alone learns from.
+        index_in_epoch: Position among the steps of its epoch; every epoch has the same groups there. None uses `index`.
+        critic_groups: Groups of the same step that a critic alone learns from.
 
     Attributes:
         recorded: Quantities from the start of the iteration, one tensor () or (T,) per row, by the field of
@@ -36,26 +36,28 @@ class Minibatch:
         extra: Further quantities of a rule's own, like `recorded`, by names that the rule chooses; its objective finds
             them in ObjectiveInputs' `extra`.
         prox_is_start: Whether prox is the policy that the iteration began with, which sampled the fresh rows.
-        of_critic: Minibatch of the further groups; None if there are none.
+        of_critic: Minibatch of the critic's groups; None if there are none.
 
     Setting any other attribute raises AttributeError: a row's quantity outside these two would reach no loss.
     """
 
-    __slots__ = ("extra", "groups", "index", "of_critic", "part", "prox_is_start", "recorded", "version")
+    __slots__ = ("extra", "groups", "index", "index_in_epoch", "of_critic", "prox_is_start", "recorded", "version")
 
     def __init__(
         self,
         groups: Sequence[Group],
         version: int,
         index: int,
-        part: int | None = None,
-        further: Sequence[Group] = (),
+        index_in_epoch: int | None = None,
+        critic_groups: Sequence[Group] = (),
     ) -> None:
         self.groups = list(groups)
-        self.of_critic: Minibatch | None = Minibatch(further, version, index, part) if further else None
+        self.of_critic: Minibatch | None = None
+        if critic_groups:
+            self.of_critic = Minibatch(critic_groups, version, index, index_in_epoch)
         self.version = version
         self.index = index
-        self.part = index if part is None else part
+        self.index_in_epoch = index if index_in_epoch is None else index_in_epoch
         self.recorded: dict[str, list[Tensor]] = {}
         self.extra: dict[str, list[Tensor]] = {}
         self.prox_is_start = False
@@ -131,39 +133,39 @@ def split_minibatches(
     random: Random,
     last: Collection[int] = (),
 ) -> list[Minibatch]:
-    """Shuffles groups, never splitting one, and deals them out evenly; the number of minibatches is fixed.
+    """Shuffles groups, never splitting one, and divides them evenly; the number of minibatches is fixed.
 
-    Groups for a critic alone are dealt out separately, so that they do not change the other parts. They only go to
-    parts that have other groups: without such a group, no step is taken.
+    Groups for a critic alone are divided separately, so that they do not change the other groups of a minibatch. They
+    only go to minibatches that have other groups: without such a group, no step is taken.
 
     Args:
         groups: Groups of one iteration.
         version: Policy version.
-        minibatches: Number of parts; some are empty if there are fewer groups.
-        ppo_epochs: Number of times that the parts are repeated, in the same order and with the same groups.
+        minibatches: Number of minibatches per epoch; some are empty if there are fewer groups.
+        ppo_epochs: Number of epochs, which have the same minibatches in the same order.
         random: Random generator for the order.
-        last: Ids of groups that come after all others, in the last parts.
+        last: Ids of groups that come after all others, in the last minibatches.
     """
     trained = [group for group in groups if not group.critic_only]
-    further = [group for group in groups if group.critic_only]
+    critic_groups = [group for group in groups if group.critic_only]
     order = list(range(len(trained)))
     random.shuffle(order)
-    parts = [order[part::minibatches] for part in range(minibatches)]
+    chunks = [order[first::minibatches] for first in range(minibatches)]
     if last:
-        order.sort(key=lambda place: trained[place].id in last)
-        ends = list(accumulate(map(len, parts)))
-        parts = [order[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
-    filled = sum(map(bool, parts)) or minibatches  # the filled parts come first
+        order.sort(key=lambda index: trained[index].id in last)
+        ends = list(accumulate(map(len, chunks)))
+        chunks = [order[end - len(chunk) : end] for chunk, end in zip(chunks, ends, strict=True)]
+    filled = sum(map(bool, chunks)) or minibatches  # the filled ones come first
     return [
         Minibatch(
-            [trained[each] for each in part],
+            [trained[index] for index in chunk],
             version,
-            sweep * minibatches + place,
-            place,
-            further[place::filled] if place < filled else (),
+            epoch * minibatches + number,
+            number,
+            critic_groups[number::filled] if number < filled else (),
         )
-        for sweep in range(ppo_epochs)
-        for place, part in enumerate(parts)
+        for epoch in range(ppo_epochs)
+        for number, chunk in enumerate(chunks)
     ]
 
 

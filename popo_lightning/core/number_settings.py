@@ -10,7 +10,7 @@ from popo_lightning.core.errors import SettingError
 
 LARGEST = 2**63 - 1  # the largest 64-bit integer
 # Largest values, and what each unit takes: memory, or a process.
-MOST: dict[str, tuple[int, str]] = {
+MAX: dict[str, tuple[int, str]] = {
     "data.problems_per_iteration": (2**20, "each is held in memory with its responses"),
     "data.group_size": (2**20, "each response is held in memory"),
     "data.ppo_epochs": (2**16, "the minibatches of all are held in memory"),
@@ -34,7 +34,7 @@ def check_numbers(config: Any) -> None:
             if known and not math.isfinite(value) and setting not in LINKED:
                 raise SettingError(f"{setting} is {value}; use a finite number, or leave it out for its default")
             continue
-        most, reason = MOST.get(setting, (LARGEST, "the largest 64-bit integer"))
+        most, reason = MAX.get(setting, (LARGEST, "the largest 64-bit integer"))
         if not -LARGEST <= value <= most:
             raise SettingError(f"{setting} is {shortened(value)}; use at most {most}: {reason}")
     data = config.get("data") or {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError, reason
 
-MOST_TOKENS = 10**6  # per response
+MAX_TOKENS = 10**6  # per response
 ROUNDING = 1e-3  # how far an engine's rounding may put a log-prob above 0
 
 
@@ -48,7 +48,7 @@ def token_ids(found: Any, name: str) -> Tensor:
         found: Value in the file.
         name: Key of the value, for the error message.
     """
-    if not isinstance(found, list) or len(found) > MOST_TOKENS or any(type(i) is not int or i < 0 for i in found):
+    if not isinstance(found, list) or len(found) > MAX_TOKENS or any(type(i) is not int or i < 0 for i in found):
         raise ValueError(f"{name} are no token ids")
     return torch.tensor(found, dtype=torch.long)
 

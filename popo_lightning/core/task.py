@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from popo_lightning.core.asking import asked_like
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.user_question import asked_like
 
 Verify = Callable[[Any, str], dict[str, float]]
-"""(gold answer, response text) -> reward parts: "score" trains, "acc" evaluates, "format" and others are logged.
+"""(gold answer, response text) -> reward components: "score" trains, "acc" evaluates, "format" and others are logged.
 
 A bare number is the score."""
 

@@ -28,7 +28,7 @@ class Sampling:
     the recorded log-probs those of the distribution sampled from. Evaluation may use top_p and top_k.
 
     Args:
-        max_new_tokens: Response limit in tokens, including the end token and a prefix that the prompt has begun.
+        max_new_tokens: Response limit in tokens, including the end token and a prefix that the prompt contains.
         temperature: Sampling temperature; 0 is greedy.
         top_p: Nucleus sampling probability mass.
         top_k: Number of most likely tokens to sample from; 0 means all.

@@ -16,7 +16,7 @@ from popo_lightning.engines.base import Sampling
 from popo_lightning.engines.row_cache import RowCache
 from popo_lightning.engines.sampling import draw, uniforms
 from popo_lightning.engines.stop_strings import StopStrings
-from popo_lightning.model.loading import image_marks
+from popo_lightning.model.loading import mm_token_type_ids
 from popo_lightning.model.prompts import Prompt
 
 PREFILL_TOKENS = 2**16  # prompt tokens in one forward pass, padding included
@@ -253,7 +253,7 @@ class Decoder:
         if not found:
             return {}
         images = {name: torch.cat([one[name] for one in found]).to(ids.device) for name in found[0]}
-        return images | {"mm_token_type_ids": image_marks(self.model.config, ids)}
+        return images | {"mm_token_type_ids": mm_token_type_ids(self.model.config, ids)}
 
     def _step(self, flight: Flight, padding: Tensor | None) -> None:
         """Generates one token of every row. padding is the (R,) number of columns before each row begins."""

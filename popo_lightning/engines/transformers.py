@@ -84,7 +84,7 @@ class TransformersEngine(RolloutEngine):
     ) -> Iterator[list[tuple[int, list[Response]]]]:
         copies = n if sampling.temperature == 0 else 1  # a greedy response is computed once
         rows = [
-            Row(place, first + i, sampling.max_new_tokens - prompt.begun)
+            Row(place, first + i, sampling.max_new_tokens - prompt.prefix_len)
             for place, (prompt, first) in enumerate(zip(prompts, prompt_seeds(seed, len(prompts)), strict=True))
             for i in range(n // copies)
         ]

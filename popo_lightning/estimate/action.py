@@ -27,7 +27,7 @@ NUMBER = r"[+-]?\d{1,15}(?:\.\d{1,15})?"
 COMPARED = re.compile(rf"\s*([A-Za-z_]\w{{0,63}})\s*(>=|<=|==|!=|>|<)\s*({NUMBER})\s*", re.ASCII)
 CONTAINED = re.compile(r'\s*([A-Za-z_]\w{0,63})\s+contains\s+("(?:[^"\\]|\\.){1,999}")\s*', re.ASCII)
 OTHER_NAMES = {"len": "tokens", "length": "tokens", "text": "response"}
-MOST_CHARACTERS = 1200
+MAX_CHARACTERS = 1200
 
 
 def parsed(expression: str) -> Holds:
@@ -35,12 +35,12 @@ def parsed(expression: str) -> Holds:
 
     Args:
         expression: FIELD COMPARISON NUMBER, or FIELD contains "TEXT". len is the number of tokens, text the response;
-            other fields are the row's own or its reward parts.
+            other fields are the row's own or its reward components.
 
     Raises:
         SettingError: The expression is invalid. The function raises it too, for a row without the field.
     """
-    if len(expression) <= MOST_CHARACTERS:
+    if len(expression) <= MAX_CHARACTERS:
         if found := COMPARED.fullmatch(expression):
             field, compare, number = found[1], COMPARISONS[found[2]], float(found[3])
             return lambda row: compare(_number(row, field), number)
@@ -61,11 +61,11 @@ def _text_in(quoted: str) -> str | None:
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """Value of a row's own field or of a reward part. A part is 0 if grading failed, which gives score and acc alone.
+    """Value of a row's own field or of a reward component; 0 if grading failed, which gives score and acc alone.
 
     Args:
         row: Line of a file of responses.
-        name: Name of the field or part.
+        name: Name of the field or component.
 
     Raises:
         KeyError: The row has neither.

@@ -23,7 +23,7 @@ def main(args: Sequence[str]) -> int:
 
     quieten()
     try:
-        if refusals := _of_checkpoint(asked) if asked.instrument is None else _of_behaviour(asked):
+        if refusals := _of_checkpoint(asked) if asked.instrument is None else _of_behavior(asked):
             refuse("; ".join(refusals))
     except SettingError as error:
         refuse(str(error))
@@ -71,7 +71,7 @@ def _of_checkpoint(asked: argparse.Namespace) -> list[str]:
     return refusals
 
 
-def _of_behaviour(asked: argparse.Namespace) -> list[str]:
+def _of_behavior(asked: argparse.Namespace) -> list[str]:
     from popo_lightning.estimate.action import parsed
     from popo_lightning.estimate.hinted_rows import hinted_rows
     from popo_lightning.estimate.instrument import effect

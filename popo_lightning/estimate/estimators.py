@@ -18,7 +18,7 @@ import numpy as np
 
 from popo_lightning.estimate.names import LARGEST_WEIGHT
 from popo_lightning.estimate.trajectories import Trajectories, bounded_exp
-from popo_lightning.metrics.effective import normalised
+from popo_lightning.metrics.effective import normalized
 
 LARGEST_LOG_WEIGHT = 50.0  # bound of the doubly robust estimate, whose weights are not normalised
 
@@ -30,7 +30,7 @@ def sampled_mean(logged: Trajectories) -> float:
 
 def importance_sampling(logged: Trajectories) -> float:
     """Sum w r / sum w, with w = pi_target / pi_behave of the whole response."""
-    return float(normalised(logged.log_weights) @ logged.returns)
+    return float(normalized(logged.log_weights) @ logged.returns)
 
 
 def per_decision(logged: Trajectories, gamma: float = 1.0) -> float:
@@ -47,12 +47,12 @@ def per_decision(logged: Trajectories, gamma: float = 1.0) -> float:
 
 def clipped(logged: Trajectories, largest: float = LARGEST_WEIGHT) -> float:
     """Like importance_sampling, with weights of at most ``largest``; biased towards the mean of the responses."""
-    return float(normalised(np.minimum(logged.log_weights, np.log(largest))) @ logged.returns)
+    return float(normalized(np.minimum(logged.log_weights, np.log(largest))) @ logged.returns)
 
 
 def geometric(logged: Trajectories) -> float:
     """Weights a response by the geometric mean of its token ratios; biased for any number of responses."""
-    return float(normalised(logged.log_weights / logged.lengths) @ logged.returns)
+    return float(normalized(logged.log_weights / logged.lengths) @ logged.returns)
 
 
 def doubly_robust(logged: Trajectories) -> float:

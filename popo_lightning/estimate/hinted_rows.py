@@ -41,7 +41,7 @@ def hinted_rows(files: Sequence[str], instrument: str, holds: Holds, reward: str
         files: Paths, such as evaluations/iteration-000100/NAME.jsonl.
         instrument: Field that is 0 or 1 (or false, true).
         holds: Whether a row's response shows the behaviour.
-        reward: Field or reward part with the reward.
+        reward: Field or reward component with the reward.
 
     Raises:
         SettingError: A file cannot be read, or a row lacks a field.
@@ -79,4 +79,4 @@ def _reward(row: Mapping[str, Any], name: str, where: str) -> float:
         found = field_of(row, name)
         if isinstance(found, bool | int | float):
             return float(found)
-    raise SettingError(f"{where} has no number '{name}', which --reward names; name a reward part that is there")
+    raise SettingError(f"{where} has no number '{name}', which --reward names; name a reward component that is there")

@@ -22,8 +22,8 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.estimate.bootstrap import Estimated
 from popo_lightning.metrics.effective import Floats
 
-LEAST_DIFFERENCE = 0.05  # smallest difference between p11 and p10
-LEAST_F = 10.0  # smallest F of the first stage (Staiger and Stock, 1997)
+MIN_DIFFERENCE = 0.05  # smallest difference between p11 and p10
+MIN_F = 10.0  # smallest F of the first stage (Staiger and Stock, 1997)
 NORMAL = 1.959963984540054  # standard errors on either side that hold 95% of a normal distribution
 
 
@@ -85,11 +85,11 @@ def effect(hinted: NDArray[np.bool_], acts: NDArray[np.bool_], rewards: Floats, 
     of_arms = [_ArmMeans.of(z, values) for values in (rewards, a)]
     (reward, act) = of_arms
     p10, p11 = act.means
-    if abs(p11 - p10) < LEAST_DIFFERENCE:
-        raise _weak(p11, p10, f"by less than {LEAST_DIFFERENCE}")
+    if abs(p11 - p10) < MIN_DIFFERENCE:
+        raise _weak(p11, p10, f"by less than {MIN_DIFFERENCE}")
     moved = act.influence[1] - act.influence[0]
-    if ((p11 - p10) / _standard_error(moved, kinds)) ** 2 < LEAST_F:
-        raise _weak(p11, p10, f"which {len(z)} responses do not tell from no difference (F is below {LEAST_F:g})")
+    if ((p11 - p10) / _standard_error(moved, kinds)) ** 2 < MIN_F:
+        raise _weak(p11, p10, f"which {len(z)} responses do not tell from no difference (F is below {MIN_F:g})")
     ratio = (reward.means[1] - reward.means[0]) / (p11 - p10)
     residuals = [r - ratio * of_act for r, of_act in zip(reward.influence, act.influence, strict=True)]
     of_ratio = (residuals[1] - residuals[0]) / (p11 - p10)

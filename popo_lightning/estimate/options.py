@@ -68,7 +68,9 @@ def _add_checkpoint_options(made: CommandLine) -> None:
         type=_number(float, 0, above=True),
         help="The checkpoint is judged at (default: that of the responses).",
     )
-    made.add_argument("--reward", metavar="PART", default="acc", help="Reward part that is estimated (default: acc).")
+    made.add_argument(
+        "--reward", metavar="COMPONENT", default="acc", help="Reward component that is estimated (default: acc)."
+    )
     made.add_argument(
         "--max_weight",
         type=_number(float, 0, above=True),

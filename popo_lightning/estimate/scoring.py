@@ -68,13 +68,15 @@ class Judged:
                 "with the same tokenizer"
             )
 
-    def trajectories(self, groups: Sequence[Group], temperature: float, part: str = ACCURACY) -> list[Trajectories]:
+    def trajectories(
+        self, groups: Sequence[Group], temperature: float, component: str = ACCURACY
+    ) -> list[Trajectories]:
         """The responses to each problem, with log-probs under both policies.
 
         Args:
             groups: One group per problem.
             temperature: Temperature at which the policy is judged.
-            part: Reward part.
+            component: Reward component.
         """
         self.policy.temperature = temperature
         found: list[Trajectories] = []
@@ -84,7 +86,7 @@ class Judged:
             for group in some:
                 target = [_numbers(next(logp)) for _ in group.responses]
                 behave = [_numbers(response.behave_logp) for response in group.responses]
-                found.append(graded_responses(target, behave, [_reward(r, part) for r in group.responses]))
+                found.append(graded_responses(target, behave, [_reward(r, component) for r in group.responses]))
         return found
 
 
@@ -94,7 +96,7 @@ def _numbers(logp: torch.Tensor) -> Floats:
 
 
 def _reward(response: Response, name: str) -> float:
-    """The part; 0 where grading failed, which gives score and acc alone."""
+    """The component; 0 where grading failed, which gives score and acc alone."""
     parts = response.parts
     if name not in parts and response.failure is None:
         raise SettingError(f"--reward is '{name}', which the responses do not have; use {' or '.join(sorted(parts))}")

@@ -74,12 +74,12 @@ def star(logged: Trajectories, states: States, last: int = 0, gamma: float = 1.0
     z = np.zeros(states.shape, dtype=np.int64)
     z[logged.alive] = places
     weights = bounded_exp(logged.last_log_ratios(last)) * logged.alive
-    goes_on = logged.alive[:, 1:]
+    continues = logged.alive[:, 1:]
     size = len(kinds)
     visits, rewards, moves = np.zeros(size), np.zeros(size), np.zeros((size, size))
     np.add.at(visits, z, weights)
     np.add.at(rewards, z, weights * logged.rewards)
-    np.add.at(moves, (z[:, :-1], z[:, 1:]), weights[:, :-1] * goes_on)
+    np.add.at(moves, (z[:, :-1], z[:, 1:]), weights[:, :-1] * continues)
     seen = np.where(visits > 0, visits, 1.0)
     starts = np.bincount(z[:, 0], minlength=size) / len(z)
     try:

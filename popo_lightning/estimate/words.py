@@ -50,7 +50,7 @@ def effect_lines(found: Effect, instrument: str, action: str, reward: str) -> li
         found: The effect.
         instrument: Name of the hint.
         action: Expression of the behaviour.
-        reward: Name of the reward part.
+        reward: Name of the reward component.
     """
     heading = (
         f"{found.responses} responses to {found.problems} problems; {action} holds for {found.p11:.3f} of those with "

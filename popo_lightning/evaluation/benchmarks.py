@@ -141,23 +141,24 @@ def several(k: int | Sequence[int]) -> tuple[int, ...]:
     return (k,) if isinstance(k, int) else tuple(sorted(set(k)))
 
 
-def metric_names(regimes: Mapping[str, EvalSettings]) -> list[str]:
+def metric_names(settings_by_name: Mapping[str, EvalSettings]) -> list[str]:
     """Names of the metrics of an evaluation, given the settings of each benchmark."""
-    labels = {name: _labels(regime) for name, regime in regimes.items()}
+    labels = {name: _labels(settings) for name, settings in settings_by_name.items()}
     always = ("response_tokens", "truncated_frac", "grading_failures", "seconds")
     found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
-    if len(regimes) < 2:
+    if len(settings_by_name) < 2:
         return found
     first, *others = labels.values()
     found += [f"eval/{MEAN}/{label}" for label in first if all(label in its for its in others)]
-    if len({regime.avg_k for regime in regimes.values()}) > 1 and all(regime.samples for regime in regimes.values()):
+    every = settings_by_name.values()
+    if len({settings.avg_k for settings in every}) > 1 and all(settings.samples for settings in every):
         found.append(f"eval/{MEAN}/avg")
     return found
 
 
-def _labels(regime: EvalSettings) -> list[str]:
-    sampled = [f"avg_at_{regime.avg_k}", *(f"pass_at_{k}" for k in regime.pass_k)] if regime.samples else []
-    return ["greedy"] * regime.greedy + sampled
+def _labels(settings: EvalSettings) -> list[str]:
+    sampled = [f"avg_at_{settings.avg_k}", *(f"pass_at_{k}" for k in settings.pass_k)] if settings.samples else []
+    return ["greedy"] * settings.greedy + sampled
 
 
 def check_names(

@@ -30,7 +30,7 @@ from popo_lightning.evaluation.evaluated_run import EvaluatedRun, evaluated_run
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
 from popo_lightning.evaluation.grades import check_evaluation_grades
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, measured
-from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet
+from popo_lightning.evaluation.tables import benchmark_table, breakdown_table
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
 from popo_lightning.runs.folder import EVALUATIONS
 from popo_lightning.runs.stopping import stop_requests
@@ -86,11 +86,11 @@ class Evaluation(L.Callback):
                 f"evaluation.every_n_iterations is {every_n_iterations}; use 0 (only before and after) or more"
             )
         ks = several(pass_k)
-        self.regime = EvalSettings(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
-        self.regime.check("evaluation")
+        self.settings = EvalSettings(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
+        self.settings.check("evaluation")
         self.benchmarks = benchmarks or {}
         for name in self.benchmarks:
-            self.regime_of(name).check(f"evaluation.benchmarks.{name}")
+            self.settings_of(name).check(f"evaluation.benchmarks.{name}")
         self.every_n_iterations = every_n_iterations
         self.at_start = at_start
         self.breakdown = tuple(dict.fromkeys(breakdown))
@@ -104,10 +104,10 @@ class Evaluation(L.Callback):
         self._results: list[BenchmarkResult] = []  # results of the present validate, test or predict
         self._responses: ReplacedFile | None = None  # file of predict
 
-    def regime_of(self, benchmark: str) -> EvalSettings:
+    def settings_of(self, benchmark: str) -> EvalSettings:
         """Settings with which a benchmark is evaluated."""
-        settings = self.benchmarks.get(benchmark)
-        return self.regime if settings is None else self.regime.changed(settings)
+        own = self.benchmarks.get(benchmark)
+        return self.settings if own is None else self.settings.changed(own)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses settings for benchmarks that the task does not have, before a model loads."""
@@ -115,18 +115,18 @@ class Evaluation(L.Callback):
         found = dict(data.benchmarks())
         check_names(found, self.benchmarks, self.breakdown)
         for name, problems in found.items():
-            regime = self.regime_of(name)
-            if len(regime.chosen(problems)) < trainer.world_size:
+            settings = self.settings_of(name)
+            if len(settings.chosen(problems)) < trainer.world_size:
                 raise SettingError(
-                    f"evaluation.limit of benchmark '{name}' is {regime.limit}, fewer problems than there are ranks "
+                    f"evaluation.limit of benchmark '{name}' is {settings.limit}, fewer problems than there are ranks "
                     f"({trainer.world_size}); raise it"
                 )
         if stage == "fit":
-            names = metric_names({name: self.regime_of(name) for name in found})
+            names = metric_names({name: self.settings_of(name) for name in found})
             check_evaluation_monitors(trainer, names, self.every_n_iterations)
             settle_stopping(trainer)
         # an engine must make room for the longest response before it starts
-        data.longest_response = max((self.regime_of(name).max_new_tokens or 0 for name in found), default=0)
+        data.longest_response = max((self.settings_of(name).max_new_tokens or 0 for name in found), default=0)
 
     # -- when --------------------------------------------------------------------------------------------------
 
@@ -215,17 +215,17 @@ class Evaluation(L.Callback):
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
     ) -> BenchmarkResult:
         data = evaluated_run(trainer)
-        regime = self.regime_of(name)
-        regime = replace(regime, max_new_tokens=regime.max_new_tokens or data.sampling.max_new_tokens)
+        settings = self.settings_of(name)
+        settings = replace(settings, max_new_tokens=settings.max_new_tokens or data.sampling.max_new_tokens)
         stop_requests(trainer).check(trainer)
         data.ahead.join()
         spent = data.clock.take()  # training does not count this generation
-        problems = regime.chosen(problems)
+        problems = settings.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
         with data.leaves_at_once():
             data.sync()
-            greedy = self._sample(data, name, mine, 1, replace(regime, temperature=0.0)) if regime.greedy else []
-            sampled = self._sample(data, name, mine, regime.samples, regime) if regime.samples else []
+            greedy = self._sample(data, name, mine, 1, replace(settings, temperature=0.0)) if settings.greedy else []
+            sampled = self._sample(data, name, mine, settings.samples, settings) if settings.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
         stop_requests(trainer).check(trainer)  # there may be no next benchmark that checks
@@ -235,19 +235,20 @@ class Evaluation(L.Callback):
                 file.write_all(sample_rows(name, greedy, sampled, self.breakdown, kept))
         if self._responses is not None:
             self._responses.write_all(sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
-        result = measured(trainer, name, regime, problems, greedy, sampled, self.breakdown, seconds)
+        result = measured(trainer, name, settings, problems, greedy, sampled, self.breakdown, seconds)
         if self._responses is None and not (trainer.state.fn == "fit" and data.iteration):
             check_evaluation_grades(result, data)
         return result
 
     def _sample(
-        self, data: EvaluatedRun, name: str, problems: Sequence[Problem], n: int, regime: EvalSettings
+        self, data: EvaluatedRun, name: str, problems: Sequence[Problem], n: int, settings: EvalSettings
     ) -> list[Group]:
-        assert regime.max_new_tokens is not None and data.trainer is not None
-        cut = (regime.top_p, regime.top_k) if regime.temperature else (1.0, 0)
-        sampling = Sampling(regime.max_new_tokens, regime.temperature, *cut, stop=data.sampling.stop)
+        assert settings.max_new_tokens is not None and data.trainer is not None
+        cut = (settings.top_p, settings.top_k) if settings.temperature else (1.0, 0)
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, *cut, stop=data.sampling.stop)
         seed = seed_of_draws(self.seed, data.trainer.global_rank, name, data.iteration if self.new_draws else None)
-        with data.maker.work.named(f"evaluating {name} ({f'{n} sampled each' if regime.temperature else 'greedy'})"):
+        how = f"{n} sampled each" if settings.temperature else "greedy"
+        with data.generator.work.named(f"evaluating {name} ({how})"):
             return list(data.sample(problems, n, sampling, seed))
 
     def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
@@ -259,10 +260,10 @@ class Evaluation(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=iteration)
             if isinstance(logger, TensorBoardLogger) and results and trainer.is_global_zero:
-                sheets = {"evaluation": benchmark_sheet(self.latest, ""), "breakdown": breakdown_sheet(self.latest)}
-                for tag, sheet in sheets.items():
-                    if sheet is not None:
-                        logger.experiment.add_text(tag, sheet.markdown(), iteration)
+                tables = {"evaluation": benchmark_table(self.latest, ""), "breakdown": breakdown_table(self.latest)}
+                for tag, table in tables.items():
+                    if table is not None:
+                        logger.experiment.add_text(tag, table.markdown(), iteration)
         if folder is not None and results and trainer.is_global_zero:
             write_json(folder / "results.json", self._origin(trainer) | self.latest.to_plain())
             self.written = folder

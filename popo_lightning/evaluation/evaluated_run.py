@@ -48,7 +48,7 @@ class EvaluatedRun(RunData, Protocol):
     def ahead(self) -> Background: ...  # noqa: D102
 
     @property
-    def maker(self) -> Generator: ...  # noqa: D102
+    def generator(self) -> Generator: ...  # noqa: D102
 
     @property
     def first_grading_failure(self) -> str | None: ...  # noqa: D102

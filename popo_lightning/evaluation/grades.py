@@ -18,7 +18,7 @@ def check_evaluation_grades(result: BenchmarkResult, data: EvaluatedRun) -> None
     Raises:
         SettingError: Every grading failed; the message has the reason.
     """
-    responses = result.numbers["problems"] * (result.regime.samples + result.regime.greedy)
+    responses = result.numbers["problems"] * (result.settings.samples + result.settings.greedy)
     failures = result.numbers["grading_failures"]
     if failures == responses:  # on all ranks or none, since the rest is a collective
         counts = {"responses": responses, "failures": failures}

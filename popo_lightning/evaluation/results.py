@@ -33,14 +33,14 @@ class BenchmarkResult:
 
     Args:
         name: Name of the benchmark.
-        regime: Settings of the evaluation.
+        settings: Settings of the evaluation.
         numbers: Metrics of the whole benchmark.
         breakdown: Metrics by field of ``Problem.info`` and by value. Fields with a single value are left out.
         seconds: Time of weight sync, generation and grading on this rank.
     """
 
     name: str
-    regime: EvalSettings
+    settings: EvalSettings
     numbers: Numbers
     breakdown: dict[str, dict[str, Numbers]]
     seconds: float
@@ -73,9 +73,9 @@ class EvaluationResult:
             for label in shared
             if label == "greedy" or label.startswith(("avg_at_", "pass_at_"))
         }
-        ks = {each.regime.avg_k for each in self.benchmarks}
-        if len(ks) > 1 and all(each.regime.samples for each in self.benchmarks):
-            means["avg"] = sum(each.numbers[f"avg_at_{each.regime.avg_k}"] for each in self.benchmarks) / len(
+        ks = {each.settings.avg_k for each in self.benchmarks}
+        if len(ks) > 1 and all(each.settings.samples for each in self.benchmarks):
+            means["avg"] = sum(each.numbers[f"avg_at_{each.settings.avg_k}"] for each in self.benchmarks) / len(
                 self.benchmarks
             )
         return means
@@ -94,7 +94,7 @@ class EvaluationResult:
             "iteration": self.iteration,
             "benchmarks": {
                 each.name: {
-                    "settings": asdict(each.regime),
+                    "settings": asdict(each.settings),
                     "numbers": each.numbers,
                     "breakdown": each.breakdown,
                     "seconds": each.seconds,
@@ -118,7 +118,7 @@ def by_benchmark(entry: Mapping[str, float]) -> dict[str, Numbers]:
 def measured(
     trainer: L.Trainer,
     name: str,
-    regime: EvalSettings,
+    settings: EvalSettings,
     problems: Sequence[Problem],
     greedy: Sequence[Group],
     sampled: Sequence[Group],
@@ -130,7 +130,7 @@ def measured(
     Args:
         trainer: Trainer of this rank.
         name: Name of the benchmark.
-        regime: Settings of the evaluation.
+        settings: Settings of the evaluation.
         problems: Problems of all ranks, so that every rank adds up the same parts in the same order.
         greedy: This rank's greedy responses, one per group; empty without them.
         sampled: This rank's sampled responses; empty without them.
@@ -145,10 +145,10 @@ def measured(
             log.warning("benchmark '%s' has %d values of '%s' and is not broken down by it", name, len(values), field)
         elif len(values) > 1:
             breakdown[field] = {
-                value: _numbers(trainer, regime, _part(greedy, mine, value), _part(sampled, mine, value))
+                value: _numbers(trainer, settings, _part(greedy, mine, value), _part(sampled, mine, value))
                 for value in values
             }
-    return BenchmarkResult(name, regime, _numbers(trainer, regime, greedy, sampled), breakdown, seconds)
+    return BenchmarkResult(name, settings, _numbers(trainer, settings, greedy, sampled), breakdown, seconds)
 
 
 NO_VALUE = "(none)"
@@ -181,17 +181,17 @@ def _part(groups: Sequence[Group], values: Sequence[str], value: str) -> list[Gr
     return [group for group, its in zip(groups, values, strict=True) if its == value] if groups else []
 
 
-def _numbers(trainer: L.Trainer, regime: EvalSettings, greedy: Sequence[Group], sampled: Sequence[Group]) -> Numbers:
+def _numbers(trainer: L.Trainer, settings: EvalSettings, greedy: Sequence[Group], sampled: Sequence[Group]) -> Numbers:
     """Numbers over all ranks, some of which may have no group of this part."""
     device = trainer.strategy.root_device
-    either = sampled if regime.samples else greedy
+    either = sampled if settings.samples else greedy
     numbers = {"problems": _sum_over_ranks(trainer, torch.ones(len(either)))}
-    if regime.greedy:
+    if settings.greedy:
         numbers["greedy"] = _mean_over_ranks(trainer, _correct(greedy, 1)[:, 0])
-    if regime.samples:
-        correct = _correct(sampled, regime.samples).to(device)
-        metrics: list[tuple[str, AvgAtK | PassAtK]] = [(f"avg_at_{regime.avg_k}", AvgAtK(regime.avg_k))]
-        metrics += [(f"pass_at_{k}", PassAtK(k)) for k in regime.pass_k]
+    if settings.samples:
+        correct = _correct(sampled, settings.samples).to(device)
+        metrics: list[tuple[str, AvgAtK | PassAtK]] = [(f"avg_at_{settings.avg_k}", AvgAtK(settings.avg_k))]
+        metrics += [(f"pass_at_{k}", PassAtK(k)) for k in settings.pass_k]
         for label, metric in metrics:
             metric.to(device).update(correct)
             numbers[label] = float(metric.compute())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from popo_lightning.core.markdown import markdown_table
@@ -18,7 +18,7 @@ SHOWN_PARTS = 60
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """The content of a table.
 
     Args:
@@ -33,10 +33,10 @@ class Sheet:
     rows: Sequence[Sequence[str]]
     words: int = 1
 
-    def for_terminal(self) -> Table:
+    def for_terminal(self) -> RichTable:
         """Table for rich, one row per line. Cells are text, so that brackets are not markup."""
         title = Text(_clean(self.title), style="bold")
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
+        table = RichTable(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
         for place, name in enumerate(self.header):
             numeric = place >= self.words  # a narrow terminal cuts names, never numbers
             least = None if numeric else min(10, max([len(name), *(len(row[place]) for row in self.rows)]))
@@ -51,16 +51,16 @@ class Sheet:
         return markdown_table(self.header, [[_clean(cell) for cell in row] for row in self.rows])
 
 
-def benchmark_sheet(result: EvaluationResult, title: str) -> Sheet:
+def benchmark_table(result: EvaluationResult, title: str) -> Table:
     """One row per benchmark, and one for their mean."""
     labels = _labels([each.numbers for each in result.benchmarks] + [result.mean])
     rows = [[each.name, *_cells(each.numbers, labels)] for each in result.benchmarks]
     if result.mean:
         rows.append([MEAN, *_cells(result.mean, labels)])
-    return Sheet(title, ["benchmark", *map(_heading, labels)], rows)
+    return Table(title, ["benchmark", *map(_heading, labels)], rows)
 
 
-def breakdown_sheet(result: EvaluationResult) -> Sheet | None:
+def breakdown_table(result: EvaluationResult) -> Table | None:
     """One row per part of each benchmark; None if nothing is broken down."""
     parts = [
         ([each.name, field, value], numbers)
@@ -74,10 +74,10 @@ def breakdown_sheet(result: EvaluationResult) -> Sheet | None:
     rows = [[*names, *_cells(numbers, labels)] for names, numbers in parts[:SHOWN_PARTS]]
     if len(parts) > SHOWN_PARTS:
         rows.append([f"and {len(parts) - SHOWN_PARTS} more in results.json", *[""] * (2 + len(labels))])
-    return Sheet("by part", ["benchmark", "by", "value", *map(_heading, labels)], rows, words=3)
+    return Table("by part", ["benchmark", "by", "value", *map(_heading, labels)], rows, words=3)
 
 
-def change_sheet(first: Mapping[str, float], last: Mapping[str, float]) -> Sheet:
+def change_table(first: Mapping[str, float], last: Mapping[str, float]) -> Table:
     """Accuracies at the first and the last evaluation of a run, from their metrics."""
     before, after = by_benchmark(first), by_benchmark(last)
     labels = [label for label in _labels(after.values()) if label == "greedy" or label.startswith(("avg", "pass"))]
@@ -85,7 +85,7 @@ def change_sheet(first: Mapping[str, float], last: Mapping[str, float]) -> Sheet
         [name, *(_change(before.get(name, {}), numbers, label) for label in labels)] for name, numbers in after.items()
     ]
     title = f"first and last evaluation, after iterations {first['iteration']:.0f} and {last['iteration']:.0f}"
-    return Sheet(title, ["benchmark", *map(_heading, labels)], rows)
+    return Table(title, ["benchmark", *map(_heading, labels)], rows)
 
 
 def _labels(numbers: Iterable[Numbers]) -> list[str]:

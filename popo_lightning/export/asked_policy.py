@@ -84,15 +84,15 @@ def answers(
     sampler = _started(saved, began, encoder, problem, sampling, engine)
     pool = GradingPool(task.verify, 1, float(saved.setting("data.grading_timeout", 5.0)))
     try:
-        maker = RolloutGenerator(encoder, sampler, pool, PhaseClock(), 0, 1, torch.float32, None)
-        return _responses(maker, problem, question, sampling)
+        generator = RolloutGenerator(encoder, sampler, pool, PhaseClock(), 0, 1, torch.float32, None)
+        return _responses(generator, problem, question, sampling)
     finally:
         pool.close()
         sampler.stop()
 
 
-def _responses(maker: RolloutGenerator, problem: Problem, question: Question, sampling: Sampling) -> list[Response]:
-    ask = maker.ungraded if question.gold is None else maker.make
+def _responses(generator: RolloutGenerator, problem: Problem, question: Question, sampling: Sampling) -> list[Response]:
+    ask = generator.ungraded if question.gold is None else generator.make
     (group,) = ask([problem], question.n if question.temperature else 1, sampling, question.seed)
     return group.responses
 

@@ -30,7 +30,7 @@ def best_checkpoint(run: Path) -> Path:
     """
     whole = [path for folder in checkpoint_folders(run) for path in folder.glob("*.ckpt") if flaw(path) is None]
     if not whole:
-        raise SettingError(f"--best is given, but the run in '{run}' has no whole checkpoint; go on with the run first")
+        raise SettingError(f"--best is given, but the run in '{run}' has no whole checkpoint; continue the run first")
     saved = sorted((opened(path, run) for path in whole), key=lambda each: written_at(each.checkpoint))
     noted = _noted(saved[-1])
     if noted.get("monitor"):

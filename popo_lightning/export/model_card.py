@@ -160,12 +160,12 @@ def _evaluation(told: Told) -> Iterator[str]:
         for name, numbers in measured.benchmarks.items()
     ]
     yield markdown_table(("benchmark", *labels), rows)
-    regimes = {name: _regime(settings) for name, settings in measured.settings.items()}
-    if regimes:
-        yield "\n".join(f"- {_code(name)}: {_code(regime)}" for name, regime in regimes.items())
+    texts = {name: _settings_text(settings) for name, settings in measured.settings.items()}
+    if texts:
+        yield "\n".join(f"- {_code(name)}: {_code(text)}" for name, text in texts.items())
 
 
-def _regime(settings: Mapping[str, Any]) -> str:
+def _settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from popo_lightning.core.nearest import did_you_mean
+from popo_lightning.core.did_you_mean import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 ENGINES = ("transformers", "vllm")

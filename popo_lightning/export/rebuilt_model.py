@@ -11,7 +11,7 @@ from torch import Tensor
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.loading import sees_images, usable_attention
 
-MOST_FLOAT16 = torch.finfo(torch.float16).max
+MAX_FLOAT16 = torch.finfo(torch.float16).max
 
 
 def rebuilt(
@@ -62,9 +62,9 @@ def cast(model: Any, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if any(part in name for part in kept):
             continue
-        if dtype is torch.float16 and parameter.numel() and float(parameter.detach().abs().max()) > MOST_FLOAT16:
+        if dtype is torch.float16 and parameter.numel() and float(parameter.detach().abs().max()) > MAX_FLOAT16:
             raise SettingError(
-                f"--dtype is float16, which ends at {MOST_FLOAT16:g}, but {name} has a larger weight; use bfloat16"
+                f"--dtype is float16, which ends at {MAX_FLOAT16:g}, but {name} has a larger weight; use bfloat16"
             )
         parameter.data = parameter.data.to(dtype)
 

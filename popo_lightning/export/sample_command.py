@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from popo_lightning.core.groups import Response
 
 INTERRUPTED = 130
-MOST_CHARACTERS = 1_000_000  # of a prompt on the standard input
+MAX_CHARACTERS = 1_000_000  # of a prompt on the standard input
 
 
 def main(args: Sequence[str]) -> int:
@@ -70,5 +70,5 @@ def lines(found: Sequence[Response], graded: bool) -> Iterator[str]:
 
 def _read() -> str:
     """Reads the standard input as one prompt, without its last newline."""
-    found = sys.stdin.read(MOST_CHARACTERS)
+    found = sys.stdin.read(MAX_CHARACTERS)
     return found.removesuffix("\n")

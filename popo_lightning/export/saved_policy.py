@@ -113,7 +113,7 @@ def saved_policy(place: str, best: bool = False) -> SavedPolicy:
     if newest is None:
         looked = ", ".join(f"'{folder}'" for folder in folders)
         raise SettingError(
-            f"{SOURCE} is '{place}', whose run has no whole checkpoint (looked for in {looked}); go on with the run by "
+            f"{SOURCE} is '{place}', whose run has no whole checkpoint (looked for in {looked}); continue the run by "
             "--run.resume true, or name a checkpoint"
         )
     return opened(newest, run)

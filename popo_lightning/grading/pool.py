@@ -74,7 +74,7 @@ class GradingPool:
         self._workers: list[GradingProcess] = []
         self._queue: deque[tuple[int, bytes]] = deque()
         self._grades: dict[int, Grade] = {}
-        self._texts: list[str] = []  # texts of the offered items, for the log
+        self._texts: list[str] = []  # texts of the submitted items, for the log
         self._failed_starts = 0
         self._close = weakref.finalize(self, _kill_all, self._workers, os.getpid())
 
@@ -86,11 +86,11 @@ class GradingPool:
                 row before they are ready, or the pool is closed.
             Exception: Pickle cannot pickle a gold answer; nothing has been graded.
         """
-        self.forget()
-        self.offer(items)
+        self.discard()
+        self.submit(items)
         return self.collect()
 
-    def offer(self, items: Sequence[tuple[Any, str]]) -> None:
+    def submit(self, items: Sequence[tuple[Any, str]]) -> None:
         """Queues items to be graded in the background; :meth:`collect` returns their grades. Never waits."""
         if not self._close.alive:
             raise RuntimeError("this grading pool is closed")
@@ -105,15 +105,15 @@ class GradingPool:
             if len(self._texts[index]) > MAX_RESPONSE_CHARS:
                 self._fail(index, "invalid", f"reads at most {MAX_RESPONSE_CHARS:,} characters, fewer than has")
         self._queue.extend(queued)
-        self.go_on()
+        self.poll()
 
-    def go_on(self) -> None:
+    def poll(self) -> None:
         """Takes the grades that are ready and hands out further items. Never waits; call it repeatedly."""
         if len(self._grades) < len(self._texts):
             self._advance(0.0)
 
     def collect(self) -> list[Grade]:
-        """Waits for the grades of all items offered since the last call, and returns them in the order of the items."""
+        """Waits for the grades of all items submitted since the last call, and returns them in that order."""
         try:
             while len(self._grades) < len(self._texts):
                 soonest = min((worker.deadline for worker in self._workers), default=0.0)
@@ -122,12 +122,12 @@ class GradingPool:
                 self._refill()  # missing workers load until the next call
             return [self._grades[index] for index in range(len(self._texts))]
         finally:
-            self.forget()
+            self.discard()
 
-    def forget(self) -> None:
-        """Drops the offered items, and kills the workers that grade one."""
+    def discard(self) -> None:
+        """Drops the submitted items, and kills the workers that grade one."""
         for worker in [worker for worker in self._workers if worker.item is not None]:
-            self._discard(worker)
+            self._kill(worker)
         self._queue.clear()
         self._grades, self._texts = {}, []
 
@@ -176,14 +176,14 @@ class GradingPool:
 
     def _welcome(self, worker: GradingProcess, reply: dict[str, Any]) -> None:
         if reply.get("ready") is not True:
-            self._discard(worker)
+            self._kill(worker)
             raise RuntimeError(f"a grading process cannot load the verifier: {str(reply.get('reason'))[:1000]}")
         worker.ready, worker.deadline = True, math.inf
         self._failed_starts = 0
 
     def _lose(self, worker: GradingProcess, failure: str | None = None) -> None:
         """Kills a worker and fails its item. `failure` is None at a deadline."""
-        status = self._discard(worker)
+        status = self._kill(worker)
         if worker.item is not None:
             # At a deadline the process may be long dead with the socket kept open by its child: that is a crash.
             failure = failure or ("timeout" if status == -signal.SIGKILL else "crash")
@@ -197,7 +197,7 @@ class GradingPool:
                 )
                 raise RuntimeError(f"{START_ATTEMPTS} grading processes in a row {what}; see their standard error")
 
-    def _discard(self, worker: GradingProcess) -> int:
+    def _kill(self, worker: GradingProcess) -> int:
         self._workers.remove(worker)
         return worker.kill()
 

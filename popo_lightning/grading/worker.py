@@ -45,7 +45,7 @@ MAX_MEMORY_BYTES = 4 * 1024**3
 
 
 def checked_parts(parts: object) -> dict[str, float] | None:
-    """The reward parts as finite floats, with "acc" from "score" if it is missing; None if they are invalid."""
+    """The reward components as finite floats, with "acc" from "score" if it is missing; None if they are invalid."""
     if not isinstance(parts, dict) or "score" not in parts:
         return None
     checked: dict[str, float] = {}

@@ -19,7 +19,7 @@ CODE_REWARD_RANGE = (0.2, 0.8)
 class BAPOBuffer(Composer):
     """Builds a batch from three sources, without redundant sampling (arXiv 2602.20722; waunx/BAPO_ICLR).
 
-    With mu the mean of a group's ``reward_key``, K its size and B the groups of an iteration, a batch is X1, X2 and X3:
+    With mu the mean of a group's ``success_key``, K its size and B an iteration's groups, a batch is X1, X2 and X3:
 
         X1: the fresh groups with 1/K <= mu <= (K-1)/K
         X2: every m iterations, stored hard problems (mu <= c1) answered again, where now c1 < mu < 1; at most B - |X1|
@@ -41,7 +41,7 @@ class BAPOBuffer(Composer):
     known what the paper's store holds beyond the thresholds.
 
     Args:
-        reward_key: Reward component whose mean is mu.
+        success_key: Reward component whose mean is mu.
         hard: c1, maximum mu of a hard problem.
         good: c2 and c3, minimum and maximum mu of a replayed group. With adaptive, the low ends of c2 and c3.
         good_high: High ends of c2 and c3.
@@ -58,7 +58,7 @@ class BAPOBuffer(Composer):
 
     def __init__(
         self,
-        reward_key: str = "acc",
+        success_key: str = "acc",
         hard: float = 0.125,
         good: tuple[float, float] = (0.125, 0.25),
         good_high: tuple[float, float] = (0.5, 0.625),
@@ -76,7 +76,7 @@ class BAPOBuffer(Composer):
                     f"BAPOBuffer.{name} is {[low, high]}; give the least and the greatest mean reward, between "
                     "0 and 1, such as [0.125, 0.25]."
                 )
-        self.reward_key = reward_key
+        self.success_key = success_key
         self.hard = within("BAPOBuffer.hard", hard, 0, 1, "0.125")
         self.good = good
         self.good_high = good_high
@@ -96,7 +96,7 @@ class BAPOBuffer(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the groups of X1, X2 and X3."""
         fresh = iteration.rollout()
-        self._check_part(fresh)
+        self._check_component(fresh)
         batch = [group for group in fresh if self._mixed(group)]
         batch += self._asked_again(batch, iteration)
         batch += self._replayed(batch, self._thresholds(fresh), iteration)
@@ -104,24 +104,24 @@ class BAPOBuffer(Composer):
         return batch
 
     def _mu(self, group: Group) -> float:
-        return float(group.rewards(self.reward_key).double().mean())
+        return float(group.rewards(self.success_key).double().mean())
 
     def _mixed(self, group: Group) -> bool:
         """Returns whether the group belongs to X1."""
         one = 1 / len(group.responses)
         return _between(one, self._mu(group), 1 - one)
 
-    def _check_part(self, groups: Sequence[Group]) -> None:
+    def _check_component(self, groups: Sequence[Group]) -> None:
         graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        if graded and self.reward_key not in graded[0]:
+        if graded and self.success_key not in graded[0]:
             raise SettingError(
-                f"BAPOBuffer.reward_key is '{self.reward_key}', which the task does not give; use one of "
+                f"BAPOBuffer.success_key is '{self.success_key}', which the task does not give; use one of "
                 f"{', '.join(sorted(graded[0]))}."
             )
 
     def _asked_again(self, chosen: Sequence[Group], iteration: Iteration) -> list[Group]:
         """Samples X2."""
-        room = iteration.problems - len(chosen)
+        room = iteration.num_problems - len(chosen)
         if iteration.version % self.interval or not room:
             return []
         present = {group.problem.id for group in chosen}
@@ -154,7 +154,7 @@ class BAPOBuffer(Composer):
         present = {group.problem.id for group in chosen}
         newest = {group.problem.id: group for group in self._good if group.problem.id not in present}
         usable = [group for group in newest.values() if _between(thresholds[0], self._mu(group), thresholds[1])]
-        return iteration.random("good").sample(usable, min(len(usable), iteration.problems - len(chosen)))
+        return iteration.random("good").sample(usable, min(len(usable), iteration.num_problems - len(chosen)))
 
     def _insert(self, fresh: Sequence[Group], iteration: Iteration) -> None:
         low, high = self.good
@@ -167,7 +167,7 @@ class BAPOBuffer(Composer):
                 self._hard[group.problem.id] = group.problem, mu
             if _between(low, mu, high):
                 self._good.append(group)
-        while len(self._hard) > (self.hard_capacity or iteration.problems):
+        while len(self._hard) > (self.hard_capacity or iteration.num_problems):
             del self._hard[next(iter(self._hard))]
         while self.good_capacity is not None and len(self._good) > self.good_capacity:
             self._good.popleft()

@@ -80,12 +80,14 @@ class DPS(PromptSampler):
         self.prediction = self.posterior.clone()  # p
         self.asked = torch.zeros(problems, dtype=torch.bool)
 
-    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+    def start(self, num_problems: int, seed: int, rank: int, world_size: int) -> None:
         """Begins without any knowledge."""
-        super().start(problems, seed, rank, world_size)
-        self._share = range(rank, problems, world_size)
+        super().start(num_problems, seed, rank, world_size)
+        self._share = range(rank, num_problems, world_size)
         if not self._share:
-            raise SettingError(f"the task has {problems} problems for {world_size} ranks; use fewer trainer.devices")
+            raise SettingError(
+                f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
+            )
         self._forget(len(self._share))
 
     def draw(self, count: int) -> list[int]:
@@ -104,16 +106,16 @@ class DPS(PromptSampler):
         entropy = -torch.xlogy(self.prediction, self.prediction).sum(-1)
         return self.prediction[:, MIXED] + self.entropy_weight * entropy
 
-    def belief(self, place: int) -> list[float]:
+    def belief(self, index: int) -> list[float]:
         """Returns the predicted probabilities of one of this rank's problems: all wrong, mixed, all right."""
-        found: list[float] = self.prediction[self._share.index(place)].tolist()
+        found: list[float] = self.prediction[self._share.index(index)].tolist()
         return found
 
-    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
+    def observe(self, indices: Sequence[int], groups: Sequence[Group]) -> None:
         """Takes a step. Asked problems show their state; all others asked before follow their prediction."""
-        if not places:
+        if not indices:
             return
-        shown = self._shown(places, groups)
+        shown = self._shown(indices, groups)
         visited = torch.tensor(list(shown))
         present, known = self.prediction.clone(), self.asked.clone()
         known[visited] = True
@@ -127,12 +129,12 @@ class DPS(PromptSampler):
         self.posterior = torch.where(known[:, None], present, self.posterior)
         self.prediction = torch.where(known[:, None], ahead / ahead.sum(-1, keepdim=True), self.prediction)
 
-    def _shown(self, places: Sequence[int], groups: Sequence[Group]) -> dict[int, int]:
+    def _shown(self, indices: Sequence[int], groups: Sequence[Group]) -> dict[int, int]:
         """Returns the state of each asked problem by its index in this rank's share."""
         right: dict[int, list[bool]] = {}
-        for place, group in zip(places, groups, strict=True):
+        for index, group in zip(indices, groups, strict=True):
             successes = group.rewards(self.success_key) > self.success_above
-            right.setdefault(self._share.index(place), []).extend(successes.tolist())
+            right.setdefault(self._share.index(index), []).extend(successes.tolist())
         return {index: RIGHT if all(of) else MIXED if any(of) else WRONG for index, of in right.items()}
 
 

@@ -21,7 +21,7 @@ from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.priorities import draw
 
 # FreshPER adds this to a priority's base, so that every stored group can be drawn.
-LEAST_BASE = 1e-6
+MIN_BASE = 1e-6
 
 
 class FreshPER(Composer):
@@ -87,7 +87,7 @@ class FreshPER(Composer):
         log_priorities = [self._log_priority(group, iteration) for group in stored]
         replayed: list[Group] = []
         for batch in range(self.replay_batches):
-            drawn = draw(log_priorities, iteration.problems, iteration.random("freshper", batch))
+            drawn = draw(log_priorities, iteration.num_problems, iteration.random("freshper", batch))
             replayed += [self._weighted(stored[i], log_priorities[i] - min(log_priorities), iteration) for i in drawn]
         self._groups.extend(iteration.split(fresh)[0] if self.effective_only else fresh)
         return fresh + replayed
@@ -97,7 +97,7 @@ class FreshPER(Composer):
         rewards = group.rewards(iteration.effective_key)
         values = rewards if self.base == "reward" else group_normalized(rewards[None])[0]
         age = iteration.version - group.version
-        return self.exponent * (math.log(float(values.abs().mean()) + LEAST_BASE) - age / self.tau)
+        return self.exponent * (math.log(float(values.abs().mean()) + MIN_BASE) - age / self.tau)
 
     def _weighted(self, group: Group, above_least: float, iteration: Iteration) -> Group:
         progress = min(1.0, iteration.version / self.beta_iterations)

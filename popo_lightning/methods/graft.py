@@ -112,24 +112,24 @@ class GRAFT(Composer):
                 f"GRAFT.peers has other prompt tokens for problem '{fresh.problem.id}' than this run; record groups of "
                 "a peer with this run's task, template and tokenizer"
             )
-        if (largest := max(int(one.token_ids.max()) for one in peer.responses)) >= iteration.vocabulary:
+        if (largest := max(int(one.token_ids.max()) for one in peer.responses)) >= iteration.vocab_size:
             raise SettingError(
                 f"GRAFT.peers has token {largest} in a response to problem '{fresh.problem.id}', but the policy knows "
-                f"{iteration.vocabulary} tokens; record groups of a peer with the same tokenizer"
+                f"{iteration.vocab_size} tokens; record groups of a peer with the same tokenizer"
             )
         advantages = group_normalized(peer.rewards(self.reward_key)[None])[0]
         before = iteration.version - 1
         peer = replace(peer, problem=fresh.problem, images=fresh.images, version=before, advantages=advantages)
-        return self._kept(peer, [len(one.token_ids) <= iteration.longest for one in peer.responses])
+        return self._kept(peer, [len(one.token_ids) <= iteration.max_new_tokens for one in peer.responses])
 
     def _kept(self, peer: Group, keep: Sequence[bool]) -> Group | None:
         """Returns a peer's group with some of its responses and their advantages, or None if none are kept."""
-        places = [place for place, kept in enumerate(keep) if kept]
-        self._left_out += len(keep) - len(places)
-        if not places:
+        indices = [index for index, kept in enumerate(keep) if kept]
+        self._left_out += len(keep) - len(indices)
+        if not indices:
             return None
         assert peer.advantages is not None
-        return replace(peer, responses=[peer.responses[i] for i in places], advantages=peer.advantages[places])
+        return replace(peer, responses=[peer.responses[i] for i in indices], advantages=peer.advantages[indices])
 
     def _succeeds(self, group: Group) -> bool:
         return bool((group.rewards(self.success_key) > self.success_above).any())

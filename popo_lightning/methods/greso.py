@@ -84,13 +84,15 @@ class GRESO(PromptSampler):
         self.seen = {"easy": 0, "hard": 0, "spread": 0}  # groups of the present iteration, from the second pass on
         self.version = -1
 
-    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+    def start(self, num_problems: int, seed: int, rank: int, world_size: int) -> None:
         """Begins without any knowledge."""
-        super().start(problems, seed, rank, world_size)
+        super().start(num_problems, seed, rank, world_size)
         self._forget()
-        self._share = range(rank, problems, world_size)
+        self._share = range(rank, num_problems, world_size)
         if not self._share:
-            raise SettingError(f"the task has {problems} problems for {world_size} ranks; use fewer trainer.devices")
+            raise SettingError(
+                f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
+            )
         self.order.start(len(self._share), seed, 0, 1)
 
     def draw(self, count: int) -> list[int]:
@@ -99,21 +101,21 @@ class GRESO(PromptSampler):
         while len(chosen) < count:  # ends, because min_probability is above 0
             chance = random.Random(f"{self.seed}/{self.rank}/greso/{self.order.cursor}").random()
             (within_share,) = self.order.draw(1)
-            place = self._share[within_share]
-            if chance >= self.skip_probability(place):
-                chosen.append(place)
+            index = self._share[within_share]
+            if chance >= self.skip_probability(index):
+                chosen.append(index)
         return chosen
 
-    def skip_probability(self, place: int) -> float:
+    def skip_probability(self, index: int) -> float:
         """Returns a problem's probability of being skipped; 0 if it is new or its last group had a spread."""
-        if place not in self.useless:
+        if index not in self.useless:
             return 0.0
-        kind, times = self.useless[place]
+        kind, times = self.useless[index]
         return 1 - max(self.p[kind] ** times, self.min_probability)
 
-    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
+    def observe(self, indices: Sequence[int], groups: Sequence[Group]) -> None:
         """Updates each problem's z. A spread clears it, and a change between easy and hard restarts it at 1."""
-        for place, group in zip(places, groups, strict=True):
+        for index, group in zip(indices, groups, strict=True):
             if group.version > self.version:
                 self._steer()
                 self.version = group.version
@@ -121,10 +123,10 @@ class GRESO(PromptSampler):
             if self.order.cursor > len(self._share):
                 self.seen[kind or "spread"] += 1
             if kind is None:
-                self.useless.pop(place, None)
+                self.useless.pop(index, None)
                 continue
-            was, times = self.useless.get(place, (kind, 0))
-            self.useless[place] = (kind, times + 1 if was == kind else 1)
+            was, times = self.useless.get(index, (kind, 0))
+            self.useless[index] = (kind, times + 1 if was == kind else 1)
 
     def _kind(self, group: Group) -> Kind | None:
         if group.is_effective(self.reward_key):

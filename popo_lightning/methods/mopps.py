@@ -74,13 +74,15 @@ class MoPPS(PromptSampler):
         self.posterior: dict[int, tuple[float, float]] = {}  # by problem index, for the problems seen so far
         self.draws = 0  # calls of draw; each has its own generator
 
-    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+    def start(self, num_problems: int, seed: int, rank: int, world_size: int) -> None:
         """Begins without any knowledge."""
-        super().start(problems, seed, rank, world_size)
+        super().start(num_problems, seed, rank, world_size)
         self.posterior, self.draws = {}, 0
-        self._share = range(rank, problems, world_size)
+        self._share = range(rank, num_problems, world_size)
         if not self._share:
-            raise SettingError(f"the task has {problems} problems for {world_size} ranks; use fewer trainer.devices")
+            raise SettingError(
+                f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
+            )
 
     def draw(self, count: int) -> list[int]:
         """Returns the best of a random choice of problems. A count above the share first takes whole passes over it."""
@@ -88,26 +90,26 @@ class MoPPS(PromptSampler):
         self.draws += 1
         passes, count = divmod(count, len(self._share))
         proposed = generator.sample(self._share, min(self.candidates * count, len(self._share)))
-        distance = {place: self._distance(generator.betavariate(*self.belief(place))) for place in proposed}
+        distance = {index: self._distance(generator.betavariate(*self.belief(index))) for index in proposed}
         return list(self._share) * passes + sorted(proposed, key=distance.__getitem__)[:count]
 
-    def belief(self, place: int) -> tuple[float, float]:
+    def belief(self, index: int) -> tuple[float, float]:
         """Returns alpha and beta of a problem's success rate."""
-        return self.posterior.get(place, self.prior)
+        return self.posterior.get(index, self.prior)
 
     def _distance(self, gamma: float) -> float:
         if self.target_range is None:
             return (gamma - self.target) ** 2
         return max(self.target_range[0] - gamma, gamma - self.target_range[1], 0.0)
 
-    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:
+    def observe(self, indices: Sequence[int], groups: Sequence[Group]) -> None:
         """Updates the posteriors of the problems that were asked."""
-        for place, group in zip(places, groups, strict=True):
+        for index, group in zip(indices, groups, strict=True):
             right = int((group.rewards(self.success_key) > self.success_above).sum())
             seen = (right, len(group.responses) - right)
-            old = self.belief(place)
+            old = self.belief(index)
             alpha, beta = (
                 self.discount * was + (1 - self.discount) * prior + new
                 for was, prior, new in zip(old, self.prior, seen, strict=True)
             )
-            self.posterior[place] = (alpha, beta)
+            self.posterior[index] = (alpha, beta)

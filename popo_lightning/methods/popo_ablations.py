@@ -161,7 +161,7 @@ class Stale(PrioritizedGroupReplay):
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns effective fresh groups, then replayed ones of at least the minimum age."""
-        self._check_capacity(iteration.problems)
+        self._check_capacity(iteration.num_problems)
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
         problems = {group.problem.id for group in effective}

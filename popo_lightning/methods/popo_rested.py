@@ -53,7 +53,7 @@ class RestedReplay(Composer):
 
     def _rested(self, count: int, problems: set[str], iteration: Iteration) -> list[Group]:
         """Takes up to ``count`` groups out of the queue, and removes tested groups that fail."""
-        tests = min(iteration.problems, len(self._queue)) if count else 0
+        tests = min(iteration.num_problems, len(self._queue)) if count else 0
         tested = [self._queue.popleft() for _ in range(tests)]
         admitted = list(filter(iteration.still_effective, still_worth(tested, self.min_ess, iteration)))
         replayed = one_of_each_problem(admitted, count, problems)

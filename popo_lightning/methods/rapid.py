@@ -70,5 +70,5 @@ class RAPID(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the next batch."""
         if not self._waiting:
-            self._waiting.extend(iteration.rollout(self.batches * iteration.problems))
-        return [self._waiting.popleft() for _ in range(min(iteration.problems, len(self._waiting)))]
+            self._waiting.extend(iteration.rollout(self.batches * iteration.num_problems))
+        return [self._waiting.popleft() for _ in range(min(iteration.num_problems, len(self._waiting)))]

@@ -81,7 +81,7 @@ class ReMixReplay(Composer):
         elif self.mix == "group":
             groups = self._mixed(iteration)
         else:
-            groups = self._sample(iteration, iteration.problems)
+            groups = self._sample(iteration, iteration.num_problems)
         self._look_ahead(iteration)
         return list(groups)
 
@@ -92,9 +92,9 @@ class ReMixReplay(Composer):
     def _mixed(self, iteration: Iteration) -> list[Group]:
         random = iteration.random("remix")
         stored = [group for _, groups in self._batches for group in groups]
-        wanted = sum(random.random() < self.probability for _ in range(iteration.problems))
+        wanted = sum(random.random() < self.probability for _ in range(iteration.num_problems))
         replayed = random.sample(stored, min(wanted, len(stored)))
-        return self._sample(iteration, iteration.problems - len(replayed)) + replayed
+        return self._sample(iteration, iteration.num_problems - len(replayed)) + replayed
 
     def _sample(self, iteration: Iteration, count: int) -> list[Group]:
         fresh = iteration.rollout(count)

@@ -118,7 +118,7 @@ class PrefixRestarts(Composer):
         self._restarted = iteration.sample(
             [prefix.problem for prefix in chosen], iteration.group_size, [prefix.tokens for prefix in chosen]
         )
-        fresh = iteration.rollout(iteration.problems - len(chosen))
+        fresh = iteration.rollout(iteration.num_problems - len(chosen))
         for prefix, group in zip(chosen, self._restarted, strict=True):
             self._tried(prefix, group)
         for place, group in enumerate(fresh):
@@ -138,13 +138,13 @@ class PrefixRestarts(Composer):
         return -self.value(prefix), -prefix.version
 
     def _chosen(self, iteration: Iteration) -> list[StoredPrefix]:
-        if iteration.problems < 2:
+        if iteration.num_problems < 2:
             raise SettingError(
                 "a rank samples 1 problem an iteration (data.problems_per_iteration over the ranks) and "
                 "PrefixRestarts would leave no room for new ones; use at least 2"
             )
-        count = max(1, round(self.share * iteration.problems))
-        best = sorted(self._stored, key=self._rank)[: min(count, iteration.problems - 1)]
+        count = max(1, round(self.share * iteration.num_problems))
+        best = sorted(self._stored, key=self._rank)[: min(count, iteration.num_problems - 1)]
         return [self._stored[problem] for problem in best]
 
     def _tried(self, prefix: StoredPrefix, group: Group) -> None:

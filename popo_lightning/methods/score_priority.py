@@ -56,9 +56,9 @@ class ScorePriority(Composer):
             self._insert(effective, iteration.effective_key)
         return effective + (replayed or ineffective)
 
-    def _insert(self, groups: Sequence[Group], part: str) -> None:
+    def _insert(self, groups: Sequence[Group], reward_key: str) -> None:
         for group in groups:
-            entry = (spread_score(group.combined(part)), self._seen, group)
+            entry = (spread_score(group.combined(reward_key)), self._seen, group)
             self._seen += 1
             if len(self._heap) < self.capacity:
                 heapq.heappush(self._heap, entry)

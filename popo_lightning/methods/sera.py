@@ -109,14 +109,14 @@ class SeRA(ReplayedPairs):
         present, first = iteration.logprobs(pairs), iteration.reference_logprobs(pairs)
         rewards = [now - start for now, start in zip(summed(present), summed(first), strict=True)]
         margins = [float(better - worse) for better, worse in rewards]
-        places = chosen_by_margin(margins, self.margin_share, self.kept, iteration.random("SeRA"))
+        chosen = chosen_by_margin(margins, self.margin_share, self.kept, iteration.random("SeRA"))
         agreeing = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins)
         self._numbers |= {
             "pairs/margin": math.fsum(margins) / len(margins),
-            "pairs/kept_margin": math.fsum(margins[place] for place in places) / len(places),
+            "pairs/kept_margin": math.fsum(margins[index] for index in chosen) / len(chosen),
             "pairs/accuracy": agreeing / len(margins),
         }
-        return [pairs[place] for place in places]
+        return [pairs[index] for index in chosen]
 
     def _bootstrapped(self, iteration: Iteration, ineffective: Sequence[Group]) -> list[Group]:
         """Makes pairs of the groups that have waited, and lets this iteration's ineffective groups wait."""

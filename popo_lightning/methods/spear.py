@@ -130,8 +130,8 @@ class SPEAR(Composer):
 
     def _keep(self, fresh: Sequence[Group]) -> None:
         for group in fresh:
-            standardised = group_normalized(group.rewards(self.reward_key)[None])[0].tolist()
-            worth = [r for r, a in zip(group.responses, standardised, strict=True) if a > self.threshold]
+            standardized = group_normalized(group.rewards(self.reward_key)[None])[0].tolist()
+            worth = [r for r, a in zip(group.responses, standardized, strict=True) if a > self.threshold]
             if worth:
                 self._kept.append(replace(group, responses=worth))
         while _responses(self._kept) > self.capacity:

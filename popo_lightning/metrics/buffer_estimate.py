@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.metrics.effective import effective_responses, normalised, too_few, usable
+from popo_lightning.metrics.effective import effective_responses, normalized, too_few, usable
 
 GROUPS, WEIGHTED, SAMPLED, EFFECTIVE, USABLE = (
     f"buffer_{name}" for name in ("groups", "weighted_acc", "sampled_acc", "effective", "usable")
@@ -36,7 +36,7 @@ def buffer_sums(minibatch: Minibatch) -> dict[str, float]:
             continue
         log_weights = np.array([float(change.double().sum()) for change in changes])
         accuracy, effective = group.rewards("acc").double().numpy(), effective_responses(log_weights)
-        found = (1.0, float(normalised(log_weights) @ accuracy), float(accuracy.mean()), effective)
+        found = (1.0, float(normalized(log_weights) @ accuracy), float(accuracy.mean()), effective)
         for name, value in zip(SUMS, (*found, float(usable(log_weights))), strict=True):
             sums[name] += value
     return sums

@@ -7,20 +7,20 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-LEAST_EFFECTIVE = 2.0
+MIN_EFFECTIVE = 2.0
 """Minimum number of effective responses of a problem. With fewer, its estimate is about one response's reward."""
 
-LEAST_COVERED = 0.5
+MIN_COVERED = 0.5
 """Minimum mean weight of a problem's responses. Below it they lack most of what the target would write."""
 
 LARGEST_LOG = 50.0  # larger log-weights carry no further information
 ROUNDING = 1e-9
 
-MOST_UNUSABLE = 0.5
+MAX_UNUSABLE = 0.5
 """Maximum share of problems below either minimum. With more, nothing is estimated."""
 
 
-def normalised(log_weights: Floats) -> Floats:
+def normalized(log_weights: Floats) -> Floats:
     """Returns (N,) weights that sum to 1, from their logarithms, without overflow.
 
     Args:
@@ -36,7 +36,7 @@ def effective_responses(log_weights: Floats) -> float:
     Args:
         log_weights: (N,) log(pi_target / pi_behave) of whole responses.
     """
-    return float(1 / np.square(normalised(log_weights)).sum())
+    return float(1 / np.square(normalized(log_weights)).sum())
 
 
 def usable(log_weights: Floats) -> bool:
@@ -49,9 +49,9 @@ def usable(log_weights: Floats) -> bool:
         log_weights: (N,) log(pi_target / pi_behave) of whole responses.
     """
     covered = float(np.exp(np.minimum(log_weights, LARGEST_LOG)).mean())
-    return effective_responses(log_weights) >= LEAST_EFFECTIVE - ROUNDING and covered >= LEAST_COVERED
+    return effective_responses(log_weights) >= MIN_EFFECTIVE - ROUNDING and covered >= MIN_COVERED
 
 
 def too_few(usable_problems: int, problems: int) -> bool:
     """Returns whether more than half of the problems are not usable."""
-    return problems == 0 or problems - usable_problems > MOST_UNUSABLE * problems
+    return problems == 0 or problems - usable_problems > MAX_UNUSABLE * problems

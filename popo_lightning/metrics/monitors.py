@@ -16,8 +16,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.ranks import broadcast_object
 from popo_lightning.core.trainer_callbacks import callbacks_of
 

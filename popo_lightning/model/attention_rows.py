@@ -10,7 +10,7 @@ from torch import Tensor
 
 # A rectangle takes rows down to this fraction of its longest row. It also takes shorter ones until it has this many
 # pairs of tokens, because below that a further rectangle costs more than the padding it saves.
-LEAST_SHARE, LEAST_PAIRS = 0.75, 2**16
+MIN_SHARE, MIN_PAIRS = 0.75, 2**16
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
     pairs = 0
     for piece in sorted(pieces, key=lambda piece: piece.tokens + piece.before, reverse=True):
         length = piece.tokens + piece.before
-        if not found or (pairs > LEAST_PAIRS and length < LEAST_SHARE * (found[-1][0].tokens + found[-1][0].before)):
+        if not found or (pairs > MIN_PAIRS and length < MIN_SHARE * (found[-1][0].tokens + found[-1][0].before)):
             found.append([])
             pairs = 0
         found[-1].append(piece)

@@ -16,7 +16,7 @@ from popo_lightning.model.critic_heads import ScalarHead, ValueHead
 from popo_lightning.model.critic_target import TargetCopy, TargetCritic
 from popo_lightning.model.nested_head import chosen
 from popo_lightning.model.padded_rows import PaddedRows
-from popo_lightning.model.scoring import placed, response_states
+from popo_lightning.model.scoring import response_states, scatter_to_mask
 from popo_lightning.objectives.advantages import Advantage
 
 FIRST_DIFFERENCE = 0.1  # initial standard deviation of the differences between heads' outputs
@@ -233,7 +233,7 @@ class ValueModel(nn.Module):
                 none = torch.full_like(rows.index[:, None], -1)
                 group = rows.columns.get("problem_group", none).expand(rows.mask.shape)[rows.mask].long()
                 found = found + chosen(self.delta(states), group)[:, None]
-            return placed(found.squeeze(-1), rows.mask)
+            return scatter_to_mask(found.squeeze(-1), rows.mask)
 
 
 def check_critic(critic: Critic | None, advantage: Advantage, dtype: str = "float32", adapters: bool = False) -> None:
@@ -256,7 +256,7 @@ def check_critic(critic: Critic | None, advantage: Advantage, dtype: str = "floa
     if not advantage.needs_values:
         raise SettingError(
             f"model.critic is set but model.advantage is {name}, which uses no values; leave the critic out, or choose "
-            "popo_lightning.objectives.generalised_advantage.GAE"
+            "popo_lightning.objectives.generalized_advantage.GAE"
         )
     if critic.target is not None and not advantage.bootstraps:
         raise SettingError(

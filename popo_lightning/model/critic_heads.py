@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax, softplus
 from popo_lightning.core.bounds import above, at_least, within
 from popo_lightning.core.errors import SettingError
 
-STD_BIAS, LEAST_SCALE, MOST_SCALE = 0.1, 0.1, 10.0  # the source's constants in gaussian_losses
+STD_BIAS, MIN_SCALE, MAX_SCALE = 0.1, 0.1, 10.0  # the source's constants in gaussian_losses
 SUPPORT_TOLERANCE = 1e-3  # fraction of the atoms' range by which a return may lie outside, for rounding
 
 
@@ -205,7 +205,7 @@ def gaussian_losses(
     if clip_sigmas is not None:
         bound = clip_sigmas * running_std
         error = torch.minimum(torch.maximum(error, -bound), bound)
-    scale = (running_std**2 / (known**2 + STD_BIAS)).clamp(LEAST_SCALE, MOST_SCALE)
+    scale = (running_std**2 / (known**2 + STD_BIAS)).clamp(MIN_SCALE, MAX_SCALE)
     return scale * (0.5 * (mean - returns) ** 2 + std * (known**2 - error**2) / (known + STD_BIAS))
 
 

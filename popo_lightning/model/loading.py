@@ -242,12 +242,12 @@ def vision_tower(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def image_marks(config: Any, input_ids: Tensor) -> Tensor:
+def mm_token_type_ids(config: Any, input_ids: Tensor) -> Tensor:
     """Returns (R, L) 1 at image tokens and 0 elsewhere. transformers 5 computes positions from it."""
     return (input_ids == config.image_token_id).int()
 
 
-def unseen_image(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+def zero_through_vision_tower(model: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Computes zero through the vision tower, so that DDP and other ranks do not wait for a rank without an image."""
     blank = blank_image(model.config, device, dtype)
     # The pooler's output has passed the whole tower; the hidden states stop before its merger. Qwen3-VL also gives

@@ -31,7 +31,7 @@ MASK_ENTRIES = 2**26
 # Attention implementations that take a given mask; flash attention takes none.
 MASKED_ATTENTION = ("sdpa", "eager", PACKED)
 # Minimum width of heads in flex_attention's kernels.
-LEAST_WIDTH = 16
+MIN_WIDTH = 16
 # Rotary embeddings whose angles depend only on a token's position, not on the length of the pass's texts.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 # Settings with which tokens affect others by means other than attention to all earlier tokens.
@@ -84,7 +84,7 @@ def takes_packed_tokens(model: Any) -> bool:
         and config._attn_implementation == "sdpa"
         and type(model)._supports_attention_backend  # calls the registered attention, not its own code
         and not getattr(config, "attn_logit_softcapping", None)
-        and (width >= LEAST_WIDTH or not torch.cuda.is_available())
+        and (width >= MIN_WIDTH or not torch.cuda.is_available())
     )
 
 

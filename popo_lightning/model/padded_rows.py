@@ -166,7 +166,7 @@ def _images(rows: Sequence[Row]) -> dict[str, Tensor]:
     return {name: torch.cat([images[name] for images in found]) for name in found[0]} if found else {}
 
 
-def one_token() -> PaddedRows:
+def dummy_rows() -> PaddedRows:
     """Returns the smallest possible pass, for ranks that have nothing to score while others have."""
     token = torch.zeros(1, dtype=torch.long)
     return pad_rows([Row(0, token, Response(token, torch.zeros(1), "stop"))])

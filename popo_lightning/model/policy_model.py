@@ -234,9 +234,9 @@ class PolicyModel(PolicyAttributes):
     def _row_by_row(self, minibatch: Minibatch, score: Callable[..., Tensor], **columns: list[Tensor]) -> list[Tensor]:
         passes = self._passes(minibatch, minibatch.rows(**columns))
         # With sharded weights, every pass gathers them from all ranks.
-        most = int(all_reduce(self.trainer, len(passes), "max")) if self.sharded else 0
+        min_passes = int(all_reduce(self.trainer, len(passes), "max")) if self.sharded else 0
         with self.trainer.precision_plugin.forward_context():
-            return scores_by_row(passes, score, self.device, most)
+            return scores_by_row(passes, score, self.device, min_passes)
 
     def _passes(self, minibatch: Minibatch, rows: Sequence[Row]) -> list[PaddedRows]:
         """Splits a minibatch's rows into micro-batches, always in the same way.

@@ -35,8 +35,8 @@ class Prompt:
         ids: (P,) tokens as the policy reads them: an image takes as many as it has features.
         images: The vision tower's inputs, by the argument names of the model's forward; empty for text.
         unexpanded_ids: The same tokens, but with one token per image, which vLLM expands by itself. Empty for text.
-        pictures: The images before the processor, for vLLM.
-        begun: Number of last tokens of ids that begin the response, and count towards its limit.
+        pil_images: The images before the processor, for vLLM.
+        prefix_len: Number of last tokens of ids that begin the response, and count towards its limit.
         opened: Text of the response that the end of the prompt contains, such as "<think>" and a new line, for
             verifiers.
     """
@@ -44,8 +44,8 @@ class Prompt:
     ids: Tensor
     images: dict[str, Tensor] = field(default_factory=dict)
     unexpanded_ids: Sequence[int] = ()
-    pictures: Sequence[Any] = ()
-    begun: int = 0
+    pil_images: Sequence[Any] = ()
+    prefix_len: int = 0
     opened: str = ""
 
 
@@ -124,11 +124,11 @@ class PromptEncoder:
 
     def _with_images(self, problem: Problem) -> Prompt:
         text = self._image_text(problem)
-        pictures = [open_image(image) for image in problem.images]
-        encoded = self.processor(text=[text], images=pictures, return_tensors="pt", return_mm_token_type_ids=False)
+        pil_images = [open_image(image) for image in problem.images]
+        encoded = self.processor(text=[text], images=pil_images, return_tensors="pt", return_mm_token_type_ids=False)
         unexpanded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         images = {name: encoded[name] for name in self.processor.image_processor.model_input_names}
-        return Prompt(encoded["input_ids"][0], images, unexpanded, pictures, opened=_opened(problem, text))
+        return Prompt(encoded["input_ids"][0], images, unexpanded, pil_images, opened=_opened(problem, text))
 
     def _image_text(self, problem: Problem) -> str:
         if isinstance(problem.prompt, str):

@@ -11,11 +11,11 @@ from torch.nn.functional import pad
 
 from popo_lightning.core.ranks import joined
 from popo_lightning.model.attention import PACKED, flat_mask
-from popo_lightning.model.loading import image_marks, sees_images, unseen_image
+from popo_lightning.model.loading import mm_token_type_ids, sees_images, zero_through_vision_tower
 from popo_lightning.model.logit_form import PLAIN
 from popo_lightning.model.logprobs import token_logprobs
 from popo_lightning.model.packing import ignores_right_padding
-from popo_lightning.model.padded_rows import PaddedRows, one_token
+from popo_lightning.model.padded_rows import PaddedRows, dummy_rows
 
 
 def response_states(base: Any, rows: PaddedRows) -> Tensor:
@@ -37,10 +37,10 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
     elif not ignores_right_padding(base):
         inputs |= {"attention_mask": rows.attention_mask.long()}
     if rows.images:
-        inputs |= rows.images | {"mm_token_type_ids": image_marks(base.config, rows.input_ids)}
+        inputs |= rows.images | {"mm_token_type_ids": mm_token_type_ids(base.config, rows.input_ids)}
     hidden = base(**inputs).last_hidden_state
     if not rows.images and sees_images(base.config) and joined():
-        hidden = hidden + unseen_image(base, rows.input_ids.device, hidden.dtype)
+        hidden = hidden + zero_through_vision_tower(base, rows.input_ids.device, hidden.dtype)
     flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
 
@@ -125,10 +125,10 @@ def response_logprobs(
         entropy_gradient=entropy_gradient,
         form=getattr(model, "logit_form", PLAIN),
     )
-    return placed(logp, rows.mask), placed(entropy, rows.mask)
+    return scatter_to_mask(logp, rows.mask), scatter_to_mask(entropy, rows.mask)
 
 
-def placed(flat: Tensor, mask: Tensor) -> Tensor:
+def scatter_to_mask(flat: Tensor, mask: Tensor) -> Tensor:
     """Places (N,) or (N, O) values at the N true entries of a (R, T) mask, and zero elsewhere.
 
     PaddedRows.mask and .is_response list a row's response tokens in the same order.
@@ -140,7 +140,7 @@ def placed(flat: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scores_by_row(
-    passes: Sequence[PaddedRows], score: Callable[[PaddedRows], Tensor], device: torch.device, most: int
+    passes: Sequence[PaddedRows], score: Callable[[PaddedRows], Tensor], device: torch.device, min_passes: int
 ) -> list[Tensor]:
     """Returns (T,) scores of every row, on the CPU, in the order of the minibatch.
 
@@ -148,13 +148,13 @@ def scores_by_row(
         passes: Padded rows of a minibatch.
         score: Computes (R, T) scores of a pass's rows.
         device: Device for the computation.
-        most: Minimum number of passes. With sharded weights each pass is a collective, so missing ones are made with
-            one token.
+        min_passes: Minimum number of passes. With sharded weights each pass is a collective, so missing ones are made
+            with one token.
     """
     found: dict[int, Tensor] = {}
     for part in passes:
         scores = score(part.to(device)).cpu()
         found |= {index: row[mask] for index, row, mask in zip(part.index.tolist(), scores, part.mask, strict=True)}
-    for _ in range(most - len(passes)):
-        score(one_token().to(device))
+    for _ in range(min_passes - len(passes)):
+        score(dummy_rows().to(device))
     return [found[index] for index in sorted(found)]

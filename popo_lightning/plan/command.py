@@ -21,7 +21,7 @@ from popo_lightning.plan.verdict import objection
 from popo_lightning.policy import PolicyModule
 
 log = logging.getLogger(__name__)
-LEAST_GIB, MOST_GIB = 1e-3, 1e6  # plausible memory of a card
+MIN_GIB, MAX_GIB = 1e-3, 1e6  # plausible memory of a card
 
 
 class PlanOptions:
@@ -66,7 +66,7 @@ class PlanOptions:
         """Raises SettingError if the card has an implausible size or is given without --plan."""
         if self.card_gib is None:
             return
-        if not LEAST_GIB <= self.card_gib <= MOST_GIB:
+        if not MIN_GIB <= self.card_gib <= MAX_GIB:
             raise SettingError(f"--card_gib is {self.card_text}; use a GPU's memory in GiB, such as 80")
         if not self.asked:
             raise SettingError(f"--card_gib is {self.card_text}, but without --plan nothing is planned; add --plan")

@@ -34,8 +34,8 @@ class CriticValues(L.Callback):
         """Records the values of all minibatches of an iteration; see :meth:`ProximalPolicy.attach`."""
         found: dict[int, dict[str, list[Tensor]]] = {}
         for minibatch in minibatches:
-            if minibatch.part not in found:  # later epochs use the same rows
-                found[minibatch.part] = policy.estimates(minibatch)
-            minibatch.recorded |= found[minibatch.part]
-        if further := [each.of_critic for each in minibatches if each.of_critic is not None]:
-            self.attach(further, policy)
+            if minibatch.index_in_epoch not in found:  # later epochs use the same rows
+                found[minibatch.index_in_epoch] = policy.estimates(minibatch)
+            minibatch.recorded |= found[minibatch.index_in_epoch]
+        if of_critic := [each.of_critic for each in minibatches if each.of_critic is not None]:
+            self.attach(of_critic, policy)

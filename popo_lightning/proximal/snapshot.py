@@ -40,7 +40,8 @@ class ProximalPolicy(L.Callback):
         """Attaches to an iteration's minibatches the data for their prox log-probs. The base class attaches none.
 
         Args:
-            minibatches: All minibatches of the iteration, in order. Those of different epochs share a ``part``.
+            minibatches: All minibatches of the iteration, in order. Those with one ``index_in_epoch`` have the same
+                groups.
             policy: The PolicyModule, with the weights at the iteration's start.
         """
 
@@ -68,9 +69,9 @@ class ProximalSnapshot(ProximalPolicy):
         todo = minibatches if policy.advantage.needs_prox else minibatches[1:]
         found: dict[int, list[Tensor]] = {}
         for minibatch in todo:
-            if minibatch.part not in found:  # later epochs use the same rows
-                found[minibatch.part] = self._logprobs(minibatch, policy)
-            minibatch.recorded["prox_logp"] = found[minibatch.part]
+            if minibatch.index_in_epoch not in found:  # later epochs use the same rows
+                found[minibatch.index_in_epoch] = self._logprobs(minibatch, policy)
+            minibatch.recorded["prox_logp"] = found[minibatch.index_in_epoch]
             minibatch.prox_is_start = self.recompute_fresh
 
     def _logprobs(self, minibatch: Minibatch, policy: PolicyModel) -> list[Tensor]:

@@ -21,18 +21,18 @@ class Iteration(ABC):
     Attributes:
         version: Present policy version.
         effective_key: Reward component whose spread makes a group effective.
-        problems: Number of problems that this rank samples per iteration, its share of data.problems_per_iteration.
+        num_problems: Number of problems that this rank samples per iteration, its share of data.problems_per_iteration.
         group_size: K, responses per problem.
-        longest: Maximum tokens of a response.
-        vocabulary: Number of tokens that the policy knows.
+        max_new_tokens: Maximum tokens of a response.
+        vocab_size: Number of tokens that the policy knows.
     """
 
     version: int
     effective_key: str
-    problems: int
+    num_problems: int
     group_size: int
-    longest: int
-    vocabulary: int
+    max_new_tokens: int
+    vocab_size: int
 
     @abstractmethod
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:

@@ -32,18 +32,18 @@ def as_pair(group: Group, better: int, worse: int, loss_weight: float = 1.0) -> 
     )
 
 
-def best_and_worst(group: Group, part: str, most: int, random: Random) -> list[Group]:
+def best_and_worst(group: Group, reward_key: str, most: int, random: Random) -> list[Group]:
     """Pairs the best with the worst response, the second best with the second worst, and so on.
 
     No two pairs share a response. Equal responses come in a random order. Pairs of equal rewards are left out.
 
     Args:
         group: Group of K graded responses.
-        part: Reward component that ranks the responses.
+        reward_key: Reward component that ranks the responses.
         most: Maximum number of pairs.
         random: Decides between equal responses.
     """
-    rewards = group.combined(part).tolist()
+    rewards = group.combined(reward_key).tolist()
     order = list(range(len(rewards)))
     random.shuffle(order)
     order.sort(key=rewards.__getitem__)  # stable, so equal rewards stay shuffled

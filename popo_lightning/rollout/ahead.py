@@ -39,24 +39,24 @@ class AsyncRollouts:
         """Number of groups, including those under way."""
         return len(self._ready) + (len(self._under_way[0]) if self._under_way else 0)
 
-    def begin(self, places: Sequence[int], clock: PhaseClock, make: Made) -> None:
+    def begin(self, indices: Sequence[int], clock: PhaseClock, make: Made) -> None:
         """Starts to make further groups.
 
         Args:
-            places: Indices of their problems, as the sampler drew them.
+            indices: Indices of their problems, as the sampler drew them.
             clock: Clock for these groups only, because one clock cannot measure two threads.
             make: Generates and grades the groups; runs in the background.
         """
         self.join()
-        if places:
+        if indices:
             self._thread = self._thread or _Background()
-            self._under_way = list(places), clock, self._thread.submit(make)
+            self._under_way = list(indices), clock, self._thread.submit(make)
 
     def join(self) -> None:
         """Waits for the groups under way, and raises the error of the background thread."""
         if self._under_way is None:
             return
-        places, clock, future = self._under_way
+        indices, clock, future = self._under_way
         try:
             groups = future.result()
         finally:
@@ -64,7 +64,7 @@ class AsyncRollouts:
                 self._under_way = None
         self._generate_seconds += clock.seconds("generate")
         self._seconds = sum(clock.take().values())
-        self._ready += zip(places, groups, strict=True)
+        self._ready += zip(indices, groups, strict=True)
 
     def take(self, count: int, n: int) -> list[tuple[int, Group]]:
         """Removes and returns up to `count` groups from the front of the queue, each as (problem index, group).
@@ -109,7 +109,7 @@ class AsyncRollouts:
         if not self._ready:
             return {}
         return {
-            "places": [place for place, _ in self._ready],
+            "indices": [index for index, _ in self._ready],
             "groups": [group for _, group in self._ready],
             "generate_seconds": self._generate_seconds,
         }
@@ -127,7 +127,7 @@ class AsyncRollouts:
                 "resume with data.async_level 1"
             )
         self._generate_seconds = state.get("generate_seconds", 0.0)
-        self._ready = list(zip(state.get("places", []), state.get("groups", []), strict=True))
+        self._ready = list(zip(state.get("indices", []), state.get("groups", []), strict=True))
 
 
 class _Background:

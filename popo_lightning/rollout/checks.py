@@ -8,16 +8,16 @@ import math
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
-from popo_lightning.rollout.reward_parts import named_parts, try_parts
+from popo_lightning.rollout.reward_components import named_components, try_components
 
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures outside destroy the information of float32 logits
-LEAST = {
+MIN = {
     "problems_per_iteration": (1, "ask at least one problem"),
     "group_size": (2, "a group needs two responses to differ"),
     "minibatches": (1, "an iteration needs one optimizer step"),
     "ppo_epochs": (1, "the minibatches are trained on once at least"),
     "weight_sync_interval": (1, "1 samples with the newest weights always"),
-    "num_graders": (1, "someone has to grade"),
+    "num_graders": (1, "at least one grading process is needed"),
 }
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def check_settings(data: EngineRollouts) -> None:
     """Raises SettingError for faults that can be seen before anything is loaded."""
-    for name, (least, reason) in LEAST.items():
+    for name, (least, reason) in MIN.items():
         _at_least(name, getattr(data, name), least, reason)
     _at_least("max_new_tokens", data.sampling.max_new_tokens, 1, "a response needs one token")
     _at_least("max_prompt_tokens", data.max_prompt_tokens, 1, "a prompt has one token")
@@ -126,7 +126,7 @@ def check_training(data: EngineRollouts, module: PolicyModel, ranks: int) -> Non
     check_continuations(data, module.sharded)
     check_temperature(data.sampling.temperature, module.temperature)
     rules = {"composer": data.composer, "sampler": data.sampler}
-    try_parts(data, named_parts(module.reward_key, data.effective_key or module.reward_key, **rules))
+    try_components(data, named_components(module.reward_key, data.effective_key or module.reward_key, **rules))
 
 
 def check_share(data: EngineRollouts, ranks: int) -> None:

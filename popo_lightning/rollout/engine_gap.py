@@ -162,26 +162,26 @@ class EngineCheck:
 
 
 def measured_gap(
-    maker: RolloutGenerator, policy: PolicyModel, problems: Sequence[Problem], sampling: Sampling, version: int = 0
+    generator: RolloutGenerator, policy: PolicyModel, problems: Sequence[Problem], sampling: Sampling, version: int = 0
 ) -> float:
     """Measures the mean absolute difference in nats per token, over all ranks, on a few responses. A collective.
 
     Args:
-        maker: Samples the responses.
+        generator: Samples the responses.
         policy: Policy that scores them.
         problems: Problems, of which the first are asked.
         sampling: Sampling of training, of which only the number of tokens is reduced.
         version: Version of the policy.
     """
-    gaps = gaps_of(Minibatch(few_answers(maker, problems, sampling), version, 0), policy)
+    gaps = gaps_of(Minibatch(few_answers(generator, problems, sampling), version, 0), policy)
     of_ranks = all_gather_object((sum(float(gap.sum()) for gap in gaps), sum(len(gap) for gap in gaps)))
     return sum(total for total, _ in of_ranks) / max(1, sum(count for _, count in of_ranks))
 
 
-def few_answers(maker: RolloutGenerator, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
+def few_answers(generator: RolloutGenerator, problems: Sequence[Problem], sampling: Sampling) -> list[Group]:
     """Samples a few short responses to the first problems, always with the same seed, without a trace in the run."""
     short = replace(sampling, max_new_tokens=min(TOKENS, sampling.max_new_tokens))
-    return maker.ungraded(problems[:PROMPTS], RESPONSES, short, seed=0)
+    return generator.ungraded(problems[:PROMPTS], RESPONSES, short, seed=0)
 
 
 def gaps_of(minibatch: Minibatch, policy: PolicyModel) -> list[Tensor]:

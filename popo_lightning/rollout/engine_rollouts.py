@@ -17,11 +17,11 @@ from popo_lightning.core.task import Task
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, RolloutEngine, Sampling
 from popo_lightning.grading.overlong import SoftOverlong
-from popo_lightning.rollout.delivery import Probe
 from popo_lightning.rollout.engine_gap import EngineCheck, GapLimits, few_answers, measured_gap
 from popo_lightning.rollout.problem_sets import Benchmark
 from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.rollout.resumable import ResumableRollouts
+from popo_lightning.rollout.weight_alarms import Probe
 
 
 class EngineRollouts(ResumableRollouts):
@@ -72,13 +72,13 @@ class EngineRollouts(ResumableRollouts):
     def compare_engine(self, limits: GapLimits) -> None:
         """Arranges comparisons of the engine's log-probs with the policy's, at its start and after the first sync."""
         problems = self.problems.train if self._fitting else [p for _, of in self.problems.benchmarks for p in of]
-        if self.engine.checked and problems and not self.synced.start_seconds:
+        if self.engine.checked and problems and not self.weight_sync.start_seconds:
             sampling = replace(self.sampling, temperature_spread=0.0)  # the policy scores at one temperature
-            measure = partial(measured_gap, self.maker, self._module, problems, sampling)
-            self.check = self.synced.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
-            self.synced.as_loaded = lambda: self._module.as_loaded and self._run.global_step == 0
+            measure = partial(measured_gap, self.generator, self._module, problems, sampling)
+            self.check = self.weight_sync.check = EngineCheck(measure, limits, self._module, type(self.engine).__name__)
+            self.weight_sync.as_loaded = lambda: self._module.as_loaded and self._run.global_step == 0
             if self._fitting:
-                self.synced.probe = Probe(partial(few_answers, self.maker, problems, self.sampling))
+                self.weight_sync.probe = Probe(partial(few_answers, self.generator, problems, self.sampling))
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples n graded responses for each problem, as one group each. For training and evaluation alike.
@@ -89,16 +89,16 @@ class EngineRollouts(ResumableRollouts):
             sampling: How to draw tokens.
             seed: Seed of all draws.
         """
-        return self.maker.make(problems, n, sampling, seed)
+        return self.generator.make(problems, n, sampling, seed)
 
     def sync(self) -> None:
         """Gives the engine the policy's newest weights, unless it has them already."""
-        self.synced.newest(self._run.global_step, self.iteration)
+        self.weight_sync.newest(self._run.global_step, self.iteration)
 
     @property
     def start_seconds(self) -> float:
         """Seconds of the engine's start and checks in this process."""
-        return self.synced.start_seconds
+        return self.weight_sync.start_seconds
 
     def benchmarks(self) -> list[Benchmark]:
         """Returns the held-out problems with prompts that fit, by benchmark."""

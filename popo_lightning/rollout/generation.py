@@ -75,27 +75,28 @@ class RolloutGenerator:
             prefixes: (P,) tokens for each problem, which its responses continue. They count towards the response limit,
                 follow the prompt's tokens, and are part of the text that the verifier reads.
         """
-        begun = [torch.empty(0, dtype=torch.long)] * len(problems) if prefixes is None else list(prefixes)
-        if (longest := max(map(len, begun), default=0)) >= sampling.max_new_tokens:
+        if prefixes is None:
+            prefixes = [torch.empty(0, dtype=torch.long)] * len(problems)
+        if (longest := max(map(len, prefixes), default=0)) >= sampling.max_new_tokens:
             raise SettingError(
                 f"data.max_new_tokens is {sampling.max_new_tokens}, but a stored prefix has {longest} tokens, so no "
                 "response could continue it; resume with the limit of that run"
             )
         with self.clock.measure("generate"):
-            prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, begun, strict=True)]
-            sampled = self._sample(problems, prompts, begun, n, sampling, seed)
+            prompts = [_continued(self.prompts.encode(p), prefix) for p, prefix in zip(problems, prefixes, strict=True)]
+            sampled = self._sample(problems, prompts, prefixes, n, sampling, seed)
         with self.clock.measure("verify"):
             grades = self.pool.collect()
-        graded = self._graded(sampled, grades, begun, sampling.max_new_tokens)
-        return [self._group(*found) for found in zip(problems, prompts, begun, graded, strict=True)]
+        graded = self._graded(sampled, grades, prefixes, sampling.max_new_tokens)
+        return [self._group(*found) for found in zip(problems, prompts, prefixes, graded, strict=True)]
 
     def ungraded(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples groups that are neither graded nor trained on. They use no group ids and no clock."""
         prompts = [self.prompts.encode(problem) for problem in problems]
         sampled = self.engine.generate(prompts, n, sampling, seed)
         return [
-            Group(place, problem, prompt.ids, responses, self.engine.version, self._images(prompt))
-            for place, (problem, prompt, responses) in enumerate(zip(problems, prompts, sampled, strict=True))
+            Group(index, problem, prompt.ids, responses, self.engine.version, self._images(prompt))
+            for index, (problem, prompt, responses) in enumerate(zip(problems, prompts, sampled, strict=True))
         ]
 
     def apart(self, clock: PhaseClock) -> RolloutGenerator:
@@ -128,34 +129,34 @@ class RolloutGenerator:
         self,
         problems: Sequence[Problem],
         prompts: Sequence[Prompt],
-        begun: Sequence[Tensor],
+        prefixes: Sequence[Tensor],
         n: int,
         sampling: Sampling,
         seed: int,
     ) -> dict[int, list[Response]]:
         """Samples responses by problem index, in order of arrival, and passes them to the graders meanwhile."""
-        self.pool.forget()
+        self.pool.discard()
         sampled: dict[int, list[Response]] = {}
         for ready in self.engine.stream(prompts, n, sampling, seed):
-            for place, responses in ready:
-                sampled[place] = responses
-                problem, prefix = problems[place], begun[place]
-                begin = problem.response_prefix or prompts[place].opened
+            for index, responses in ready:
+                sampled[index] = responses
+                problem, prefix = problems[index], prefixes[index]
+                begin = problem.response_prefix or prompts[index].opened
                 texts = [begin + self._whole_text(prefix, response, sampling.stop) for response in responses]
-                self.pool.offer([(problem.answer, text) for text in texts])
+                self.pool.submit([(problem.answer, text) for text in texts])
             self.work.advance(len(sampled), len(prompts))
-            self.pool.go_on()
+            self.pool.poll()
         return sampled
 
     def _graded(
-        self, sampled: dict[int, list[Response]], grades: Sequence[Grade], begun: Sequence[Tensor], limit: int
+        self, sampled: dict[int, list[Response]], grades: Sequence[Grade], prefixes: Sequence[Tensor], limit: int
     ) -> list[list[Response]]:
         remaining = iter(grades)
         graded: dict[int, list[Response]] = {}
-        for place, responses in sampled.items():
-            penalties = self._penalties(responses, limit - len(begun[place]))
-            graded[place] = [_graded(r, next(remaining), p) for r, p in zip(responses, penalties, strict=True)]
-        return [graded[place] for place in range(len(begun))]
+        for index, responses in sampled.items():
+            penalties = self._penalties(responses, limit - len(prefixes[index]))
+            graded[index] = [_graded(r, next(remaining), p) for r, p in zip(responses, penalties, strict=True)]
+        return [graded[index] for index in range(len(prefixes))]
 
     def _whole_text(self, prefix: Tensor, response: Response, stop: Sequence[str]) -> str:
         if not len(prefix):
@@ -184,4 +185,4 @@ def _continued(prompt: Prompt, prefix: Tensor) -> Prompt:
     if not len(prefix):
         return prompt
     unexpanded = [*prompt.unexpanded_ids, *prefix.tolist()] if prompt.unexpanded_ids else ()
-    return replace(prompt, ids=torch.cat((prompt.ids, prefix)), unexpanded_ids=unexpanded, begun=len(prefix))
+    return replace(prompt, ids=torch.cat((prompt.ids, prefix)), unexpanded_ids=unexpanded, prefix_len=len(prefix))

@@ -22,7 +22,7 @@ from popo_lightning.rollout.behave import scored_by_trainer
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.report import RolloutReport
-from popo_lightning.rollout.reward_parts import NamedPart, check_parts, named_parts
+from popo_lightning.rollout.reward_components import NamedComponent, check_components, named_components
 from popo_lightning.tasks.samplers import PromptSampler
 
 NOTHING, PRESENT, FIRST = range(3)  # the policy whose log-probs a rank asks for
@@ -35,12 +35,12 @@ class IterationRollouts(Iteration):
     Args:
         version: Present policy version.
         effective_key: Reward component whose spread makes a group effective.
-        problems: Problems per iteration on this rank.
+        num_problems: Problems per iteration on this rank.
         group_size: Responses per problem.
         seed: Seed of the run.
         train: Training problems, by index.
         sampler: Chooses indices.
-        maker: Generates and grades.
+        generator: Generates and grades.
         sampling: How to draw tokens.
         policy: Scores responses.
         report: Counts what is sampled.
@@ -52,12 +52,12 @@ class IterationRollouts(Iteration):
 
     version: int
     effective_key: str
-    problems: int
+    num_problems: int
     group_size: int
     seed: int
     train: Sequence[Problem]
     sampler: PromptSampler
-    maker: RolloutGenerator
+    generator: RolloutGenerator
     sampling: Sampling
     policy: PolicyModel
     report: RolloutReport
@@ -70,26 +70,26 @@ class IterationRollouts(Iteration):
         self._calls = int(len(self.ahead) > 0)  # engine calls, which decide seeds; generating ahead was the first
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_new_tokens(self) -> int:  # type: ignore[override]
         """Maximum tokens of a response."""
         return self.sampling.max_new_tokens
 
     @property
-    def vocabulary(self) -> int:  # type: ignore[override]
+    def vocab_size(self) -> int:  # type: ignore[override]
         """Number of tokens that the policy knows."""
         return int(self.policy.model.config.get_text_config().vocab_size)
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
         """Samples groups for the sampler's next problems; the sampler observes them."""
-        count, n = self.problems if count is None else count, self.group_size if n is None else n
+        count, n = self.num_problems if count is None else count, self.group_size if n is None else n
         ready = self.ahead.take(count, n)
-        places = [place for place, _ in ready]
-        groups = self._taken([self.maker.numbered(group) for _, group in ready])
+        indices = [index for index, _ in ready]
+        groups = self._taken([self.generator.numbered(group) for _, group in ready])
         if further := count - len(ready):
             drawn = self.sampler.draw(further)
-            places += drawn
-            groups += self._generated([self.train[place] for place in drawn], n)
-        self.sampler.observe(places, groups)
+            indices += drawn
+            groups += self._generated([self.train[index] for index in drawn], n)
+        self.sampler.observe(indices, groups)
         return groups
 
     def sample(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
@@ -98,7 +98,7 @@ class IterationRollouts(Iteration):
 
     def _generated(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
         self._calls += 1
-        return self._taken(self.maker.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
+        return self._taken(self.generator.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
 
     def still_effective(self, group: Group) -> bool:
         """Whether a stored group is effective at the present charges; true without limits."""
@@ -135,27 +135,27 @@ class IterationRollouts(Iteration):
 
     def _scored(self, question: int, groups: Sequence[Group], phase: str) -> list[Tensor]:
         minibatch = Minibatch(groups, self.version, 0)
-        with self.maker.clock.measure(phase):
+        with self.generator.clock.measure(phase):
             return self.policy.reference_scores(minibatch) if question == FIRST else self.policy.logprobs(minibatch)
 
     def random(self, *purpose: object) -> Random:
         """Returns a generator for one purpose, seeded by (seed, rank, iteration, purpose), never by global state."""
-        return Random("/".join(map(str, (self.seed, self.maker.rank, self.version, *purpose))))
+        return Random("/".join(map(str, (self.seed, self.generator.rank, self.version, *purpose))))
 
     def generate_ahead(self) -> None:
         """Starts to make groups for the sampler's next problems, as many as the next iteration still lacks."""
-        clock, missing = PhaseClock(), self.problems - len(self.ahead)
-        places = self.sampler.draw(missing) if missing > 0 else []
-        problems = [self.train[place] for place in places]
-        make = partial(self.maker.apart(clock).make, problems, self.group_size, self.sampling, self._seed(1))
-        self.ahead.begin(places, clock, make)
+        clock, missing = PhaseClock(), self.num_problems - len(self.ahead)
+        indices = self.sampler.draw(missing) if missing > 0 else []
+        problems = [self.train[index] for index in indices]
+        make = partial(self.generator.apart(clock).make, problems, self.group_size, self.sampling, self._seed(1))
+        self.ahead.begin(indices, clock, make)
 
     def _seed(self, call: int) -> int:
         return self.random("rollout", call).getrandbits(62)
 
     def _taken(self, groups: Sequence[Group]) -> list[Group]:
         """Checks, prices and counts sampled groups, and sets their behave log-probs."""
-        self._check_parts(groups)
+        self._check_components(groups)
         if self.behave == "trainer":
             groups, gaps = scored_by_trainer(groups, self._answer(PRESENT, groups, "prox"))
             self.report.compared(gaps)
@@ -163,14 +163,14 @@ class IterationRollouts(Iteration):
         self.report.sampled(priced)
         return priced
 
-    def _check_parts(self, groups: Sequence[Group]) -> None:
+    def _check_components(self, groups: Sequence[Group]) -> None:
         responses = [response for group in groups for response in group.responses if response.failure is None]
         if responses:
-            given = {part for response in responses for part in response.parts}
-            check_parts(self._named_parts, given)
-            self.limits.check_parts(given)
+            given = {name for response in responses for name in response.parts}
+            check_components(self._named_components, given)
+            self.limits.check_components(given)
 
     @cached_property
-    def _named_parts(self) -> list[NamedPart]:
+    def _named_components(self) -> list[NamedComponent]:
         rules = {"composer": self.composer, "sampler": self.sampler}
-        return named_parts(self.policy.reward_key, self.effective_key, **rules)
+        return named_components(self.policy.reward_key, self.effective_key, **rules)

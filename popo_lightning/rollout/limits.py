@@ -25,15 +25,15 @@ from typing import Any
 
 import torch
 
+from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.nearest import did_you_mean
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.model.policy_model import PolicyModel
-from popo_lightning.rollout.limit import ERROR, KL, KNOWN, Limit, NamedLimit
+from popo_lightning.rollout.limit_settings import ERROR, KL, KNOWN, Limit, NamedLimit
 
-LEAST_LAMBDA = 0.01  # floor: Adam would move log lambda down without bound, and lambda would take long to return
+MIN_LAMBDA = 0.01  # floor: Adam would move log lambda down without bound, and lambda would take long to return
 BETAS = (0.9, 0.99)  # Adam takes one step per iteration and remembers 100 iterations
 
 
@@ -73,7 +73,7 @@ class Multiplier:
         self._log_lambda.grad = torch.tensor(self._lambda * excess, dtype=torch.float64)
         self._adam.step()
         with torch.no_grad():
-            self._log_lambda.clamp_(min=math.log(min(LEAST_LAMBDA, limit.start)))
+            self._log_lambda.clamp_(min=math.log(min(MIN_LAMBDA, limit.start)))
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers of the last iteration that sampled any groups; empty before it."""
@@ -106,13 +106,13 @@ class Limits:
 
     Args:
         limits: Limits by name; a number is a limit's bound. None or an empty mapping changes nothing.
-        longest: Maximum tokens of a response (data.max_new_tokens).
+        max_new_tokens: Maximum tokens of a response (data.max_new_tokens).
     """
 
-    def __init__(self, limits: Mapping[str, Limit | float] | None = None, longest: int = 1) -> None:
+    def __init__(self, limits: Mapping[str, Limit | float] | None = None, max_new_tokens: int = 1) -> None:
         given = {name: one if isinstance(one, Limit) else Limit(one) for name, one in (limits or {}).items()}
         check_names(given)
-        self.multipliers = {name: Multiplier(limit.named(name, longest)) for name, limit in given.items()}
+        self.multipliers = {name: Multiplier(limit.named(name, max_new_tokens)) for name, limit in given.items()}
 
     def __len__(self) -> int:
         return len(self.multipliers)
@@ -122,16 +122,16 @@ class Limits:
         """Whether a limit bounds the divergence from the policy that the run began with."""
         return any(each.limit.cost == KL for each in self.multipliers.values())
 
-    def check_parts(self, graded: Collection[str]) -> None:
-        """Raises SettingError for a limit on a reward part that responses do not have.
+    def check_components(self, graded: Collection[str]) -> None:
+        """Raises SettingError for a limit on a reward component that responses do not have.
 
         Args:
-            graded: Reward parts of a graded response.
+            graded: Reward components of a graded response.
         """
         for name, each in self.multipliers.items():
             cost = each.limit.cost
-            if cost not in KNOWN and each.limit.part(graded) not in graded:
-                known = [*KNOWN, *sorted(graded), *(f"{part}{ERROR}" for part in sorted(graded))]
+            if cost not in KNOWN and each.limit.component(graded) not in graded:
+                known = [*KNOWN, *sorted(graded), *(f"{name}{ERROR}" for name in sorted(graded))]
                 hint = did_you_mean(cost, known, f"use one of {', '.join(known)}")
                 raise SettingError(f"the cost of data.limits.{name} is '{cost}', which the task does not give; {hint}")
 
@@ -206,7 +206,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def with_kl(groups: Sequence[Group], policy: PolicyModel, version: int) -> list[Group]:
-    """Adds the part "kl" to the groups' responses: the mean of behave - reference log-probs, in nats per token.
+    """Adds the component "kl" to the groups' responses: the mean of behave - reference log-probs, in nats per token.
 
     It is the k1 estimate of the divergence of the policy that sampled them. A group that occurs twice is scored once.
 

@@ -49,8 +49,8 @@ class RolloutReport:
         fresh = [group for group in self.fresh if group.id not in self.critic_only]
         further = [r for group in self.fresh if group.id in self.critic_only for r in group.responses]
         responses = [response for group in fresh for response in group.responses]
-        parts = sorted({part for response in responses for part in response.parts})
-        return {f"reward/{part}": sum(r.parts.get(part, 0.0) for r in responses) for part in parts} | {
+        names = sorted({name for response in responses for name in response.parts})
+        return {f"reward/{name}": sum(r.parts.get(name, 0.0) for r in responses) for name in names} | {
             "responses": len(responses) + len(further),
             "tokens": sum(len(response.token_ids) for response in [*responses, *further]),
             "continued_responses": len(further),

@@ -37,9 +37,9 @@ class ResumableRollouts(L.LightningDataModule):
     sampler: PromptSampler
     composer: Composer
     problems: ProblemSets
-    maker: RolloutGenerator
+    generator: RolloutGenerator
     ahead: AsyncRollouts
-    synced: WeightSync
+    weight_sync: WeightSync
     check: EngineCheck | None
     totals: Totals
     limits: Limits
@@ -94,7 +94,7 @@ class ResumableRollouts(L.LightningDataModule):
         rest = {
             "pending": [copy.copy(minibatch) for minibatch in self.pending],  # hooks later attach log-probs
             "rollout_metrics": self.rollout_metrics,
-            "groups_made": self.maker.made,
+            "groups_made": self.generator.made,
             "callbacks": self.kept_by_ranks.state(),
         }
         common = {
@@ -103,7 +103,7 @@ class ResumableRollouts(L.LightningDataModule):
             "rules": self._rules(),
             "totals": self.totals.state_dict(),
             "limits": self.limits.state_dict(),
-            "rollout_weights": self.synced.state_dict(),
+            "rollout_weights": self.weight_sync.state_dict(),
             "gap_floor": self.gap_floor,
         }
         return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
@@ -130,10 +130,10 @@ class ResumableRollouts(L.LightningDataModule):
         mine = reshard(states, world_size, self.sampler, self.composer)[rank]
         self.sampler.load_state_dict(mine["sampler"])
         self.composer.load_state_dict(mine["composer"])
-        self.synced.load_state_dict(state["rollout_weights"])
+        self.weight_sync.load_state_dict(state["rollout_weights"])
         if self.check is not None:
             self.check.floor = state.get("gap_floor")
-        self.maker.made = mine["groups_made"]
+        self.generator.made = mine["groups_made"]
         self.ahead.load_state_dict(mine.get("ahead", {}), self.async_level)
         self.rollout_metrics = mine["rollout_metrics"]
         self.pending = list(mine["pending"])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, NamedTensors, RolloutEngine
-from popo_lightning.rollout.delivery import Delivery, Probe
 from popo_lightning.rollout.engine_gap import EngineCheck
+from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
 
 class WeightSync:

@@ -16,7 +16,7 @@ from popo_lightning.metrics.table import Behind, iterations_logged
 from popo_lightning.runs.claim import claim, holder
 from popo_lightning.runs.folder import SUMMARY, checkpoint_folders, holds_run, is_first_rank, newest_of, read_checkpoint
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.wanted import Wanted
+from popo_lightning.runs.wanted_run import WantedRun
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ class Place:
         folder: The claimed folder.
         checkpoint: The checkpoint to resume from.
         there: The run that the folder holds.
-        goes_on: Whether that same run is resumed.
+        resumes: Whether that same run is resumed.
         news: Sentences for the user, printed once nothing can refuse the run.
     """
 
     folder: Path
     checkpoint: Path | None
     there: RunRecord | None
-    goes_on: bool
+    resumes: bool
     news: tuple[str, ...] = ()
 
 
-def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
+def resume_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: ExitStack) -> Place:
     """Resumes the run in a folder from one of its own checkpoints.
 
     Args:
@@ -78,10 +78,10 @@ def goes_on_in(wanted: Wanted, folder: Path, checkpoint: Path | None, claims: Ex
         )
     if checkpoint is None:
         _check_anew(wanted, folder, there)
-    return Place(folder, checkpoint, there, goes_on=True)
+    return Place(folder, checkpoint, there, resumes=True)
 
 
-def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
+def _check_anew(wanted: WantedRun, folder: Path, there: RunRecord | None) -> None:
     """Raises if a run's checkpoints are gone; a run that was stopped before its first one may begin anew."""
     done = iterations_logged(folder)
     finished = _finished_iterations(folder)
@@ -100,7 +100,7 @@ def _check_anew(wanted: Wanted, folder: Path, there: RunRecord | None) -> None:
         )
 
 
-def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
+def check_length(wanted: WantedRun, place: Place, past: Behind | None) -> None:
     """Compares the iterations done with trainer.max_epochs.
 
     Args:
@@ -124,7 +124,7 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
         )
     if past.iterations < past.begun:  # its last iteration lacks steps or its row of metrics
         return
-    if not place.goes_on:
+    if not place.resumes:
         raise SettingError(
             f"trainer.max_epochs is {wanted.max_epochs}, and '{place.checkpoint}' comes after as many iterations, so "
             "that nothing is left to train; raise it"
@@ -138,9 +138,9 @@ def check_length(wanted: Wanted, place: Place, past: Behind | None) -> None:
     )
 
 
-def _check_early_stop(wanted: Wanted, place: Place, past: Behind) -> None:
+def _check_early_stop(wanted: WantedRun, place: Place, past: Behind) -> None:
     """Raises RunFinished if EarlyStopping has ended the run under the settings that the run still has."""
-    if not place.goes_on or place.checkpoint is None:
+    if not place.resumes or place.checkpoint is None:
         return
     ended = read_checkpoint(place.checkpoint).get("callbacks", {}).get("EarlyStops", {}).get("ended")
     if ended is None or ended["settings"] != wanted.stopping:
@@ -170,10 +170,10 @@ def _finished_iterations(folder: Path) -> int | None:
         return None
 
 
-def _finished(wanted: Wanted, folder: Path, iterations: int) -> str:
+def _finished(wanted: WantedRun, folder: Path, iterations: int) -> str:
     later = folder.with_name(f"{folder.name}-2")
     also = (
-        f"; '{later}' holds a later run, which --run.folder {quote(str(later))} --run.resume true goes on with"
+        f"; '{later}' holds a later run, which --run.folder {quote(str(later))} --run.resume true continues"
         if not wanted.folder and holds_run(later)
         else ""
     )

@@ -19,8 +19,8 @@ from popo_lightning.runs.folder import (
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.resume import Place, check_length, goes_on_in, hold, same
-from popo_lightning.runs.wanted import Wanted
+from popo_lightning.runs.resume import Place, check_length, hold, resume_in, same
+from popo_lightning.runs.wanted_run import WantedRun
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Start:
         return origin is not None and self.checkpoint is not None and same(self.checkpoint, origin["checkpoint"])
 
 
-def settle(wanted: Wanted, claims: ExitStack) -> Start:
+def settle(wanted: WantedRun, claims: ExitStack) -> Start:
     """Decides where a run writes and what it resumes from, and claims its folders.
 
     A run gets a folder of its own: the one asked for, or root/task/method-seedN, with -2, -3 and so on appended if
@@ -69,9 +69,9 @@ def settle(wanted: Wanted, claims: ExitStack) -> Start:
     past = None if place.checkpoint is None else behind(place.checkpoint)
     check_length(wanted, place, past)
     record = wanted.record
-    if place.goes_on and place.there is not None:
+    if place.resumes and place.there is not None:
         record = place.there.gone_on_with(record)
-    elif not place.goes_on and place.checkpoint is not None and past is not None:
+    elif not place.resumes and place.checkpoint is not None and past is not None:
         origin = {"checkpoint": str(place.checkpoint.absolute()), "iterations": past.iterations}
         record = replace(record, origin=origin)
     checkpoints = _checkpoint_folder(wanted, place, record, claims)
@@ -82,18 +82,18 @@ def settle(wanted: Wanted, claims: ExitStack) -> Start:
 # -- a new run, or a checkpoint by name ---------------------------------------------------------------------------
 
 
-def _begun(wanted: Wanted, claims: ExitStack) -> Place:
+def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
     if wanted.checkpoint is None:
         folder = _free_folder(wanted, claims) if wanted.folder is None else _asked_folder(wanted, claims)
-        return Place(folder, None, None, goes_on=False, news=() if wanted.folder else _moved(wanted, folder))
+        return Place(folder, None, None, resumes=False, news=() if wanted.folder else _moved(wanted, folder))
     checkpoint = Path(wanted.checkpoint)
     wrote = record_in(read_checkpoint(checkpoint))
     home = home_of(checkpoint)
     difference = None if wrote is None else wrote[0].difference(wanted.record)
     if wanted.folder is not None and (home is None or not same(home, Path(wanted.folder))):
-        return Place(_asked_folder(wanted, claims), checkpoint, None, goes_on=False)
+        return Place(_asked_folder(wanted, claims), checkpoint, None, resumes=False)
     if home is not None and difference is None:
-        return goes_on_in(wanted, home, checkpoint, claims)
+        return resume_in(wanted, home, checkpoint, claims)
     if wanted.folder is not None:
         raise SettingError(
             f"run.folder is '{home}', whose run wrote ckpt_path with other settings ({difference}); add --run.folder "
@@ -102,16 +102,16 @@ def _begun(wanted: Wanted, claims: ExitStack) -> Place:
     folder = _free_folder(wanted, claims)
     other = f", whose run has other settings ({difference})" if difference else ""
     news = (f"a new run in '{folder}' begins from '{checkpoint}'{other}", *_moved(wanted, folder))
-    return Place(folder, checkpoint, None, goes_on=False, news=news)
+    return Place(folder, checkpoint, None, resumes=False, news=news)
 
 
-def _moved(wanted: Wanted, folder: Path) -> tuple[str, ...]:
+def _moved(wanted: WantedRun, folder: Path) -> tuple[str, ...]:
     if folder == wanted.base:
         return ()
     return (f"'{wanted.base}' belongs to another run, so this one writes to '{folder}'",)
 
 
-def _free_folder(wanted: Wanted, claims: ExitStack) -> Path:
+def _free_folder(wanted: WantedRun, claims: ExitStack) -> Path:
     """The first of root/task/method-seedN, -2, -3 that no run has and no other process has claimed."""
     number = 1
     while True:
@@ -132,7 +132,7 @@ def _claimed_free(folder: Path, claims: ExitStack) -> bool:
     return taken is not None
 
 
-def _asked_folder(wanted: Wanted, claims: ExitStack) -> Path:
+def _asked_folder(wanted: WantedRun, claims: ExitStack) -> Path:
     folder = Path(str(wanted.folder))
     if is_first_rank():  # it may have begun to write when the others look
         _check_free(folder)
@@ -152,34 +152,34 @@ def _check_free(folder: Path) -> None:
 # -- a run that is resumed ----------------------------------------------------------------------------------------
 
 
-def _resumed(wanted: Wanted, claims: ExitStack) -> Place:
+def _resumed(wanted: WantedRun, claims: ExitStack) -> Place:
     checkpoint = None if wanted.checkpoint is None else Path(wanted.checkpoint)
     home = None if checkpoint is None else home_of(checkpoint)
     folder = Path(wanted.folder) if wanted.folder is not None else home or wanted.base
     if checkpoint is not None and (home is None or not same(home, folder)):
         return _resumed_from_another(wanted, folder, checkpoint, claims)
-    return goes_on_in(wanted, folder, checkpoint, claims)
+    return resume_in(wanted, folder, checkpoint, claims)
 
 
-def _resumed_from_another(wanted: Wanted, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
+def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
     """Begins from another run's checkpoint, or resumes the run that began from it."""
     there = read_record(folder)
     if not holds_run(folder):
         hold(folder, claims)
-        return Place(folder, checkpoint, None, goes_on=False)
+        return Place(folder, checkpoint, None, resumes=False)
     if there is None or there.origin is None or not same(Path(there.origin["checkpoint"]), checkpoint):
         raise SettingError(
             f"ckpt_path is '{checkpoint}', but run.folder is '{folder}', which holds a run that did not begin from it; "
             "name another folder, or leave ckpt_path out"
         )
-    place = goes_on_in(wanted, folder, None, claims)
+    place = resume_in(wanted, folder, None, claims)
     return place if place.checkpoint is not None else replace(place, checkpoint=checkpoint)
 
 
 # -- its checkpoints -----------------------------------------------------------------------------------------------
 
 
-def _checkpoint_folder(wanted: Wanted, place: Place, record: RunRecord, claims: ExitStack) -> Path:
+def _checkpoint_folder(wanted: WantedRun, place: Place, record: RunRecord, claims: ExitStack) -> Path:
     """Folder for checkpoints. It must not hold another run's, which might be taken for this run's or replaced."""
     if wanted.checkpoints is None:
         return place.folder / CHECKPOINTS
@@ -187,7 +187,7 @@ def _checkpoint_folder(wanted: Wanted, place: Place, record: RunRecord, claims: 
     if folder.absolute().is_relative_to(place.folder.absolute()) or not is_first_rank():
         return folder
     newest = newest_checkpoint(folder)
-    own = place.checkpoint is not None and place.goes_on and same(place.checkpoint.parent, folder)
+    own = place.checkpoint is not None and place.resumes and same(place.checkpoint.parent, folder)
     if newest is not None and not own:
         wrote = record_in(read_checkpoint(newest))
         if wrote is None or wrote[0].id != record.id:

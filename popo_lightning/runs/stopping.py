@@ -17,7 +17,7 @@ import lightning as L
 
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.run_data import data_module
-from popo_lightning.runs.going_on import going_on, without_options
+from popo_lightning.runs.continue_command import continue_command, without_options
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_REQUEST = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
@@ -210,7 +210,7 @@ def stopped_in_words(stop: Stopped, args: Any) -> str:
         command = shlex.join(["popo", *kept, "--run.folder", "null", "--run.resume", "false"])
         return f"stopped by {stop.name}{after}; {stop.unusable}; start again, in a folder of its own, by: {command}"
     unsaved = stop.checkpoint in (None, stop.began_from)  # nothing in the run's own folder says what it began from
-    command = shlex.join(["popo", *going_on(args, stop.folder, stop.began_from if unsaved else None)])
+    command = shlex.join(["popo", *continue_command(args, stop.folder, stop.began_from if unsaved else None)])
     if stop.checkpoint is None:
         return f"stopped by {stop.name} before anything was saved; start again by: {command}"
     saved = f"{after}, which {stop.checkpoint} holds" if after else f"; {stop.checkpoint} is the newest checkpoint"

@@ -14,7 +14,7 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.show.html import GENERATOR, page
 from popo_lightning.show.runs import Limits, names_of, read_run
 
-MOST_RUNS = 12  # a chart with more lines is unreadable
+MAX_RUNS = 12  # a chart with more lines is unreadable
 DESCRIPTION = "Makes one HTML file of a run, or of several side by side: curves, evaluations, groups of responses."
 
 
@@ -61,8 +61,8 @@ def _check(wanted: argparse.Namespace) -> None:
     for name in ("samples", "evaluated", "images"):
         if getattr(wanted, name) < 0:
             raise SettingError(f"--{name} is {getattr(wanted, name)}; use 0 for none, or more")
-    if len(wanted.runs) > MOST_RUNS:
-        raise SettingError(f"RUN is given {len(wanted.runs)} times; name {MOST_RUNS} runs at most")
+    if len(wanted.runs) > MAX_RUNS:
+        raise SettingError(f"RUN is given {len(wanted.runs)} times; name {MAX_RUNS} runs at most")
     output: Path = wanted.output
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
         raise SettingError(f"--output is '{output}', which names no HTML file; use a name such as show.html")

@@ -27,9 +27,9 @@ from popo_lightning.show.run_files import (
     metric_rows,
 )
 
-MOST_POINTS = 1000  # points per curve; a screen has no more
-MOST_SETTINGS = 1000
-MOST_CHARACTERS = 500  # characters per setting
+MAX_POINTS = 1000  # points per curve; a screen has no more
+MAX_SETTINGS = 1000
+MAX_CHARACTERS = 500  # characters per setting
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _settings(folder: Path, record: Mapping[str, Any], skipped: Skipped) -> dict
         except (yaml.YAMLError, ValueError, RecursionError):
             content = None
         if isinstance(content, dict):
-            return dict(islice(_leaves("", content), MOST_SETTINGS))  # YAML aliases can make many settings of few
+            return dict(islice(_leaves("", content), MAX_SETTINGS))  # YAML aliases can make many settings of few
         skipped.add(CONFIG)
     settings = record.get("settings")
     return {str(name): str(value) for name, value in settings.items()} if isinstance(settings, dict) else {}
@@ -159,7 +159,7 @@ def _brief(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_brief, value[:100]))}]"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text[:MOST_CHARACTERS]
+    return text[:MAX_CHARACTERS]
 
 
 def columns(rows: Mapping[int, Mapping[str, float]]) -> dict[str, list[float | None]]:
@@ -169,7 +169,7 @@ def columns(rows: Mapping[int, Mapping[str, float]]) -> dict[str, list[float | N
         rows: Numbers by iteration.
     """
     steps = list(rows)
-    width = -(-len(steps) // MOST_POINTS)
+    width = -(-len(steps) // MAX_POINTS)
     bins = [steps[start : start + width] for start in range(0, len(steps), width)] if steps else []
     names = sorted({name for row in rows.values() for name in row})
     found: dict[str, list[float | None]] = {"step": [float(of_bin[-1]) for of_bin in bins]}

@@ -25,7 +25,7 @@ from popo_lightning.verifiers.base import Verifier
 SECONDS_PER_ANSWER = 10.0
 NEWS_AFTER = 5.0  # seconds until the user is told
 AT_A_TIME = 200  # answers checked between two looks at the clock
-MOST_GRADERS = 4
+MAX_GRADERS = 4
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 REFUSED = "refused: "
 
@@ -123,7 +123,7 @@ def _keep(file: Path, refused: dict[str, str]) -> None:
 
 
 def _check(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:
-    graders = min(MOST_GRADERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    graders = min(MAX_GRADERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     names, refused = list(answers), {}
     began, told = time.monotonic(), False
     with GradingPool(AnswerCheck(verifier), graders, SECONDS_PER_ANSWER) as pool:

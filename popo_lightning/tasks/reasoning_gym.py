@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from popo_lightning.core.asking import ASKED
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
+from popo_lightning.core.user_question import ASKED
 from popo_lightning.tasks.template import NEXT_QUESTION
 from popo_lightning.verifiers.reasoning_gym import ReasoningGymVerifier, library, scorer_only_reads
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.core.asking import ASKED, columns_of, gold_like, marked
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import IMAGE_MARK, Problem
+from popo_lightning.core.user_question import ASKED, columns_of, gold_like, marked
 from popo_lightning.tasks.row_images import BadValue, row_image
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template

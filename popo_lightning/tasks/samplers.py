@@ -27,9 +27,9 @@ class PromptSampler(KeepsState, ABC):
     supports_async: bool = True
     follows_reward: bool = False
 
-    def start(self, problems: int, seed: int, rank: int, world_size: int) -> None:
+    def start(self, num_problems: int, seed: int, rank: int, world_size: int) -> None:
         """Prepares the sampler for a number of problems, a seed, and this rank's share of the draws."""
-        self.problems = problems
+        self.num_problems = num_problems
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -38,7 +38,7 @@ class PromptSampler(KeepsState, ABC):
     def draw(self, count: int) -> list[int]:
         """Draws ``count`` problem indices for this rank."""
 
-    def observe(self, places: Sequence[int], groups: Sequence[Group]) -> None:  # uniform rules learn nothing
+    def observe(self, indices: Sequence[int], groups: Sequence[Group]) -> None:  # uniform rules learn nothing
         """Observes the graded groups of the problems it drew, once for each draw, but never replayed groups."""
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
@@ -64,13 +64,13 @@ class EpochSampler(PromptSampler):
         """Returns this rank's next problem indices."""
         first = self.cursor + self.rank
         self.cursor += count * self.world_size
-        return [self._place(first + i * self.world_size) for i in range(count)]
+        return [self._index(first + i * self.world_size) for i in range(count)]
 
-    def _place(self, draw: int) -> int:
-        passed, within = divmod(draw, self.problems)
-        if getattr(self, "_ordered", None) != (self.problems, self.seed, passed):
-            self._ordered = (self.problems, self.seed, passed)
-            self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.problems), self.problems)
+    def _index(self, draw: int) -> int:
+        passed, within = divmod(draw, self.num_problems)
+        if getattr(self, "_ordered", None) != (self.num_problems, self.seed, passed):
+            self._ordered = (self.num_problems, self.seed, passed)
+            self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.num_problems), self.num_problems)
         return self._order[within]
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:

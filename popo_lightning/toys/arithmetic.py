@@ -15,7 +15,7 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
-from popo_lightning.toys.held_out import place_of
+from popo_lightning.toys.held_out import hash_fraction
 
 MAX_RESPONSE_CHARACTERS = 2000
 RESULT = re.compile(r"=[ ]{0,3}(-?[0-9]{1,9})(?![0-9]|[.,][0-9]|[ ]{0,3}[-+*/×÷])")
@@ -90,14 +90,14 @@ class Arithmetic(Task):
         for kind in self.kinds:
             mine: tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]] = [], []
             for numbers, result in enumerated(kind, range(self.smallest_number, self.largest_number + 1)):
-                is_held_out = place_of(mirrored(kind, numbers)) < self.held_out_share
+                is_held_out = hash_fraction(mirrored(kind, numbers)) < self.held_out_share
                 text = written(kind, numbers)
                 problem = Problem(text, messages(text, self.system), result, {"level": kind})
-                mine[is_held_out].append((place_of(text), problem))
+                mine[is_held_out].append((hash_fraction(text), problem))
             self._check_enough(kind, len(mine[0]), len(mine[1]))
-            train += sorted(mine[0], key=lambda placed: placed[0])[: self.problems_per_kind]
-            held_out += sorted(mine[1], key=lambda placed: placed[0])[: self.held_out_per_kind]
-        by_hash = [[p for _, p in sorted(part, key=lambda placed: placed[0])] for part in (train, held_out)]
+            train += sorted(mine[0], key=lambda pair: pair[0])[: self.problems_per_kind]
+            held_out += sorted(mine[1], key=lambda pair: pair[0])[: self.held_out_per_kind]
+        by_hash = [[p for _, p in sorted(part, key=lambda pair: pair[0])] for part in (train, held_out)]
         return by_hash[0], by_hash[1]
 
     def _check_enough(self, kind: str, train: int, held_out: int) -> None:

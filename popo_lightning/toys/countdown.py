@@ -17,17 +17,17 @@ from functools import cached_property
 from itertools import combinations_with_replacement, permutations
 from typing import Any
 
-from popo_lightning.core.asking import ASKED, gold_like
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import shortened
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
-from popo_lightning.toys.held_out import place_of
+from popo_lightning.core.user_question import ASKED, gold_like
+from popo_lightning.toys.held_out import hash_fraction
 
 Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
 
 MAX_RESPONSE_CHARACTERS = 400
-MOST_DRAWN = 10**7  # maximum sets of numbers; the solutions of each are enumerated
+MAX_DRAWN = 10**7  # maximum sets of numbers; the solutions of each are enumerated
 QUESTION = re.compile(r"([0-9]{1,6}(?:,[0-9]{1,6}){0,8})>[0-9]{1,6}:?", re.ASCII)
 STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
 
@@ -167,10 +167,10 @@ class CountdownSteps(Task):
                 raise SettingError(f"data.task.{name} is {count}; use at least 1")
         for count in counts_of(numbers):
             drawn = math.comb(largest_number + count - 1, count)
-            if drawn > MOST_DRAWN:
+            if drawn > MAX_DRAWN:
                 raise SettingError(
                     f"data.task.largest_number is {largest_number}, of which {count} numbers (data.task.numbers) "
-                    f"are drawn in {shortened(drawn)} ways, too many to enumerate; lower one, to {MOST_DRAWN} at most"
+                    f"are drawn in {shortened(drawn)} ways, too many to enumerate; lower one, to {MAX_DRAWN} at most"
                 )
         if not 0 < held_out_share < 1:
             raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
@@ -207,12 +207,12 @@ class CountdownSteps(Task):
             ways = Counter(steps[-1][3] for steps in solutions(numbers, self.operations))
             for target in sorted(t for t, n in ways.items() if n >= self.min_ways and 1 <= t <= self.largest_target):
                 id = f"{','.join(map(str, numbers))}>{target}"
-                place = place_of(id)
-                if place < self.held_out_share:
-                    held_out.append((place, self._problems(id, numbers, target, 1)[0]))
+                fraction = hash_fraction(id)
+                if fraction < self.held_out_share:
+                    held_out.append((fraction, self._problems(id, numbers, target, 1)[0]))
                 else:
-                    train += [(place, problem) for problem in self._problems(id, numbers, target, self.orders)]
-        return sorted(train, key=lambda placed: placed[0]), sorted(held_out, key=lambda placed: placed[0])
+                    train += [(fraction, problem) for problem in self._problems(id, numbers, target, self.orders)]
+        return sorted(train, key=lambda pair: pair[0]), sorted(held_out, key=lambda pair: pair[0])
 
     def _problems(self, id: str, numbers: Sequence[int], target: int, orders: int) -> list[Problem]:
         every_order = sorted(set(permutations(numbers)))

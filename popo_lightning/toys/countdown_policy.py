@@ -27,7 +27,7 @@ from popo_lightning.toys.warm_start_settings import check_sizes
 RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
 IGNORED = -100
-LEAST_STEPS = 40  # minimum for a schedule with a warm-up
+MIN_STEPS = 40  # minimum for a schedule with a warm-up
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def save_model(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def descend(
+def train_supervised(
     loss: Callable[[], Tensor], parameters: Sequence[Tensor], learning_rate: float, steps: int, what: str
 ) -> None:
     """Trains by AdamW with a warm-up over 5% of the steps, cosine decay to zero, and gradients clipped to norm 1.
@@ -130,9 +130,9 @@ class CountdownWarmStart(WarmStart):
             layers=layers,
             intermediate_size=intermediate_size,
         )
-        if examples < LEAST_STEPS * batch_size:
+        if examples < MIN_STEPS * batch_size:
             raise SettingError(
-                f"model.warm_start.examples is {examples}, fewer than {LEAST_STEPS} batches of "
+                f"model.warm_start.examples is {examples}, fewer than {MIN_STEPS} batches of "
                 f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
             )
         self.right = right
@@ -194,7 +194,9 @@ class CountdownWarmStart(WarmStart):
             input_ids, labels = _encode([next(examples) for _ in range(self.batch_size)])
             return answer_loss(model(input_ids=input_ids.to(self.device)).logits, labels.to(self.device))
 
-        descend(loss, list(model.parameters()), self.learning_rate, self.examples // self.batch_size, "tiny policy")
+        train_supervised(
+            loss, list(model.parameters()), self.learning_rate, self.examples // self.batch_size, "tiny policy"
+        )
 
     def _examples(self) -> Iterator[tuple[str, str]]:
         problems = [self._problems_of(count) for count in counts_of(self.numbers)]

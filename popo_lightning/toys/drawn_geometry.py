@@ -34,7 +34,7 @@ from popo_lightning.toys.formulas import (
     third_angle,
     total,
 )
-from popo_lightning.toys.held_out import place_of
+from popo_lightning.toys.held_out import hash_fraction
 
 Numbers = tuple[int, ...]
 
@@ -174,14 +174,13 @@ class DrawnGeometry(Task):
 
     def split(self, kind: str) -> tuple[list[Numbers], list[Numbers]]:
         """Returns (training, held-out) numbers of a kind, ordered by hash."""
-        places = {}
+        fractions = {}
         for numbers in KINDS[kind].numbers():
             problem = f"{kind}:{','.join(map(str, sorted(numbers)))}"
-            place = place_of(problem)
-            places[numbers] = (place, numbers)
-        in_order = sorted(places, key=places.__getitem__)
-        train = [numbers for numbers in in_order if places[numbers][0] >= self.held_out_share]
-        held_out = [numbers for numbers in in_order if places[numbers][0] < self.held_out_share]
+            fractions[numbers] = (hash_fraction(problem), numbers)
+        in_order = sorted(fractions, key=fractions.__getitem__)
+        train = [numbers for numbers in in_order if fractions[numbers][0] >= self.held_out_share]
+        held_out = [numbers for numbers in in_order if fractions[numbers][0] < self.held_out_share]
         if not train or not held_out:
             raise SettingError(
                 f"data.task.held_out_share is {self.held_out_share}, which leaves '{kind}' "

@@ -20,11 +20,11 @@ from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.toys.countdown import Step, write_steps
 from popo_lightning.toys.countdown_policy import (
     IGNORED,
-    LEAST_STEPS,
+    MIN_STEPS,
     answer_loss,
-    descend,
     save_model,
     symbol_tokenizer,
+    train_supervised,
 )
 from popo_lightning.toys.diagrams import TOKEN_SIDE
 from popo_lightning.toys.drawn_geometry import EASY_KINDS, KINDS, DrawnGeometry, Numbers
@@ -162,9 +162,9 @@ class GeometryWarmStart(WarmStart):
             vision_hidden_size=vision_hidden_size,
             vision_layers=vision_layers,
         )
-        if examples < LEAST_STEPS * batch_size:
+        if examples < MIN_STEPS * batch_size:
             raise SettingError(
-                f"model.warm_start.examples is {examples}, fewer than {LEAST_STEPS} batches of "
+                f"model.warm_start.examples is {examples}, fewer than {MIN_STEPS} batches of "
                 f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
             )
         self.right = right
@@ -248,7 +248,7 @@ class GeometryWarmStart(WarmStart):
             return answers + reader.loss([example.glyphs for example in batch], inputs["image_grid_thw"])
 
         steps = self.examples // self.batch_size
-        descend(loss, parameters, self.learning_rate, steps, "tiny vision-language policy")
+        train_supervised(loss, parameters, self.learning_rate, steps, "tiny vision-language policy")
 
     def _examples(self) -> Iterator[Example]:
         """Yields examples without end."""

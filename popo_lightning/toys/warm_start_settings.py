@@ -6,7 +6,7 @@ import math
 
 from popo_lightning.core.errors import SettingError
 
-MOST = {
+MAX = {
     "examples": 10**9,
     "hidden_size": 8192,
     "layers": 256,
@@ -26,8 +26,8 @@ def check_sizes(learning_rate: float, **sizes: int) -> None:
         sizes: Sizes in model.warm_start, by name.
     """
     for name, size in sizes.items():
-        if not 1 <= size <= MOST[name]:
-            raise SettingError(f"model.warm_start.{name} is {size}; use a number from 1 to {MOST[name]}")
+        if not 1 <= size <= MAX[name]:
+            raise SettingError(f"model.warm_start.{name} is {size}; use a number from 1 to {MAX[name]}")
     if not 0 < learning_rate < math.inf:
         raise SettingError(f"model.warm_start.learning_rate is {learning_rate}; use a number above 0, such as 0.002")
     width, heads = sizes["hidden_size"], sizes.get("heads", 1)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import all_reduce
-from popo_lightning.model.padded_rows import PaddedRows, one_token
+from popo_lightning.model.padded_rows import PaddedRows, dummy_rows
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.minibatch_loss import MinibatchLoss
 
@@ -45,7 +45,7 @@ def add_up_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence
         teaching.append(silent.pop())  # gradients of 0 differ from None: the optimizer moves by its momentum
     with torch.no_grad():
         for number in range(_most(policy, len(silent))):
-            losses.add(silent[number], policy.run(silent[number])) if number < len(silent) else _nothing(policy)
+            losses.add(silent[number], policy.run(silent[number])) if number < len(silent) else _zero_loss(policy)
     models = [policy.model] if policy.critic is None else [policy.model, policy.value_model]
     waits = policy.trainer.world_size > 1 and not policy.sharded  # the last pass reduces gradients over all ranks
     passes = _most(policy, max(len(teaching), waits))
@@ -56,7 +56,7 @@ def add_up_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence
             if number < len(teaching):
                 loss = losses.add(teaching[number], policy.run(teaching[number]))
             else:
-                loss = _nothing(policy)
+                loss = _zero_loss(policy)
             policy.manual_backward(loss)
 
 
@@ -67,9 +67,9 @@ def _most(policy: PolicyModel, own: int) -> int:
     return int(all_reduce(policy.trainer, own, "max")) if policy.sharded else own
 
 
-def _nothing(policy: PolicyModel) -> Tensor:
+def _zero_loss(policy: PolicyModel) -> Tensor:
     """Computes a loss of zero through the whole model."""
-    found = policy.run(one_token())
+    found = policy.run(dummy_rows())
     nothing = found.logp.sum() * 0
     return nothing if found.values is None else nothing + found.values.sum() * 0
 

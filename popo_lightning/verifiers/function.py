@@ -14,8 +14,8 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any, NoReturn
 
+from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.core.nearest import did_you_mean
 
 TEXTS = ("text", "response")
 """Parameters that get the policy's response."""

@@ -21,11 +21,11 @@ class FunctionReward(Verifier):
 
     A function may ask for `text` (or `response`), `answer`, `prompt` (as it was asked), `question` (the row's column,
     or else the prompt) and any other column of the row; `**columns` gets all of them. It returns a number, the score,
-    or a dict of parts with a `score`.
+    or a dict of components with a `score`.
 
-    With several functions, each score is a part under its function's name, and `score` is their weighted sum. Further
-    parts keep their names; if a name is taken, the function's name is put before it. `acc` is the part of that name, or
-    else the score of the first function.
+    With several functions, each score is a component under its function's name, and `score` is their weighted sum.
+    Further components keep their names; if a name is taken, the function's name is put before it. `acc` is the
+    component of that name, or else the score of the first function.
 
     Args:
         function: Address of a function, or a list of addresses and of mappings with `function` and `weight`.
@@ -58,7 +58,7 @@ class FunctionReward(Verifier):
         names = [function.name for function in self.functions]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise SettingError(f"{setting} has two functions called {twice}, whose parts would be one; rename one")
+            raise SettingError(f"{setting} has two functions called {twice}, whose components would be one; rename one")
         if not self.alone and "score" in names:
             raise SettingError(f"{setting} has a function called score, as the weighted sum is; rename it")
         if not any(self.weights):
@@ -85,7 +85,7 @@ class FunctionReward(Verifier):
         return gold["answer"] if _has_columns(gold) else gold
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Returns the reward parts of one response. The grading process handles a function's exceptions."""
+        """Returns the reward components of one response. The grading process handles a function's exceptions."""
         columns: Mapping[str, Any] = answer["columns"] if _has_columns(answer) else {}
         answer = self.answer_in(answer)
         if self.alone:

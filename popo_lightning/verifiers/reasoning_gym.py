@@ -48,7 +48,7 @@ class ReasoningGymVerifier(Verifier):
         self.format_reward = format_reward
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
-        """Returns the reward parts of one response. The answer has the data set, its settings and the entry's index."""
+        """Returns the reward components of a response. The answer names the data set, its settings and the entry."""
         given = last_answer_tag(text)
         if given is None:
             return {"score": 0.0, "acc": 0.0, "format": 0.0}

@@ -11,7 +11,7 @@ import torch
 from helpers.tiny_models import method, popo
 
 from popo_lightning.callbacks.health import Health
-from popo_lightning.callbacks.health_courses import MOST_SAID, RECOVERED, WINDOW
+from popo_lightning.callbacks.health_courses import MAX_SAID, RECOVERED, WINDOW
 from popo_lightning.core.errors import SettingError
 
 WELL = {
@@ -92,7 +92,7 @@ def test_too_hard_too_easy_and_broken_are_told_apart() -> None:
 
 def test_said_again_after_recovery_and_three_times_at_most() -> None:
     watch = Watch()
-    for _ in range(MOST_SAID):
+    for _ in range(MAX_SAID):
         assert len(watch.see(5, weight_replayed_ess=0.1)) == 1
         assert watch.see(RECOVERED - 1) == watch.see(5, weight_replayed_ess=0.1) == []  # not yet recovered
         watch.see(RECOVERED)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from popo_lightning.callbacks.board import LAYOUT, MARGIN, compared_settings
+from popo_lightning.callbacks.tensorboard import LAYOUT, MARGIN, compared_settings
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import loggers
 from popo_lightning.runs.record import new_record

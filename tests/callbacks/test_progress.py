@@ -38,7 +38,7 @@ def test_what_a_run_says_from_the_first_line_to_the_last(
     popo(*longer[1:])
     lines = capsys.readouterr().err.splitlines()
     newest = run / "checkpoints" / "iteration-0001.ckpt"
-    assert f"popo: goes on from '{newest}', after 1 of 2 iterations" in lines
+    assert f"popo: continues from '{newest}', after 1 of 2 iterations" in lines
     with pytest.raises(SystemExit) as ended:
         popo(*longer[1:])
     assert ended.value.code == 0 and f"the run in '{run}' is finished (2 iterations" in capsys.readouterr().err

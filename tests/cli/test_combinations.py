@@ -58,7 +58,7 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
         ),
         ([*method("spear"), "--data.limits.length", "5"], "data.composer is SPEAR, which fixes the advantages"),
         ([*method("max_at_k"), *OFF_POLICY, "--data.limits.length", "5"], "with off_policy, whose advantages hold"),
-        (["--data.limits.score", "0.5"], "the cost of data.limits.score is 'score', the part that is trained on"),
+        (["--data.limits.score", "0.5"], "the cost of data.limits.score is 'score', the component that is trained on"),
         (["--data.limits.length", "-1"], "data.limits.length.bound is -1"),
         (["--data.limits.length", "10"], "data.limits.length.bound is 10, which no response exceeds"),
         (["--data.limits", "{length: {bound: 5, lr: -1}}"], "data.limits.length.lr is -1"),

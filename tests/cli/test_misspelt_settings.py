@@ -15,8 +15,8 @@ from popo_lightning.cli.parser import command_of
 from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.compare.command import parsed
+from popo_lightning.core.did_you_mean import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.nearest import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
 

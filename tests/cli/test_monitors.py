@@ -51,8 +51,8 @@ def test_names_are_those_of_a_run(config: Path, tmp_path: Path) -> None:
     popo("fit", "--config", config, *method("popo"), "--run.folder", tmp_path, "--trainer.max_epochs", "4")
     with (tmp_path / "metrics.csv").open() as file:
         columns = set(next(csv.reader(file))) - {"step"}
-    regime = EvalSettings(2, 2, (2,), True, 1.0, 1.0, 0, None, 0)
-    known = {*NAMES, *REWARDS, *metric_names({"countdown": regime})}
+    settings = EvalSettings(2, 2, (2,), True, 1.0, 1.0, 0, None, 0)
+    known = {*NAMES, *REWARDS, *metric_names({"countdown": settings})}
     assert {name for name in columns - known if not OPEN.fullmatch(name)} == set()
 
 

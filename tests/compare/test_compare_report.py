@@ -11,7 +11,7 @@ import pytest
 from helpers.comparisons import cells, planned, read_comparison, write_comparison, write_run
 
 from popo_lightning.compare.command import main
-from popo_lightning.compare.plots import COLOURS
+from popo_lightning.compare.plots import COLORS
 
 GRPO = {1: [0.1, 0.2, 0.3, 0.3, 0.3], 2: [0.1, 0.2, 0.3, 0.3, 0.5], 3: [0.1, 0.1, 0.2, 0.2, 0.2]}
 POPO = {1: [0.1, 0.4, 0.4, 0.4, 0.4], 2: [0.1, 0.3, 0.5, 0.5, 0.5], 3: [0.1, 0.1, 0.1, 0.1, 0.1]}
@@ -135,7 +135,7 @@ def test_figures(root: Path, report: str) -> None:
         assert (root / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in report
     assert not (root / "sweep.png").exists()
-    assert len(set(COLOURS)) == len(COLOURS)
+    assert len(set(COLORS)) == len(COLORS)
 
 
 def test_sweep(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_interrupted_comparison_goes_on(config: Path, tmp_path: Path) -> None:
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "goes on with: popo compare --config" in said
+    assert "interrupted ones continue with: popo compare --config" in said
     assert not (run / "summary.json").exists()
     done = len([row for row in metrics(run) if "train/loss" in row])
     assert 0 < done < 40, "it was stopped too late for this test"

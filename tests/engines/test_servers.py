@@ -91,7 +91,7 @@ def obedient(servers: list[FakeServer]) -> None:
 
 def test_what_is_asked_and_what_comes_back(servers: list[FakeServer], start: Any) -> None:
     engine = start(servers)
-    prompts = [Prompt(torch.tensor([2, 3])), Prompt(torch.tensor([4, 5, 6]), begun=2)]
+    prompts = [Prompt(torch.tensor([2, 3])), Prompt(torch.tensor([4, 5, 6]), prefix_len=2)]
     found = engine.generate(prompts, 3, Sampling(LIMIT, 0.7), seed=1)
     asked = sorted((r for s in servers for r in s.requests), key=lambda r: len(r["token_ids"]))
     assert [request["token_ids"] for request in asked] == [[2, 3], [4, 5, 6]]

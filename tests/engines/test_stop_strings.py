@@ -108,16 +108,16 @@ def test_a_prefix_is_read_with_the_text_before_the_string(policy: Path) -> None:
     seen = []
 
     class Pool(GradingPool):
-        def offer(self, items: Any) -> None:
+        def submit(self, items: Any) -> None:
             seen.extend(text for _, text in items)
-            super().offer(items)
+            super().submit(items)
 
     encoder = PromptEncoder(policy, 30)
     ids = encoder.tokenizer("3=5;5*2", add_special_tokens=False)["input_ids"]
     prefix = torch.tensor(encoder.tokenizer("7;2", add_special_tokens=False)["input_ids"])
     with Pool(FailsOn()) as pool:
-        maker = RolloutGenerator(encoder, Stops(), pool, PhaseClock(), 0, 1, torch.float32, None)
-        maker.make([Problem("p", "1,2>3:", None)], 1, Sampling(20, stop=(";",)), 0, [prefix])
+        generator = RolloutGenerator(encoder, Stops(), pool, PhaseClock(), 0, 1, torch.float32, None)
+        generator.make([Problem("p", "1,2>3:", None)], 1, Sampling(20, stop=(";",)), 0, [prefix])
     assert seen == ["7;23=5"]  # the prefix has the string too, but is not part of the response
 
 

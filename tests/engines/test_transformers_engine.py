@@ -47,9 +47,9 @@ def asked() -> list[Prompt]:
     """Returns prompts of uneven lengths. Two have the same length, and two have begun their responses."""
     generator = torch.Generator().manual_seed(3)
     lengths = (3, 12, 1, 40, 12, 7)
-    begun = (0, 0, 0, 5, 0, 2)
+    prefix_lens = (0, 0, 0, 5, 0, 2)
     made = [torch.randint(2, 23, (length,), generator=generator) for length in lengths]
-    return [Prompt(ids, begun=count) for ids, count in zip(made, begun, strict=True)]
+    return [Prompt(ids, prefix_len=count) for ids, count in zip(made, prefix_lens, strict=True)]
 
 
 def reference(model: Any, prompt: Tensor, seed: int, limit: int, sampling: Sampling) -> tuple[list[int], list[float]]:
@@ -79,7 +79,7 @@ def test_as_one_at_a_time_without_a_cache(folder: Path, batch_size: int, tempera
     for prompt, seed, responses in zip(prompts, prompt_seeds(11, len(prompts)), sampled, strict=True):
         assert len(responses) == n
         for i, response in enumerate(responses):
-            limit = LIMIT - prompt.begun
+            limit = LIMIT - prompt.prefix_len
             ids, logps = reference(engine._model, prompt.ids, seed + i, limit, sampling)
             assert response.token_ids.tolist() == ids
             torch.testing.assert_close(response.behave_logp, torch.tensor(logps), atol=1e-5, rtol=0)
@@ -98,7 +98,7 @@ def test_each_response_at_a_temperature_of_its_own(folder: Path, batch_size: int
         for i, response in enumerate(responses):
             assert response.temperature == sampling.temperature_of(seed + i)
             alone = Sampling(LIMIT, response.temperature or 0.0)
-            ids, logps = reference(engine._model, prompt.ids, seed + i, LIMIT - prompt.begun, alone)
+            ids, logps = reference(engine._model, prompt.ids, seed + i, LIMIT - prompt.prefix_len, alone)
             assert response.token_ids.tolist() == ids
             torch.testing.assert_close(response.behave_logp, torch.tensor(logps), atol=1e-5, rtol=0)
 
@@ -107,7 +107,7 @@ def test_a_sliding_window_is_a_matter_of_the_mask(tmp_path: Path) -> None:
     engine, prompts, sampling = started(sliding(tmp_path, "sliding_attention"), 5), asked(), Sampling(LIMIT)
     sampled = engine.generate(prompts, 1, sampling, 2)
     for prompt, seed, (response,) in zip(prompts, prompt_seeds(2, len(prompts)), sampled, strict=True):
-        ids, _ = reference(engine._model, prompt.ids, seed, LIMIT - prompt.begun, sampling)
+        ids, _ = reference(engine._model, prompt.ids, seed, LIMIT - prompt.prefix_len, sampling)
         assert response.token_ids.tolist() == ids
 
 

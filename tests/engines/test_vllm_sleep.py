@@ -28,7 +28,7 @@ class Policy:
         self.weight = 0.0
         self.engine = VLLMEngine(**settings)
         context = EngineContext("no folder", torch.device("cuda", 0), torch.float32, 0, 1, 64)
-        self.synced = WeightSync(self.engine, every, PhaseClock(), lambda: context, self.weights)
+        self.weight_sync = WeightSync(self.engine, every, PhaseClock(), lambda: context, self.weights)
 
     def weights(self) -> list[tuple[str, Tensor]]:
         return [("weight", torch.tensor(self.weight))]
@@ -41,7 +41,7 @@ class Policy:
         """Runs an iteration and returns the calls of vLLM in it."""
         self.llm.calls.clear()
         self.weight = float(version)
-        self.synced.for_rollouts(version, version)
+        self.weight_sync.for_rollouts(version, version)
         self.generate()
         self.engine.sleep()
         return list(self.llm.calls)
@@ -49,7 +49,7 @@ class Policy:
     def evaluation(self, version: int) -> list[str]:
         self.llm.calls.clear()
         self.weight = float(version)
-        self.synced.newest(version, version)
+        self.weight_sync.newest(version, version)
         self.generate()
         return list(self.llm.calls)
 
@@ -98,7 +98,7 @@ def test_a_sync_without_generation_leaves_the_cache_asleep(llm: Recorder, monkey
     policy = Policy(llm, monkeypatch)
     policy.rollouts(0)
     llm.calls.clear()
-    policy.synced.newest(1, 1)
+    policy.weight_sync.newest(1, 1)
     policy.engine.sleep()
     policy.generate()  # the engine wakes by itself, so it does not answer from released memory
     assert llm.calls == [*WAKE_WEIGHTS, "reload 0", "sleep 2", *WAKE_WEIGHTS, *WAKE_CACHE, "generate"]
@@ -115,7 +115,7 @@ def test_nothing_sleeps_on_a_cpu(llm: Recorder, monkeypatch: pytest.MonkeyPatch)
 def test_every_prompt_has_a_seed_of_its_own(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of a prompt's responses has its own seed too: vLLM counts up from the prompt's seed, within its integers."""
     policy = Policy(llm, monkeypatch)
-    policy.synced.newest(0, 0)
+    policy.weight_sync.newest(0, 0)
     policy.generate(100)
     assert len(set(llm.seeds)) == 100
     assert all(0 <= seed < 2**63 - 2**20 for seed in llm.seeds)

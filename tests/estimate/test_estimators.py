@@ -19,7 +19,7 @@ from popo_lightning.estimate.estimators import (
 )
 from popo_lightning.estimate.star import ABSTRACTIONS
 from popo_lightning.estimate.trajectories import Trajectories, graded_responses
-from popo_lightning.metrics.effective import effective_responses, normalised, too_few, usable
+from popo_lightning.metrics.effective import effective_responses, normalized, too_few, usable
 
 ALL = {
     "is": importance_sampling,
@@ -127,7 +127,7 @@ def test_known_value_of_a_small_process() -> None:
     assert star.star(logged, star.time(logged), last=1) != pytest.approx(truth(), abs=0.012)
 
 
-def test_one_step_is_self_normalised_importance_sampling() -> None:
+def test_one_step_is_self_normalized_importance_sampling() -> None:
     random = np.random.default_rng(3)
     logged = graded_responses(list(random.normal(0, 1, (50, 1))), list(random.normal(0, 1, (50, 1))), random.random(50))
     expected = importance_sampling(logged)
@@ -184,8 +184,8 @@ def test_large_weights_neither_overflow_nor_hide() -> None:
     assert effective_responses(unlikely.log_weights) == pytest.approx(1), "all tiny is not all equal"
 
 
-def test_weights_are_normalised() -> None:
-    assert normalised(np.log([1.0, 3.0])) == pytest.approx([0.25, 0.75])
+def test_weights_are_normalized() -> None:
+    assert normalized(np.log([1.0, 3.0])) == pytest.approx([0.25, 0.75])
     assert [too_few(*counts) for counts in ((1, 2), (1, 3), (0, 0), (1, 1))] == [False, True, True, False]
     weights = {(1, 1): True, (1, 1e-9): False, (1, 1, 1e-9): True, (0.4, 0.4, 0.4): False, (0.6, 0.6): True}
     for found, tells in weights.items():
@@ -245,7 +245,7 @@ def test_mutations_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(Trajectories, attribute, mutant)
             assert fails(checks), name
     with monkeypatch.context() as patch:
-        patch.setattr(estimators, "normalised", lambda log: np.exp(log) / len(log))
+        patch.setattr(estimators, "normalized", lambda log: np.exp(log) / len(log))
         assert fails(checks), "not normalised"
     with monkeypatch.context() as patch:
         patch.setattr(np.linalg, "solve", lambda m, r: m @ r)

@@ -28,7 +28,7 @@ def simulated(n: int = 400_000, u: float = 1.0, z: float = 0.5, seed: int = 0) -
     return effect(hinted, acts, rewards, np.arange(n))  # type: ignore[arg-type]
 
 
-def test_confounded_behaviour() -> None:
+def test_confounded_behavior() -> None:
     """The truth is 0.150. The policy acts more on easy problems, which misleads all but the instrument."""
     found = simulated()
     # E[U | A] differs by cov(U, A) / var(A): the closed form of the naive difference is 0.15 + 0.6 * 0.3 / 12 / var(A)
@@ -100,7 +100,7 @@ def test_mutations_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(instrument, "instrument_weights", mutant)
             with pytest.raises(AssertionError):
-                test_confounded_behaviour()
+                test_confounded_behavior()
                 pytest.fail(name)
     with monkeypatch.context() as patch:
         patch.setattr(instrument, "NORMAL", 1.0)
@@ -195,7 +195,7 @@ def rows_of_a_simulation(n: int = 4000) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_command_says_what_the_behaviour_does(tmp_path: Path) -> None:
+def test_the_command_says_what_the_behavior_does(tmp_path: Path) -> None:
     rows = rows_of_a_simulation()
     greedy = [{"problem": "g", "greedy": True, "acc": 1.0}]
     files = [written(tmp_path / "a.jsonl", rows[:1000] + greedy), written(tmp_path / "b.jsonl", rows[1000:])]

@@ -12,11 +12,11 @@ from popo_lightning.estimate.names import LARGEST_WEIGHT
 from popo_lightning.estimate.trajectories import Trajectories, graded_responses
 
 
-def problems(shift: float, seed: int, centre: float = 0.0) -> tuple[list[Trajectories], float]:
+def problems(shift: float, seed: int, center: float = 0.0) -> tuple[list[Trajectories], float]:
     """Returns problems of two steps, both to be right, and the truth. The target is better by ``shift`` log-odds."""
     random = np.random.default_rng(seed)
     logged, truth = [], []
-    for odds in random.normal(centre, 1, 60):
+    for odds in random.normal(center, 1, 60):
         sampled, target = (1 / (1 + np.exp(-(odds + by))) for by in (0.0, shift))
         right = random.random((8, 2)) < sampled
         logp = [np.log(np.where(right, p, 1 - p)) for p in (target, sampled)]
@@ -61,7 +61,7 @@ def test_by_hand() -> None:
 
 
 def test_effective_responses_fall_with_the_distance_until_nothing_is_said() -> None:
-    found = [judged(problems(shift, 0, centre=-2)[0]) for shift in (0.0, 0.5, 1.0, 3.0, 9.0)]
+    found = [judged(problems(shift, 0, center=-2)[0]) for shift in (0.0, 0.5, 1.0, 3.0, 9.0)]
     means = [each.effective.mean() for each in found]
     assert means[:3] == sorted(means[:3], reverse=True)
     assert found[0].effective == pytest.approx(np.full(60, 8.0))

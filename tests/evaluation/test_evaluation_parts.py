@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from popo_lightning.callbacks.summary import flat
+from popo_lightning.callbacks.summary import flatten_evaluation
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
@@ -23,7 +23,7 @@ from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
-from popo_lightning.evaluation.tables import benchmark_sheet, breakdown_sheet, change_sheet
+from popo_lightning.evaluation.tables import benchmark_table, breakdown_table, change_table
 
 NASTY = [
     "plain",
@@ -61,24 +61,26 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
         assert row["response"] == row["problem"] == row["prompt"] == row["answer"]["gold"] == row["level"] == text
         assert row["benchmark"] == text and row["subject"] == "nan" and row["kind"] is None
 
-    regime = EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
+    settings = EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
     numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "grading_failures": 1.0}
-    of = [BenchmarkResult(name, regime, numbers, {"level": {text: numbers, "2": numbers}}, 0.0) for name in (text, "b")]
+    of = [
+        BenchmarkResult(name, settings, numbers, {"level": {text: numbers, "2": numbers}}, 0.0) for name in (text, "b")
+    ]
     result = EvaluationResult(1, of)
-    parts = breakdown_sheet(result)
+    parts = breakdown_table(result)
     assert parts is not None
-    for sheet, lines_of_it in ((benchmark_sheet(result, text), 3), (parts, 4)):
+    for table, lines_of_it in ((benchmark_table(result, text), 3), (parts, 4)):
         screen = Console(file=io.StringIO(), width=300, color_system=None, highlight=False)
-        screen.print(sheet.for_terminal())
+        screen.print(table.for_terminal())
         shown = screen.file.getvalue()  # type: ignore[attr-defined]
         assert shown.encode() and shown.count("0.250") == lines_of_it
         assert sum("0.250" in line for line in shown.splitlines()) == lines_of_it
         assert not any(character in shown for character in "\x1b\x07\r\x0b\x85")
-        html = markdown_to_safe_html(sheet.markdown())
+        html = markdown_to_safe_html(table.markdown())
         if text == "a | b || c":  # for renderers in which a bar in code ends a cell
-            assert "`a \\| b \\|\\| c`" in sheet.markdown()
+            assert "`a \\| b \\|\\| c`" in table.markdown()
         assert html.count("<tr>") == lines_of_it + 1 and html.strip().endswith("</table>")
-        assert html.count("<td>") == lines_of_it * len(sheet.header)
+        assert html.count("<td>") == lines_of_it * len(table.header)
         assert not any(tag in html for tag in ("<script", "<img"))
 
 
@@ -165,9 +167,9 @@ def test_impossible_settings_are_refused(case: str) -> None:
 def test_what_is_not_set_falls_back() -> None:
     own = {"x": BenchmarkSettings(samples=16, pass_k=[16, 1, 16], greedy=False, temperature=0.0, limit=3)}
     evaluation = Evaluation(temperature=0.6, top_p=0.9, max_new_tokens=7, limit=5, benchmarks=own)
-    assert evaluation.regime_of("y") == EvalSettings(8, 4, (8,), True, 0.6, 0.9, 0, 7, 5)
-    assert evaluation.regime_of("x") == EvalSettings(16, 4, (1, 16), False, 0.0, 0.9, 0, 7, 3)
-    assert evaluation.regime_of("x").changed(BenchmarkSettings(limit=0)).limit == 0
+    assert evaluation.settings_of("y") == EvalSettings(8, 4, (8,), True, 0.6, 0.9, 0, 7, 5)
+    assert evaluation.settings_of("x") == EvalSettings(16, 4, (1, 16), False, 0.0, 0.9, 0, 7, 3)
+    assert evaluation.settings_of("x").changed(BenchmarkSettings(limit=0)).limit == 0
     Evaluation(samples=0, avg_k=99)  # without samples, avg_k may be any number
 
 
@@ -184,8 +186,8 @@ def test_a_limit_takes_the_same_problems_in_their_order() -> None:
 
 
 def result_of(avg_k: int, pass_k: tuple[int, ...], samples: int = 8, **numbers: float) -> BenchmarkResult:
-    regime = EvalSettings(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
-    return BenchmarkResult(f"b{avg_k}-{samples}", regime, numbers, {}, 1.0)
+    settings = EvalSettings(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
+    return BenchmarkResult(f"b{avg_k}-{samples}", settings, numbers, {}, 1.0)
 
 
 def test_means_over_benchmarks() -> None:
@@ -193,8 +195,8 @@ def test_means_over_benchmarks() -> None:
     other = result_of(2, (8,), greedy=0.4, avg_at_2=0.3, pass_at_8=0.7)
     both = EvaluationResult(3, [one, other])
     assert both.mean == pytest.approx({"greedy": 0.3, "avg": 0.2, "pass_at_8": 0.6})
-    assert benchmark_sheet(both, "t").header == ["benchmark", "greedy", "avg", "avg@2", "avg@4", "pass@1", "pass@8"]
-    assert benchmark_sheet(both, "t").rows[-1] == ["mean", "0.300", "0.200", "", "", "", "0.600"]
+    assert benchmark_table(both, "t").header == ["benchmark", "greedy", "avg", "avg@2", "avg@4", "pass@1", "pass@8"]
+    assert benchmark_table(both, "t").rows[-1] == ["mean", "0.300", "0.200", "", "", "", "0.600"]
     assert EvaluationResult(3, [one]).mean == {}
     same = EvaluationResult(3, [one, result_of(4, (8,), 16, avg_at_4=0.5, pass_at_8=0.5)])
     assert same.mean == pytest.approx({"avg_at_4": 0.3, "pass_at_8": 0.5})
@@ -202,14 +204,16 @@ def test_means_over_benchmarks() -> None:
 
     entry = {"iteration": 3} | both.metrics()
     expected = {"iteration": 3, "avg_k": None, "pass_k": 8, "greedy": 0.3, "avg_at_k": 0.2, "pass_at_k": 0.6}
-    assert flat(entry) == pytest.approx(expected)
+    assert flatten_evaluation(entry) == pytest.approx(expected)
     mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, pass_at_1=0.3, pass_at_16=0.9)])
     assert mixed.mean == pytest.approx({"pass_at_1": 0.2})
-    assert flat({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(0.7)  # the largest k of each
+    assert flatten_evaluation({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(
+        0.7
+    )  # the largest k of each
     first = {"iteration": 0, "eval/b4-8/greedy": 0.1}
-    sheet = change_sheet(first, entry)
-    assert sheet.rows[0][:2] == ["b4-8", "0.100 -> 0.200"] and sheet.rows[1][:2] == ["b2-8", "0.400"]
-    assert sheet.rows[-1][0] == "mean"
+    table = change_table(first, entry)
+    assert table.rows[0][:2] == ["b4-8", "0.100 -> 0.200"] and table.rows[1][:2] == ["b2-8", "0.400"]
+    assert table.rows[-1][0] == "mean"
 
 
 def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
@@ -220,11 +224,11 @@ def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
         seeds.append(seed)
         return []
 
-    data = SimpleNamespace(sample=sample, sampling=Sampling(4), maker=SimpleNamespace(work=Work()))
+    data = SimpleNamespace(sample=sample, sampling=Sampling(4), generator=SimpleNamespace(work=Work()))
     evaluation = Evaluation(max_new_tokens=4)
     for rank, name in ((0, "aime"), (0, "amc"), (0, "aime"), (1, "aime")):
         data.trainer = SimpleNamespace(global_rank=rank)
-        evaluation._sample(data, name, [], 1, evaluation.regime)
+        evaluation._sample(data, name, [], 1, evaluation.settings)
     assert seeds[0] == seeds[2] and len(set(seeds)) == 3
 
 

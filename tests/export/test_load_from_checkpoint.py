@@ -21,7 +21,7 @@ from popo_lightning.export.rebuilt_model import rebuilt
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.loading import load_trainable
 from popo_lightning.objectives.advantages import GroupNormalized
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.regularizers import KL
 from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule

@@ -12,10 +12,10 @@ import torch
 from helpers.exports import as_shards, greedy_rows, newest, refused, said_by
 from helpers.tiny_models import method, popo
 
-from popo_lightning.core.asking import gold_like
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
 from popo_lightning.core.task import Task
+from popo_lightning.core.user_question import gold_like
 from popo_lightning.export.asked_policy import Question, answers
 from popo_lightning.export.sample_command import lines
 from popo_lightning.export.saved_policy import saved_policy

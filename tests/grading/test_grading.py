@@ -321,13 +321,13 @@ def test_a_verifier_that_cannot_be_loaded_raises(how: str, message: str) -> None
 
 
 def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items are graded before a call waits for them, in the order in which they were offered."""
+    """Items are graded before a call waits for them, in the order in which they were submitted."""
     pool.grade([("", "a")])
-    pool.offer([("a", "a"), ("a", "b" * (MAX_RESPONSE_CHARS + 1))])
-    pool.offer([("b", "a"), (0.0, "nap")])
+    pool.submit([("a", "a"), ("a", "b" * (MAX_RESPONSE_CHARS + 1))])
+    pool.submit([("b", "a"), (0.0, "nap")])
 
     def nothing_left_to_do() -> bool:
-        pool.go_on()
+        pool.poll()
         return len(pool._grades) == 4
 
     assert within(PATIENCE, nothing_left_to_do)
@@ -340,8 +340,8 @@ def test_items_are_graded_while_others_are_still_to_come(pool: GradingPool, monk
 
 def test_what_was_offered_can_be_dropped(pool: GradingPool) -> None:
     pool.grade([("", "a")])
-    pool.offer([(1000.0, "nap"), ("a", "a")])
-    pool.forget()
+    pool.submit([(1000.0, "nap"), ("a", "a")])
+    pool.discard()
     assert len(pool.grade([("", "a")])) == 1
 
 

@@ -18,7 +18,7 @@ from popo_lightning.verifiers.geometry import GeometryVerifier
 from popo_lightning.verifiers.math import MathVerifier
 
 LIMIT = 2.0
-MOST_FAILURES = 6
+MAX_FAILURES = 6
 """Answers that may run into the time limit, of over 3,000: the others are refused or graded."""
 
 FORMULAS = [
@@ -81,7 +81,7 @@ def test_hostile_answers_are_counted_and_wrong(
         print(f"  {family}: {dict(counts)}")
     assert accuracies == {0.0}
     assert total["crash"] == total["invalid"] == 0
-    assert total["timeout"] + total["error"] <= (0 if isinstance(verifier, CountdownVerifier) else MOST_FAILURES)
+    assert total["timeout"] + total["error"] <= (0 if isinstance(verifier, CountdownVerifier) else MAX_FAILURES)
     assert not marker.exists()
 
 

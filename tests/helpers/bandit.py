@@ -13,7 +13,7 @@ from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
 from popo_lightning.objectives.advantages import GroupNormalized
-from popo_lightning.rollout.limit import Limit
+from popo_lightning.rollout.limit_settings import Limit
 from popo_lightning.rollout.limits import Limits
 
 REWARD, COST, BOUND = (0.6, 0.9), (0.2, 1.0), 0.5

@@ -50,18 +50,18 @@ class GivenIteration(Iteration):
 
     version: int
     effective_key: str
-    problems: int
+    num_problems: int
     group_size: int
     next_problems: Callable[[int, int], list[Group]]
     given_problems: Callable[[Sequence[Problem], int, Sequence[torch.Tensor] | None], list[Group]]
     present_logprobs: Callable[[Sequence[Group]], list[list[torch.Tensor]]]
     first_logprobs: Callable[[Sequence[Group]], list[list[torch.Tensor]]]
     seeded: Callable[..., Random]
-    longest: int = 100
-    vocabulary: int = 100
+    max_new_tokens: int = 100
+    vocab_size: int = 100
 
     def rollout(self, count: int | None = None, n: int | None = None) -> list[Group]:
-        return self.next_problems(self.problems if count is None else count, self.group_size if n is None else n)
+        return self.next_problems(self.num_problems if count is None else count, self.group_size if n is None else n)
 
     def sample(
         self, problems: Sequence[Problem], n: int, prefixes: Sequence[torch.Tensor] | None = None
@@ -98,7 +98,7 @@ def iteration(version: int, fresh: Sequence[Group] = (), effective_key: str = "s
     made = GivenIteration(
         version=version,
         effective_key=effective_key,
-        problems=len(fresh),
+        num_problems=len(fresh),
         group_size=len(fresh[0].responses) if fresh else 2,
         next_problems=next_problems,
         given_problems=refuse,

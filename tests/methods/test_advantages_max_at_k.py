@@ -142,7 +142,7 @@ def test_replayed_groups_are_corrected_only_where_asked() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_behaviour_policy_is_not_corrected_for_twice() -> None:
+def test_the_behavior_policy_is_not_corrected_for_twice() -> None:
     check_weight(MaxAtK(2, off_policy=True), NoCorrection())
     check_weight(MaxAtK(2), TruncatedIS())
     with pytest.raises(SettingError, match=r"behave_weight is TruncatedIS, .*MaxAtK.*use NoCorrection"):

@@ -66,10 +66,10 @@ def test_a_replaying_iteration_samples_nothing() -> None:
     composer.compose(iteration(0, batch(0)))
     for version in (1, 2):
         assert not composer.samples_next()
-        assert ids(composer.compose(iteration(version, problems=2))) == [0, 1]  # the iteration refuses to sample
+        assert ids(composer.compose(iteration(version, num_problems=2))) == [0, 1]  # the iteration refuses to sample
     assert composer.samples_next()
     with pytest.raises(AssertionError, match="asked for 2"):
-        composer.compose(iteration(3, problems=2))
+        composer.compose(iteration(3, num_problems=2))
 
 
 @pytest.mark.parametrize("mix", ["batch", "group"])
@@ -162,7 +162,7 @@ def test_remix_resumes(mix: Any, stop: int, tmp_path: Path) -> None:
 def test_a_replayed_batch_keeps_its_groups_whole(tmp_path: Path) -> None:
     composer = ReMixReplay(1.0)
     (sampled, _) = composer.compose(iteration(0, batch(0)))
-    (replayed, _) = resumed(composer, ReMixReplay(1.0), tmp_path).compose(iteration(1, problems=2))
+    (replayed, _) = resumed(composer, ReMixReplay(1.0), tmp_path).compose(iteration(1, num_problems=2))
     assert (replayed.version, replayed.problem) == (0, sampled.problem)
     assert torch.equal(replayed.responses[0].behave_logp, sampled.responses[0].behave_logp)
 
@@ -179,14 +179,14 @@ def test_remix_refuses(wrong: dict[str, Any]) -> None:
 
 def ahead(version: int) -> Any:
     """Returns an iteration in which three batches of two problems can be sampled."""
-    return iteration(version, batch(version, 6), problems=2)
+    return iteration(version, batch(version, 6), num_problems=2)
 
 
 def test_batches_sampled_at_once_are_trained_on_one_by_one() -> None:
     composer = RAPID(3)
     first = composer.compose(ahead(0))
     assert ids(first) == [0, 1]
-    later = [composer.compose(iteration(version, problems=2)) for version in (1, 2)]  # these refuse to sample
+    later = [composer.compose(iteration(version, num_problems=2)) for version in (1, 2)]  # these refuse to sample
     assert [ids(groups) for groups in later] == [[2, 3], [4, 5]]
     assert {each.version for groups in later for each in groups} == {0}
     assert ids(composer.compose(ahead(3))) == [30, 31]
@@ -203,7 +203,7 @@ def test_as_many_problems_as_asked_for() -> None:
         asked.append((count, n))
         return batch(0, count)
 
-    RAPID(4).compose(iteration(0, problems=3, group_size=5, next_problems=next_problems))
+    RAPID(4).compose(iteration(0, num_problems=3, group_size=5, next_problems=next_problems))
     assert asked == [(12, 5)]
 
 
@@ -222,8 +222,8 @@ def test_resumed_with_other_numbers_of_problems_nothing_is_lost(tmp_path: Path) 
     composer = RAPID(3)
     composer.compose(ahead(0))
     later = resumed(composer, RAPID(3), tmp_path)
-    assert ids(later.compose(iteration(1, problems=3))) == [2, 3, 4]
-    assert ids(later.compose(iteration(2, problems=3))) == [5]
+    assert ids(later.compose(iteration(1, num_problems=3))) == [2, 3, 4]
+    assert ids(later.compose(iteration(2, num_problems=3))) == [5]
 
 
 def test_rapid_refuses() -> None:

@@ -153,7 +153,7 @@ def test_an_unknown_chain_is_exact_where_every_step_was_shown(states: tuple[int,
     assert sampler.belief(0) == pytest.approx(expected, abs=1e-12)
 
 
-def test_state_is_of_a_reward_part_above_a_bound() -> None:
+def test_state_is_of_a_reward_component_above_a_bound() -> None:
     partial = group(0, scores=(0.1, 0.6, 1.0), accs=(0.0, 0.0, 0.0))
     by_acc, by_score = started(DPS()), started(DPS(success_key="score"))
     low = started(DPS(success_key="score", success_above=0.0))

@@ -27,13 +27,13 @@ class Supply:
         self.made = 0
         self.asked: list[int] = []
 
-    def iteration(self, version: int, problems: int, effective_key: str = "score") -> Iteration:
+    def iteration(self, version: int, num_problems: int, effective_key: str = "score") -> Iteration:
         def next_problems(count: int, n: int) -> list[Group]:
             assert n == 2
             self.asked.append(count)
             return [self.next_group(version) for _ in range(count)]
 
-        return iteration(version, effective_key=effective_key, problems=problems, next_problems=next_problems)
+        return iteration(version, effective_key=effective_key, num_problems=num_problems, next_problems=next_problems)
 
     def next_group(self, version: int) -> Group:
         effective = self.pattern[self.made % len(self.pattern)] == "1"
@@ -87,7 +87,7 @@ def test_bad_chunks_are_named() -> None:
 def test_asks_in_chunks_until_the_batch_is_full() -> None:
     supply = Supply("1000")  # every fourth group: 0, 4, 8, ...
     composer = DynamicSampling(FixedChunk(0.5), surplus="discard")
-    batch = composer.compose(supply.iteration(0, problems=4))
+    batch = composer.compose(supply.iteration(0, num_problems=4))
     assert ids(batch) == [0, 4, 8, 12]
     # 4 problems gave 1, then chunks of 2 until the 13th problem: 4 + 5 * 2 = 14.
     assert supply.counts() == [4, 2, 2, 2, 2, 2]
@@ -97,14 +97,14 @@ def test_an_effective_batch_costs_no_problem_more() -> None:
     supply = Supply("1")
     composer = DynamicSampling(FixedChunk(1.0))
     for version in range(3):
-        assert len(composer.compose(supply.iteration(version, problems=4))) == 4
+        assert len(composer.compose(supply.iteration(version, num_problems=4))) == 4
     assert supply.counts() == [4, 4, 4]
 
 
 def test_the_first_call_may_be_larger() -> None:
     supply = Supply("10")
     composer = DynamicSampling(FixedChunk(0.25), surplus="discard", first=1.5)
-    assert ids(composer.compose(supply.iteration(0, problems=4))) == [0, 2, 4, 6]
+    assert ids(composer.compose(supply.iteration(0, num_problems=4))) == [0, 2, 4, 6]
     assert supply.counts() == [6, 1]
 
 
@@ -113,19 +113,19 @@ def test_effective_by_the_part_that_is_named() -> None:
         return [group(i, 0, scores=(0.0, 0.1), accs=(0.0, float(i % 2))) for i in range(count)]
 
     composer = DynamicSampling(max_batches=1)
-    found = composer.compose(iteration(0, effective_key="acc", problems=4, next_problems=shaped))
+    found = composer.compose(iteration(0, effective_key="acc", num_problems=4, next_problems=shaped))
     assert ids(found) == [1, 3]
 
 
 def test_adaptive_chunks_see_all_calls_of_the_iteration() -> None:
     supply = Supply("1000" + "0000" + "11111111")
     composer = DynamicSampling(AdaptiveChunk(factor=1.0, min_share=0.25, max_share=2.0))
-    assert len(composer.compose(supply.iteration(0, problems=4))) == 4
+    assert len(composer.compose(supply.iteration(0, num_problems=4))) == 4
     # 4 asked, 1 effective, 3 missing: 3 / (1/4) = 12, of which at most 8. These give 4, of which 3 were missing.
     assert supply.counts() == [4, 8]
     supply = Supply("1100" + "1000" + "1")
     composer.load_state_dict({"_carried": []})
-    assert len(composer.compose(supply.iteration(0, problems=4))) == 4
+    assert len(composer.compose(supply.iteration(0, num_problems=4))) == 4
     # 2 / (2/4) = 4. Then 3 of 8 asked are effective and 1 is missing: 1 / (3/8) = 2.67.
     assert supply.counts() == [4, 4, 3]
 
@@ -137,22 +137,22 @@ def test_surplus_is_trained_on_first_in_the_next_iteration_which_asks_fewer() ->
     supply = Supply("10" + "1111" + "100000" + "1" * 20)
     composer = DynamicSampling(FixedChunk(1.0), surplus="carry")
     # 4 asked: 0, 2, 3. 4 more: 4, 5, 6, of which one is missing.
-    assert ids(composer.compose(supply.iteration(0, problems=4))) == [0, 2, 3, 4]
+    assert ids(composer.compose(supply.iteration(0, num_problems=4))) == [0, 2, 3, 4]
     assert supply.counts() == [4, 4]
     # 5 and 6 wait, so two are asked (8 and 9: dull), then a chunk of 4 (10, 11: dull, 12, 13).
-    second = composer.compose(supply.iteration(1, problems=4))
+    second = composer.compose(supply.iteration(1, num_problems=4))
     assert ids(second) == [5, 6, 12, 13]
     assert [g.version for g in second] == [0, 0, 1, 1]  # carried groups keep theirs, so the behaviour weight applies
     assert supply.counts() == [2, 4]
-    assert ids(composer.compose(supply.iteration(2, problems=4))) == [14, 15, 16, 17]
+    assert ids(composer.compose(supply.iteration(2, num_problems=4))) == [14, 15, 16, 17]
     assert supply.counts() == [4]
 
 
 def test_surplus_is_thrown_away() -> None:
     supply = Supply("10" + "1" * 40)
     composer = DynamicSampling(FixedChunk(1.0), surplus="discard")
-    assert ids(composer.compose(supply.iteration(0, problems=4))) == [0, 2, 3, 4]
-    second = composer.compose(supply.iteration(1, problems=4))
+    assert ids(composer.compose(supply.iteration(0, num_problems=4))) == [0, 2, 3, 4]
+    second = composer.compose(supply.iteration(1, num_problems=4))
     assert ids(second) == [8, 9, 10, 11] and all(g.version == 1 for g in second)
     assert supply.counts() == [4, 4, 4]
 
@@ -160,12 +160,12 @@ def test_surplus_is_thrown_away() -> None:
 def test_a_surplus_of_more_than_a_batch_lasts_two_iterations() -> None:
     supply = Supply("0" + "1" * 40)
     composer = DynamicSampling(FixedChunk(3.0))
-    assert ids(composer.compose(supply.iteration(0, problems=2))) == [1, 2]
+    assert ids(composer.compose(supply.iteration(0, num_problems=2))) == [1, 2]
     assert supply.counts() == [2, 6]
-    assert ids(composer.compose(supply.iteration(1, problems=2))) == [3, 4]
-    assert ids(composer.compose(supply.iteration(2, problems=2))) == [5, 6]
+    assert ids(composer.compose(supply.iteration(1, num_problems=2))) == [3, 4]
+    assert ids(composer.compose(supply.iteration(2, num_problems=2))) == [5, 6]
     assert supply.counts() == []
-    assert ids(composer.compose(supply.iteration(3, problems=2))) == [7, 8]
+    assert ids(composer.compose(supply.iteration(3, num_problems=2))) == [7, 8]
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_small_chunks_and_carrying_pay_what_is_due() -> None:
     def paid(composer: DynamicSampling) -> float:
         supply = Supply("1110111010")
         for version in range(200):
-            assert len(composer.compose(supply.iteration(version, problems=32))) == 32
+            assert len(composer.compose(supply.iteration(version, num_problems=32))) == 32
         return sum(supply.counts()) / (200 * 32)
 
     assert paid(DynamicSampling(AdaptiveChunk(1.0, 0.125, 1.0))) == pytest.approx(1 / 0.7, rel=0.005)
@@ -185,7 +185,7 @@ def test_small_chunks_and_carrying_pay_what_is_due() -> None:
 
 def test_state_through_a_checkpoint(tmp_path: Path) -> None:
     def run(composer: DynamicSampling, supply: Supply, versions: Sequence[int]) -> list[list[int]]:
-        return [ids(composer.compose(supply.iteration(version, problems=5))) for version in versions]
+        return [ids(composer.compose(supply.iteration(version, num_problems=5))) for version in versions]
 
     expected = run(DynamicSampling(FixedChunk(1.0)), Supply("110100"), range(8))
     supply, first = Supply("110100"), DynamicSampling(FixedChunk(1.0))
@@ -203,7 +203,7 @@ def test_state_through_a_checkpoint(tmp_path: Path) -> None:
 def at_cap(choice: Any, pattern: str, max_batches: float = 2.5) -> tuple[list[int], list[int]]:
     supply = Supply(pattern)
     composer = DynamicSampling(FixedChunk(1.0), max_batches=max_batches, at_cap=choice)
-    return ids(composer.compose(supply.iteration(0, problems=4))), supply.counts()
+    return ids(composer.compose(supply.iteration(0, num_problems=4))), supply.counts()
 
 
 def test_the_cap_bounds_what_is_asked() -> None:
@@ -232,10 +232,10 @@ def test_a_full_batch_at_the_cap_is_no_cap() -> None:
 def test_carried_groups_count_towards_a_batch_at_the_cap() -> None:
     supply = Supply("1111" + "0" * 90)
     composer = DynamicSampling(FixedChunk(1.0), first=2.0, max_batches=2.0)
-    assert ids(composer.compose(supply.iteration(0, problems=3))) == [0, 1, 2]
-    assert ids(composer.compose(supply.iteration(1, problems=3))) == [3]
+    assert ids(composer.compose(supply.iteration(0, num_problems=3))) == [0, 1, 2]
+    assert ids(composer.compose(supply.iteration(1, num_problems=3))) == [3]
     assert supply.counts() == [6, 4, 2]
-    assert ids(composer.compose(supply.iteration(2, problems=3))) == []  # used up, not replayed
+    assert ids(composer.compose(supply.iteration(2, num_problems=3))) == []  # used up, not replayed
 
 
 def test_bad_settings_are_named() -> None:

@@ -20,7 +20,7 @@ from popo_lightning.core.minibatch import Minibatch, split_minibatches
 from popo_lightning.core.problems import Problem
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.continuations import fresh_continuations
 from popo_lightning.rollout.checks import check_continuations
@@ -88,7 +88,7 @@ def test_a_share_of_few_responses_is_rounded_by_lot() -> None:
 
 def test_only_the_critic_has_them(tmp_path: Path) -> None:
     groups, further = [group(0, version=5), group(2, version=5)], replace(long(1), critic_only=True, version=5)
-    minibatch = Minibatch(groups, 5, 0, further=[further])
+    minibatch = Minibatch(groups, 5, 0, critic_groups=[further])
     assert [each.id for each in minibatch.groups] == [0, 2] and len(minibatch.rows()) == 4
     assert minibatch.tokens == 8 and minibatch.critic_tokens == 8 + 12
     assert minibatch.of_critic is not None and [each.id for each in minibatch.of_critic.groups] == [1]

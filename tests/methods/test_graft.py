@@ -120,18 +120,18 @@ def test_responses_longer_than_the_runs_are_left_out(tmp_path: Path) -> None:
     row = peer(scores=(1.0, 0.0, 0.0))
     row["responses"][1] = peer(tokens=5)["responses"][1]
     composer, fresh = GRAFT([written(tmp_path / "peers", row)]), [group(0, 5, scores=FAILED)]
-    (whole,) = composer.compose(asked(fresh, longest=5))
+    (whole,) = composer.compose(asked(fresh, max_new_tokens=5))
     assert len(whole.responses) == 3
 
     def present(groups: Sequence[Group]) -> list[list[Tensor]]:
         assert all(len(one.token_ids) == 2 for each in groups for one in each.responses)
         return [[one.behave_logp for one in each.responses] for each in groups]
 
-    (cut,) = composer.compose(iteration(5, fresh, present_logprobs=present, longest=4))
+    (cut,) = composer.compose(iteration(5, fresh, present_logprobs=present, max_new_tokens=4))
     assert whole.advantages is not None and cut.advantages is not None
     assert torch.equal(cut.advantages, whole.advantages[[0, 2]])
     assert composer.report()["replay/left_out_responses"] == 1
-    assert ids(composer.compose(iteration(5, fresh, longest=1))) == [0]
+    assert ids(composer.compose(iteration(5, fresh, max_new_tokens=1))) == [0]
     assert composer.report()["replay/left_out_responses"] == 3
 
 
@@ -157,9 +157,9 @@ def test_other_prompts_and_other_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"^GRAFT.peers has other prompt tokens for problem 'problem 0' than this"):
         other.compose(asked(fresh))
     known = GRAFT([written(tmp_path / "known", peer())])
-    assert ids(known.compose(asked(fresh, vocabulary=2))) == [-1]
+    assert ids(known.compose(asked(fresh, vocab_size=2))) == [-1]
     with pytest.raises(SettingError, match=r"^GRAFT.peers has token 1 in .* but the policy knows 1 tokens"):
-        known.compose(asked(fresh, vocabulary=1))
+        known.compose(asked(fresh, vocab_size=1))
 
 
 def test_without_peers_it_is_grpo(caplog: pytest.LogCaptureFixture) -> None:

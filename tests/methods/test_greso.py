@@ -73,7 +73,7 @@ def test_one_success_in_sixteen_is_no_hard_problem() -> None:
     assert sampler.useless == {}
 
 
-def test_reward_part() -> None:
+def test_reward_component() -> None:
     partial = group(0, scores=(0.0, 0.1), accs=(0.0, 0.0))
     by_score, by_acc = started(GRESO()), started(GRESO(reward_key="acc"))
     by_score.observe([0], [partial])

@@ -60,7 +60,7 @@ def test_discount_one_counts_everything() -> None:
     assert sampler.belief(0) == (6.0, 16.0)
 
 
-def test_success_is_a_reward_part_above_a_bound() -> None:
+def test_success_is_a_reward_component_above_a_bound() -> None:
     partial = group(0, scores=(0.1, 0.6, 1.0), accs=(0.0, 0.0, 1.0))
     by_acc, by_score = started(MoPPS()), started(MoPPS(success_key="score", success_above=0.5))
     by_acc.observe([0], [partial])

@@ -61,8 +61,8 @@ class Restarts:
         return found
 
 
-def at(version: int, fresh: Sequence[Group], restarts: Restarts, problems: int = 4, **changes: Any) -> Iteration:
-    return iteration(version, fresh, given_problems=restarts, problems=problems, **changes)
+def at(version: int, fresh: Sequence[Group], restarts: Restarts, num_problems: int = 4, **changes: Any) -> Iteration:
+    return iteration(version, fresh, given_problems=restarts, num_problems=num_problems, **changes)
 
 
 # -- cuts ----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_the_share_leaves_room_for_new_problems() -> None:
         found = composer.compose(at(1, fresh[: problems - restarted], restarts, problems))
         assert len(restarts.asked) == restarted and len(found) == problems
     with pytest.raises(SettingError, match="samples 1 problem"):
-        PrefixRestarts().compose(at(0, [asked("a", 0)], Restarts(), problems=1))
+        PrefixRestarts().compose(at(0, [asked("a", 0)], Restarts(), num_problems=1))
 
 
 def test_restarts_resume_exactly(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_half_of_each_group_restarts_inside_the_other_half() -> None:
         sizes.append((count, n))
         return parents
 
-    made = at(0, parents, restarts, problems=2, group_size=5, next_problems=next_problems)
+    made = at(0, parents, restarts, num_problems=2, group_size=5, next_problems=next_problems)
     found = PrefixTree(**HALF).compose(made)
     assert sizes == [(2, 3)]
     assert [(problem, n) for problem, _, n in restarts.asked] == [("a", 2), ("b", 2)]
@@ -264,7 +264,7 @@ def test_the_cut_response_is_drawn_by_the_iterations_seed() -> None:
     for version in (0, 0, *range(1, 12)):
         restarts = Restarts()
         parent = asked("a", version, (0.0, 0.0))
-        PrefixTree().compose(at(version, [parent], restarts, problems=1, group_size=4))
+        PrefixTree().compose(at(version, [parent], restarts, num_problems=1, group_size=4))
         found.append((restarts.asked[0][1][0] % 100, len(restarts.asked[0][1])))
     assert found[0] == found[1]
     assert {first for first, _ in found} == {0, 1} and len({length for _, length in found}) > 1
@@ -284,10 +284,10 @@ def test_restarted_responses_are_on_policy_and_graded_as_a_whole(name: str, poli
     limit, problems = 10, list(task.train_problems()[:12])
     with GradingPool(task.verify) as pool:
         prompts = PromptEncoder(policy, 16)
-        maker = RolloutGenerator(prompts, engine, pool, PhaseClock(), 0, 1, torch.float32, None)
-        first = maker.make(problems, 4, Sampling(limit), 5)
+        generator = RolloutGenerator(prompts, engine, pool, PhaseClock(), 0, 1, torch.float32, None)
+        first = generator.make(problems, 4, Sampling(limit), 5)
         prefixes = [cut_response(each.responses[0], (0.2, 0.9), Random(i)) for i, each in enumerate(first)]
-        again = maker.make(problems, 4, Sampling(limit), 6, prefixes)
+        again = generator.make(problems, 4, Sampling(limit), 6, prefixes)
     engine.stop()
     assert len({len(prefix) for prefix in prefixes}) > 2
     logps = iter(module.logprobs(Minibatch(again, 0, 0)))

@@ -69,8 +69,9 @@ def stocked(**settings: Any) -> FreshPER:
     return composer
 
 
-def replayed(composer: FreshPER, version: int, seed: int = 0, problems: int = 1) -> list[Group]:
-    return composer.compose(at(version, [group(9, version, scores=DULL)] * problems, seed))[problems:]
+def replayed(composer: FreshPER, version: int, seed: int = 0, num_problems: int = 1) -> list[Group]:
+    fresh = [group(9, version, scores=DULL)] * num_problems
+    return composer.compose(at(version, fresh, seed))[num_problems:]
 
 
 def test_priorities_by_hand() -> None:
@@ -103,12 +104,12 @@ def test_importance_weights_by_hand() -> None:
 
     At version 10 of 20, beta is 0.4 + 0.6 / 2; 0.65668^0.7 = 0.7450.
     """
-    weights = {each.id: each.loss_weight for each in replayed(stocked(), 10, problems=2)}
+    weights = {each.id: each.loss_weight for each in replayed(stocked(), 10, num_problems=2)}
     assert weights == {1: pytest.approx(0.7450, abs=1e-4), 2: 1.0}
     # With beta from 0 it is 0.5 at version 10, where sqrt(0.65668) = 0.81036, and 1 from version 20 on. Both groups age
     # alike, so the ratio of their priorities stays.
     for version, weight in ((10, 0.81036), (20, 0.65668), (30, 0.65668)):
-        found = {each.id: each.loss_weight for each in replayed(stocked(beta=0.0), version, problems=2)}
+        found = {each.id: each.loss_weight for each in replayed(stocked(beta=0.0), version, num_problems=2)}
         assert found == {1: pytest.approx(weight, abs=1e-4), 2: 1.0}
 
 
@@ -122,7 +123,7 @@ def test_the_greatest_weight_is_that_of_the_store_not_of_the_draw() -> None:
 def test_weights_do_not_pile_up() -> None:
     composer = stocked()
     for _ in range(3):
-        found = {each.id: each.loss_weight for each in replayed(composer, 10, problems=2)}
+        found = {each.id: each.loss_weight for each in replayed(composer, 10, num_problems=2)}
     assert found[1] == pytest.approx(0.7450, abs=1e-4)
 
 

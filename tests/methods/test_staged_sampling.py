@@ -42,7 +42,7 @@ class Answers:
 
         return iteration(
             version,
-            problems=len(problems),
+            num_problems=len(problems),
             group_size=group_size,
             next_problems=next_problems,
             given_problems=given_problems,
@@ -98,7 +98,7 @@ def test_right_is_a_matter_of_acc() -> None:
     def more(asked: Sequence[Problem], n: int, prefixes: Any) -> list[Group]:
         return [group(1, 0, "a", scores=(0.0, 0.0), accs=(0.0, 1.0))]
 
-    given = iteration(0, problems=1, group_size=4, next_problems=partly, given_problems=more)
+    given = iteration(0, num_problems=1, group_size=4, next_problems=partly, given_problems=more)
     (found,) = StagedSampling().compose(given)
     assert len(found.responses) == 4
 
@@ -119,7 +119,7 @@ def test_a_stored_right_response_takes_the_place_of_the_last_wrong_one() -> None
     assert again.version_of(again.responses[-1]) == 2
 
 
-def test_the_behaviour_weight_sees_the_stored_response_alone_as_old() -> None:
+def test_the_behavior_weight_sees_the_stored_response_alone_as_old() -> None:
     answers = Answers({"a": "01" + "0000"})
     composer = StagedSampling()
     composer.compose(answers.iteration(1, "a", 4))
@@ -159,7 +159,7 @@ def test_a_new_right_response_renews_a_problems_place() -> None:
     assert a.is_effective() and not b.is_effective()
 
 
-def test_groups_of_different_sizes_are_each_normalised_by_their_own_responses() -> None:
+def test_groups_of_different_sizes_are_each_normalized_by_their_own_responses() -> None:
     answers = Answers({"a": "10", "b": "0001"})
     small, large = StagedSampling().compose(answers.iteration(0, "ab", 4))
     found = [torch.stack(GroupNormalized().for_group(g, "score")) for g in (small, large)]

@@ -21,7 +21,7 @@ from popo_lightning.model.critic_heads import value_loss
 from popo_lightning.model.loading import blank_image, image_tokens, load_trainable
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
 from popo_lightning.objectives.advantages import GroupNormalized
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.proximal.critic_values import CriticValues
 from popo_lightning.replay.composer import OnPolicy
 

@@ -22,7 +22,7 @@ from popo_lightning.model.critic_heads import (
     projected,
     value_loss,
 )
-from popo_lightning.objectives.generalised_advantage import GAE, moments, whiten
+from popo_lightning.objectives.generalized_advantage import GAE, moments, whiten
 from popo_lightning.training.minibatch_targets import minibatch_targets
 
 

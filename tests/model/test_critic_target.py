@@ -17,7 +17,7 @@ from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.model.critic import Critic, check_critic
 from popo_lightning.model.critic_heads import CategoricalHead
 from popo_lightning.model.critic_target import TargetCopy, TargetCritic
-from popo_lightning.objectives.generalised_advantage import GAE, gae
+from popo_lightning.objectives.generalized_advantage import GAE, gae
 from popo_lightning.policy import PolicyModule
 from popo_lightning.training.minibatch_targets import minibatch_targets
 

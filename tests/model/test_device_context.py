@@ -15,7 +15,7 @@ from popo_lightning.model.critic import Critic
 from popo_lightning.model.critic_heads import GaussianHead
 from popo_lightning.model.critic_target import TargetCritic
 from popo_lightning.model.loading import load_model
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.regularizers import KL
 from popo_lightning.policy import PolicyModule
 from popo_lightning.toys.countdown_policy import CountdownWarmStart

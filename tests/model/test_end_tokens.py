@@ -84,7 +84,7 @@ def test_engines_end_at_all_of_them(engine: RolloutEngine) -> None:
     ends, seen = {END, OTHER, THIRD}, set()
     for response in responses:
         *before, last = response.token_ids.tolist()
-        assert ends.isdisjoint(before), "a response goes on behind its end"
+        assert ends.isdisjoint(before), "a response continues after its end"
         assert (response.finish_reason == "stop") == (last in ends)
         assert response.finish_reason == "stop" or len(before) == LIMIT - 1
         seen.add(last if response.finish_reason == "stop" else None)

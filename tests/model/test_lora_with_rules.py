@@ -16,7 +16,7 @@ from popo_lightning.model.critic_heads import GaussianHead
 from popo_lightning.model.critic_target import TargetCritic
 from popo_lightning.model.loading import load_model
 from popo_lightning.model.lora import Lora, adapters
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.replay.composer import OnPolicy
 
 SMALL = Lora(r=3, alpha=12)

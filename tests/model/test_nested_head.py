@@ -19,7 +19,7 @@ from popo_lightning.model.critic import Critic
 from popo_lightning.model.loading import load_trainable
 from popo_lightning.model.nested_head import NestedHead, chosen, problem_groups
 from popo_lightning.model.padded_rows import pad_rows
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 
 

@@ -28,7 +28,7 @@ from popo_lightning.methods.remix import ScaledWidth
 from popo_lightning.methods.sfpo import SlowFastPolicy
 from popo_lightning.model.critic import Critic
 from popo_lightning.objectives.aggregations import SequenceMean
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
 from popo_lightning.objectives.weights import NoCorrection

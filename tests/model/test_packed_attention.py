@@ -265,7 +265,7 @@ def test_rectangles_are_padded_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert segments is not None
     few = rectangles(segments)
     assert len(few) >= 2
-    monkeypatch.setattr(attention_rows, "LEAST_PAIRS", 0)
+    monkeypatch.setattr(attention_rows, "MIN_PAIRS", 0)
     many = rectangles(segments)
     entries = [sum(each.mask.numel() for each in found) for found in (few, many)]
     assert len(many) > len(few) and entries[1] < entries[0]

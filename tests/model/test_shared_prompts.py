@@ -19,7 +19,7 @@ from popo_lightning.model.attention import PACKED
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.padded_rows import PaddedRows, pad_sequences
 from popo_lightning.model.scoring import response_states
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import EntropyBonus
 from popo_lightning.policy import PolicyModule

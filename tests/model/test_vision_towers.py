@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.tiny_models import REPOSITORY
 
-from popo_lightning.model.loading import load_trainable, unseen_image, vision_tower
+from popo_lightning.model.loading import load_trainable, vision_tower, zero_through_vision_tower
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from tiny_families import make
@@ -19,7 +19,7 @@ from tiny_families import make
 def test_an_unseen_image_is_zero_and_has_been_through_all_of_the_tower(kind: str, tmp_path: Path) -> None:
     """DDP waits for the gradient of every parameter, including those of Qwen3-VL's inner features."""
     model = load_trainable(make(kind, tmp_path), torch.float32, freeze_vision=False)
-    zero = unseen_image(model, torch.device("cpu"), torch.float32)
+    zero = zero_through_vision_tower(model, torch.device("cpu"), torch.float32)
     zero.backward()
     tower = vision_tower(model)
     assert tower is not None and float(zero) == 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
-from popo_lightning.objectives.generalised_advantage import GAE, gae, moments, whiten
+from popo_lightning.objectives.generalized_advantage import GAE, gae, moments, whiten
 
 
 def two_rows() -> tuple[Tensor, Tensor, Tensor]:

@@ -11,14 +11,14 @@ from helpers.objectives import loss_and_gradient
 from helpers.places import REPOSITORY
 from jsonargparse import ArgumentParser
 
-from popo_lightning.cli.slots import import_slots
+from popo_lightning.cli.class_names import import_classes
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
 
 
 def objective(method: str) -> Objective:
     settings = yaml.safe_load((REPOSITORY / "configs" / "method" / f"{method}.yaml").read_text())
-    import_slots()
+    import_classes()
     parser = ArgumentParser()
     parser.add_class_arguments(Objective, "objective")
     slots = {

@@ -17,7 +17,7 @@ SOURCE = Path(popo_lightning.__file__).parent
 ROOMS = ("objectives", "methods")
 
 TESTS = [
-    "advantages_normalised",
+    "advantages_normalized",
     "weights",
     "trust_regions",
     "detached_regions",

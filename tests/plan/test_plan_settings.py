@@ -16,7 +16,7 @@ from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.regularizers import KL, EntropyBonus
 from popo_lightning.plan.run_settings import (
     DDP,

@@ -167,8 +167,8 @@ def uneven(folder: str) -> tuple[float, float]:
         def logprobs(self, minibatch: Any) -> list[Tensor]:
             return [torch.full((1 + 2 * rank,), 1.0 + rank)]
 
-    maker: Any = Maker()
-    found = measured_gap(maker, Scores(), [Problem("0", "", None)], Sampling(7))
+    generator: Any = Maker()
+    found = measured_gap(generator, Scores(), [Problem("0", "", None)], Sampling(7))
     dist.destroy_process_group()
     return found, rank
 

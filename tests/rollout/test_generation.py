@@ -43,9 +43,9 @@ def made(policy: Path, problem: Problem, engine: Says, overlong: SoftOverlong | 
     with GradingPool(score_begun) as pool:
         encoder = PromptEncoder(policy, 30)
         encoder.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-        maker = RolloutGenerator(encoder, engine, pool, PhaseClock(), 1, 2, torch.float32, overlong)
-        maker.make([problem], 4, Sampling(20), 0)
-        (group,) = maker.make([problem], 4, Sampling(20), 0)
+        generator = RolloutGenerator(encoder, engine, pool, PhaseClock(), 1, 2, torch.float32, overlong)
+        generator.make([problem], 4, Sampling(20), 0)
+        (group,) = generator.make([problem], 4, Sampling(20), 0)
     assert (group.id, group.version) == (3, 3)  # the second group of rank 1 of 2
     return group
 
@@ -91,8 +91,8 @@ def test_the_verifier_reads_the_tag_that_the_template_opened(policy: Path, templ
     with GradingPool(score_begun) as pool:
         encoder = PromptEncoder(policy, 30)
         encoder.tokenizer.chat_template = template
-        maker = RolloutGenerator(encoder, Says(3), pool, PhaseClock(), 0, 1, torch.float32, None)
-        (group,) = maker.make([problem], 2, Sampling(20), 0)
+        generator = RolloutGenerator(encoder, Says(3), pool, PhaseClock(), 0, 1, torch.float32, None)
+        (group,) = generator.make([problem], 2, Sampling(20), 0)
     assert [response.parts["score"] for response in group.responses] == [1]
     assert group.responses[0].text == "said"
 

@@ -11,7 +11,7 @@ from helpers.nodes import one_node
 from helpers.tiny_models import fit, method, metrics, popo
 
 from popo_lightning.replay.composer import OnPolicy
-from popo_lightning.rollout.limit import Limit
+from popo_lightning.rollout.limit_settings import Limit
 
 ITERATIONS = 3
 LIMITS = "{length: 5, kl: {bound: 0.001, k: 0}, format_error: {bound: 0.1, start: 0.5}}"

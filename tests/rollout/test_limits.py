@@ -24,13 +24,13 @@ from popo_lightning.methods.popo_gated import GatedReplay
 from popo_lightning.methods.popo_rested import RestedReplay
 from popo_lightning.methods.score_priority import ScorePriority
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import Composer
 from popo_lightning.rollout.iteration import IterationRollouts
-from popo_lightning.rollout.limit import Limit
-from popo_lightning.rollout.limits import LEAST_LAMBDA, Limits, Multiplier, with_kl
+from popo_lightning.rollout.limit_settings import Limit
+from popo_lightning.rollout.limits import MIN_LAMBDA, Limits, Multiplier, with_kl
 
 
 def of_lengths(id: int, lengths: Sequence[int], scores: Sequence[float] | None = None, prefix: int = 0) -> Group:
@@ -69,10 +69,10 @@ def test_lambda_is_bounded_from_below_and_returns() -> None:
     multiplier = Multiplier(Limit(5, c=0, lr=0.5).named("length", 16))
     for _ in range(20):
         multiplier.measured([1.0, 1.0])
-    assert multiplier.metrics()["lambda"] == pytest.approx(LEAST_LAMBDA)
+    assert multiplier.metrics()["lambda"] == pytest.approx(MIN_LAMBDA)
     for _ in range(20):
         multiplier.measured([15.0, 15.0])
-    assert multiplier.metrics()["lambda"] > 10 * LEAST_LAMBDA
+    assert multiplier.metrics()["lambda"] > 10 * MIN_LAMBDA
 
 
 def test_learning_rate_0_and_c_0_is_a_fixed_penalty() -> None:
@@ -319,5 +319,6 @@ def test_refused(limits: dict[str, Limit | float], sentence: str) -> None:
 def test_unknown_costs_are_named(cost: str, sentence: str) -> None:
     limits = Limits({"mine": Limit(0.5, cost=cost)}, 16)
     with pytest.raises(SettingError, match=rf"the cost of data\.limits\.mine is '{cost}'.*{sentence}"):
-        limits.check_parts({"score": 1.0, "acc": 1.0, "format": 1.0})
-    Limits({"format_error": 0.5, "length": 5, "kl": 1, "truncated": 0.5}, 16).check_parts(("score", "acc", "format"))
+        limits.check_components({"score": 1.0, "acc": 1.0, "format": 1.0})
+    limits = Limits({"format_error": 0.5, "length": 5, "kl": 1, "truncated": 0.5}, 16)
+    limits.check_components(("score", "acc", "format"))

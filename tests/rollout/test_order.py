@@ -135,7 +135,7 @@ def test_groups_carry_their_version(watched: tuple[Run, list[Event], Any, Any]) 
     assert sorted(updates) == [0, 1, 2, 3, 4]
 
 
-def test_proximal_and_behaviour_log_probs(watched: tuple[Run, list[Event], Any, Any]) -> None:
+def test_proximal_and_behavior_log_probs(watched: tuple[Run, list[Event], Any, Any]) -> None:
     _, _, engine, training = watched
     assert training.prox_tokens > 200
     assert training.worst_prox < 1e-5  # weights at the iteration's start, for any later steps

@@ -14,14 +14,14 @@ import pytest
 from helpers.tiny_models import method, popo
 from lightning.pytorch.callbacks import Timer
 
+from popo_lightning.callbacks.broken_policy import BrokenPolicyDetector
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.closing_block import closing_block
 from popo_lightning.callbacks.closing_words import SavedSoFar
 from popo_lightning.callbacks.early_stops import EarlyStops
-from popo_lightning.callbacks.fall import Fall
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
-from popo_lightning.runs.going_on import without_options
+from popo_lightning.runs.continue_command import without_options
 from popo_lightning.runs.record import new_record
 from runs.test_checkpoints import full_disk as full_disk
 from runs.test_checkpoints import steps_of
@@ -48,7 +48,7 @@ def ended(*args: str | Path) -> int:
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Returns the messages of a run, without where it writes and where it continues from."""
     lines = [line.removeprefix("popo: ") for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")]
-    return [line for line in lines if not line.startswith(("writes to ", "goes on from "))]
+    return [line for line in lines if not line.startswith(("writes to ", "continues from "))]
 
 
 # -- a policy that an optimizer step breaks ------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_a_broken_policy_is_not_recommended(
     (line,) = [line for line in said(capsys) if "right" in line]
     assert line == (
         f"no response has been right since iteration 4; the newest, {newest}, is from after that; before it: {sound}, "
-        "which --ckpt_path takes up"
+        "which --ckpt_path resumes from"
     )
     (warned,) = [
         record.getMessage() for record in caplog.records if "no response has been right" in record.getMessage()
@@ -100,18 +100,20 @@ def test_a_sound_policy_is_left_alone(command: Args, tmp_path: Path, capsys: pyt
     assert said(capsys) == []
 
 
-def test_a_fall_is_told_from_chance() -> None:
-    fall = Fall(3)
-    assert not any(fall.see(1.0, iteration) for iteration in range(1, 9)) and not fall.suspected  # none ever was right
-    fall = Fall(3)
+def test_a_broken_policy_is_told_from_chance() -> None:
+    broken = BrokenPolicyDetector(3)
+    assert (
+        not any(broken.see(1.0, iteration) for iteration in range(1, 9)) and not broken.suspected
+    )  # none ever was right
+    broken = BrokenPolicyDetector(3)
     shares = [0.1, None, 0.2, 1.0, 1.0, 0.1, 1.0, 1.0, None, 1.0, 1.0]
-    assert [fall.see(share, place) for place, share in enumerate(shares, 1)] == [False] * 9 + [True, False]
-    assert fall.certain and fall.since == 7 and fall.sound_iterations(0) == 5 and fall.sound_iterations(2) == 3
-    resumed = Fall(3)
-    resumed.load_state_dict(fall.state_dict())
+    assert [broken.see(share, place) for place, share in enumerate(shares, 1)] == [False] * 9 + [True, False]
+    assert broken.certain and broken.since == 7 and broken.sound_iterations(0) == 5 and broken.sound_iterations(2) == 3
+    resumed = BrokenPolicyDetector(3)
+    resumed.load_state_dict(broken.state_dict())
     assert resumed.certain and not resumed.see(1.0, 12) and resumed.since == 7
     assert not resumed.see(0.9, 13) and not resumed.suspected
-    hard = Fall(3)
+    hard = BrokenPolicyDetector(3)
     assert not any(hard.see(share, place) for place, share in enumerate([0.5, 1.0, 1.0, 0.5, *[1.0] * 5], 1))
 
 
@@ -142,7 +144,7 @@ def test_a_run_of_which_some_could_not_says_so(
     assert ended(*longer, "--run.folder", tmp_path, "--run.resume", "true") == 0
     (line,) = said(capsys)
     assert line.startswith("1 of 1 checkpoints could not be written") and line.endswith("none holds the end of the run")
-    assert f"the newest is {first}, which the run went on from" in line
+    assert f"the newest is {first}, which the run resumed from" in line
     fork = ["--ckpt_path", first, "--run.folder", tmp_path / "fork", "--seed_everything", "5"]
     assert ended(*longer, *fork) == 1
     assert "all that is left of this run" in said(capsys)[-1]
@@ -178,7 +180,7 @@ def test_some_in_between(
     assert line.endswith("none holds the end of the run") == (end == "0")
 
 
-# -- stops after which nothing can be gone on with -----------------------------------------------------------------
+# -- stops after which no run can resume ---------------------------------------------------------------------------
 
 
 def again_by(line: str) -> list[str]:
@@ -205,7 +207,7 @@ def test_a_stop_names_a_command_that_works(
     assert ended(*command, *settings, *place, *at("on_train_batch_start", 2, 1)) == 130
     found = said(capfd)  # another thread answers the signal, perhaps later
     (last,) = [line for line in found if "stopped by" in line]
-    assert not any("can go on from" in line for line in found)
+    assert not any("can resume from" in line for line in found)
     assert words in last and "--run.resume true" not in last
     assert ("after iteration 2" in last) == (kind == "weights alone")
     assert ended(*again_by(last)) == 0

@@ -18,7 +18,7 @@ from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluatio
 from popo_lightning.runs.record import RunRecord, checkpoint_every, decisive_settings, new_record, read_record
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import Start, settle
-from popo_lightning.runs.wanted import Wanted
+from popo_lightning.runs.wanted_run import WantedRun
 from runs.test_run_folder import write_checkpoint
 
 SETTINGS = {"model.lr": "0.1", "data.async_level": "0"}
@@ -29,15 +29,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def wanted(root: Path, method: str = "popo", seed: int = 3, **changes: Any) -> Wanted:
+def wanted(root: Path, method: str = "popo", seed: int = 3, **changes: Any) -> WantedRun:
     settings = SETTINGS | changes.pop("settings", {})
     record = new_record("countdown", method, seed, settings, changes.pop("every", 2))
     plain = {"folder": None, "resume": False, "checkpoint": None, "checkpoints": None, "max_epochs": 10}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
-    return Wanted(root=str(root), record=record, **plain | given)
+    return WantedRun(root=str(root), record=record, **plain | given)
 
 
-def settled(command: Wanted) -> Start:
+def settled(command: WantedRun) -> Start:
     """Settles a command and releases its claims, as a process does at its end."""
     with ExitStack() as claims:
         return settle(command, claims)
@@ -65,7 +65,7 @@ def made(start: Start, *iterations: int, summary: int | None = None) -> Start:
     return start
 
 
-def refused(command: Wanted, *words: str) -> None:
+def refused(command: WantedRun, *words: str) -> None:
     before = {path: path.read_bytes() for path in Path(command.root).parent.rglob("*") if path.is_file()}
     with pytest.raises(SettingError) as error:
         settled(command)
@@ -153,7 +153,7 @@ def test_ranks_but_the_first_claim_nothing(root: Path, monkeypatch: pytest.Monke
     assert not root.exists()
 
 
-# -- going on -------------------------------------------------------------------------------------------------------
+# -- resuming ------------------------------------------------------------------------------------------------------
 
 
 def test_resuming_takes_the_newest_checkpoint(root: Path) -> None:
@@ -340,7 +340,7 @@ def test_settings_in_sentences_can_be_pasted(root: Path) -> None:
     )
     made(run, 10, summary=10)
     made(settled(wanted(root)), 2)
-    with pytest.raises(RunFinished, match=rf"which --run\.folder '{root}.*-2' --run\.resume true goes on with"):
+    with pytest.raises(RunFinished, match=rf"which --run\.folder '{root}.*-2' --run\.resume true continues"):
         settled(wanted(root, resume=True))
 
 

@@ -22,7 +22,7 @@ from helpers.processes import on_two_ranks
 from helpers.tiny_models import environment, method, metrics, popo, popo_process
 
 from popo_lightning.runs.checkpoint_files import newest_whole
-from popo_lightning.runs.going_on import going_on, without_options
+from popo_lightning.runs.continue_command import continue_command, without_options
 from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words
 from runs.test_resume import checkpoint, weights_in
 
@@ -332,8 +332,8 @@ def test_a_checkpoint_of_a_config_file_is_not_gone_back_to(tmp_path: Path, said:
     given = [part.format(place) for part in said.split(" ")]
     given = given if said != "inline" else ["--config", "ckpt_path: old.ckpt"]
     end = ["--run.folder", "f", "--run.resume", "true"]
-    assert going_on(["fit", *given, "--ckpt_path", "x"], "f") == ["fit", *given, "--ckpt_path", "null", *end]
-    assert going_on(["fit", *given], "f", "x") == ["fit", *given, "--ckpt_path", "x", *end]
+    assert continue_command(["fit", *given, "--ckpt_path", "x"], "f") == ["fit", *given, "--ckpt_path", "null", *end]
+    assert continue_command(["fit", *given], "f", "x") == ["fit", *given, "--ckpt_path", "x", *end]
     (tmp_path / "a b.yaml").write_text("ckpt_path: null\n")
     given = given if said != "inline" else ["--config", "seed_everything: 1"]
-    assert going_on(["fit", *given], "f") == ["fit", *given, *end]
+    assert continue_command(["fit", *given], "f") == ["fit", *given, *end]

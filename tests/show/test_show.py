@@ -22,7 +22,7 @@ from popo_lightning.core.hidden_secrets import shown_command
 from popo_lightning.show.command import made, main
 from popo_lightning.show.html import SCRIPTS, data_text
 from popo_lightning.show.run_files import LARGEST_LINE
-from popo_lightning.show.runs import MOST_POINTS, Limits, columns, names_of, read_run
+from popo_lightning.show.runs import MAX_POINTS, Limits, columns, names_of, read_run
 
 LIMITS = Limits(samples=1000, evaluated=1000, images=10)
 HEAVY = ("torch", "lightning", "transformers", "vllm", "numpy", "jsonargparse")
@@ -244,7 +244,7 @@ def test_long_texts_and_curves_are_bounded(tmp_path: Path) -> None:
     assert len(response["text"]) == 4000 and response["cut"] == 1000
     rows = {step: {"a": float(step), "b_max": float(step), "total/c": float(step)} for step in range(1, 3001)}
     found = columns(rows)
-    assert len(found["step"]) == MOST_POINTS and found["step"][:2] == [3, 6]
+    assert len(found["step"]) == MAX_POINTS and found["step"][:2] == [3, 6]
     assert (found["a"][0], found["b_max"][0], found["total/c"][0]) == (2, 3, 3)
     assert columns({}) == {"step": []}
 

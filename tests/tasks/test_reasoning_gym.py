@@ -51,10 +51,10 @@ def test_gold_answers_are_right_and_others_wrong(name: str) -> None:
 def test_a_scorer_may_know_other_right_answers() -> None:
     """A graph has many colourings, and only the data set's scorer accepts them all."""
     task = small("graph_color")
-    colours = json.loads(gold(task, 0))
-    names = sorted(set(colours.values()))
-    renamed = {node: names[(names.index(colour) + 1) % len(names)] for node, colour in colours.items()}
-    assert renamed != colours
+    colors = json.loads(gold(task, 0))
+    names = sorted(set(colors.values()))
+    renamed = {node: names[(names.index(color) + 1) % len(names)] for node, color in colors.items()}
+    assert renamed != colors
     assert task.verify(task.train_problems()[0].answer, f"<answer>{json.dumps(renamed)}</answer>")["acc"] == 1
 
 

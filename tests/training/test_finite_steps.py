@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from popo_lightning.core.errors import NotFiniteError, SettingError
 from popo_lightning.methods.ppo_ewma import ProximalAverage
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule
@@ -135,7 +135,8 @@ def test_a_learning_rate_that_explodes_later(config: Path, tmp_path: Path, capsy
     )
     (kept,) = (tmp_path / "checkpoints").iterdir()
     assert said.endswith(
-        f"; --run.resume true takes up the newest checkpoint, {kept}, after iteration 2; --ckpt_path an earlier one"
+        f"; --run.resume true resumes from the newest checkpoint, {kept}, after iteration 2; "
+        "--ckpt_path from an earlier one"
     )
     state = torch.load(kept, weights_only=True)
     assert state["global_step"] == 6 and all_finite(state["state_dict"].values())

@@ -14,7 +14,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.methods.remix import ConvexKL
 from popo_lightning.model.critic import Critic
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 
 # One rank has more micro-batches, then the other, then one rank has none, then both have none.

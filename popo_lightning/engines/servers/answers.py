@@ -92,7 +92,7 @@ def _response(choice: Any, asked: Asked) -> Sampled:
     ended = [token in asked.ends for token in ids]
     cut = reason == "stop" and not ended[-1] and asked.stop is not None and asked.stop.cut(ids) is not None
     if any(ended[:-1]) or (asked.ends and ended[-1] != (reason == "stop") and not cut):
-        raise MalformedAnswerError("a response goes on behind its end, or ends without one")
+        raise MalformedAnswerError("a response continues after its end, or ends without one")
     if reason == "length" and len(ids) != asked.limit:
         raise MalformedAnswerError(f"a response of {len(ids)} tokens is said to have met the limit of {asked.limit}")
     return Sampled(ids, _logps(choice, ids), reason)

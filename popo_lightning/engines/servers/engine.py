@@ -37,7 +37,7 @@ from popo_lightning.model.prompts import Prompt
 
 LOADING = "loading"  # a server's version while some of its weights are old
 RESET_TRIES = 60
-LEAST_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # for a request's maximum wait, unless it is set
+MIN_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # for a request's maximum wait, unless it is set
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class ServerEngine(RolloutEngine):
             asked = Asked(
                 prompt_ids=prompt.ids.tolist(),
                 n=each.n,
-                limit=sampling.max_new_tokens - prompt.begun,
+                limit=sampling.max_new_tokens - prompt.prefix_len,
                 ends=self._stop_token_ids,
                 forbidden=self._context.forbidden_token_ids,
                 vocabulary=self._vocabulary,
@@ -215,7 +215,7 @@ class ServerEngine(RolloutEngine):
         """Maximum wait for one prompt's responses, while a server works on as many prompts as it may be given."""
         if self.request_seconds is not None:
             return self.request_seconds
-        return LEAST_SECONDS + asked.limit * asked.n * self.pool.per_server / SLOW_TOKENS_PER_SECOND
+        return MIN_SECONDS + asked.limit * asked.n * self.pool.per_server / SLOW_TOKENS_PER_SECOND
 
     # -- weights -----------------------------------------------------------------------------------------------
 

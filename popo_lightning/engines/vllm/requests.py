@@ -13,7 +13,7 @@ def engine_input(prompt: Prompt) -> dict[str, Any]:
     """Input of vLLM for a prompt. vLLM runs the model's own processor over images and expands their tokens itself."""
     if not prompt.images:
         return {"prompt_token_ids": prompt.ids.tolist()}
-    return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pictures)}}
+    return {"prompt_token_ids": list(prompt.unexpanded_ids), "multi_modal_data": {"image": list(prompt.pil_images)}}
 
 
 def request_number(request: str) -> str:
@@ -48,7 +48,7 @@ def sampling_parameters(
             temperature=each.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens - prompts[each.place].begun,
+            max_tokens=sampling.max_new_tokens - prompts[each.place].prefix_len,
             stop_token_ids=stop_token_ids,
             logprobs=0,  # the sampled token's own
             logit_bias=biases or None,

@@ -33,7 +33,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedRun:
     """The training run that a command asks for.
 
     Args:
@@ -67,7 +67,7 @@ class Wanted:
         return float("inf") if self.max_epochs in (None, -1) else float(self.max_epochs or 0)
 
 
-def wanted_of(config: Any, plain: Mapping[str, Any]) -> Wanted:
+def wanted_run(config: Any, plain: Mapping[str, Any]) -> WantedRun:
     """The run that a parsed command asks for.
 
     Args:
@@ -79,7 +79,7 @@ def wanted_of(config: Any, plain: Mapping[str, Any]) -> Wanted:
     every = checkpoint_every(kept.save_top_k, kept.every_n_epochs, kept.every_n_train_steps, steps)
     record = new_record(run.task, run.method, int(config.seed_everything), decisive_settings(plain), every)
     limits = (kept.dirpath, config.trainer.max_epochs)
-    return Wanted(run.folder, run.root, run.resume, config.ckpt_path, *limits, record, early_stopping(plain))
+    return WantedRun(run.folder, run.root, run.resume, config.ckpt_path, *limits, record, early_stopping(plain))
 
 
 def early_stopping(plain: Mapping[str, Any]) -> str:

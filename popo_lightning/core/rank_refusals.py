@@ -14,7 +14,7 @@ SAID = "popo_refusal"  # key of the sentence that rank 0 has printed
 SECONDS = 10.0  # time that rank 0 may take to reach the same point
 
 
-def speak(sentence: str) -> None:
+def print_refusal(sentence: str) -> None:
     """Prints a sentence on rank 0; on another rank only if rank 0 printed none in time.
 
     Ranks are those of the process group, or those that torchrun started if there is no group yet. If nothing connects

@@ -253,7 +253,7 @@ def test_an_engine_in_the_process_is_refused(policy: Path, tmp_path: Path) -> No
 
 def test_a_checkpoint_of_other_ranks_is_refused() -> None:
     state = {"sampler": {"cursor": 0}, "composer": {}, "pending": [], "rollout_metrics": {}, "groups_made": 0}
-    states = [state | {"ahead": {"places": [1], "groups": []}}, state | {"ahead": {}}]
+    states = [state | {"ahead": {"indices": [1], "groups": []}}, state | {"ahead": {}}]
     with pytest.raises(SettingError, match=r"generated ahead \(data.async_level\)"):
         reshard(states, 1, EpochSampler(), OnPolicy())
     assert reshard(states, 2, EpochSampler(), OnPolicy()) is states
@@ -280,7 +280,7 @@ def test_groups_wait_in_order() -> None:
         assert [(place, found.id) for place, found in each.take(9, 2)] == [(9, 2), (5, 3)]
         assert len(each) == 0
     with pytest.raises(SettingError, match=r"data\.async_level is 0, but the checkpoint"):
-        AsyncRollouts().load_state_dict({"places": [1], "groups": []}, async_level=0)
+        AsyncRollouts().load_state_dict({"indices": [1], "groups": []}, async_level=0)
     ahead.begin([4], PhaseClock(), made(5))
     with pytest.raises(SettingError, match="groups of 2 responses ahead"):
         ahead.take(1, 3)
@@ -291,8 +291,8 @@ def test_only_what_is_missing_is_generated() -> None:
     class Sampler(EpochSampler):
         observed: list[int]
 
-        def observe(self, places: Sequence[int], groups: Sequence[Any]) -> None:
-            self.observed = list(places)
+        def observe(self, indices: Sequence[int], groups: Sequence[Any]) -> None:
+            self.observed = list(indices)
 
     class Maker:
         rank = 0
@@ -315,8 +315,8 @@ def test_only_what_is_missing_is_generated() -> None:
 
     def rollouts(version: int) -> IterationRollouts:
         report, policy = RolloutReport(version, "score"), SimpleNamespace(reward_key="score")
-        places: list[Any] = list(range(100))
-        return IterationRollouts(version, "score", 6, 2, 1, places, sampler, maker, Sampling(4), policy, report, ahead)  # type: ignore[arg-type]
+        asked: list[Any] = list(range(100))
+        return IterationRollouts(version, "score", 6, 2, 1, asked, sampler, maker, Sampling(4), policy, report, ahead)  # type: ignore[arg-type]
 
     rollouts(1).generate_ahead()
     first = rollouts(1)

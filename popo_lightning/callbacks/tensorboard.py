@@ -55,7 +55,7 @@ SLOTS = ("advantage", "behave_weight", "trust_region", "regularizers", "aggregat
 COMPARED_BELOW = ("data.composer", "data.sampler", *(f"model.{name}" for name in SLOTS), "proximal")
 
 
-class Board(L.Callback):
+class TensorBoardLayout(L.Callback):
     """Lays out charts and names settings in TensorBoard, and logs all settings to the other loggers.
 
     Args:
@@ -97,7 +97,7 @@ def accuracies(trainer: L.Trainer) -> list[str]:
     if found is None:
         return []
     benchmarks = rollouts_of(trainer).benchmarks()
-    names = metric_names({name: found.regime_of(name) for name, _ in benchmarks})
+    names = metric_names({name: found.settings_of(name) for name, _ in benchmarks})
     return [name for name in names if name.rpartition("/")[2].startswith(ACCURACY)]
 
 

@@ -21,14 +21,14 @@ def spoken(refusing: list[int], folder: str) -> str:
 
     import torch.distributed as dist
 
-    from popo_lightning.core import one_voice
+    from popo_lightning.core import rank_refusals
 
-    one_voice.SECONDS = 3.0
+    rank_refusals.SECONDS = 3.0
     dist.init_process_group("gloo")
     heard = io.StringIO()
     if (rank := dist.get_rank()) in refusing:
         with contextlib.redirect_stderr(heard):
-            one_voice.speak("no")
+            rank_refusals.print_refusal("no")
     Path(folder, f"done{rank}").touch()
     while not all(Path(folder, f"done{other}").exists() for other in range(2)):  # rank 0 hosts the store of both ranks
         pass
@@ -71,10 +71,10 @@ def test_ranks_that_lightning_starts(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_single_process_needs_nobody(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from popo_lightning.core.one_voice import speak
+    from popo_lightning.core.rank_refusals import print_refusal
 
     for name in ("TORCHELASTIC_USE_AGENT_STORE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    speak("no")
+    print_refusal("no")
     assert capsys.readouterr().err == "popo: no\n"
     assert "RANK" not in os.environ

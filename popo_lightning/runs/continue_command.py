@@ -1,4 +1,4 @@
-"""The command that goes on with a run in its folder, from the command that was given."""
+"""The command that continues a run in its folder, from the command that was given."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import yaml
 from popo_lightning.core.config_options import existing_file, given_configs
 
 
-def going_on(args: Sequence[str], folder: str, began_from: str | None = None) -> list[str]:
-    """A command's arguments, but to resume its run from the newest checkpoint in its folder.
+def continue_command(args: Sequence[str], folder: str, began_from: str | None = None) -> list[str]:
+    """The arguments of a command that resumes a run from the newest checkpoint in its folder.
 
     Args:
-        args: As they were given.
-        folder: The run's.
-        began_from: A checkpoint of another run to name: the folder has none yet that says so.
+        args: Arguments of the command that was given.
+        folder: Folder of the run.
+        began_from: Checkpoint of another run that the run began from, if its folder has no checkpoint yet.
     """
     kept = without_options(args, "--run.folder", "--run.resume", "--ckpt_path")
     if began_from is not None:
         kept += ["--ckpt_path", began_from]
     elif any(_names_checkpoint(config) for _, _, config in given_configs(kept)):
-        kept += ["--ckpt_path", "null"]  # the file's would be gone back to
+        kept += ["--ckpt_path", "null"]  # overrides the file's
     return [*kept, "--run.folder", folder, "--run.resume", "true"]
 
 

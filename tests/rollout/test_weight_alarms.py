@@ -20,7 +20,7 @@ from popo_lightning.engines.base import NamedTensors
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.model.lora import Lora
 from popo_lightning.policy import PolicyModule
-from popo_lightning.rollout.delivery import Delivery, Probe
+from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
 LORA = {"model": {"lora": Lora(r=2, alpha=4)}}
 QUIET: dict[str, Any] = {"monitor": Monitor(gap_error=None), "lr": 1e-3, "iterations": 6}
@@ -81,7 +81,7 @@ def test_a_good_run_and_one_that_stands_still_are_left_alone(
     with caplog.at_level(logging.WARNING):
         run = fit(policy, tmp_path, **(QUIET | {"iterations": 5} | settings))
     assert "syncs in a row" not in caplog.text and "in a row)" not in caplog.text and len(run.rows) == 5
-    assert run.data.synced.probe is not None and run.data.synced.probe.done == (settings.get("lr") != 0.0)
+    assert run.data.weight_sync.probe is not None and run.data.weight_sync.probe.done == (settings.get("lr") != 0.0)
 
 
 def deliver(delivery: Delivery, weight: float, source: str | None) -> None:

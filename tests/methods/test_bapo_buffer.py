@@ -70,12 +70,12 @@ def test_the_bounds_are_one_response_whatever_the_rounding() -> None:
     assert ids(BAPOBuffer().compose(at(1, [third, two_thirds, partial, nearly]))) == [0, 1]
 
 
-def test_another_part() -> None:
+def test_another_component() -> None:
     shaped = group(0, scores=(0.0, 1.0), accs=(0.0, 0.0))
-    assert ids(BAPOBuffer(reward_key="score").compose(at(1, [shaped]))) == [0]
+    assert ids(BAPOBuffer(success_key="score").compose(at(1, [shaped]))) == [0]
     assert ids(BAPOBuffer().compose(at(1, [shaped]))) == []
-    with pytest.raises(SettingError, match=r"BAPOBuffer\.reward_key is 'accuracy'.* acc, score"):
-        BAPOBuffer(reward_key="accuracy").compose(at(1, [shaped]))
+    with pytest.raises(SettingError, match=r"BAPOBuffer\.success_key is 'accuracy'.* acc, score"):
+        BAPOBuffer(success_key="accuracy").compose(at(1, [shaped]))
 
 
 # -- X2 ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.engines.base import NamedTensors
 from popo_lightning.model.fingerprint import Fingerprint
 
-MOST_IN_A_ROW = 3  # consecutive deliveries without a change after which a run ends
+MAX_IN_A_ROW = 3  # consecutive deliveries without a change after which a run ends
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,6 @@ class Probe:
 
 
 def _say(times: int, finding: str, remedy: str) -> None:
-    if times >= MOST_IN_A_ROW:
+    if times >= MAX_IN_A_ROW:
         raise SettingError(f"{finding}, {times} syncs in a row: {remedy}")
-    log.warning("%s: %s (the run ends at the %drd in a row)", finding, remedy, MOST_IN_A_ROW)
+    log.warning("%s: %s (the run ends at the %drd in a row)", finding, remedy, MAX_IN_A_ROW)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-WINDOW = 10  # iterations before the fall that are averaged
-MOST_WRONG = 0.5  # limit of their mean share of all-wrong groups: above it, several such iterations may be chance
+WINDOW = 10  # iterations before the break that are averaged
+MAX_WRONG = 0.5  # limit of their mean share of all-wrong groups: above it, several such iterations may be chance
 
 
-class Fall:
-    """Detects a fall from the share of fresh groups without a right response.
+class BrokenPolicyDetector:
+    """Detects a broken policy from the share of fresh groups without a right response.
 
     Args:
-        patience: Consecutive iterations without any right response that make a fall.
+        patience: Consecutive iterations without any right response that show a broken policy.
 
     Attributes:
         since: First of the present iterations without a right response; None if the last iteration had one.
@@ -46,13 +46,13 @@ class Fall:
 
     @property
     def before(self) -> float:
-        """Mean share of groups without a right response before the fall."""
+        """Mean share of groups without a right response before the break."""
         return sum(self._before) / len(self._before) if self._before else 1.0
 
     @property
     def suspected(self) -> bool:
         """Whether the last iteration had no right response although most groups had one before."""
-        return self.since is not None and self.before < MOST_WRONG
+        return self.since is not None and self.before < MAX_WRONG
 
     @property
     def certain(self) -> bool:

@@ -14,7 +14,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.objectives.advantages import GroupNormalized, group_normalized
 
 
-def test_group_normalised_by_hand() -> None:
+def test_group_normalized_by_hand() -> None:
     # Mean 1/4; squared deviations 9/16 + 3/16 = 3/4; unbiased variance 3/4 / 3 = 1/4, std 1/2 (biased: 0.433).
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 4.0]])
     # Second row: mean 2, squared deviations 16, variance 16/3.
@@ -33,8 +33,8 @@ def test_equal_rewards_give_exactly_zero() -> None:
     for size in (2, 7, 8, 24):
         rewards = torch.full((1, size), 0.1)
         rewards[0, 0] += 2e-7
-        for normalise in (True, False):
-            assert torch.equal(group_normalized(rewards, normalize_by_std=normalise), torch.zeros(1, size))
+        for normalize in (True, False):
+            assert torch.equal(group_normalized(rewards, normalize_by_std=normalize), torch.zeros(1, size))
     assert group_normalized(torch.tensor([[0.1, 0.101]])).abs().min() > 0.5
 
 

@@ -1,0 +1,16 @@
+"""Short class names: a setting may name a class of this package without its module."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+PACKAGES = ("objectives", "methods", "model", "replay", "engines", "tasks", "toys", "verifiers", "proximal", "grading")
+
+
+def import_classes() -> None:
+    """Imports all classes that settings may name: jsonargparse finds only imported subclasses by name."""
+    for name in PACKAGES:
+        package = import_module(f"popo_lightning.{name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
