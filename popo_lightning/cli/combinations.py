@@ -156,6 +156,13 @@ def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule, callback
             f"model.trust_region is {region}, which compares pairs, but data.composer is {composer}, which makes none; "
             "use Pairs, as method/online_dpo does"
         )
+    if (made := getattr(data.composer, "bootstrap", 0.0)) and (
+        opa := getattr(policy.objective.trust_region, "opa", 0.0)
+    ):
+        yield (
+            f"data.composer.bootstrap is {made:g}, which makes pairs without a verifier, but model.trust_region.opa is "
+            f"{opa:g}, which would imitate their winners; set opa to 0"
+        )
     if any(getattr(callback, "estimate_buffer", False) for callback in callbacks):
         yield (
             f"monitor.estimate_buffer is true, but data.composer is {composer}, of whose pairs one response is right "

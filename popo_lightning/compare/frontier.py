@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,8 +16,10 @@ from popo_lightning.evaluation.tables import Table
 
 LEVELS = (0.5, 0.75, 1.0)  # fractions of the way from the highest first accuracy to the lowest last one
 NEAR = 0.2  # relative error of a prediction that counts as near
-GENERATING = ("generate", "verify", "compose", "sync", "wait")
-TRAINING = ("prox", "values", "train")
+ENOUGH = 0.6  # share of the seeds whose prediction must be near for a law to hold
+# Log-probs of prox, critic values and a composer's passes are computed once an iteration, however often it trains.
+GENERATING = ("generate", "verify", "compose", "sync", "wait", "prox", "values", "rescore")
+TRAINING = ("train",)
 HEADER = ["setting", "reuse", "responses needed", "cost of a run to it, seconds"]
 
 
@@ -27,7 +30,7 @@ class Setting:
     Args:
         label: Sweep label.
         reuse: Sigma, the tokens trained on per token generated; mean over seeds.
-        generated: Seconds per response generated, with grading and weight sync.
+        generated: Seconds per response generated, with grading, weight sync and all passes once an iteration.
         trained: Seconds per response trained on once.
         runs: Runs of the label.
     """
@@ -37,6 +40,10 @@ class Setting:
     generated: float
     trained: float
     runs: list[RunResult]
+
+    def cost(self, needed: float) -> float:
+        """Seconds of a run that generates so many responses."""
+        return needed * (self.generated + self.trained * self.reuse)
 
 
 def reuse_of(run: RunResult) -> float:
@@ -92,6 +99,12 @@ def frontier_section(found: Collection) -> Section | None:
     title = f"Reuse of {comparison.frontier}: responses needed to reach {name}"
     if len({each.reuse for each in settings}) < 3:
         return Section(Table(title, HEADER, []), ["Fewer than three settings have finished, which determine no law."])
+    if (twins := _of_one_reuse(settings)) is not None:
+        both = " and ".join(each.label or NONE for each in twins)
+        return Section(
+            Table(title, HEADER, []),
+            [f"{both} have the same reuse, which a law of reuse cannot tell apart; sweep data.ppo_epochs alone."],
+        )
     levels = levels_reached([run for each in settings for run in each.runs], comparison.metric)
     if not levels:
         return Section(Table(title, HEADER, []), ["No accuracy is reached by every run, so that nothing is compared."])
@@ -107,12 +120,18 @@ def frontier_section(found: Collection) -> Section | None:
     return Section(Table(title, ["level", *HEADER], rows), [*notes, SECONDS_NOTE])
 
 
+def _of_one_reuse(settings: Sequence[Setting]) -> tuple[Setting, Setting] | None:
+    """Two neighbouring settings, in order of reuse, that have the same; None if all differ."""
+    pairs = itertools.pairwise(settings)
+    return next((pair for pair in pairs if pair[0].reuse == pair[1].reuse), None)
+
+
 def _rows(settings: Sequence[Setting], metric: str, level: float) -> list[list[str]]:
     rows = []
     for each in settings:
         needed = fmean(needed_by(each, metric, level))
-        cost = needed * (each.generated + each.trained * each.reuse)
-        rows.append([f"{level:.3f}", each.label or NONE, f"{each.reuse:.2f}", f"{needed:,.0f}", f"{cost:,.0f}"])
+        cost = f"{each.cost(needed):,.0f}"
+        rows.append([f"{level:.3f}", each.label or NONE, f"{each.reuse:.2f}", f"{needed:,.0f}", cost])
     return rows
 
 
@@ -125,13 +144,13 @@ def _sentences(settings: Sequence[Setting], metric: str, level: float, name: str
         return [f"At {name} {level:.3f} no law of this form holds: more reuse does not save responses here."]
     law = ahead.law
     generated, trained = fmean(each.generated for each in settings), fmean(each.trained for each in settings)
-    best = min(settings, key=lambda each: law.responses(each.reuse) * (generated + trained * each.reuse))
+    best = min(settings, key=lambda each: each.cost(fmean(needed[each.reuse])))
     at_best = cheapest(law, list(needed), generated, trained)
     found = [
         f"At {name} {level:.3f}: exponent {law.exponent:.2f}, floor {law.floor:,.0f} responses. A reuse of "
         f"{2 * most:.1f}, which was not run, would need {_cell(ahead)} responses. At {1000 * generated:.3g} ms per "
-        f"response generated and {1000 * trained:.3g} ms per response trained on once, a reuse of {at_best:.1f} costs "
-        f"least; of the settings that were run use {best.label or NONE}."
+        f"response generated and {1000 * trained:.3g} ms per response trained on once, means over the settings, a "
+        f"reuse of {at_best:.1f} costs least by the law. Of the settings that were run {best.label or NONE} cost least."
     ]
     if ahead.failed > 0.05:
         found.append(f"In {ahead.failed:.0%} of the resamples no law holds, so little is known of this one.")
@@ -163,7 +182,8 @@ def _by_seed(settings: Sequence[Setting], below: dict[float, list[float]], neede
     for place in range(len(seeds)):
         law = fitted(list(below), [values[place] for values in below.values()])
         near += law is not None and abs(law.responses(last) / needed[last][place] - 1) <= NEAR
-    return f"Seed by seed it is within {NEAR:.0%} in {near} of {len(seeds)}."
+    verdict = "so the law predicts a setting here" if near >= ENOUGH * len(seeds) else "so the law does not hold here"
+    return f"Seed by seed it is within {NEAR:.0%} in {near} of {len(seeds)}, {verdict}."
 
 
 def _cell(found: Forecast) -> str:

@@ -1,7 +1,8 @@
 """How many responses a run must generate as a function of how often it trains on them. Pure functions of numbers.
 
 The scaling law of value-based deep RL (arXiv 2502.04327, github.com/prestonfu/qscaled), applied to responses: the
-reuse sigma, tokens trained on per token generated, replaces its updates per environment step.
+reuse sigma, tokens trained on per token generated, replaces its updates per environment step. Deviation: the paper
+tunes learning rate and batch size for each sigma; here a comparison leaves both as they are.
 """
 
 from __future__ import annotations

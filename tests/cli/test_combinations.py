@@ -83,6 +83,10 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
             [*method("sera"), "--monitor.estimate_buffer", "true"],
             "monitor.estimate_buffer is true, but data.composer is",
         ),
+        (
+            [*method("sera"), "--data.composer.bootstrap", "0.5", "--model.trust_region.opa", "0.1"],
+            "data.composer.bootstrap is 0.5, which makes pairs without a verifier",
+        ),
         ([*method("sera"), "--data.limits.length", "5"], "data.composer is SeRA, which fixes the advantages"),
         ([*method("sera"), *CRITIC], "data.composer is SeRA, which fixes the advantages"),
         (

@@ -43,7 +43,7 @@ def test_a_law_of_round_numbers(tmp_path: Path) -> None:
     assert "would need 2,500 [2,500, 2,500] responses" in found
     assert "the settings below epochs8 predict 3,000 [3,000, 3,000] responses for it; it needed 3,000, so the" in found
     assert "+0% off" in found or "-0% off" in found
-    assert "Seed by seed it is within 20% in 2 of 2." in found
+    assert "Seed by seed it is within 20% in 2 of 2, so the law predicts a setting here." in found
     # 0.4 is half of the way and takes half of the responses; 0.5 takes three quarters.
     assert "| 0.400 | epochs1 | 1.00 | 5,000 |" in found and "| 0.500 | epochs2 | 2.00 | 4,500 |" in found
 
@@ -67,7 +67,23 @@ def test_a_prediction_that_fails_is_told(tmp_path: Path) -> None:
     """The law of the other settings predicts 3,000 for the last. It needs 6,000, so the prediction is 50% too low."""
     found = report(tmp_path, {1: [10000, 10000], 2: [6000, 6000], 4: [4000, 4000], 8: [8800, 3200]})
     assert "it needed 6,000, so the prediction is -50% off" in found
-    assert "Seed by seed it is within 20% in 1 of 2." in found
+    assert "Seed by seed it is within 20% in 1 of 2, so the law does not hold here." in found
+
+
+def test_the_named_setting_is_the_cheapest_row(tmp_path: Path) -> None:
+    found = report(tmp_path, {epochs: [2000 + 8000 / epochs + 700 * (epochs == 4)] * 2 for epochs in EPOCHS})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines() if "| epochs" in line]
+    at_most = [row for row in rows if row[0] == "0.600"]
+    cheapest = min(at_most, key=lambda row: float(row[4].replace(",", "")))
+    (said,) = (line for line in found.splitlines() if "At avg@4 0.600: exponent" in line)
+    assert f"Of the settings that were run {cheapest[1]} cost least." in said
+
+
+def test_settings_of_one_reuse_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a sweep of learning rates beside epochs, one of them would vanish from the fit."""
+    monkeypatch.setattr("popo_lightning.compare.frontier.reuse_of", lambda run: min(4.0, float(run.arm.sweep[-1])))
+    found = report(tmp_path, {epochs: [2000 + 8000 / epochs] * 2 for epochs in EPOCHS})
+    assert "have the same reuse, which a law of reuse cannot tell apart" in found
 
 
 def test_reuse_that_does_not_pay_is_told(tmp_path: Path) -> None:
