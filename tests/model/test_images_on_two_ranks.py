@@ -1,4 +1,4 @@
-"""FSDP2 trains on images as one process does, if ranks have unequal passes, with images, without any, or none at all."""
+"""FSDP2 trains on images as one process does, if ranks have unequal passes, with images, without, or none at all."""
 
 from __future__ import annotations
 
