@@ -39,6 +39,7 @@ from popo_lightning.training.gradient_sync import add_up_gradients, check_gradie
 from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
+from popo_lightning.training.unstepped_optimizers import clear_unstepped
 from popo_lightning.training.whole_minibatch import of_whole_minibatch
 
 
@@ -279,6 +280,7 @@ class PolicyModule(PolicyModel):
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
         if fitting:
             check_state(self.make_optimizer, checkpoint)
+            clear_unstepped(self.trainer, checkpoint)
             self.rules.load_state_dict(checkpoint.get("rules", {}))
 
     @classmethod

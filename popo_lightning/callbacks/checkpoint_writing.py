@@ -11,9 +11,11 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.checkpoint import CheckpointException
 
+from popo_lightning.callbacks.resume_place import ResumePlace
 from popo_lightning.core.errors import reason
 from popo_lightning.core.ranks import broadcast_object
 from popo_lightning.runs.checkpoint_files import draft_for, finish_folder
+from popo_lightning.training.unstepped_optimizers import UNSTEPPED, left_as_they_are
 
 
 class NotSavedError(Exception):
@@ -27,6 +29,23 @@ class NotSavedError(Exception):
     def __init__(self, checkpoint: str, why: str) -> None:
         self.why = why
         super().__init__(f"checkpoint {checkpoint} is not written: {why}")
+
+
+def contents(trainer: L.Trainer, place: ResumePlace | None, weights_only: bool, own_key: str) -> dict[str, Any]:
+    """Makes a checkpoint, and leaves the optimizers as they are. A collective.
+
+    Args:
+        trainer: Trainer of this rank.
+        place: Place of the run that it describes; None for the present one.
+        weights_only: Lightning's setting of that name.
+        own_key: Key of the callback that saves.
+    """
+    with left_as_they_are(trainer) as unstepped:
+        if place is None:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+        else:
+            checkpoint = place.dump(trainer, weights_only, own_key)
+    return checkpoint | ({UNSTEPPED: unstepped} if unstepped and not weights_only else {})
 
 
 def write_folder(trainer: L.Trainer, checkpoint: dict[str, Any], target: Path) -> str | None:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint import CheckpointException
 from popo_lightning.callbacks.checkpoint_names import NamedByIterations
 from popo_lightning.callbacks.checkpoint_writing import (
     NotSavedError,
+    contents,
     is_last,
     keeps_none,
     only_tries,
@@ -267,10 +268,7 @@ class Checkpoints(NamedByIterations):
 
     def _write(self, trainer: L.Trainer, filepath: str) -> str | None:
         """Returns why this rank could not write, or None. A rank that fails leaves no other rank waiting."""
-        if self._behind is None:
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-        else:
-            checkpoint = self._behind.dump(trainer, self.save_weights_only, self.state_key)
+        checkpoint = contents(trainer, self._behind, self.save_weights_only, self.state_key)
         strategy = trainer.strategy
         in_shards = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
         try:

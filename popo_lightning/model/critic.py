@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -225,7 +226,10 @@ class ValueModel(nn.Module):
         Returns:
             (R, T) float32, aligned with `rows.mask` and 0 at padding; (R, T, heads O) if heads O is more than 1.
         """
-        states = response_states(self.base, rows)
+        states_of = getattr(self.base, "response_states", None) or partial(
+            response_states, self.base
+        )  # sharded, or whole
+        states = states_of(rows)
         with torch.autocast(states.device.type, enabled=False):
             states = states.float()
             found = self.head(states)

@@ -38,9 +38,13 @@ def response_states(base: Any, rows: PaddedRows) -> Tensor:
         inputs |= {"attention_mask": rows.attention_mask.long()}
     if rows.images:
         inputs |= rows.images | {"mm_token_type_ids": mm_token_type_ids(base.config, rows.input_ids)}
+    blind = not rows.images and sees_images(base.config) and joined()
+    device = rows.input_ids.device
+    # Before the decoder, like an image: FSDP2 gathers and reduces layer by layer, on all ranks in the same order.
+    zero = zero_through_vision_tower(base, device, _compute_dtype(base, device)) if blind else None
     hidden = base(**inputs).last_hidden_state
-    if not rows.images and sees_images(base.config) and joined():
-        hidden = hidden + zero_through_vision_tower(base, rows.input_ids.device, hidden.dtype)
+    if zero is not None:
+        hidden = hidden + zero
     flat: Tensor = hidden.flatten(0, 1)[rows.source]  # a prompt's last state, once for each of its responses
     return flat
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.loading import layers
-from popo_lightning.model.scoring import response_logprobs
+from popo_lightning.model.scoring import response_logprobs, response_states
 
 
 def settle_strategy(strategy: Strategy, ranks: int) -> None:
@@ -114,6 +114,9 @@ def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) 
     precision = _precision(compute_dtype)
     _shard_layers(model.base, mesh, precision)
     fully_shard(model.base, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    # A pass without an image calls parts of the vision tower on their own, which needs the base's weights gathered.
+    model.base.response_states = MethodType(response_states, model.base)
+    register_fsdp_forward_method(model.base, "response_states")
     fully_shard(model, mesh=mesh, mp_policy=_precision(torch.float32), reshard_after_forward=True)
 
 
