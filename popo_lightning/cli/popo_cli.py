@@ -20,6 +20,7 @@ from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.end_of_run import closing_sentences
 from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.one_checkpoint import OneCheckpoint
 from popo_lightning.callbacks.opening_words import opening_sentences
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.run_keeper import RunKeeper
@@ -288,6 +289,7 @@ class PopoCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, StopSignals())  # type: ignore[attr-defined]  # always the first callback
+        same = OneCheckpoint(self.config[self.subcommand].ckpt_path, self.subcommand == "fit" and self.start.forks)
+        trainer.callbacks[:0] = [StopSignals(), same]  # type: ignore[attr-defined]  # signals always come first
         end_always(trainer)
         return trainer
