@@ -129,10 +129,11 @@ class ResumableRollouts(L.LightningDataModule):
             return
         self.limits.load_state_dict(state.get("limits", {}))
         self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
-        states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
+        states = without_other_rules(state["ranks"], state.get("rules"), self._rules())
         mine = reshard(states, world_size, self.sampler, self.composer)[rank]
-        self.sampler.load_state_dict(mine["sampler"])
-        self.composer.load_state_dict(mine["composer"])
+        for kind, rule in (("sampler", self.sampler), ("composer", self.composer)):
+            if kind in mine:
+                rule.load_state_dict(mine[kind])
         self.synced.load_state_dict(state["rollout_weights"])
         if self.check is not None:
             self.check.floor = state.get("gap_floor")
