@@ -58,7 +58,7 @@ from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation
-from popo_lightning.runs.folder import is_first_rank
+from popo_lightning.runs.folder import is_first_rank, note_nodes
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import settle
 from popo_lightning.runs.stopping import too_late_in_words
@@ -179,6 +179,7 @@ class PopoCLI(LightningCLI):
         check_checkpoints(config.checkpoint)
         check_slots(config)
         check_trainer(config.trainer)
+        note_nodes(config.trainer.num_nodes)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)
         self.plan.check()
