@@ -32,7 +32,7 @@ from popo_lightning.rollout.limit_settings import Limit
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.problem_sets import ProblemSets
 from popo_lightning.rollout.rank_states import PlaceState, RankKeeper
-from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
+from popo_lightning.rollout.report import RolloutReport, Totals, composer_metrics, of_all_ranks, rollout_metrics
 from popo_lightning.rollout.stream import RolloutStream
 from popo_lightning.rollout.weight_sync import WeightSync
 from popo_lightning.runs.folder import EVALUATIONS
@@ -239,11 +239,13 @@ class RolloutDataModule(EngineRollouts):
         if not self.async_level:
             self.engine.sleep()
         seconds = {"generate_seconds": self.clock.seconds("generate") + self.ahead.take_generate_seconds()}
-        counts = of_all_ranks(all_gather_object(self.report.counts() | seconds))
+        everyones = all_gather_object((self.report.counts() | seconds, self.composer.report()))
+        counts = of_all_ranks([of_rank for of_rank, _ in everyones])
+        composed = composer_metrics([of_rank for _, of_rank in everyones])
         if not self.iteration:
             check_grades(counts, all_gather_object(self._pool.first_failure))
         self.totals.add(counts)
-        self.rollout_metrics = rollout_metrics(counts) | self.composer.report() | self.ahead.report()
+        self.rollout_metrics = rollout_metrics(counts) | composed | self.ahead.report()
         self.rollout_metrics |= self.limits.metrics()
         self.iteration += 1
         if self.async_level:

@@ -269,13 +269,12 @@ class PolicyModule(PolicyModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the shapes, which tell another model's checkpoint, the steps skipped in a row, and the rules' state."""
-        checkpoint |= self.described | {"skipped_in_a_row": self.finite_steps.in_a_row}
-        checkpoint["rules"] = self.rules.state_dict()
+        own = {"skipped_in_a_row": self.finite_steps.in_a_row, "rules": self.rules.state_dict()}
+        checkpoint |= self.described | own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""
-        self.restored = True
-        fitting = self.trainer.state.fn == "fit"
+        self.restored, fitting = True, self.trainer.state.fn == "fit"
         self.finite_steps.in_a_row = checkpoint.get("skipped_in_a_row", 0)
         policy_checkpoint.check(self.described, checkpoint, self.path or str(self.folder), fitting, self.freeze_vision)
         if fitting:

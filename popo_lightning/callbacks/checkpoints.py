@@ -127,7 +127,7 @@ class Checkpoints(NamedByIterations):
                 saved = self.saved_so_far(trainer)
                 exception.checkpoint, exception.where, exception.unusable = saved.newest, saved.where, saved.unusable
             stop_requests(trainer).disarm()
-        elif self.save_on_exception and self._place is not None:
+        elif self._is_set_up and self.save_on_exception and self._place is not None:
             if self._place.weights_moved(trainer):
                 log.warning("no checkpoint on this exception: it came inside a minibatch, where no run can resume")
             else:

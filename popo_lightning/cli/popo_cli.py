@@ -19,6 +19,7 @@ from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.end_of_run import closing_sentences
 from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
+from popo_lightning.callbacks.one_checkpoint import OneCheckpoint
 from popo_lightning.callbacks.opening_words import opening_sentences
 from popo_lightning.callbacks.progress import Progress
 from popo_lightning.callbacks.run_keeper import RunKeeper
@@ -58,7 +59,7 @@ from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation
-from popo_lightning.runs.folder import is_first_rank
+from popo_lightning.runs.folder import is_first_rank, note_nodes
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import settle
 from popo_lightning.runs.stopping import too_late_in_words
@@ -179,6 +180,7 @@ class PopoCLI(LightningCLI):
         check_checkpoints(config.checkpoint)
         check_slots(config)
         check_trainer(config.trainer)
+        note_nodes(config.trainer.num_nodes)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)
         self.plan.check()
@@ -289,6 +291,7 @@ class PopoCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        callbacks_of(trainer).insert(0, StopSignals())  # always the first callback
+        same = OneCheckpoint(self.config[self.subcommand].ckpt_path, self.subcommand == "fit" and self.start.forks)
+        callbacks_of(trainer)[:0] = [StopSignals(), same]  # signals always come first
         end_always(trainer)
         return trainer

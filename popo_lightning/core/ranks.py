@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
+HOST_GROUPS: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()  # by default group
 
 
 def all_reduce(trainer: L.Trainer, value: float, operation: str) -> float:
@@ -70,12 +72,26 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_object(value: T) -> list[T]:
-    """Gathers plain values of every rank on rank 0; other ranks get only their own. A collective."""
+    """Gathers plain values of every rank on rank 0, in host memory; other ranks get only their own. A collective."""
     if not is_distributed():
         return [value]
     ranks: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, ranks)
+    dist.gather_object(value, ranks, group=_host_group())
     return [value] if ranks is None else ranks
+
+
+def _host_group() -> dist.ProcessGroup:
+    """The group of all ranks whose collectives use host memory. The first call makes it, a collective.
+
+    NCCL would put the values of all ranks into a GPU's memory, each padded to the largest.
+    """
+    default = dist.group.WORLD
+    assert default is not None, "the ranks are joined"
+    if dist.get_backend() != dist.Backend.NCCL:
+        return default
+    if default not in HOST_GROUPS:
+        HOST_GROUPS[default] = dist.new_group(backend=dist.Backend.GLOO)
+    return HOST_GROUPS[default]
 
 
 def all_gather_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:

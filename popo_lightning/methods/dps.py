@@ -84,7 +84,7 @@ class DPS(PromptSampler):
         """Begins without any knowledge."""
         super().start(num_problems, seed, rank, world_size)
         self._share = range(rank, num_problems, world_size)
-        if not self._share:
+        if num_problems < world_size:  # on all ranks, or those with a problem would wait for the others
             raise SettingError(
                 f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
             )

@@ -136,7 +136,10 @@ class Composer(KeepsState, ABC):
         return ()
 
     def report(self) -> dict[str, float]:
-        """Returns further metrics of the last iteration, by name."""
+        """Returns further metrics of this rank's last iteration, by name; the name decides how ranks are combined.
+
+        Names that end in _groups, _responses, _problems or _prefixes are summed over ranks, and others averaged.
+        """
         return {}
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
 
     Args:
         states: State of each rank that wrote the checkpoint: sampler, composer, pending, rollout_metrics,
-            groups_made, ahead.
+            groups_made, ahead. The state of a rule that begins anew is missing, and stays so.
         ranks: Number of ranks of the resumed run.
         sampler: Sampler, which redistributes its own states.
         composer: Composer, which redistributes its own states.
@@ -85,12 +85,12 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
             "this run "
             f"has {ranks}; resume with as many (trainer.devices x trainer.num_nodes)"
         )
-    samplers = sampler.reshard([state["sampler"] for state in states], ranks)
-    composers = composer.reshard([state["composer"] for state in states], ranks)
+    rules: dict[str, PromptSampler | Composer] = {"sampler": sampler, "composer": composer}
+    dealt = {kind: rule.reshard([s[kind] for s in states], ranks) for kind, rule in rules.items() if kind in states[0]}
     # A group's id is made x ranks + rank. These are the first ids that no rank has used.
     made = max(state["groups_made"] for state in states) * len(states) // ranks + 1
     common = {"pending": [], "rollout_metrics": states[0]["rollout_metrics"], "groups_made": made, "ahead": {}}
-    return [{"sampler": s, "composer": c} | common for s, c in zip(samplers, composers, strict=True)]
+    return [{kind: of_ranks[rank] for kind, of_ranks in dealt.items()} | common for rank in range(ranks)]
 
 
 def rules_of(sampler: PromptSampler, composer: Composer, problems: str) -> dict[str, str]:
@@ -104,33 +104,24 @@ def rules_of(sampler: PromptSampler, composer: Composer, problems: str) -> dict[
     return {"sampler": _name(sampler), "composer": _name(composer), "problems": problems}
 
 
-def without_other_rules(
-    states: list[RankState],
-    rules: dict[str, str] | None,
-    own: dict[str, str],
-    sampler: PromptSampler,
-    composer: Composer,
-) -> list[RankState]:
-    """Replaces the state of another rule, or of the same rule with other problems, by that of a fresh rule.
+def without_other_rules(states: list[RankState], rules: dict[str, str] | None, own: dict[str, str]) -> list[RankState]:
+    """Leaves out the state of another rule, or of the same rule with other problems. This run's rule begins anew.
 
     Args:
         states: State of each rank that wrote the checkpoint.
         rules: :func:`rules_of` of the checkpoint; None if an earlier version wrote it.
         own: :func:`rules_of` of this run.
-        sampler: Fresh sampler.
-        composer: Fresh composer.
     """
     if rules is None:
         return states
-    fresh = {"sampler": sampler.state_dict(), "composer": composer.state_dict()}
-    for kind, state in fresh.items():
+    for kind in ("sampler", "composer"):
         if rules[kind] != own[kind]:
             log.warning("data.%s is %s; the checkpoint's is %s, so it begins anew", kind, own[kind], rules[kind])
         elif rules["problems"] != own["problems"]:
             log.warning("data.task has other problems than the checkpoint's, so data.%s begins anew", kind)
         else:
             continue
-        states = [each | {kind: state} for each in states]
+        states = [{name: state for name, state in each.items() if name != kind} for each in states]
     return states
 
 

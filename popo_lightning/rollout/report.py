@@ -68,6 +68,7 @@ class RolloutReport:
         }
 
 
+COUNTS = ("_groups", "_responses", "_problems", "_prefixes")  # ends of the names of a composer's counts
 MAXIMA = ("age_max", "generate_seconds", "gap_max")  # all other counts are sums
 
 
@@ -75,6 +76,20 @@ def of_all_ranks(counts: Sequence[dict[str, float]]) -> dict[str, float]:
     """Combines the counts of one iteration over its ranks."""
     names = dict.fromkeys(name for each in counts for name in each)
     return {name: (max if name in MAXIMA else sum)(each.get(name, 0.0) for each in counts) for name in names}
+
+
+def composer_metrics(reports: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Combines what the composers of all ranks report of one iteration.
+
+    A number whose name ends as in COUNTS is the sum over ranks. Any other is the plain mean over the ranks that have
+    it; nan if none has.
+    """
+    found = {}
+    for name in dict.fromkeys(name for each in reports for name in each):
+        values = [each[name] for each in reports if not math.isnan(each.get(name, math.nan))]
+        total = math.fsum(values)
+        found[name] = total if name.endswith(COUNTS) else total / len(values) if values else math.nan
+    return found
 
 
 def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import lightning as L
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.kept_state import Watch, containers_copied
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.core.ranks import all_gather_object
+from popo_lightning.core.ranks import gather_object
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.replay.composer import Composer
 from popo_lightning.rollout.ahead import AsyncRollouts
@@ -109,9 +109,12 @@ class ResumableRollouts(L.LightningDataModule):
         return PlaceState(containers_copied(common), self._stores | containers_copied(rest))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns every rank's state that decides the next step (Lightning saves only rank 0's). A collective."""
+        """Returns the state that decides the next step. A collective.
+
+        Rank 0 gets every rank's state, because Lightning writes only what rank 0 returns. The others get their own.
+        """
         place = self.as_of or self.place_state()
-        return place.common | {"ranks": all_gather_object(place.mine | {"ahead": self.ahead.state_dict()})}
+        return place.common | {"ranks": gather_object(place.mine | {"ahead": self.ahead.state_dict()})}
 
     def _rules(self) -> dict[str, str]:
         """Returns what the states of sampler and composer belong to."""
@@ -126,10 +129,11 @@ class ResumableRollouts(L.LightningDataModule):
             return
         self.limits.load_state_dict(state.get("limits", {}))
         self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
-        states = without_other_rules(state["ranks"], state.get("rules"), self._rules(), self.sampler, self.composer)
+        states = without_other_rules(state["ranks"], state.get("rules"), self._rules())
         mine = reshard(states, world_size, self.sampler, self.composer)[rank]
-        self.sampler.load_state_dict(mine["sampler"])
-        self.composer.load_state_dict(mine["composer"])
+        for kind, rule in (("sampler", self.sampler), ("composer", self.composer)):
+            if kind in mine:
+                rule.load_state_dict(mine[kind])
         self.weight_sync.load_state_dict(state["rollout_weights"])
         if self.check is not None:
             self.check.floor = state.get("gap_floor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -18,11 +19,26 @@ from popo_lightning.runs.record import RECORD, read_record, record_in
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 SUMMARY = "summary.json"
+GLOBAL_RANKS = ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # a launcher's variables that count over all nodes
 
 
 def is_first_rank() -> bool:
     """Whether this is rank 0, before a strategy exists: Lightning reads the rank from the launcher's environment."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def note_nodes(nodes: int) -> None:
+    """Tells the first process of another node that it is not rank 0, if no launcher has started the nodes.
+
+    Until the ranks are joined, Lightning takes that process for rank 0.
+
+    Args:
+        nodes: Setting trainer.num_nodes.
+    """
+    if nodes > 1 and not any(name in os.environ for name in GLOBAL_RANKS):
+        node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))  # as Lightning reads it
+        own = int(getattr(rank_zero_only, "rank", 0))
+        rank_zero_only.rank = own or node  # type: ignore[attr-defined]  # the trainer sets the exact rank
 
 
 def holds_run(folder: Path) -> bool:

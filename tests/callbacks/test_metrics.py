@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.groups import group, response
+from helpers.tiny_models import fit
 from torch import Tensor
 
 from popo_lightning.callbacks.monitor import Monitor
@@ -22,7 +23,8 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.markdown import markdown_table
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.metrics.estimates import AvgAtK, PassAtK, effective_sample_size
-from popo_lightning.rollout.report import RolloutReport, Totals, of_all_ranks, rollout_metrics
+from popo_lightning.replay.composer import OnPolicy
+from popo_lightning.rollout.report import RolloutReport, Totals, composer_metrics, of_all_ranks, rollout_metrics
 
 
 def computed(metric: Any, *batches: Tensor) -> float:
@@ -147,6 +149,37 @@ def test_rollout_metrics_of_two_ranks_are_those_of_all_their_groups() -> None:
     assert both["reward/score"] == pytest.approx(4.5 / 10) and both["rollout/response_tokens"] == pytest.approx(19 / 10)
     assert both["rollout/effective_share"] == pytest.approx(3 / 5) and both["replay/share"] == pytest.approx(3 / 6)
     assert both["replay/age_mean"] == pytest.approx(9 / 3) and both["replay/age_max"] == 5
+
+
+def test_numbers_of_a_composer_over_two_ranks() -> None:
+    """Counts add up. A mean is that of the ranks that have one."""
+    first = {"replay/stored_prefixes": 3.0, "replay/restarted_groups": 2.0, "replay/restart_success": 0.5}
+    first |= {"replay/left_out_responses": 1.0, "replay/baseline": math.nan, "pairs/margin": 0.2}
+    second = {"replay/stored_prefixes": 4.0, "replay/restarted_groups": 0.0, "replay/left_out_responses": 5.0}
+    second |= {"replay/baseline": 0.4, "pairs/margin": 0.4}
+    assert composer_metrics([first, second]) == pytest.approx(
+        {
+            "replay/stored_prefixes": 7.0,
+            "replay/restarted_groups": 2.0,
+            "replay/restart_success": 0.5,
+            "replay/left_out_responses": 6.0,
+            "replay/baseline": 0.4,
+            "pairs/margin": 0.3,
+        }
+    )
+    assert composer_metrics([first]) == pytest.approx(first, nan_ok=True)
+    assert composer_metrics([{}, {}]) == {}
+
+
+class Reports(OnPolicy):
+    def report(self) -> dict[str, float]:
+        return {"replay/stored_groups": 3.0, "pairs/margin": 0.25}
+
+
+def test_a_run_logs_those_of_all_ranks(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("popo_lightning.data.all_gather_object", lambda own: [own, own])
+    run = fit(policy, tmp_path, composer=Reports(), iterations=1)
+    assert run.rows[0]["replay/stored_groups"] == 6 and run.rows[0]["pairs/margin"] == 0.25
 
 
 def test_nothing_replayed_and_nothing_trained() -> None:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from helpers.processes import on_two_ranks
 from helpers.servers import END, FakeServer
 from helpers.tiny_models import random_model
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
 from popo_lightning.engines.base import EngineContext, Sampling, prompt_seeds
+from popo_lightning.engines.servers import caches
 from popo_lightning.engines.servers import client as server_module
+from popo_lightning.engines.servers.checks import warn_of_open
 from popo_lightning.engines.servers.client import Server
 from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.engines.servers.weight_files import write_weights
@@ -172,6 +176,43 @@ def test_a_server_that_dies_is_dropped_and_comes_back(servers: list[FakeServer],
     assert [server.alive for server in engine.pool.servers] == [True, True]
     assert servers[0].version == servers[1].version
     assert tokens(generate(engine)) == whole
+
+
+def test_a_server_that_dies_before_it_forgets_prompts_is_dropped(servers: list[FakeServer], start: Any) -> None:
+    engine = start(servers)
+    servers[0].hangs = True
+    servers[0].released.set()  # breaks connections, as a dead server does
+    engine.forget_prompts()
+    assert [server.alive for server in engine.pool.servers] == [False, True]
+    assert len(generate(engine)) == len(PROMPTS)
+    servers[1].close()
+    with pytest.raises(RuntimeError, match="did not drop their cached prefixes: none of them answers"):
+        engine.forget_prompts()
+
+
+def forgets(urls: list[str], folder: Path) -> tuple[str, list[bool]]:
+    """Returns what this rank raises if rank 0 drops the prefixes, and which servers this rank goes on with."""
+    dist.init_process_group("gloo")
+    caches.RESET_TRIES = 2
+    engine = ServerEngine(urls)
+    engine._context = EngineContext(folder, torch.device("cpu"), torch.float32, dist.get_rank(), 2, 64, [17])
+    try:
+        engine.forget_prompts()
+    except RuntimeError as error:
+        return str(error), []
+    finally:
+        dist.destroy_process_group()
+    return "", [server.alive for server in engine.pool.servers]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_all_ranks_forget_prompts_or_fail(servers: list[FakeServer], tmp_path: Path, refuses: bool) -> None:
+    urls = [server.url for server in servers]
+    servers[0].close()
+    servers[1].reset_succeeds = not refuses
+    first, second = on_two_ranks(forgets, tmp_path, urls, tmp_path, seconds=60)
+    assert first == second
+    assert ("does not reset its prefix cache" in first[0]) if refuses else first == ("", [False, True])
 
 
 def test_no_server_left(servers: list[FakeServer], start: Any) -> None:
@@ -419,7 +460,7 @@ def test_a_cache_that_is_not_reset_stops_the_run(
     servers: list[FakeServer], start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(servers)
-    monkeypatch.setattr("popo_lightning.engines.servers.engine.RESET_TRIES", 2)
+    monkeypatch.setattr("popo_lightning.engines.servers.caches.RESET_TRIES", 2)
     servers[1].reset_succeeds = False
     with pytest.raises(RuntimeError, match="does not reset its prefix cache"):
         engine.update_weights(WEIGHTS.items(), 6)
@@ -521,7 +562,7 @@ def test_settings_refused(settings: dict[str, Any], message: str) -> None:
 def test_open_addresses_are_warned_of(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     urls = ["http://127.0.0.1:1", "http://10.1.2.3:1", "http://[::1]:1", "http://8.8.8.8:1"]
     engine = ServerEngine(urls, weights_folder=str(tmp_path))
-    engine._warn_of_open_servers()
+    warn_of_open(engine.pool.servers)
     (warning,) = caplog.messages
     assert "http://8.8.8.8:1" in warning and "have no password" in warning
     assert [Server(url).is_here for url in urls] == [True, False, True, False]

@@ -183,7 +183,7 @@ def test_command_line_order(config: Path, tmp_path: Path) -> None:
     cli = popo("fit", "--config", config, "--trainer.max_epochs", "1", "--run.folder", tmp_path)
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert names.index("Monitor") < names.index("ProximalSnapshot") < names.index("Evaluation")
-    assert names[0] == "StopSignals" and names[-1] == "Checkpoints"
+    assert names[:2] == ["StopSignals", "OneCheckpoint"] and names[-1] == "Checkpoints"
     assert len(cli.datamodule.train_dataloader()) == 3
 
 

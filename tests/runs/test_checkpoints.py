@@ -485,6 +485,11 @@ def test_two_ranks_save_or_not_together(policy: Path, tmp_path: Path) -> None:
         assert path.is_dir() == ("True" in path.parent.name) and flaw(path) is None
 
 
+def test_an_error_before_the_set_up_stays_what_it_is() -> None:
+    trainer: Any = None
+    Checkpoints(save_on_exception=True).on_exception(trainer, None, SettingError("refused"))  # type: ignore[arg-type]
+
+
 def test_save_on_exception_is_refused_where_one_rank_cannot(policy: Path, tmp_path: Path) -> None:
     class Several(L.Callback):
         """Imitates a run of several ranks."""

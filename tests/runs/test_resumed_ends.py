@@ -182,18 +182,16 @@ def test_states_of_other_rules_are_left_out(caplog: pytest.LogCaptureFixture) ->
     epochs, replay = EpochSampler(), PrioritizedGroupReplay(GroupReplayBuffer(4))
     states = [{"sampler": {"cursor": 7}, "composer": {}, "pending": [], "rollout_metrics": {}, "groups_made": 3}]
     there = rules_of(epochs, OnPolicy(), "abc")
-    assert without_other_rules(states, there, there, epochs, OnPolicy()) == states
-    assert without_other_rules(states, None, there, epochs, OnPolicy()) == states  # of an earlier version
+    assert without_other_rules(states, there, there) == states
+    assert without_other_rules(states, None, there) == states  # of an earlier version
     assert not caplog.text
-    (found,) = without_other_rules(states, there, rules_of(epochs, replay, "abc"), epochs, replay)
-    assert found == states[0] | {"composer": replay.state_dict()}
+    (found,) = without_other_rules(states, there, rules_of(epochs, replay, "abc"))
+    assert found | {"composer": {}} == states[0] and "composer" not in found
     assert "data.composer is" in caplog.text and "data.sampler" not in caplog.text
-    moved = MoPPS()
-    moved.start(5, 1, 0, 1)
-    (found,) = without_other_rules(states, there, rules_of(moved, OnPolicy(), "abc"), moved, OnPolicy())
-    assert found["sampler"] == moved.state_dict()
-    (found,) = without_other_rules(states, there, rules_of(epochs, OnPolicy(), "abd"), epochs, OnPolicy())
-    assert found["sampler"] == epochs.state_dict() and "data.task has other problems" in caplog.text
+    (found,) = without_other_rules(states, there, rules_of(MoPPS(), OnPolicy(), "abc"))
+    assert "sampler" not in found and found["composer"] == {}
+    (found,) = without_other_rules(states, there, rules_of(epochs, OnPolicy(), "abd"))
+    assert not {"sampler", "composer"} & found.keys() and "data.task has other problems" in caplog.text
 
 
 @pytest.mark.parametrize("critic", [False, True])

@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.runs.folder import behind, holds_run, home_of, newest_checkpoint, newest_of
+from popo_lightning.runs.folder import (
+    GLOBAL_RANKS,
+    behind,
+    holds_run,
+    home_of,
+    is_first_rank,
+    newest_checkpoint,
+    newest_of,
+    note_nodes,
+)
 from popo_lightning.runs.record import RECORD, new_record, read_record
 
 
@@ -125,3 +135,32 @@ def test_the_run_that_wrote_a_checkpoint_is_found(tmp_path: Path) -> None:
     record.write(folder)
     assert home_of(copied) == folder
     assert home_of(write_checkpoint(tmp_path / "old.ckpt")) is None
+
+
+BY_HAND = {"MASTER_ADDR": "node0", "NODE_RANK": "1"}  # the first process of the second node, without a launcher
+
+
+@pytest.mark.parametrize(
+    ("rank", "nodes", "given", "first"),
+    [
+        (0, 1, {}, True),
+        (0, 2, {}, True),
+        (0, 2, BY_HAND, False),
+        (0, 1, BY_HAND, True),  # a run of its own on that node
+        (0, 2, {"GROUP_RANK": "1"}, False),
+        (0, 2, {"NODE_RANK": "0", "GROUP_RANK": "1"}, True),  # Lightning reads NODE_RANK first
+        (1, 2, {"NODE_RANK": "0"}, False),
+        (0, 2, BY_HAND | {"SLURM_PROCID": "0"}, True),  # the launcher's rank is that of all nodes
+        (0, 2, BY_HAND | {"RANK": "0"}, True),
+    ],
+)
+def test_the_first_rank_is_on_the_first_node(
+    rank: int, nodes: int, given: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    for name in ("NODE_RANK", "GROUP_RANK", *GLOBAL_RANKS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    note_nodes(nodes)
+    assert is_first_rank() == first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -11,6 +13,8 @@ from popo_lightning.engines.base import EngineContext
 from popo_lightning.engines.servers.client import RequestRefusedError, Server, ServerFailedError
 
 OLDEST_VLLM = 0, 32  # the first version whose answers say which weights sampled a token
+
+log = logging.getLogger(__name__)
 
 
 def call(server: Server, method: str, arguments: dict[str, str], seconds: float) -> list[dict[str, Any]]:
@@ -67,3 +71,14 @@ def check(found: dict[str, Any], server: Server, context: EngineContext) -> None
             f"response may have {context.max_tokens}; start it with more, or lower data.max_prompt_tokens, "
             "data.max_new_tokens or an evaluation's"
         )
+
+
+def warn_of_open(servers: Sequence[Server]) -> None:
+    """Warns of servers that can be reached from everywhere."""
+    for server in servers:
+        if not server.is_private:
+            log.warning(
+                "%s is no private address: anybody who reaches the development endpoints of a vLLM server can "
+                "change its weights, because they have no password",
+                server.url,
+            )

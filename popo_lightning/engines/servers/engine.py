@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 import time
@@ -28,7 +27,8 @@ from popo_lightning.engines.base import (
     temperatures_of,
 )
 from popo_lightning.engines.servers.answers import Asked, Sampled, sampled
-from popo_lightning.engines.servers.checks import call, check, check_version, described
+from popo_lightning.engines.servers.caches import reset_caches
+from popo_lightning.engines.servers.checks import call, check, check_version, described, warn_of_open
 from popo_lightning.engines.servers.client import Server, ServerFailedError
 from popo_lightning.engines.servers.pool import ServerPool
 from popo_lightning.engines.servers.weight_files import write_weights
@@ -36,10 +36,7 @@ from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.prompts import Prompt
 
 LOADING = "loading"  # a server's version while some of its weights are old
-RESET_TRIES = 60
 MIN_SECONDS, SLOW_TOKENS_PER_SECOND = 600.0, 1000.0  # for a request's maximum wait, unless it is set
-
-log = logging.getLogger(__name__)
 
 
 class ServerEngine(RolloutEngine):
@@ -122,22 +119,13 @@ class ServerEngine(RolloutEngine):
         self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
         self._run = all_gather_object(uuid.uuid4().hex[:12])[0]
         if context.rank == 0:
-            self._warn_of_open_servers()
+            warn_of_open(self.pool.servers)
             self._temporary = tempfile.TemporaryDirectory(prefix="popo-weights-")
             self._root = Path(self.weights_folder or self._temporary.name) / f"popo-{self._run}"
         self._wait_for_servers()
         for server in self.pool.alive:
             check_version(server)
             check(described(server), server, context)
-
-    def _warn_of_open_servers(self) -> None:
-        for server in self.pool.servers:
-            if not server.is_private:
-                log.warning(
-                    "%s is no private address: anybody who reaches the development endpoints of a vLLM server can "
-                    "change its weights, because they have no password",
-                    server.url,
-                )
 
     def _wait_for_servers(self) -> None:
         ends = time.monotonic() + self.start_seconds
@@ -247,12 +235,29 @@ class ServerEngine(RolloutEngine):
         self._label, self.version = label, version
 
     def forget_prompts(self) -> None:
-        """Drops the servers' cached prefixes. A collective: no rank may still be sampling."""
+        """Drops the servers' cached prefixes, and servers that do not answer. A collective, like update_weights."""
         all_gather_object(None)
+        left: list[str] = []
+        failure: str | None = None
         if self._context.rank == 0:
-            for server in self.pool.alive:
-                _reset_caches(server)
-        all_gather_object(None)
+            try:
+                left = [server.url for server in self.pool.alive if self._forgets(server)]
+            except RuntimeError as error:  # all ranks get the failure, or they would wait for this one
+                failure = str(error)
+        left, failure = all_gather_object((left, failure))[0]
+        if failure is not None or not left:
+            raise RuntimeError(f"the servers did not drop their cached prefixes: {failure or 'none of them answers'}")
+        for server in self.pool.alive:
+            if server.url not in left:
+                self.pool.drop(server, "rank 0 has left it out")
+
+    def _forgets(self, server: Server) -> bool:
+        try:
+            reset_caches(server)
+        except ServerFailedError as error:
+            self.pool.drop(server, error)
+            return False
+        return True
 
     def _send(self, folder: Path, label: str) -> list[str]:
         """Urls of the servers that have the weights; servers that do not answer are left out."""
@@ -270,7 +275,7 @@ class ServerEngine(RolloutEngine):
             for worker in found:
                 if "error" in worker or not worker.get("files"):
                     raise RuntimeError(f"{server.url}: {str(worker.get('error', worker))[:500]}")
-            _reset_caches(server)
+            reset_caches(server)
             server.ask("POST", "/update_weight_version", {"new_version": label})
             said = server.ask("GET", "/weight_info")
         except ServerFailedError as error:
@@ -288,13 +293,3 @@ def _server(url: str) -> Server:
         raise SettingError(
             f"data.engine.urls has '{url}'; write addresses of servers such as http://127.0.0.1:8000"
         ) from error
-
-
-def _reset_caches(server: Server) -> None:
-    """Drops cached prefixes of the old weights; vLLM refuses while a request is in progress."""
-    for _ in range(RESET_TRIES):
-        answer = server.ask("POST", "/reset_prefix_cache")
-        if isinstance(answer, dict) and answer.get("success") is True:
-            return
-        time.sleep(0.5)
-    raise RuntimeError(f"{server.url} does not reset its prefix cache; is another run using it?")
