@@ -32,7 +32,7 @@ def started(args: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_slot_has_a_skeleton() -> None:
     slots = re.findall(r"^\| \[.*?\]\(#([\w-]+)\) \|", EXTENDING, re.MULTILINE)
-    assert slots == [name.lower().replace(" ", "-") for name in SECTIONS] and len(slots) == 12
+    assert slots == [name.lower().replace(" ", "-") for name in SECTIONS] and len(slots) == 13
 
 
 @pytest.mark.slow
