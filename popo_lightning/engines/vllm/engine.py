@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -25,11 +24,13 @@ from popo_lightning.engines.base import (
     responses_of,
 )
 from popo_lightning.engines.vllm.classes import ClassesBefore
+from popo_lightning.engines.vllm.peak import PeakBesideSleep
 from popo_lightning.engines.vllm.process import (
     check_platform,
     external_launcher,
     not_installed,
     ranks_in_environment,
+    set_environment,
     state_put_back,
 )
 from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layers
@@ -83,6 +84,7 @@ class VLLMEngine(RolloutEngine):
         self.prefix_caching = prefix_caching
         self._level = 0  # sleep level, once started
         self._asleep: set[Memory] = set()
+        self._peak = PeakBesideSleep()
 
     def check(self, device: torch.device) -> None:
         """See :class:`RolloutEngine`: trainer and vLLM share one device."""
@@ -91,7 +93,7 @@ class VLLMEngine(RolloutEngine):
     def start(self, context: EngineContext) -> None:
         """Loads the model; raises SettingError if vLLM is not installed or refuses to start."""
         self._context = context
-        self._set_environment()
+        set_environment()
         try:
             from vllm import LLM
         except ImportError as error:
@@ -118,13 +120,8 @@ class VLLMEngine(RolloutEngine):
         if isinstance(error, RuntimeError) and lost_rank(error):
             return error
         if any(word in str(error).lower() for word in MEMORY_WORDS):
-            on_gpu = self._context.device.type == "cuda"
-            name, value = (
-                ("gpu_memory_utilization", self.gpu_memory_utilization)
-                if on_gpu
-                else ("cpu_cache_gib", self.cpu_cache_gib)
-            )
-            return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+            name = "gpu_memory_utilization" if self._context.device.type == "cuda" else "cpu_cache_gib"
+            return SettingError(f"vLLM does not start with data.engine.{name} {getattr(self, name):g}: {reason(error)}")
         return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
 
     def _unfit(self, why: str) -> SettingError:
@@ -169,12 +166,6 @@ class VLLMEngine(RolloutEngine):
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
-
-    def _set_environment(self) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, which has the weights
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise vLLM pins the trainer's threads
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`."""
@@ -268,7 +259,8 @@ class VLLMEngine(RolloutEngine):
     def sleep(self) -> None:
         """Frees GPU memory according to sleep_level; does nothing on a CPU."""
         if self._level and "weights" not in self._asleep:
-            self._llm.sleep(level=self._level)
+            with self._peak.changes(self._context.device):
+                self._llm.sleep(level=self._level)
             self._asleep = {"weights", "kv_cache"}
             self.holds_weights = self._level < 2
 
@@ -282,8 +274,13 @@ class VLLMEngine(RolloutEngine):
     def _wake(self, memory: Memory) -> None:
         if memory in self._asleep:
             torch.cuda.empty_cache()  # vLLM asks the driver for memory, not torch, which keeps some in reserve
-            self._llm.wake_up(tags=[memory])
+            with self._peak.changes(self._context.device):
+                self._llm.wake_up(tags=[memory])
             self._asleep.remove(memory)
+
+    def take_peak_bytes(self, device: torch.device) -> int:
+        """See :class:`RolloutEngine`: what is asleep does not count, though torch counts it."""
+        return self._peak.take(device)
 
     def stop(self) -> None:
         """Drops the engine and its caches."""
