@@ -17,8 +17,10 @@ from helpers.tiny_models import method, popo
 from helpers.vllm import RANKS, Recorder, started
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.base import Sampling
 from popo_lightning.engines.vllm import process as vllm_process
 from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.prompts import Prompt
 
 llm = vllm_for_tests.llm
 
@@ -103,6 +105,25 @@ def test_settings_follow_the_device(llm: Recorder, device: str, settings: dict[s
     assert ("gpu_memory_utilization" in llm.arguments) == (device != "cpu")
     compiles = type(engine._no_compilation()).__name__ == "nullcontext"
     assert compiles is not llm.arguments["enforce_eager"]
+
+
+@pytest.mark.parametrize(("device", "of_steps"), [("cuda:3", 1), ("cpu", 2)])
+def test_a_gpus_steps_have_the_threads_that_vllm_chose(
+    device: str, of_steps: int, llm: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads wait for each other in every step. The caller's work between two steps has its own."""
+    monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
+    llm.during_start = lambda: torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = started(device)
+        llm.steps, between = 3, []
+        for _ in engine.stream([Prompt(torch.tensor([2]))], 2, Sampling(4), seed=1):
+            between.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert llm.threads == [of_steps] * 3 and between == [2] * 3
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from popo_lightning.engines.vllm.process import (
     ranks_in_environment,
     set_environment,
     state_put_back,
+    torch_threads,
 )
 from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layers
 from popo_lightning.engines.vllm.requests import engine_input, request_number, sampling_parameters
@@ -108,6 +109,7 @@ class VLLMEngine(RolloutEngine):
             except Exception as error:  # a model's code may raise anything
                 classes.put_back()
                 raise self._refused(error) from error
+            self._threads = torch.get_num_threads() if on_gpu else None  # those that vLLM compiled for: one
         self._llm.apply_model(lambda model: classes.put_back(model.modules()))
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
@@ -190,7 +192,7 @@ class VLLMEngine(RolloutEngine):
         found: dict[int, list[tuple[Ask, Any]]] = {place: [] for place in range(len(prompts))}
         try:
             while engine.has_unfinished_requests():
-                with self._apart():
+                with self._apart(), torch_threads(self._threads):
                     done = [output for output in engine.step() if output.finished]
                 for output in done:
                     each = waiting.pop(request_number(output.request_id))
