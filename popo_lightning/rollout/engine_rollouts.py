@@ -23,6 +23,8 @@ class EngineRollouts(ResumableRollouts):
     max_prompt_tokens: int
     image_pixels: tuple[int, int] | None
     longest_response: int
+    problems_per_iteration: int
+    group_size: int
 
     def _engine_context(self) -> EngineContext:
         """Returns the engine's context. The strategy must have set up the process group."""
@@ -46,6 +48,7 @@ class EngineRollouts(ResumableRollouts):
             image_pixels=self.image_pixels,
             images_per_prompt=self.problems.images_per_prompt(self._fitting),
             local_rank=self._run.local_rank,
+            responses=self.problems_per_iteration * self.group_size // self._run.world_size if self._fitting else None,
             as_saved=self._module.as_saved,
         )
 

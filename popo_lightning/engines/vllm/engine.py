@@ -23,6 +23,7 @@ from popo_lightning.engines.base import (
     end_token_ids,
     responses_of,
 )
+from popo_lightning.engines.vllm.batch import sequences_at_once
 from popo_lightning.engines.vllm.classes import ClassesBefore
 from popo_lightning.engines.vllm.peak import PeakBesideSleep
 from popo_lightning.engines.vllm.process import (
@@ -58,6 +59,8 @@ class VLLMEngine(RolloutEngine):
             the weights (kept in host memory). 2 drops the weights, which the next sync restores. null is 2 on a GPU; on
             a CPU nothing sleeps.
         prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
+        max_num_seqs: Maximum number of responses decoded at once. null is vLLM's own number (256, or 1024 on GPUs of 70
+            GiB and more), on a GPU raised to the responses of an iteration and rank, up to 1024.
     """
 
     spreads_temperature = True
@@ -69,6 +72,7 @@ class VLLMEngine(RolloutEngine):
         enforce_eager: bool | None = None,
         sleep_level: int | None = None,
         prefix_caching: bool = True,
+        max_num_seqs: int | None = None,
     ) -> None:
         if not 0 < gpu_memory_utilization < 1:
             raise SettingError(
@@ -78,11 +82,14 @@ class VLLMEngine(RolloutEngine):
             raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
         if sleep_level not in (None, 0, 1, 2):
             raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
+        if max_num_seqs is not None and max_num_seqs < 1:
+            raise SettingError(f"data.engine.max_num_seqs is {max_num_seqs}; use at least 1, or null")
         self.gpu_memory_utilization = gpu_memory_utilization
         self.cpu_cache_gib = cpu_cache_gib
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
         self.prefix_caching = prefix_caching
+        self.max_num_seqs = max_num_seqs
         self._level = 0  # sleep level, once started
         self._asleep: set[Memory] = set()
         self._peak = PeakBesideSleep()
@@ -165,6 +172,8 @@ class VLLMEngine(RolloutEngine):
             arguments["enable_chunked_prefill"] = False
             # without chunked prefill, vLLM keeps no prefixes of layers that pass a state on
             arguments["enable_prefix_caching"] &= not passes_states(context.folder)
+        if (sequences := sequences_at_once(self.max_num_seqs, context)) is not None:
+            arguments["max_num_seqs"] = sequences
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
