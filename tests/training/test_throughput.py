@@ -269,7 +269,9 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 
 def test_of_a_training(policy: Path, tmp_path: Path) -> None:
     """Rates times seconds give the counts. Without a card there is no utilisation."""
-    fit(policy, tmp_path, iterations=2)
+    monitor = Monitor()
+    run = fit(policy, tmp_path, iterations=2, monitor=monitor)
+    assert monitor._worker.take_bytes == run.data.engine.take_peak_bytes, "the engine knows what sleeps"
     for row in rows_of(tmp_path):
         tokens = row["throughput/train_tokens_per_second"] * row["time/train"]
         assert tokens > row["train/tokens"], "with prompts"
