@@ -128,16 +128,16 @@ def test_the_peak_does_not_count_what_sleeps(llm: Recorder, monkeypatch: pytest.
     policy.synced.newest(0, 0)
     llm.takes("weights", 30, 32)
     llm.takes("kv_cache", 100, 100)
-    llm.trains(20)
+    llm.trains_with(20, kept=True)
     policy.generate()
     policy.engine.sleep()
-    llm.trains(60), llm.trains(-60)
+    llm.trains_with(60)
     assert policy.engine.take_peak_bytes(device) == 150, "awake: 30 + 100 + 20"
-    llm.trains(200), llm.trains(-200)
+    llm.trains_with(200)
     assert policy.engine.take_peak_bytes(device) == 220, "a step after a checkpoint: nothing of the engine"
-    llm.trains(90), llm.trains(-90)
+    llm.trains_with(90)
     policy.synced.newest(1, 1)  # wakes the weights
-    llm.trains(140), llm.trains(-140)
+    llm.trains_with(140)
     assert policy.engine.take_peak_bytes(device) == 190, "the weights, 20 and 140"
     policy.generate()
     policy.engine.sleep()
@@ -151,5 +151,5 @@ def test_an_engine_that_never_sleeps_counts_all(llm: Recorder, monkeypatch: pyte
     engine = policy.engine
     llm.takes("weights", 30, 32)
     engine.sleep()
-    llm.trains(50), llm.trains(-50)
+    llm.trains_with(50)
     assert engine.take_peak_bytes(torch.device("cuda", 3)) == 80

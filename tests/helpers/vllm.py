@@ -51,12 +51,12 @@ class Recorder:
         address = 1000 * (len(self.segments) + 1)
         self.segments.append({"address": address, "allocated_size": size, "total_size": segment})
         self.allocations[address] = SimpleNamespace(tag=tag, is_asleep=False, handle=(0, segment, address, 0))
-        self.trains(size)
+        self.trains_with(size, kept=True)
 
-    def trains(self, size: int) -> None:
-        """Allocates other memory, or frees it if the size is negative."""
-        self.allocated += size
-        self.peak = max(self.peak, self.allocated)
+    def trains_with(self, size: int, kept: bool = False) -> None:
+        """Allocates other memory, and frees it again unless it is kept."""
+        self.peak = max(self.peak, self.allocated + size)
+        self.allocated += size * kept
 
     def reset(self) -> None:
         self.peak = self.allocated
