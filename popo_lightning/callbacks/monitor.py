@@ -78,13 +78,14 @@ class Monitor(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continues an interrupted iteration: Lightning does not start it again, nor end it if no step is left."""
-        self._worker = Worker.of_policy(policy_of(pl_module), self.peak_tflops)
+        data = rollouts_of(trainer)
+        self._worker = Worker.of_policy(policy_of(pl_module), self.peak_tflops, data.engine.take_peak_bytes)
         self.on_train_epoch_start(trainer, pl_module)
-        kept = rollouts_of(trainer).kept_by_ranks
+        kept = data.kept_by_ranks
         self._resume(kept.take("monitor"), trainer.global_rank, trainer.world_size)
         kept.keep("monitor", self._own)
         self._began -= sum(step["seconds"] for step in self._steps)
-        if len(self._steps) == rollouts_of(trainer).steps:
+        if len(self._steps) == data.steps:
             self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
+from popo_lightning.core.peak_memory import take_peak_bytes
 from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.prompts import Prompt
 
@@ -76,6 +77,7 @@ class EngineContext:
         local_rank: Rank on this machine.
         as_saved: Gives the policy's weights the names and shapes of the checkpoint that it was loaded from, for engines
             that do not load it with transformers.
+        responses: Responses that this rank samples in an iteration; None if unknown.
     """
 
     folder: str | Path
@@ -89,6 +91,7 @@ class EngineContext:
     images_per_prompt: int = 0
     local_rank: int = 0
     as_saved: Callable[[NamedTensors], NamedTensors] = iter
+    responses: int | None = None
 
 
 class RolloutEngine(ABC):
@@ -160,6 +163,10 @@ class RolloutEngine(ABC):
 
     def wake(self) -> None:  # noqa: B027
         """Undoes :meth:`sleep` far enough that the weights can be updated."""
+
+    def take_peak_bytes(self, device: torch.device) -> int:
+        """Returns the peak memory on this rank's GPU since the last call, in bytes, of engine and trainer together."""
+        return take_peak_bytes(device)
 
     def stop(self) -> None:  # noqa: B027
         """Frees the model for good."""

@@ -15,6 +15,7 @@ from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError
 from popo_lightning.engines.base import Sampling
 from popo_lightning.engines.row_cache import RowCache
 from popo_lightning.engines.sampling import draw, uniforms
+from popo_lightning.engines.step_attention import step_mask, takes_whole_masks
 from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.loading import mm_token_type_ids
 from popo_lightning.model.prompts import Prompt
@@ -124,6 +125,7 @@ class Decoder:
         self.batch_size = batch_size
         self.stop = stop
         self.device = ends.device
+        self.whole_masks = takes_whole_masks(model)
         self.steps_unread = STEPS_UNREAD if self.device.type == "cuda" else 1
 
     @torch.inference_mode()
@@ -257,12 +259,10 @@ class Decoder:
 
     def _step(self, flight: Flight, padding: Tensor | None) -> None:
         """Generates one token of every row. padding is the (R,) number of columns before each row begins."""
-        mask = None
-        if padding is not None:
-            mask = torch.arange(self.cache.get_seq_length() + 1, device=self.device) >= padding[:, None]
+        columns = self.cache.get_seq_length() + 1
         out = self.model(
             input_ids=flight.last[:, None],
-            attention_mask=mask,
+            attention_mask=None if padding is None else step_mask(columns, padding, self.whole_masks),
             position_ids=(flight.first + flight.count - 1)[:, None],
             past_key_values=self.cache,
             use_cache=True,

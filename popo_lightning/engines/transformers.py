@@ -19,6 +19,7 @@ from popo_lightning.engines.base import (
     responses_of,
 )
 from popo_lightning.engines.decoding import Decoder, Finished, Row
+from popo_lightning.engines.step_attention import use_step_attention
 from popo_lightning.engines.stop_strings import StopStrings
 from popo_lightning.model.loading import load_model
 from popo_lightning.model.prompts import Prompt
@@ -63,6 +64,8 @@ class TransformersEngine(RolloutEngine):
                 f"{sorted(others)[0]}, whose state it cannot keep; set data.engine to "
                 "popo_lightning.engines.vllm.engine.VLLMEngine"
             )
+        if context.device.type == "cuda":
+            use_step_attention(self._model)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(context.folder)
         ends = end_token_ids(context.folder, self._tokenizer)
         self._ends = torch.tensor(ends, device=context.device)

@@ -70,6 +70,18 @@ def use_packed_attention(model: Any) -> None:
     model.set_attn_implementation(PACKED)
 
 
+def keep_graphs_whole() -> None:
+    """Stops torch.compile from splitting what it compiles within a pass of DDP, for this process.
+
+    It splits by DDP's buckets, and older versions refuse flex_attention there (DDPOptimizer in
+    torch/_dynamo/backends/distributed.py). Layers are compiled one by one, so DDP sends gradients during the backward
+    pass all the same.
+    """
+    import torch._dynamo.config
+
+    torch._dynamo.config.optimize_ddp = False
+
+
 # -- what a token sees ---------------------------------------------------------------------------------------------
 
 
@@ -222,6 +234,7 @@ def _flex(device: str) -> Any:
 
 @cache
 def _compiled_flex() -> Any:
+    keep_graphs_whole()
     # dynamic: passes have any number of tokens, and static compilation would take half a minute for each new number. It
     # is a multiple of BLOCK, so no pass is short enough for the decoding kernel.
     return torch.compile(flex_attention, dynamic=True)

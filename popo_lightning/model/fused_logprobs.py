@@ -75,7 +75,7 @@ class _HeadLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets, forbidden)
         ctx.temperature, ctx.entropy_gradient, ctx.rows = temperature, entropy_gradient, rows
         logps, entropies = [], []
-        for part, logp in _chunks(hidden, weight, bias, forbidden, temperature, rows):
+        for part, logp in _chunks(hidden, weight.to(hidden.dtype), bias, forbidden, temperature, rows):
             logps.append(logp.gather(-1, targets[part, None]).squeeze(-1))
             entropies.append(_entropy(logp))
         return torch.cat(logps), torch.cat(entropies)
@@ -89,7 +89,7 @@ class _HeadLogProbs(torch.autograd.Function):
         # Always in float32, because a sum over many chunks would lose more precision than each chunk.
         d_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros(bias.shape, device=bias.device) if bias is not None and ctx.needs_input_grad[2] else None
-        for part, logp in _chunks(hidden, weight, bias, forbidden, ctx.temperature, ctx.rows):
+        for part, logp in _chunks(hidden, cast, bias, forbidden, ctx.temperature, ctx.rows):
             entropy = _entropy(logp) if ctx.entropy_gradient else None
             d_logits = _d_logits(logp, targets[part], d_logp[part], d_entropy[part], entropy)
             if len(forbidden):
@@ -106,10 +106,13 @@ class _HeadLogProbs(torch.autograd.Function):
 
 
 def _chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, forbidden: Tensor, temperature: float, rows: int
+    hidden: Tensor, cast: Tensor, bias: Tensor | None, forbidden: Tensor, temperature: float, rows: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of the N rows with their (rows, V) float32 log-probs, which the caller may overwrite."""
-    cast, added = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    """Yields slices of the N rows with their (rows, V) float32 log-probs, which the caller may overwrite.
+
+    cast is the head's weight in the dtype of the states.
+    """
+    added = None if bias is None else bias.to(hidden.dtype)
     for start in range(0, max(len(hidden), 1), rows):
         part = slice(start, start + rows)
         logits = nn.functional.linear(hidden[part], cast, added).float()

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.model.attention import use_packed_attention
+from popo_lightning.model.attention import keep_graphs_whole, use_packed_attention
 from popo_lightning.model.logit_form import logit_form
 from popo_lightning.model.lora import Lora, adapt
 from popo_lightning.model.packing import takes_packed_tokens
@@ -162,6 +162,8 @@ def made_trainable(
     """
     if attention is None and takes_packed_tokens(model):
         use_packed_attention(model)
+    elif attention == "flex_attention":  # compiled by transformers
+        keep_graphs_whole()
     if (form := logit_form(model)) is None:
         raise SettingError(
             f"model.path is '{folder}', a {type(model).__name__}, whose logits are no scaled or capped outputs of a "
@@ -182,6 +184,7 @@ def made_trainable(
 
 def compile_layers(model: Any) -> None:
     """Compiles each of a model's layers, for passes of any shape. On a CPU this needs a C++ compiler."""
+    keep_graphs_whole()
     for layer in layers(model):
         layer.compile(dynamic=True)
 

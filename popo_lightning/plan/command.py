@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def print_plan(options: PlanOptions, parser: LightningArgumentParser, config: An
     """
     made: Any = parser.instantiate_classes(Namespace(model=config.model, data=config.data))
     run = read_settings(config, made.model, made.data, options.card_gib is not None)
-    card = _bytes(options.card_gib) if options.card_gib else _card_here(run)
+    card, name = (_bytes(options.card_gib), "") if options.card_gib else _card_here(run)
+    run = replace(run, card_name=name)
     model = _model(made.model, run)
     print(table(run, model, estimate(run, model, card), card))
     found = objection(run, model, card)
@@ -110,8 +112,9 @@ def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, d
     if device.type != "cuda":
         return
     try:
-        run = read_settings(config, policy, data, for_card=True)
-        found = objection(run, _model(policy, run), torch.cuda.get_device_properties(device).total_memory)
+        card = torch.cuda.get_device_properties(device)
+        run = replace(read_settings(config, policy, data, for_card=True), card_name=card.name)
+        found = objection(run, _model(policy, run), card.total_memory)
     except Exception as error:  # a failed plan must not end a run that works
         log.debug("no plan: %s", error)
         return
@@ -132,11 +135,11 @@ def _model(policy: PolicyModule, run: RunSettings) -> Model:
     return Model(config, name, run.freeze_vision, run.lora)
 
 
-def _card_here(run: RunSettings) -> int | None:
-    """Bytes of this machine's smallest GPU; None if there is none or the run uses none."""
+def _card_here(run: RunSettings) -> tuple[int | None, str]:
+    """Bytes and name of this machine's smallest GPU; None and "" if there is none or the run uses none."""
     count = torch.cuda.device_count() if run.on_gpu else 0
-    found = [torch.cuda.get_device_properties(place).total_memory for place in range(count)]
-    return min(found, default=None)
+    cards = [torch.cuda.get_device_properties(place) for place in range(count)]
+    return min(((card.total_memory, card.name) for card in cards), default=(None, ""))
 
 
 def _bytes(gib: float) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from popo_lightning.engines.vllm.batch import LARGE_CARD, batch_of
 from popo_lightning.model.logprobs import chunk_rows
 from popo_lightning.model.lora import Lora
 from popo_lightning.plan.activations import Activations, activations
@@ -31,7 +32,7 @@ GIB = 2**30
 CUDA_CONTEXT = GIB  # context, kernels, cuBLAS's and cuDNN's workspaces
 NCCL_BUFFERS = GIB
 ASLEEP = GIB  # CUDA graphs and workspaces that a sleeping vLLM keeps
-ENGINE_TOKENS, ENGINE_SEQUENCES = 16384, 256  # per step, for which vLLM reserves memory
+COUNT_BYTES = 4  # vLLM counts each sequence's tokens by kind, in a table of sequences x vocabulary
 BACKWARD = 0.5
 FOUR_BITS = 0.5 + 4 / 64  # bytes per parameter in NF4, with a float32 scale for each 64
 LOGIT_BYTES, LOGIT_BYTES_WITH_ENTROPY = 12, 20  # bytes per element of a chunk: log-probs and their gradients in float32
@@ -264,8 +265,7 @@ def _engine(run: RunSettings, shape: Architecture, card: int | None) -> EngineMe
     weights, sequence = size * (shape.parameters - shape.adapters), size * shape.cache_elements * run.engine_tokens
     if engine.kind == VLLM:
         if run.on_gpu:
-            work = ENGINE_TOKENS * (4 * shape.hidden + 3 * shape.feed_forward) * size
-            work += ENGINE_SEQUENCES * shape.vocabulary * LOGIT_BYTES
+            work = _vllm_work(run, shape, card)
             cache = sequence if card is None else int(engine.share * card) - weights - work
         else:
             work, cache = 0, engine.cpu_cache
@@ -277,3 +277,11 @@ def _engine(run: RunSettings, shape: Architecture, card: int | None) -> EngineMe
         work = batch * shape.vocabulary * LOGIT_BYTES
         return EngineMemory(weights, batch * sequence, work, weights, sequence, batch)
     return EngineMemory()  # nothing on this device, or an unknown engine
+
+
+def _vllm_work(run: RunSettings, shape: Architecture, card: int | None) -> int:
+    """Bytes that vLLM reserves for its largest step; on an unknown card, those on a large one."""
+    batch = batch_of(run.engine.max_num_seqs, run.rank_sequences, LARGE_CARD if card is None else card, run.card_name)
+    tokens = min(batch.tokens, batch.sequences * run.engine_tokens)
+    states = tokens * (4 * shape.hidden + 3 * shape.feed_forward) * run.compute_dtype.itemsize
+    return states + batch.sequences * shape.vocabulary * (LOGIT_BYTES + COUNT_BYTES)

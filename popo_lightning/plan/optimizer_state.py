@@ -44,7 +44,8 @@ def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) 
     try:
         optimizer = make([{"params": [parameter]}])
         settings = optimizer.param_groups[0]
-        optimizer.step()
+        with torch.compiler.set_stance("force_eager"):  # torchao compiles its step, for minutes
+            optimizer.step()
     except Exception as error:  # a user's class may need something that is missing here
         note = (
             f"model.optimizer takes no step on a small parameter ({type(error).__name__}): as many bytes as Adam keeps "

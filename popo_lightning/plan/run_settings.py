@@ -44,6 +44,7 @@ class Engine:
         sleep_level: 0 keeps everything while the trainer works, 1 and 2 free weights and cache.
         cpu_cache: Bytes of vLLM's cache on a CPU.
         batch_size: Responses that the transformers engine generates in parallel.
+        max_num_seqs: Maximum number of responses that vLLM decodes at once, if it is set.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Engine:
     sleep_level: int = 0
     cpu_cache: int = 0
     batch_size: int = 0
+    max_num_seqs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class RunSettings:
     """Settings that decide what memory and disk space a run needs. Batches are over all ranks."""
 
     on_gpu: bool = True
+    card_name: str = ""  # if known
     ranks: int = 1
     layout: str = WHOLE  # or DDP or FSDP
     shards: int = 1  # ranks that share one copy of the weights
@@ -266,6 +269,7 @@ def _engine(engine: RolloutEngine, on_gpu: bool, notes: list[str]) -> Engine:
             share=engine.gpu_memory_utilization,
             sleep_level=(2 if level is None else level) if on_gpu else 0,
             cpu_cache=int(engine.cpu_cache_gib * 2**30),
+            max_num_seqs=engine.max_num_seqs,
         )
     if isinstance(engine, TransformersEngine):
         return Engine(TRANSFORMERS, batch_size=engine.batch_size)

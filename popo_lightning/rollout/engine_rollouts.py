@@ -66,6 +66,7 @@ class EngineRollouts(ResumableRollouts):
             image_pixels=self.image_pixels,
             images_per_prompt=self.problems.images_per_prompt(self._fitting),
             local_rank=self._run.local_rank,
+            responses=self.problems_per_iteration * self.group_size // self._run.world_size if self._fitting else None,
             as_saved=self._module.as_saved,
         )
 

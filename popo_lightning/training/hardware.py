@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from collections.abc import Callable
 
 import torch
+
+from popo_lightning.core.peak_memory import take_peak_bytes
 
 # Dense bfloat16 TFLOP/s of the tensor cores with float32 accumulation, by the name from torch.cuda.get_device_name.
 # NVIDIA's data sheets give those of data centre cards (the larger number there is with sparsity, twice as much), its
@@ -56,15 +59,17 @@ def peak_tflops(card: str) -> float | None:
     return next((peak for pattern, peak in PEAK_TFLOPS.items() if re.fullmatch(pattern, name)), None)
 
 
-def take_peak_memory(device: torch.device) -> float:
-    """Returns the peak memory in GiB since the last call.
+def take_peak_memory(device: torch.device, take_bytes: Callable[[torch.device], int] = take_peak_bytes) -> float:
+    """Returns the peak memory in GiB.
 
-    On CUDA it is the memory allocated by torch, including an engine's in this process. On a CPU it is the process's
-    resident memory, whose peak the system measures only since the process began.
+    On CUDA it is the memory allocated by torch since the last call, including an engine's in this process while that is
+    awake. On a CPU it is the process's resident memory, whose peak the system measures only since the process began.
+
+    Args:
+        device: Device of the rank.
+        take_bytes: Takes the peak of a GPU in bytes, as the engine does.
     """
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak / GIB
+        return take_bytes(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB on Linux

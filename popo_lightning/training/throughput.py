@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.peak_memory import take_peak_bytes
 from popo_lightning.model.policy_checkpoint import FROZEN, SHAPES
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.hardware import card_name, peak_tflops, take_peak_memory
@@ -27,19 +28,24 @@ class Worker:
         device: Its device.
         flops: Floating-point operations of the model; None if unknown.
         peak: Peak TFLOP/s of the device; None if unknown or not needed.
+        take_bytes: Takes the peak memory of a GPU in bytes.
     """
 
     device: torch.device
     flops: ModelFlops | None
     peak: float | None
+    take_bytes: Callable[[torch.device], int] = take_peak_bytes
 
     @classmethod
-    def of_policy(cls, policy: PolicyModel, peak: float | None) -> Worker:
+    def of_policy(
+        cls, policy: PolicyModel, peak: float | None, take_bytes: Callable[[torch.device], int] = take_peak_bytes
+    ) -> Worker:
         """Describes this rank.
 
         Args:
             policy: Policy with its model loaded.
             peak: Value of monitor.peak_tflops.
+            take_bytes: Takes the peak memory of a GPU in bytes; the engine's, which knows what sleeps.
         """
         card = card_name(policy.device)
         if peak is None and card is not None:
@@ -50,7 +56,7 @@ class Worker:
         flops = ModelFlops.of_model(policy.model.config, shapes, {*policy.described.get(FROZEN, ())})
         if flops is None and peak is not None and policy.trainer.is_global_zero:
             log.warning("no throughput/mfu: nothing is known of the layers of a %s", policy.model.config.model_type)
-        return cls(policy.device, flops, None if flops is None else peak)
+        return cls(policy.device, flops, None if flops is None else peak, take_bytes)
 
     def work(self, minibatch: Minibatch) -> dict[str, float]:
         """Returns the work of a training step on this rank's minibatch. Steps and ranks are summed."""
@@ -59,7 +65,7 @@ class Worker:
 
     def state(self) -> dict[str, float | None]:
         """Returns peak memory and peak TFLOP/s, once per iteration, to share with all ranks."""
-        return {"peak_gib": take_peak_memory(self.device), "peak_tflops": self.peak}
+        return {"peak_gib": take_peak_memory(self.device, self.take_bytes), "peak_tflops": self.peak}
 
 
 def check_peak(peak: float | None) -> float | None:

@@ -119,3 +119,37 @@ def test_every_prompt_has_a_seed_of_its_own(llm: Recorder, monkeypatch: pytest.M
     policy.generate(100)
     assert len(set(llm.seeds)) == 100
     assert all(0 <= seed < 2**63 - 2**20 for seed in llm.seeds)
+
+
+def test_the_peak_does_not_count_what_sleeps(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts the pages that a sleeping vLLM has released, as if generation and training needed them at once."""
+    policy = Policy(llm, monkeypatch)
+    device = torch.device("cuda", 0)
+    policy.synced.newest(0, 0)
+    llm.takes("weights", 30, 32)
+    llm.takes("kv_cache", 100, 100)
+    llm.trains_with(20, kept=True)
+    policy.generate()
+    policy.engine.sleep()
+    llm.trains_with(60)
+    assert policy.engine.take_peak_bytes(device) == 150, "awake: 30 + 100 + 20"
+    llm.trains_with(200)
+    assert policy.engine.take_peak_bytes(device) == 220, "a step after a checkpoint: nothing of the engine"
+    llm.trains_with(90)
+    policy.synced.newest(1, 1)  # wakes the weights
+    llm.trains_with(140)
+    assert policy.engine.take_peak_bytes(device) == 190, "the weights, 20 and 140"
+    policy.generate()
+    policy.engine.sleep()
+    assert policy.engine.take_peak_bytes(device) == 150
+    assert policy.engine.take_peak_bytes(device) == 20
+
+
+def test_an_engine_that_never_sleeps_counts_all(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(llm, monkeypatch, sleep_level=0)
+    policy.synced.newest(0, 0)
+    engine = policy.engine
+    llm.takes("weights", 30, 32)
+    engine.sleep()
+    llm.trains_with(50)
+    assert engine.take_peak_bytes(torch.device("cuda", 3)) == 80

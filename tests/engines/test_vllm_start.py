@@ -7,6 +7,7 @@ import os
 import random
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from helpers.tiny_models import method, popo
 from helpers.vllm import RANKS, Recorder, started
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.engines.base import Sampling
 from popo_lightning.engines.vllm import process as vllm_process
+from popo_lightning.engines.vllm.batch import Batch, own_batch
 from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.prompts import Prompt
 
 llm = vllm_for_tests.llm
 
@@ -103,6 +107,78 @@ def test_settings_follow_the_device(llm: Recorder, device: str, settings: dict[s
     assert ("gpu_memory_utilization" in llm.arguments) == (device != "cpu")
     compiles = type(engine._no_compilation()).__name__ == "nullcontext"
     assert compiles is not llm.arguments["enforce_eager"]
+
+
+@pytest.mark.parametrize(
+    ("card", "responses", "setting", "expected"),
+    [
+        ((24, "NVIDIA GeForce RTX 4090"), 700, None, 700),
+        ((24, "NVIDIA GeForce RTX 4090"), 5000, None, 1024),
+        ((24, "NVIDIA GeForce RTX 4090"), 64, None, 256),  # vLLM's own: an evaluation may ask for more
+        ((79, "NVIDIA A100-SXM4-80GB"), 700, None, 700),
+        ((79, "NVIDIA H100 80GB HBM3"), 700, None, 1024),
+        ((24, "NVIDIA GeForce RTX 4090"), 700, 16, 16),
+        ((24, "NVIDIA GeForce RTX 4090"), None, None, None),  # validate, or sample
+        (None, 700, None, None),
+        (None, 700, 16, 16),
+    ],
+)
+def test_sequences_at_once(
+    card: tuple[int, str] | None,
+    responses: int | None,
+    setting: int | None,
+    expected: int | None,
+    llm: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM alone decodes 256 at once on a small card, however many an iteration asks for."""
+    if card is not None:
+        properties = SimpleNamespace(total_memory=card[0] * 2**30, name=card[1])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    started("cpu" if card is None else "cuda:3", max_num_seqs=setting, responses=responses)
+    assert llm.arguments.get("max_num_seqs") == expected
+
+
+def test_vllms_own_batch() -> None:
+    """Compares with vLLM's rule, which asks its platform for the card."""
+    arg_utils = pytest.importorskip("vllm.engine.arg_utils")
+    usage = pytest.importorskip("vllm.usage.usage_lib").UsageContext.LLM_CLASS
+    for gib, name in ((24, "RTX 4090"), (69, "H100"), (70, "H100"), (79, "NVIDIA A100"), (180, "B200"), (160, "A100")):
+        platform = SimpleNamespace(
+            get_device_total_memory=lambda: gib * 2**30,  # noqa: B023
+            get_device_name=lambda: name,  # noqa: B023
+            is_tpu=lambda: False,
+            is_cpu=lambda: False,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(arg_utils, "current_platform", platform)
+            tokens, sequences = arg_utils.EngineArgs.get_batch_defaults(1)
+        assert own_batch(gib * 2**30, name) == Batch(sequences[usage], tokens[usage]), (gib, name)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_sequences_at_once_are_refused(count: int) -> None:
+    with pytest.raises(SettingError, match=rf"data\.engine\.max_num_seqs is {count}; use at least 1, or null"):
+        VLLMEngine(max_num_seqs=count)
+
+
+@pytest.mark.parametrize(("device", "of_steps"), [("cuda:3", 1), ("cpu", 2)])
+def test_a_gpus_steps_have_the_threads_that_vllm_chose(
+    device: str, of_steps: int, llm: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads wait for each other in every step. The caller's work between two steps has its own."""
+    monkeypatch.setattr("popo_lightning.engines.vllm.engine.end_token_ids", lambda folder, tokenizer: [1])
+    llm.during_start = lambda: torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = started(device)
+        llm.steps, between = 3, []
+        for _ in engine.stream([Prompt(torch.tensor([2]))], 2, Sampling(4), seed=1):
+            between.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert llm.threads == [of_steps] * 3 and between == [2] * 3
 
 
 @pytest.mark.parametrize(

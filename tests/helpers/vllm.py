@@ -27,7 +27,12 @@ class Recorder:
         self.environment: dict[str, str] = {}
         self.calls: list[str] = []
         self.seeds: list[int] = []
+        self.steps = 0  # that the next requests take
+        self.threads: list[int] = []  # of torch, in each step
         self.during_start: Callable[[], None] = lambda: None
+        self.allocated = self.peak = 0  # bytes that torch counts
+        self.segments: list[dict[str, int]] = []
+        self.allocations: dict[int, SimpleNamespace] = {}  # vLLM's
 
     def __call__(self, **arguments: Any) -> Recorder:
         self.arguments = arguments
@@ -39,6 +44,23 @@ class Recorder:
         self.during_start()
         return self
 
+    # -- the GPU's memory, as torch and vLLM's allocator know it --------------------------------------------------
+
+    def takes(self, tag: str, size: int, segment: int) -> None:
+        """Allocates memory that sleeps and wakes with a tag, in a segment that may be larger."""
+        address = 1000 * (len(self.segments) + 1)
+        self.segments.append({"address": address, "allocated_size": size, "total_size": segment})
+        self.allocations[address] = SimpleNamespace(tag=tag, is_asleep=False, handle=(0, segment, address, 0))
+        self.trains_with(size, kept=True)
+
+    def trains_with(self, size: int, kept: bool = False) -> None:
+        """Allocates other memory, and frees it again unless it is kept."""
+        self.peak = max(self.peak, self.allocated + size)
+        self.allocated += size * kept
+
+    def reset(self) -> None:
+        self.peak = self.allocated
+
     # -- what VLLMEngine calls ---------------------------------------------------------------------------------
 
     def get_tokenizer(self) -> None:
@@ -46,9 +68,13 @@ class Recorder:
 
     def sleep(self, level: int) -> None:
         self.calls.append(f"sleep {level}")
+        for data in self.allocations.values():
+            data.is_asleep = True
 
     def wake_up(self, tags: list[str]) -> None:
         self.calls.append(f"wake {' '.join(tags)}")
+        for data in self.allocations.values():
+            data.is_asleep &= data.tag not in tags
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
         self.calls.append("reload " + " ".join(f"{float(weight):g}" for _, weight in kwargs["weights_iterator"]))
@@ -64,14 +90,21 @@ class Recorder:
         self.seeds += [one.seed for one in parameters]
         return [str(place) for place in range(len(inputs))]
 
+    def step(self) -> list[Any]:
+        self.steps -= 1
+        self.threads.append(torch.get_num_threads())
+        return []
+
     @property
     def llm_engine(self) -> Any:
-        return SimpleNamespace(has_unfinished_requests=lambda: False, abort_request=lambda ids: None)
+        return SimpleNamespace(
+            has_unfinished_requests=lambda: self.steps > 0, step=self.step, abort_request=lambda ids: None
+        )
 
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Replaces vllm.LLM, in a process without started ranks and with four GPUs."""
+    """Replaces vllm.LLM, in a process without started ranks and with four GPUs of 24 GiB, whose memory is its own."""
     vllm = pytest.importorskip("vllm")
     recorder = Recorder()
     monkeypatch.setattr(vllm, "LLM", recorder)
@@ -80,12 +113,20 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: recorder.calls.append(f"device {index}"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: recorder.calls.append("empty cache"))
+    card = SimpleNamespace(total_memory=24 * 2**30, name="NVIDIA GeForce RTX 4090")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: recorder.peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: recorder.reset())
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: recorder.segments)
+    pool = SimpleNamespace(pointer_to_data=recorder.allocations)
+    monkeypatch.setattr("vllm.device_allocator.get_mem_allocator_instance", lambda: pool)
     return recorder
 
 
 def started(device: str = "cuda:3", **settings: Any) -> VLLMEngine:
     """Starts an engine on a device that need not exist."""
-    ranks = {name: settings.pop(name) for name in ("rank", "world_size", "local_rank") if name in settings}
+    of_context = ("rank", "world_size", "local_rank", "responses")
+    ranks = {name: settings.pop(name) for name in of_context if name in settings}
     engine = VLLMEngine(**settings)
     known = {"rank": 0, "world_size": 1} | ranks
     engine.start(EngineContext("no folder", torch.device(device), torch.float32, max_tokens=64, **known))

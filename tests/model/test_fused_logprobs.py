@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from popo_lightning.model import fused_logprobs as fused
 from popo_lightning.model import logprobs
@@ -123,6 +124,29 @@ def test_a_chunk_holds_its_logits_once_in_float32(monkeypatch: pytest.MonkeyPatc
     head, hidden, targets = made(False)
     gradients(head, hidden, lambda states, head: fused_logprobs(states, head, targets, 1.0, (), False, 10), 0)
     assert seen == [10, 10, 3]
+
+
+class HeadCasts(TorchDispatchMode):
+    """Counts conversions of tensors of the head's size to another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        casts = function is torch.ops.aten._to_copy.default and args[0].numel() == VOCABULARY * WIDTH
+        self.count += casts
+        return function(*args, **kwargs or {})
+
+
+def test_each_pass_casts_the_head_once() -> None:
+    """Two copies of a large vocabulary's head at the same time would be gigabytes."""
+    head, hidden, targets = made(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp, _ = fused_logprobs(hidden.requires_grad_(), head, targets, 1.0, (), False, 7)
+    with HeadCasts() as casts:
+        logp.sum().backward()
+    assert casts.count == 1
 
 
 def test_only_plain_heads_are_fused() -> None:

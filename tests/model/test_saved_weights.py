@@ -102,6 +102,7 @@ def test_a_run_tells_its_engine(policy: Path, tmp_path: Path) -> None:
 
     run = fit(policy, tmp_path, engine=Told(), iterations=1)
     assert told[0].as_saved == run.module.as_saved
+    assert told[0].responses == 10 * 4
 
 
 def test_vllm_is_given_what_a_checkpoint_has(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

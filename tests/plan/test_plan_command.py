@@ -105,9 +105,9 @@ def test_a_card_that_is_given(here: Path, folder: Path, capsys: pytest.CaptureFi
 def test_the_card_that_is_there(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = [80 * GIB, 3 * GIB]
+    cards = [SimpleNamespace(total_memory=gib * GIB, name="card") for gib in (80, 3)]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=sizes[i]))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: cards[i])
     _, out, _ = planned(capsys, *GSM8K, "--model.path", folder, "--trainer.devices", "1", "--plan")
     assert "3.00 GiB" in out and "80.00 GiB" not in out
     _, out, _ = planned(capsys, *GSM8K, "--model.path", folder, "--trainer.accelerator", "cpu", "--plan")
@@ -311,8 +311,8 @@ class FakeRun:
         )
         self.policy = PolicyModule(path=str(folder))
         self.data = RolloutDataModule(tiny_task())
-        size = SimpleNamespace(total_memory=int(gib * GIB))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+        card = SimpleNamespace(total_memory=int(gib * GIB), name="card")
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
 
     def warn(self, device: str = "cuda:0") -> None:
         command.warn_of_memory(self.config, self.policy, self.data, torch.device(device))

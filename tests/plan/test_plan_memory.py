@@ -301,7 +301,7 @@ def test_vllm_takes_its_share(level: int, resting: int, tiny: GivenActivations) 
     memory = estimate(run, tiny, 4 * GIB)
     engine = memory.engine
     assert engine.weights == 2 * TINY
-    assert engine.work == 16384 * (4 * 64 + 3 * 96) * 2 + 256 * 100 * 12
+    assert engine.work == 8192 * (4 * 64 + 3 * 96) * 2 + 256 * 100 * 16
     assert engine.awake == 2 * GIB == engine.weights + engine.work + engine.cache
     assert engine.sequences == engine.cache // (2 * CACHE_TOKEN * 2048)
     assert engine.resting == resting
@@ -311,6 +311,35 @@ def test_vllm_takes_its_share(level: int, resting: int, tiny: GivenActivations) 
         always + resting + sum(memory.step.values()),
         always + 2 * GIB,
     ]
+
+
+@pytest.mark.parametrize(
+    ("gib", "name", "changes", "setting", "tokens", "sequences"),
+    [
+        (24, "", {}, None, 8192, 256),
+        (24, "", {"problems": 64, "ranks": 2}, None, 8192, 256),
+        (24, "", {"problems": 64}, None, 8192, 512),  # as many as a rank samples
+        (24, "", {"problems": 512}, None, 8192, 1024),
+        (24, "", {"problems": 64}, 100, 8192, 100),
+        (24, "", {"prompt_tokens": 10, "response_tokens": 10}, 100, 100 * 20, 100),
+        (79, "NVIDIA A100-SXM4-80GB", {}, None, 8192, 256),
+        (79, "NVIDIA H100 80GB HBM3", {}, None, 16384, 1024),
+        (180, "NVIDIA B200", {}, None, 16384, 1024),
+        (None, "", {}, None, 16384, 1024),
+    ],
+)
+def test_vllms_largest_step_follows_the_card(
+    gib: int | None,
+    name: str,
+    changes: dict[str, int],
+    setting: int | None,
+    tokens: int,
+    sequences: int,
+    tiny: GivenActivations,
+) -> None:
+    run = settings(engine=Engine(VLLM, max_num_seqs=setting), card_name=name, **changes)
+    work = estimate(run, tiny, None if gib is None else gib * GIB).engine.work
+    assert work == tokens * (4 * 64 + 3 * 96) * 4 + sequences * 100 * (12 + 4)
 
 
 def test_an_engine_makes_room_for_an_evaluation(tiny: GivenActivations) -> None:

@@ -219,8 +219,9 @@ def test_the_longest_evaluation_decides_what_the_engine_makes_room_for() -> None
 
 
 def test_engines() -> None:
-    vllm = read(data={"engine": VLLMEngine(gpu_memory_utilization=0.3, sleep_level=1, cpu_cache_gib=2)}).engine
-    assert (vllm.kind, vllm.share, vllm.sleep_level, vllm.cpu_cache) == (VLLM, 0.3, 1, 2**31)
+    given = VLLMEngine(gpu_memory_utilization=0.3, sleep_level=1, cpu_cache_gib=2, max_num_seqs=9)
+    vllm = read(data={"engine": given}).engine
+    assert (vllm.kind, vllm.share, vllm.sleep_level, vllm.cpu_cache, vllm.max_num_seqs) == (VLLM, 0.3, 1, 2**31, 9)
     engine = VLLMEngine()
     engine.sleep_level = None  # type: ignore[assignment]
     assert read(data={"engine": engine}).engine.sleep_level == 2

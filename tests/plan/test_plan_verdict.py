@@ -130,9 +130,9 @@ def test_a_run_that_nothing_helps() -> None:
 
 
 def test_a_cache_without_room_for_a_sequence_is_refused(tiny: GivenActivations) -> None:
-    sentence = objection(settings(engine=Engine(VLLM, share=0.0005, sleep_level=2)), tiny, 40 * GIB)
+    sentence = objection(settings(engine=Engine(VLLM, share=0.0004, sleep_level=2)), tiny, 40 * GIB)
     assert sentence is not None
-    for words in ("data.engine.gpu_memory_utilization is 0.0005", "2048 tokens", "raise it"):
+    for words in ("data.engine.gpu_memory_utilization is 0.0004", "2048 tokens", "raise it"):
         assert words in sentence
     on_cpu = settings(on_gpu=False, engine=Engine(VLLM, cpu_cache=2**10))
     sentence = objection(on_cpu, tiny, None)

@@ -205,6 +205,16 @@ def test_state_is_carried_in_parts_without_checkpoints(tmp_path: Path, monkeypat
         gpu_claims.keep_state(one)
 
 
+def test_the_page_states_how_much_a_call_writes() -> None:
+    import gpu_check
+    import gpu_claims
+
+    page = " ".join((REPOSITORY / "benchmarks" / "gpu" / "README.md").read_text(encoding="utf-8").split())
+    assert (gpu_claims.MOST_PARTS, gpu_claims.PART_BYTES) == (3, 15 * 2**20)
+    assert "at most three `state-*.part` of at most 15 MiB: eight files in all" in page  # four plots and one JSON
+    assert all(f"| {letter} | " in page for letter in gpu_check.PARTS)
+
+
 @pytest.mark.parametrize(("share", "word"), [(0.05, "raise"), (0.6, "lower")])
 def test_a_policy_of_another_effective_share_stops_the_claims(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, word: str

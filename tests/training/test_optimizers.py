@@ -13,6 +13,7 @@ from helpers.tiny_models import fit, method, popo
 from torch import nn
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.plan.optimizer_state import OptimizerState, optimizer_state
 from popo_lightning.training.optimizers import check_optimizer, check_state, fuse, group_settings, made, obey
 
 
@@ -140,6 +141,35 @@ def test_an_optimizer_that_cannot_be_tried_is_not_checked() -> None:
     before = torch.optim.Adam(parameters())
     steps(before, 0, 1)
     check_state(picky, {"optimizer_states": [before.state_dict()]})
+
+
+class CompiledMomentum(torch.optim.Optimizer):
+    """Its step is compiled, as torchao's are, by a compiler that is missing here."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups, {"lr": 0.1})
+
+        def compiler(graph: Any, inputs: Any) -> Any:
+            raise AssertionError("compiled")
+
+        self.compiled = torch.compile(lambda momentum, gradient: momentum.add_(gradient), backend=compiler)
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state.setdefault("momentum", torch.zeros_like(parameter))
+            self.compiled(state["momentum"], parameter.grad)
+
+
+def test_a_trial_step_compiles_nothing() -> None:
+    """A kernel for the CPU would take minutes at each start, and the training steps elsewhere."""
+    assert optimizer_state(CompiledMomentum, torch.float32, on_gpu=True) == OptimizerState(4.0, 0)
+    before = torch.optim.Adam(parameters())
+    steps(before, 0, 1)
+    with pytest.raises(SettingError, match="is CompiledMomentum, which needs momentum"):
+        check_state(CompiledMomentum, {"optimizer_states": [before.state_dict()]})
+    with pytest.raises(Exception, match="compiled"):
+        steps(CompiledMomentum(parameters()), 0, 1)
 
 
 # -- before a model loads ------------------------------------------------------------------------------------------

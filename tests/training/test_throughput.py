@@ -194,6 +194,8 @@ def test_an_unknown_card_is_told_once_unless_its_peak_is_given(
     assert Worker.of_policy(policy, 50.0).peak == 50.0
     known = Worker.of_policy(policy_on("NVIDIA H200", monkeypatch), None)
     assert known.peak == 989.4 and known.flops is not None
+    of_engine = Worker.of_policy(policy_on("NVIDIA H200", monkeypatch), None, lambda device: 7 * GIB)
+    assert of_engine.state() == {"peak_gib": 7.0, "peak_tflops": 989.4}
     assert known.flops.parameters == 400, "a critic is another model"
     assert not caplog.records
 
@@ -212,6 +214,7 @@ def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
     assert take_peak_memory(torch.device("cuda", 1)) == 3.0 and resets == [torch.device("cuda", 1)]
+    assert take_peak_memory(torch.device("cuda", 1), lambda device: (2 + device.index) * GIB // 2) == 1.5
     usage = SimpleNamespace(ru_maxrss=2 * GIB)
     monkeypatch.setattr(hardware.resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -266,7 +269,9 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 
 def test_of_a_training(policy: Path, tmp_path: Path) -> None:
     """Rates times seconds give the counts. Without a card there is no utilisation."""
-    fit(policy, tmp_path, iterations=2)
+    monitor = Monitor()
+    run = fit(policy, tmp_path, iterations=2, monitor=monitor)
+    assert monitor._worker.take_bytes == run.data.engine.take_peak_bytes, "the engine knows what sleeps"
     for row in rows_of(tmp_path):
         tokens = row["throughput/train_tokens_per_second"] * row["time/train"]
         assert tokens > row["train/tokens"], "with prompts"

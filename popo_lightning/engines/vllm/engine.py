@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -24,13 +23,17 @@ from popo_lightning.engines.base import (
     end_token_ids,
     responses_of,
 )
+from popo_lightning.engines.vllm.batch import sequences_at_once
 from popo_lightning.engines.vllm.classes import ClassesBefore
+from popo_lightning.engines.vllm.peak import PeakBesideSleep
 from popo_lightning.engines.vllm.process import (
     check_platform,
     external_launcher,
     not_installed,
     ranks_in_environment,
+    set_environment,
     state_put_back,
+    torch_threads,
 )
 from popo_lightning.engines.vllm.reload import name_loaders, repack, stale_layers
 from popo_lightning.engines.vllm.requests import engine_input, request_number, sampling_parameters
@@ -56,6 +59,8 @@ class VLLMEngine(RolloutEngine):
             the weights (kept in host memory). 2 drops the weights, which the next sync restores. null is 2 on a GPU; on
             a CPU nothing sleeps.
         prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
+        max_num_seqs: Maximum number of responses decoded at once. null is vLLM's own number (256, or 1024 on GPUs of 70
+            GiB and more), on a GPU raised to the responses of an iteration and rank, up to 1024.
     """
 
     spreads_temperature = True
@@ -67,6 +72,7 @@ class VLLMEngine(RolloutEngine):
         enforce_eager: bool | None = None,
         sleep_level: int | None = None,
         prefix_caching: bool = True,
+        max_num_seqs: int | None = None,
     ) -> None:
         if not 0 < gpu_memory_utilization < 1:
             raise SettingError(
@@ -76,13 +82,17 @@ class VLLMEngine(RolloutEngine):
             raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
         if sleep_level not in (None, 0, 1, 2):
             raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
+        if max_num_seqs is not None and max_num_seqs < 1:
+            raise SettingError(f"data.engine.max_num_seqs is {max_num_seqs}; use at least 1, or null")
         self.gpu_memory_utilization = gpu_memory_utilization
         self.cpu_cache_gib = cpu_cache_gib
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
         self.prefix_caching = prefix_caching
+        self.max_num_seqs = max_num_seqs
         self._level = 0  # sleep level, once started
         self._asleep: set[Memory] = set()
+        self._peak = PeakBesideSleep()
 
     def check(self, device: torch.device) -> None:
         """See :class:`RolloutEngine`: trainer and vLLM share one device."""
@@ -91,7 +101,7 @@ class VLLMEngine(RolloutEngine):
     def start(self, context: EngineContext) -> None:
         """Loads the model; raises SettingError if vLLM is not installed or refuses to start."""
         self._context = context
-        self._set_environment()
+        set_environment()
         try:
             from vllm import LLM
         except ImportError as error:
@@ -106,6 +116,7 @@ class VLLMEngine(RolloutEngine):
             except Exception as error:  # a model's code may raise anything
                 classes.put_back()
                 raise self._refused(error) from error
+            self._threads = torch.get_num_threads() if on_gpu else None  # those that vLLM compiled for: one
         self._llm.apply_model(lambda model: classes.put_back(model.modules()))
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._stop_token_ids = end_token_ids(context.folder, self._tokenizer)
@@ -118,13 +129,8 @@ class VLLMEngine(RolloutEngine):
         if isinstance(error, RuntimeError) and lost_rank(error):
             return error
         if any(word in str(error).lower() for word in MEMORY_WORDS):
-            on_gpu = self._context.device.type == "cuda"
-            name, value = (
-                ("gpu_memory_utilization", self.gpu_memory_utilization)
-                if on_gpu
-                else ("cpu_cache_gib", self.cpu_cache_gib)
-            )
-            return SettingError(f"vLLM does not start with data.engine.{name} {value:g}: {reason(error)}")
+            name = "gpu_memory_utilization" if self._context.device.type == "cuda" else "cpu_cache_gib"
+            return SettingError(f"vLLM does not start with data.engine.{name} {getattr(self, name):g}: {reason(error)}")
         return self._unfit(f"with which vLLM does not start ({type(error).__name__}: {reason(error)})")
 
     def _unfit(self, why: str) -> SettingError:
@@ -166,15 +172,11 @@ class VLLMEngine(RolloutEngine):
             arguments["enable_chunked_prefill"] = False
             # without chunked prefill, vLLM keeps no prefixes of layers that pass a state on
             arguments["enable_prefix_caching"] &= not passes_states(context.folder)
+        if (sequences := sequences_at_once(self.max_num_seqs, context)) is not None:
+            arguments["max_num_seqs"] = sequences
         if external_launcher(context):
             arguments["distributed_executor_backend"] = "external_launcher"
         return arguments
-
-    def _set_environment(self) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, which has the weights
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise vLLM pins the trainer's threads
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`."""
@@ -199,7 +201,7 @@ class VLLMEngine(RolloutEngine):
         found: dict[int, list[tuple[Ask, Any]]] = {place: [] for place in range(len(prompts))}
         try:
             while engine.has_unfinished_requests():
-                with self._apart():
+                with self._apart(), torch_threads(self._threads):
                     done = [output for output in engine.step() if output.finished]
                 for output in done:
                     each = waiting.pop(request_number(output.request_id))
@@ -268,7 +270,8 @@ class VLLMEngine(RolloutEngine):
     def sleep(self) -> None:
         """Frees GPU memory according to sleep_level; does nothing on a CPU."""
         if self._level and "weights" not in self._asleep:
-            self._llm.sleep(level=self._level)
+            with self._peak.changes(self._context.device):
+                self._llm.sleep(level=self._level)
             self._asleep = {"weights", "kv_cache"}
             self.holds_weights = self._level < 2
 
@@ -282,8 +285,13 @@ class VLLMEngine(RolloutEngine):
     def _wake(self, memory: Memory) -> None:
         if memory in self._asleep:
             torch.cuda.empty_cache()  # vLLM asks the driver for memory, not torch, which keeps some in reserve
-            self._llm.wake_up(tags=[memory])
+            with self._peak.changes(self._context.device):
+                self._llm.wake_up(tags=[memory])
             self._asleep.remove(memory)
+
+    def take_peak_bytes(self, device: torch.device) -> int:
+        """See :class:`RolloutEngine`: what is asleep does not count, though torch counts it."""
+        return self._peak.take(device)
 
     def stop(self) -> None:
         """Drops the engine and its caches."""

@@ -56,6 +56,14 @@ def external_launcher(context: EngineContext) -> bool:
     return context.world_size > 1 or context.device.type == "cuda"
 
 
+def set_environment() -> None:
+    """Sets what vLLM reads from the environment in a process that trains, too."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, which has the weights
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise vLLM pins the trainer's threads
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
 @contextmanager
 def ranks_in_environment(context: EngineContext) -> Iterator[None]:
     """Puts the trainer's ranks into the environment, under the names that vLLM reads.
@@ -112,3 +120,21 @@ def state_put_back(device: torch.device) -> Iterator[None]:
             gc.unfreeze()
         if current is not None:
             torch.cuda.set_device(current)
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Lets torch compute on another number of CPU threads.
+
+    Args:
+        count: Number of threads; None changes nothing.
+    """
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
