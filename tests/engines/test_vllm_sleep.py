@@ -125,7 +125,7 @@ def test_the_peak_does_not_count_what_sleeps(llm: Recorder, monkeypatch: pytest.
     """torch counts the pages that a sleeping vLLM has released, as if generation and training needed them at once."""
     policy = Policy(llm, monkeypatch)
     device = torch.device("cuda", 0)
-    policy.synced.newest(0, 0)
+    policy.weight_sync.newest(0, 0)
     llm.takes("weights", 30, 32)
     llm.takes("kv_cache", 100, 100)
     llm.trains_with(20, kept=True)
@@ -136,7 +136,7 @@ def test_the_peak_does_not_count_what_sleeps(llm: Recorder, monkeypatch: pytest.
     llm.trains_with(200)
     assert policy.engine.take_peak_bytes(device) == 220, "a step after a checkpoint: nothing of the engine"
     llm.trains_with(90)
-    policy.synced.newest(1, 1)  # wakes the weights
+    policy.weight_sync.newest(1, 1)  # wakes the weights
     llm.trains_with(140)
     assert policy.engine.take_peak_bytes(device) == 190, "the weights, 20 and 140"
     policy.generate()
@@ -147,7 +147,7 @@ def test_the_peak_does_not_count_what_sleeps(llm: Recorder, monkeypatch: pytest.
 
 def test_an_engine_that_never_sleeps_counts_all(llm: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy(llm, monkeypatch, sleep_level=0)
-    policy.synced.newest(0, 0)
+    policy.weight_sync.newest(0, 0)
     engine = policy.engine
     llm.takes("weights", 30, 32)
     engine.sleep()

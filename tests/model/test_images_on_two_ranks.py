@@ -11,7 +11,7 @@ from helpers.groups import group
 from helpers.pictures import asked, picture
 from helpers.processes import on_two_ranks, train, whole_tensors
 from helpers.tiny_models import random_vision_model
-from popo_lightning.objectives.generalised_advantage import GAE
+from popo_lightning.objectives.generalized_advantage import GAE
 
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
