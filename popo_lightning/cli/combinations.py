@@ -68,7 +68,9 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L
         yield sentence
     yield from _objections_to_reward_keys(policy, data)
     if data.composer.makes_pairs or objective.trust_region.compares_pairs:
-        yield from _objections_to_pairs(policy, data, callbacks)
+        yield from _objections_to_pairs(policy, data)
+    if any(getattr(callback, "estimate_buffer", False) for callback in callbacks):
+        yield from _objections_to_buffer_estimate(data)
     if data.limits:
         yield from _objections_to_limits(policy, data)
     yield from _objections_to_values(policy, data)
@@ -143,7 +145,7 @@ def _objections_to_trainer(policy: PolicyModule, callbacks: list[L.Callback]) ->
         )
 
 
-def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L.Callback]) -> Iterator[str]:
+def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
     """Objections to preference pairs that only one of composer and trust region supports."""
     composer, region = type(data.composer).__name__, type(policy.objective.trust_region).__name__
     if not policy.objective.trust_region.compares_pairs:
@@ -163,10 +165,29 @@ def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule, callback
             f"data.composer.bootstrap is {made:g}, which makes pairs without a verifier, but model.trust_region.opa is "
             f"{opa:g}, which would imitate their winners; set opa to 0"
         )
-    if any(getattr(callback, "estimate_buffer", False) for callback in callbacks):
+
+
+def _objections_to_buffer_estimate(data: RolloutDataModule) -> Iterator[str]:
+    """Objections to an estimate from the buffer, which takes groups of earlier versions for replayed ones."""
+    composer = type(data.composer).__name__
+    for name, value, off in (
+        ("async_level", data.async_level, 0),
+        ("weight_sync_interval", data.weight_sync_interval, 1),
+    ):
+        if value != off:
+            yield (
+                f"monitor.estimate_buffer is true, but data.{name} is {value}, with which fresh groups are of earlier "
+                f"versions as well; set it to false, or data.{name} to {off}"
+            )
+    if data.composer.makes_pairs:
         yield (
             f"monitor.estimate_buffer is true, but data.composer is {composer}, of whose pairs one response is right "
             "whatever the policy is; set it to false"
+        )
+    if data.composer.trains_on_others:
+        yield (
+            f"monitor.estimate_buffer is true, but data.composer is {composer}, which also trains on what other models "
+            "sampled; set it to false"
         )
 
 

@@ -84,6 +84,10 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
             "monitor.estimate_buffer is true, but data.composer is",
         ),
         (
+            [*method("popo"), "--monitor.estimate_buffer", "true", "--data.weight_sync_interval", "2"],
+            "monitor.estimate_buffer is true, but data.weight_sync_interval is 2",
+        ),
+        (
             [*method("sera"), "--data.composer.bootstrap", "0.5", "--model.trust_region.opa", "0.1"],
             "data.composer.bootstrap is 0.5, which makes pairs without a verifier",
         ),
