@@ -11,7 +11,6 @@ from helpers.groups import group
 from helpers.pictures import asked, picture
 from helpers.processes import on_two_ranks, train, whole_tensors
 from helpers.tiny_models import random_vision_model
-from popo_lightning.objectives.generalized_advantage import GAE
 
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
@@ -19,6 +18,7 @@ from popo_lightning.methods.remix import ConvexKL
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.loading import load_model
 from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 
 
