@@ -1,6 +1,6 @@
 """Peak memory of a GPU on which vLLM sleeps while the policy trains.
 
-vLLM's sleep releases memory under torch's allocator, which goes on counting it (vllm/device_allocator/cumem.py).
+vLLM's sleep releases memory under torch's allocator, which keeps counting it (vllm/device_allocator/cumem.py).
 """
 
 from __future__ import annotations
