@@ -136,6 +136,7 @@ class RolloutDataModule(EngineRollouts):
 
         self.clock = PhaseClock()
         self.ahead = AsyncRollouts()
+        self.components: set[str] = set()  # reward components that a response has had
         self.longest_response = 0  # maximum response tokens of an evaluation
         self.totals = Totals()
         self.report: RolloutReport | None = None  # report of the present iteration
@@ -268,6 +269,7 @@ class RolloutDataModule(EngineRollouts):
             self.limits,
             self.behave,
             self.composer,
+            self.components,
         )
 
     # -- loaders -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
 from popo_lightning.objectives.aggregations import Aggregation, TokenMean
-from popo_lightning.objectives.generalized_advantage import moments, whiten
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.rule_states import RuleStates
@@ -37,7 +37,7 @@ from popo_lightning.training.critic_steps import add_up_critic_gradients, follow
 from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
 from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
-from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets
+from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets, whitened_over_ranks
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
 from popo_lightning.training.unstepped_optimizers import clear_unstepped
 from popo_lightning.training.whole_minibatch import of_whole_minibatch
@@ -165,21 +165,19 @@ class PolicyModule(PolicyModel):
         Args:
             minibatch: Minibatch with the rows.
         """
-        return self._targets(minibatch).advantages
+        return self._targets(minibatch, copy.deepcopy(self.advantage)).advantages
 
-    def _targets(self, minibatch: Minibatch) -> MinibatchTargets:
+    def _targets(self, minibatch: Minibatch, advantage: Advantage | None = None) -> MinibatchTargets:
         known: Mapping[str, Sequence[Tensor]] = minibatch.recorded
         if self.critic is not None and "values" not in known:
             known = self.estimates(minibatch)
-        return minibatch_targets(minibatch, self.advantage, self.reward_key, self.critic, known)
+        return minibatch_targets(minibatch, advantage or self.advantage, self.reward_key, self.critic, known)
 
     def _rows(self, minibatch: Minibatch) -> list[Row]:
         """Returns a minibatch's rows with their advantages and the critic's targets."""
         targets = self._targets(minibatch)
-        advantages = targets.advantages
-        if self.advantage.whitens:
-            of_all = torch.tensor([all_reduce(self.trainer, float(m), "sum") for m in moments(advantages)])
-            advantages = whiten(advantages, of_all)
+        whitens, advantages = self.advantage.whitens, targets.advantages
+        advantages = whitened_over_ranks(self.trainer, advantages) if whitens else advantages
         return minibatch.rows(advantages=minibatch.charged(advantages), **targets.of_critic)
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> StepOutputs:
@@ -202,7 +200,7 @@ class PolicyModule(PolicyModel):
         running = None if self.critic is None else self.value_model.running_std
         losses = MinibatchLoss(objective, self.critic, minibatch, size / world_size, tokens / world_size, running)
         if (of_critic := minibatch.of_critic) is not None:
-            critic_rows = of_critic.rows(**self._targets(of_critic).of_critic)
+            critic_rows = of_critic.rows(**self._targets(of_critic, copy.deepcopy(self.advantage)).of_critic)
             add_up_critic_gradients(self, losses, self._passes(of_critic, critic_rows))
         add_up_gradients(self, losses, self._passes(minibatch, rows))
         norms = self._clip_gradients(minibatch.version) if size else {"grad_norm": float("nan")}
@@ -269,8 +267,8 @@ class PolicyModule(PolicyModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the shapes, which tell another model's checkpoint, the steps skipped in a row, and the rules' state."""
-        own = {"skipped_in_a_row": self.finite_steps.in_a_row, "rules": self.rules.state_dict()}
-        checkpoint |= self.described | own
+        skipped, rules = self.finite_steps.in_a_row, self.rules.state_dict()
+        checkpoint |= self.described | {"skipped_in_a_row": skipped, "rules": rules}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model."""

@@ -3,7 +3,8 @@
 Usage: python scripts/bench_lora.py MODEL_FOLDER [--out benchmarks/lora_memory.json]
 
 Each case is a process of its own that takes two optimizer steps (AdamW) on a minibatch of 8 rows of 192 tokens, in one
-micro-batch, without an engine. The peak is resident memory above that of the process before the model loads.
+micro-batch, without an engine, in bf16-mixed where the weights are bfloat16. The case of 4 bits needs bitsandbytes. The
+peak is resident memory above that of the process before the model loads.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any
 CASES: dict[str, dict[str, Any]] = {
     "all weights, float32": {"dtype": "float32"},
     "lora r 16, float32 base": {"dtype": "float32", "lora": 16},
+    "all weights, bfloat16": {"dtype": "bfloat16"},
+    "lora r 16, bfloat16 base": {"dtype": "bfloat16", "lora": 16},
+    "lora r 16, 4-bit base": {"dtype": "bfloat16", "lora": 16, "four_bit": True},
 }
 PROMPT, RESPONSE, RESPONSES, GROUPS, STEPS = 64, 128, 4, 2, 2
 
@@ -42,7 +46,7 @@ def main() -> None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def measure(folder: Path, dtype: str, lora: int | None = None) -> dict[str, Any]:
+def measure(folder: Path, dtype: str, lora: int | None = None, four_bit: bool = False) -> dict[str, Any]:
     """Peak bytes above the start, number of trained parameters, and bytes of the state in a checkpoint."""
     import lightning
     import peft  # noqa: F401  # its code does not belong to the model's memory
@@ -75,7 +79,7 @@ def measure(folder: Path, dtype: str, lora: int | None = None) -> dict[str, Any]
         for number in range(GROUPS)
     ]
     before = getrusage(RUSAGE_SELF).ru_maxrss * 1024
-    module = PolicyModule(path=str(folder), dtype=dtype, lora=None if lora is None else Lora(r=lora))
+    module = PolicyModule(path=str(folder), dtype=dtype, lora=None if lora is None else Lora(r=lora, four_bit=four_bit))
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1,

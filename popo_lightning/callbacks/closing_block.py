@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from popo_lightning.callbacks.time_limit import TimeLimit
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 from popo_lightning.runs.continue_command import continue_command, without_options
 
-EXPORTED = "exported"  # proposed folder for the export, inside the run's folder
+EXPORTED, BEST = "exported", "exported-best"  # proposed folders for exports, inside the run's folder
 
 
 def closing_block(trainer: L.Trainer) -> dict[str, str]:
@@ -43,7 +44,7 @@ def closing_block(trainer: L.Trainer) -> dict[str, str]:
         return found  # nothing of this run
     found["export"] = shlex.join(["popo", "export", str(run), str(_free(run / EXPORTED))])
     if kept.monitor is not None:  # popo export decides which is the best, also by the evaluation after the last one
-        found["export the best"] = f"{found['export']} --best"
+        found["export the best"] = shlex.join(["popo", "export", str(run), str(_free(run / BEST)), "--best"])
     if not saved.unusable and not _ends_at_once(trainer) and (command := longer(trainer, run)) is not None:
         found["train on"] = command
     return found
@@ -75,11 +76,13 @@ def ended_early(trainer: L.Trainer) -> str | None:
     if stops is not None and stops.why is not None:
         return f"after iteration {done}, by EarlyStopping: {stops.why}"
     spent = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and _is_spent(timer)]
-    if not spent or done >= (trainer.max_epochs or 0):
+    asked = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    if not spent or done >= asked:
         return None
     took = timedelta(seconds=round(spent[0].time_elapsed()))
     setting = "trainer.max_time" if isinstance(spent[0], TimeLimit) else "the Timer of trainer.callbacks"
-    return f"after iteration {done} of {trainer.max_epochs}, by {setting}: it has trained for {took}"
+    of = "" if asked == math.inf else f" of {asked}"
+    return f"after iteration {done}{of}, by {setting}: it has trained for {took}"
 
 
 def _is_spent(timer: Timer) -> bool:

@@ -106,7 +106,10 @@ def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
 def nearest_setting(given: str, settings: Iterable[str]) -> str | None:
     """Like :func:`nearest`, for settings of the command line and the names in HABITS and OF_OTHERS."""
     known = list(settings)
-    meant = OF_OTHERS.get(given.rpartition(".")[2])
+    stem, _, leaf = given.rpartition(".")
+    near = nearest(given, known)
+    own = near is not None and near.rpartition(".")[0] == stem != ""
+    meant = None if own else OF_OTHERS.get(leaf)
     if meant is not None and ".".join(meant.split(".")[:2]) in known:  # further names are those of a class's arguments
         return meant
     found = nearest(given, [*known, *HABITS])

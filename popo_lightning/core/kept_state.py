@@ -91,7 +91,7 @@ class Watch:
         return {name: _fingerprint(value) for name, value in vars(self.rule).items() if name not in known}
 
 
-def class_name(rule: KeepsState) -> str:
+def class_name(rule: object) -> str:
     """Name of a rule's class, with its module."""
     return f"{type(rule).__module__}.{type(rule).__qualname__}"
 

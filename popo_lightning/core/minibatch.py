@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -61,6 +62,12 @@ class Minibatch:
         self.recorded: dict[str, list[Tensor]] = {}
         self.extra: dict[str, list[Tensor]] = {}
         self.prox_is_start = False
+
+    def as_it_is(self) -> Minibatch:
+        """A copy that keeps its groups and tensors when later ones are recorded."""
+        found = copy.copy(self)
+        found.recorded, found.extra = dict(self.recorded), dict(self.extra)
+        return found
 
     @property
     def fresh(self) -> list[bool]:

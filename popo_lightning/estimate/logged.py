@@ -29,14 +29,14 @@ class LoggedBenchmark:
         temperature: Sampling temperature; the log-probs are those of that distribution.
         iterations: Iterations of the policies that sampled the responses.
         groups: One group per problem, with the responses of all evaluations.
-        repeated_seed: evaluation.seed, if other evaluations with it have the same draws; None if none have.
+        draws: What decides the draws: evaluation.seed, and with evaluation.new_draws also the iteration.
     """
 
     name: str
     temperature: float
     iterations: tuple[int, ...]
     groups: Sequence[Group]
-    repeated_seed: str | None = None
+    draws: str = ""
 
 
 def evaluations_of(place: str, iterations: Sequence[int], newest: int | None) -> list[Path]:
@@ -129,13 +129,12 @@ def _check_draws(parts: Sequence[LoggedBenchmark]) -> None:
     """Raises SettingError if evaluations drew alike: near copies of a response would count as independent ones."""
     known: dict[str, LoggedBenchmark] = {}
     for part in parts:
-        if part.repeated_seed is None:
-            continue
-        if (twin := known.setdefault(part.repeated_seed, part)) is not part:
+        if (twin := known.setdefault(part.draws, part)) is not part:
+            seed = part.draws.partition("/")[0]
             raise SettingError(
                 f"the evaluations after iterations {twin.iterations[0]} and {part.iterations[0]} have the same draws "
-                f"(evaluation.seed {part.repeated_seed}), so their responses do not count as independent; name one of "
-                "them by --iteration or --from, or evaluate with evaluation.new_draws true"
+                f"(evaluation.seed {seed}), so their responses do not count as independent; name one of "
+                "them by --iteration or --from, or evaluate with evaluation.new_draws true or another evaluation.seed"
             )
 
 
@@ -145,7 +144,7 @@ def _in_folder(folder: Path, only: str | None) -> Iterator[LoggedBenchmark]:
         iteration, settings = int(results["iteration"]), {n: b["settings"] for n, b in results["benchmarks"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingError(f"'{folder / RESULTS}' cannot be read ({reason(error)}); evaluate again") from error
-    repeated = None if results.get("new_draws") is True else str(results.get("seed"))
+    draws = f"{results.get('seed')}/{iteration}" if results.get("new_draws") is True else str(results.get("seed"))
     groups: dict[str, dict[str, Group]] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for number, row in rows_of(file):
@@ -156,7 +155,7 @@ def _in_folder(folder: Path, only: str | None) -> Iterator[LoggedBenchmark]:
                     raise SettingError(f"line {number} of '{file}' is no kept response ({reason(error)})") from error
     for name, of_benchmark in groups.items():
         temperature = _temperature(name, settings.get(name, {}), folder)
-        yield LoggedBenchmark(name, temperature, (iteration,), list(of_benchmark.values()), repeated)
+        yield LoggedBenchmark(name, temperature, (iteration,), list(of_benchmark.values()), draws)
 
 
 def _temperature(name: str, settings: Mapping[str, Any], folder: Path) -> float:

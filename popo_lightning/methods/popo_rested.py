@@ -54,11 +54,12 @@ class RestedReplay(Composer):
     def _rested(self, count: int, problems: set[str], iteration: Iteration) -> list[Group]:
         """Takes up to ``count`` groups out of the queue, and removes tested groups that fail."""
         tests = min(iteration.num_problems, len(self._queue)) if count else 0
-        tested = [self._queue.popleft() for _ in range(tests)]
-        admitted = list(filter(iteration.still_effective, still_worth(tested, self.min_ess, iteration)))
+        drawn = [self._queue.popleft() for _ in range(tests)]
+        tested = list(filter(iteration.still_effective, drawn))  # the others rest on: charges may come back
+        admitted = still_worth(tested, self.min_ess, iteration)
         replayed = one_of_each_problem(admitted, count, problems)
-        taken = {id(group) for group in replayed}
-        self._queue.extendleft(reversed([group for group in admitted if id(group) not in taken]))
+        gone = {id(group) for group in tested} - {id(group) for group in admitted} | {id(group) for group in replayed}
+        self._queue.extendleft(reversed([group for group in drawn if id(group) not in gone]))
         return replayed
 
     def _forget_oldest(self, capacity: int) -> None:

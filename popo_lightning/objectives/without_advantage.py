@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
@@ -17,6 +18,12 @@ class _Drawn(dict[str, torch.Tensor]):
 
     def __init__(self, draw: torch.Generator) -> None:
         self._draw = draw
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]
 
     def __missing__(self, name: str) -> torch.Tensor:
         return self.setdefault(name, -torch.randn(ROWS, TOKENS, generator=self._draw).abs())
@@ -35,7 +42,10 @@ def moves_by_advantage_alone(objective: Objective, version: int) -> bool:
     """
     logp, rows = _tokens_without_advantage(version)
     with torch.enable_grad():
-        loss, _ = copy.deepcopy(objective)(rows, 1.0)
+        try:
+            loss, _ = copy.deepcopy(objective)(rows, 1.0)
+        except Exception:  # a foreign rule may need extra quantities of another kind
+            return False
         if not loss.requires_grad:
             return True
         (gradient,) = torch.autograd.grad(loss, logp, allow_unused=True)

@@ -126,7 +126,8 @@ def check_training(data: EngineRollouts, module: PolicyModel, ranks: int) -> Non
     check_continuations(data, module.sharded)
     check_temperature(data.sampling.temperature, module.temperature)
     rules = {"composer": data.composer, "sampler": data.sampler}
-    try_components(data, named_components(module.reward_key, data.effective_key or module.reward_key, **rules))
+    named = named_components(module.reward_key, data.effective_key or module.reward_key, **rules)
+    data.components |= try_components(data, named)
 
 
 def check_share(data: EngineRollouts, ranks: int) -> None:

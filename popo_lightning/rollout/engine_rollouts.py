@@ -43,6 +43,7 @@ class EngineRollouts(ResumableRollouts):
     max_prompt_tokens: int
     image_pixels: tuple[int, int] | None
     longest_response: int
+    components: set[str]
 
     def _engine_context(self) -> EngineContext:
         """Returns the engine's context. The strategy must have set up the process group."""

@@ -48,6 +48,7 @@ class IterationRollouts(Iteration):
         limits: Price the samples, at the multipliers of the previous iteration.
         behave: Whose log-probs of the samples are kept, engine or trainer.
         composer: The run's composer. Its settings, like the sampler's, may name reward components to check.
+        components: Reward components that responses of the run have had; those of this iteration are added.
     """
 
     version: int
@@ -65,6 +66,7 @@ class IterationRollouts(Iteration):
     limits: Limits = field(default_factory=Limits)
     behave: str = "engine"
     composer: Composer | None = None
+    components: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._calls = int(len(self.ahead) > 0)  # engine calls, which decide seeds; generating ahead was the first
@@ -166,9 +168,9 @@ class IterationRollouts(Iteration):
     def _check_components(self, groups: Sequence[Group]) -> None:
         responses = [response for group in groups for response in group.responses if response.failure is None]
         if responses:
-            given = {name for response in responses for name in response.parts}
-            check_components(self._named_components, given)
-            self.limits.check_components(given)
+            self.components.update(name for response in responses for name in response.parts)
+            check_components(self._named_components, self.components)
+            self.limits.check_components(self.components)
 
     @cached_property
     def _named_components(self) -> list[NamedComponent]:

@@ -122,6 +122,11 @@ class Limits:
         """Whether a limit bounds the divergence from the policy that the run began with."""
         return any(each.limit.cost == KL for each in self.multipliers.values())
 
+    @property
+    def bound_components(self) -> bool:
+        """Whether a limit bounds a reward component, and not only lengths or the divergence."""
+        return any(each.limit.cost not in KNOWN for each in self.multipliers.values())
+
     def check_components(self, graded: Collection[str]) -> None:
         """Raises SettingError for a limit on a reward component that responses do not have.
 

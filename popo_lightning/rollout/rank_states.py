@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.kept_state import class_name
 from popo_lightning.replay.composer import Composer
 from popo_lightning.tasks.samplers import PromptSampler
 
@@ -101,7 +102,7 @@ def rules_of(sampler: PromptSampler, composer: Composer, problems: str) -> dict[
         composer: The run's composer.
         problems: Fingerprint of the training problems.
     """
-    return {"sampler": _name(sampler), "composer": _name(composer), "problems": problems}
+    return {"sampler": class_name(sampler), "composer": class_name(composer), "problems": problems}
 
 
 def without_other_rules(states: list[RankState], rules: dict[str, str] | None, own: dict[str, str]) -> list[RankState]:
@@ -123,7 +124,3 @@ def without_other_rules(states: list[RankState], rules: dict[str, str] | None, o
             continue
         states = [{name: state for name, state in each.items() if name != kind} for each in states]
     return states
-
-
-def _name(rule: object) -> str:
-    return f"{type(rule).__module__}.{type(rule).__qualname__}"

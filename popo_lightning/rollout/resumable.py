@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -92,7 +91,7 @@ class ResumableRollouts(L.LightningDataModule):
             for each in self._watches:
                 each.tell()
         rest = {
-            "pending": [copy.copy(minibatch) for minibatch in self.pending],  # hooks later attach log-probs
+            "pending": [minibatch.as_it_is() for minibatch in self.pending],  # hooks later attach log-probs
             "rollout_metrics": self.rollout_metrics,
             "groups_made": self.generator.made,
             "callbacks": self.kept_by_ranks.state(),

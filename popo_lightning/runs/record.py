@@ -58,7 +58,7 @@ class RunRecord:
         before = self.origin["iterations"] if self.origin else 0
         return iterations > (before // self.checkpoint_every + 1) * self.checkpoint_every
 
-    def gone_on_with(self, now: RunRecord) -> RunRecord:
+    def resumed_with(self, now: RunRecord) -> RunRecord:
         """This run with the settings of `now`, which is the record of the present command."""
         return replace(now, id=self.id, origin=self.origin, checkpoints=self.checkpoints)
 

@@ -70,7 +70,7 @@ def settle(wanted: WantedRun, claims: ExitStack) -> Start:
     check_length(wanted, place, past)
     record = wanted.record
     if place.resumes and place.there is not None:
-        record = place.there.gone_on_with(record)
+        record = place.there.resumed_with(record)
     elif not place.resumes and place.checkpoint is not None and past is not None:
         origin = {"checkpoint": str(place.checkpoint.absolute()), "iterations": past.iterations}
         record = replace(record, origin=origin)

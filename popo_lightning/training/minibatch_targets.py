@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from popo_lightning.core.minibatch import Minibatch
+from popo_lightning.core.ranks import all_reduce
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.nested_head import problem_groups
 from popo_lightning.objectives.advantages import Advantage
+from popo_lightning.objectives.generalized_advantage import moments, whiten
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,14 @@ def _by_group(minibatch: Minibatch, advantage: Advantage, reward: str, values: S
         prox = recorded["prox_logp"][here] if old else None
         found += advantage.for_group(group, reward, prox, None if values is None else values[here])
     return found
+
+
+def whitened_over_ranks(trainer: L.Trainer, advantages: Sequence[Tensor]) -> list[Tensor]:
+    """Shifts and scales advantages over all tokens of a minibatch on all ranks. A collective.
+
+    Args:
+        trainer: Trainer of the ranks.
+        advantages: (T,) or () advantages of each row on this rank.
+    """
+    of_all = torch.tensor([all_reduce(trainer, float(moment), "sum") for moment in moments(advantages)])
+    return whiten(advantages, of_all)

@@ -52,6 +52,7 @@ OPTIONS = {  # command line, and sentence
     "--trainer.max_e 1": "did you mean --trainer.max_epochs?",
     "--run.res true": "did you mean --run.resume?",
     "--run.dir x": "--run.dir is no option of popo fit; did you mean --run.folder?",
+    "--checkpoint.dir x": "did you mean --checkpoint.dirpath?",
     "--num_generations 8": "did you mean --data.group_size?",
     "--actor_rollout_ref.actor.clip_ratio_low 0.1": "did you mean --model.trust_region.clip_low?",
     "--seed 3": "did you mean --seed_everything?",

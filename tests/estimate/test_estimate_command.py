@@ -114,6 +114,9 @@ def test_responses_of_several_policies_and_another_temperature(run: Path, tmp_pa
         file.write_text(json.dumps(json.loads(file.read_text()) | {"new_draws": False}))
     code, _, err = said_by("estimate", alike, *pair)
     assert code == 2 and "after iterations 2 and 4 have the same draws (evaluation.seed 0)" in err
+    shutil.copytree(evaluation(run, 4), tmp_path / "again")  # new draws depend on the iteration
+    code, _, err = said_by("estimate", run, "--from", evaluation(run, 4), "--from", tmp_path / "again")
+    assert code == 2 and "after iterations 4 and 4 have the same draws" in err
     code, _, err = said_by("estimate", run, "--from", evaluation(run, 2), "--iteration", "4")
     assert code == 2 and "--iteration is 4, but --from is" in err
     both = estimated(tmp_path / "x.json", run, *pair)

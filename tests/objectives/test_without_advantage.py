@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from popo_lightning.objectives.aggregations import PairMean
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.regularizers import KL, EntropyBonus, SquaredLogRatio
+from popo_lightning.objectives.regularizers import KL, EntropyBonus, Regularizer, SquaredLogRatio
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, TrustRegionOutput, Unbounded
 from popo_lightning.objectives.weights import NoCorrection
 from popo_lightning.objectives.without_advantage import moves_by_advantage_alone
@@ -85,7 +85,22 @@ class Later(EntropyBonus):
         return super().__call__(rows, weight) * (rows.version >= 3)
 
 
+class Taught(Regularizer):
+    """A user's rule, which has nothing to do in rows without a teacher."""
+
+    def __init__(self, ask: Callable[[Mapping[str, Tensor]], Tensor | None]) -> None:
+        self.ask = ask
+
+    def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
+        teacher = self.ask(rows.extra)
+        return torch.zeros_like(rows.logp) if teacher is None else (rows.logp - teacher).square()
+
+
 OTHERS = [
+    Objective(regularizers=[Taught(lambda extra: extra["teacher_logp"])]),
+    Objective(regularizers=[Taught(lambda extra: extra.get("teacher_logp"))]),
+    Objective(regularizers=[Taught(lambda extra: extra["teacher_logp"] + 1 if "teacher_logp" in extra else None)]),
+    Objective(regularizers=[Taught(lambda extra: extra["place"].squeeze(-1)[:, :1].long().float())]),  # it may raise
     Objective(regularizers=[KL(0.1)]),
     Objective(regularizers=[ConvexKL(0.1)]),
     Objective(regularizers=[SquaredLogRatio(0.1)]),

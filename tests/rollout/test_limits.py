@@ -192,6 +192,9 @@ def test_a_stored_group_that_no_longer_has_a_gradient_is_not_replayed(name: str)
     limits.multipliers["length"].price = 0.0
     failed = [replace(of_lengths(id, [2, 2], scores=[0.0, 0.0]), version=age) for id in (2, 3)]
     assert 0 not in (found := at(age, *failed)) and 1 in found
+    limits.multipliers["length"].price = 1.0
+    again = [replace(of_lengths(id, [2, 2], scores=[0.0, 0.0]), version=2 * age) for id in (4, 5)]
+    assert 0 in at(2 * age, *again), "it was not dropped"
 
 
 def unmoved(groups: Sequence[Group]) -> list[list[torch.Tensor]]:

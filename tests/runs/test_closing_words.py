@@ -264,6 +264,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "stopped early": ({"ended": {"iteration": 1, "why": "no gain"}}, ["export"]),
     "out of time": ({"timer": Timer("00:00:00:00")}, ["export"]),
     "out of this process's time": ({"timer": TimeLimit("00:00:00:00")}, ["export", "train on"]),
+    "by a metric": ({"monitor": "eval/countdown/greedy"}, ["export", "train on"]),
     "with time left": ({"timer": Timer("01:00:00:00")}, ["export", "train on"]),
 }
 
@@ -277,7 +278,11 @@ def test_the_block_has_commands_that_work(tmp_path: Path, monkeypatch: pytest.Mo
     record = replace(new_record("task", "method", 1, {}, 1), command="popo fit --seed_everything 3")
     stops = EarlyStops("[]", False)
     stops.load_state_dict({"ended": changed.get("ended")})
-    callbacks = [RunKeeper(record, lambda _: None, changed.get("forks", False)), stops, Checkpoints()]
+    callbacks = [
+        RunKeeper(record, lambda _: None, changed.get("forks", False)),
+        stops,
+        Checkpoints(monitor=changed.get("monitor")),
+    ]
     callbacks += [changed["timer"]] if "timer" in changed else []
     once: dict[str, Any] = {"accelerator": "cpu", "logger": False, "max_epochs": 2, "default_root_dir": tmp_path}
     trainer = L.Trainer(callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False, **once)
@@ -289,7 +294,8 @@ def test_the_block_has_commands_that_work(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(trainer, "datamodule", SimpleNamespace(iteration=1), raising=False)
         assert closing_block(trainer)["train on"].endswith("--trainer.max_epochs 2"), "it has not come to its end"
     assert ("no gain" in block.get("ended early", "")) == (kind == "stopped early")
-    assert "export the best" not in block
+    best = f"popo export {tmp_path} {tmp_path / 'exported-best'} --best"
+    assert block.get("export the best") == (best if kind == "by a metric" else None)
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported-2").touch()
     if "export" in expected:

@@ -8,7 +8,7 @@ import torch
 
 from popo_lightning.engines.base import EngineContext
 
-MOST_SEQUENCES = 1024
+MAX_SEQUENCES = 1024
 LARGE_CARD, LARGEST_CARD = 70 * 2**30, 160 * 2**30  # bytes
 
 
@@ -46,7 +46,7 @@ def batch_of(setting: int | None, responses: int, card: int, name: str) -> Batch
         name: Its name.
     """
     own = own_batch(card, name)
-    return Batch(setting or max(own.sequences, min(MOST_SEQUENCES, responses)), own.tokens)
+    return Batch(setting or max(own.sequences, min(MAX_SEQUENCES, responses)), own.tokens)
 
 
 def sequences_at_once(setting: int | None, context: EngineContext) -> int | None:

@@ -60,7 +60,7 @@ class VLLMEngine(RolloutEngine):
             a CPU nothing sleeps.
         prefix_caching: Share the key-value cache of equal prompt beginnings, as the responses of a group have.
         max_num_seqs: Maximum number of responses decoded at once. null is vLLM's own number (256, or 1024 on GPUs of 70
-            GiB and more), on a GPU raised to the responses of an iteration and rank, up to 1024.
+            GiB and more but A100), on a GPU raised to the responses of an iteration and rank, up to 1024.
     """
 
     spreads_temperature = True
