@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))  # where tests and the command line find tiny_models
 
@@ -71,3 +72,13 @@ def config(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verifier() -> MathVerifier:
     """Serves tests that do not need a verifier of their own."""
     return MathVerifier()
+
+
+@pytest.fixture
+def no_process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Removes a launcher's environment and leaves no process group."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -83,11 +83,7 @@ class DPS(PromptSampler):
     def start(self, num_problems: int, seed: int, rank: int, world_size: int) -> None:
         """Begins without any knowledge."""
         super().start(num_problems, seed, rank, world_size)
-        self._share = range(rank, num_problems, world_size)
-        if num_problems < world_size:  # on all ranks, or those with a problem would wait for the others
-            raise SettingError(
-                f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
-            )
+        self._share = self.own_share()
         self._forget(len(self._share))
 
     def draw(self, count: int) -> list[int]:

@@ -88,11 +88,7 @@ class GRESO(PromptSampler):
         """Begins without any knowledge."""
         super().start(num_problems, seed, rank, world_size)
         self._forget()
-        self._share = range(rank, num_problems, world_size)
-        if num_problems < world_size:  # on all ranks, or those with a problem would wait for the others
-            raise SettingError(
-                f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
-            )
+        self._share = self.own_share()
         self.order.start(len(self._share), seed, 0, 1)
 
     def draw(self, count: int) -> list[int]:

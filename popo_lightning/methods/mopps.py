@@ -78,11 +78,7 @@ class MoPPS(PromptSampler):
         """Begins without any knowledge."""
         super().start(num_problems, seed, rank, world_size)
         self.posterior, self.draws = {}, 0
-        self._share = range(rank, num_problems, world_size)
-        if num_problems < world_size:  # on all ranks, or those with a problem would wait for the others
-            raise SettingError(
-                f"the task has {num_problems} problems for {world_size} ranks; use fewer trainer.devices"
-            )
+        self._share = self.own_share()
 
     def draw(self, count: int) -> list[int]:
         """Returns the best of a random choice of problems. A count above the share first takes whole passes over it."""

@@ -34,6 +34,18 @@ class PromptSampler(KeepsState, ABC):
         self.rank = rank
         self.world_size = world_size
 
+    def own_share(self) -> range:
+        """Indices of the problems that this rank alone asks, for a rule that keeps what it learns of each.
+
+        Raises:
+            SettingError: There are fewer problems than ranks. All ranks raise it, or the others would wait.
+        """
+        if self.num_problems < self.world_size:
+            raise SettingError(
+                f"the task has {self.num_problems} problems for {self.world_size} ranks; use fewer trainer.devices"
+            )
+        return range(self.rank, self.num_problems, self.world_size)
+
     @abstractmethod
     def draw(self, count: int) -> list[int]:
         """Draws ``count`` problem indices for this rank."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
 
+from helpers.groups import group
+from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
+from popo_lightning.model.prompts import PromptEncoder
 
 
 def picture(width: int, height: int, seed: int = 0) -> bytes:
@@ -27,6 +32,20 @@ def picture(width: int, height: int, seed: int = 0) -> bytes:
 
 def asked(id: str, text: str, *images: bytes | str) -> Problem:
     return Problem(id, [{"role": "user", "content": text}], None, images=images)
+
+
+def minibatch_groups(folder: Path, problems: Sequence[Problem]) -> list[Group]:
+    """Returns a group of three random answers for each problem."""
+    encoder, found = PromptEncoder(folder, 100), []
+    draw = torch.Generator().manual_seed(0)
+    for id, problem in enumerate(problems):
+        prompt = encoder.encode(problem)
+        answers = [
+            Response(torch.randint(2, 12, (4,), generator=draw), -torch.ones(4), "stop", "", {"score": s, "acc": s})
+            for s in (0.0, 1.0, 1.0)
+        ]
+        found.append(Group(id, group(id).problem, prompt.ids, answers, 0, prompt.images))
+    return found
 
 
 def verify_even(answer: Any, text: str) -> dict[str, float]:

@@ -7,35 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.groups import group
-from helpers.pictures import asked, picture
+from helpers.pictures import asked, minibatch_groups, picture
 from helpers.processes import on_two_ranks, train, whole_tensors
 from helpers.tiny_models import random_vision_model
 
-from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.methods.remix import ConvexKL
 from popo_lightning.model.critic import Critic
 from popo_lightning.model.loading import load_model
-from popo_lightning.model.prompts import PromptEncoder
 from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.policy import PolicyModule
 
 
 def groups_of(folder: Path) -> list[Group]:
     """Returns four groups with an image and one without."""
-    encoder, found = PromptEncoder(folder, 100), []
-    draw = torch.Generator().manual_seed(0)
     pictures = [picture(*size, seed) for seed, size in enumerate([(84, 56), (28, 56), (56, 56), (28, 28)])]
     problems = [asked(f"seen {i}", f"<image>{i}+2", image) for i, image in enumerate(pictures)]
-    for id, problem in enumerate([*problems, asked("text", "3*4")]):
-        prompt = encoder.encode(problem)
-        answers = [
-            Response(torch.randint(2, 12, (4,), generator=draw), -torch.ones(4), "stop", "", {"score": s, "acc": s})
-            for s in (0.0, 1.0, 1.0)
-        ]
-        found.append(Group(id, group(id).problem, prompt.ids, answers, 0, prompt.images))
-    return found
+    return minibatch_groups(folder, [*problems, asked("text", "3*4")])
 
 
 def minibatches(folder: Path) -> list[tuple[Minibatch, Minibatch]]:

@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import torch.distributed as dist
 from helpers.processes import rows_of, trainer_of, whole_tensors
 from helpers.tiny_models import random_model
 from torch.utils.data import DataLoader, IterableDataset
@@ -65,16 +64,6 @@ class Watch(L.Callback):
         self.states.append(len(trainer.optimizers[0].state))
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Removes a launcher's environment and leaves no process group."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def trained(
     model: Path,
     optimizer: str,
@@ -96,7 +85,9 @@ def trained(
 
 
 @pytest.mark.parametrize(("optimizer", "whole"), [*((name, False) for name in OPTIMIZERS), ("adamw", True)])
-def test_a_save_before_the_first_step_changes_nothing(optimizer: str, whole: bool, tmp_path: Path, alone: None) -> None:
+def test_a_save_before_the_first_step_changes_nothing(
+    optimizer: str, whole: bool, tmp_path: Path, no_process_group: None
+) -> None:
     model, saved = random_model("llama-tied", tmp_path / "model"), tmp_path / "saved"
     never, without = trained(model, optimizer)
     found, states = trained(model, optimizer, saved, whole=whole)
