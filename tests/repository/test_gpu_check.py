@@ -210,7 +210,7 @@ def test_the_page_states_how_much_a_call_writes() -> None:
     import gpu_claims
 
     page = " ".join((REPOSITORY / "benchmarks" / "gpu" / "README.md").read_text(encoding="utf-8").split())
-    assert (gpu_claims.MOST_PARTS, gpu_claims.PART_BYTES) == (3, 15 * 2**20)
+    assert (gpu_claims.MAX_PARTS, gpu_claims.PART_BYTES) == (3, 15 * 2**20)
     assert "at most three `state-*.part` of at most 15 MiB: eight files in all" in page  # four plots and one JSON
     assert all(f"| {letter} | " in page for letter in gpu_check.PARTS)
 
