@@ -197,7 +197,7 @@ class Health(L.Callback):
         """The sentence and its setting if it is time to warn, else ""; None stands for a missing metric."""
         if is_outside is None or not self._watched.setdefault(kind, Watched()).sees(is_outside, self.patience):
             return ""
-        return f"{sentence()} (health.{kind}; README has the healthy ranges)"
+        return f"{sentence()} (health.{kind}; docs/metrics.md has the healthy ranges)"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

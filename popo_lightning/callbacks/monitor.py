@@ -42,7 +42,7 @@ class Monitor(L.Callback):
             float32 (rounding gives 1e-6) and 0.05 for bfloat16 (rounding gives about 0.01, and 0.033 for some models).
         gap_error: Difference above which the run stops; a gap present from the beginning stops it before training. auto
             takes 10 times the difference measured when both were loaded, but at least 0.01 for float32 and 0.25 for
-            bfloat16; after the first sync of unchanged weights it takes the default of gap_warning. null only warns.
+            bfloat16; after the first sync of unchanged weights it takes gap_warning. null only warns.
         peak_tflops: Peak of the GPU in dense bfloat16 TFLOP/s, for throughput/mfu. null looks the GPU up by its name.
             throughput/mfu is left out for an unknown GPU and on a CPU.
         estimate_buffer: Log estimate/buffer_acc, what the present policy would score on the replayed problems, by the

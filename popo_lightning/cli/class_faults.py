@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from popo_lightning.core.errors import SettingError, reason
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 KNOWN = ("popo_lightning", "lightning", "torch")
 # Errors with which a known class refuses its settings; other code reports these, without a place.

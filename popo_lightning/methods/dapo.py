@@ -131,7 +131,7 @@ class DynamicSampling(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns as many effective groups as an iteration has problems; carried ones come first."""
         wanted, max_share = iteration.num_problems, math.floor(self.max_batches * iteration.num_problems)
-        effective, ineffective, asked = list(self._carried), list[Group](), 0
+        effective, ineffective, asked = list(filter(iteration.still_effective, self._carried)), list[Group](), 0
         while (missing := wanted - len(effective)) > 0 and asked < max_share:
             if asked:
                 count = self.chunk(missing, asked, len(ineffective), wanted)

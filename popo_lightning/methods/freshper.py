@@ -83,7 +83,7 @@ class FreshPER(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the fresh groups, then the drawn ones. The draw precedes the storing of fresh groups."""
         fresh = iteration.rollout()
-        stored = list(self._groups)
+        stored = list(filter(iteration.still_effective, self._groups)) if self.effective_only else list(self._groups)
         log_priorities = [self._log_priority(group, iteration) for group in stored]
         replayed: list[Group] = []
         for batch in range(self.replay_batches):

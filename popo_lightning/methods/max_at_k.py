@@ -189,13 +189,19 @@ class MaxAtK(Advantage):
         return list(self._of_group(group.rewards(reward), deviation).unbind())
 
     def objection(self, group_size: int) -> str | None:
-        """Objects to groups of fewer than k responses."""
-        if self.k <= group_size:
+        """Objects to groups that are too small for k, and for k and the baseline that leaves a response out."""
+        if self._least <= group_size:
             return None
+        more = "" if self._least == self.k else f" with baseline {self.baseline}, which needs {self._least}"
         return (
-            f"model.advantage.k is {self.k}, more than the {group_size} responses of a group (data.group_size); lower "
-            "the first or raise the second"
+            f"model.advantage.k is {self.k}{more}, more than the {group_size} responses of a group (data.group_size); "
+            "lower the first or raise the second"
         )
+
+    @property
+    def _least(self) -> int:
+        """Least number of responses in a group."""
+        return self.k + (self.baseline == "centered")
 
     def deviation(self, group: Group, prox_logp: Sequence[Tensor]) -> Tensor:
         """Returns (K,) the capped pi_prox / pi_behave of whole responses, minus 1."""
@@ -208,12 +214,11 @@ class MaxAtK(Advantage):
 
     def _of_group(self, rewards: Tensor, deviation: Tensor | None) -> Tensor:
         size = rewards.shape[-1]
-        least = self.k + (self.baseline == "centered")
         if self.baseline != "none":
             check_group_size(rewards)
-        if size < least:
+        if size < self._least:
             raise SettingError(
-                f"MaxAtK.k is {self.k} with the baseline {self.baseline}, which needs groups of at least {least} "
+                f"MaxAtK.k is {self.k} with the baseline {self.baseline}, which needs groups of at least {self._least} "
                 f"responses, and a group has {size}; lower k or raise data.group_size."
             )
         return max_at_k_advantages(rewards, self.k, deviation, self.baseline)

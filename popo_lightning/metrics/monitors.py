@@ -39,7 +39,7 @@ PHASES = (
     "wait",
     "ahead",
 )
-# The metrics of the README's table, without rewards, whose components a verifier names.
+# The metrics of docs/metrics.md, without rewards, whose components a verifier names.
 NAMES = (
     *(f"rollout/{name}" for name in ("effective_share", "all_wrong_share", "truncated_frac", "response_tokens")),
     "rollout/grading_failures",

@@ -1,4 +1,4 @@
-"""Trust regions on the ratio of a whole response."""
+"""Ratios of a whole response, for trust regions and weights."""
 
 from __future__ import annotations
 

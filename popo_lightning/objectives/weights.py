@@ -53,7 +53,7 @@ def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio:
     """Returns one weight for all tokens of a response: the product of their w, or their geometric mean.
 
     The product is the importance weight of the whole response. It is unbiased, but its variance grows with the length.
-    The geometric mean has the size of a token's weight. The sum of log-ratios is clamped to +-20.
+    The geometric mean has the size of a token's weight. The response's log-ratio, a sum or a mean, is clamped to +-20.
 
     Args:
         prox_logp: (R, T) log-probs under prox.

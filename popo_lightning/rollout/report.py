@@ -93,7 +93,7 @@ def composer_metrics(reports: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
-    """Returns means over the iteration, by the names of the README's table.
+    """Returns means over the iteration, by the names of docs/metrics.md.
 
     `throughput/generated_tokens_per_second` is the number of response tokens sampled on all ranks divided by the
     seconds that the slowest rank generated. Prompt tokens do not count, nor seconds of grading or of weight syncs. With
@@ -160,7 +160,7 @@ class Totals:
         return responses * self.groups / self.effective_groups if self.effective_groups else math.inf
 
     def metrics(self) -> dict[str, float]:
-        """Returns the running totals, by the names of the README's table."""
+        """Returns the running totals, by the names of docs/metrics.md."""
         return {
             "total/responses": float(self.responses),
             "total/tokens": float(self.tokens),

@@ -79,7 +79,7 @@ def check_peak(peak: float | None) -> float | None:
 
 
 def throughput_metrics(steps: Sequence[dict[str, float]], ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Returns metrics of an iteration, by the names of the README's table.
+    """Returns metrics of an iteration, by the names of docs/metrics.md.
 
     `throughput/train_tokens_per_second` is the number of prompt and response tokens in the rows of all optimizer steps
     and ranks, divided by the seconds of the training steps: forward, backward and update, without generation and the

@@ -132,7 +132,7 @@ class TokenSums:
 
 
 def token_metrics(ranks: Sequence[TokenSums]) -> dict[str, float]:
-    """Returns metrics of an iteration's response tokens, by the names of the README's table; none without tokens.
+    """Returns metrics of an iteration's response tokens, by the names of docs/metrics.md; none without tokens.
 
     Means, maxima, shares and effective sample sizes are exact over all tokens. Quantiles are exact while each rank's
     fresh or replayed weights fit into its :class:`WeightSample`; for more tokens they are estimates with the error that

@@ -32,7 +32,14 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
         ([*method("greso"), *LAG], "data.sampler is GRESO"),
         ([*method("popo"), *LAG, "--data.composer.buffer.max_age", "1"], "composer.buffer.max_age is 1"),
         (["--data.async_level", "1"], "data.async_level is 1, but data.engine is TransformersEngine"),
-        ([*method("max_at_k"), "--model.advantage.k", "5"], "model.advantage.k is 5, more than the 4"),
+        (
+            [*method("max_at_k"), "--model.advantage.k", "5", "--model.advantage.baseline", "none"],
+            "model.advantage.k is 5, more than the 4",
+        ),
+        (
+            [*method("max_at_k"), "--model.advantage.k", "4", "--model.advantage.baseline", "centered"],
+            "model.advantage.k is 4 with baseline centered, which needs 5, more than the 4",
+        ),
         ([*method("ppo"), "--model.advantage", "GroupNormalized"], "model.critic is set but"),
         ([*method("tree_opo"), "--model.reward_key", "acc"], "data.composer.reward_key is 'score'"),
         ([*method("greso"), "--model.reward_key", "acc"], "data.sampler.reward_key is 'score'"),

@@ -82,6 +82,9 @@ def test_a_spread_of_zero_is_the_run_without_one(config: Path, tmp_path: Path) -
     off = fit(config, tmp_path / "off", "grpo_spread", "--data.temperature_spread", 0)
     on = fit(config, tmp_path / "on", "grpo_spread")
     assert all(torch.equal(plain[name], off[name]) for name in plain)
+    usual = fit(config, tmp_path / "usual", "grpo")
+    none = fit(config, tmp_path / "none", "grpo", "--data.temperature_spread", 0)
+    assert all(torch.equal(usual[name], none[name]) for name in usual)
     assert not all(torch.equal(plain[name], on[name]) for name in plain)
     ignored = ("time/", "throughput/", "memory/")
     left, right = (
