@@ -65,7 +65,7 @@ def test_sharded_ranks_train_on_images_as_one_process_does(tmp_path: Path) -> No
     first, second = on_two_ranks(trained_each_way, tmp_path / "ranks", folder, seconds=240)
     for one, other in zip(first, second, strict=True):
         for rank in (one, other):
-            torch.testing.assert_close(rank["weights"], alone["weights"], atol=5e-6, rtol=0)
+            torch.testing.assert_close(rank["weights"], alone["weights"], atol=2e-5, rtol=0)
         for name in ("logprobs", "values"):
             torch.testing.assert_close(torch.cat([one[name], other[name]]), alone[name], atol=1e-4, rtol=0)
     before = load_model(folder, torch.float32).state_dict()
