@@ -44,7 +44,10 @@ def test_differences_of_a_report_have_t_intervals(report: Path) -> None:
         header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table[2].splitlines())
         for arm, _, *cells in rows:
             for name, cell in zip(header[2:], cells, strict=True):
-                assert cell == shown(difference(report.parent, arm, table[1], COLUMNS[name.partition("@")[0]])), (arm, name)
+                assert cell == shown(difference(report.parent, arm, table[1], COLUMNS[name.partition("@")[0]])), (
+                    arm,
+                    name,
+                )
                 checked += 1
     assert bool(checked) == (len(methods) > 1), "a report of one method has no method to differ from"
 

@@ -16,6 +16,7 @@ import torch
 from helpers import vllm as vllm_for_tests
 from helpers.tiny_models import method, popo
 from helpers.vllm import RANKS, Recorder, started
+from torch._dynamo import eval_frame
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.base import Sampling
@@ -105,8 +106,11 @@ def test_settings_follow_the_device(llm: Recorder, device: str, settings: dict[s
     engine = started(device, **settings)
     assert {name: llm.arguments[name] for name in expected} == expected
     assert ("gpu_memory_utilization" in llm.arguments) == (device != "cpu")
-    compiles = type(engine._no_compilation()).__name__ == "nullcontext"
-    assert compiles is not llm.arguments["enforce_eager"]
+    before = eval_frame._stance.stance
+    with engine._apart():
+        inside = eval_frame._stance.stance
+    assert inside == ("force_eager" if llm.arguments["enforce_eager"] else before)
+    assert eval_frame._stance.stance == before == "default", "compiled layers of the trainer would stay eager"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -214,13 +214,13 @@ class VLLMEngine(RolloutEngine):
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Isolates one step, so that the caller's work in between has its own random state and compiles as usual."""
-        with isolate_rng(include_cuda=self._context.device.type == "cuda"), self._no_compilation():
-            yield
+        """Isolates one step, so that the caller's work in between has its own random state and compiles as usual.
 
-    def _no_compilation(self) -> AbstractContextManager[Any]:
-        """With enforce_eager, also skips compiling vLLM's samplers, which takes 16 s and a C++ compiler on a CPU."""
-        return torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
+        With enforce_eager vLLM's samplers are not compiled either, which takes 16 s and a C++ compiler on a CPU.
+        """
+        isolated = isolate_rng(include_cuda=self._context.device.type == "cuda")
+        with isolated, torch.compiler.set_stance("force_eager") if self._eager else nullcontext():
+            yield
 
     def _responses(self, prompt: Prompt, finished: list[tuple[Ask, Any]], sampling: Sampling) -> list[Response]:
         """Responses of a prompt's finished requests, in the order of their seeds."""
