@@ -21,7 +21,7 @@ class RandomReplay(Composer):
         """Returns effective fresh groups, then replayed ones. The iteration's generator draws, so seeds repeat."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
-        stored = list(filter(iteration.still_effective, self.buffer.usable(iteration.version)))
+        stored = self.buffer.usable(iteration.version, wanted=iteration.still_effective)
         replayed = iteration.random("replay").sample(stored, min(len(ineffective), len(stored)))
         self.buffer.used(replayed)  # counts towards the buffer's max_uses
         self.buffer.insert(effective, len(fresh))

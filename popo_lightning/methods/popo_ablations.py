@@ -48,7 +48,7 @@ class KLRanked(PrioritizedGroupReplay):
         """Returns effective fresh groups, then the stored ones nearest to the present policy."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
-        candidates = list(filter(iteration.still_effective, self.buffer.usable(iteration.version)))
+        candidates = self.buffer.usable(iteration.version, wanted=iteration.still_effective)
         choice = 0 < len(ineffective) < len(candidates)
         candidates = self._ranked(candidates, iteration) if choice else candidates
         problems = {group.problem.id for group in effective}

@@ -39,8 +39,8 @@ class GatedReplay(PrioritizedGroupReplay):
         """Returns effective fresh groups, then the newest stored ones that pass the test."""
         fresh = iteration.rollout()
         effective, ineffective = iteration.split(fresh)
-        stored = self.buffer.usable(iteration.version) if ineffective else []
-        candidates = list(filter(iteration.still_effective, stored))
+        wanted = iteration.still_effective
+        candidates = self.buffer.usable(iteration.version, wanted=wanted) if ineffective else []
         admitted = still_worth(candidates, self.min_ess, iteration)
         problems = {group.problem.id for group in effective}
         replayed = one_of_each_problem(admitted, len(ineffective), problems)

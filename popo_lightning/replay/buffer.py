@@ -10,6 +10,13 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 
 T = TypeVar("T")
+Wanted = Callable[[Group], bool]
+"""Whether a stored group may be replayed, such as `Iteration.still_effective`."""
+
+
+def any_group(group: Group) -> bool:
+    """Admits every stored group."""
+    return True
 
 
 class GroupReplayBuffer:
@@ -82,7 +89,7 @@ class GroupReplayBuffer:
         version: int,
         min_age: int = 1,
         exclude_problems: Collection[str] = (),
-        wanted: Callable[[Group], bool] = lambda group: True,
+        wanted: Wanted = any_group,
     ) -> list[Group]:
         """Returns up to ``count`` groups, newest version first and in order of insertion within a version.
 
@@ -108,7 +115,7 @@ class GroupReplayBuffer:
         effective: Sequence[Group],
         ineffective: Sequence[Group],
         version: int,
-        wanted: Callable[[Group], bool] = lambda group: True,
+        wanted: Wanted = any_group,
     ) -> list[Group]:
         """Returns the newest stored groups to replace an iteration's ineffective ones, then stores the effective ones.
 
@@ -126,9 +133,9 @@ class GroupReplayBuffer:
         self.insert(effective, len(effective) + len(ineffective))
         return replayed
 
-    def usable(self, version: int, min_age: int = 1) -> list[Group]:
+    def usable(self, version: int, min_age: int = 1, wanted: Wanted = any_group) -> list[Group]:
         """Returns all groups of an allowed age with uses left, in the order of :meth:`newest`."""
-        return list(self._newest_first(version, min_age))
+        return list(filter(wanted, self._newest_first(version, min_age)))
 
     def _newest_first(self, version: int, min_age: int) -> Iterator[Group]:
         for stored in sorted(self._by_version, reverse=True):
