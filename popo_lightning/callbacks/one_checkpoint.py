@@ -25,9 +25,13 @@ class OneCheckpoint(L.Callback):
     """
 
     def __init__(self, checkpoint: str | Path | None, forks: bool = False) -> None:
-        # the time of writing is noted in the file, so that a copy on another node's disk is the same checkpoint
-        self._own = None if checkpoint is None else (*written_at(Path(checkpoint)), forks)
-        self._words = "none" if checkpoint is None else _words(Path(checkpoint), forks)
+        self._own: tuple[Any, ...] | None = None
+        self._words = "none"
+        if checkpoint is not None:
+            # the time of writing is noted in the file, so that a copy on another node's disk is the same checkpoint
+            written = written_at(Path(checkpoint))
+            self._own = (*written, forks)
+            self._words = _words(checkpoint, written[0], forks)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Compares the ranks. A collective.
@@ -47,8 +51,8 @@ class OneCheckpoint(L.Callback):
             )
 
 
-def _words(checkpoint: Path, forks: bool) -> str:
-    at = datetime.fromtimestamp(written_at(checkpoint)[0] / 1e9, UTC)
+def _words(checkpoint: str | Path, nanoseconds: int, forks: bool) -> str:
+    at = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
     return f"{'a new run from ' if forks else ''}'{checkpoint}', written at {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
