@@ -114,17 +114,30 @@ stamp=$({
 if [ "$(cat "$venv/.popo-stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 check_machine
 
-echo "setup: installing into $venv for $device (once, a few minutes)"
+echo "setup: installing into $venv for $device (once, about a minute)"
 "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
-# Arguments go to pip.
+# uv takes a quarter of pip's time. Where it cannot be had, or does not find what pip finds, pip installs.
+uv=()
+if "${pip[@]}" uv 2>/dev/null && [ -x "$venv/bin/uv" ]; then
+  uv=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
+  while read -r argument; do uv+=("$argument"); done < <("$venv/bin/python" scripts/pip_settings.py)
+  # uv reads no certificates of pip's configuration.
+  if certificates=$("$venv/bin/python" -m pip config get global.cert 2>/dev/null); then
+    export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}
+  fi
+fi
+
+# Arguments go to uv and pip.
 install() {
   if [ "$device" = gpu ]; then
-    "${pip[@]}" -e '.[gpu,dev]' "$@"
+    { [ "${#uv[@]}" -gt 0 ] && "${uv[@]}" -e '.[gpu,dev]' "$@" 2>/dev/null; } || "${pip[@]}" -e '.[gpu,dev]' "$@"
     return
   fi
   local ask=("$@" --extra-index-url "$torch_index")
+  if [ "${#uv[@]}" -gt 0 ] && { "${uv[@]}" "$torch" -e '.[cpu,dev]' "$@" 2>/dev/null ||
+    "${uv[@]}" "$torch" -e '.[cpu,dev]' "${ask[@]}" 2>/dev/null; }; then return; fi
   { "${pip[@]}" "$torch" "$@" 2>/dev/null || "${pip[@]}" "$torch" "${ask[@]}"; } &&
     { "${pip[@]}" -e '.[cpu,dev]' "$@" || "${pip[@]}" -e '.[cpu,dev]' "${ask[@]}"; }
 }
@@ -171,7 +184,8 @@ for package in torchaudio torchcodec; do
   fi
 done
 if [ "$engine" = vLLM ]; then probe='import popo_lightning.cli, vllm'; else probe='import popo_lightning.cli'; fi
-"$venv/bin/python" -c "$probe" >/dev/null
+# uv compiles no bytecode; what a run imports is compiled here, once, and not by each of its processes.
+PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c "$probe" >/dev/null
 echo "$device" >"$venv/.popo-device"
 echo "$engine" >"$venv/.popo-engine"
 echo "$stamp" >"$venv/.popo-stamp"

@@ -173,25 +173,42 @@ FAKE = """mkdir -p "$3/bin"
 cat >"$3/bin/python" <<'PYTHON'
 #!{bash}
 echo "$*" >>{log}
+case "$*" in
+  scripts/pip_settings.py) printf '%s\\n' --find-links '/a b' ;;
+  *"install --quiet uv") {uv} ;;
+esac
 PYTHON
-chmod +x "$3/bin/python"
+cat >"$3/bin/fake-uv" <<'UV'
+#!{bash}
+echo "uv $*" >>{log}
+{uv_end}
+UV
+chmod +x "$3/bin/python" "$3/bin/fake-uv"
 """
 
 
-@pytest.mark.parametrize(("system", "vllm"), [("Linux", True), ("Darwin", False)])
-def test_what_is_installed(machine: Machine, system: str, vllm: bool) -> None:
-    """The environment's python is faked and lists the commands it gets."""
+def fake_environment(machine: Machine, *, uv: str, uv_end: str = "exit 0") -> Path:
+    """Fakes the environment's commands; returns the file that lists the commands they get."""
     log = machine.root / "calls"
+    venv = machine.root / "venv" / "bin"
+    installs = f"mv {venv}/fake-uv {venv}/uv" if uv == "installs" else uv
+    make = FAKE.format(bash=shutil.which("bash"), log=log, uv=installs, uv_end=uv_end)
+    machine.command("python3", f'if [ "$2" = venv ]; then\n{make}\nelse exec {sys.executable} "$@"; fi')
+    for tool in ("mkdir", "chmod", "sed", "mv"):
+        (machine.bin / tool).symlink_to(str(shutil.which(tool)))
+    return log
+
+
+@pytest.mark.parametrize(("system", "vllm"), [("Linux", True), ("Darwin", False)])
+def test_what_is_installed_without_uv(machine: Machine, system: str, vllm: bool) -> None:
+    """The environment's python is faked and lists the commands it gets."""
     machine.without("nvidia-smi")
     machine.system(system, "arm64" if system == "Darwin" else "x86_64")
-    make = FAKE.format(bash=shutil.which("bash"), log=log)
-    machine.command("python3", f'if [ "$2" = venv ]; then\n{make}\nelse exec {sys.executable} "$@"; fi')
-    for tool in ("mkdir", "chmod", "sed"):
-        (machine.bin / tool).symlink_to(str(shutil.which(tool)))
+    log = fake_environment(machine, uv="exit 1")
     done = machine.run()
     assert done.returncode == 0, done.stderr
     calls, venv = log.read_text().splitlines(), machine.root / "venv"
-    torch, package = (line for line in calls if " install " in line)
+    torch, package = (line for line in calls if " install " in line and not line.endswith(" uv"))
     constraints = REPOSITORY / "constraints" / "cpu.txt"
     if vllm:
         assert "torch==2.13.0+cpu --constraint constraints/cpu.txt" in torch
@@ -205,6 +222,58 @@ def test_what_is_installed(machine: Machine, system: str, vllm: bool) -> None:
     assert (venv / ".popo-device").read_text() == "cpu\n"
     assert (venv / ".popo-engine").read_text() == ("vLLM\n" if vllm else "transformers\n")
     assert machine.run().stdout == "" and log.read_text().splitlines() == calls  # up to date
+
+
+@pytest.mark.parametrize(("device", "torch"), [("cpu", "torch==2.13.0+cpu "), ("gpu", "")])
+def test_uv_installs_everything_with_the_settings_of_pip(machine: Machine, device: str, torch: str) -> None:
+    log = fake_environment(machine, uv="installs")
+    done = machine.run(POPO_DEVICE=device)
+    assert (done.returncode, done.stderr) == (0, "")
+    calls, venv = log.read_text().splitlines(), machine.root / "venv"
+    assert [line for line in calls if line.startswith("uv ")] == [
+        f"uv pip install --quiet --python {venv}/bin/python --find-links /a b {torch}-e .[{device},dev] "
+        f"--constraint constraints/{device}.txt"
+    ]
+    assert not any("pip" in line and "install" in line and "uv" not in line for line in calls)
+
+
+def test_pip_installs_what_uv_does_not_find(machine: Machine) -> None:
+    machine.without("nvidia-smi")
+    log = fake_environment(machine, uv="installs", uv_end="echo uv found nothing >&2; exit 1")
+    done = machine.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    calls = log.read_text().splitlines()
+    first, second = (line for line in calls if line.startswith("uv "))
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" not in first
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in second
+    assert any("-m pip" in line and "-e .[cpu,dev]" in line for line in calls)
+
+
+def test_settings_of_pip_as_arguments_of_uv() -> None:
+    sys.path.insert(0, str(REPOSITORY / "scripts"))
+    try:
+        import pip_settings
+    finally:
+        sys.path.pop(0)
+    listing = """:env:.find-links='/wheels'
+freeze.timeout='10'
+global.extra-index-url='https://one/simple https://two/simple'
+global.find-links='/elsewhere'
+global.index-url='https://global/simple'
+install.index-url='https://install/simple'
+install.no-index='false'
+global.trusted-host='one'
+"""
+    best = ["--index-strategy", "unsafe-best-match"]
+    assert pip_settings.arguments({}) == best
+    assert pip_settings.arguments({"no-index": "true"}) == [*best, "--no-index"]
+    assert pip_settings.arguments(pip_settings.settings(listing)) == [
+        *best,
+        *("--index-url", "https://install/simple"),
+        *("--extra-index-url", "https://one/simple", "--extra-index-url", "https://two/simple"),
+        *("--find-links", "/wheels"),
+        *("--allow-insecure-host", "one"),
+    ]
 
 
 def test_vllm_is_declared_for_linux_alone() -> None:
