@@ -24,7 +24,7 @@ from popo_lightning.cli.main import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARE, TOLERANCE = 0.8, 1.02
-PENALTIES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+PENALTIES = (0.5, 0.75, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.5, 2.0)
 C = (10.0, 1.0)  # the default first
 NUMBERS = {"numbers": 2, "largest_number": 12, "operations": "+-*", "held_out_share": 0.3}
 TASK = NUMBERS | {"held_out_problems": 60, "orders": 2, "min_ways": 1}
