@@ -108,7 +108,8 @@ def generate(model: Any, prompts: list[list[int]], seed: int) -> list[list[tuple
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     position, cache = (mask.cumsum(1) - 1).clamp(min=0), DynamicCache()
     running, length = torch.ones(len(rows), dtype=torch.bool), torch.zeros(len(rows), dtype=torch.long)
-    tokens, logps = [], []
+    tokens: list[Tensor] = []
+    logps: list[Tensor] = []
     while running.any() and len(tokens) < MAX_NEW_TOKENS:
         known = {"attention_mask": mask, "position_ids": position, "past_key_values": cache}
         probs = model(input_ids=ids, **known, logits_to_keep=1).logits[:, -1].double().softmax(-1)
@@ -165,7 +166,8 @@ def most_recent(buffer: deque[Group], wanted: int, version: int, batch: list[Gro
     Groups of problems that the batch already has come last. A short buffer gives fewer groups than wanted.
     """
     present = {group.problem for group in batch}
-    others, repeated = [], []
+    others: list[Group] = []
+    repeated: list[Group] = []
     for group in sorted(buffer, key=lambda group: -group.version):
         if version - group.version <= MAX_AGE:
             (repeated if group.problem in present else others).append(group)
@@ -223,7 +225,9 @@ def popo_loss(logp: Tensor, prox_logp: Tensor, behave_logp: Tensor, advantage: T
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-def graded_groups(model: Any, tokenizer: Any, asked: list[Problem], seed: int, version: int, generate: Callable):
+def graded_groups(
+    model: Any, tokenizer: Any, asked: list[Problem], seed: int, version: int, generate: Callable
+) -> list[Group]:
     """Samples a list of groups, one for each problem."""
     groups, prompts = [], [tokenizer(problem.prompt).input_ids for problem in asked]
     for problem, prompt, responses in zip(asked, prompts, generate(model, prompts, seed), strict=True):

@@ -27,6 +27,8 @@ from popo_lightning.model.scoring import packed_mask
 
 RESPONSES = 8
 
+QueryKeyValue = tuple[Tensor, Tensor, Tensor]
+
 
 def main() -> None:
     """Measures and prints JSON."""
@@ -72,9 +74,7 @@ def measure(options: argparse.Namespace, response: int) -> dict[str, Any]:
     ways: dict[str, Callable[[], Tensor]] = {
         "matrices": lambda: states @ matrix,
         "causal": lambda: scaled_dot_product_attention(*causal_inputs, is_causal=True, enable_gqa=True),
-        "masked": lambda: scaled_dot_product_attention(
-            masked_inputs[0], *_repeated(masked_inputs[1:], options), attn_mask=dense
-        ),
+        "masked": lambda: scaled_dot_product_attention(*_repeated(masked_inputs, options), attn_mask=dense),
         "packed": lambda: packed_attention(module, *flat_inputs, flat)[0],
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -94,15 +94,19 @@ def measure(options: argparse.Namespace, response: int) -> dict[str, Any]:
     }
 
 
-def _inputs(options: argparse.Namespace, rows: int, length: int, dtype: torch.dtype) -> list[Tensor]:
-    heads = (options.heads, options.key_heads, options.key_heads)
-    shape = (length, options.head_dim)
-    return [torch.randn(rows, h, *shape, device=options.device, dtype=dtype, requires_grad=True) for h in heads]
+def _inputs(options: argparse.Namespace, rows: int, length: int, dtype: torch.dtype) -> QueryKeyValue:
+    def drawn(heads: int) -> Tensor:
+        shape = (rows, heads, length, options.head_dim)
+        return torch.randn(shape, device=options.device, dtype=dtype, requires_grad=True)
+
+    return drawn(options.heads), drawn(options.key_heads), drawn(options.key_heads)
 
 
-def _repeated(keys: list[Tensor], options: argparse.Namespace) -> list[Tensor]:
-    """Attention as transformers computes it with a mask."""
-    return [each.repeat_interleave(options.heads // options.key_heads, 1) for each in keys]
+def _repeated(inputs: QueryKeyValue, options: argparse.Namespace) -> QueryKeyValue:
+    """Keys and values for each head, as transformers computes attention with a mask."""
+    query, key, value = inputs
+    times = options.heads // options.key_heads
+    return query, key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
 
 
 def _seconds(way: Callable[[], Tensor], device: str) -> float:

@@ -111,6 +111,8 @@ class Bench(Iteration):
         """Not used."""
         raise NotImplementedError
 
+    reference_logprobs = logprobs
+
     def random(self, *purpose: object) -> random.Random:
         """Generator of the next draws of this seed."""
         return self.seeded

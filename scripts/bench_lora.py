@@ -90,7 +90,7 @@ def measure(folder: Path, dtype: str, lora: int | None = None, four_bit: bool = 
         enable_model_summary=False,
         precision="bf16-mixed" if dtype == "bfloat16" else "32-true",
     )
-    minibatches = [Minibatch(groups, 0, step) for step in range(STEPS)]
+    minibatches: Any = [Minibatch(groups, 0, step) for step in range(STEPS)]  # a list is a dataset
     trainer.fit(module, torch.utils.data.DataLoader(minibatches, batch_size=None))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer: Any = module.optimizers()

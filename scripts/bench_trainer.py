@@ -121,10 +121,10 @@ class Clock(L.Callback):
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measures the steps of one setting."""
     point, shape = settings_of(options.point, options.small), shape_of(options.small)
-    fused = {"fused": True} if options.device == "cuda" else {}
+    fused = True if options.device == "cuda" else None
     module = PolicyModule(
         path=options.folder,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, **fused),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, fused=fused),
         micro_batch_tokens=point["tokens"],
         gradient_checkpointing=point["recompute"],
         compile_layers=point.get("compile", False),

@@ -73,7 +73,7 @@ class Page:
             if answer.get("id") == self._count:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]  # type: ignore[no-any-return]
+                return answer["result"]
             self._note(answer)
 
     def _next(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Page:
                 raise RuntimeError("Chromium is gone" if ready else "Chromium does not answer")
             self._unread += read
         message, _, self._unread = self._unread.partition(b"\0")
-        return json.loads(message)  # type: ignore[no-any-return]
+        return json.loads(message)
 
     def _note(self, event: dict[str, Any]) -> None:
         kind, params = event.get("method"), event.get("params", {})

@@ -1,4 +1,6 @@
-"""Prints pip's indexes, certificates and constraints as arguments of `uv pip install`, one a line, for scripts/setup.sh.
+"""Prints pip's indexes, certificates and constraints as arguments of `uv pip install`, one a line.
+
+scripts/setup.sh reads them.
 
 Usage: PYTHON scripts/pip_settings.py, with the environment's Python
 
@@ -22,7 +24,7 @@ FLAGS = {
 
 
 def settings(listing: str) -> dict[str, str]:
-    """pip's settings by name, from lines such as `global.index-url='https://...'`.
+    """Returns the settings of pip by name, from lines such as `global.index-url='https://...'`.
 
     A section of a command (install) wins over global, and the environment over both.
     """
@@ -37,7 +39,7 @@ def settings(listing: str) -> dict[str, str]:
 
 
 def arguments(pip: dict[str, str]) -> list[str]:
-    """The arguments of uv for pip's settings; a setting that lists several values becomes several arguments."""
+    """Returns the arguments of uv for settings of pip; each value of a list has an argument of its own."""
     out = ["--index-strategy", "unsafe-best-match"]
     for name, flag in FLAGS.items():
         for value in pip.get(name, "").split():
@@ -48,5 +50,7 @@ def arguments(pip: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
     print("\n".join(arguments(settings(listing.stdout))))

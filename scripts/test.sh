@@ -6,7 +6,7 @@ bash scripts/setup.sh
 bin=${POPO_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy" popo_lightning
+"$bin/mypy"
 export PYTHONDONTWRITEBYTECODE= # the tests start some hundred interpreters, each of which would compile again
 # On a CPU two processes share the quick tests: each gets half of the files, in order, and the first to finish takes over
 # the other's remaining files. Slow tests start processes of their own. On a GPU each vLLM engine needs most of the card,

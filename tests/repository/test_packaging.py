@@ -90,6 +90,6 @@ def test_the_hooks_are_the_checks_of_the_test_script() -> None:
     assert [repo["repo"] for repo in hooks] == ["local"]
     entries = [hook["entry"] for hook in hooks[0]["hooks"]]
     script = (REPOSITORY / "scripts" / "test.sh").read_text()
-    for tool in ("ruff check", "ruff format", "mypy popo_lightning"):
+    for tool in ("ruff check", "ruff format", "mypy"):
         assert any(tool in entry.replace('"', "") for entry in entries), tool
         assert tool.split()[0] in script
