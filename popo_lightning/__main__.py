@@ -62,23 +62,23 @@ def main() -> None:
     if sys.argv[1] == CONFIGS:
         sys.exit(configs(sys.argv[2:]))
     if sys.argv[1] == COMPARE:
-        from popo_lightning.compare.command import main as compare
+        from popo_lightning.cli.compare.command import main as compare
 
         sys.exit(compare(sys.argv[2:]))
     if sys.argv[1] == SHOW:
-        from popo_lightning.show.command import main as show
+        from popo_lightning.cli.show.command import main as show
 
         sys.exit(show(sys.argv[2:]))
     if sys.argv[1] == EXPORT:
-        from popo_lightning.export.export_command import main as export
+        from popo_lightning.cli.export.export_command import main as export
 
         sys.exit(export(sys.argv[2:]))
     if sys.argv[1] == SAMPLE:
-        from popo_lightning.export.sample_command import main as sample
+        from popo_lightning.cli.export.sample_command import main as sample
 
         sys.exit(sample(sys.argv[2:]))
     if sys.argv[1] == ESTIMATE:
-        from popo_lightning.estimate.command import main as estimate
+        from popo_lightning.cli.estimate.command import main as estimate
 
         sys.exit(estimate(sys.argv[2:]))
     if sys.argv[1] == COMPLETION:
@@ -95,10 +95,10 @@ def main() -> None:
 def other_parsers() -> dict[str, tuple[str, Any]]:
     """Returns the description and the parser of each subcommand that LightningCLI does not handle."""
     from popo_lightning.cli import completion, shipped_configs
-    from popo_lightning.compare.command import parser as compare
-    from popo_lightning.estimate.options import estimate_parser
-    from popo_lightning.export.options import export_parser, sample_parser
-    from popo_lightning.show.command import parser as show
+    from popo_lightning.cli.compare.command import parser as compare
+    from popo_lightning.cli.estimate.options import estimate_parser
+    from popo_lightning.cli.export.options import export_parser, sample_parser
+    from popo_lightning.cli.show.command import parser as show
 
     made = {COMPARE: compare, CONFIGS: shipped_configs.parser, SHOW: show, EXPORT: export_parser, SAMPLE: sample_parser}
     made |= {ESTIMATE: estimate_parser, COMPLETION: completion.parser}

@@ -291,7 +291,7 @@ class PolicyModule(PolicyModel):
             map_location: Device that the policy is moved to.
             settings: Arguments of this class, which override the run's.
         """
-        from popo_lightning.export.policy_loading import loaded_policy
+        from popo_lightning.cli.export.policy_loading import loaded_policy
 
         settings = {name: value for name, value in settings.items() if name not in ("strict", "weights_only")}
         module = loaded_policy(cls, checkpoint_path, settings)

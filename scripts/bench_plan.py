@@ -23,13 +23,13 @@ import torch
 from bench_memory import peak, reset_peak
 from machine import machine
 
+from popo_lightning.cli.plan.memory import Model, estimate
+from popo_lightning.cli.plan.optimizer_state import OptimizerState
+from popo_lightning.cli.plan.run_settings import RunSettings
 from popo_lightning.core.groups import Response
 from popo_lightning.core.minibatch import Row
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
 from popo_lightning.model.scoring import response_logprobs
-from popo_lightning.plan.memory import Model, estimate
-from popo_lightning.plan.optimizer_state import OptimizerState
-from popo_lightning.plan.run_settings import RunSettings
 
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "benchmarks" / "plan.json"
 PROMPT, SEQUENCE = 64, 512

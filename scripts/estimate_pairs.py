@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from popo_lightning.cli.estimate.bootstrap import Estimated, mean_over_problems
+from popo_lightning.cli.estimate.judgement import SAMPLED, Choices, Judgement, judged
+from popo_lightning.cli.estimate.logged import LoggedBenchmark, evaluations_of, logged_benchmarks
+from popo_lightning.cli.estimate.scoring import Judged
+from popo_lightning.cli.export.saved_policy import saved_policy
 from popo_lightning.core.markdown import markdown_table
-from popo_lightning.estimate.bootstrap import Estimated, mean_over_problems
-from popo_lightning.estimate.judgement import SAMPLED, Choices, Judgement, judged
-from popo_lightning.estimate.logged import LoggedBenchmark, evaluations_of, logged_benchmarks
-from popo_lightning.estimate.scoring import Judged
-from popo_lightning.export.saved_policy import saved_policy
 
 EVERY, ITERATIONS = 10, 200
 DISTANCES = (1, 2, 4, 8)  # evaluations between the responses and the checkpoint

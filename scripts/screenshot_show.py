@@ -16,9 +16,9 @@ from pathlib import Path
 from browser import CHROMIUM, Page
 from PIL import Image
 
+from popo_lightning.cli.show.command import made
+from popo_lightning.cli.show.runs import Limits
 from popo_lightning.core.errors import SettingError
-from popo_lightning.show.command import made
-from popo_lightning.show.runs import Limits
 
 WIDTH = 1320
 GROUPS = 1000  # height of the browser of groups in pixels

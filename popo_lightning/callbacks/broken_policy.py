@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from popo_lightning.core.kept_state import KeepsState
 
 WINDOW = 10  # iterations before the break that are averaged
 MAX_WRONG = 0.5  # limit of their mean share of all-wrong groups: above it, several such iterations may be chance
 
 
-class BrokenPolicyDetector:
+class BrokenPolicyDetector(KeepsState):
     """Detects a broken policy from the share of fresh groups without a right response.
 
     Args:
@@ -17,6 +17,8 @@ class BrokenPolicyDetector:
     Attributes:
         since: First of the present iterations without a right response; None if the last iteration had one.
     """
+
+    state = ("since", "_before", "_wrong", "_told")
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -67,12 +69,3 @@ class BrokenPolicyDetector:
         """
         assert self.since is not None
         return self.since - 2 - behind  # iteration n samples with the weights of iteration n - 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint."""
-        return {"since": self.since, "before": self._before, "wrong": self._wrong, "told": self._told}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.since, self._before = state_dict["since"], list(state_dict["before"])
-        self._wrong, self._told = state_dict["wrong"], state_dict["told"]

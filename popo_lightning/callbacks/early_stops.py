@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.resume import early_stop_in_words
@@ -16,7 +17,7 @@ from popo_lightning.runs.resume import early_stop_in_words
 log = logging.getLogger(__name__)
 
 
-class EarlyStops(L.Callback):
+class EarlyStops(KeepsState, L.Callback):
     """Saves in checkpoints that EarlyStopping ended the run, and why. A resumed run then ends at once.
 
     The run continues if the settings of EarlyStopping in trainer.callbacks have changed or were removed. Lightning
@@ -26,6 +27,8 @@ class EarlyStops(L.Callback):
         settings: Settings of EarlyStopping as one text.
         forks: Whether the run begins from another run's checkpoint; that run's counts of EarlyStopping are discarded.
     """
+
+    state = ("_ended",)
 
     def __init__(self, settings: str, forks: bool) -> None:
         self.settings = settings
@@ -68,14 +71,6 @@ class EarlyStops(L.Callback):
                 why = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
                 iteration = rollouts_of(trainer).iteration
                 self._ended = {"iteration": iteration, "why": why, "settings": self.settings}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where and why EarlyStopping ended the run, or None."""
-        return {"ended": self._ended}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._ended = state_dict["ended"]
 
 
 def _early(trainer: L.Trainer) -> list[EarlyStopping]:

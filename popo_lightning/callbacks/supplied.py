@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
+from popo_lightning.callbacks.forgotten_state import ForgottenState
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.proximal.critic_values import CriticValues
 from popo_lightning.proximal.parameter_hook import ParameterHook
@@ -23,6 +24,8 @@ def supply(callbacks: list[L.Callback]) -> None:
         callbacks.insert(behind + 1, ProximalSnapshot())
     if _last(callbacks, CriticValues) < 0:
         callbacks.insert(_last(callbacks, ProximalPolicy) + 1, CriticValues())
+    if _last(callbacks, ForgottenState) < 0:
+        callbacks.append(ForgottenState())
 
 
 def _last(callbacks: list[L.Callback], kind: type) -> int:

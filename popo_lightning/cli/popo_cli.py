@@ -36,6 +36,7 @@ from popo_lightning.cli.fit_loop import end_always
 from popo_lightning.cli.help_texts import add_help_all
 from popo_lightning.cli.parser import OneSentenceParser
 from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
+from popo_lightning.cli.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
 from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.cli.trainer_settings import (
@@ -55,7 +56,6 @@ from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
 from popo_lightning.metrics.table import loggers
 from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
-from popo_lightning.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation

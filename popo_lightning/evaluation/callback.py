@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
 from popo_lightning.engines.base import Sampling
 from popo_lightning.evaluation.benchmarks import (
@@ -36,7 +37,7 @@ from popo_lightning.runs.folder import EVALUATIONS
 from popo_lightning.runs.stopping import stop_requests
 
 
-class Evaluation(L.Callback):
+class Evaluation(KeepsState, L.Callback):
     """Evaluates before training, every few iterations and at the end; validate, test and predict run it too.
 
     Its draws leave training's random states unchanged. Results and responses are written to the folder evaluations.
@@ -60,6 +61,8 @@ class Evaluation(L.Callback):
         seed: Seed of the evaluation's draws.
         new_draws: Draw anew at every evaluation, so that two of a run are independent; false repeats the seeds.
     """
+
+    state = ("history",)
 
     def __init__(
         self,
@@ -289,11 +292,3 @@ class Evaluation(L.Callback):
     def keep_present(self, iteration: int) -> None:
         """Drops another run's evaluations, except that of the weights that this run begins with."""
         self.history = [entry for entry in self.history if entry["iteration"] == iteration]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far."""
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.history = state_dict["history"]

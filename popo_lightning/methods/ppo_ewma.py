@@ -41,6 +41,7 @@ class ProximalAverage(ProximalPolicy):
     """
 
     prox_differs_on_fresh = True
+    state = ("average", "mass")
 
     def __init__(self, center_of_mass: float = 8.0) -> None:
         if not 0 <= center_of_mass < math.inf:
@@ -83,14 +84,6 @@ class ProximalAverage(ProximalPolicy):
         self.mass = self.beta * self.mass + 1
         for name, parameter in trainable_parameters(model).items():
             self.average[name].lerp_(parameter.float(), 1 / self.mass)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the average and its mass."""
-        return {"average": self.average, "mass": self.mass}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.average, self.mass = state_dict["average"], state_dict["mass"]
 
 
 def under(weights: Weights, policy: PolicyModel, minibatch: Minibatch) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
@@ -129,6 +129,8 @@ class Reincarnation(ParameterHook):
             GRPO, 50 or 100 for PPO.
     """
 
+    state = ("reference",)
+
     def __init__(self, iteration: int = 50) -> None:
         if iteration < 0:
             raise SettingError(f"Reincarnation.iteration is {iteration}; use 0 or a later iteration, such as 50")
@@ -165,14 +167,6 @@ class Reincarnation(ParameterHook):
             policy = policy_of(pl_module)
             self.reference = snapshot(policy.model)
             restore(self.reference, policy.reference)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the reference, or None before it is replaced."""
-        return {"reference": self.reference}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.reference = state_dict["reference"]
 
 
 class ScaledWidth(TrustRegion):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from typing import Any
 
 import lightning as L
@@ -42,6 +43,8 @@ class SlowFastPolicy(ParameterHook):
         z_threshold: Standard deviations above the mean at which SFPO stops; null never stops it.
     """
 
+    state = ("start", "entropies", "stopped", "_entropy_sum", "_tokens")
+
     def __init__(self, interpolation: float = 0.8, entropy_window: int = 30, z_threshold: float | None = 1.0) -> None:
         self.interpolation = within("SlowFastPolicy.interpolation", interpolation, 0, 1, "0.8")
         if entropy_window < 2:
@@ -51,7 +54,7 @@ class SlowFastPolicy(ParameterHook):
         self.entropy_window = entropy_window
         self.z_threshold = None if z_threshold is None else above("SlowFastPolicy.z_threshold", z_threshold, 0, "1.0")
         self.start: Weights | None = None  # theta0, until the weights are interpolated
-        self.entropies: list[float] = []  # mean entropies of the last iterations
+        self.entropies: deque[float] = deque(maxlen=entropy_window)  # mean entropies of the last iterations
         self.stopped = False
         self._entropy_sum = self._tokens = 0.0  # of the present iteration
 
@@ -90,7 +93,7 @@ class SlowFastPolicy(ParameterHook):
         data = run_data(trainer)
         if batch.index == data.steps - 1:
             if self._tokens:
-                self.entropies = [*self.entropies, self._entropy_sum / self._tokens][-self.entropy_window :]
+                self.entropies.append(self._entropy_sum / self._tokens)
                 self.stopped = self._rises(self.z_threshold)
             self._entropy_sum = self._tokens = 0.0
 
@@ -99,22 +102,6 @@ class SlowFastPolicy(ParameterHook):
             return False
         spread = statistics.pstdev(self.entropies) + 1e-9
         return (self.entropies[-1] - statistics.fmean(self.entropies)) / spread >= threshold
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns theta0 (within an iteration), the entropies, and whether SFPO has stopped."""
-        return {
-            "start": self.start,
-            "entropies": self.entropies,
-            "stopped": self.stopped,
-            "entropy_sum": self._entropy_sum,
-            "tokens": self._tokens,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.start, self.stopped = state_dict["start"], state_dict["stopped"]
-        self.entropies = list(state_dict["entropies"])[-self.entropy_window :]
-        self._entropy_sum, self._tokens = state_dict["entropy_sum"], state_dict["tokens"]
 
 
 @torch.no_grad()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import lightning as L
 
+from popo_lightning.core.kept_state import KeepsState
 
-class ParameterHook(L.Callback):
-    """Slot: changes the policy's or the reference's weights between optimizer steps. The base class changes nothing."""
+
+class ParameterHook(KeepsState, L.Callback):
+    """Slot: changes the policy's or the reference's weights between optimizer steps. The base class changes nothing.
+
+    A checkpoint keeps the attributes that ``state`` names.
+    """

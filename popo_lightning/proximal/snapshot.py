@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import lightning as L
 from torch import Tensor
 
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.run_data import run_data
 from popo_lightning.model.policy_model import PolicyModel, policy_of
 
 
-class ProximalPolicy(L.Callback):
+class ProximalPolicy(KeepsState, L.Callback):
     """Slot: gives minibatches their proximal log-probs.
 
-    A minibatch without them uses those of its own forward pass, which is correct as long as no step precedes it.
+    A minibatch without them uses those of its own forward pass, which is correct as long as no step precedes it. A
+    checkpoint keeps the attributes that ``state`` names.
 
     Attributes:
         prox_differs_on_fresh: Whether prox differs from behave on rows sampled in this iteration, so that the behaviour

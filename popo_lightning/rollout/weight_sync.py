@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, NamedTensors, RolloutEngine
 from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
 
-class WeightSync:
+class WeightSync(KeepsState):
     """Starts the engine at its first use, and gives it the policy's weights.
 
     For delayed rollouts (``every`` above 1) these are the weights of an earlier iteration. A copy of them stays on the
@@ -34,6 +33,8 @@ class WeightSync:
         kept: Gives the weights from such a copy, by name.
         trained_bits: Gives a fingerprint of the trained weights, by which a delivery is judged.
     """
+
+    state = ("_kept_version", "_kept")
 
     def __init__(
         self,
@@ -148,12 +149,3 @@ class WeightSync:
             self.delivery.judge(bits())
         self._held = held
         return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the delayed weights, if there are any."""
-        return {"kept_version": self._kept_version, "kept": self._kept}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._kept_version = state["kept_version"]
-        self._kept = {name: torch.as_tensor(weight) for name, weight in state["kept"].items()}

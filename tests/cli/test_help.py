@@ -14,10 +14,10 @@ from helpers.tiny_models import environment
 
 from popo_lightning import __version__
 from popo_lightning.__main__ import SUBCOMMANDS, main
+from popo_lightning.cli.compare.checking import parse
 from popo_lightning.cli.help_texts import GROUPS
 from popo_lightning.cli.main import run
 from popo_lightning.cli.popo_cli import PopoCLI
-from popo_lightning.compare.checking import parse
 from popo_lightning.core.errors import SettingError
 
 HEAVY = ("torch", "vllm", "transformers", "lightning", "jsonargparse", "datasets", "numpy", "sympy")

@@ -10,11 +10,11 @@ from helpers.parsers import ParsesAll
 from helpers.places import REPOSITORY
 from helpers.tiny_models import method, popo
 
+from popo_lightning.cli.compare.command import parsed
 from popo_lightning.cli.config_files import check_comparison_files, check_config_files
 from popo_lightning.cli.parser import command_of
 from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
 from popo_lightning.cli.shipped_configs import named_configs
-from popo_lightning.compare.command import parsed
 from popo_lightning.core.did_you_mean import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule

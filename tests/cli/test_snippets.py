@@ -16,14 +16,14 @@ from helpers.parsers import ParsesAll
 from helpers.places import REPOSITORY
 from helpers.snippets import WITHOUT_CONFIG, Checker, blocks, commands, expanded
 
+from popo_lightning.cli.compare.command import parsed
 from popo_lightning.cli.config_files import check_config_files
-from popo_lightning.compare.command import parsed
+from popo_lightning.cli.estimate.options import estimate_options
+from popo_lightning.cli.export.options import export_options, sample_options
+from popo_lightning.cli.show.command import parser as show_parser
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
-from popo_lightning.estimate.options import estimate_options
-from popo_lightning.export.options import export_options, sample_options
 from popo_lightning.policy import PolicyModule
-from popo_lightning.show.command import parser as show_parser
 
 FOUND = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/README.md", "benchmarks/gpu/README.md")
 PAGES = sorted(path for pattern in FOUND for path in REPOSITORY.glob(pattern))

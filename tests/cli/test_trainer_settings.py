@@ -23,13 +23,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
 from popo_lightning.callbacks.time_limit import at_the_end_of_an_iteration
+from popo_lightning.cli.compare.checking import ParsedOnly
 from popo_lightning.cli.trainer_settings import (
     FIXED,
     check_callbacks,
     check_root,
     check_trainer,
 )
-from popo_lightning.compare.checking import ParsedOnly
 from popo_lightning.core.errors import SettingError
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule

@@ -59,8 +59,8 @@ def test_the_transformers_engine_trains(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_question_to_a_policy(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from popo_lightning.export import asked_policy
-    from popo_lightning.export.saved_policy import saved_policy
+    from popo_lightning.cli.export import asked_policy
+    from popo_lightning.cli.export.saved_policy import saved_policy
 
     fast = ["--trainer.max_epochs", "1", "--evaluation.at_start", "false", "--evaluation.limit", "2"]
     popo("fit", "--config", config, *method("popo"), "--run.folder", tmp_path / "run", *fast)

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from helpers.places import REPOSITORY
-from popo_lightning.compare.command import parsed
-from popo_lightning.compare.plan import PlannedRun, plan, write_record
-from popo_lightning.compare.settings import Comparison
+from popo_lightning.cli.compare.command import parsed
+from popo_lightning.cli.compare.plan import PlannedRun, plan, write_record
+from popo_lightning.cli.compare.settings import Comparison
 
 ITERATIONS = 40
 EVERY = 10

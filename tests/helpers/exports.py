@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.distributed.checkpoint import save as save_shards
 
 from helpers.tiny_models import environment
+from popo_lightning.cli.estimate.command import main as estimate_main
+from popo_lightning.cli.export.export_command import main as export_main
+from popo_lightning.cli.export.sample_command import main as sample_main
 from popo_lightning.core.problems import Problem
-from popo_lightning.estimate.command import main as estimate_main
-from popo_lightning.export.export_command import main as export_main
-from popo_lightning.export.sample_command import main as sample_main
 
 
 def newest(run: Path) -> Path:

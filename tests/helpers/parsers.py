@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.cli import LightningCLI
 
-from popo_lightning.compare.checking import ParsedOnly
+from popo_lightning.cli.compare.checking import ParsedOnly
 
 
 class ParsesAll(ParsedOnly):

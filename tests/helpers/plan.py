@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from popo_lightning.cli.plan.activations import Activations
+from popo_lightning.cli.plan.architecture import Architecture
+from popo_lightning.cli.plan.memory import Model
 from popo_lightning.model.lora import Lora
-from popo_lightning.plan.activations import Activations
-from popo_lightning.plan.architecture import Architecture
-from popo_lightning.plan.memory import Model
 
 QWEN: dict[str, Any] = {
     "model_type": "qwen2",

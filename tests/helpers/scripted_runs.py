@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from popo_lightning.compare.plan import Arm, PlannedRun
-from popo_lightning.compare.runs import run_all
+from popo_lightning.cli.compare.plan import Arm, PlannedRun
+from popo_lightning.cli.compare.runs import run_all
 
 FINISH = "import pathlib, sys; pathlib.Path(sys.argv[1], 'summary.json').write_text('{}'); print('made')"
 STOPPED = 7

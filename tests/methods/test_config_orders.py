@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers.places import REPOSITORY
 
-from popo_lightning.compare.checking import parse
+from popo_lightning.cli.compare.checking import parse
 
 CONFIGS = REPOSITORY / "configs"
 METHODS = sorted(CONFIGS.glob("method/*.yaml"))

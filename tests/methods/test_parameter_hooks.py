@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from helpers.tiny_models import Run, fit, method, metrics, popo
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.methods.remix import Reincarnation
 from popo_lightning.methods.sfpo import SlowFastPolicy
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
 from popo_lightning.proximal.kept_weights import Weights, snapshot
 from popo_lightning.proximal.parameter_hook import ParameterHook
+from popo_lightning.proximal.snapshot import ProximalSnapshot
 from popo_lightning.replay.composer import Filter, OnPolicy
 
 
@@ -169,7 +173,7 @@ def test_stops_for_good(policy: Path, tmp_path: Path) -> None:
     """With a window of two, z is always 1 at a rise, so the first rise stops it. The fast epochs never return."""
     hook = RisesAtTheFourth()
     _, watch = watched(policy, tmp_path, hook, ppo_epochs=2, iterations=6, lr=3e-4)
-    assert hook.stopped and hook.looked == 4 and hook.entropies == [1.0, 1.1]
+    assert hook.stopped and hook.looked == 4 and list(hook.entropies) == [1.0, 1.1]
     assert watch.stepped == [True] * 4 * 4 + [True, True, False, False] * 2
 
 
@@ -307,6 +311,47 @@ def test_a_resumed_run_has_the_reference_it_had(config: Path, tmp_path: Path) ->
     command += ["--model.regularizers+", "popo_lightning.objectives.regularizers.KL"]
     command += ["--model.regularizers.coefficient", "0.1"]
     assert_resumes(command, tmp_path, [6, 7, 9], 12)
+
+
+class Counting(ParameterHook):
+    """Counts the steps, and the odd ones by another name."""
+
+    state = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = self.odd = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.odd += 2  # before training, so that it is not noticed by itself
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+        self.odd += self.steps % 2
+
+
+class Remembers(ProximalSnapshot):
+    """Keeps the last version without naming it."""
+
+    last = -1
+
+    def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
+        super().attach(minibatches, policy)
+        self.last = minibatches[0].version
+
+
+def test_hooks_and_proximal_policies_keep_what_they_name_and_forgotten_attributes_are_named(
+    policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fit(policy, tmp_path, composer=OnPolicy(), callbacks=[Counting(), Remembers()], iterations=2)
+    run.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    run.trainer.save_checkpoint(tmp_path / "last.ckpt")  # says nothing twice
+    told = [record.message for record in caplog.records if "neither its `state`" in record.message]
+    assert [each.split(", which")[0] for each in told] == [
+        "parameter_hook Counting changes 'odd'",
+        "proximal Remembers changes 'last'",
+    ]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert [state for name, state in saved.items() if "Counting" in name] == [{"steps": run.trainer.global_step}]
 
 
 def test_the_default_does_nothing(policy: Path, tmp_path: Path) -> None:

@@ -249,8 +249,8 @@ def test_the_claims_policy_lies_between_the_limits_whatever_it_learns() -> None:
 
 def test_the_claims_config_is_taken_by_popo_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs go seed by seed, so that whole pairs finish first. The files of carried runs stay below the limit."""
-    from popo_lightning.compare.command import parsed
-    from popo_lightning.compare.plan import plan
+    from popo_lightning.cli.compare.command import parsed
+    from popo_lightning.cli.compare.plan import plan
 
     monkeypatch.chdir(REPOSITORY)
     comparison = parsed(["--config", "configs/compare/gpu_claims.yaml"])

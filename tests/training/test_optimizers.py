@@ -12,8 +12,8 @@ import torch
 from helpers.tiny_models import fit, method, popo
 from torch import nn
 
+from popo_lightning.cli.plan.optimizer_state import OptimizerState, optimizer_state
 from popo_lightning.core.errors import SettingError
-from popo_lightning.plan.optimizer_state import OptimizerState, optimizer_state
 from popo_lightning.training.optimizers import check_optimizer, check_state, fuse, group_settings, made, obey
 
 

@@ -1,0 +1,63 @@
+"""Reads every method's settings as ``popo fit`` reads them, before the first run begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from popo_lightning.cli.compare.plan import Arm, PlannedRun
+from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
+from popo_lightning.cli.popo_cli import PopoCLI
+from popo_lightning.core.errors import SettingError
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.policy import PolicyModule
+
+
+class ParsedOnly(PopoCLI):
+    """Reads and checks a command; builds and runs nothing."""
+
+    parser_kind = RaisingParser
+
+    def _set_seed(self) -> None:
+        """Skipped: nothing is sampled."""
+
+    def _settle_folder(self, config: Any) -> None:
+        """Skipped: the run itself decides."""
+
+    def instantiate_classes(self) -> None:
+        """Skipped: nothing is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Skipped: nothing is run."""
+
+
+def check_commands(runs: Sequence[PlannedRun]) -> None:
+    """Parses the command of one run per arm, which takes a third of a second each.
+
+    Raises:
+        SettingError: popo fit would refuse a command; the first such refusal is raised.
+    """
+    checked: set[Arm] = set()
+    for run in runs:
+        if run.arm in checked:
+            continue
+        checked.add(run.arm)
+        try:
+            parse(run.arguments())
+        except SettingError as error:
+            raise SettingError(f"method {run.arm.label}: {error}") from error
+
+
+def parse(arguments: list[str]) -> ParsedOnly:
+    """Parses and checks one command. The settings are the result's `config`.
+
+    Args:
+        arguments: Command line of popo.
+
+    Raises:
+        SettingError: popo fit would refuse the command.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")  # as here
+        return ParsedOnly(PolicyModule, RolloutDataModule, args=arguments, **CLI_SETTINGS)

@@ -1,0 +1,154 @@
+"""The option ``--plan`` of `popo fit`, and the memory warning of a run on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from popo_lightning.cli.plan.memory import GIB, Model, estimate
+from popo_lightning.cli.plan.model_config import model_config
+from popo_lightning.cli.plan.run_settings import RunSettings, read_settings
+from popo_lightning.cli.plan.table import table
+from popo_lightning.cli.plan.verdict import objection
+from popo_lightning.core.errors import SettingError
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.policy import PolicyModule
+
+log = logging.getLogger(__name__)
+MIN_GIB, MAX_GIB = 1e-3, 1e6  # plausible memory of a card
+
+
+class PlanOptions:
+    """--plan and --card_gib. They are not settings of a run: its config.yaml does not contain them."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.card_gib: float | None = None
+        self.card_text = ""
+
+    def add_to(self, parser: LightningArgumentParser) -> None:
+        """Adds both to the parser of `popo fit`."""
+        parser.add_argument(
+            "--plan",
+            action=_Note,
+            options=self,
+            nargs=0,
+            help="Estimate the run's GPU memory, disk space and sizes from the model's configuration and exit, before "
+            "anything loads. The exit code is 2 if the run cannot fit.",
+        )
+        parser.add_argument(
+            "--card_gib",
+            action=_Note,
+            options=self,
+            nargs=1,
+            metavar="GIB",
+            help="Memory of one GPU in GiB, for --plan (default: that of this machine's GPU, if it has one).",
+        )
+
+    def note(self, option: str, values: list[str]) -> None:
+        """Takes an option of the command line."""
+        if option == "--plan":
+            self.asked = True
+            return
+        self.card_text = values[0]
+        try:
+            self.card_gib = float(values[0])
+        except ValueError:
+            self.card_gib = math.nan
+
+    def check(self) -> None:
+        """Raises SettingError if the card has an implausible size or is given without --plan."""
+        if self.card_gib is None:
+            return
+        if not MIN_GIB <= self.card_gib <= MAX_GIB:
+            raise SettingError(f"--card_gib is {self.card_text}; use a GPU's memory in GiB, such as 80")
+        if not self.asked:
+            raise SettingError(f"--card_gib is {self.card_text}, but without --plan nothing is planned; add --plan")
+
+
+class _Note(argparse.Action):
+    """Passes an option to PlanOptions, and leaves no trace in the namespace."""
+
+    def __init__(self, option_strings: list[str], dest: str, options: PlanOptions, **kwargs: Any) -> None:
+        self.options = options
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        self.options.note(str(option_string), values)
+
+
+def print_plan(options: PlanOptions, parser: LightningArgumentParser, config: Any) -> None:
+    """Prints the plan of a run that has not begun.
+
+    Args:
+        options: Options, with the card if one is given.
+        parser: Parser of `popo fit`.
+        config: Settings as parsed.
+
+    Raises:
+        SettingError: The run cannot fit, or would be refused for another reason.
+    """
+    made: Any = parser.instantiate_classes(Namespace(model=config.model, data=config.data))
+    run = read_settings(config, made.model, made.data, options.card_gib is not None)
+    card, name = (_bytes(options.card_gib), "") if options.card_gib else _card_here(run)
+    run = replace(run, card_name=name)
+    model = _model(made.model, run)
+    print(table(run, model, estimate(run, model, card), card))
+    found = objection(run, model, card)
+    if found is not None:
+        raise SettingError(found)
+    print("Verdict: " + _verdict(run, card))
+
+
+def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, device: torch.device) -> None:
+    """Logs one sentence if a run that begins on a GPU is not expected to fit. The estimate stops nothing."""
+    if device.type != "cuda":
+        return
+    try:
+        card = torch.cuda.get_device_properties(device)
+        run = replace(read_settings(config, policy, data, for_card=True), card_name=card.name)
+        found = objection(run, _model(policy, run), card.total_memory)
+    except Exception as error:  # a failed plan must not end a run that works
+        log.debug("no plan: %s", error)
+        return
+    if found is not None:
+        log.warning("by an estimate, which may err, %s", found)
+
+
+def _model(policy: PolicyModule, run: RunSettings) -> Model:
+    config = model_config(policy)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and run.engine_tokens > positions:
+        raise SettingError(
+            f"data.max_prompt_tokens is {run.prompt_tokens} and the longest response "
+            f"{run.engine_tokens - run.prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than "
+            f"the {positions} positions of model.path; lower them"
+        )
+    name = policy.path or type(policy.warm_start).__name__
+    return Model(config, name, run.freeze_vision, run.lora)
+
+
+def _card_here(run: RunSettings) -> tuple[int | None, str]:
+    """Bytes and name of this machine's smallest GPU; None and "" if there is none or the run uses none."""
+    count = torch.cuda.device_count() if run.on_gpu else 0
+    cards = [torch.cuda.get_device_properties(place) for place in range(count)]
+    return min(((card.total_memory, card.name) for card in cards), default=(None, ""))
+
+
+def _bytes(gib: float) -> int:
+    return int(gib * GIB)
+
+
+def _verdict(run: RunSettings, card: int | None) -> str:
+    if card is not None:
+        return f"it fits a card of {card / GIB:.4g} GiB, as far as an estimate can say"
+    if run.on_gpu:
+        return "nothing was compared, since no GPU is here; --card_gib 80 compares with one of 80 GiB"
+    return "nothing was compared, since trainer.accelerator is cpu"
