@@ -5,6 +5,7 @@ Usage: python scripts/count_lines.py
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import tokenize
@@ -51,4 +52,5 @@ def lines_of(path: Path) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -6,6 +6,7 @@ Writes docs/methods/curves/METHOD.png, one panel for each held-out number, and t
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 import sys
@@ -78,6 +79,8 @@ def main(folder: Path, wanted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path, help="folder with curves.csv")
+    parser.add_argument("methods", nargs="*", help="default: all but grpo")
+    options = parser.parse_args()
+    main(options.comparison, options.methods)

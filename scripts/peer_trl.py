@@ -10,6 +10,7 @@ package.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -141,6 +142,8 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    Path(sys.argv[2]).write_text(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    options.out.write_text(json.dumps(main(json.loads(options.settings.read_text()))))

@@ -10,6 +10,7 @@ uv searches all indexes for the best version then, as pip does.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def arguments(pip: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
