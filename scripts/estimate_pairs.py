@@ -9,6 +9,7 @@ would share their noise, and so would all pairs.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -177,7 +178,13 @@ def _table(summary: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "train":
-        train(Path(sys.argv[2]), sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("train", "compare"))
+    parser.add_argument("run", type=Path)
+    options, rest = parser.parse_known_args()
+    if options.step == "train":
+        train(options.run, rest)
+    elif len(rest) == 1:
+        compare(options.run, Path(rest[0]))
     else:
-        compare(Path(sys.argv[2]), Path(sys.argv[3]))
+        parser.error("compare takes RUN and OUT.json")
