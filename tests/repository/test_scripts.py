@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -46,9 +47,9 @@ def test_a_script_says_what_it_does(
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     arguments = [str(tmp_path / OUT) if each == OUT else each for each in SMALLEST[name].split()]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS[name]), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    command = [sys.executable, str(SCRIPTS[name]), *arguments]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of tests side by side would wait for each other
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=alone)
     assert done.returncode == 0, done.stderr[-2000:]
     if OUT in SMALLEST[name]:
         assert json.loads((tmp_path / OUT).read_text())
