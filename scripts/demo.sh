@@ -5,6 +5,14 @@
 # line is the command that continues them: DEMO names the folder of the demo to continue.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for argument in "$@"; do
+  case $argument in
+    --run.root* | --run.folder*)
+      echo "demo: $argument would part the runs from their table; name the demo's folder by DEMO=FOLDER instead" >&2
+      exit 2
+      ;;
+  esac
+done
 bash scripts/setup.sh
 bin=${POPO_VENV:-.venv}/bin
 seed=${SEED:-1}

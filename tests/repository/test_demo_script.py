@@ -35,10 +35,10 @@ def demo(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started(demo: Path, engine: str, **variables: str) -> subprocess.Popen[str]:
+def started(demo: Path, engine: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     (demo / "venv" / ".popo-engine").write_text(f"{engine}\n")
     environment = {"PATH": str(demo / "bin"), "POPO_VENV": str(demo / "venv"), **variables}
-    command = [str(shutil.which("bash")), str(demo / "scripts" / "demo.sh"), "--model.temperature", "0.9"]
+    command = [str(shutil.which("bash")), str(demo / "scripts" / "demo.sh"), "--model.temperature", "0.9", *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -55,6 +55,15 @@ def test_both_runs_are_shown_line_by_line(demo: Path, engine: str) -> None:
         assert command.startswith("fit --config task/countdown_tiny") and f"--config method/{method}" in command
         assert command.endswith("--model.temperature 0.9") and "--trainer.max_epochs 7" in command
         assert ("--data.engine TransformersEngine" in command) == (engine == "transformers")
+
+
+@pytest.mark.parametrize("argument", ["--run.root", "--run.root=elsewhere", "--run.folder"])
+def test_a_folder_in_the_arguments_is_refused(demo: Path, argument: str) -> None:
+    """The table at the end is of one folder, which the script chooses."""
+    refused = started(demo, "vLLM", argument, "elsewhere")
+    said, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2 and len(said.splitlines()) == 1
+    assert argument in said and "DEMO=FOLDER" in said
 
 
 def test_ctrl_c_reaches_both_runs(demo: Path) -> None:
