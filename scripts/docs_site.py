@@ -41,18 +41,19 @@ def linked(page: str) -> Iterator[str]:
 
 
 def rooms() -> dict[str, list[str]]:
-    """Modules to document, by page: one for each folder of the package, and one for the files beside the folders."""
+    """Modules to document, by page: one for each room, one for each command's folder, and one for the files beside."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         if not path.stem.startswith("_"):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found.setdefault(parts[1] if len(parts) > 2 else PACKAGE, []).append(".".join(parts))
+            deep = 3 if parts[1] == "cli" and len(parts) > 3 else 2
+            found.setdefault(".".join(parts[1:deep]) if len(parts) > 2 else PACKAGE, []).append(".".join(parts))
     return found
 
 
 def reference(room: str, modules: list[str]) -> str:
     """Markdown of one page of the reference."""
-    head = ROOT / PACKAGE / ("" if room == PACKAGE else room) / "__init__.py"
+    head = ROOT / PACKAGE / ("" if room == PACKAGE else room.replace(".", "/")) / "__init__.py"
     about = f"::: {PACKAGE if room == PACKAGE else f'{PACKAGE}.{room}'}\n    options: {{members: false}}\n"
     body = "\n".join(f"::: {module}\n" for module in modules)
     return f"# {room}\n\n{about if head.is_file() else ''}\n{body}"
