@@ -10,6 +10,8 @@ ENV POPO_DEVICE=${DEVICE} \
     POPO_VENV=/opt/popo \
     PATH=/opt/popo/bin:${PATH} \
     PIP_NO_CACHE_DIR=1 \
+    UV_NO_CACHE=1 \
+    UV_COMPILE_BYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

@@ -183,9 +183,13 @@ for package in torchaudio torchcodec; do
     "$venv/bin/python" -m pip --disable-pip-version-check uninstall --quiet --yes "$package" 2>/dev/null || true
   fi
 done
-if [ "$engine" = vLLM ]; then probe='import popo_lightning.cli, vllm'; else probe='import popo_lightning.cli'; fi
 # uv compiles no bytecode; what a run imports is compiled here, once, and not by each of its processes.
-PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c "$probe" >/dev/null
+probe='import popo_lightning.cli.main'
+if [ "$engine" = vLLM ]; then probe+='; from vllm import LLM'; fi
+if ! said=$(PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c "$probe" 2>&1); then
+  echo "$said" >&2
+  refuse "the installed packages do not import (above); remove $venv and try again, or name another folder by POPO_VENV"
+fi
 echo "$device" >"$venv/.popo-device"
 echo "$engine" >"$venv/.popo-engine"
 echo "$stamp" >"$venv/.popo-stamp"

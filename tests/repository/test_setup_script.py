@@ -176,6 +176,7 @@ echo "$*" >>{log}
 case "$*" in
   scripts/pip_settings.py) printf '%s\\n' --find-links '/a b' ;;
   *"install --quiet uv") {uv} ;;
+  *popo_lightning.cli.main*) {probe} ;;
 esac
 PYTHON
 cat >"$3/bin/fake-uv" <<'UV'
@@ -187,12 +188,12 @@ chmod +x "$3/bin/python" "$3/bin/fake-uv"
 """
 
 
-def fake_environment(machine: Machine, *, uv: str, uv_end: str = "exit 0") -> Path:
+def fake_environment(machine: Machine, *, uv: str, uv_end: str = "exit 0", probe: str = "exit 0") -> Path:
     """Fakes the environment's commands; returns the file that lists the commands they get."""
     log = machine.root / "calls"
     venv = machine.root / "venv" / "bin"
     installs = f"mv {venv}/fake-uv {venv}/uv" if uv == "installs" else uv
-    make = FAKE.format(bash=shutil.which("bash"), log=log, uv=installs, uv_end=uv_end)
+    make = FAKE.format(bash=shutil.which("bash"), log=log, uv=installs, uv_end=uv_end, probe=probe)
     machine.command("python3", f'if [ "$2" = venv ]; then\n{make}\nelse exec {sys.executable} "$@"; fi')
     for tool in ("mkdir", "chmod", "sed", "mv"):
         (machine.bin / tool).symlink_to(str(shutil.which(tool)))
@@ -212,11 +213,11 @@ def test_what_is_installed_without_uv(machine: Machine, system: str, vllm: bool)
     constraints = REPOSITORY / "constraints" / "cpu.txt"
     if vllm:
         assert "torch==2.13.0+cpu --constraint constraints/cpu.txt" in torch
-        assert "-c import popo_lightning.cli, vllm" in calls
+        assert "-c import popo_lightning.cli.main; from vllm import LLM" in calls
     else:
         constraints = venv / ".popo-constraints.txt"
         assert f"torch==2.13.0 --constraint {constraints}" in torch
-        assert "-c import popo_lightning.cli" in calls and not any("vllm" in line for line in calls)
+        assert "-c import popo_lightning.cli.main" in calls and not any("vllm" in line for line in calls)
         assert "+cpu" not in constraints.read_text() and "\ntorch==2.13.0\n" in constraints.read_text()
     assert "-e .[cpu,dev] --constraint" in package
     assert (venv / ".popo-device").read_text() == "cpu\n"
@@ -247,6 +248,15 @@ def test_pip_installs_what_uv_does_not_find(machine: Machine) -> None:
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" not in first
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" in second
     assert any("-m pip" in line and "-e .[cpu,dev]" in line for line in calls)
+
+
+def test_packages_that_do_not_import_are_no_environment(machine: Machine) -> None:
+    fake_environment(machine, uv="installs", probe="echo 'ImportError: libnuma.so.1' >&2; exit 1")
+    done = machine.run()
+    assert done.returncode == 2
+    error, sentence = done.stderr.splitlines()
+    assert error == "ImportError: libnuma.so.1" and sentence.startswith("setup: ") and "POPO_VENV" in sentence
+    assert not (machine.root / "venv" / ".popo-stamp").exists()
 
 
 def test_settings_of_pip_as_arguments_of_uv() -> None:
