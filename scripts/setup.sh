@@ -163,8 +163,10 @@ import importlib.util
 from pathlib import Path
 
 extension = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0], "extension.py")
+own = extension.read_text()
+extension.unlink()  # uv's environments share their files
 extension.write_text(
-    extension.read_text()
+    own
     + """
 # Added by popo_lightning's scripts/setup.sh
 if not _has_ops():

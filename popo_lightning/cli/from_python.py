@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from signal import SIGINT
 from typing import Any
 
@@ -28,6 +29,7 @@ from popo_lightning.data import RolloutDataModule
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import METRICS, read_rows
 from popo_lightning.policy import PolicyModule
+from popo_lightning.runs.record import CONFIG
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.stopping import Stopped
 
@@ -78,6 +80,12 @@ class PythonCLI(PopoCLI):
         else:
             inside = Namespace(task=data.task, verifier=self.reward)
             data.task = Namespace(class_path="popo_lightning.tasks.regraded.Regraded", init_args=inside)
+
+    def _command(self) -> str | None:
+        """A reward is named in the run's config.yaml alone, and no command finds what a script or notebook defines."""
+        own = f"popo fit --config {quote(str(self.start.folder / CONFIG))}"
+        command = super()._command() if self.reward is None else own
+        return None if "__main__" in f"{command} {self.reward}" else command
 
     def _settle_folder(self, config: Any) -> None:
         try:

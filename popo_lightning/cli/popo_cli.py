@@ -222,6 +222,10 @@ class PopoCLI(LightningCLI):
         config.ckpt_path = None if start.checkpoint is None else str(start.checkpoint)
         config.checkpoint.dirpath = str(start.checkpoints)
 
+    def _command(self) -> str | None:
+        """The command that trains this run; None if there is none."""
+        return shlex.join(["popo", *with_config_names(getattr(self.parser, "given", ()))])
+
     def _save_config(self, path: Path) -> None:
         self._parser("fit").save(
             self.asked, path, skip_none=False, skip_validation=True, overwrite=True, multifile=False
@@ -272,8 +276,7 @@ class PopoCLI(LightningCLI):
             check_cpu_devices(config.trainer.devices)
         if self.subcommand == "fit":
             self.save_config_callback = None  # RunKeeper saves it later
-            command = ["popo", *with_config_names(getattr(self.parser, "given", ()))]
-            record = replace(self.start.record, command=shlex.join(command))
+            record = replace(self.start.record, command=self._command())
             opening = partial(opening_sentences, self.start, method=config.run.method)
             keeper = RunKeeper(record, self._save_config, self.start.forks, opening)
             given = config.trainer.callbacks or []

@@ -84,11 +84,13 @@ class RunRecord:
         found = self.another_run(now)
         if found is not None:
             return found
-        for name in [*self.settings, *(name for name in now.settings if name not in self.settings)]:
-            before, after = self.settings.get(name, "not there"), now.settings.get(name, "not there")
-            if before != after:
-                return f"{name} {before} there, {after} here"
-        return None
+        return next((f"{name} {before} there, {after} here" for name, before, after in self.changes(now)), None)
+
+    def changes(self, now: RunRecord) -> list[tuple[str, str, str]]:
+        """Name, value in this run and present value of each setting that differs."""
+        names = dict.fromkeys([*self.settings, *now.settings])
+        values = [(name, self.settings.get(name, "not there"), now.settings.get(name, "not there")) for name in names]
+        return [(name, before, after) for name, before, after in values if before != after]
 
     def write(self, folder: Path) -> None:
         """Writes run.json and moves it into place."""

@@ -69,14 +69,24 @@ def settle(wanted: WantedRun, claims: ExitStack) -> Start:
     past = None if place.checkpoint is None else behind(place.checkpoint)
     check_length(wanted, place, past)
     record = wanted.record
+    news = place.news
     if place.resumes and place.there is not None:
+        news = (*news, *_in_words(place.there.changes(record)))
         record = place.there.resumed_with(record)
     elif not place.resumes and place.checkpoint is not None and past is not None:
         origin = {"checkpoint": str(place.checkpoint.absolute()), "iterations": past.iterations}
         record = replace(record, origin=origin)
     checkpoints = _checkpoint_folder(wanted, place, record, claims)
     record = record.writing_to(place.folder, checkpoints)
-    return Start(place.folder, checkpoints, record, place.checkpoint, past, place.news)
+    return Start(place.folder, checkpoints, record, place.checkpoint, past, news)
+
+
+def _in_words(changes: list[tuple[str, str, str]], most: int = 6) -> tuple[str, ...]:
+    if not changes:
+        return ()
+    listed = ", ".join(f"{name} {before} -> {after}" for name, before, after in changes[:most])
+    more = f", and {len(changes) - most} more" if len(changes) > most else ""
+    return (f"settings have changed since this run was last trained: {listed}{more}",)
 
 
 # -- a new run, or a checkpoint by name ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.optim import AdamW
 
 import popo_lightning
+from popo_lightning.callbacks.closing_block import longer
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.transformers import TransformersEngine
@@ -111,6 +113,11 @@ def test_a_function_as_the_reward(config: Path, tmp_path: Path) -> None:
     found = popo_lightning.fit(config, "popo", reward=longest, run={"folder": tmp_path / "run"}, **SHORT)
     assert all(row["reward/score"] > 2 for row in found.metrics if "train/loss" in row)
     assert f"{__name__}:longest" in (tmp_path / "run" / "config.yaml").read_text()
+    command = longer(found.trainer, found.folder)
+    assert command is not None and command.startswith("popo fit --config ")
+    popo(*shlex.split(command)[1:])  # trains on by the same reward
+    trained = [row for row in metrics(tmp_path / "run") if "train/loss" in row]
+    assert [row["step"] for row in trained] == [1, 2, 3, 4] and all(row["reward/score"] > 2 for row in trained)
 
 
 @pytest.mark.slow
@@ -125,6 +132,7 @@ def test_a_function_of_a_script(config: Path, tmp_path: Path) -> None:
         [sys.executable, "script.py"], env=environment(), capture_output=True, text=True, cwd=tmp_path
     )
     assert "SCORE" in done.stdout and float(done.stdout.rpartition("SCORE ")[2]) > 9, done.stderr
+    assert "export" in done.stderr and "train on" not in done.stderr  # no command finds the script's function
 
 
 @pytest.mark.slow

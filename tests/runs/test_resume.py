@@ -74,10 +74,13 @@ def copy_until(whole: Path, step: int, target: Path) -> Path:
     return target
 
 
-def test_stopped_between_iterations(command: list[str | Path], whole: Path, tmp_path: Path) -> None:
+def test_stopped_between_iterations(
+    command: list[str | Path], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     popo(*command, "--run.folder", tmp_path, "--trainer.max_epochs", "2", "--evaluation.every_n_iterations", "2")
     assert len(metrics(tmp_path)) < len(metrics(whole))
     popo(*command, "--run.folder", tmp_path, "--run.resume", "true")
+    assert "settings have changed" not in capsys.readouterr().err
     assert_same_run(tmp_path, whole)
 
 
@@ -145,7 +148,9 @@ def test_stopped_before_the_first_checkpoint(command: list[str | Path], tmp_path
     assert metrics(tmp_path) == first
 
 
-def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_path: Path) -> None:
+def test_command_line_is_in_force(
+    command: list[str | Path], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The state in a checkpoint must not override the present command."""
     folder = copy_until(whole, 2 * MINIBATCHES, tmp_path / "copy")
     changed = [
@@ -158,6 +163,8 @@ def test_command_line_is_in_force(command: list[str | Path], whole: Path, tmp_pa
     changed += ["--data.composer.buffer.capacity", "3"]
     changed += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.000123"]
     cli = popo(*command, *changed, "--run.folder", folder, "--run.resume", "true", "--trainer.max_epochs", "3")
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "settings have changed" in line]
+    assert "model.max_grad_norm 1.0 -> 0.01, " in told and told.endswith(" more"), told
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.000123
     assert cli.model.max_grad_norm == 0.01
     assert cli.model.objective.trust_region.clip_high == 0.05
