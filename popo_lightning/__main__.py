@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from popo_lightning import __version__
 from popo_lightning.cli.shipped_configs import main as configs
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.did_you_mean import did_you_mean
+from popo_lightning.core.unbroken_output import keep_output_unbroken
 
 COMPARE, COMPLETION, CONFIGS, ESTIMATE = "compare", "completion", "configs", "estimate"
 EXPORT, SAMPLE, SHOW = "export", "sample", "show"
@@ -48,7 +50,25 @@ Settings come from YAML files, each over the ones before, and from the command l
 
 
 def main() -> None:
-    """Runs the command line. It first sets the environment variables that torch and vLLM read when imported."""
+    """Runs the command line. Ctrl-C while it loads ends it with the exit code of later ones, without a traceback."""
+    keep_output_unbroken()
+    try:
+        dispatch()
+    except BaseException as error:
+        if not interrupted(error):
+            raise
+        sys.exit(128 + signal.SIGINT)
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error comes from Ctrl-C: libraries raise errors of their own when their import is interrupted."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt)
+
+
+def dispatch() -> None:
+    """Runs a subcommand. It first sets the environment variables that torch and vLLM read when imported."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

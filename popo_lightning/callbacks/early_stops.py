@@ -28,23 +28,23 @@ class EarlyStops(KeepsState, L.Callback):
         forks: Whether the run begins from another run's checkpoint; that run's counts of EarlyStopping are discarded.
     """
 
-    state = ("_ended",)
+    state = ("ended",)
 
     def __init__(self, settings: str, forks: bool) -> None:
         self.settings = settings
         self.forks = forks
-        self._ended: dict[str, Any] | None = None
+        self.ended: dict[str, Any] | None = None
         self._patience: list[int] = []
 
     @property
     def why(self) -> str | None:
         """Why EarlyStopping has ended the run; None if it has not."""
-        return None if self._ended is None else str(self._ended["why"])
+        return None if self.ended is None else str(self.ended["why"])
 
     @property
     def has_ended(self) -> bool:
         """Whether EarlyStopping has ended the run."""
-        return self._ended is not None
+        return self.ended is not None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Notes the patience of the settings, which a checkpoint would replace."""
@@ -57,20 +57,20 @@ class EarlyStops(KeepsState, L.Callback):
             if self.forks:
                 callback.wait_count = callback.stopped_epoch = 0
                 callback.best_score = torch.tensor(torch.inf if callback.monitor_op == torch.lt else -torch.inf)
-        if self.forks or self._ended is None or self._ended["settings"] != self.settings:
-            self._ended = None
+        if self.forks or self.ended is None or self.ended["settings"] != self.settings:
+            self.ended = None
             return
         trainer.should_stop = True
         if trainer.is_global_zero:
-            log.warning("%s", early_stop_in_words(trainer.default_root_dir, self._ended))
+            log.warning("%s", early_stop_in_words(trainer.default_root_dir, self.ended))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes whether EarlyStopping has ended the run; comes after the callbacks that measure."""
         for callback in _early(trainer):
-            if trainer.should_stop and callback.stopping_reason_message and self._ended is None:
+            if trainer.should_stop and callback.stopping_reason_message and self.ended is None:
                 why = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
                 iteration = rollouts_of(trainer).iteration
-                self._ended = {"iteration": iteration, "why": why, "settings": self.settings}
+                self.ended = {"iteration": iteration, "why": why, "settings": self.settings}
 
 
 def _early(trainer: L.Trainer) -> list[EarlyStopping]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from popo_lightning.core.kept_state import KeepsState, Watch
+from popo_lightning.core.kept_state import KeepsState, Watch, check_names
 from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
@@ -20,14 +20,21 @@ class ForgottenState(L.Callback):
     def __init__(self) -> None:
         self._watches: list[Watch] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses names of attributes that are not there, before a checkpoint gives them back."""
+        for slot, callback in _in_slots(trainer):
+            check_names(slot, callback)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes the attributes; comes after the callbacks that it watches."""
-        kept = [callback for callback in callbacks_of(trainer) if isinstance(callback, KeepsState)]
-        self._watches = [
-            Watch(slot, callback) for callback in kept for slot, kind in SLOTS.items() if isinstance(callback, kind)
-        ]
+        self._watches = [Watch(slot, callback) for slot, callback in _in_slots(trainer)]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Warns once of each."""
         for watch in self._watches:
             watch.tell()
+
+
+def _in_slots(trainer: L.Trainer) -> list[tuple[str, KeepsState]]:
+    kept = [callback for callback in callbacks_of(trainer) if isinstance(callback, KeepsState)]
+    return [(slot, callback) for callback in kept for slot, kind in SLOTS.items() if isinstance(callback, kind)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 from collections import OrderedDict, defaultdict, deque
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -67,15 +68,12 @@ class Watch:
     def __init__(self, setting: str, rule: KeepsState) -> None:
         self.rule = rule
         self._words = f"{setting} {type(rule).__name__}"
-        if missing := [name for name in names(rule, "state") if not hasattr(rule, name)]:
-            raise SettingError(f"{self._words} has no '{missing[0]}', which its `state` names; set it in __init__")
+        check_names(setting, rule)
         self._began = self._fingerprints()
         self._told: set[str] = set()
 
     def tell(self) -> None:
         """Warns of each such attribute once."""
-        if type(self.rule).state_dict is not KeepsState.state_dict:
-            return
         for name, found in self._fingerprints().items():
             if found != self._began.get(name) and name not in self._told:
                 self._told.add(name)
@@ -87,8 +85,26 @@ class Watch:
                 )
 
     def _fingerprints(self) -> dict[str, bytes | int]:
+        if type(self.rule).state_dict is not KeepsState.state_dict:
+            return {}
         known = {*names(self.rule, "state"), *names(self.rule, "transient")}
         return {name: _fingerprint(value) for name, value in vars(self.rule).items() if name not in known}
+
+
+def check_names(setting: str, rule: KeepsState) -> None:
+    """Refuses a rule that names an attribute which it does not have.
+
+    Args:
+        setting: Setting that names the rule.
+        rule: The rule in its initial state.
+
+    Raises:
+        SettingError: The attribute is not there.
+    """
+    if missing := [name for name in names(rule, "state") if not hasattr(rule, name)]:
+        raise SettingError(
+            f"{setting} {type(rule).__name__} has no '{missing[0]}', which its `state` names; set it in __init__"
+        )
 
 
 def class_name(rule: object) -> str:
@@ -171,9 +187,24 @@ def _restored(present: Any, saved: Any) -> Any:
     return OrderedDict(own) if isinstance(present, OrderedDict) else own
 
 
+class _Digest:
+    """A file that keeps only a digest of what is written."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.write, self.value = self._hash.update, self._hash.digest
+
+
 def _fingerprint(value: Any) -> bytes | int:
-    """A value that changes when the object does; the id of an object that cannot be pickled."""
+    """A value that changes when the object does; the id of a module, which others save, and of what cannot be pickled.
+
+    It is a digest, because a rule may hold a copy of the weights.
+    """
+    if isinstance(value, torch.nn.Module) or hasattr(value, "lightning_module"):
+        return id(value)
+    digest = _Digest()
     try:
-        return pickle.dumps(value)
+        pickle.Pickler(cast(BinaryIO, digest)).dump(value)
     except Exception:  # pickling may raise any exception
         return id(value)
+    return digest.value()

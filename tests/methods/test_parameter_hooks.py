@@ -320,9 +320,11 @@ class Counting(ParameterHook):
 
     def __init__(self) -> None:
         self.steps = self.odd = 0
+        self.policy: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.odd += 2  # before training, so that it is not noticed by itself
+        self.policy = pl_module  # saved by the trainer
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps += 1
@@ -337,6 +339,15 @@ class Remembers(ProximalSnapshot):
     def attach(self, minibatches: Sequence[Minibatch], policy: PolicyModel) -> None:
         super().attach(minibatches, policy)
         self.last = minibatches[0].version
+
+
+class Misspelt(ParameterHook):
+    state = ("setps",)
+
+
+def test_an_attribute_that_is_not_there_is_refused_at_the_start(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="parameter_hook Misspelt has no 'setps'"):
+        fit(policy, tmp_path, composer=OnPolicy(), callbacks=[Misspelt()], iterations=1)
 
 
 def test_hooks_and_proximal_policies_keep_what_they_name_and_forgotten_attributes_are_named(
