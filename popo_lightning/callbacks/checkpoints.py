@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from popo_lightning.callbacks.checkpoint_names import NamedByIterations
 from popo_lightning.callbacks.checkpoint_writing import (
     NotSavedError,
     contents,
@@ -27,6 +26,7 @@ from popo_lightning.callbacks.checkpoint_writing import (
     write_folder,
 )
 from popo_lightning.callbacks.closing_words import SavedSoFar, fall_in_words, from_before_a_fall
+from popo_lightning.callbacks.own_checkpoints import OwnCheckpoints
 from popo_lightning.callbacks.resume_place import ResumePlace
 from popo_lightning.core.errors import NotFiniteError, SettingError
 from popo_lightning.core.ranks import all_gather_object, all_reduce, lost_rank
@@ -49,7 +49,7 @@ NOTED = (
 log = logging.getLogger(__name__)
 
 
-class Checkpoints(NamedByIterations):
+class Checkpoints(OwnCheckpoints):
     """Lightning's ModelCheckpoint with atomic files; it also saves at the end and where no optimizer step is taken.
 
     It counts iterations and minibatches, because Lightning's own saves nothing while no optimizer step is taken. Every

@@ -8,7 +8,7 @@ import shutil
 import struct
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,15 +40,17 @@ class Newest:
     passed_over: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def newest_whole(folder: Path) -> Newest:
+def newest_whole(folder: Path, but: Collection[Path] = ()) -> Newest:
     """Finds the newest complete checkpoint of a folder. Drafts of a killed writer do not count.
 
     Args:
         folder: Folder of checkpoints; it need not exist.
+        but: Checkpoints that do not count either.
     """
     put_back(folder)
     found = Newest()
-    for path in sorted(folder.glob("*.ckpt"), key=written_at, reverse=True):
+    left = [path for path in folder.glob("*.ckpt") if path not in but]
+    for path in sorted(left, key=written_at, reverse=True):
         why = flaw(path)
         if why is None:
             found.checkpoint = path

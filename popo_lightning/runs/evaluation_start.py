@@ -8,8 +8,16 @@ from pathlib import Path
 import yaml
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.runs.checksums import check_bytes
 from popo_lightning.runs.claim import check_writable
-from popo_lightning.runs.folder import checkpoint_folders, holds_run, home_of, is_first_rank, newest_of, read_checkpoint
+from popo_lightning.runs.folder import (
+    checkpoint_folders,
+    holds_run,
+    home_of,
+    is_first_rank,
+    newest_undamaged,
+    read_checkpoint,
+)
 from popo_lightning.runs.record import CONFIG, read_record
 from popo_lightning.runs.resume import same, say
 
@@ -49,13 +57,14 @@ def settle_evaluation(
         checkpoint: Setting ckpt_path.
 
     Raises:
-        SettingError: A checkpoint is asked for but missing, or nothing can be written.
+        SettingError: A checkpoint is asked for but missing or damaged, or nothing can be written.
     """
     found = None if checkpoint is None else Path(checkpoint)
     if found is not None and folder is not None and _began_from(Path(folder), found):
         found = None  # from that run's own config.yaml; the run has trained on since
     if found is not None:
         read_checkpoint(found)
+        check_bytes(found)
         written = Path(folder) if folder is not None else home_of(found) or Path(root) / task
     elif resume or (folder is not None and holds_run(Path(folder))):
         written = Path(folder) if folder is not None else Path(root) / task / f"{method}-seed{seed}"
@@ -74,7 +83,7 @@ def _began_from(folder: Path, checkpoint: Path) -> bool:
 
 def _newest(folder: Path) -> Path:
     folders = checkpoint_folders(folder)
-    found = newest_of(folders)
+    found = newest_undamaged(folders)
     if found is None:
         looked = ", ".join(f"'{path}'" for path in folders)
         raise SettingError(

@@ -14,7 +14,14 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import Behind, iterations_logged
 from popo_lightning.runs.claim import claim, holder
-from popo_lightning.runs.folder import SUMMARY, checkpoint_folders, holds_run, is_first_rank, newest_of, read_checkpoint
+from popo_lightning.runs.folder import (
+    SUMMARY,
+    checkpoint_folders,
+    holds_run,
+    is_first_rank,
+    newest_undamaged,
+    read_checkpoint,
+)
 from popo_lightning.runs.record import RunRecord, read_record, record_in
 from popo_lightning.runs.wanted_run import WantedRun
 
@@ -50,7 +57,7 @@ def resume_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: 
     Args:
         wanted: Run that the command asks for.
         folder: Folder of the run.
-        checkpoint: Checkpoint to resume from; None takes the newest.
+        checkpoint: Checkpoint to resume from; None takes the newest that is not damaged.
         claims: Holds the folder during the run.
 
     Raises:
@@ -61,7 +68,7 @@ def resume_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: 
     there = read_record(folder)
     if checkpoint is None:
         also = [] if wanted.checkpoints is None else [Path(wanted.checkpoints)]
-        checkpoint = newest_of([*checkpoint_folders(folder), *also])
+        checkpoint = newest_undamaged([*checkpoint_folders(folder), *also])
     wrote = None if checkpoint is None else record_in(read_checkpoint(checkpoint))
     if there is not None and wrote is not None and wrote[0].id != there.id:
         raise SettingError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import Behind
+from popo_lightning.runs.checksums import check_bytes
 from popo_lightning.runs.claim import claim
 from popo_lightning.runs.folder import (
     CHECKPOINTS,
@@ -62,12 +63,14 @@ def settle(wanted: WantedRun, claims: ExitStack) -> Start:
         claims: Holds the folders during the run.
 
     Raises:
-        SettingError: The command would replace another run, or start over without saying so.
+        SettingError: The command would replace another run or start over without saying so, or ckpt_path is damaged.
         RunFinished: The run has all its iterations and its summary.
     """
     place = _resumed(wanted, claims) if wanted.resume else _begun(wanted, claims)
     past = None if place.checkpoint is None else behind(place.checkpoint)
     check_length(wanted, place, past)
+    if wanted.checkpoint is not None and place.checkpoint is not None and same(place.checkpoint, wanted.checkpoint):
+        check_bytes(place.checkpoint)  # others are checked where they are found
     record = wanted.record
     news = place.news
     if place.resumes and place.there is not None:

@@ -42,6 +42,14 @@ def as_shards(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
+def flipped(file: Path, beside: bytes) -> None:
+    """Flips one bit in the middle of the given bytes of a file."""
+    content = bytearray(file.read_bytes())
+    place = content.index(beside)
+    content[place + len(beside) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def tensors(folder: Path) -> dict[str, Tensor]:
     """Returns the tensors of all files of an exported folder, by name."""
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.exports import as_shards, newest, refused, said_by
+from helpers.exports import as_shards, flipped, newest, refused, said_by
 from helpers.tiny_models import method, popo
 
 from popo_lightning.cli.export.saved_policy import SavedPolicy, nested, opened, saved_policy
@@ -34,14 +34,6 @@ class Touch:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.path,)
-
-
-def flipped(file: Path, beside: bytes) -> None:
-    """Flips one bit in the middle of the given bytes of a file."""
-    content = bytearray(file.read_bytes())
-    place = content.index(beside)
-    content[place + len(beside) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(checkpoint: Path, tmp_path: Path) -> None:

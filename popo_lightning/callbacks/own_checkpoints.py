@@ -1,0 +1,66 @@
+"""Which checkpoints a resumed run takes for its own, so that it removes them as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+
+from popo_lightning.callbacks.checkpoint_names import NamedByIterations
+from popo_lightning.core.trainer_callbacks import callbacks_of
+
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+class OwnCheckpoints(NamedByIterations):
+    """ModelCheckpoint that also removes the checkpoint the run resumed from, if that is in its own folder.
+
+    Lightning's keeps it, so that each resume would leave one more on the disk. The arguments are ModelCheckpoint's.
+    """
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Finds the callback's state if the run has another schedule of saving now, or its folder another place."""
+        states = checkpoint.get("callbacks", {})
+        state = states.get(self.state_key) or self._of_another_schedule(trainer, states)
+        if state is None or not self.dirpath or not _is_local_file_protocol(self.dirpath):
+            return
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == Path(self.dirpath).resolve():
+            state = moved(state, self.dirpath)
+        states[self.state_key] = state
+
+    def _of_another_schedule(self, trainer: L.Trainer, states: Mapping[str, Any]) -> Any:
+        """The only state of such a callback with the same metric that no callback of this trainer has, or None."""
+        others = {callback.state_key for callback in callbacks_of(trainer)}
+        kind = f"{type(self).__qualname__}{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}, "
+        found = [state for key, state in states.items() if str(key).startswith(kind) and key not in others]
+        return found[0] if len(found) == 1 else None
+
+    def _should_remove_checkpoint(self, trainer: L.Trainer, previous: str, current: str) -> bool:
+        """Whether `previous` is another checkpoint than `current` in this callback's folder; elsewhere all stay."""
+        if previous == current:
+            return False
+        if not _is_local_file_protocol(previous):
+            return True
+        return Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
+
+
+def moved(state: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """State of a ModelCheckpoint whose folder has been moved or copied; unchanged if a best checkpoint is missing.
+
+    Args:
+        state: State with the old paths.
+        folder: New place of its folder.
+    """
+    old, folder = str(state.get("dirpath")), str(folder)
+
+    def there(path: str) -> str:
+        return str(Path(folder, Path(path).relative_to(old))) if path and Path(path).is_relative_to(old) else path
+
+    best = {there(path): score for path, score in state.get("best_k_models", {}).items()}
+    if old == folder or not all(Path(path).exists() for path in best):
+        return dict(state)
+    paths = {name: there(state[name]) for name in PATHS if name in state}
+    return {**state, **paths, "dirpath": folder, "best_k_models": best}
