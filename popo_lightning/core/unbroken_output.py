@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 
 class UnbrokenFile(io.FileIO):
@@ -29,8 +29,9 @@ def keep_output_unbroken() -> None:
         if isinstance(stream, io.TextIOWrapper):  # None without a terminal; others belong to whoever made them
             stream.flush()
             raw = UnbrokenFile(stream.fileno(), "w", closefd=False)
+            buffered = isinstance(stream.buffer, io.BufferedWriter)  # not with PYTHONUNBUFFERED
             again = io.TextIOWrapper(
-                io.BufferedWriter(raw),
+                cast(BinaryIO, io.BufferedWriter(raw) if buffered else raw),
                 encoding=stream.encoding,
                 errors=stream.errors,
                 line_buffering=stream.line_buffering,

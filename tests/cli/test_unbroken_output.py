@@ -24,11 +24,14 @@ open("ended", "w").close()
 """
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("kept_open", [False, True])
-def test_a_reader_that_goes_away_does_not_end_a_command(kept_open: bool, tmp_path: Path) -> None:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    writer = subprocess.Popen([sys.executable, "-c", WRITES], env=environment(), cwd=tmp_path, **pipes)  # type: ignore[call-overload]
-    assert writer.stdout.readline() == b"0\n"
+def test_a_reader_that_goes_away_does_not_end_a_command(kept_open: bool, unbuffered: str, tmp_path: Path) -> None:
+    variables = environment() | {"PYTHONUNBUFFERED": unbuffered}
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITES], env=variables, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == b"0\n"
     if kept_open:
         assert writer.communicate()[0].splitlines() == [b"e 0", b"1", b"e 1", b"2", b"e 2"]
     else:
