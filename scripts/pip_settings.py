@@ -1,11 +1,10 @@
-"""Prints pip's indexes, certificates and constraints as arguments of `uv pip install`, one a line.
-
-scripts/setup.sh reads them.
+"""Prints pip's indexes, certificates and constraints as variables of uv, one a line, for scripts/setup.sh.
 
 Usage: PYTHON scripts/pip_settings.py, with the environment's Python
 
 uv does not read pip's configuration. `pip config list` names its files and variables, and a variable wins over a file.
-uv searches all indexes for the best version then, as pip does.
+Variables, unlike arguments, keep the passwords of indexes from other users of the machine. uv searches all indexes for
+the best version then, as pip does. The script ends with code 1 if pip has a setting that has no equal here.
 """
 
 from __future__ import annotations
@@ -15,13 +14,16 @@ import ast
 import subprocess
 import sys
 
-FLAGS = {
-    "index-url": "--index-url",
-    "extra-index-url": "--extra-index-url",
-    "find-links": "--find-links",
-    "constraint": "--constraint",
-    "trusted-host": "--allow-insecure-host",
+VARIABLES = {  # of uv by pip's setting, with what separates several values there
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "constraint": ("UV_CONSTRAINT", " "),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+    "no-index": ("UV_NO_INDEX", " "),
 }
+DECISIVE = {"proxy", "only-binary", "no-binary", "require-hashes", "require-virtualenv", "client-cert", "pre"}
 
 
 def settings(listing: str) -> dict[str, str]:
@@ -39,15 +41,16 @@ def settings(listing: str) -> dict[str, str]:
     return {name: value for name, (_, value) in found.items()}
 
 
-def arguments(pip: dict[str, str]) -> list[str]:
-    """Returns the arguments of uv for settings of pip; each value of a list has an argument of its own."""
-    out = ["--index-strategy", "unsafe-best-match"]
-    for name, flag in FLAGS.items():
-        for value in pip.get(name, "").split():
-            out += [flag, value]
-    if pip.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        out.append("--no-index")
-    return out
+def variables(pip: dict[str, str]) -> list[str]:
+    """Returns the variables of uv for settings of pip, each as NAME=VALUE.
+
+    Raises:
+        ValueError: uv has no equal of a setting.
+    """
+    if untold := sorted(DECISIVE & pip.keys()):
+        raise ValueError(f"uv is not told of pip's setting {untold[0]}")
+    told = [(name, separator.join(pip[key].split())) for key, (name, separator) in VARIABLES.items() if key in pip]
+    return ["UV_INDEX_STRATEGY=unsafe-best-match", *(f"{name}={value}" for name, value in told)]
 
 
 if __name__ == "__main__":
@@ -55,4 +58,7 @@ if __name__ == "__main__":
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
-    print("\n".join(arguments(settings(listing.stdout))))
+    try:
+        print("\n".join(variables(settings(listing.stdout))))
+    except ValueError as error:
+        sys.exit(f"pip_settings: {error}")

@@ -6,6 +6,7 @@
 # The versions are those of constraints/; POPO_UNCONSTRAINED=1 takes the newest that pyproject.toml allows.
 # On a Mac it leaves vLLM out, which has no wheel there.
 set -euo pipefail
+trap 'exit 130' INT # pip answers Ctrl-C by an error, which would start the next attempt
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${POPO_VENV:-.venv}
@@ -120,12 +121,16 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
 # uv takes a quarter of pip's time. Where it cannot be had, or does not find what pip finds, pip installs.
 uv=()
-if "${pip[@]}" uv 2>/dev/null && [ -x "$venv/bin/uv" ]; then
-  uv=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
-  while read -r argument; do uv+=("$argument"); done < <("$venv/bin/python" scripts/pip_settings.py)
-  # uv reads no certificates of pip's configuration.
-  if certificates=$("$venv/bin/python" -m pip config get global.cert 2>/dev/null); then
-    export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}
+if "${pip[@]}" uv --constraint "constraints/$device.txt" 2>/dev/null && [ -x "$venv/bin/uv" ] &&
+  settings=$("$venv/bin/python" scripts/pip_settings.py 2>/dev/null); then
+  uv=(env)
+  while IFS= read -r setting; do uv+=("$setting"); done <<<"$settings"
+  uv+=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
+  # uv links the files of its cache into the environment. Where it cannot, it shall not fill another disk.
+  cache=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}}
+  while [ ! -d "$cache" ]; do cache=$(dirname "$cache"); done
+  if [ "$(df -P "$cache" | awk 'NR == 2 {print $1}')" != "$(df -P "$venv" | awk 'NR == 2 {print $1}')" ]; then
+    export UV_CACHE_DIR=$venv/.uv-cache
   fi
 fi
 
@@ -155,6 +160,8 @@ elif ! install --constraint "$constraints"; then
   install
 fi
 
+rm -rf "$venv/.uv-cache"
+
 # The default index brings a CUDA build of torchvision, whose operators do not load beside CPU torch. Image processors
 # call none of them: declared, they let the package import, in vLLM's subprocesses too.
 if [ "$device" = cpu ] && ! "$venv/bin/python" -c 'import torchvision' >/dev/null 2>&1; then
@@ -163,10 +170,9 @@ import importlib.util
 from pathlib import Path
 
 extension = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0], "extension.py")
-own = extension.read_text()
-extension.unlink()  # uv's environments share their files
-extension.write_text(
-    own
+draft = extension.with_suffix(".draft")
+draft.write_text(
+    extension.read_text()
     + """
 # Added by popo_lightning's scripts/setup.sh
 if not _has_ops():
@@ -175,6 +181,7 @@ if not _has_ops():
     _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
 )
+draft.replace(extension)  # a new file, because uv's environments share theirs
 PATCH
   "$venv/bin/python" -c 'import torchvision' >/dev/null
 fi

@@ -13,7 +13,14 @@ from popo_lightning.cli.parser import CLI_SETTINGS, refuse
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import with_config_names, with_config_paths
-from popo_lightning.core.errors import NotFiniteError, NothingSavedError, SettingError, own_refusal, reason
+from popo_lightning.core.errors import (
+    NotFiniteError,
+    NothingSavedError,
+    SettingError,
+    disk_refusal,
+    own_refusal,
+    reason,
+)
 from popo_lightning.core.rank_refusals import print_refusal
 from popo_lightning.core.ranks import lost_rank
 from popo_lightning.data import RolloutDataModule
@@ -37,6 +44,11 @@ def run(args: ArgsType = None) -> PopoCLI:
         refuse(str(refusal))
     except (NotFiniteError, NothingSavedError) as error:
         print_refusal("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
+        sys.exit(1)
+    except OSError as error:
+        if (said := disk_refusal(error)) is None:
+            raise
+        print_refusal(said)
         sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):

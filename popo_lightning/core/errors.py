@@ -1,5 +1,8 @@
 """Errors printed as one sentence: a user's mistake (exit code 2), and a run that diverged or saved nothing (1)."""
 
+import errno
+from pathlib import Path
+
 
 class SettingError(ValueError):
     """A setting, file or folder cannot work.
@@ -54,3 +57,20 @@ def own_refusal(error: BaseException) -> SettingError | None:
     while seen is not None and not isinstance(seen, SettingError):
         seen = seen.__cause__ or seen.__context__
     return seen
+
+
+def disk_refusal(error: OSError) -> str | None:
+    """The sentence for a disk that is full, or for a folder that was removed under a run; None for other errors.
+
+    Args:
+        error: Error of a run that writes.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for '{error.filename}'" if error.filename else ""
+        return f"the disk has no room{where} ({error.strerror}); make room, and resume by --run.resume true"
+    if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).parent.exists():
+        return (
+            f"the folder '{Path(error.filename).parent}' is gone, and the run writes to it; restore it and resume by "
+            "--run.resume true, or begin anew"
+        )
+    return None

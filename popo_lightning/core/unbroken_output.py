@@ -26,7 +26,7 @@ def keep_output_unbroken() -> None:
     """Replaces stdout and stderr of this process by streams that a missing reader does not break."""
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):  # None without a terminal; others belong to whoever made them
+        if type(stream) is io.TextIOWrapper:  # None without a terminal; others belong to whoever made them
             stream.flush()
             raw = UnbrokenFile(stream.fileno(), "w", closefd=False)
             buffered = isinstance(stream.buffer, io.BufferedWriter)  # not with PYTHONUNBUFFERED

@@ -46,6 +46,7 @@ def test_the_set_up_finds_what_it_reads() -> None:
         "scripts/setup.sh",
         "constraints/cpu.txt",
         "constraints/gpu.txt",
+        "scripts/pip_settings.py",
     ]
     needed += [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "popo_lightning").rglob("*.py")]
     needed += [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml")]

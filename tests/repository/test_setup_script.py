@@ -174,28 +174,36 @@ cat >"$3/bin/python" <<'PYTHON'
 #!{bash}
 echo "$*" >>{log}
 case "$*" in
-  scripts/pip_settings.py) printf '%s\\n' --find-links '/a b' ;;
-  *"install --quiet uv") {uv} ;;
+  scripts/pip_settings.py) {settings} ;;
+  *"install --quiet uv "*) {uv} ;;
   *popo_lightning.cli.main*) {probe} ;;
 esac
 PYTHON
 cat >"$3/bin/fake-uv" <<'UV'
 #!{bash}
-echo "uv $*" >>{log}
+printf 'uv' >>{log}
+for name in ${{!UV_*}}; do printf ' %s=<%s>' "$name" "${{!name}}" >>{log}; done
+printf ' <%s>' "$@" >>{log}
+echo >>{log}
 {uv_end}
 UV
 chmod +x "$3/bin/python" "$3/bin/fake-uv"
 """
 
 
-def fake_environment(machine: Machine, *, uv: str, uv_end: str = "exit 0", probe: str = "exit 0") -> Path:
+SETTINGS = "printf '%s\\n' UV_INDEX=https://user:secret@one/simple 'UV_FIND_LINKS=/a b'"
+
+
+def fake_environment(
+    machine: Machine, *, uv: str, uv_end: str = "exit 0", probe: str = "exit 0", settings: str = SETTINGS
+) -> Path:
     """Fakes the environment's commands; returns the file that lists the commands they get."""
     log = machine.root / "calls"
     venv = machine.root / "venv" / "bin"
     installs = f"mv {venv}/fake-uv {venv}/uv" if uv == "installs" else uv
-    make = FAKE.format(bash=shutil.which("bash"), log=log, uv=installs, uv_end=uv_end, probe=probe)
+    make = FAKE.format(bash=shutil.which("bash"), log=log, uv=installs, uv_end=uv_end, probe=probe, settings=settings)
     machine.command("python3", f'if [ "$2" = venv ]; then\n{make}\nelse exec {sys.executable} "$@"; fi')
-    for tool in ("mkdir", "chmod", "sed", "mv"):
+    for tool in ("mkdir", "chmod", "sed", "mv", "rm"):
         (machine.bin / tool).symlink_to(str(shutil.which(tool)))
     return log
 
@@ -209,7 +217,7 @@ def test_what_is_installed_without_uv(machine: Machine, system: str, vllm: bool)
     done = machine.run()
     assert done.returncode == 0, done.stderr
     calls, venv = log.read_text().splitlines(), machine.root / "venv"
-    torch, package = (line for line in calls if " install " in line and not line.endswith(" uv"))
+    torch, package = (line for line in calls if " install " in line and "--quiet uv " not in line)
     constraints = REPOSITORY / "constraints" / "cpu.txt"
     if vllm:
         assert "torch==2.13.0+cpu --constraint constraints/cpu.txt" in torch
@@ -225,17 +233,20 @@ def test_what_is_installed_without_uv(machine: Machine, system: str, vllm: bool)
     assert machine.run().stdout == "" and log.read_text().splitlines() == calls  # up to date
 
 
-@pytest.mark.parametrize(("device", "torch"), [("cpu", "torch==2.13.0+cpu "), ("gpu", "")])
-def test_uv_installs_everything_with_the_settings_of_pip(machine: Machine, device: str, torch: str) -> None:
+@pytest.mark.parametrize(("device", "torch"), [("cpu", ["torch==2.13.0+cpu"]), ("gpu", [])])
+def test_uv_installs_everything_with_the_settings_of_pip(machine: Machine, device: str, torch: list[str]) -> None:
     log = fake_environment(machine, uv="installs")
     done = machine.run(POPO_DEVICE=device)
     assert (done.returncode, done.stderr) == (0, "")
     calls, venv = log.read_text().splitlines(), machine.root / "venv"
+    words = ["pip", "install", "--quiet", "--python", f"{venv}/bin/python", *torch, "-e", f".[{device},dev]"]
+    words += ["--constraint", f"constraints/{device}.txt"]
+    variables = "UV_FIND_LINKS=</a b> UV_INDEX=<https://user:secret@one/simple>"
     assert [line for line in calls if line.startswith("uv ")] == [
-        f"uv pip install --quiet --python {venv}/bin/python --find-links /a b {torch}-e .[{device},dev] "
-        f"--constraint constraints/{device}.txt"
+        f"uv {variables} {' '.join(f'<{word}>' for word in words)}"
     ]
-    assert not any("pip" in line and "install" in line and "uv" not in line for line in calls)
+    (uv,) = [line for line in calls if "-m pip" in line and " install " in line]
+    assert uv.endswith(f"install --quiet uv --constraint constraints/{device}.txt")
 
 
 def test_pip_installs_what_uv_does_not_find(machine: Machine) -> None:
@@ -245,8 +256,8 @@ def test_pip_installs_what_uv_does_not_find(machine: Machine) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     calls = log.read_text().splitlines()
     first, second = (line for line in calls if line.startswith("uv "))
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu" not in first
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in second
+    assert "<--extra-index-url> <https://download.pytorch.org/whl/cpu>" not in first
+    assert "<--extra-index-url> <https://download.pytorch.org/whl/cpu>" in second
     assert any("-m pip" in line and "-e .[cpu,dev]" in line for line in calls)
 
 
@@ -259,31 +270,52 @@ def test_packages_that_do_not_import_are_no_environment(machine: Machine) -> Non
     assert not (machine.root / "venv" / ".popo-stamp").exists()
 
 
-def test_settings_of_pip_as_arguments_of_uv() -> None:
+def test_pip_installs_where_its_settings_cannot_be_told_to_uv(machine: Machine) -> None:
+    machine.without("nvidia-smi")
+    log = fake_environment(machine, uv="installs", settings="exit 1")
+    assert machine.run().returncode == 0
+    calls = log.read_text().splitlines()
+    assert not any(line.startswith("uv ") for line in calls) and any("-e .[cpu,dev]" in line for line in calls)
+
+
+def test_the_cache_of_uv_fills_no_other_disk(machine: Machine) -> None:
+    log = fake_environment(machine, uv="installs")
+    machine.command("awk", 'read -r _; read -r disk; case "$*" in *\'$4\'*) echo 999999999 ;; *) echo "$disk" ;; esac')
+    machine.command("df", f'echo Filesystem; case "$2" in {machine.root}/venv*) echo /dev/b ;; *) echo /dev/a ;; esac')
+    done = machine.run(POPO_DEVICE="cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"UV_CACHE_DIR=<{machine.root}/venv/.uv-cache>" in log.read_text()
+
+
+def test_settings_of_pip_as_variables_of_uv() -> None:
     sys.path.insert(0, str(REPOSITORY / "scripts"))
     try:
         import pip_settings
     finally:
         sys.path.pop(0)
-    listing = """:env:.find-links='/wheels'
+    listing = """:env:.find-links='/wheels /more'
+:env:.cert='/certificates.crt'
 freeze.timeout='10'
+global.constraint='/constraints.txt'
 global.extra-index-url='https://one/simple https://two/simple'
 global.find-links='/elsewhere'
 global.index-url='https://global/simple'
 install.index-url='https://install/simple'
-install.no-index='false'
 global.trusted-host='one'
 """
-    best = ["--index-strategy", "unsafe-best-match"]
-    assert pip_settings.arguments({}) == best
-    assert pip_settings.arguments({"no-index": "true"}) == [*best, "--no-index"]
-    assert pip_settings.arguments(pip_settings.settings(listing)) == [
-        *best,
-        *("--index-url", "https://install/simple"),
-        *("--extra-index-url", "https://one/simple", "--extra-index-url", "https://two/simple"),
-        *("--find-links", "/wheels"),
-        *("--allow-insecure-host", "one"),
+    best = "UV_INDEX_STRATEGY=unsafe-best-match"
+    assert pip_settings.variables({}) == [best]
+    assert pip_settings.variables(pip_settings.settings(listing)) == [
+        best,
+        "UV_DEFAULT_INDEX=https://install/simple",
+        "UV_INDEX=https://one/simple https://two/simple",
+        "UV_FIND_LINKS=/wheels,/more",
+        "UV_CONSTRAINT=/constraints.txt",
+        "UV_INSECURE_HOST=one",
+        "SSL_CERT_FILE=/certificates.crt",
     ]
+    with pytest.raises(ValueError, match="require-hashes"):
+        pip_settings.variables(pip_settings.settings("install.require-hashes='true'"))
 
 
 def test_vllm_is_declared_for_linux_alone() -> None:
