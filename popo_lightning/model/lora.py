@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from popo_lightning.core.bounds import held
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.fingerprint import fingerprint
 
@@ -51,6 +52,7 @@ class Lora:
             raise SettingError(f"model.lora.r is {self.r}; use a rank of at least 1, such as 16")
         if not 0 < self.alpha < math.inf:
             raise SettingError(f"model.lora.alpha is {self.alpha}; use a positive scale, such as {2 * self.r}")
+        held("model.lora.alpha", self.alpha)
         if isinstance(self.target_modules, str) and self.target_modules != ALL:
             raise SettingError(
                 f"model.lora.target_modules is '{self.target_modules}'; use {ALL}, or a list of names such as "
