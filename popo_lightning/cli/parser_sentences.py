@@ -11,6 +11,7 @@ from traceback import walk_tb
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
 from popo_lightning.cli.missing_packages import needs
+from popo_lightning.cli.settings_alone import settings_alone
 from popo_lightning.cli.union_errors import UNION, of_union
 from popo_lightning.core.did_you_mean import (
     arguments_of,
@@ -62,6 +63,8 @@ def explained(message: str, command: Command) -> str:
         command: Command that the user called.
     """
     text = one_line(message)
+    if (alone := settings_alone(_setting(text), message)) is not None:
+        return alone
     for rule in RULES:
         found = rule(text, command)
         if found is not None:
