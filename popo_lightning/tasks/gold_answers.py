@@ -126,7 +126,7 @@ def _check(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:
     graders = min(MAX_GRADERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     names, refused = list(answers), {}
     began, told = time.monotonic(), False
-    with GradingPool(AnswerCheck(verifier), graders, SECONDS_PER_ANSWER) as pool:
+    with GradingPool(AnswerCheck(verifier), graders, SECONDS_PER_ANSWER, "the limit of this check") as pool:
         for start in range(0, len(names), AT_A_TIME):
             part = names[start : start + AT_A_TIME]
             try:

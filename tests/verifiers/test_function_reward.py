@@ -187,7 +187,7 @@ TRIED = {
     ),
     "silent": "on the gold answer of .*, .* returned None for the response 'a'; return a number, or a dict of",
     "parts_alone": r"returned \{'acc': 1\.0\} for the response 'a'",
-    "sleepy": r"took over 0\.5 s .* for the response 'a'",
+    "sleepy": r"took over 0\.5 s \(the limit of this trial\) for the response 'a'; it has to end within",
 }
 
 
