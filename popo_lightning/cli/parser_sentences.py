@@ -184,7 +184,8 @@ def _required_setting(text: str, command: Command) -> str | None:
         return None
     prefix = f"{command.name.rpartition(' ')[2]}."
     names = ", ".join(name.removeprefix(prefix) for name in found.group(1).split(", "))
-    return f"{command.name} needs {names}; name a file that has it by --config, such as one of configs/"
+    example = "compare/quick" if prefix == "compare." else "task/countdown_tiny"
+    return f"{command.name} needs {names}; name a file that has it by --config, such as {example} (see popo configs)"
 
 
 def _unknown_class(text: str, command: Command) -> str | None:

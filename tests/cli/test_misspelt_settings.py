@@ -293,9 +293,15 @@ def test_a_comparison_and_a_run_are_not_mixed_up() -> None:
     assert parsed(["--config", quick]).methods
 
 
-def test_a_setting_that_is_missing(parser: ParsesAll) -> None:
-    with pytest.raises(SettingError, match=r"popo fit needs data.task; name a file that has it by --config"):
+def test_a_setting_that_is_missing(parser: ParsesAll, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        SettingError, match=r"popo fit needs data.task; name a file that has it by --config, "
+    ) as refused:
         parser.parse_arguments(parser.parser, ["fit"])
+    assert str(refused.value).endswith("such as task/countdown_tiny (see popo configs)")
+    with pytest.raises(SystemExit):
+        parsed([])
+    assert "such as compare/quick (see popo configs)" in capsys.readouterr().err
 
 
 def test_every_config_of_the_project_is_read() -> None:
