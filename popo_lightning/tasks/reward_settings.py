@@ -15,7 +15,7 @@ from popo_lightning.verifiers.function_reward import FunctionReward
 SECONDS = 10.0  # time limit for one response of the trial
 REMEDIES = {
     "error": "correct the function; a response may be any text",
-    "invalid": "return a number, or a dict of numbers with a score",
+    "invalid": "return a number, or a dict of numbers with a score, each under a plain name",
     "timeout": f"it has to end within {SECONDS:g} s here, and within data.grading_timeout in the run",
     "crash": "it must not end the process that it is called in",
 }
