@@ -139,6 +139,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "share": (["--plan", "--trainer.devices", "7"], ["data.problems_per_iteration is 128", "7"]),
     "positions": (["--plan", "--data.max_new_tokens", "4000"], ["data.max_new_tokens", "4096 positions"]),
     "clipping": (["--plan", "--trainer.gradient_clip_val", "1"], ["model.max_grad_norm"]),
+    "rank": (["--plan", "--model.lora", "{r: 100000}"], ["model.lora.r is 100000, but no matrix", "use at most 64"]),
     "optimizer": (["--plan", "--model.optimizer.lr=-1"], ["model.optimizer cannot be made: Invalid learning rate: -1"]),
     "scheduler": (
         [
