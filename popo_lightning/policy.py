@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from popo_lightning.callbacks.supplied import supply
+from popo_lightning.core.bounds import MAX_FLOAT32
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
 from popo_lightning.core.ranks import all_reduce, full_tensor
@@ -122,7 +122,7 @@ class PolicyModule(PolicyModel):
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
                 f"use), not {'both; --model.warm_start null drops the second' if path else 'neither'}"
             )
-        if max_grad_norm is not None and not 0 < max_grad_norm < math.inf:
+        if max_grad_norm is not None and not 0 < max_grad_norm <= MAX_FLOAT32:
             raise SettingError(f"model.max_grad_norm is {max_grad_norm}; use a positive norm, or null for no clipping")
         if micro_batch_tokens < 1:
             raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")

@@ -12,6 +12,7 @@ import yaml
 
 from popo_lightning.cli.config_nodes import check_nodes
 from popo_lightning.cli.parser_sentences import no_group
+from popo_lightning.cli.settings_alone import check_methods
 from popo_lightning.cli.shipped_configs import named_configs, shipped, shipped_folder
 from popo_lightning.core.did_you_mean import nearest
 from popo_lightning.core.errors import SettingError, reason
@@ -50,18 +51,20 @@ def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> Non
 
 
 def check_comparison_files(args: Sequence[str]) -> None:
-    """Raises SettingError if popo compare is given a file of popo fit.
+    """Raises SettingError if popo compare is given a file of popo fit, or methods without settings.
 
     Args:
         args: Command line of popo compare.
     """
     for _, _, name in named_configs(args):
-        if found := [key for key in _read(name, ()) if key in RUN_GROUPS]:
+        content = _read(name, ())
+        if found := [key for key in content if key in RUN_GROUPS]:
             raise SettingError(
                 f"--config is '{name}', which has settings of a run ({', '.join(found)}), but popo compare needs a "
                 "comparison: a file with name, task, methods and seeds, such as compare/quick (popo configs compare "
                 f"lists some); a run of this one is made by popo fit --config {quote(name)}"
             )
+        check_methods(content.get("methods"))
 
 
 def _check_place(args: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.stopping import Stopped
 
 Config = str | os.PathLike[str]
+ASKED = ("plan", "card_gib", "print_config", "help", "help_all")  # options that end the command or need another one
 Reward = str | Callable[..., Any] | Mapping[str, Any] | Sequence[Any]
 
 
@@ -174,6 +175,13 @@ def _run(
     reward: Reward | None,
     settings: Mapping[str, Any],
 ) -> PopoCLI:
+    _check_asked(subcommand, settings)
+    elsewhere = any(name.partition(".")[0] in ("config", "data") for name in settings)  # the task may be there
+    if task is None and not configs and not elsewhere and (method is None or not Path(method).is_file()):
+        raise SettingError(
+            f'task is None, but a run needs one; name it, as popo_lightning.{subcommand}("countdown_tiny", "popo"), '
+            "where popo configs lists more"
+        )
     args = [subcommand]
     for room, name in (("task", task), ("method", method)):
         args += [] if name is None else ["--config", _file(room, name)]
@@ -188,6 +196,16 @@ def _run(
         quieten()
         warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
         return PythonCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, reward=asked, **CLI_SETTINGS)
+
+
+def _check_asked(subcommand: str, settings: Mapping[str, Any]) -> None:
+    """Raises SettingError for an option of the command line that is no setting."""
+    for name in ASKED:
+        if name in settings:
+            raise SettingError(
+                f"{name} is {settings[name]}, but popo_lightning.{subcommand} takes settings alone; leave it out, or "
+                f"ask the command line for it by popo {subcommand} ... --{name}"
+            )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from traceback import walk_tb
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
 from popo_lightning.cli.missing_packages import needs
+from popo_lightning.cli.settings_alone import settings_alone
 from popo_lightning.cli.union_errors import UNION, of_union
 from popo_lightning.core.did_you_mean import (
     arguments_of,
@@ -62,6 +63,8 @@ def explained(message: str, command: Command) -> str:
         command: Command that the user called.
     """
     text = one_line(message)
+    if (alone := settings_alone(_setting(text), message)) is not None:
+        return alone
     for rule in RULES:
         found = rule(text, command)
         if found is not None:
@@ -181,7 +184,8 @@ def _required_setting(text: str, command: Command) -> str | None:
         return None
     prefix = f"{command.name.rpartition(' ')[2]}."
     names = ", ".join(name.removeprefix(prefix) for name in found.group(1).split(", "))
-    return f"{command.name} needs {names}; name a file that has it by --config, such as one of configs/"
+    example = "compare/quick" if prefix == "compare." else "task/countdown_tiny"
+    return f"{command.name} needs {names}; name a file that has it by --config, such as {example} (see popo configs)"
 
 
 def _unknown_class(text: str, command: Command) -> str | None:

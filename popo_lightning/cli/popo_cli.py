@@ -28,19 +28,18 @@ from popo_lightning.callbacks.stop_signals import StopSignals
 from popo_lightning.callbacks.summary import Summary
 from popo_lightning.callbacks.tensorboard import TensorBoardLayout
 from popo_lightning.callbacks.time_limit import at_the_end_of_an_iteration
-from popo_lightning.cli.class_faults import Maker, import_fault
+from popo_lightning.cli.class_faults import import_fault
 from popo_lightning.cli.class_names import import_classes
-from popo_lightning.cli.combinations import check_combination
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.fit_loop import end_always
 from popo_lightning.cli.help_texts import add_help_all
 from popo_lightning.cli.parser import OneSentenceParser
-from popo_lightning.cli.parser_sentences import OFF, constructors_refusals
+from popo_lightning.cli.parser_sentences import OFF
 from popo_lightning.cli.plan.command import PlanOptions, print_plan, warn_of_memory
+from popo_lightning.cli.run_parts import check_parts, making, parts_to_plan
 from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
 from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.cli.trainer_settings import (
-    check_callbacks,
     check_cpu_devices,
     check_nodes,
     check_root,
@@ -53,7 +52,6 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import check_numbers
 from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.evaluation.callback import Evaluation
-from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
 from popo_lightning.metrics.table import loggers
 from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
 from popo_lightning.proximal.parameter_hook import ParameterHook
@@ -64,7 +62,6 @@ from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import settle
 from popo_lightning.runs.stopping import too_late_in_words
 from popo_lightning.runs.wanted_run import RunSettings, wanted_run
-from popo_lightning.training.optimizers import check_optimizer
 
 
 class PopoCLI(LightningCLI):
@@ -154,15 +151,8 @@ class PopoCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Turns refusals of Lightning's classes, and of loggers without their package, into one sentence."""
         assert self.subcommand is not None
-        maker = Maker(self.config[self.subcommand])
-        self.parser.maker = maker  # type: ignore[attr-defined]
-        try:
-            with constructors_refusals():
-                super().instantiate_classes()
-        except ValueError as error:
-            if maker.refusal is None or maker.refusal is error:
-                raise
-            raise maker.refusal from maker.refusal.__cause__
+        with making(self.parser, self.config[self.subcommand]):
+            super().instantiate_classes()
 
     def _set_seed(self) -> None:
         check_seed(self._get(self.config, "seed_everything"))
@@ -185,7 +175,7 @@ class PopoCLI(LightningCLI):
             check_root(config.trainer.default_root_dir, config.run.folder)
         self.plan.check()
         if self.plan.asked:
-            print_plan(self.plan, self._parser(self.subcommand), config)
+            print_plan(self.plan, config, *parts_to_plan(self._parser(self.subcommand), config))
             sys.exit(0)
         if self.subcommand == "fit":
             self._settle_folder(config)
@@ -233,10 +223,7 @@ class PopoCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuses settings that make no sense together, before a model loads."""
-        check_combination(self.model, self.datamodule, callbacks_of(self.trainer))
-        check_optimizer(self.model.make_optimizer, self.model.make_lr_scheduler)
-        check_callbacks(callbacks_of(self.trainer), self.trainer.strategy.checkpoint_io)
-        check_monitors(self.trainer, reports_are_ours(self.model, self.datamodule))
+        check_parts(self.model, self.datamodule, self.trainer, self.trainer.strategy.checkpoint_io)
         self._check_strategy()
         if self.trainer.is_global_zero:
             warn_of_memory(self.config["fit"], self.model, self.datamodule, self.trainer.strategy.root_device)

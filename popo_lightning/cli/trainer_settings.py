@@ -115,12 +115,12 @@ def check_root(root: str | None, folder: str | None) -> None:
         )
 
 
-def check_callbacks(callbacks: Iterable[L.Callback], checkpoint_io: CheckpointIO) -> None:
+def check_callbacks(callbacks: Iterable[L.Callback], checkpoint_io: CheckpointIO | None) -> None:
     """Raises SettingError for callbacks and plugins that break iterations or checkpoints.
 
     Args:
         callbacks: Callbacks of the trainer.
-        checkpoint_io: Writes the checkpoints of the trainer's strategy.
+        checkpoint_io: Writes the checkpoints of the trainer's strategy; None for Lightning's own.
     """
     for callback in callbacks:
         for kind in type(callback).__mro__:

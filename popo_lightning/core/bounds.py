@@ -7,19 +7,35 @@ from collections.abc import Sequence
 
 from popo_lightning.core.errors import SettingError
 
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # about 3.4e38; tensors hold no larger number
+
+
+def held(setting: str, value: float) -> float:
+    """Returns the value, or raises an error if it is finite and float32 cannot hold it; tensors of settings do."""
+    if MAX_FLOAT32 < abs(value) < math.inf:
+        raise SettingError(f"{setting} is {value}, which float32 cannot hold; use at most 3.4e38 in size.")
+    return value
+
+
+def finite(setting: str, value: float, example: str) -> float:
+    """Returns the value if it is a finite number; else raises an error that ends with `example`."""
+    if not math.isfinite(value):
+        raise SettingError(f"{setting} is {value}; it must be a finite number, such as {example}.")
+    return held(setting, value)
+
 
 def above(setting: str, value: float, bound: float, example: str) -> float:
     """Returns the value if it is a finite number above the bound; else raises an error that ends with `example`."""
     if not bound < value < math.inf:
         raise SettingError(f"{setting} is {value}; it must be a finite number above {bound:g}, such as {example}.")
-    return value
+    return held(setting, value)
 
 
 def at_least(setting: str, value: float, bound: float, remedy: str = "") -> float:
     """Returns the value if it is a finite number of at least the bound."""
     if not bound <= value < math.inf:
         raise SettingError(f"{setting} is {value}; it must be a finite number of at least {bound:g}{remedy}.")
-    return value
+    return held(setting, value)
 
 
 def within(setting: str, value: float, low: float, high: float, example: str) -> float:

@@ -1,4 +1,4 @@
-"""Refuses numbers that no computation accepts: not finite, or too large for an integer or for memory."""
+"""Refuses numbers that no computation accepts: not finite, or too large for an integer, for a tensor or for memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from popo_lightning.core.bounds import held
 from popo_lightning.core.errors import SettingError
 
 LARGEST = 2**63 - 1  # the largest 64-bit integer
@@ -33,6 +34,8 @@ def check_numbers(config: Any) -> None:
         if isinstance(value, float):
             if known and not math.isfinite(value) and setting not in LINKED:
                 raise SettingError(f"{setting} is {value}; use a finite number, or leave it out for its default")
+            if known:
+                held(setting, value)
             continue
         most, reason = MAX.get(setting, (LARGEST, "the largest 64-bit integer"))
         if not -LARGEST <= value <= most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from popo_lightning.core.bounds import above
 from popo_lightning.core.errors import SettingError
 
 
@@ -21,10 +22,8 @@ class SoftOverlong:
     def __init__(self, buffer_tokens: int, most: float = 1.0) -> None:
         if buffer_tokens < 1:
             raise SettingError(f"data.overlong.buffer_tokens is {buffer_tokens}; use at least 1, or data.overlong null")
-        if most <= 0:
-            raise SettingError(f"data.overlong.most is {most}; a penalty is a positive number, such as 1.0")
         self.buffer_tokens = buffer_tokens
-        self.most = most
+        self.most = above("data.overlong.most", most, 0, "1.0")
 
     def check(self, limit: int) -> None:
         """Raises SettingError if the penalty would apply to every response."""

@@ -33,7 +33,7 @@ MAX_RESPONSE_CHARS = 1_000_000
 START_ATTEMPTS = 3
 
 FAILURES = {
-    "timeout": "took over {seconds:g} s (data.grading_timeout) for",
+    "timeout": "took over {seconds:g} s ({limit}) for",
     "crash": "ended its process (status {status}) over",
     "invalid": "sent a reply that is no grade for",
 }
@@ -53,6 +53,7 @@ class GradingPool:
             script's `__main__`.
         workers: Number of processes.
         grading_timeout: Wall-clock limit in seconds, counted from when that response is handed to a worker.
+        limit: The limit in words, for messages: the setting that it comes from, or what it is the limit of.
 
     Attributes:
         first_failure: The first failure as a sentence without its full stop, or None.
@@ -63,7 +64,9 @@ class GradingPool:
 
     first_failure: str | None = None
 
-    def __init__(self, verify: Verify, workers: int = 1, grading_timeout: float = 5.0) -> None:
+    def __init__(
+        self, verify: Verify, workers: int = 1, grading_timeout: float = 5.0, limit: str = "data.grading_timeout"
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         if not (grading_timeout > 0 and math.isfinite(grading_timeout)):
@@ -71,6 +74,7 @@ class GradingPool:
         self._verify = pickle.dumps(verify)
         self._count = workers
         self._seconds = grading_timeout
+        self._limit = limit
         self._workers: list[GradingProcess] = []
         self._queue: deque[tuple[int, bytes]] = deque()
         self._grades: dict[int, Grade] = {}
@@ -187,7 +191,8 @@ class GradingPool:
         if worker.item is not None:
             # At a deadline the process may be long dead with the socket kept open by its child: that is a crash.
             failure = failure or ("timeout" if status == -signal.SIGKILL else "crash")
-            self._fail(worker.item, failure, FAILURES[failure].format(seconds=self._seconds, status=status))
+            what = FAILURES[failure].format(seconds=self._seconds, limit=self._limit, status=status)
+            self._fail(worker.item, failure, what)
         elif not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:

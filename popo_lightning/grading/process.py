@@ -34,8 +34,8 @@ class Grade:
     Args:
         parts: Reward components, always with "score" and "acc"; exactly these two, both 0, if grading failed.
         failure: None, or why there is no grade: "timeout", "crash" (the process died), "error" (the verifier raised),
-            "invalid" (neither a finite number nor a dict of finite numbers with a "score", a reply over 64 KiB, or a
-            response over the cap).
+            "invalid" (neither a number nor a dict of plainly named numbers with a "score", a number that float32 does
+            not hold, a reply over 64 KiB, or a response over the cap).
     """
 
     parts: dict[str, float]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import math
 import os
 import pickle
 import reprlib
@@ -23,6 +22,8 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from popo_lightning.core.bounds import MAX_FLOAT32
+from popo_lightning.core.metric_names import RULE, is_part
 from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.task import Verify
 
@@ -45,18 +46,18 @@ MAX_MEMORY_BYTES = 4 * 1024**3
 
 
 def checked_parts(parts: object) -> dict[str, float] | None:
-    """The reward components as finite floats, with "acc" from "score" if it is missing; None if they are invalid."""
+    """The reward components as floats that float32 holds, with "acc" from "score" if missing; None if invalid."""
     if not isinstance(parts, dict) or "score" not in parts:
         return None
     checked: dict[str, float] = {}
     for name, value in parts.items():
-        if not isinstance(name, str) or not isinstance(value, Real):
+        if not isinstance(name, str) or not is_part(name) or not isinstance(value, Real):
             return None
         try:
             checked[name] = float(value)
         except OverflowError:
             return None
-        if not math.isfinite(checked[name]):
+        if not abs(checked[name]) <= MAX_FLOAT32:  # nan is not either
             return None
     checked.setdefault("acc", checked["score"])
     return checked
@@ -98,7 +99,7 @@ def _graded(verify: Verify, body: bytes) -> dict[str, Any]:
         parts = checked_parts(_plain(given))
         if parts is not None and len(json.dumps(parts)) < MAX_REPLY_BYTES - 100:  # room for the item's number
             return {"parts": parts}
-        return {"failure": "invalid", "reason": f"returned {reprlib.repr(given)[:300]} for {shown(text)}"}
+        return {"failure": "invalid", "reason": f"{_invalid(given)} for {shown(text)}"}
     except BaseException as error:  # SystemExit and KeyboardInterrupt too
         return {"failure": "error", "reason": f"raised {_describe(error)}{_place(error)} for {shown(text)}"}
     finally:
@@ -111,6 +112,14 @@ def _plain(given: Any) -> Any:
         number = plain_scalar(given)
         return {"score": number} if isinstance(number, Real) else given
     return {name: plain_scalar(value) for name, value in given.items()}
+
+
+def _invalid(given: Any) -> str:
+    """What is wrong with a verifier's result, after "the verifier"."""
+    names = [name for name in given if isinstance(name, str) and not is_part(name)] if isinstance(given, dict) else []
+    if names:
+        return f"named a component {reprlib.repr(names[0])}, where a name has {RULE},"
+    return f"returned {reprlib.repr(given)[:300]}"
 
 
 def shown(text: object) -> str:

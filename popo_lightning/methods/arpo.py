@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from random import Random
 
+from popo_lightning.core.bounds import above, finite
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
@@ -51,12 +51,8 @@ class ARPO(Composer):
     ) -> None:
         if capacity < 1:
             raise SettingError(f"ARPO.capacity is {capacity}; keep at least 1 success of each problem")
-        if not 0 < low_std < math.inf:
-            raise SettingError(f"ARPO.low_std is {low_std}; no group has a smaller std, so use a number above 0")
-        if not math.isfinite(low_mean):
-            raise SettingError(f"ARPO.low_mean is {low_mean}; use a finite number, such as 0.2")
-        self.low_std = low_std
-        self.low_mean = low_mean
+        self.low_std = above("ARPO.low_std", low_std, 0, "0.05")
+        self.low_mean = finite("ARPO.low_mean", low_mean, "0.2")
         self.success_key = success_key
         self.success_above = success_above
         self.store = ResponseStore(capacity)

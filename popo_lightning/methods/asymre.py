@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import finite
 from popo_lightning.objectives.advantages import Advantage
 
 
@@ -27,9 +25,7 @@ class ShiftedBaseline(Advantage):
     """
 
     def __init__(self, shift: float = -0.1) -> None:
-        if not math.isfinite(shift):
-            raise SettingError(f"ShiftedBaseline.shift is {shift}; it must be a finite number, such as -0.1.")
-        self.shift = shift
+        self.shift = finite("ShiftedBaseline.shift", shift, "-0.1")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Maps rewards (G, K) to advantages (G, K)."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from popo_lightning.core.bounds import above, one_of, within
+from popo_lightning.core.bounds import above, held, one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.objectives.behave_clip import FixedBehaveClip, sampled_tokens
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
@@ -87,6 +87,7 @@ class BalancedClip(TrustRegion):
             raise SettingError(
                 f"BalancedClip.high_to is {high_to}; it must be a finite number of at least high_from, such as 3.0."
             )
+        held("BalancedClip.high_to", high_to)
         above("BalancedClip.step", step, 0, "0.05")
         self.target = within("BalancedClip.target", target, 0, 1, "0.5")
         self.dual_clip = checked_dual_clip("BalancedClip", dual_clip)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import within
+from popo_lightning.core.bounds import held, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.objectives.behave_clip import sampled_logp
 from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
-from popo_lightning.objectives.weights import ReplayedWeight
+from popo_lightning.objectives.weights import ReplayedWeight, checked_cap
 
 
 def prefix_ratio(logp: Tensor, center_logp: Tensor, mask: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class PNPO(TrustRegion):
         self.min_ratio = within("PNPO.min_ratio", min_ratio, 0, 1, "0.5, since an on-policy token has w = 1")
         if not max_ratio >= 1:
             raise SettingError(f"PNPO.max_ratio is {max_ratio}; it must be at least 1, the w of an on-policy token.")
-        self.max_ratio = max_ratio
+        self.max_ratio = held("PNPO.max_ratio", max_ratio)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Returns -w A log pi, w, and which tokens are rejected."""
@@ -81,11 +81,7 @@ class PrefixIS(ReplayedWeight):
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
         super().__init__(correct_fresh)
-        if cap is not None and not cap >= 1:
-            raise SettingError(
-                f"PrefixIS.cap is {cap}; it must be at least 1, the weight of an on-policy token, or null for no cap."
-            )
-        self.cap = cap
+        self.cap = checked_cap("PrefixIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Returns min(prefix_ratio, cap)."""

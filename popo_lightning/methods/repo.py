@@ -8,6 +8,7 @@ from random import Random
 from statistics import pvariance
 from typing import Literal
 
+from popo_lightning.core.bounds import above
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
@@ -73,8 +74,7 @@ class RePO(Composer):
             raise SettingError(f"RePO.retrieval is '{retrieval}'; use one of {', '.join(RETRIEVALS)}")
         if advantages not in ("split", "mixed"):
             raise SettingError(f"RePO.advantages is '{advantages}'; use split or mixed")
-        if not 0 < coefficient < math.inf:
-            raise SettingError(f"RePO.coefficient is {coefficient}; use a finite number above 0, such as 1.0")
+        above("RePO.coefficient", coefficient, 0, "1.0")
         if advantages == "mixed" and coefficient != 1:
             raise SettingError(
                 f"RePO.coefficient is {coefficient}, but mixed advantages put all responses into one group with one "

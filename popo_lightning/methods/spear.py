@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.objectives.advantages import group_normalized
@@ -72,14 +73,12 @@ class SPEAR(Composer):
                 f"SPEAR.start is {start} and SPEAR.capacity {capacity}; never more are kept than the capacity, so use "
                 "1 <= start <= capacity"
             )
-        if not 0 <= threshold < math.inf:
-            raise SettingError(f"SPEAR.threshold is {threshold}; use a finite number of at least 0, such as 0.0")
+        at_least("SPEAR.threshold", threshold, 0, ", such as 0.0")
         if max_age < 1:
             raise SettingError(f"SPEAR.max_age is {max_age}; the newest replay is 1 version old, so use at least 1")
         if baseline_groups < 1:
             raise SettingError(f"SPEAR.baseline_groups is {baseline_groups}; a median needs at least 1 group")
-        if not 0 < coefficient < math.inf:
-            raise SettingError(f"SPEAR.coefficient is {coefficient}; use a finite number above 0, such as 1.0")
+        above("SPEAR.coefficient", coefficient, 0, "1.0")
         if warm_up < 0:
             raise SettingError(f"SPEAR.warm_up is {warm_up}; use 0 iterations or more")
         self.capacity = capacity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softplus
 
-from popo_lightning.core.bounds import above, at_least, within
+from popo_lightning.core.bounds import above, at_least, finite, within
 from popo_lightning.core.errors import SettingError
 
 STD_BIAS, MIN_SCALE, MAX_SCALE = 0.1, 0.1, 10.0  # the source's constants in gaussian_losses
@@ -226,7 +225,7 @@ class CategoricalHead(DistributionHead):
 
     def __init__(self, atoms: int = 51, low: float = 0.0, high: float = 1.0) -> None:
         self.width = int(at_least("CategoricalHead.atoms", atoms, 2, ", such as 51"))
-        self.low = at_least("CategoricalHead.low", low, -math.inf)
+        self.low = finite("CategoricalHead.low", low, "0.0")
         self.high = above("CategoricalHead.high", high, low, f"{low + 1:g}")
 
     def value(self, out: Tensor) -> Tensor:

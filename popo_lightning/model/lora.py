@@ -14,7 +14,9 @@ import lightning as L
 import torch
 from torch import nn
 
+from popo_lightning.core.bounds import held
 from popo_lightning.core.errors import SettingError
+from popo_lightning.model.adapter_rank import check_rank, warn_of_rank
 from popo_lightning.model.fingerprint import fingerprint
 
 ALL = "all-linear"
@@ -51,6 +53,7 @@ class Lora:
             raise SettingError(f"model.lora.r is {self.r}; use a rank of at least 1, such as 16")
         if not 0 < self.alpha < math.inf:
             raise SettingError(f"model.lora.alpha is {self.alpha}; use a positive scale, such as {2 * self.r}")
+        held("model.lora.alpha", self.alpha)
         if isinstance(self.target_modules, str) and self.target_modules != ALL:
             raise SettingError(
                 f"model.lora.target_modules is '{self.target_modules}'; use {ALL}, or a list of names such as "
@@ -139,6 +142,7 @@ def adapt(model: Any, lora: Lora, folder: str | Path, freeze_vision: bool, tower
     """
     kept = {id(module) for module in tower.modules()} if tower is not None and freeze_vision else set()
     targets = target_layers(model, lora, folder, kept)
+    warn_of_rank(model, targets, lora.r)
     made = Adapted(lora, targets, fingerprint(model.named_parameters()))
     if lora.four_bit:
         from popo_lightning.model.four_bit import quantize
@@ -169,7 +173,7 @@ def inject(model: Any, adapted: Adapted) -> Any:
 
 
 def target_layers(model: Any, lora: Lora, folder: str | Path, kept: set[int]) -> list[str]:
-    """Returns the full names of the layers that get an adapter.
+    """Returns the full names of the layers that get an adapter, for a rank that they can have.
 
     Args:
         model: A transformers model.
@@ -178,8 +182,14 @@ def target_layers(model: Any, lora: Lora, folder: str | Path, kept: set[int]) ->
         kept: Ids of modules that get no adapter.
 
     Raises:
-        SettingError: The settings name layers that cannot have adapters.
+        SettingError: The settings name layers that cannot have adapters, or a rank above that of every layer.
     """
+    targets = _named_layers(model, lora, folder, kept)
+    check_rank(model, targets, lora.r)
+    return targets
+
+
+def _named_layers(model: Any, lora: Lora, folder: str | Path, kept: set[int]) -> list[str]:
     head = model.get_output_embeddings()
     if lora.target_modules == ALL:
         return [

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import above
+from popo_lightning.core.bounds import above, held
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
@@ -220,4 +220,4 @@ def checked_dual_clip(owner: str, dual_clip: float | None) -> float | None:
         raise SettingError(
             f"{owner}.dual_clip is {dual_clip}; it must be a finite number above 1, such as 10, or null for none."
         )
-    return dual_clip
+    return None if dual_clip is None else held(f"{owner}.dual_clip", dual_clip)

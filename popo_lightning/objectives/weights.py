@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import one_of, within
+from popo_lightning.core.bounds import held, one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, ObjectiveInputs, log_ratio
@@ -133,7 +133,7 @@ class TruncatedIS(ReplayedWeight):
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
         super().__init__(correct_fresh)
-        self.cap = _checked_cap("TruncatedIS", cap)
+        self.cap = checked_cap("TruncatedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Returns min(w, cap)."""
@@ -163,7 +163,7 @@ class MaskedIS(ReplayedWeight):
         self.low = within("MaskedIS.low", low, 0, 1, "0.5, since an on-policy token has weight 1")
         if not high >= 1:
             raise SettingError(f"MaskedIS.high is {high}; it must be at least 1, the weight of an on-policy token.")
-        self.high = high
+        self.high = held("MaskedIS.high", high)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Returns `masked_weight`."""
@@ -188,7 +188,7 @@ class SequenceIS(ReplayedWeight):
         super().__init__(correct_fresh)
         one_of("SequenceIS.ratio", ratio, ("product", "geometric_mean"))
         self.ratio: SequenceRatio = ratio
-        self.cap = _checked_cap("SequenceIS", cap)
+        self.cap = checked_cap("SequenceIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Returns min(`sequence_weight`, cap)."""
@@ -211,7 +211,7 @@ class SmoothedIS(ReplayedWeight):
     def __init__(self, alpha: float = 0.5, cap: float | None = None, correct_fresh: bool = False) -> None:
         super().__init__(correct_fresh)
         self.alpha = within("SmoothedIS.alpha", alpha, 0, 1, "0.5")
-        self.cap = _checked_cap("SmoothedIS", cap)
+        self.cap = checked_cap("SmoothedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Returns min(w^alpha, cap)."""
@@ -219,9 +219,10 @@ class SmoothedIS(ReplayedWeight):
         return weight if self.cap is None else weight.clamp(max=self.cap)
 
 
-def _checked_cap(owner: str, cap: float | None) -> float | None:
+def checked_cap(owner: str, cap: float | None) -> float | None:
+    """Returns the cap, or raises SettingError if it would lower the weight of every token, or fits no tensor."""
     if cap is not None and not cap >= 1:
         raise SettingError(
             f"{owner}.cap is {cap}; it must be at least 1, the weight of an on-policy token, or null for no cap."
         )
-    return cap
+    return None if cap is None else held(f"{owner}.cap", cap)

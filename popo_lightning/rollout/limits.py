@@ -28,6 +28,7 @@ import torch
 from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
+from popo_lightning.core.metric_names import RULE, is_part
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.model.policy_model import PolicyModel
@@ -202,10 +203,10 @@ class Limits:
 def check_names(names: Iterable[str]) -> None:
     """Raises SettingError for names that no metric can have."""
     for name in names:
-        if re.fullmatch(r"[\w-]+", name) is None:
+        if not is_part(name):
             first = re.split(r"[^\w-]", name)[0] or "length"
             raise SettingError(
-                f"data.limits has '{name}', but a limit's name has letters, digits, - and _ alone; give its settings "
+                f"data.limits has '{name}', but a limit's name has {RULE}; give its settings "
                 f"together, as in --data.limits.{first} '{{bound: 300, k: 1}}'"
             )
 

@@ -71,6 +71,18 @@ def claim(folder: Path, setting: str) -> Claim | None:
     return Claim(descriptor)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Returns whether a process holds a folder now; writes nothing."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # closing the file releases it
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks
+        return False
+    return False
+
+
 def holder(folder: Path) -> str:
     """Describes the process that holds a folder."""
     try:

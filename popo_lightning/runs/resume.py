@@ -13,7 +13,7 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import Behind, iterations_logged
-from popo_lightning.runs.claim import claim, holder
+from popo_lightning.runs.claim import claim, holder, is_claimed
 from popo_lightning.runs.folder import (
     SUMMARY,
     checkpoint_folders,
@@ -205,11 +205,21 @@ def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
         return
     taken = claim(folder, setting)
     if taken is None:
-        raise SettingError(
-            f"{setting} is '{folder}', which {holder(folder)} is writing to; wait until it ends, or stop it, or name "
-            "another folder"
-        )
+        raise _taken(folder, setting)
     claims.callback(taken.release)
+
+
+def check_idle(folder: Path) -> None:
+    """Raises SettingError if a process is writing to a run's folder; looks on rank 0 only, and claims nothing."""
+    if is_first_rank() and is_claimed(folder):
+        raise _taken(folder, "run.folder")
+
+
+def _taken(folder: Path, setting: str) -> SettingError:
+    return SettingError(
+        f"{setting} is '{folder}', which {holder(folder)} is writing to; wait until it ends, or stop it, or name "
+        "another folder"
+    )
 
 
 def same(left: Path | str, right: Path | str) -> bool:

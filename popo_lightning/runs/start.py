@@ -20,7 +20,7 @@ from popo_lightning.runs.folder import (
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
-from popo_lightning.runs.resume import Place, check_length, hold, resume_in, same
+from popo_lightning.runs.resume import Place, check_idle, check_length, hold, resume_in, same
 from popo_lightning.runs.wanted_run import WantedRun
 
 
@@ -108,6 +108,7 @@ def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
     if home is not None and difference is None:
         return resume_in(wanted, home, checkpoint, claims)
     if wanted.folder is not None:
+        check_idle(Path(wanted.folder))
         raise SettingError(
             f"run.folder is '{home}', whose run wrote ckpt_path with other settings ({difference}); add --run.folder "
             "null for a folder of its own, or --run.resume true to change the settings of that run from here on"
@@ -148,6 +149,7 @@ def _claimed_free(folder: Path, claims: ExitStack) -> bool:
 def _asked_folder(wanted: WantedRun, claims: ExitStack) -> Path:
     folder = Path(str(wanted.folder))
     if is_first_rank():  # it may have begun to write when the others look
+        check_idle(folder)
         _check_free(folder)
         hold(folder, claims)
         _check_free(folder)  # a run may just have ended

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ NEWS_AFTER = 5.0  # seconds until the user is told
 AT_A_TIME = 200  # answers checked between two looks at the clock
 MAX_GRADERS = 4
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
-REFUSED = "refused: "
+REFUSED = "refused_"
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class AnswerCheck:
     """A verifier's check of gold answers in a form that a grading process can run.
 
-    Such a process returns only named numbers, so the verifier's message is returned as a name.
+    Such a process returns only named numbers, so the verifier's message is returned as a name, in hexadecimal digits.
 
     Args:
         verifier: Verifier that checks the answers.
@@ -49,7 +50,7 @@ class AnswerCheck:
         try:
             self.verifier.check_answer(answer)
         except ValueError as error:
-            return {"score": 0.0, REFUSED + reason(error): 0.0}
+            return {"score": 0.0, REFUSED + reason(error).encode(errors="replace").hex(): 0.0}
         return {"score": 1.0}
 
 
@@ -126,7 +127,7 @@ def _check(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:
     graders = min(MAX_GRADERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     names, refused = list(answers), {}
     began, told = time.monotonic(), False
-    with GradingPool(AnswerCheck(verifier), graders, SECONDS_PER_ANSWER) as pool:
+    with GradingPool(AnswerCheck(verifier), graders, SECONDS_PER_ANSWER, "the limit of this check") as pool:
         for start in range(0, len(names), AT_A_TIME):
             part = names[start : start + AT_A_TIME]
             try:
@@ -152,4 +153,7 @@ def _why(failure: str | None, parts: Sequence[str]) -> str:
         return f"it takes over {SECONDS_PER_ANSWER:g} s to read"
     if failure is not None:
         return f"reading it fails ({failure})"
-    return next((part.removeprefix(REFUSED) for part in parts if part.startswith(REFUSED)), "it is refused")
+    with suppress(StopIteration, ValueError):  # what was graded may have forged the reply
+        written = next(part.removeprefix(REFUSED) for part in parts if part.startswith(REFUSED))
+        return reason(ValueError(bytes.fromhex(written).decode()))
+    return "it is refused"

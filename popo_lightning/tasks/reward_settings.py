@@ -15,8 +15,8 @@ from popo_lightning.verifiers.function_reward import FunctionReward
 SECONDS = 10.0  # time limit for one response of the trial
 REMEDIES = {
     "error": "correct the function; a response may be any text",
-    "invalid": "return a number, or a dict of numbers with a score",
-    "timeout": f"it has to end within {SECONDS:g} s",
+    "invalid": "return a number, or a dict of numbers with a score, each under a plain name",
+    "timeout": f"it has to end within {SECONDS:g} s here, and within data.grading_timeout in the run",
     "crash": "it must not end the process that it is called in",
 }
 
@@ -67,7 +67,7 @@ def try_functions(verifier: Verifier, problem: Problem, setting: str = "data.tas
     if not isinstance(verifier, FunctionReward):
         return
     tried = {"the gold answer of": answer_text(problem.answer), "an empty response to": ""}
-    with GradingPool(verifier, 1, SECONDS) as pool:
+    with GradingPool(verifier, 1, SECONDS, "the limit of this trial") as pool:
         for what, text in tried.items():
             try:
                 (grade,) = pool.grade([(problem.answer, problem.response_prefix + text)])

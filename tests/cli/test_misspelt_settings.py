@@ -96,6 +96,12 @@ OPTIONS = {  # command line, and sentence
     "--trainer.callbacks EarlyStopping --trainer.callbacks.monitr x": "EarlyStopping has no setting 'monitr'; "
     "did you mean monitor?",
     "--trainer.callbacks EarlyStopping": "EarlyStopping needs monitor; set trainer.callbacks.monitor",
+    "--model.lora true": "model.lora has 'true' where settings belong; write them as {r: 16}",
+    "--model.lora foo/bar": "model.lora has 'foo/bar' where settings belong",
+    "--model.critic 3": "model.critic has '3' where settings belong",
+    "--data.overlong yes": "data.overlong has 'yes' where settings belong; write them as {buffer_tokens: 100}",
+    "--data.limits.length foo": "data.limits has 'foo' where settings belong; write them as NAME: {bound: 300}",
+    "--model.critic popo_lightning.model.critic.Critc": "did you mean popo_lightning.model.critic.Critic?",
     "--data.task nosuch.module.Task": "nosuch.module.Task is in no module that is here",
     "--data.task ''": "data.task is '', but a class belongs there",
     "--data.composer.buffer 3": "data.composer.buffer is '3', but a class belongs there",
@@ -287,9 +293,15 @@ def test_a_comparison_and_a_run_are_not_mixed_up() -> None:
     assert parsed(["--config", quick]).methods
 
 
-def test_a_setting_that_is_missing(parser: ParsesAll) -> None:
-    with pytest.raises(SettingError, match=r"popo fit needs data.task; name a file that has it by --config"):
+def test_a_setting_that_is_missing(parser: ParsesAll, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        SettingError, match=r"popo fit needs data.task; name a file that has it by --config, "
+    ) as refused:
         parser.parse_arguments(parser.parser, ["fit"])
+    assert str(refused.value).endswith("such as task/countdown_tiny (see popo configs)")
+    with pytest.raises(SystemExit):
+        parsed([])
+    assert "such as compare/quick (see popo configs)" in capsys.readouterr().err
 
 
 def test_every_config_of_the_project_is_read() -> None:

@@ -24,6 +24,10 @@ REFUSED = {  # command line, and sentence
     "--data.grading_timeout 0": "data.grading_timeout is 0.0; use a number of seconds above 0",
     "--model.max_grad_norm .inf": "model.max_grad_norm is inf; use a finite number",
     "--model.behave_weight.cap .inf": "model.behave_weight.cap is inf; use a finite number",
+    "--model.behave_weight.cap 1e308": "behave_weight.cap is 1e+308, which float32 cannot hold; use at most 3.4e38",
+    "--model.max_grad_norm 1e39": "model.max_grad_norm is 1e+39, which float32 cannot hold",
+    "--model.optimizer.eps 1e300": "model.optimizer.eps is 1e+300, which float32 cannot hold",
+    "--data.overlong.buffer_tokens 2 --data.overlong.most 1e100": "data.overlong.most is 1e+100, which float32 cannot",
     "--model.optimizer.lr .inf": "model.optimizer.lr is inf; use a finite number",
     "--model.optimizer.lr .nan": "model.optimizer.lr is nan; use a finite number",
     "--model.optimizer.lr null": "model.optimizer.lr is null, where a value belongs; leave it out, which is 0.001",
@@ -129,6 +133,10 @@ def test_numbers_that_are_fine() -> None:
     check_numbers({"trainer": {"callbacks": [{"class_path": "mine.Callback", "init_args": {"limit": float("inf")}}]}})
     with pytest.raises(SettingError, match=r"trainer.callbacks\[0\].limit is inf"):
         check_numbers({"trainer": {"callbacks": [{"class_path": "torch.X", "init_args": {"limit": float("inf")}}]}})
+    check_numbers({"trainer": {"callbacks": [{"class_path": "mine.Callback", "init_args": {"limit": 1e308}}]}})
+    check_numbers({"model": {"behave_weight": {"cap": 3.4e38}, "advantage": {"shift": -3.4e38}}})
+    with pytest.raises(SettingError, match=r"model.advantage.shift is -3.5e.38, which float32 cannot hold"):
+        check_numbers({"model": {"advantage": {"shift": -3.5e38}}})
     with pytest.raises(SettingError, match="is a number of about 5000 digits; use at most 9223372036854775807"):
         check_numbers({"data": {"weight_sync_interval": 10**4999}})
 

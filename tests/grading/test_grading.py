@@ -151,6 +151,19 @@ def test_a_scalar_of_numpy_or_torch_is_a_number() -> None:
     assert patient.first_failure == "the verifier returned array([1., 2.]) for the response 'return'"
 
 
+@pytest.mark.parametrize("name", ["a/b", "", "x,y\n", "a b", "ok\n", '"', "step,1"])
+def test_a_component_that_no_metric_can_be_named_after(pool: GradingPool, name: str) -> None:
+    """Its column would damage metrics.csv, also if it first comes up late in a run."""
+    assert around(pool, ({"score": 1.0, name: 2.0}, "return")) == [Grade(ZEROS, "invalid")]
+    said = f"named a component {name!r}, where a name has letters, digits, - and _ alone, for the response 'return'"
+    assert pool.first_failure == f"the verifier {said}"
+    assert pool.grade([({"score": 1.0, "süß_2-x": 2.0}, "return")])[0].parts["süß_2-x"] == 2.0
+
+
+def test_a_score_that_no_tensor_can_hold(pool: GradingPool) -> None:
+    assert around(pool, (1e39, "return"), ({"score": 0.0, "cost": -1e300}, "return")) == [Grade(ZEROS, "invalid")] * 2
+
+
 FAILURES = [
     ("", "loop", "took over 0.5 s (data.grading_timeout) for the response 'loop'"),
     ("", "os._exit", "ended its process (status 0) over the response 'os._exit'"),

@@ -200,7 +200,9 @@ class Checker:
         file = self._scratch / "block.yaml"
         file.write_text(block.text)
         if found.keys() & {"methods", "seeds", "sweep"}:
-            self.command(["compare", "--config", str(REPOSITORY / "configs/compare/quick.yaml"), "--config", str(file)])
+            whole = found.keys() >= {"name", "task", "methods", "seeds"}
+            below = [] if whole else ["--config", str(REPOSITORY / "configs/compare/quick.yaml")]
+            self.command(["compare", *below, "--config", str(file)])
         elif found.keys() & self._popo(["fit", *BASE], False).keys():
             self._enter(self._where)
             self.command([*self._fit, "--config", str(file)], built=True)

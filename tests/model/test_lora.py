@@ -304,6 +304,23 @@ def test_settings_are_refused_by_name(settings: dict[str, Any], said: str) -> No
         Lora(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "largest"), [({"r": 100000}, 64), ({"r": 65}, 64), ({"r": 33, "target_modules": ["k_proj"]}, 32)]
+)
+def test_a_rank_above_every_matrix_is_refused(folder: Path, settings: dict[str, Any], largest: int) -> None:
+    words = rf"model\.lora\.r is {settings['r']}, but no matrix .* above {largest}, its smaller side; use at most"
+    with pytest.raises(SettingError, match=words):
+        load_trainable(folder, torch.float32, False, lora=Lora(**settings))
+
+
+def test_a_rank_above_some_matrices_is_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_trainable(folder, torch.float32, False, lora=Lora(r=32))
+    assert not caplog.text
+    load_trainable(folder, torch.float32, False, lora=Lora(r=64))
+    (record,) = caplog.records
+    assert record.message.startswith("model.lora.r is 64, but 4 of the 14 matrices with an adapter have a smaller side")
+
+
 def test_four_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("popo_lightning.model.lora.find_spec", lambda name: None)
     with pytest.raises(SettingError, match="bitsandbytes is not installed; pip install bitsandbytes, or leave it out"):

@@ -10,8 +10,12 @@ import torch
 from helpers.objectives import LOG2, close, loss_and_gradient, random_rows, stale_rows, token_rows
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.methods.asymre import ShiftedBaseline
+from popo_lightning.methods.gspo import GSPO
+from popo_lightning.methods.pnpo import PNPO, PrefixIS
 from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.objective import Objective
+from popo_lightning.objectives.trust_regions import PPOClip
 from popo_lightning.objectives.weights import (
     BehaveWeight,
     MaskedIS,
@@ -171,6 +175,15 @@ def test_bad_settings_of_weights_are_one_sentence() -> None:
         (lambda: SequenceIS(cap=0.5), "SequenceIS.cap is 0.5"),
         (lambda: SmoothedIS(alpha=1.5), "SmoothedIS.alpha is 1.5"),
         (lambda: SmoothedIS(cap=0.0), "SmoothedIS.cap is 0.0"),
+        (lambda: TruncatedIS(cap=1e308), "TruncatedIS.cap is 1e+308, which float32 cannot hold"),
+        (lambda: MaskedIS(high=1e39), "MaskedIS.high is 1e+39, which float32 cannot hold"),
+        (lambda: SequenceIS(cap=1e39), "SequenceIS.cap is 1e+39, which float32 cannot hold"),
+        (lambda: SmoothedIS(cap=1e39), "SmoothedIS.cap is 1e+39, which float32 cannot hold"),
+        (lambda: PrefixIS(cap=1e39), "PrefixIS.cap is 1e+39, which float32 cannot hold"),
+        (lambda: PNPO(max_ratio=1e39), "PNPO.max_ratio is 1e+39, which float32 cannot hold"),
+        (lambda: GSPO(clip_high=1e39), "GSPO.clip_high is 1e+39, which float32 cannot hold"),
+        (lambda: PPOClip(dual_clip=1e39), "PPOClip.dual_clip is 1e+39, which float32 cannot hold"),
+        (lambda: ShiftedBaseline(-1e39), "ShiftedBaseline.shift is -1e+39, which float32 cannot hold"),
     ]
     for build, message in bad:
         with pytest.raises(SettingError) as caught:

@@ -15,7 +15,7 @@ import pytest
 from helpers.tiny_models import environment
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.runs.claim import LOCK, check_writable, claim, holder
+from popo_lightning.runs.claim import LOCK, check_writable, claim, holder, is_claimed
 
 HOLD = """
 import os, sys, time
@@ -56,8 +56,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert first.said == "taken"  # type: ignore[attr-defined]
         assert claim(folder, "run.folder") is None
         assert f"process {first.pid} on " in holder(folder)
+        assert is_claimed(folder)
     finally:
         end(first)
+    assert not is_claimed(folder) and not is_claimed(tmp_path) and not (tmp_path / LOCK).exists()
     again = claim(folder, "run.folder")  # a dead process holds nothing
     assert again is not None and f"process {os.getpid()} on " in holder(folder)
     assert claim(folder, "run.folder") is None  # nor does this process take it twice
@@ -114,4 +116,5 @@ def test_a_file_system_without_locks_is_said(
     monkeypatch.setattr("fcntl.flock", none)
     taken = claim(tmp_path, "run.folder")
     assert taken is not None and "has no locks" in caplog.text
+    assert not is_claimed(tmp_path)
     taken.release()

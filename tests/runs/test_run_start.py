@@ -146,6 +146,22 @@ def test_folder_asked_for_must_be_free(root: Path) -> None:
     )
 
 
+def test_a_folder_in_which_a_process_is_writing(root: Path) -> None:
+    """The refusal does not advise a resumption that would be refused next."""
+    mine = root / "mine"
+    with ExitStack() as claims:
+        run = made(settle(wanted(root, folder=mine), claims), 4)
+        checkpoint = run.checkpoints / "epoch=3.ckpt"
+        other = {"folder": mine, "checkpoint": checkpoint, "settings": {"model.lr": "0.7"}}
+        for command in (wanted(root, folder=mine), wanted(root, **other)):
+            with pytest.raises(
+                SettingError, match=r"which process \d+ on .* is writing to; wait until it ends"
+            ) as found:
+                settled(command)
+            assert "run.resume" not in str(found.value)
+    refused(wanted(root, folder=mine), "holds an earlier run", "--run.resume true")
+
+
 def test_ranks_but_the_first_claim_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take rank 0's folder once they have joined."""
     monkeypatch.setattr("lightning.pytorch.utilities.rank_zero.rank_zero_only.rank", 1)

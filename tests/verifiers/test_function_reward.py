@@ -53,6 +53,9 @@ def silent(text):
 def parts_alone(text):
     return {"acc": 1.0}
 
+def slashed(text):
+    return {"score": 1.0, "a/b": 2.0}
+
 def sleepy(text):
     import time
     time.sleep(60)
@@ -187,7 +190,8 @@ TRIED = {
     ),
     "silent": "on the gold answer of .*, .* returned None for the response 'a'; return a number, or a dict of",
     "parts_alone": r"returned \{'acc': 1\.0\} for the response 'a'",
-    "sleepy": r"took over 0\.5 s .* for the response 'a'",
+    "slashed": "named a component 'a/b', where a name has letters, .* for the response 'a'; .* under a plain name",
+    "sleepy": r"took over 0\.5 s \(the limit of this trial\) for the response 'a'; it has to end within",
 }
 
 

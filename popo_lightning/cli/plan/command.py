@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from popo_lightning.cli.plan.memory import GIB, Model, estimate
@@ -84,22 +83,22 @@ class _Note(argparse.Action):
         self.options.note(str(option_string), values)
 
 
-def print_plan(options: PlanOptions, parser: LightningArgumentParser, config: Any) -> None:
+def print_plan(options: PlanOptions, config: Any, policy: PolicyModule, data: RolloutDataModule) -> None:
     """Prints the plan of a run that has not begun.
 
     Args:
         options: Options, with the card if one is given.
-        parser: Parser of `popo fit`.
         config: Settings as parsed.
+        policy: The policy, without a model.
+        data: The data module.
 
     Raises:
         SettingError: The run cannot fit, or would be refused for another reason.
     """
-    made: Any = parser.instantiate_classes(Namespace(model=config.model, data=config.data))
-    run = read_settings(config, made.model, made.data, options.card_gib is not None)
+    run = read_settings(config, policy, data, options.card_gib is not None)
     card, name = (_bytes(options.card_gib), "") if options.card_gib else _card_here(run)
     run = replace(run, card_name=name)
-    model = _model(made.model, run)
+    model = _model(policy, run)
     print(table(run, model, estimate(run, model, card), card))
     found = objection(run, model, card)
     if found is not None:

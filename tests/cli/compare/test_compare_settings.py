@@ -70,6 +70,11 @@ BAD = {
     "task": (["--task", "[nope.yaml]"], ["task", "nope.yaml", "does not exist"]),
     "label": (["--sweep", '{"../up": {}}'], ["sweep", "../up", "letters"]),
     "method": (["--methods", '{"a/b": {}}'], ["methods", "a/b", "letters"]),
+    "method alone": (
+        ["--methods.grpo", "method/grpo"],
+        ["methods has 'method/grpo' where settings belong", "{config:"],
+    ),
+    "methods alone": (["--methods", '{"a": null}'], ["methods has null where settings belong", "NAME: {config:"]),
     "final": (["--final_evaluations", "0"], ["final_evaluations", "0"]),
     "target": (["--target", "30"], ["target", "30"]),
     "at once": (["--at_once", "0"], ["at_once", "0"]),
@@ -82,6 +87,34 @@ BAD = {
         ["a.b", "sweep.low", "methods.grpo.arguments"],
     ),
 }
+
+
+SHAPES = {  # methods in the file, and the sentence
+    "a text": (
+        {"grpo": "method/grpo"},
+        "methods.grpo is 'method/grpo'; give its settings, such as {config: [method/grpo]}",
+    ),
+    "a list": (
+        {"a": ["x/a", "b.yaml"]},
+        "methods.a is [x/a, b.yaml]; give its settings, such as {config: [x/a, b.yaml]}",
+    ),
+    "null": ({"grpo": None}, "methods.grpo is null; give its settings, such as {config: [method/grpo]}"),
+    "a number": ({"grpo": 3}, "methods.grpo is 3; give its settings, such as {config: [method/grpo]}"),
+    "a file alone": (
+        {"grpo": {"config": "method/grpo"}},
+        "methods.grpo.config is 'method/grpo'; give a list of files, such as [method/grpo]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_a_method_without_its_settings(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods, sentence = SHAPES[case]
+    path = write_comparison(tmp_path, methods)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"popo: {sentence}\n"
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -8,9 +8,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from plan.test_plan_settings import read
 from runs.test_checkpoints import short_fit
 
+from cli.plan.test_plan_settings import read
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.cli.plan.kept_checkpoints import OnDisk, on_disk
 

@@ -139,6 +139,35 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "share": (["--plan", "--trainer.devices", "7"], ["data.problems_per_iteration is 128", "7"]),
     "positions": (["--plan", "--data.max_new_tokens", "4000"], ["data.max_new_tokens", "4096 positions"]),
     "clipping": (["--plan", "--trainer.gradient_clip_val", "1"], ["model.max_grad_norm"]),
+    "rank": (["--plan", "--model.lora", "{r: 100000}"], ["model.lora.r is 100000, but no matrix", "use at most 64"]),
+    "optimizer": (["--plan", "--model.optimizer.lr=-1"], ["model.optimizer cannot be made: Invalid learning rate: -1"]),
+    "scheduler": (
+        [
+            "--plan",
+            "--model.lr_scheduler",
+            "torch.optim.lr_scheduler.CosineAnnealingLR",
+            "--model.lr_scheduler.T_max=0",
+        ],
+        ["model.lr_scheduler is CosineAnnealingLR, which fails at its first step"],
+    ),
+    "combination": (
+        ["--plan", "--data.weight_sync_interval", "2", "--model.behave_weight", "NoCorrection"],
+        ["data.weight_sync_interval is 2", "model.behave_weight is NoCorrection"],
+    ),
+    "prox": (["--plan", "--proximal", "ProximalAverage"], ["proximal is ProximalAverage", "correct_fresh"]),
+    "metric": (
+        ["--plan", "--checkpoint.save_top_k", "3", "--checkpoint.monitor", "train/los"],
+        ["checkpoint.monitor is 'train/los', which is never"],
+    ),
+    "callback": (
+        ["--plan", "--trainer.callbacks", "Timer", "--trainer.callbacks.interval", "step"],
+        ["trainer.callbacks has a Timer with interval step"],
+    ),
+    "plugin": (
+        ["--plan", "--trainer.plugins", "lightning.pytorch.plugins.io.AsyncCheckpointIO"],
+        ["trainer.plugins has AsyncCheckpointIO"],
+    ),
+    "evaluation": (["--plan", "--evaluation.every_n_iterations=-1"], ["evaluation.every_n_iterations is -1"]),
     "tower": (["--plan", "--model.freeze_vision", "true"], ["model.freeze_vision", "no vision tower"]),
     "precision": (["--plan", "--trainer.precision", "16-mixed"], ["trainer.precision"]),
     "cache": (

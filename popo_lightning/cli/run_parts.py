@@ -1,0 +1,87 @@
+"""The parts of a run, checked together before a model loads: by `popo fit` with its trainer, by the plan without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
+
+from popo_lightning.cli.class_faults import Maker
+from popo_lightning.cli.combinations import check_combination
+from popo_lightning.cli.parser_sentences import constructors_refusals
+from popo_lightning.cli.trainer_settings import check_callbacks
+from popo_lightning.core.trainer_callbacks import callbacks_of
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
+from popo_lightning.policy import PolicyModule
+from popo_lightning.training.optimizers import check_optimizer
+
+# Settings that are callbacks of every run.
+CALLBACKS = ("monitor", "health", "parameter_hook", "proximal", "evaluation", "samples", "progress", "checkpoint")
+
+
+@contextmanager
+def making(parser: Any, config: Any) -> Iterator[None]:
+    """Turns what classes raise while a parser makes them into one sentence.
+
+    Args:
+        parser: Parser that makes the classes.
+        config: Settings as parsed.
+    """
+    parser.maker = maker = Maker(config)
+    try:
+        with constructors_refusals():
+            yield
+    except ValueError as error:
+        if maker.refusal is None or maker.refusal is error:
+            raise
+        raise maker.refusal from maker.refusal.__cause__
+
+
+def check_parts(
+    policy: PolicyModule, data: RolloutDataModule, trainer: L.Trainer, checkpoint_io: CheckpointIO | None
+) -> None:
+    """Raises SettingError for parts that make no sense together, or that training cannot use.
+
+    Args:
+        policy: The policy, without a model.
+        data: The data module.
+        trainer: Trainer with all callbacks of the run.
+        checkpoint_io: Writes the trainer's checkpoints.
+    """
+    check_combination(policy, data, callbacks_of(trainer))
+    check_optimizer(policy.make_optimizer, policy.make_lr_scheduler)
+    check_callbacks(callbacks_of(trainer), checkpoint_io)
+    check_monitors(trainer, reports_are_ours(policy, data))
+
+
+def parts_to_plan(parser: Any, config: Any) -> tuple[PolicyModule, RolloutDataModule]:
+    """Makes policy, data and callbacks, and checks them like those of a run. A trainer may need another machine.
+
+    Args:
+        parser: Parser of `popo fit`.
+        config: Settings as parsed.
+
+    Raises:
+        SettingError: `popo fit` would refuse them before a model loads.
+    """
+    kept = {name: config[name] for name in ("model", "data", *CALLBACKS)}
+    of_trainer = {name: config.trainer[name] for name in ("callbacks", "plugins")}
+    with making(parser, config):
+        made: Any = parser.instantiate_classes(Namespace(**kept, trainer=Namespace(**of_trainer)))
+    callbacks = [*_listed(made.trainer.callbacks), *(made[name] for name in CALLBACKS)]
+    writers = [plugin for plugin in _listed(made.trainer.plugins) if isinstance(plugin, CheckpointIO)]
+    trainer: Any = SimpleNamespace(callbacks=callbacks)
+    check_parts(made.model, made.data, trainer, writers[0] if writers else None)
+    return made.model, made.data
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    if given is None:
+        return []
+    return given if isinstance(given, list) else [given]
