@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import lightning as L
+import torch
 
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
@@ -27,8 +29,28 @@ def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator
         inside = f", inside iteration {start.behind.begun}" if start.behind.begun > done else ""
         yield f"continues from '{start.checkpoint}', after {done}{of_all} iterations{inside}"
     yield f"writes to '{start.folder}'"
+    if (busy := other_work(trainer.strategy.root_device.type)) is not None:
+        yield busy
     if method == RunSettings.method:
         yield f"no method is named (--config method/NAME), so the method is the defaults: {parts(trainer)}"
+
+
+def other_work(device: str) -> str | None:
+    """The sentence for a CPU that other processes occupy; None if they do not.
+
+    Threads of one operation wait for the slowest, so beside other work they can be many times slower than one thread.
+
+    Args:
+        device: Type of the device that trains.
+    """
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    load = os.getloadavg()[0]
+    if device != "cpu" or threads == 1 or load < cores:
+        return None
+    return (
+        f"other work occupies this machine (a load of {load:.1f} on {cores} cores), and {threads} threads would wait for "
+        "it; OMP_NUM_THREADS=1 may be many times faster"
+    )
 
 
 def parts(trainer: L.Trainer) -> str:
