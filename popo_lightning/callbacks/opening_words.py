@@ -48,8 +48,8 @@ def other_work(device: str) -> str | None:
     if device != "cpu" or threads == 1 or load < cores:
         return None
     return (
-        f"other work occupies this machine (a load of {load:.1f} on {cores} cores), and {threads} threads would wait for "
-        "it; OMP_NUM_THREADS=1 may be many times faster"
+        f"other work occupies this machine (a load of {load:.1f} on {cores} cores), and {threads} threads would wait "
+        "for it; OMP_NUM_THREADS=1 may be many times faster"
     )
 
 
