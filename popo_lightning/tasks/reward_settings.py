@@ -12,7 +12,7 @@ from popo_lightning.grading.pool import GradingPool
 from popo_lightning.verifiers.base import Verifier
 from popo_lightning.verifiers.function_reward import FunctionReward
 
-SECONDS = 10.0  # time limit for one response of the trial
+SECONDS = 60.0  # time limit for one response of the trial
 REMEDIES = {
     "error": "correct the function; a response may be any text",
     "invalid": "return a number, or a dict of numbers with a score, each under a plain name",
