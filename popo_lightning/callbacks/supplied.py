@@ -25,7 +25,8 @@ def supply(callbacks: list[L.Callback]) -> None:
     if _last(callbacks, CriticValues) < 0:
         callbacks.insert(_last(callbacks, ProximalPolicy) + 1, CriticValues())
     if _last(callbacks, ForgottenState) < 0:
-        callbacks.append(ForgottenState())
+        watched = (Monitor, ParameterHook, ProximalPolicy, CriticValues)
+        callbacks.insert(max(_last(callbacks, kind) for kind in watched) + 1, ForgottenState())
 
 
 def _last(callbacks: list[L.Callback], kind: type) -> int:

@@ -12,3 +12,5 @@ class ParameterHook(KeepsState, L.Callback):
 
     A checkpoint keeps the attributes that ``state`` names.
     """
+
+    transient = ("log", "log_dict")  # Lightning sets them during a hook

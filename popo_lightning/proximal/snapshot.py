@@ -25,6 +25,8 @@ class ProximalPolicy(KeepsState, L.Callback):
         prox_is_behave_on_fresh: Whether the prox log-probs of those rows are the ones that the engine recorded.
     """
 
+    transient = ("log", "log_dict")  # Lightning sets them during a hook
+
     prox_differs_on_fresh = False
     prox_is_behave_on_fresh = False
 

@@ -177,7 +177,7 @@ def test_delayed_weights_are_kept_as_adapters(folder: Path) -> None:
 @pytest.mark.parametrize("interval", [1, 2])
 def test_delayed_rollouts_train(policy: Path, tmp_path: Path, interval: int) -> None:
     run = fit(policy, tmp_path, model={"lora": SMALL}, iterations=3, weight_sync_interval=interval, lr=2e-3)
-    kept = run.data.state_dict()["rollout_weights"]["kept"]
+    kept = run.data.state_dict()["rollout_weights"]["_kept"]
     assert kept.keys() == (adapters(run.module.model).keys() if interval == 2 else set())
 
 

@@ -37,7 +37,7 @@ def test_checkpoints_hold_adapters_and_their_optimizer(whole: Path) -> None:
     assert len(weights) == 28 and all(".lora_A." in name or ".lora_B." in name for name in weights)
     state = state_of(last)
     assert len(state["optimizer_states"][0]["state"]) == 28
-    assert state["RolloutDataModule"]["rollout_weights"]["kept"].keys() == {n.removeprefix("model.") for n in weights}
+    assert state["RolloutDataModule"]["rollout_weights"]["_kept"].keys() == {n.removeprefix("model.") for n in weights}
     numbers = sum(weight.numel() for weight in weights.values())
     base = sum(p.stat().st_size for p in tiny_policy().folder().glob("*.safetensors")) / 4
     assert numbers < base / 8

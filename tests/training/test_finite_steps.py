@@ -123,8 +123,9 @@ def test_a_learning_rate_that_explodes(policy: Path, tmp_path: Path, lr: float) 
 
 def test_a_learning_rate_that_explodes_later(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beyond float32 the step breaks the weights. One sentence and exit code 1 follow; the good checkpoint stays."""
-    scheduler = ["--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size", "7"]
-    command = ["fit", "--config", config, *scheduler, "--model.lr_scheduler.gamma", "1e41", "--run.folder", tmp_path]
+    scheduler = ["--model.lr_scheduler", "torch.optim.lr_scheduler.MultiStepLR"]
+    scheduler += ["--model.lr_scheduler.milestones", "[7, 7]"]  # the factor applies twice
+    command = ["fit", "--config", config, *scheduler, "--model.lr_scheduler.gamma", "1e21", "--run.folder", tmp_path]
     command += ["--evaluation.every_n_iterations", "0", "--checkpoint.every_n_epochs", "1"]
     with pytest.raises(SystemExit) as ended:
         popo(*command)
