@@ -57,6 +57,8 @@ def main() -> None:
     except BaseException as error:
         if not interrupted(error):
             raise
+        if not isinstance(error, KeyboardInterrupt):
+            print(f"popo: stopped by Ctrl-C ({type(error).__name__}: {error})", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

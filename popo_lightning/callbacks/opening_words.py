@@ -44,12 +44,15 @@ def other_work(device: str) -> str | None:
         device: Type of the device that trains.
     """
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    load = os.getloadavg()[0]
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # not known here
+        return None
     if device != "cpu" or threads == 1 or load < cores:
         return None
     return (
-        f"other work occupies this machine (a load of {load:.1f} on {cores} cores), and {threads} threads would wait "
-        "for it; OMP_NUM_THREADS=1 may be many times faster"
+        f"this machine is busy (a load of {load:.1f} on {cores} cores), and {threads} threads would wait for each "
+        "other; OMP_NUM_THREADS=1 may be many times faster"
     )
 
 

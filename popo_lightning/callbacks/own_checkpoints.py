@@ -10,7 +10,8 @@ import lightning as L
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
 from popo_lightning.callbacks.checkpoint_names import NamedByIterations
-from popo_lightning.core.trainer_callbacks import callbacks_of
+from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
@@ -29,7 +30,7 @@ class OwnCheckpoints(NamedByIterations):
             return
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == Path(self.dirpath).resolve():
             state = moved(state, self.dirpath)
-        states[self.state_key] = state
+        states[self.state_key] = trainer.strategy.broadcast(state)  # a node may lack files that another one has
 
     def _of_another_schedule(self, trainer: L.Trainer, states: Mapping[str, Any]) -> Any:
         """The only state of such a callback with the same metric that no callback of this trainer has, or None."""
@@ -39,12 +40,26 @@ class OwnCheckpoints(NamedByIterations):
         return found[0] if len(found) == 1 else None
 
     def _should_remove_checkpoint(self, trainer: L.Trainer, previous: str, current: str) -> bool:
-        """Whether `previous` is another checkpoint than `current` in this callback's folder; elsewhere all stay."""
+        """Whether `previous` is another checkpoint than `current` in this callback's folder; elsewhere all stay.
+
+        The checkpoint of another run that this one began from stays in any folder. So does one with the optimizer's
+        state if only weights are saved now.
+        """
         if previous == current:
             return False
         if not _is_local_file_protocol(previous):
             return True
-        return Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
+        place, folder = Path(previous).absolute(), Path(str(self.dirpath)).absolute()
+        resumed = trainer.ckpt_path is not None and place == Path(trainer.ckpt_path).absolute()
+        if place == _origin(trainer) or (resumed and self.save_weights_only):
+            return False
+        return place.parent == folder
+
+
+def _origin(trainer: L.Trainer) -> Path | None:
+    """The checkpoint of another run that the trainer's run began from."""
+    keeper = callback_of(trainer, RunKeeper)
+    return None if keeper is None or keeper.record.origin is None else Path(keeper.record.origin["checkpoint"])
 
 
 def moved(state: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:

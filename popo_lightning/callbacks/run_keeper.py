@@ -66,7 +66,9 @@ class RunKeeper(L.Callback):
                 print(f"popo: {sentence}", file=sys.stderr)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Tells the command line what the run began from."""
+        """Tells the command line what the run began from, and whether the run's folder is gone."""
+        if isinstance(exception, OSError) and self._folder.is_absolute() and not self._folder.exists():
+            exception.gone = str(self._folder)  # type: ignore[attr-defined]
         if isinstance(exception, Stopped) and self.record.origin is not None:
             exception.began_from = str(self.record.origin["checkpoint"])
 

@@ -48,7 +48,7 @@ def run(args: ArgsType = None) -> PopoCLI:
     except OSError as error:
         if (said := disk_refusal(error)) is None:
             raise
-        print_refusal(said)
+        print_refusal("; ".join((said, *getattr(error, "__notes__", ()))))
         sys.exit(1)
     except RuntimeError as error:
         if not lost_rank(error):

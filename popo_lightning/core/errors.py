@@ -1,6 +1,7 @@
 """Errors printed as one sentence: a user's mistake (exit code 2), and a run that diverged or saved nothing (1)."""
 
 import errno
+import traceback
 from pathlib import Path
 
 
@@ -60,17 +61,23 @@ def own_refusal(error: BaseException) -> SettingError | None:
 
 
 def disk_refusal(error: OSError) -> str | None:
-    """The sentence for a disk that is full, or for a folder that was removed under a run; None for other errors.
+    """The sentence for a disk that is full, or for a run's folder that was removed; None for other errors.
 
     Args:
-        error: Error of a run that writes.
+        error: Error of a run that writes. The attribute ``gone`` of it, or of one that it followed, is the run's folder
+            if that was removed.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" for '{error.filename}'" if error.filename else ""
-        return f"the disk has no room{where} ({error.strerror}); make room, and resume by --run.resume true"
-    if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).parent.exists():
-        return (
-            f"the folder '{Path(error.filename).parent}' is gone, and the run writes to it; restore it and resume by "
-            "--run.resume true, or begin anew"
-        )
-    return None
+    seen: BaseException | None = error
+    while seen is not None:
+        if (gone := getattr(seen, "gone", None)) is not None:
+            return f"the run's folder '{gone}' is gone; restore it and resume by --run.resume true, or begin anew"
+        seen = seen.__context__
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    where = f" for '{error.filename}'" if isinstance(error.filename, str) else _place(error)
+    return f"the disk has no room{where} ({error.strerror}); make room, and resume by --run.resume true"
+
+
+def _place(error: OSError) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -106,7 +106,7 @@ def _named(content: object, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _check_shards(folder: Path) -> None:
-    from popo_lightning.runs.shards import TensorReader, check_parts, tensor_names
+    from popo_lightning.runs.shards import TensorReader, check_parts
 
     contents = TensorReader(folder).read_metadata()
-    check_parts(folder, contents, tensor_names(contents))
+    check_parts(folder, contents, list(contents.state_dict_metadata))

@@ -68,6 +68,20 @@ def test_another_runs_checkpoint_stays(command: Args, first: Path, tmp_path: Pat
     assert left(first) == named(1)
 
 
+def test_another_runs_checkpoint_below_the_folder_stays(command: Args, first: Path, tmp_path: Path) -> None:
+    origin = Path(shutil.copytree(first / "checkpoints", tmp_path / "all" / "first")) / "iteration-0001.ckpt"
+    fork: Path = tmp_path / "fork"
+    more: Args = ["--ckpt_path", origin, "--checkpoint.dirpath", tmp_path / "all"]
+    popo(*command, "--run.folder", fork, "--run.resume", "true", "--trainer.max_epochs", "2", *more)
+    popo(*command, "--run.folder", fork, "--run.resume", "true", "--trainer.max_epochs", "3", *more)
+    assert origin.exists()
+
+
+def test_a_checkpoint_of_weights_replaces_none_that_resumes(command: Args, first: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(first, tmp_path / "copy"))
+    assert resumed(command, folder, 2, "--checkpoint.save_weights_only", "true") == named(1, 2)
+
+
 # -- without the command line ------------------------------------------------------------------------------------
 
 
