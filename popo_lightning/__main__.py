@@ -13,6 +13,7 @@ from popo_lightning import __version__
 from popo_lightning.cli.shipped_configs import main as configs
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.did_you_mean import did_you_mean
+from popo_lightning.core.errors import causes
 from popo_lightning.core.unbroken_output import keep_output_unbroken
 
 COMPARE, COMPLETION, CONFIGS, ESTIMATE = "compare", "completion", "configs", "estimate"
@@ -62,11 +63,10 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def interrupted(error: BaseException | None) -> bool:
+def interrupted(error: BaseException) -> bool:
     """Whether an error comes from Ctrl-C: libraries raise errors of their own when their import is interrupted."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
-        error = error.__cause__ or error.__context__
-    return isinstance(error, KeyboardInterrupt)
+    ends = (each for each in causes(error) if isinstance(each, KeyboardInterrupt | SystemExit))
+    return isinstance(next(ends, None), KeyboardInterrupt)
 
 
 def dispatch() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -54,10 +55,15 @@ def shortened(text: str, most: int) -> str:
 
 def own_refusal(error: BaseException) -> SettingError | None:
     """The SettingError that an error is or wraps, or None. jsonargparse wraps what a nested class raises."""
+    return next((each for each in causes(error) if isinstance(each, SettingError)), None)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it wraps or followed, the latest first."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, SettingError):
+    while seen is not None:
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return seen
 
 
 def disk_refusal(error: OSError) -> str | None:
@@ -67,11 +73,9 @@ def disk_refusal(error: OSError) -> str | None:
         error: Error of a run that writes. The attribute ``gone`` of it, or of one that it followed, is the run's folder
             if that was removed.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if (gone := getattr(seen, "gone", None)) is not None:
-            return f"the run's folder '{gone}' is gone; restore it and resume by --run.resume true, or begin anew"
-        seen = seen.__context__
+    gone = next((each.gone for each in causes(error) if hasattr(each, "gone")), None)
+    if gone is not None:
+        return f"the run's folder '{gone}' is gone; restore it and resume by --run.resume true, or begin anew"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     where = f" for '{error.filename}'" if isinstance(error.filename, str) else _place(error)

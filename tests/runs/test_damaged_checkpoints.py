@@ -12,6 +12,7 @@ from helpers.exports import as_shards, flipped, said_by, state_of
 from helpers.nodes import one_node
 from helpers.tiny_models import method, popo
 from torch import Tensor
+from torch.distributed.checkpoint import save as save_shards
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.runs import folder as run_folder
@@ -90,6 +91,16 @@ def test_shards(whole: Path, tmp_path: Path) -> None:
     weight = state_of(after(whole, 2))["state_dict"][WEIGHT].numpy().tobytes()
     flipped(next(shards.glob("*.distcp")), weight)
     assert f"the bytes of state_dict.{WEIGHT} are not those that were written" in str(damage(shards))
+
+
+def test_shards_hold_more_than_tensors(tmp_path: Path) -> None:
+    """FSDP2 writes the optimizer's settings as bytes beside the tensors."""
+    shards = tmp_path / "shards.ckpt"
+    save_shards({"weight": torch.ones(3), "words": "a setting of the optimizer"}, checkpoint_id=shards, no_dist=True)
+    torch.save({}, shards / "meta.pt")
+    assert damage(shards) is None
+    flipped(next(shards.glob("*.distcp")), b"a setting of the optimizer")
+    assert "the bytes of words are not those that were written" in str(damage(shards))
 
 
 @pytest.mark.parametrize("kind", ["cut", "gone", "contents", "rest"])

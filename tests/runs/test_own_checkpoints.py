@@ -77,6 +77,14 @@ def test_another_runs_checkpoint_below_the_folder_stays(command: Args, first: Pa
     assert origin.exists()
 
 
+def test_another_runs_checkpoint_in_the_folder_itself_stays(command: Args, first: Path, tmp_path: Path) -> None:
+    fork: Path = tmp_path / "fork"
+    origin = Path(shutil.copytree(first / "checkpoints", fork / "own")) / "iteration-0001.ckpt"
+    more: Args = ["--ckpt_path", origin, "--checkpoint.dirpath", fork / "own"]
+    popo(*command, "--run.folder", fork, "--run.resume", "true", "--trainer.max_epochs", "2", *more)
+    assert sorted(path.stem for path in (fork / "own").iterdir()) == named(1, 2)
+
+
 def test_a_checkpoint_of_weights_replaces_none_that_resumes(command: Args, first: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(first, tmp_path / "copy"))
     assert resumed(command, folder, 2, "--checkpoint.save_weights_only", "true") == named(1, 2)
