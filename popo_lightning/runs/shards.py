@@ -47,11 +47,6 @@ class TensorReader(FileSystemReader):
         return found
 
 
-def tensor_names(contents: Metadata) -> list[str]:
-    """Names of the tensors in a folder's metadata: weights, and the optimizer's."""
-    return [name for name, entry in contents.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)]
-
-
 class _Contents(pickle.Unpickler):
     """Unpickles plain containers and the few classes that describe tensors in files."""
 
