@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint import save as save_shards
 
+from helpers.forked import run_forked
 from helpers.tiny_models import environment
 from popo_lightning.cli.estimate.command import main as estimate_main
 from popo_lightning.cli.export.export_command import main as export_main
@@ -88,8 +89,7 @@ def said_by(command: str, *args: str | Path) -> tuple[int, str, str]:
 
 def popo_ran(*args: str | Path) -> None:
     """Runs popo as a separate process, which must succeed."""
-    command = [sys.executable, "-m", "popo_lightning", *map(str, args)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+    done = run_forked(["-m", "popo_lightning", *args], environment(), timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from helpers.forked import run_forked
 from helpers.tiny_models import environment
 
 NETWORK = "10.77.0"
@@ -80,10 +81,9 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 
 def one_node(ranks: int, *arguments: str | Path, seconds: float) -> str:
-    """Runs the popo command, which must succeed, on several ranks of this machine. Returns its error stream."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*start, "-m", "popo_lightning", *map(str, arguments), "--trainer.devices", str(ranks)]
-    finished = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=seconds)
+    """Runs the popo command, which must succeed, on several ranks of this machine. Returns their error stream."""
+    command = ["-m", "popo_lightning", *arguments, "--trainer.devices", str(ranks)]
+    finished = run_forked(command, environment(), ranks, timeout=seconds)
     assert finished.returncode == 0, finished.stderr[-5000:]
     return finished.stderr
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,13 @@ import torch.multiprocessing
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.forked import fork_server, variables_of
 from helpers.groups import group
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.sharding import settle_strategy
 from popo_lightning.policy import PolicyModule
-
-# The ranks of all tests are forked from a server that imports these once. Each rank would need ten seconds for it.
-PRELOADED = ["popo_lightning.cli.main", "transformers.models.llama.modeling_llama", "torch._dynamo"]
 
 
 def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 120) -> list[Any]:
@@ -35,13 +31,11 @@ def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, se
         arguments: Arguments of the function.
         seconds: Time after which ranks that still run are killed and the test fails.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    fork_server()
+    environments = [os.environ | more for more in variables_of(2)]
     context = torch.multiprocessing.start_processes(
-        _rank, (port, function, folder, arguments, dict(os.environ)), nprocs=2, join=False, start_method="forkserver"
+        _rank, (function, folder, arguments, environments), nprocs=2, join=False, start_method="forkserver"
     )
     if not context.join(timeout=seconds, grace_period=1):
         # one rank has ended, or none has
@@ -55,18 +49,14 @@ def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, se
 
 def _rank(
     rank: int,
-    port: int,
     function: Callable[..., Any],
     folder: Path,
     arguments: tuple[Any, ...],
-    environment: dict[str, str],
+    environments: Sequence[dict[str, str]],
 ) -> None:
     os.environ.clear()  # the environment is that of the server's start
-    os.environ.update(environment)
+    os.environ.update(environments[rank])
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
     torch.save(function(*arguments), folder / f"rank{rank}.pt")
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from helpers.forked import run_forked
 from helpers.places import REPOSITORY, TESTS
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.core.task import Task
@@ -337,13 +337,7 @@ def environment() -> dict[str, str]:
 
 def popo_process(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs the popo command as a separate process."""
-    return subprocess.run(
-        [sys.executable, "-m", "popo_lightning", *map(str, args)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_forked(["-m", "popo_lightning", *args], environment())
 
 
 class KillAt(L.Callback):
