@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.forked import run_forked
 from helpers.places import REPOSITORY
 from helpers.snippets import blocks
 from helpers.tiny_models import TASK, environment, metrics
@@ -25,9 +25,7 @@ README = [block.text for block in blocks((REPOSITORY / "README.md").read_text())
 
 
 def started(args: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], env=environment(), cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    return run_forked(args, environment(), cwd=folder)
 
 
 def test_every_slot_has_a_skeleton() -> None:

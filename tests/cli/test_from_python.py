@@ -13,6 +13,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.forked import run_forked
+from helpers.rewards import longest
 from helpers.tiny_models import TASK, SignalAt, environment, metrics, popo, tiny_task
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.optim import AdamW
@@ -31,11 +33,6 @@ from popo_lightning.replay.buffer import GroupReplayBuffer
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 SHORT = {"trainer": {"max_epochs": 2}, "evaluation": {"every_n_iterations": 0, "at_start": False}}
-
-
-def longest(text: str) -> float:
-    """Rewards longer responses, as a function in this file."""
-    return float(len(text))
 
 
 def weights(policy: Any) -> dict[str, torch.Tensor]:
@@ -116,7 +113,7 @@ def test_a_function_as_the_reward(config: Path, tmp_path: Path) -> None:
     """The function replaces the embedded task's own verifier."""
     found = popo_lightning.fit(config, "popo", reward=longest, run={"folder": tmp_path / "run"}, **SHORT)
     assert all(row["reward/score"] > 2 for row in found.metrics if "train/loss" in row)
-    assert f"{__name__}:longest" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "helpers.rewards:longest" in (tmp_path / "run" / "config.yaml").read_text()
     command = longer(found.trainer, found.folder)
     assert command is not None and command.startswith("popo fit --config ")
     popo(*shlex.split(command)[1:])  # trains on by the same reward
@@ -132,9 +129,7 @@ def test_a_function_of_a_script(config: Path, tmp_path: Path) -> None:
         f"run = popo_lightning.fit({str(config)!r}, 'popo', reward=bonus, run={{'folder': 'run'}}, **{SHORT!r})\n"
         "print('SCORE', run.metrics[0]['reward/score'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "script.py"], env=environment(), capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_forked(["script.py"], environment(), cwd=tmp_path)
     assert "SCORE" in done.stdout and float(done.stdout.rpartition("SCORE ")[2]) > 9, done.stderr
     assert "export" in done.stderr and "train on" not in done.stderr  # no command finds the script's function
 

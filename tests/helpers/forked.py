@@ -27,6 +27,8 @@ PRELOADED = [
     "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint",
+    "tensorboard.plugins.hparams.plugin_data_pb2",
+    "vllm.entrypoints.llm",
 ]
 
 
@@ -46,7 +48,7 @@ def run_forked(
     """Runs a Python program like subprocess.run, with what it prints as text.
 
     Args:
-        program: Arguments of python: -m with a module, and the module's arguments.
+        program: Arguments of python: -m and a module, or a script, and its arguments.
         environment: Its whole environment. Variables that a library reads when it is imported have no effect.
         ranks: Number of processes, each with the variables that torchrun gives it. None starts one without them.
         cwd: Its working directory.
@@ -112,10 +114,13 @@ def _run(words: Sequence[str], environment: Mapping[str, str], cwd: str, out: Pa
     multiprocessing.set_start_method(None, force=True)  # of a process started from a shell
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     sys.path[:0] = [cwd, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    assert words[0] == "-m"
-    sys.argv = list(words[1:])
     try:
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        if words[0] == "-m":
+            sys.argv = list(words[1:])
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv, sys.path[0] = list(words), str(Path(words[0]).parent.resolve())
+            runpy.run_path(words[0], run_name="__main__")
     finally:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()  # a forked process would leave them out

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.forked import run_forked
 from helpers.places import REPOSITORY
 from helpers.tiny_models import metrics
 
@@ -138,8 +139,6 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     script = tmp_path / "cells.py"
     script.write_text(program.replace("ITERATIONS = 40", "ITERATIONS = 4"))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = run_forked([script], environment, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "runs" / "quickstart").rglob("summary.json"))) == 3

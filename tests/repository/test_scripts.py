@@ -6,11 +6,11 @@ import importlib.util
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.forked import run_forked
 from helpers.places import REPOSITORY
 
 SCRIPTS = {path.stem: path for path in sorted((REPOSITORY / "scripts").glob("*.py"))}
@@ -47,9 +47,8 @@ def test_a_script_says_what_it_does(
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     arguments = [str(tmp_path / OUT) if each == OUT else each for each in SMALLEST[name].split()]
-    command = [sys.executable, str(SCRIPTS[name]), *arguments]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of tests side by side would wait for each other
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=alone)
+    done = run_forked([SCRIPTS[name], *arguments], alone, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     if OUT in SMALLEST[name]:
         assert json.loads((tmp_path / OUT).read_text())
