@@ -177,14 +177,12 @@ print("ANSWERS " + json.dumps([each.outputs[0].text for each in found]))
 """
 
 
-def answers_by(script: str, folder: Path, limit: int, prompts: list[Any], scratch: Path) -> list[str]:
-    """Returns greedy answers by another library, without this package."""
+def answers_by(libraries: str, folder: Path, limit: int, prompts: list[Any], scratch: Path) -> list[list[str]]:
+    """Returns each library's greedy answers. The scripts follow each other in one process, without this package."""
     file = scratch / "prompts.json"
     file.write_text(json.dumps(prompts))
-    output = python(script, folder, str(limit), file)
-    line = next(line for line in output.splitlines() if line.startswith("ANSWERS "))
-    found: list[str] = json.loads(line.removeprefix("ANSWERS "))
-    return found
+    lines = python(libraries, folder, str(limit), file).splitlines()
+    return [json.loads(line.removeprefix("ANSWERS ")) for line in lines if line.startswith("ANSWERS ")]
 
 
 def question_of(problem: Problem) -> str:

@@ -63,7 +63,7 @@ def test_a_folder_of_shards_gives_the_same(run: Path, tmp_path: Path) -> None:
 def test_plain_transformers_gives_the_greedy_answers_of_the_last_evaluation(run: Path, tmp_path: Path) -> None:
     exported(run, tmp_path / "out")
     rows = greedy_rows(run)
-    found = answers_by(PLAIN, tmp_path / "out", LIMIT, [row["prompt"] for row in rows], tmp_path)
+    (found,) = answers_by(PLAIN, tmp_path / "out", LIMIT, [row["prompt"] for row in rows], tmp_path)
     assert len(rows) == 12 and found == [row["response"] for row in rows]
     assert len({row["response"] for row in rows}) > 3
 
@@ -97,7 +97,7 @@ def test_untied_heads_in_several_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     assert found.keys() == kept.keys() and all(same_bits(tensor, kept[name]) for name, tensor in found.items())
     rows = greedy_rows(tmp_path / "run")
-    answers = answers_by(PLAIN, tmp_path / "out", LIMIT, [row["prompt"] for row in rows], tmp_path)
+    (answers,) = answers_by(PLAIN, tmp_path / "out", LIMIT, [row["prompt"] for row in rows], tmp_path)
     assert answers == [row["response"] for row in rows] and len(rows) == 4
     assert {"role": "system", "content": "Add."} in rows[0]["prompt"]
 
