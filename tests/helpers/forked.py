@@ -19,6 +19,7 @@ from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 PRELOADED = [
     "popo_lightning.cli.main",
@@ -49,7 +50,7 @@ def run_forked(
 
     Args:
         program: Arguments of python: -m and a module, or a script, and its arguments.
-        environment: Its whole environment. Variables that a library reads when it is imported have no effect.
+        environment: Its whole environment. Most variables that a library reads when it is imported have no effect.
         ranks: Number of processes, each with the variables that torchrun gives it. None starts one without them.
         cwd: Its working directory.
         timeout: Seconds until it is killed.
@@ -86,6 +87,14 @@ def variables_of(ranks: int) -> list[dict[str, str]]:
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
+def take_environment(environment: Mapping[str, str]) -> None:
+    """Gives a forked process its variables, and sets what torch and Lightning read from them when imported."""
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    rank_zero_only.rank = int(environment.get("RANK", 0))
+
+
 def _wait(started: Sequence[ForkServerProcess], deadline: float) -> int | None:
     """Returns the exit code of the first process that failed, else 0, and None after the deadline.
 
@@ -107,12 +116,10 @@ def _run(words: Sequence[str], environment: Mapping[str, str], cwd: str, out: Pa
     os.setsid()
     for number, file in ((1, os.open(out, os.O_WRONLY | os.O_APPEND)), (2, os.open(err, os.O_WRONLY | os.O_APPEND))):
         os.dup2(file, number)
-    os.environ.clear()
-    os.environ.update(environment)
+    take_environment(environment)
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # of a process started from a shell
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     sys.path[:0] = [cwd, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     try:
         if words[0] == "-m":

@@ -13,7 +13,7 @@ import torch.multiprocessing
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.forked import fork_server, variables_of
+from helpers.forked import fork_server, take_environment, variables_of
 from helpers.groups import group
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
@@ -54,9 +54,7 @@ def _rank(
     arguments: tuple[Any, ...],
     environments: Sequence[dict[str, str]],
 ) -> None:
-    os.environ.clear()  # the environment is that of the server's start
-    os.environ.update(environments[rank])
-    torch.set_num_threads(1)
+    take_environment(environments[rank] | {"OMP_NUM_THREADS": "1"})
     torch.save(function(*arguments), folder / f"rank{rank}.pt")
 
 
