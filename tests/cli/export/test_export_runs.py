@@ -39,11 +39,6 @@ SMOLLM2 = [REPOSITORY / "configs" / name for name in ("task/arithmetic.yaml", "m
 needs_model = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(), reason=f"no {FOLDER}: run python scripts/get_smollm2.py"
 )
-OVERLONG = '{"class_path": "popo_lightning.grading.overlong.SoftOverlong", "init_args": {"buffer_tokens": 26}}'
-SMALLER = {  # such a policy is built in seconds
-    "countdown_tiny": ["--model.warm_start.examples", "9600", "--model.warm_start.right", "0.5"],
-    "geometry_tiny": ["--model.warm_start.examples", "4800", "--model.warm_start.right", "0.5"],
-}
 VLLM_IMAGES = """
 import json, sys
 from PIL import Image
@@ -67,10 +62,9 @@ print("ANSWERS " + json.dumps([each.outputs[0].text for each in found]))
 def made(task: str, ranks: int, folder: Path) -> Path:
     """Makes a run of three iterations. On two ranks its checkpoint is a folder of shards."""
     files = ["--config", str(REPOSITORY / "configs" / "task" / f"{task}.yaml"), *method("popo")]
-    command = ["fit", *files, *SMALLER[task], "--run.folder", str(folder), "--trainer.max_epochs", "3"]
+    command = ["fit", *files, "--run.folder", str(folder), "--trainer.max_epochs", "3"]
     command += ["--trainer.accelerator", "cpu", "--evaluation.samples", "0", "--evaluation.limit", "21"]
-    # This policy is never right, so no group would be effective. The length penalty gives it something to learn.
-    command += ["--data.task.held_out_problems", "21", "--data.overlong", OVERLONG]
+    command += ["--data.task.held_out_problems", "21"]
     command += ["--evaluation.at_start", "false", "--data.max_new_tokens", str(LIMIT)]
     if ranks == 1:
         popo_ran(*command)
