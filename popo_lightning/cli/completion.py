@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
+from jsonargparse import capture_parser
 from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
 
 from popo_lightning.cli.missing_packages import needs
@@ -31,13 +32,6 @@ ZSH = """{name}() {{
   compadd -- {words}
   _files
 }}"""
-
-
-class _MadeError(Exception):
-    """Carries the parser out of LightningCLI."""
-
-    def __init__(self, parser: Any) -> None:
-        self.parser = parser
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,20 +121,6 @@ def _choices(kind: Any) -> list[str]:
 
 def popo_parser() -> Any:
     """Parser of fit, validate, test and predict with all settings."""
-    from popo_lightning.cli.parser import CLI_SETTINGS
     from popo_lightning.cli.popo_cli import PopoCLI
-    from popo_lightning.data import RolloutDataModule
-    from popo_lightning.policy import PolicyModule
 
-    class Described(PopoCLI):
-        """Makes the parser and parses nothing with it."""
-
-        def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
-            """Raises _MadeError."""
-            raise _MadeError(parser)
-
-    try:
-        Described(PolicyModule, RolloutDataModule, args=[], **CLI_SETTINGS)
-    except _MadeError as made:
-        return made.parser
-    raise AssertionError("LightningCLI parsed nothing")
+    return capture_parser(PopoCLI, [])

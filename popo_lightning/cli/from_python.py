@@ -17,15 +17,14 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 
-from popo_lightning.cli.main import PopoCLI
-from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
+from popo_lightning.cli.parser import RaisingParser
+from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import config_path, shipped
 from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError, own_refusal
 from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.trainer_callbacks import callback_of
-from popo_lightning.data import RolloutDataModule
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import METRICS, read_rows
 from popo_lightning.policy import PolicyModule
@@ -61,14 +60,16 @@ class PythonCLI(PopoCLI):
     """The command line, but it raises errors instead of printing them, and takes a function as the reward.
 
     Args:
+        args: Arguments of the command.
+        claims: Holds the run's folders during the run.
         reward: Setting of the verifier; None keeps the task's.
     """
 
     parser_kind = RaisingParser
 
-    def __init__(self, *args: Any, reward: Any = None, **kwargs: Any) -> None:
+    def __init__(self, args: Sequence[str], claims: ExitStack, reward: Any) -> None:
         self.reward = reward
-        super().__init__(*args, **kwargs)
+        super().__init__(args, claims)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parses as usual, then sets the reward as the task's verifier, or wraps a task that has none."""
@@ -194,8 +195,7 @@ def _run(
         sys.path.append(folder)  # where the user's own classes and functions are found, as popo does
     with ExitStack() as claims, _errors(), warnings.catch_warnings():
         quieten()
-        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
-        return PythonCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, reward=asked, **CLI_SETTINGS)
+        return PythonCLI(args, claims, asked)
 
 
 def _check_asked(subcommand: str, settings: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from popo_lightning.cli.class_faults import Maker
 from popo_lightning.cli.combinations import check_combination
@@ -21,8 +22,17 @@ from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
 from popo_lightning.policy import PolicyModule
 from popo_lightning.training.optimizers import check_optimizer
 
-# Settings that are callbacks of every run.
-CALLBACKS = ("monitor", "health", "parameter_hook", "proximal", "evaluation", "samples", "progress", "checkpoint")
+
+class WholeFitLoop(_FitLoop):
+    """Lightning's fit loop, but training also begins and ends if a checkpoint has all iterations.
+
+    The last evaluation and the summary then follow as after any training.
+    """
+
+    @property
+    def skip(self) -> bool:
+        """Whether there is nothing to train on."""
+        return self.max_batches == 0 or self.trainer.limit_train_batches == 0
 
 
 @contextmanager
@@ -70,18 +80,19 @@ def parts_to_plan(parser: Any, config: Any) -> tuple[PolicyModule, RolloutDataMo
     Raises:
         SettingError: `popo fit` would refuse them before a model loads.
     """
-    kept = {name: config[name] for name in ("model", "data", *CALLBACKS)}
+    kept = {name: config[name] for name in ("model", "data", *parser.callback_keys)}
     of_trainer = {name: config.trainer[name] for name in ("callbacks", "plugins")}
     with making(parser, config):
         made: Any = parser.instantiate_classes(Namespace(**kept, trainer=Namespace(**of_trainer)))
-    callbacks = [*_listed(made.trainer.callbacks), *(made[name] for name in CALLBACKS)]
-    writers = [plugin for plugin in _listed(made.trainer.plugins) if isinstance(plugin, CheckpointIO)]
+    callbacks = [*listed(made.trainer.callbacks), *(made[name] for name in parser.callback_keys)]
+    writers = [plugin for plugin in listed(made.trainer.plugins) if isinstance(plugin, CheckpointIO)]
     trainer: Any = SimpleNamespace(callbacks=callbacks)
     check_parts(made.model, made.data, trainer, writers[0] if writers else None)
     return made.model, made.data
 
 
-def _listed(given: Any) -> Sequence[Any]:
+def listed(given: Any) -> Sequence[Any]:
+    """The objects of a setting that may be one, a list, or null."""
     if given is None:
         return []
     return given if isinstance(given, list) else [given]

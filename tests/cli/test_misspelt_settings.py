@@ -17,28 +17,15 @@ from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refus
 from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.core.did_you_mean import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.core.errors import SettingError
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.policy import PolicyModule
 
 TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 FIT = ["fit", "--config", TASK, *method("popo")]
 
 
 @pytest.fixture(scope="module")
 def parser() -> ParsesAll:
     """Returns the parser of popo, which raises its sentences."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["popo"])
-        return ParsesAll(
-            PolicyModule,
-            RolloutDataModule,
-            args=FIT,
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "popo"},
-        )
+    return ParsesAll(FIT)
 
 
 OPTIONS = {  # command line, and sentence
