@@ -71,7 +71,7 @@ def write_report(found: Collection, failures: Sequence[Outcome], figures: Mappin
 
 def markdown(found: Collection, failures: Sequence[Outcome], figures: Mapping[str, str]) -> str:
     """The report as Markdown."""
-    blocks = [f"# {found.comparison.name}", _facts(found)]
+    blocks = [f"# {found.comparison.name}", "\n".join(f"- {line}" for line in facts(found))]
     if found.runs:
         blocks += [_as_markdown(section) for section in main_sections(found)]
         blocks += [f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()]
@@ -111,10 +111,6 @@ def facts(found: Collection) -> list[str]:
     if len(found.circumstances) > 1:
         lines.append("The runs were not all made under the same circumstances:")
     return lines + [f"Made with {told}." for told in found.circumstances]
-
-
-def _facts(found: Collection) -> str:
-    return "\n".join(f"- {line}" for line in facts(found))
 
 
 def _as_markdown(section: Section) -> str:

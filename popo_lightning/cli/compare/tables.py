@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from popo_lightning.cli.compare.collection import Collection, Number
 from popo_lightning.cli.compare.plan import Arm
-from popo_lightning.cli.compare.settings import METRICS
 from popo_lightning.cli.compare.statistics import Interval, extent, interval
 from popo_lightning.evaluation.tables import Table
 
@@ -42,7 +41,7 @@ def spread(found: Interval, form: str = "{:.3f}") -> str:
 
 def accuracy_section(found: Collection) -> Section:
     """Final accuracy of each arm."""
-    metrics = _measured(found)
+    metrics = found.measured()
     rows = [
         [arm.label, str(len(seeds)), *(mean_cell(found, arm, found.final(metric)) for metric in metrics)]
         for arm, seeds in found.arms.items()
@@ -53,11 +52,11 @@ def accuracy_section(found: Collection) -> Section:
 
 def difference_section(found: Collection, method: str) -> Section | None:
     """Final accuracy minus another method's at the same seed."""
-    metrics = _measured(found)
+    metrics = found.measured()
     rows = []
     for arm in found.arms:
         reference = found.reference(arm, method)
-        if reference is None or reference == arm:
+        if reference not in found.arms or reference == arm:
             continue
         by_metric = [found.difference(arm, reference, metric) for metric in metrics]
         pairs = str(max((each.n for each in by_metric), default=0))
@@ -93,10 +92,6 @@ def sweep_section(found: Collection) -> Section | None:
     ]
     header = ["method", *labels, "best"]
     return Section(Table(f"Sweep: final {found.metric_name(metric)}", header, rows), notes)
-
-
-def _measured(found: Collection) -> list[str]:
-    return [metric for metric in METRICS if any(run.curve(metric) for run in found.runs)]
 
 
 def _final_note(found: Collection) -> str:
