@@ -182,9 +182,9 @@ class PopoCLI(LightningCLI):
         note_nodes(config.trainer.num_nodes)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)
-        self.plan.check()
+        card = self.plan.card()
         if self.plan.asked:
-            print_plan(self.plan, config, *parts_to_plan(self._parser(self.subcommand), config))
+            print_plan(card, config, *parts_to_plan(self._parser(self.subcommand), config))
             sys.exit(0)
         if self.subcommand == "fit":
             self._settle_folder(config)

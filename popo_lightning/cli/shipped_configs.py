@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from popo_lightning.core.config_options import SUFFIXES, existing_file, given_configs
+from popo_lightning.core.config_options import existing_file, given_configs
 from popo_lightning.core.did_you_mean import did_you_mean
 
 PACKAGE = Path(__file__).parent.parent
@@ -37,13 +37,16 @@ def config_path(name: str) -> str:
     """
     if (own := existing_file(name)) is not None:
         return own
-    parts = Path(name).parts
-    inside = Path(*parts[1:]) if parts[:1] == ("configs",) and len(parts) > 1 else Path(name)
-    file = shipped().get(str(inside.with_suffix("") if inside.suffix in SUFFIXES else inside))
-    return name if file is None else _shown(file)
+    file = shipped().get(_short(name))
+    return name if file is None else shown_path(file)
 
 
-def _shown(file: Path) -> str:
+def _short(name: str) -> str:
+    """The name of a shipped file without `configs/` and suffix."""
+    return str(Path(name)).removeprefix("configs/").removesuffix(".yaml").removesuffix(".yml")
+
+
+def shown_path(file: Path) -> str:
     """A path relative to the current folder if the file is below it, else the path as it is."""
     relative = os.path.relpath(file)
     return str(file) if relative.startswith("..") else relative
@@ -107,7 +110,7 @@ def main(args: Sequence[str]) -> int:
     if asked.name is None:
         print("popo: --copy needs the name of a configuration before it, such as method/popo", file=sys.stderr)
         return 2
-    name = asked.name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".yml")
+    name = _short(asked.name)
     if name not in files:
         remedy = did_you_mean(name, files, "popo configs lists them")
         print(f"popo: '{asked.name}' is no shipped configuration; {remedy}", file=sys.stderr)

@@ -29,8 +29,7 @@ class PlanOptions:
 
     def __init__(self) -> None:
         self.asked = False
-        self.card_gib: float | None = None
-        self.card_text = ""
+        self.card_gib: str | None = None
 
     def add_to(self, parser: LightningArgumentParser) -> None:
         """Adds both to the parser of `popo fit`."""
@@ -51,25 +50,23 @@ class PlanOptions:
             help="Memory of one GPU in GiB, for --plan (default: that of this machine's GPU, if it has one).",
         )
 
-    def note(self, option: str, values: list[str]) -> None:
-        """Takes an option of the command line."""
-        if option == "--plan":
-            self.asked = True
-            return
-        self.card_text = values[0]
-        try:
-            self.card_gib = float(values[0])
-        except ValueError:
-            self.card_gib = math.nan
+    def card(self) -> int | None:
+        """Bytes of the card that is given; None if none is.
 
-    def check(self) -> None:
-        """Raises SettingError if the card has an implausible size or is given without --plan."""
+        Raises:
+            SettingError: The card has an implausible size, or is given without --plan.
+        """
         if self.card_gib is None:
-            return
-        if not MIN_GIB <= self.card_gib <= MAX_GIB:
-            raise SettingError(f"--card_gib is {self.card_text}; use a GPU's memory in GiB, such as 80")
+            return None
+        try:
+            gib = float(self.card_gib)
+        except ValueError:
+            gib = math.nan
+        if not MIN_GIB <= gib <= MAX_GIB:
+            raise SettingError(f"--card_gib is {self.card_gib}; use a GPU's memory in GiB, such as 80")
         if not self.asked:
-            raise SettingError(f"--card_gib is {self.card_text}, but without --plan nothing is planned; add --plan")
+            raise SettingError(f"--card_gib is {self.card_gib}, but without --plan nothing is planned; add --plan")
+        return int(gib * GIB)
 
 
 class _Note(argparse.Action):
@@ -80,14 +77,17 @@ class _Note(argparse.Action):
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        self.options.note(str(option_string), values)
+        if option_string == "--plan":
+            self.options.asked = True
+        else:
+            self.options.card_gib = values[0]
 
 
-def print_plan(options: PlanOptions, config: Any, policy: PolicyModule, data: RolloutDataModule) -> None:
+def print_plan(card: int | None, config: Any, policy: PolicyModule, data: RolloutDataModule) -> None:
     """Prints the plan of a run that has not begun.
 
     Args:
-        options: Options, with the card if one is given.
+        card: Bytes of the card that is given; None for this machine's.
         config: Settings as parsed.
         policy: The policy, without a model.
         data: The data module.
@@ -95,9 +95,10 @@ def print_plan(options: PlanOptions, config: Any, policy: PolicyModule, data: Ro
     Raises:
         SettingError: The run cannot fit, or would be refused for another reason.
     """
-    run = read_settings(config, policy, data, options.card_gib is not None)
-    card, name = (_bytes(options.card_gib), "") if options.card_gib else _card_here(run)
-    run = replace(run, card_name=name)
+    run = read_settings(config, policy, data, card is not None)
+    if card is None:
+        card, name = _card_here(run)
+        run = replace(run, card_name=name)
     model = _model(policy, run)
     print(table(run, model, estimate(run, model, card), card))
     found = objection(run, model, card)
@@ -139,10 +140,6 @@ def _card_here(run: RunSettings) -> tuple[int | None, str]:
     count = torch.cuda.device_count() if run.on_gpu else 0
     cards = [torch.cuda.get_device_properties(place) for place in range(count)]
     return min(((card.total_memory, card.name) for card in cards), default=(None, ""))
-
-
-def _bytes(gib: float) -> int:
-    return int(gib * GIB)
 
 
 def _verdict(run: RunSettings, card: int | None) -> str:

@@ -144,7 +144,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     trainer = config.trainer
     on_gpu = _on_gpu(str(trainer.accelerator), for_card)
     devices = count_devices(trainer.devices, on_gpu, notes)
-    ranks = devices * _positive("trainer.num_nodes", trainer.num_nodes)
+    ranks = devices * trainer.num_nodes
     strategy = _strategy(trainer.strategy, ranks)
     settle_strategy(strategy, ranks)
     check_sharding(strategy, ranks)
@@ -168,7 +168,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         has_reference=_has_reference(policy, data),
         lora=policy.lora,
         freeze_vision=policy.freeze_vision,
-        gradients_held_whole=layout == FSDP and getattr(policy, "gradient_sync", "micro_batch") == "step",
+        gradients_held_whole=layout == FSDP and policy.gradient_sync == "step",
         entropy_gradient=policy.objective.needs_entropy,
         micro_batch_tokens=policy.micro_batch_tokens,
         gradient_checkpointing=policy.gradient_checkpointing,
@@ -176,12 +176,12 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         group_size=data.group_size,
         minibatches=data.minibatches,
         ppo_epochs=data.ppo_epochs,
-        prompt_tokens=_positive("data.max_prompt_tokens", data.max_prompt_tokens),
+        prompt_tokens=data.max_prompt_tokens,
         response_tokens=data.sampling.max_new_tokens,
         evaluation_tokens=_longest_evaluation(config.evaluation),
         image_pixels=data.image_pixels[1] if data.image_pixels else None,
         engine=_engine(data.engine, on_gpu, notes),
-        iterations=max(0, trainer.max_epochs or 0),
+        iterations=max(0, trainer.max_epochs),
         notes=(*notes, *optimizer.notes),
         **settings_of(config.checkpoint),
     )
@@ -284,12 +284,6 @@ def _longest_evaluation(evaluation: Any) -> int:
     per_benchmark = (evaluation.get("benchmarks") or {}).values()
     limits = [each.get("max_new_tokens") for each in per_benchmark if hasattr(each, "get")]
     return max((limit for limit in (evaluation.get("max_new_tokens"), *limits) if limit), default=0)
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise SettingError(f"{name} is {value}; use at least 1")
-    return value
 
 
 def _has_reference(policy: PolicyModule, data: RolloutDataModule) -> bool:

@@ -31,7 +31,6 @@ BIG = Architecture(
     hidden=1000,
     feed_forward=4000,
     cache_elements=20_000,
-    positions=None,
     vision=None,
 )
 LARGE = GivenActivations(BIG)
