@@ -89,14 +89,6 @@ class PythonCLI(PopoCLI):
         command = super()._command() if self.reward is None else own
         return None if "__main__" in f"{command} {self.reward}" else command
 
-    def _settle_folder(self, config: Any) -> None:
-        try:
-            super()._settle_folder(config)
-        except SystemExit as ended:
-            if isinstance(ended.__context__, RunFinished):
-                raise SettingError(str(ended.__context__)) from None
-            raise
-
 
 def fit(
     task: Config | None = None,
@@ -218,6 +210,8 @@ def _errors() -> Iterator[None]:
         if refusal is None or refusal is error:
             raise
         raise refusal from error
+    except RunFinished as finished:
+        raise SettingError(str(finished)) from None
     except Stopped as stop:
         if stop.number != SIGINT:
             raise

@@ -22,6 +22,8 @@ from popo_lightning.core.errors import (
 )
 from popo_lightning.core.rank_refusals import print_refusal
 from popo_lightning.core.ranks import lost_rank
+from popo_lightning.runs.folder import is_first_rank
+from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.stopping import Stopped, stopped_in_words
 
 
@@ -39,6 +41,10 @@ def run(args: Sequence[str]) -> PopoCLI:
             raise
         show_traceback(refusal)
         refuse(str(refusal))
+    except RunFinished as finished:
+        if is_first_rank():
+            print(f"popo: {finished}", file=sys.stderr)
+        sys.exit(0)
     except (NotFiniteError, NothingSavedError) as error:
         print_refusal("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
         sys.exit(1)

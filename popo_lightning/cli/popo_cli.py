@@ -59,8 +59,7 @@ from popo_lightning.policy import PolicyModule
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation
-from popo_lightning.runs.folder import is_first_rank, note_nodes
-from popo_lightning.runs.resume import RunFinished
+from popo_lightning.runs.folder import note_nodes
 from popo_lightning.runs.start import settle
 from popo_lightning.runs.stopping import too_late_in_words
 from popo_lightning.runs.wanted_run import RunSettings, wanted_run
@@ -206,14 +205,8 @@ class PopoCLI(LightningCLI):
         if config.run.resume:
             config.run.folder = folder_of_run(config.run.folder, map(str, config.config or ()))
         plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json", skip_validation=True))
-        try:
-            self.wanted = wanted_run(config, plain)
-            self.start = settle(self.wanted, self.claims)
-        except RunFinished as finished:
-            if is_first_rank():
-                print(f"popo: {finished}", file=sys.stderr)
-            sys.exit(0)
-        start = self.start
+        self.wanted = wanted_run(config, plain)
+        self.start = start = settle(self.wanted, self.claims)
         config.run.folder = config.trainer.default_root_dir = str(start.folder)
         self.asked = config.clone()  # for config.yaml, which must stay valid in another folder and after a resume
         self.asked.trainer.default_root_dir = None

@@ -31,7 +31,6 @@ from popo_lightning.rollout.checks import check_share
 WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights are distributed over the ranks
 VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"
 LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # Lightning's full names of precisions
-MEMORY_SHARE = 0.6  # default of VLLMEngine
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Engine:
     """
 
     kind: str
-    share: float = MEMORY_SHARE
+    share: float = 0.6
     sleep_level: int = 0
     cpu_cache: int = 0
     batch_size: int = 0
@@ -63,7 +62,6 @@ class RunSettings:
     card_name: str = ""  # if known
     ranks: int = 1
     layout: str = WHOLE  # or DDP or FSDP
-    shards: int = 1  # ranks that share one copy of the weights
     bucket_view: bool = False  # DDP's buckets are the gradients
     weight_dtype: torch.dtype = torch.float32
     autocast: bool = False  # computes in bfloat16 from float32 weights
@@ -94,6 +92,11 @@ class RunSettings:
     checkpoint_last_beside: bool = False  # whether one of them is last.ckpt, in a file of its own
     checkpoint_has_optimizer: bool = True
     notes: tuple[str, ...] = ()
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share one copy of the weights."""
+        return self.ranks if self.layout == FSDP else 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -149,7 +152,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     settle_strategy(strategy, ranks)
     check_sharding(strategy, ranks)
     check_share(data, ranks)
-    layout, shards = _layout(strategy, ranks)
+    layout = _layout(strategy)
     autocast = check_precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
     trained = policy.weight_dtype if policy.lora is None else torch.float32
     optimizer = optimizer_state(policy.make_optimizer, trained, on_gpu)
@@ -157,7 +160,6 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         on_gpu=on_gpu,
         ranks=ranks,
         layout=layout,
-        shards=shards,
         bucket_view=bool(getattr(strategy, "_ddp_kwargs", {}).get("gradient_as_bucket_view")),
         weight_dtype=policy.weight_dtype,
         autocast=autocast,
@@ -247,14 +249,11 @@ def _strategy(given: Any, ranks: int) -> Any:
         raise SettingError(f"trainer.strategy is '{name}', which cannot be made: {reason(error)}") from error
 
 
-def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
-    """How the weights are distributed over the ranks, and how many ranks share one copy."""
-    if isinstance(strategy, ModelParallelStrategy):
-        return FSDP, ranks
-    if isinstance(strategy, DDPStrategy):
-        return DDP, 1
-    if isinstance(strategy, SingleDeviceStrategy):
-        return WHOLE, 1
+def _layout(strategy: Any) -> str:
+    """How the weights are distributed over the ranks."""
+    for kind, layout in ((ModelParallelStrategy, FSDP), (DDPStrategy, DDP), (SingleDeviceStrategy, WHOLE)):
+        if isinstance(strategy, kind):
+            return layout
     raise SettingError(
         f"trainer.strategy is {type(strategy).__name__}, of which the plan knows nothing; use ddp, or "
         "ModelParallelStrategy (FSDP2)"

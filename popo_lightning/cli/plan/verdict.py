@@ -138,8 +138,8 @@ def _shard_gradients(run: RunSettings, model: Model, card: int) -> tuple[str, Ru
 def _shard(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
     if run.layout == FSDP or run.ranks == 1:
         return None
-    changed = replace(run, layout=FSDP, shards=run.ranks)
-    return "trainer.strategy to ModelParallelStrategy (FSDP2, as configs/scale/fsdp2.yaml does)", changed
+    sharded = replace(run, layout=FSDP)
+    return "trainer.strategy to ModelParallelStrategy (FSDP2, as configs/scale/fsdp2.yaml does)", sharded
 
 
 REMEDIES: Sequence[Remedy] = (

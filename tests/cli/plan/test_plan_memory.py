@@ -31,7 +31,7 @@ TOKENS = 2048  # tokens of a pass: one sequence of 1024 + 1024
 SGD = OptimizerState(0.0, 0)
 BF16 = torch.bfloat16
 MIXED: dict[str, Any] = {"autocast": True}
-SHARDED: dict[str, Any] = {"autocast": True, "layout": FSDP, "shards": 4, "ranks": 4}
+SHARDED: dict[str, Any] = {"autocast": True, "layout": FSDP, "ranks": 4}
 
 
 @pytest.fixture(scope="module")
