@@ -37,7 +37,7 @@ from popo_lightning.cli.parser import OneSentenceParser
 from popo_lightning.cli.parser_sentences import OFF
 from popo_lightning.cli.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.cli.run_parts import WholeFitLoop, check_parts, listed, making, parts_to_plan
-from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
+from popo_lightning.cli.setting_texts import FILLED, check_checkpoints, check_slots, check_texts
 from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.cli.trainer_settings import (
     check_cpu_devices,
@@ -128,9 +128,8 @@ class PopoCLI(LightningCLI):
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults(
-            {
-                "parameter_hook": {"class_path": "popo_lightning.proximal.parameter_hook.ParameterHook"},
-                "proximal": {"class_path": "popo_lightning.proximal.snapshot.ProximalSnapshot"},
+            {name: {"class_path": usual} for name, usual in FILLED.items()}
+            | {
                 "checkpoint.every_n_epochs": 20,
                 "checkpoint.save_on_train_epoch_end": True,
                 "trainer.max_epochs": 100,

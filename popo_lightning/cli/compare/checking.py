@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from popo_lightning.cli.compare.plan import Arm, PlannedRun
+from popo_lightning.cli.compare.plan import PlannedRun
 from popo_lightning.cli.parser import RaisingParser
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.core.errors import SettingError
@@ -39,12 +39,8 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
     Raises:
         SettingError: popo fit would refuse a command; the first such refusal is raised.
     """
-    checked: set[Arm] = set()
-    for run in runs:
-        if run.arm in checked:
-            continue
-        checked.add(run.arm)
+    for arm, run in {run.arm: run for run in runs}.items():
         try:
             ParsedOnly(run.arguments())
         except SettingError as error:
-            raise SettingError(f"method {run.arm.label}: {error}") from error
+            raise SettingError(f"method {arm.label}: {error}") from error

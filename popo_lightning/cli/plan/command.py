@@ -6,22 +6,24 @@ import argparse
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from popo_lightning.cli.plan.memory import GIB, Model, estimate
-from popo_lightning.cli.plan.model_config import model_config
 from popo_lightning.cli.plan.run_settings import RunSettings, read_settings
 from popo_lightning.cli.plan.table import table
 from popo_lightning.cli.plan.verdict import objection
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
 
 log = logging.getLogger(__name__)
 MIN_GIB, MAX_GIB = 1e-3, 1e6  # plausible memory of a card
+CONFIG = "config.json"
+SECONDS = 5.0  # timeout of the hub
 
 
 class PlanOptions:
@@ -123,7 +125,7 @@ def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, d
 
 
 def _model(policy: PolicyModule, run: RunSettings) -> Model:
-    config = model_config(policy)
+    config = _model_config(policy)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and run.engine_tokens > positions:
         raise SettingError(
@@ -133,6 +135,49 @@ def _model(policy: PolicyModule, run: RunSettings) -> Model:
         )
     name = policy.path or type(policy.warm_start).__name__
     return Model(config, name, run.freeze_vision, run.lora)
+
+
+def _model_config(policy: PolicyModule) -> Any:
+    """The transformers configuration of a policy, from its recipe, its folder, the hub's cache or the hub.
+
+    Raises:
+        SettingError: There is no configuration, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    if policy.warm_start is not None:
+        return policy.warm_start.config()
+    folder = Path(policy.folder)
+    if folder.is_dir():
+        if not (folder / CONFIG).exists():
+            raise SettingError(f"model.path is '{folder}', a folder without {CONFIG}; the plan needs that file alone")
+    else:
+        folder = _from_hub(str(policy.folder)).parent
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a damaged file may raise any exception
+        raise SettingError(
+            f"model.path is '{policy.path}', whose {CONFIG} transformers does not read: {reason(error)}"
+        ) from error
+
+
+def _from_hub(name: str) -> Path:
+    """Path of a hub id's config.json: the cached one if there is one, else the hub's, which is asked once."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, CONFIG)
+        if isinstance(cached, str):
+            return Path(cached)
+        # asked once, before the download, which would retry
+        get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
+        return Path(hf_hub_download(name, CONFIG, etag_timeout=SECONDS))
+    except Exception as error:  # no such name, no access, no network, or told to stay offline
+        raise SettingError(
+            f"model.path is '{name}', no folder here, and its {CONFIG}, which is all that the plan needs, is neither "
+            f"cached nor to be had from the hub ({reason(error, 120)}); run once with a network, or set model.path to "
+            f"a folder with {CONFIG}"
+        ) from error
 
 
 def _card_here(run: RunSettings) -> tuple[int | None, str]:
