@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from popo_lightning.cli.config_nodes import check_nodes
-from popo_lightning.cli.parser_sentences import no_group
+from popo_lightning.cli.parser_sentences import GROUPS, no_group
 from popo_lightning.cli.settings_alone import check_methods
 from popo_lightning.cli.shipped_configs import named_configs, shipped, shipped_folder, shown_path
 from popo_lightning.core.did_you_mean import nearest
@@ -18,7 +18,7 @@ from popo_lightning.core.errors import SettingError, reason
 
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder whose files each describe a whole method
-RUN_GROUPS = ("run", "model", "data", "trainer", "evaluation", "checkpoint", "proximal", "parameter_hook", "samples")
+OF_A_RUN = (*GROUPS, "proximal", "parameter_hook")
 COMPARISON = {"methods", "seeds"}
 LARGEST = 2**22  # bytes of a config file
 
@@ -55,7 +55,7 @@ def check_comparison_files(args: Sequence[str]) -> None:
     """
     for _, _, name in named_configs(args):
         content = _read(name, ())
-        if found := [key for key in content if key in RUN_GROUPS]:
+        if found := [key for key in content if key in OF_A_RUN]:
             raise _wrong(
                 name,
                 f"which has settings of a run ({', '.join(found)}), but popo compare needs a comparison: a file with "

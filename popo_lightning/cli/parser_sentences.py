@@ -25,17 +25,12 @@ from popo_lightning.core.errors import SettingError, own_refusal, reason
 
 Found = re.Match[str]
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
-# Groups that null does not switch off, and what does.
+# Groups of settings, which null does not switch off, and what does.
+GROUPS = ("run", "model", "data", "trainer", "evaluation", "checkpoint", "samples", "progress", "monitor")
 OFF = {
     "checkpoint": "to write no checkpoints, set checkpoint.save_top_k to 0",
     "evaluation": "to evaluate before and after training only, set evaluation.every_n_iterations to 0",
     "samples": "to write no samples, set samples.every_n_iterations to 0",
-    "monitor": "leave it out",
-    "progress": "leave it out",
-    "trainer": "leave it out",
-    "model": "leave it out",
-    "data": "leave it out",
-    "run": "leave it out",
 }
 
 

@@ -34,7 +34,7 @@ from popo_lightning.cli.class_names import import_classes
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.help_texts import add_help_all
 from popo_lightning.cli.parser import OneSentenceParser
-from popo_lightning.cli.parser_sentences import OFF
+from popo_lightning.cli.parser_sentences import GROUPS
 from popo_lightning.cli.plan.command import PlanOptions, print_plan, warn_of_memory
 from popo_lightning.cli.run_parts import WholeFitLoop, check_parts, listed, making, parts_to_plan
 from popo_lightning.cli.setting_texts import FILLED, check_checkpoints, check_slots, check_texts
@@ -146,7 +146,7 @@ class PopoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Checks config files, then parses without Lightning's warning about arguments beside those of the process."""
-        check_config_files(args, OFF)
+        check_config_files(args, GROUPS)
         try:
             self.config = parser.parse_args(args)
         except (Exception, SystemExit) as error:

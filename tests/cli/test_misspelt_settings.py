@@ -13,7 +13,7 @@ from helpers.tiny_models import method, popo
 from popo_lightning.cli.compare.command import parsed
 from popo_lightning.cli.config_files import check_comparison_files, check_config_files
 from popo_lightning.cli.parser import command_of
-from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
+from popo_lightning.cli.parser_sentences import GROUPS, Command, constructors_refusals, explained
 from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.core.did_you_mean import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.core.errors import SettingError
@@ -194,7 +194,7 @@ def test_a_config_file(content: str, tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text(content)
     with pytest.raises(SettingError) as refused:
-        check_config_files(["--config", str(file)], OFF)
+        check_config_files(["--config", str(file)], GROUPS)
     sentence = str(refused.value)
     print(sentence)
     assert [word for word in (f"--config is '{file}'", *FILES[content]) if word not in sentence] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +97,10 @@ class Comparison:
         """
         self._check_names()
         self._check_files()
-        for place, settings in self._all_arguments():
+        given = {"arguments": self.arguments}
+        given |= {f"sweep.{label}": varied for label, varied in (self.sweep or {}).items()}
+        given |= {f"methods.{name}.arguments": method.arguments for name, method in self.methods.items()}
+        for place, settings in given.items():
             for name in flattened(settings):
                 if name in OWN:
                     raise SettingError(f"{place} sets {name}, which popo compare sets itself; leave it out")
@@ -107,7 +110,8 @@ class Comparison:
                     raise SettingError(
                         f"{both} is set by sweep.{label} and by methods.{name}.arguments; set it in one of them"
                     )
-        for place, seeds in self._all_seeds():
+        own = {f"methods.{name}.seeds": each.seeds for name, each in self.methods.items() if each.seeds is not None}
+        for place, seeds in {"seeds": self.seeds, **own}.items():
             if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
                 raise SettingError(f"{place} is {seeds}; name one seed or more, none twice, none below 0")
         if self.final_evaluations < 1:
@@ -153,17 +157,6 @@ class Comparison:
                         f"{place} has '{file}', which does not exist; name YAML files from the current folder, or "
                         "those that popo configs lists"
                     )
-
-    def _all_arguments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield "arguments", self.arguments
-        yield from ((f"sweep.{label}", settings) for label, settings in (self.sweep or {}).items())
-        yield from ((f"methods.{name}.arguments", method.arguments) for name, method in self.methods.items())
-
-    def _all_seeds(self) -> Iterator[tuple[str, Sequence[int]]]:
-        yield "seeds", self.seeds
-        for name, method in self.methods.items():
-            if method.seeds is not None:
-                yield f"methods.{name}.seeds", method.seeds
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
