@@ -69,10 +69,13 @@ def script(shell: str, others: Mapping[str, tuple[str, Any]]) -> str:
     """
     import shtab
 
+    from popo_lightning.cli.popo_cli import PopoCLI
+
     top = argparse.ArgumentParser("popo", allow_abbrev=False)
     top.add_argument("--version", action="store_true")
     commands = top.add_subparsers(dest="subcommand")
-    described = {name: ("", parser) for name, parser in popo_parser()._subcommands_action.choices.items()}
+    whole: Any = capture_parser(PopoCLI, [])  # of fit, validate, test and predict with all settings
+    described = {name: ("", parser) for name, parser in whole._subcommands_action.choices.items()}
     for name, (about, described_parser) in (described | dict(others)).items():
         plain = commands.add_parser(name, help=about, add_help=False)
         for action in described_parser._actions:
@@ -117,10 +120,3 @@ def _choices(kind: Any) -> list[str]:
         elif part is not None and ActionTypeHint.is_subclass_typehint(part):
             found += [path.rpartition(".")[2] for path in get_all_subclass_paths(part)]
     return list(dict.fromkeys(found))
-
-
-def popo_parser() -> Any:
-    """Parser of fit, validate, test and predict with all settings."""
-    from popo_lightning.cli.popo_cli import PopoCLI
-
-    return capture_parser(PopoCLI, [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,9 +173,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: "" if _empty(value) else value for name, value in row.items()})
+        writer.writerow({name: None if value != value else value for name, value in row.items()})  # NaN is not itself
     return text.getvalue()
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
