@@ -6,8 +6,8 @@ import inspect
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from traceback import print_exception, walk_tb
 from typing import Any
 
@@ -142,8 +142,7 @@ def _top(module: str) -> str:
 
 
 def _found(path: str) -> Any:
-    module, _, name = path.rpartition(".")
     try:
-        return inspect.unwrap(getattr(import_module(module), name))
+        return inspect.unwrap(resolve_name(path))
     except (ImportError, AttributeError, ValueError):
         return None

@@ -78,7 +78,7 @@ class PopoCLI(LightningCLI):
     def __init__(self, args: Sequence[str], claims: ExitStack | None = None) -> None:
         self.claims = ExitStack() if claims is None else claims
         self.plan = PlanOptions()
-        self._called = next(iter(args), "")
+        self.args = list(args)
         super().__init__(
             PolicyModule,
             RolloutDataModule,
@@ -86,7 +86,7 @@ class PopoCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # a checkpoint's settings must not override the command line's
             parser_kwargs={"prog": "popo"},
-            args=list(args),
+            args=self.args,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -97,15 +97,15 @@ class PopoCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Adds only the called subcommand: making four parsers takes long. Error messages make the others."""
-        every = self.subcommands()
-        if self._called not in every:
+        every, called = self.subcommands(), next(iter(self.args), "")
+        if called not in every:
             super()._add_subcommands(parser, **kwargs)
             return
-        self.subcommands = lambda: {self._called: every[self._called]}  # type: ignore[method-assign]
+        self.subcommands = lambda: {called: every[called]}  # type: ignore[method-assign]
         super()._add_subcommands(parser, **kwargs)
         self.subcommands = lambda: every  # type: ignore[method-assign]
         parser.others = lambda: {  # type: ignore[attr-defined]
-            name: self._prepare_subcommand_parser(L.Trainer, name) for name in every if name != self._called
+            name: self._prepare_subcommand_parser(L.Trainer, name) for name in every if name != called
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -157,8 +157,7 @@ class PopoCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Turns refusals of Lightning's classes, and of loggers without their package, into one sentence."""
-        assert self.subcommand is not None
-        with making(self.parser, self.config[self.subcommand]):
+        with making(self.parser, self.config[str(self.subcommand)]):
             super().instantiate_classes()
 
     def _set_seed(self) -> None:
@@ -170,8 +169,7 @@ class PopoCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses settings that would be silently wrong, and decides where the run writes."""
-        assert self.subcommand is not None
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         check_numbers(config)
         check_texts(config)
         check_checkpoints(config.checkpoint)
@@ -215,7 +213,7 @@ class PopoCLI(LightningCLI):
 
     def _command(self) -> str | None:
         """The command that trains this run; None if there is none."""
-        return shlex.join(["popo", *with_config_names(self.parser.given)])  # type: ignore[attr-defined]
+        return shlex.join(["popo", *with_config_names(self.args)])
 
     def _save_config(self, path: Path) -> None:
         self._parser("fit").save(
@@ -243,19 +241,17 @@ class PopoCLI(LightningCLI):
 
     def _check_strategy(self) -> None:
         """Sets up the strategy and refuses settings that it does not support."""
-        assert self.subcommand is not None
         strategy = self.trainer.strategy
         check_nodes(self.trainer)
         settle_strategy(strategy, self.trainer.world_size)
         check_sharding(strategy, self.trainer.world_size)
-        check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
+        check_checkpoint(self.config[str(self.subcommand)].ckpt_path, strategy)
 
     before_validate = before_test = before_predict = _check_strategy
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the run's loggers and its summary."""
-        assert self.subcommand is not None
-        config = self.config_init[self.subcommand]
+        config = self.config_init[str(self.subcommand)]
         kwargs["accelerator"] = chosen_accelerator(config.trainer.accelerator)
         if kwargs["accelerator"] == "cpu":
             check_cpu_devices(config.trainer.devices)
@@ -277,7 +273,7 @@ class PopoCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        same = OneCheckpoint(self.config[self.subcommand].ckpt_path, self.subcommand == "fit" and self.start.forks)
+        same = OneCheckpoint(self.config[str(self.subcommand)].ckpt_path, self.subcommand == "fit" and self.start.forks)
         callbacks_of(trainer)[:0] = [StopSignals(), same]  # signals always come first
         trainer.fit_loop.__class__ = WholeFitLoop
         return trainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
+from pkgutil import resolve_name
 from string import Formatter
 from typing import Any
 
@@ -108,9 +108,8 @@ def check_slots(config: Any) -> None:
 
 
 def _defaults(path: str) -> dict[str, Any]:
-    module, _, name = path.rpartition(".")
     try:
-        found = inspect.signature(getattr(import_module(module), name)).parameters
+        found = inspect.signature(resolve_name(path)).parameters
     except (ImportError, AttributeError, TypeError, ValueError):
         return {}
     return {name: parameter.default for name, parameter in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -239,8 +239,7 @@ def _strategy(given: Any, ranks: int) -> Any:
         given = "single_device" if ranks == 1 else "ddp"
     try:
         if not isinstance(given, str):
-            module, _, kind = given.class_path.rpartition(".")
-            return getattr(import_module(module), kind)(**dict(given.get("init_args") or {}))
+            return resolve_name(given.class_path)(**dict(given.get("init_args") or {}))
         if given == "single_device":
             return SingleDeviceStrategy(torch.device("cpu"))
         return StrategyRegistry.get(given)
