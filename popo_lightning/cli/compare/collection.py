@@ -74,12 +74,13 @@ class Collection:
 
     def best_label(self, method: str, metric: str) -> str | None:
         """The sweep label at which a method's mean final accuracy is highest."""
-        means = {
-            arm.sweep: interval(list(numbers.values())).mean
-            for arm in self.arms
-            if arm.method == method and (numbers := self.numbers(arm, self.final(metric)))
-        }
+        found = {arm.sweep: self.accuracy(arm, metric) for arm in self.arms if arm.method == method}
+        means = {label: accuracy.mean for label, accuracy in found.items() if accuracy.n}
         return max(means, key=lambda label: means[label]) if means else None
+
+    def accuracy(self, arm: Arm, metric: str) -> Interval:
+        """Final accuracy over an arm's seeds."""
+        return interval(list(self.numbers(arm, self.final(metric)).values()))
 
     def difference(self, arm: Arm, reference: Arm | None, metric: str) -> Interval:
         """Final accuracy minus the reference's, over the seeds that both have."""

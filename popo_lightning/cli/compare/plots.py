@@ -9,7 +9,7 @@ from typing import Any
 from popo_lightning.cli.compare.collection import Collection
 from popo_lightning.cli.compare.curves import AXES, RunResult
 from popo_lightning.cli.compare.plan import Arm
-from popo_lightning.cli.compare.statistics import Interval, extent, interval
+from popo_lightning.cli.compare.statistics import Interval, extent
 from popo_lightning.core.errors import SettingError
 
 # Okabe and Ito's colors, distinct to color-blind readers. Black comes last; yellow is too light for lines.
@@ -108,7 +108,7 @@ def final_accuracies(found: Collection) -> Any:
     for axis, metric in zip(axes[0], metrics, strict=True):
         for row, arm in enumerate(arms):
             values = list(found.numbers(arm, found.final(metric)).values())
-            _point(axis, interval(values), row, _style(found, arm), across=True)
+            _point(axis, found.accuracy(arm, metric), row, _style(found, arm), across=True)
             axis.plot(values, [row + 0.25] * len(values), "o", color=_style(found, arm)["color"], markersize=2.5)
         axis.set_xlabel(f"final {found.metric_name(metric)}")
         axis.xaxis.set_major_locator(_few_ticks())
@@ -119,25 +119,17 @@ def final_accuracies(found: Collection) -> Any:
 
 def sweep(found: Collection) -> Any:
     """Plots the metric by sweep label, and its difference to the baseline."""
-    comparison = found.comparison
-    panels: list[tuple[str, Callable[[Arm], Interval]]] = [
-        (
-            f"final {found.metric_name(comparison.metric)}",
-            lambda arm: interval(list(found.numbers(arm, found.final(comparison.metric)).values())),
-        )
-    ]
+    comparison, metric, baseline = found.comparison, found.comparison.metric, found.comparison.baseline
+    panels: dict[str, Callable[[Arm], Interval]] = {
+        f"final {found.metric_name(metric)}": lambda arm: found.accuracy(arm, metric)
+    }
     if _has_others(found):
-        panels.append(
-            (
-                f"difference to {comparison.baseline}",
-                lambda arm: found.difference(arm, found.reference(arm, comparison.baseline), comparison.metric),
-            )
-        )
+        panels[f"difference to {baseline}"] = lambda arm: found.difference(arm, found.reference(arm, baseline), metric)
     labels, methods = list(comparison.variants()), list(comparison.methods)
     figure, axes = _figure(1, len(panels), (1.5 + 4.6 * len(panels), 4.2))
-    for axis, (title, number) in zip(axes[0], panels, strict=True):
+    for axis, (title, number) in zip(axes[0], panels.items(), strict=True):
         for place, method in enumerate(methods):
-            if "difference" in title and method == comparison.baseline:
+            if "difference" in title and method == baseline:
                 continue
             beside = 0.5 * ((place + 0.5) / len(methods) - 0.5)
             for at, label in enumerate(labels):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from popo_lightning.cli.compare.collection import Collection, Number
 from popo_lightning.cli.compare.plan import Arm
-from popo_lightning.cli.compare.statistics import Interval, extent, interval
+from popo_lightning.cli.compare.statistics import Interval, extent
 from popo_lightning.evaluation.tables import Table
 
 NONE = "–"
@@ -43,7 +43,7 @@ def accuracy_section(found: Collection) -> Section:
     """Final accuracy of each arm."""
     metrics = found.measured()
     rows = [
-        [arm.label, str(len(seeds)), *(mean_cell(found, arm, found.final(metric)) for metric in metrics)]
+        [arm.label, str(len(seeds)), *(spread(found.accuracy(arm, metric)) for metric in metrics)]
         for arm, seeds in found.arms.items()
     ]
     header = ["method", "seeds", *map(found.metric_name, metrics)]
@@ -78,7 +78,7 @@ def sweep_section(found: Collection) -> Section | None:
     rows = []
     for method in comparison.methods:
         arms = [Arm(method, label) for label in labels]
-        cells = [mean_cell(found, arm, found.final(metric)) for arm in arms]
+        cells = [spread(found.accuracy(arm, metric)) for arm in arms]
         rows.append([method, *cells, best[method] or NONE])
         if baseline is None or method == baseline:
             continue
@@ -100,11 +100,6 @@ def _final_note(found: Collection) -> str:
     what = "the last evaluation" if count == 1 else f"the last {count} evaluations"
     fewer = f" ({short} of {len(found.runs)} runs have fewer)" if short else ""
     return f"Mean of {what} of a run after training began{fewer}, then mean over seeds."
-
-
-def mean_cell(found: Collection, arm: Arm, number: Number, form: str = "{:.3f}") -> str:
-    """Formats the mean of a number over an arm's seeds, with its 95% interval."""
-    return spread(interval(list(found.numbers(arm, number).values())), form)
 
 
 def extent_note(found: Collection) -> list[str]:
