@@ -68,11 +68,8 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L
 def _objections_to_no_correction(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
     """Objections to model.behave_weight NoCorrection where another policy than the present one has sampled."""
     weighted = policy.advantage.includes_is_weight
-    for name, value, off in (
-        ("weight_sync_interval", data.weight_sync_interval, 1),
-        ("async_level", data.async_level, 0),
-    ):
-        if value != off and not weighted:
+    for name, value, _ in _delays(data):
+        if not weighted:
             yield (
                 f"data.{name} is {value}, so responses come from older weights, but model.behave_weight is "
                 "NoCorrection, which corrects nothing; use TruncatedIS, or a trust region around behave"
@@ -83,6 +80,13 @@ def _objections_to_no_correction(policy: PolicyModule, data: RolloutDataModule) 
             "model.behave_weight is NoCorrection, which takes that for prox's; use TruncatedIS, or the trust region "
             "BehaveAligned"
         )
+
+
+def _delays(data: RolloutDataModule) -> Iterator[tuple[str, int, int]]:
+    """Settings with which older weights sample: the name, its value, and the value without a delay."""
+    for name, off in (("weight_sync_interval", 1), ("async_level", 0)):
+        if (value := getattr(data, name)) != off:
+            yield name, value, off
 
 
 def _objections_to_reward_keys(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
@@ -163,15 +167,11 @@ def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule) -> Itera
 def _objections_to_buffer_estimate(data: RolloutDataModule) -> Iterator[str]:
     """Objections to an estimate from the buffer, which takes groups of earlier versions for replayed ones."""
     composer = type(data.composer).__name__
-    for name, value, off in (
-        ("async_level", data.async_level, 0),
-        ("weight_sync_interval", data.weight_sync_interval, 1),
-    ):
-        if value != off:
-            yield (
-                f"monitor.estimate_buffer is true, but data.{name} is {value}, with which fresh groups are of earlier "
-                f"versions as well; set it to false, or data.{name} to {off}"
-            )
+    for name, value, off in _delays(data):
+        yield (
+            f"monitor.estimate_buffer is true, but data.{name} is {value}, with which fresh groups are of earlier "
+            f"versions as well; set it to false, or data.{name} to {off}"
+        )
     if data.composer.makes_pairs:
         yield (
             f"monitor.estimate_buffer is true, but data.composer is {composer}, of whose pairs one response is right "

@@ -175,13 +175,12 @@ def _run(
             f'task is None, but a run needs one; name it, as popo_lightning.{subcommand}("countdown_tiny", "popo"), '
             "where popo configs lists more"
         )
-    args = [subcommand]
-    for room, name in (("task", task), ("method", method)):
-        args += [] if name is None else ["--config", _file(room, name)]
     if isinstance(configs, str | os.PathLike):
         raise SettingError(f"configs is {str(configs)!r}; give a list, as [{str(configs)!r}]")
-    args += [word for name in configs for word in ("--config", _file("", name))]
-    args += list(_options(settings))
+    args = [subcommand]
+    for room, name in (("task", task), ("method", method), *(("", name) for name in configs)):
+        args += [] if name is None else ["--config", _file(room, name)]
+    args += _options(settings)
     asked = _address(reward)
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # where the user's own classes and functions are found, as popo does

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from traceback import walk_tb
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
 from popo_lightning.cli.missing_packages import needs
@@ -21,7 +19,6 @@ from popo_lightning.core.did_you_mean import (
     nearest_owner,
     nearest_setting,
 )
-from popo_lightning.core.errors import SettingError, own_refusal, reason
 
 Found = re.Match[str]
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
@@ -71,24 +68,6 @@ def explained(message: str, command: Command) -> str:
             return sentence
     nested = re.match(r"(?:[\w.]+: )+", text)
     return text if nested is None else _about(text) + text[nested.end() :]
-
-
-@contextmanager
-def constructors_refusals() -> Iterator[None]:
-    """Turns jsonargparse's errors from constructors, and Lightning's about its classes, into one sentence."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    try:
-        yield
-    except MisconfigurationException as error:
-        *_, (frame, _) = walk_tb(error.__traceback__)
-        owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else "Lightning"
-        raise SettingError(f"{owner} refuses its settings: {reason(error)}") from error
-    except ValueError as error:
-        nested = str(error).startswith(("Does not validate", "Problem with given"))
-        if own_refusal(error) is not None or not nested:
-            raise
-        raise SettingError(explained(str(error), Command("popo"))) from error
 
 
 def one_line(message: str) -> str:

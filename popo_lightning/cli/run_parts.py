@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from traceback import walk_tb
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from popo_lightning.cli.class_faults import Maker
 from popo_lightning.cli.combinations import check_combination
-from popo_lightning.cli.parser_sentences import constructors_refusals
+from popo_lightning.cli.parser_sentences import Command, explained
 from popo_lightning.cli.trainer_settings import check_callbacks
+from popo_lightning.core.errors import SettingError, own_refusal, reason
 from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.metrics.monitors import check_monitors, reports_are_ours
@@ -37,7 +40,7 @@ class WholeFitLoop(_FitLoop):
 
 @contextmanager
 def making(parser: Any, config: Any) -> Iterator[None]:
-    """Turns what classes raise while a parser makes them into one sentence.
+    """Turns what classes, Lightning's among them, raise while a parser makes them into one sentence.
 
     Args:
         parser: Parser that makes the classes.
@@ -45,12 +48,18 @@ def making(parser: Any, config: Any) -> Iterator[None]:
     """
     parser.maker = maker = Maker(config)
     try:
-        with constructors_refusals():
-            yield
+        yield
+    except MisconfigurationException as error:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else "Lightning"
+        raise SettingError(f"{owner} refuses its settings: {reason(error)}") from error
     except ValueError as error:
-        if maker.refusal is None or maker.refusal is error:
+        if maker.refusal is not None and maker.refusal is not error:  # wrapped by jsonargparse
+            raise maker.refusal from maker.refusal.__cause__
+        nested = str(error).startswith(("Does not validate", "Problem with given"))
+        if own_refusal(error) is not None or not nested:
             raise
-        raise maker.refusal from maker.refusal.__cause__
+        raise SettingError(explained(str(error), Command("popo"))) from error
 
 
 def check_parts(

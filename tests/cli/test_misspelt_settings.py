@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.parsers import ParsesAll
@@ -13,7 +14,8 @@ from helpers.tiny_models import method, popo
 from popo_lightning.cli.compare.command import parsed
 from popo_lightning.cli.config_files import check_comparison_files, check_config_files
 from popo_lightning.cli.parser import command_of
-from popo_lightning.cli.parser_sentences import GROUPS, Command, constructors_refusals, explained
+from popo_lightning.cli.parser_sentences import GROUPS, Command, explained
+from popo_lightning.cli.run_parts import making
 from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.core.did_you_mean import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.core.errors import SettingError
@@ -152,7 +154,10 @@ def _there(package: str) -> bool:
 def test_what_constructors_refuse() -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    with pytest.raises(SettingError, match=r"ModelCheckpoint refuses its settings: .*mode"), constructors_refusals():
+    with (
+        pytest.raises(SettingError, match=r"ModelCheckpoint refuses its settings: .*mode"),
+        making(SimpleNamespace(), {}),
+    ):
         ModelCheckpoint(monitor="x", mode="up")
     union = (
         "Does not validate against any of the Union subtypes\nSubtypes: [<class 'a.Logger'>, <class 'NoneType'>]\n"
@@ -165,10 +170,10 @@ def test_what_constructors_refuse() -> None:
         ),
         "`mode` can be min, max, got up": "WandbLogger refuses `mode` can be min, max, got up",
     }.items():
-        with pytest.raises(SettingError) as refused, constructors_refusals():
+        with pytest.raises(SettingError) as refused, making(SimpleNamespace(), {}):
             raise ValueError(union.format(error))
         assert str(refused.value) == said
-    with pytest.raises(ValueError, match="a fault of its own") as kept, constructors_refusals():
+    with pytest.raises(ValueError, match="a fault of its own") as kept, making(SimpleNamespace(), {}):
         raise ValueError("a fault of its own")
     assert not isinstance(kept.value, SettingError)
 
