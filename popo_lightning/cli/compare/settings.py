@@ -114,16 +114,18 @@ class Comparison:
         for place, seeds in {"seeds": self.seeds, **own}.items():
             if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
                 raise SettingError(f"{place} is {seeds}; name one seed or more, none twice, none below 0")
-        if self.final_evaluations < 1:
-            raise SettingError(f"final_evaluations is {self.final_evaluations}; average 1 evaluation or more")
-        if self.at_once < 1:
-            raise SettingError(f"at_once is {self.at_once}; use at least 1")
-        if self.seconds_per_run is not None and self.seconds_per_run <= 0:
-            raise SettingError(
-                f"seconds_per_run is {self.seconds_per_run:g}; use a positive number of seconds, or null"
-            )
-        if self.target is not None and not 0 < self.target <= 1:
-            raise SettingError(f"target is {self.target}; name an accuracy above 0 and up to 1, or null")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        limit, target = self.seconds_per_run, self.target
+        for name, fine, remedy in (
+            ("final_evaluations", self.final_evaluations >= 1, "average 1 evaluation or more"),
+            ("at_once", self.at_once >= 1, "use at least 1"),
+            ("seconds_per_run", limit is None or limit > 0, "use a positive number of seconds, or null"),
+            ("target", target is None or 0 < target <= 1, "name an accuracy above 0 and up to 1, or null"),
+        ):
+            if not fine:
+                raise SettingError(f"{name} is {getattr(self, name)}; {remedy}")
 
     def _check_names(self) -> None:
         if not self.methods:
