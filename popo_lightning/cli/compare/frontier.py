@@ -91,7 +91,7 @@ def frontier_section(found: Collection) -> Section | None:
         return None
     settings = []
     for label in comparison.variants():
-        runs = list(found.arms.get(Arm(comparison.frontier, label), {}).values())
+        runs = list(found.seeds(Arm(comparison.frontier, label)).values())
         if runs and all(run.totals["generated_tokens"] for run in runs):
             settings.append(setting_of(label, runs))
     settings.sort(key=lambda each: each.reuse)
