@@ -188,6 +188,6 @@ def test_its_own_weight_corrects_for_older_weights() -> None:
         PolicyModule(path="none", behave_weight=NoCorrection(), advantage=MaxAtK(2, off_policy=own))
         for own in (False, True)
     )
-    with pytest.raises(SettingError, match="data.weight_sync_interval is 2, so responses come from older weights"):
+    with pytest.raises(SettingError, match=r"data.weight_sync_interval is 2, so responses come from older weights"):
         check_combination(plain, data, [])
     check_combination(weighted, data, [])
