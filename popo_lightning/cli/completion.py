@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -14,7 +13,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from jsonargparse import capture_parser
 from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
 
-from popo_lightning.cli.missing_packages import needs
 from popo_lightning.cli.shipped_configs import shipped
 
 SHELLS = ("bash", "zsh")
@@ -51,11 +49,6 @@ def main(args: Sequence[str], others: Callable[[], Mapping[str, tuple[str, Any]]
         others: Gives the subcommands besides LightningCLI's, each with its purpose and its parser.
     """
     asked = parser().parse_args(list(args))
-    try:
-        import shtab  # noqa: F401
-    except ImportError:
-        print(f"popo: popo completion {needs('shtab', '')}", file=sys.stderr)
-        return 2
     print(script(asked.shell, others()))
     return 0
 

@@ -6,9 +6,9 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
-from popo_lightning.cli.missing_packages import needs
 from popo_lightning.cli.settings_alone import settings_alone
 from popo_lightning.cli.union_errors import UNION, of_union
 from popo_lightning.core.did_you_mean import (
@@ -20,6 +20,7 @@ from popo_lightning.core.did_you_mean import (
     nearest_setting,
 )
 
+CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints"
 Found = re.Match[str]
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
 # Groups of settings, which null does not switch off, and what does.
@@ -133,8 +134,22 @@ def no_group(name: str) -> str:
     return f"{name} is null, but it is a group of settings; {OFF.get(name, 'leave it out')}"
 
 
+def _needs(package: str, versions: str) -> str:
+    """Says that a package is missing. The command is given for known names only: a misspelt one may be a stranger's."""
+    known = [file.name for file in sorted(CONSTRAINTS.glob("*.txt")) if f"\n{package.lower()}==" in file.read_text()]
+    if not versions and not known:
+        return (
+            f"is in no module that is here; install the package that has {package}, or name the folder of {package}.py "
+            "in PYTHONPATH"
+        )
+    where = f" -c constraints/{known[0]}" if known else ""
+    return f"needs the package {package}, which is not installed: pip install{where} " + (
+        f"'{package}{versions}'" if versions else package
+    )
+
+
 def _missing_requirement(found: Found, text: str, command: Command) -> str:
-    return f"{_about(text)}{found[1].rpartition('.')[2]} {needs(found[2], found[3])}"
+    return f"{_about(text)}{found[1].rpartition('.')[2]} {_needs(found[2], found[3])}"
 
 
 def _missing_package(found: Found, text: str, command: Command) -> str | None:
@@ -145,7 +160,7 @@ def _missing_package(found: Found, text: str, command: Command) -> str | None:
     if near is not None and abs(len(near) - len(package)) < 2:  # a misspelt name
         return None
     wanted = re.search(rf"({package}\.[\w.]+)", text)
-    return f"{_about(text)}{wanted[1] if wanted else package} {needs(package, '')}"
+    return f"{_about(text)}{wanted[1] if wanted else package} {_needs(package, '')}"
 
 
 def _required_setting(found: Found, text: str, command: Command) -> str:

@@ -89,7 +89,7 @@ class RunSettings:
     checkpoint_every: int | None = 20  # iterations; the end is always saved
     checkpoint_every_steps: int | None = None  # or minibatches
     checkpoints_kept: int = 1  # -1: all
-    checkpoint_last_beside: bool = False  # whether one of them is last.ckpt, in a file of its own
+    checkpoint_last_beside: bool = False  # whether last.ckpt is kept besides, in a file of its own
     checkpoint_has_optimizer: bool = True
     notes: tuple[str, ...] = ()
 

@@ -192,7 +192,8 @@ def test_model_and_batch() -> None:
     assert (run.micro_batch_tokens, run.gradient_checkpointing, run.optimizer.bytes_kept) == (77, True, 0)
     assert (run.problems, run.group_size, run.minibatches, run.ppo_epochs) == (24, 5, 3, 2)
     assert (run.prompt_tokens, run.response_tokens, run.sequence_tokens, run.image_pixels) == (11, 22, 33, 7840)
-    assert (run.checkpoint_every, run.checkpoints_kept, run.checkpoint_has_optimizer) == (7, 4, False)
+    assert (run.checkpoint_every, run.checkpoints_kept, run.checkpoint_has_optimizer) == (7, 3, False)
+    assert run.checkpoint_last_beside
     assert run.rank_sequences == 60
     plain = read()
     assert not (plain.has_reference or plain.has_critic or plain.entropy_gradient or plain.gradients_held_whole)
