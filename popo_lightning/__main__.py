@@ -6,30 +6,38 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from popo_lightning import __version__
-from popo_lightning.cli.shipped_configs import main as configs
 from popo_lightning.cli.shipped_configs import with_config_paths
 from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import causes
 from popo_lightning.core.unbroken_output import keep_output_unbroken
 
-COMPARE, COMPLETION, CONFIGS, ESTIMATE = "compare", "completion", "configs", "estimate"
-EXPORT, SAMPLE, SHOW = "export", "sample", "show"
 SUBCOMMANDS = {
     "fit": "Train a policy.",
     "validate": "Evaluate a policy, or a checkpoint of it, on the task's benchmarks.",
     "test": "Evaluate like validate, with results in a separate folder.",
     "predict": "Sample responses to the benchmarks' problems and write them to responses.jsonl.",
-    COMPARE: "Run methods x seeds on a task, one or several at a time, and report.",
-    CONFIGS: "List, print or copy the configurations that come with the package.",
-    SHOW: "Make one HTML file of runs: curves, evaluations, groups of responses.",
-    EXPORT: "Write a trained policy as a folder that transformers and vLLM load.",
-    SAMPLE: "Ask a trained policy a question, and print its answers.",
-    ESTIMATE: "Estimate a checkpoint's accuracy from responses that another one sampled.",
-    COMPLETION: "Print a script that completes commands and settings in bash or zsh.",
+    "compare": "Run methods x seeds on a task, one or several at a time, and report.",
+    "configs": "List, print or copy the configurations that come with the package.",
+    "show": "Make one HTML file of runs: curves, evaluations, groups of responses.",
+    "export": "Write a trained policy as a folder that transformers and vLLM load.",
+    "sample": "Ask a trained policy a question, and print its answers.",
+    "estimate": "Estimate a checkpoint's accuracy from responses that another one sampled.",
+    "completion": "Print a script that completes commands and settings in bash or zsh.",
+}
+# The subcommands that LightningCLI does not handle: the module in cli/ whose `main` runs each.
+MODULES = {
+    "compare": "compare.command",
+    "configs": "shipped_configs",
+    "show": "show.command",
+    "export": "export.export_command",
+    "sample": "export.sample_command",
+    "estimate": "estimate.command",
+    "completion": "completion",
 }
 NO_WINDOWS = (
     "Windows lacks the POSIX locks and signals that a run needs; use WSL (wsl --install) or the container of the "
@@ -81,37 +89,15 @@ def dispatch() -> None:
     if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
         sys.path.append(folder)  # so that class_path finds classes in the working directory
     sys.argv[1:] = with_config_paths(sys.argv[1:])
-    if sys.argv[1] == CONFIGS:
-        sys.exit(configs(sys.argv[2:]))
-    if sys.argv[1] == COMPARE:
-        from popo_lightning.cli.compare.command import main as compare
-
-        sys.exit(compare(sys.argv[2:]))
-    if sys.argv[1] == SHOW:
-        from popo_lightning.cli.show.command import main as show
-
-        sys.exit(show(sys.argv[2:]))
-    if sys.argv[1] == EXPORT:
-        from popo_lightning.cli.export.export_command import main as export
-
-        sys.exit(export(sys.argv[2:]))
-    if sys.argv[1] == SAMPLE:
-        from popo_lightning.cli.export.sample_command import main as sample
-
-        sys.exit(sample(sys.argv[2:]))
-    if sys.argv[1] == ESTIMATE:
-        from popo_lightning.cli.estimate.command import main as estimate
-
-        sys.exit(estimate(sys.argv[2:]))
-    if sys.argv[1] == COMPLETION:
-        from popo_lightning.cli.completion import main as completion
-
-        sys.exit(completion(sys.argv[2:], other_parsers))
+    command, *args = sys.argv[1:]
+    if command in MODULES:
+        module = import_module(f"popo_lightning.cli.{MODULES[command]}")
+        sys.exit(module.main(args, other_parsers) if command == "completion" else module.main(args))
     if sys.stderr.isatty() and not {"-h", "--help", "--help_all", "--print_config"} & set(sys.argv):
         print("popo: loading torch, Lightning and transformers", file=sys.stderr)
     from popo_lightning.cli.main import run
 
-    run()
+    run(sys.argv[1:])
 
 
 def other_parsers() -> dict[str, tuple[str, Any]]:
@@ -122,8 +108,8 @@ def other_parsers() -> dict[str, tuple[str, Any]]:
     from popo_lightning.cli.export.options import export_parser, sample_parser
     from popo_lightning.cli.show.command import parser as show
 
-    made = {COMPARE: compare, CONFIGS: shipped_configs.parser, SHOW: show, EXPORT: export_parser, SAMPLE: sample_parser}
-    made |= {ESTIMATE: estimate_parser, COMPLETION: completion.parser}
+    made = {"compare": compare, "configs": shipped_configs.parser, "show": show, "export": export_parser}
+    made |= {"sample": sample_parser, "estimate": estimate_parser, "completion": completion.parser}
     return {name: (SUBCOMMANDS[name], make()) for name, make in made.items()}
 
 

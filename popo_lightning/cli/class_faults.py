@@ -6,14 +6,14 @@ import inspect
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from traceback import print_exception, walk_tb
-from types import TracebackType
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from popo_lightning.cli.shipped_configs import shown_path
 from popo_lightning.core.errors import SettingError, reason
 
 PACKAGE = Path(__file__).parent.parent
@@ -124,17 +124,12 @@ def said(error: BaseException) -> str:
 def _at(error: BaseException, kind: Callable[..., Any] | None) -> str:
     """The innermost place in the user's code, else in the package of the class, as " at FILE:LINE"; else ""."""
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return f" at {_shown(Path(error.filename))}:{error.lineno}"
-    places = list(_places(error.__traceback__))
+        return f" at {shown_path(Path(error.filename))}:{error.lineno}"
+    places = [(Path(frame.f_code.co_filename), line, frame.f_globals) for frame, line in walk_tb(error.__traceback__)]
     own = [place for place in places if _is_users(place[0])]
     if not own and kind is not None:
-        own = [place for place in places if _top(place[2]) == _top(kind.__module__)]
-    return f" at {_shown(own[-1][0])}:{own[-1][1]}" if own else ""
-
-
-def _places(trace: TracebackType | None) -> Iterator[tuple[Path, int, str]]:
-    for frame, line in walk_tb(trace):
-        yield Path(frame.f_code.co_filename), line, str(frame.f_globals.get("__name__", ""))
+        own = [place for place in places if _top(place[2].get("__name__", "")) == _top(kind.__module__)]
+    return f" at {shown_path(own[-1][0])}:{own[-1][1]}" if own else ""
 
 
 def _is_users(file: Path) -> bool:
@@ -142,17 +137,12 @@ def _is_users(file: Path) -> bool:
     return not known and file.is_absolute()
 
 
-def _shown(file: Path) -> str:
-    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
-
-
 def _top(module: str) -> str:
     return module.partition(".")[0]
 
 
 def _found(path: str) -> Any:
-    module, _, name = path.rpartition(".")
     try:
-        return inspect.unwrap(getattr(import_module(module), name))
+        return inspect.unwrap(resolve_name(path))
     except (ImportError, AttributeError, ValueError):
         return None

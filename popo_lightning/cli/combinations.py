@@ -31,49 +31,61 @@ def check_combination(policy: PolicyModule, data: RolloutDataModule, callbacks: 
 
 
 def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L.Callback]) -> Iterator[str]:
-    objective = policy.objective
-    weight = objective.behave_weight
+    weight, region = policy.objective.behave_weight, policy.objective.trust_region
     for callback in callbacks:
-        if _moves_prox(callback) and not weight.correct_fresh and not objective.trust_region.compares_pairs:
+        if _moves_prox(callback) and not weight.correct_fresh and not region.compares_pairs:
             yield (
                 f"proximal is {type(callback).__name__}, whose prox did not sample the fresh rows, but "
                 f"model.behave_weight is {type(weight).__name__} without correct_fresh, which takes that for "
                 "granted; use TruncatedIS with correct_fresh true"
             )
-    if (
-        data.weight_sync_interval > 1
-        and isinstance(weight, NoCorrection)
-        and not objective.trust_region.includes_is_weight
-    ):
-        yield (
-            f"data.weight_sync_interval is {data.weight_sync_interval}, so responses come from older weights, but "
-            "model.behave_weight is NoCorrection, which corrects nothing; use TruncatedIS, or a trust region around "
-            "behave"
-        )
-    own_weight = policy.advantage.includes_is_weight and not data.composer.fixes_advantages
-    corrects = objective.trust_region.includes_is_weight or own_weight
-    if data.composer.trains_on_others and isinstance(weight, NoCorrection) and not corrects:
-        yield (
-            f"data.composer is {type(data.composer).__name__}, which trains on what other models sampled, but "
-            "model.behave_weight is NoCorrection, which takes that for prox's; use TruncatedIS, or the trust region "
-            "BehaveAligned"
-        )
     if data.sampling.temperature_spread:
         yield from _objections_to_spread(policy, data, callbacks)
     if data.behave == "trainer":
         yield from _objections_to_trainer(policy, callbacks)
     if data.async_level:
-        yield from _objections_to_lag(policy, data)
+        yield from _objections_to_lag(data)
+    if isinstance(weight, NoCorrection) and not region.includes_is_weight:
+        yield from _objections_to_no_correction(policy, data)
     if (sentence := policy.advantage.objection(data.group_size)) is not None:
         yield sentence
     yield from _objections_to_reward_keys(policy, data)
-    if data.composer.makes_pairs or objective.trust_region.compares_pairs:
+    if data.composer.makes_pairs or region.compares_pairs:
         yield from _objections_to_pairs(policy, data)
     if any(getattr(callback, "estimate_buffer", False) for callback in callbacks):
         yield from _objections_to_buffer_estimate(data)
     if data.limits:
         yield from _objections_to_limits(policy, data)
-    yield from _objections_to_values(policy, data)
+    if policy.critic is not None:
+        yield from _objections_to_critic(policy.critic, policy.reward_key, data)
+    elif share := data.composer.fresh_continuations:
+        yield (
+            f"data.composer.fresh_continuations is {share}, but model.critic is null, which alone learns from them; "
+            "set a critic, as in method/popo_ppo, or fresh_continuations to 0"
+        )
+
+
+def _objections_to_no_correction(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
+    """Objections to model.behave_weight NoCorrection where another policy than the present one has sampled."""
+    weighted = policy.advantage.includes_is_weight
+    for name, value, _ in () if weighted else _delays(data):
+        yield (
+            f"data.{name} is {value}, so responses come from older weights, but model.behave_weight is NoCorrection, "
+            "which corrects nothing; use TruncatedIS, or a trust region around behave"
+        )
+    if data.composer.trains_on_others and (not weighted or data.composer.fixes_advantages):
+        yield (
+            f"data.composer is {type(data.composer).__name__}, which trains on what other models sampled, but "
+            "model.behave_weight is NoCorrection, which takes that for prox's; use TruncatedIS, or the trust region "
+            "BehaveAligned"
+        )
+
+
+def _delays(data: RolloutDataModule) -> Iterator[tuple[str, int, int]]:
+    """Settings with which older weights sample: the name, its value, and the value without a delay."""
+    for name, off in (("weight_sync_interval", 1), ("async_level", 0)):
+        if (value := getattr(data, name)) != off:
+            yield name, value, off
 
 
 def _objections_to_reward_keys(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
@@ -99,22 +111,6 @@ def _objections_to_reward_keys(policy: PolicyModule, data: RolloutDataModule) ->
 def _moves_prox(callback: L.Callback) -> bool:
     """Whether a callback makes prox another policy than the one that sampled the fresh rows."""
     return isinstance(callback, ProximalPolicy) and callback.prox_differs_on_fresh
-
-
-def _objections_to_values(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
-    """Objections to a critic, and to settings that only a critic uses."""
-    if policy.critic is not None and data.composer.fixes_advantages:
-        yield (
-            f"data.composer is {type(data.composer).__name__}, which fixes the advantages of what it replays, but "
-            "model.critic learns from advantages of its own; leave one of them out"
-        )
-    if (share := data.composer.fresh_continuations) and policy.critic is None:
-        yield (
-            f"data.composer.fresh_continuations is {share}, but model.critic is null, which alone learns from them; "
-            "set a critic, as in method/popo_ppo, or fresh_continuations to 0"
-        )
-    if policy.critic is not None:
-        yield from _objections_to_critic(policy.critic, policy.reward_key, data)
 
 
 def _objections_to_spread(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L.Callback]) -> Iterator[str]:
@@ -170,15 +166,11 @@ def _objections_to_pairs(policy: PolicyModule, data: RolloutDataModule) -> Itera
 def _objections_to_buffer_estimate(data: RolloutDataModule) -> Iterator[str]:
     """Objections to an estimate from the buffer, which takes groups of earlier versions for replayed ones."""
     composer = type(data.composer).__name__
-    for name, value, off in (
-        ("async_level", data.async_level, 0),
-        ("weight_sync_interval", data.weight_sync_interval, 1),
-    ):
-        if value != off:
-            yield (
-                f"monitor.estimate_buffer is true, but data.{name} is {value}, with which fresh groups are of earlier "
-                f"versions as well; set it to false, or data.{name} to {off}"
-            )
+    for name, value, off in _delays(data):
+        yield (
+            f"monitor.estimate_buffer is true, but data.{name} is {value}, with which fresh groups are of earlier "
+            f"versions as well; set it to false, or data.{name} to {off}"
+        )
     if data.composer.makes_pairs:
         yield (
             f"monitor.estimate_buffer is true, but data.composer is {composer}, of whose pairs one response is right "
@@ -220,6 +212,11 @@ def _objections_to_limits(policy: PolicyModule, data: RolloutDataModule) -> Iter
 
 def _objections_to_critic(critic: Critic, reward_key: str, data: RolloutDataModule) -> Iterator[str]:
     """Objections to model.critic with these data settings."""
+    if data.composer.fixes_advantages:
+        yield (
+            f"data.composer is {type(data.composer).__name__}, which fixes the advantages of what it replays, but "
+            "model.critic learns from advantages of its own; leave one of them out"
+        )
     target, steps = critic.target, data.minibatches * data.ppo_epochs
     if target is not None and not target.small_steps and not target.anchor and steps % target.every == 0:
         yield (
@@ -236,32 +233,21 @@ def _objections_to_critic(critic: Critic, reward_key: str, data: RolloutDataModu
         )
 
 
-def _objections_to_lag(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
+def _objections_to_lag(data: RolloutDataModule) -> Iterator[str]:
     """Objections to data.async_level 1, under which an iteration's newest responses are one version old."""
-    weight, region = policy.objective.behave_weight, policy.objective.trust_region
+    lag = f"data.async_level is {data.async_level}"
     if data.weight_sync_interval > 1:
-        yield (
-            f"data.async_level is {data.async_level} and data.weight_sync_interval {data.weight_sync_interval}; choose "
-            "one of the two delays"
-        )
+        yield f"{lag} and data.weight_sync_interval {data.weight_sync_interval}; choose one of the two delays"
     for name, slot in (("composer", data.composer), ("sampler", data.sampler)):
         if not slot.supports_async:
             yield (
-                f"data.async_level is {data.async_level}, but data.{name} is {type(slot).__name__}, which counts on "
-                "responses of the "
-                "present version; set data.async_level to 0"
+                f"{lag}, but data.{name} is {type(slot).__name__}, which counts on responses of the present version; "
+                "set data.async_level to 0"
             )
-    if isinstance(weight, NoCorrection) and not (region.includes_is_weight or policy.advantage.includes_is_weight):
-        yield (
-            f"data.async_level is {data.async_level}, so responses come from older weights, but model.behave_weight "
-            "is NoCorrection, "
-            "which corrects nothing; use TruncatedIS, or a trust region around behave"
-        )
     for name, holder in (("buffer.max_age", getattr(data.composer, "buffer", None)), ("max_age", data.composer)):
         oldest = getattr(holder, "max_age", None)
         if oldest is not None and oldest <= data.async_level:
             yield (
                 f"data.composer.{name} is {oldest}, but with data.async_level {data.async_level} no stored group is "
-                "younger than 2 "
-                "versions when it is replayed; use at least 2"
+                "younger than 2 versions when it is replayed; use at least 2"
             )

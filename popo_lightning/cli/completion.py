@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
+from jsonargparse import capture_parser
 from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
 
-from popo_lightning.cli.missing_packages import needs
 from popo_lightning.cli.shipped_configs import shipped
 
 SHELLS = ("bash", "zsh")
@@ -33,13 +32,6 @@ ZSH = """{name}() {{
 }}"""
 
 
-class _MadeError(Exception):
-    """Carries the parser out of LightningCLI."""
-
-    def __init__(self, parser: Any) -> None:
-        self.parser = parser
-
-
 def parser() -> argparse.ArgumentParser:
     """Parser of `popo completion`."""
     made = argparse.ArgumentParser("popo completion", description=DESCRIPTION, allow_abbrev=False)
@@ -57,11 +49,6 @@ def main(args: Sequence[str], others: Callable[[], Mapping[str, tuple[str, Any]]
         others: Gives the subcommands besides LightningCLI's, each with its purpose and its parser.
     """
     asked = parser().parse_args(list(args))
-    try:
-        import shtab  # noqa: F401
-    except ImportError:
-        print(f"popo: popo completion {needs('shtab', '')}", file=sys.stderr)
-        return 2
     print(script(asked.shell, others()))
     return 0
 
@@ -75,10 +62,13 @@ def script(shell: str, others: Mapping[str, tuple[str, Any]]) -> str:
     """
     import shtab
 
+    from popo_lightning.cli.popo_cli import PopoCLI
+
     top = argparse.ArgumentParser("popo", allow_abbrev=False)
     top.add_argument("--version", action="store_true")
     commands = top.add_subparsers(dest="subcommand")
-    described = {name: ("", parser) for name, parser in popo_parser()._subcommands_action.choices.items()}
+    whole: Any = capture_parser(PopoCLI, [])  # of fit, validate, test and predict with all settings
+    described = {name: ("", parser) for name, parser in whole._subcommands_action.choices.items()}
     for name, (about, described_parser) in (described | dict(others)).items():
         plain = commands.add_parser(name, help=about, add_help=False)
         for action in described_parser._actions:
@@ -123,24 +113,3 @@ def _choices(kind: Any) -> list[str]:
         elif part is not None and ActionTypeHint.is_subclass_typehint(part):
             found += [path.rpartition(".")[2] for path in get_all_subclass_paths(part)]
     return list(dict.fromkeys(found))
-
-
-def popo_parser() -> Any:
-    """Parser of fit, validate, test and predict with all settings."""
-    from popo_lightning.cli.parser import CLI_SETTINGS
-    from popo_lightning.cli.popo_cli import PopoCLI
-    from popo_lightning.data import RolloutDataModule
-    from popo_lightning.policy import PolicyModule
-
-    class Described(PopoCLI):
-        """Makes the parser and parses nothing with it."""
-
-        def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
-            """Raises _MadeError."""
-            raise _MadeError(parser)
-
-    try:
-        Described(PolicyModule, RolloutDataModule, args=[], **CLI_SETTINGS)
-    except _MadeError as made:
-        return made.parser
-    raise AssertionError("LightningCLI parsed nothing")

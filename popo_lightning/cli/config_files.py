@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from shlex import quote
@@ -11,15 +10,15 @@ from typing import Any
 import yaml
 
 from popo_lightning.cli.config_nodes import check_nodes
-from popo_lightning.cli.parser_sentences import no_group
+from popo_lightning.cli.parser_sentences import GROUPS, no_group
 from popo_lightning.cli.settings_alone import check_methods
-from popo_lightning.cli.shipped_configs import named_configs, shipped, shipped_folder
+from popo_lightning.cli.shipped_configs import named_configs, shipped, shipped_folder, shown_path
 from popo_lightning.core.did_you_mean import nearest
 from popo_lightning.core.errors import SettingError, reason
 
 SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 METHODS = "method"  # folder whose files each describe a whole method
-RUN_GROUPS = ("run", "model", "data", "trainer", "evaluation", "checkpoint", "proximal", "parameter_hook", "samples")
+OF_A_RUN = (*GROUPS, "proximal", "parameter_hook")
 COMPARISON = {"methods", "seeds"}
 LARGEST = 2**22  # bytes of a config file
 
@@ -36,9 +35,7 @@ def check_config_files(args: Sequence[str], groups: Collection[str] = ()) -> Non
     for _, _, name in named_configs(args):
         content = _read(name, groups)
         if content.keys() >= COMPARISON and SUBCOMMANDS & set(args):
-            raise SettingError(
-                f"--config is '{name}', which is a comparison; run it by popo compare --config {quote(name)}"
-            )
+            raise _wrong(name, f"which is a comparison; run it by popo compare --config {quote(name)}")
         run = content.get("run")
         if Path(name).absolute().parent.name == METHODS and isinstance(run, dict) and run.get("method"):
             methods[str(run["method"])] = name
@@ -58,11 +55,12 @@ def check_comparison_files(args: Sequence[str]) -> None:
     """
     for _, _, name in named_configs(args):
         content = _read(name, ())
-        if found := [key for key in content if key in RUN_GROUPS]:
-            raise SettingError(
-                f"--config is '{name}', which has settings of a run ({', '.join(found)}), but popo compare needs a "
-                "comparison: a file with name, task, methods and seeds, such as compare/quick (popo configs compare "
-                f"lists some); a run of this one is made by popo fit --config {quote(name)}"
+        if found := [key for key in content if key in OF_A_RUN]:
+            raise _wrong(
+                name,
+                f"which has settings of a run ({', '.join(found)}), but popo compare needs a comparison: a file with "
+                "name, task, methods and seeds, such as compare/quick (popo configs compare lists some); a run of this "
+                f"one is made by popo fit --config {quote(name)}",
             )
         check_methods(content.get("methods"))
 
@@ -79,60 +77,57 @@ def _check_place(args: Sequence[str]) -> None:
 
 def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
     file = Path(name)
+    if not name:
+        raise SettingError("--config is empty, which names no file; leave it out")
     if file.is_dir():
-        raise SettingError(
-            f"--config is '{name}', which is a folder; name one of its files"
-            if name
-            else "--config is empty, which names no file; leave it out"
-        )
+        raise _wrong(name, "which is a folder; name one of its files")
     if not file.exists():
         near = nearest(_without_suffix(name), known := _known_files())
         remedy = f"did you mean {known[near]}?" if near else "name a YAML file, or one that popo configs lists"
-        raise SettingError(f"--config is '{name}', which does not exist; {remedy}")
+        raise _wrong(name, f"which does not exist; {remedy}")
     if not file.is_file():
-        raise SettingError(f"--config is '{name}', a device or a pipe, which is read once only; name a regular file")
+        raise _wrong(name, "a device or a pipe, which is read once only; name a regular file")
     if file.stat().st_size > LARGEST:
-        raise SettingError(
-            f"--config is '{name}', which has {file.stat().st_size} bytes, too many for settings; name a YAML file"
-        )
+        raise _wrong(name, f"which has {file.stat().st_size} bytes, too many for settings; name a YAML file")
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError as error:
-        raise SettingError(
-            f"--config is '{name}', whose brackets are nested too deeply; write each setting as 'name: value'"
-        ) from error
+        said = "whose brackets are nested too deeply; write each setting as 'name: value'"
+        raise _wrong(name, said) from error
     except yaml.MarkedYAMLError as error:
         raise _no_yaml(name, text, error) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(
-            f"--config is '{name}', which cannot be read as a YAML file ({reason(error)}); write one in UTF-8"
-        ) from error
+        said = f"which cannot be read as a YAML file ({reason(error)}); write one in UTF-8"
+        raise _wrong(name, said) from error
     if root is None:
-        raise SettingError(f"--config is '{name}', which is empty; leave it out")
+        raise _wrong(name, "which is empty; leave it out")
     if not isinstance(root, yaml.MappingNode):
-        raise SettingError(
-            f"--config is '{name}', whose line {root.start_mark.line + 1} is no setting; write each as 'name: value', "
-            "with a space after the colon"
+        line = root.start_mark.line + 1
+        raise _wrong(
+            name, f"whose line {line} is no setting; write each as 'name: value', with a space after the colon"
         )
     check_nodes(name, root)
     for key, value in root.value:
         if key.value in groups and value.tag.endswith(":null"):
-            raise SettingError(f"--config is '{name}', where {no_group(key.value)}")
+            raise _wrong(name, f"where {no_group(key.value)}")
         if key.value in groups and not isinstance(value, yaml.MappingNode):
-            raise SettingError(
-                f"--config is '{name}', whose line {value.start_mark.line + 1} gives {key.value} no names, but it is a "
-                "group of settings; write each below it as 'name: value', with a space after the colon"
+            raise _wrong(
+                name,
+                f"whose line {value.start_mark.line + 1} gives {key.value} no names, but it is a group of settings; "
+                "write each below it as 'name: value', with a space after the colon",
             )
     try:
         found: dict[str, Any] = yaml.load(text, Loader=_Plain)
     except yaml.MarkedYAMLError as error:
         raise _no_yaml(name, text, error) from error
     except ValueError as error:  # a number with thousands of digits
-        raise SettingError(
-            f"--config is '{name}', which has a value that is none ({reason(error)}); correct it"
-        ) from error
+        raise _wrong(name, f"which has a value that is none ({reason(error)}); correct it") from error
     return found
+
+
+def _wrong(name: str, what: str) -> SettingError:
+    return SettingError(f"--config is '{name}', {what}")
 
 
 class _Plain(yaml.SafeLoader):
@@ -152,9 +147,7 @@ def _no_yaml(name: str, text: str, error: yaml.MarkedYAMLError) -> SettingError:
         remedy = f"close the bracket of line {(error.context_mark or mark).line + 1}"
     else:
         remedy = "write each setting as 'name: value', and indent those of a group alike"
-    return SettingError(
-        f"--config is '{name}', whose line {place + 1} is no YAML ({error.problem}): {line.strip()!r}; {remedy}"
-    )
+    return _wrong(name, f"whose line {place + 1} is no YAML ({error.problem}): {line.strip()!r}; {remedy}")
 
 
 def _known_files() -> dict[str, str]:
@@ -162,8 +155,7 @@ def _known_files() -> dict[str, str]:
     found = {name: name for name in shipped()}
     for folder in (shipped_folder(), Path("configs"), Path()):
         for file in sorted(folder.glob("**/*.yaml" if folder.name == "configs" else "*.yaml")):
-            inside = os.path.relpath(file)
-            shown = inside if not inside.startswith("..") else str(file)
+            shown = shown_path(file)
             found[_without_suffix(shown)] = shown
             if folder.name == "configs":
                 found.setdefault(_without_suffix(str(Path("configs") / file.relative_to(folder))), shown)

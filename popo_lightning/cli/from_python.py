@@ -17,15 +17,14 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 
-from popo_lightning.cli.main import PopoCLI
-from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
+from popo_lightning.cli.parser import RaisingParser
+from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import config_path, shipped
 from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError, own_refusal
 from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.trainer_callbacks import callback_of
-from popo_lightning.data import RolloutDataModule
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import METRICS, read_rows
 from popo_lightning.policy import PolicyModule
@@ -61,14 +60,16 @@ class PythonCLI(PopoCLI):
     """The command line, but it raises errors instead of printing them, and takes a function as the reward.
 
     Args:
+        args: Arguments of the command.
+        claims: Holds the run's folders during the run.
         reward: Setting of the verifier; None keeps the task's.
     """
 
     parser_kind = RaisingParser
 
-    def __init__(self, *args: Any, reward: Any = None, **kwargs: Any) -> None:
+    def __init__(self, args: Sequence[str], claims: ExitStack, reward: Any) -> None:
         self.reward = reward
-        super().__init__(*args, **kwargs)
+        super().__init__(args, claims)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parses as usual, then sets the reward as the task's verifier, or wraps a task that has none."""
@@ -87,14 +88,6 @@ class PythonCLI(PopoCLI):
         own = f"popo fit --config {quote(str(self.start.folder / CONFIG))}"
         command = super()._command() if self.reward is None else own
         return None if "__main__" in f"{command} {self.reward}" else command
-
-    def _settle_folder(self, config: Any) -> None:
-        try:
-            super()._settle_folder(config)
-        except SystemExit as ended:
-            if isinstance(ended.__context__, RunFinished):
-                raise SettingError(str(ended.__context__)) from None
-            raise
 
 
 def fit(
@@ -182,20 +175,18 @@ def _run(
             f'task is None, but a run needs one; name it, as popo_lightning.{subcommand}("countdown_tiny", "popo"), '
             "where popo configs lists more"
         )
-    args = [subcommand]
-    for room, name in (("task", task), ("method", method)):
-        args += [] if name is None else ["--config", _file(room, name)]
     if isinstance(configs, str | os.PathLike):
         raise SettingError(f"configs is {str(configs)!r}; give a list, as [{str(configs)!r}]")
-    args += [word for name in configs for word in ("--config", _file("", name))]
-    args += list(_options(settings))
+    args = [subcommand]
+    for room, name in (("task", task), ("method", method), *(("", name) for name in configs)):
+        args += [] if name is None else ["--config", _file(room, name)]
+    args += _options(settings)
     asked = _address(reward)
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # where the user's own classes and functions are found, as popo does
     with ExitStack() as claims, _errors(), warnings.catch_warnings():
         quieten()
-        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
-        return PythonCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, reward=asked, **CLI_SETTINGS)
+        return PythonCLI(args, claims, asked)
 
 
 def _check_asked(subcommand: str, settings: Mapping[str, Any]) -> None:
@@ -218,6 +209,8 @@ def _errors() -> Iterator[None]:
         if refusal is None or refusal is error:
             raise
         raise refusal from error
+    except RunFinished as finished:
+        raise SettingError(str(finished)) from None
     except Stopped as stop:
         if stop.number != SIGINT:
             raise

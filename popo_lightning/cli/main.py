@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 
-from lightning.pytorch.cli import ArgsType
-
 from popo_lightning.cli.class_faults import show_traceback
-from popo_lightning.cli.parser import CLI_SETTINGS, refuse
+from popo_lightning.cli.parser import refuse
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import with_config_names, with_config_paths
@@ -23,18 +22,18 @@ from popo_lightning.core.errors import (
 )
 from popo_lightning.core.rank_refusals import print_refusal
 from popo_lightning.core.ranks import lost_rank
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.policy import PolicyModule
+from popo_lightning.runs.folder import is_first_rank
+from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.stopping import Stopped, stopped_in_words
 
 
-def run(args: ArgsType = None) -> PopoCLI:
+def run(args: Sequence[str]) -> PopoCLI:
     """Runs one command; for a user's mistake it prints one sentence and exits with code 2."""
     quieten()
-    args = with_config_paths(args) if isinstance(args, list) else args
+    args = with_config_paths(args)
     claims = ExitStack()
     try:
-        return PopoCLI(PolicyModule, RolloutDataModule, args=args, claims=claims, **CLI_SETTINGS)
+        return PopoCLI(args, claims)
     except (SettingError, ValueError) as error:
         # jsonargparse wraps what the constructor of an optional class raises
         refusal = own_refusal(error)
@@ -42,6 +41,10 @@ def run(args: ArgsType = None) -> PopoCLI:
             raise
         show_traceback(refusal)
         refuse(str(refusal))
+    except RunFinished as finished:
+        if is_first_rank():
+            print(f"popo: {finished}", file=sys.stderr)
+        sys.exit(0)
     except (NotFiniteError, NothingSavedError) as error:
         print_refusal("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
         sys.exit(1)
@@ -61,8 +64,7 @@ def run(args: ArgsType = None) -> PopoCLI:
         sys.exit(1)
     except Stopped as stop:
         if stop.speaks:
-            given = sys.argv[1:] if args is None else args
-            where = stopped_in_words(stop, with_config_names(given) if isinstance(given, list) else given)
+            where = stopped_in_words(stop, with_config_names(args))
             for sentence in (*getattr(stop, "__notes__", ()), where):
                 print(f"popo: {sentence}", file=sys.stderr)
         # a rank that another one started exits with 0: its starter gives the exit code, and would be killed otherwise

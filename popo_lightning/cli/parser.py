@@ -15,13 +15,6 @@ from popo_lightning.cli.parser_sentences import Command, explained
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.rank_refusals import print_refusal
 
-CLI_SETTINGS: dict[str, Any] = {  # arguments of LightningCLI, also for other readers of settings
-    "seed_everything_default": 1,
-    "auto_configure_optimizers": False,
-    "load_from_checkpoint_support": False,  # a checkpoint's settings must not override the command line's
-    "parser_kwargs": {"prog": "popo"},
-}
-
 
 class OneSentenceParser(LightningArgumentParser):
     """Refuses bad settings in one sentence. Abbreviations are refused too, because their meaning can change."""

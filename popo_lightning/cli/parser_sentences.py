@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from traceback import walk_tb
+from pathlib import Path
 
 from popo_lightning.cli.expected_kinds import misfit, misnamed, no_subclass
-from popo_lightning.cli.missing_packages import needs
 from popo_lightning.cli.settings_alone import settings_alone
 from popo_lightning.cli.union_errors import UNION, of_union
 from popo_lightning.core.did_you_mean import (
@@ -21,20 +19,16 @@ from popo_lightning.core.did_you_mean import (
     nearest_owner,
     nearest_setting,
 )
-from popo_lightning.core.errors import SettingError, own_refusal, reason
 
+CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints"
+Found = re.Match[str]
 OURS = ("popo_lightning", "lightning", "torch", "transformers")
-# Groups that null does not switch off, and what does.
+# Groups of settings, which null does not switch off, and what does.
+GROUPS = ("run", "model", "data", "trainer", "evaluation", "checkpoint", "samples", "progress", "monitor")
 OFF = {
     "checkpoint": "to write no checkpoints, set checkpoint.save_top_k to 0",
     "evaluation": "to evaluate before and after training only, set evaluation.every_n_iterations to 0",
     "samples": "to write no samples, set samples.every_n_iterations to 0",
-    "monitor": "leave it out",
-    "progress": "leave it out",
-    "trainer": "leave it out",
-    "model": "leave it out",
-    "data": "leave it out",
-    "run": "leave it out",
 }
 
 
@@ -63,32 +57,18 @@ def explained(message: str, command: Command) -> str:
         command: Command that the user called.
     """
     text = one_line(message)
-    if (alone := settings_alone(_setting(text), message)) is not None:
+    setting = _setting(text)
+    if (alone := settings_alone(setting, message)) is not None:
         return alone
-    for rule in RULES:
-        found = rule(text, command)
-        if found is not None:
-            return found
+    for pattern, rule in RULES:
+        found = re.search(pattern, text)
+        if found is not None and (sentence := rule(found, text, command)) is not None:
+            return sentence
+    for of_value in (no_subclass, misfit, misnamed):
+        if (sentence := of_value(setting, text)) is not None:
+            return sentence
     nested = re.match(r"(?:[\w.]+: )+", text)
     return text if nested is None else _about(text) + text[nested.end() :]
-
-
-@contextmanager
-def constructors_refusals() -> Iterator[None]:
-    """Turns jsonargparse's errors from constructors, and Lightning's about its classes, into one sentence."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    try:
-        yield
-    except MisconfigurationException as error:
-        *_, (frame, _) = walk_tb(error.__traceback__)
-        owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else "Lightning"
-        raise SettingError(f"{owner} refuses its settings: {reason(error)}") from error
-    except ValueError as error:
-        nested = str(error).startswith(("Does not validate", "Problem with given"))
-        if own_refusal(error) is not None or not nested:
-            raise
-        raise SettingError(explained(str(error), Command("popo"))) from error
 
 
 def one_line(message: str) -> str:
@@ -116,14 +96,11 @@ def _about(text: str) -> str:
     return f"{setting}: " if (setting := _setting(text)) else ""
 
 
-# -- rules: each returns a sentence, or None for a message that it does not apply to ---------------------------------
+# -- rules: each makes a sentence of what its pattern found in a message, or None if it does not apply after all -------
 
 
-def _unknown_option(text: str, command: Command) -> str | None:
-    found = re.match(r"unrecognized arguments: (\S+)", text)
-    if found is None:
-        return None
-    given = found.group(1).partition("=")[0]
+def _unknown_option(found: Found, text: str, command: Command) -> str:
+    given = found[1].partition("=")[0]
     name = given.lstrip("-")
     if name in command.options.get(command.name, ()):
         return f"{given} is no option of {command.name}; write it with two dashes, as --{name}"
@@ -135,11 +112,8 @@ def _unknown_option(text: str, command: Command) -> str | None:
     return f"{given} is no option of {command.name}; {_instead(name, command, '--')}"
 
 
-def _unknown_key(text: str, command: Command) -> str | None:
-    found = re.search(r"does not accept option '([^']+)'", text)
-    if found is None:
-        return None
-    return f"{found.group(1)} is no setting of {command.name}; {_instead(found.group(1), command, '')}"
+def _unknown_key(found: Found, text: str, command: Command) -> str:
+    return f"{found[1]} is no setting of {command.name}; {_instead(found[1], command, '')}"
 
 
 def _instead(name: str, command: Command, dashes: str) -> str:
@@ -148,10 +122,7 @@ def _instead(name: str, command: Command, dashes: str) -> str:
     return f"did you mean {dashes}{near}?" if near else f"{command.name} --help lists them all"
 
 
-def _group(text: str, command: Command) -> str | None:
-    found = re.match(r"(\w+): Unable to load config '([^']*)'", text)
-    if found is None:
-        return None
+def _group(found: Found, text: str, command: Command) -> str:
     name, value = found.groups()
     if value in ("null", "None", "~"):
         return no_group(name)
@@ -163,43 +134,44 @@ def no_group(name: str) -> str:
     return f"{name} is null, but it is a group of settings; {OFF.get(name, 'leave it out')}"
 
 
-def _missing_package(text: str, command: Command) -> str | None:
-    found = re.search(r"class_path '([^']+)': Requirement '([\w.-]+)([^']*)' not met", text)
-    if found is not None:
-        return f"{_about(text)}{found.group(1).rpartition('.')[2]} {needs(found.group(2), found.group(3))}"
-    found = re.search(r"No module named '(\w+)(?:\.[\w.]+)?'", text)
-    if found is None or importlib.util.find_spec(found.group(1)) is not None:
+def _needs(package: str, versions: str) -> str:
+    """Says that a package is missing. The command is given for known names only: a misspelt one may be a stranger's."""
+    known = [file.name for file in sorted(CONSTRAINTS.glob("*.txt")) if f"\n{package.lower()}==" in file.read_text()]
+    if not versions and not known:
+        return (
+            f"is in no module that is here; install the package that has {package}, or name the folder of {package}.py "
+            "in PYTHONPATH"
+        )
+    where = f" -c constraints/{known[0]}" if known else ""
+    return f"needs the package {package}, which is not installed: pip install{where} " + (
+        f"'{package}{versions}'" if versions else package
+    )
+
+
+def _missing_requirement(found: Found, text: str, command: Command) -> str:
+    return f"{_about(text)}{found[1].rpartition('.')[2]} {_needs(found[2], found[3])}"
+
+
+def _missing_package(found: Found, text: str, command: Command) -> str | None:
+    package = found[1]
+    if importlib.util.find_spec(package) is not None:
         return None
-    package = found.group(1)
     near = nearest(package, OURS)
     if near is not None and abs(len(near) - len(package)) < 2:  # a misspelt name
         return None
     wanted = re.search(rf"({package}\.[\w.]+)", text)
-    return f"{_about(text)}{wanted.group(1) if wanted else package} {needs(package, '')}"
+    return f"{_about(text)}{wanted[1] if wanted else package} {_needs(package, '')}"
 
 
-def _required_setting(text: str, command: Command) -> str | None:
-    found = re.match(r"the following arguments are required: ([\w., ]+)$", text)
-    if found is None:
-        return None
+def _required_setting(found: Found, text: str, command: Command) -> str:
     prefix = f"{command.name.rpartition(' ')[2]}."
-    names = ", ".join(name.removeprefix(prefix) for name in found.group(1).split(", "))
+    names = ", ".join(name.removeprefix(prefix) for name in found[1].split(", "))
     example = "compare/quick" if prefix == "compare." else "task/countdown_tiny"
     return f"{command.name} needs {names}; name a file that has it by --config, such as {example} (see popo configs)"
 
 
-def _unknown_class(text: str, command: Command) -> str | None:
-    for pattern in (
-        r"class_path '([^']+)': (?:module '[^']+' has no attribute|No module named)",
-        r"module '([^']+)' has no attribute '(\w+)'",
-        r"Expected a dot import path string:\s*(.*?)(?:\. Got value.*)?$",
-    ):
-        found = re.search(pattern, text)
-        if found is not None:
-            given = ".".join(found.groups()).strip()
-            break
-    else:
-        return None
+def _unknown_class(found: Found, text: str, command: Command) -> str:
+    given = ".".join(found.groups()).strip()
     if not re.fullmatch(r"[A-Za-z_][\w.]*", given):
         return f"{_setting(text)} is '{given}', but a class belongs there: class_path and init_args, or its import path"
     near = nearest_class(given)
@@ -207,12 +179,8 @@ def _unknown_class(text: str, command: Command) -> str | None:
     return f"{_about(text)}there is no class '{given}'; {end}"
 
 
-def _unknown_argument(text: str, command: Command) -> str | None:
-    found = re.search(r"Option '([^']+)' is not accepted", text)
-    found = found or re.search(r"class_path '[^']+': unrecognized arguments: --([\w.]+)", text)
-    if found is None:
-        return None
-    given = found.group(1)
+def _unknown_argument(found: Found, text: str, command: Command) -> str:
+    given = found[1]
     owner = re.findall(r"class_path[=' ]+([\w.]+)'", text)
     name = owner[-1].rpartition(".")[2] if owner else "its class"
     known = arguments_of(owner[-1]) if owner else []
@@ -226,10 +194,7 @@ def _unknown_argument(text: str, command: Command) -> str | None:
     )
 
 
-def _no_class(text: str, command: Command) -> str | None:
-    found = re.search(r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types", text)
-    if found is None:
-        return None
+def _no_class(found: Found, text: str, command: Command) -> str:
     kind, value = found.groups()
     value = "null" if value == "None" else f"'{value}'"
     return (
@@ -237,19 +202,13 @@ def _no_class(text: str, command: Command) -> str | None:
     )
 
 
-def _required_argument(text: str, command: Command) -> str | None:
-    found = re.search(r"class_path '([^']+)': the following arguments are required: ([\w, ]+)", text)
-    if found is None:
-        return None
-    owner, names = found.group(1).rpartition(".")[2], found.group(2).strip()
+def _required_argument(found: Found, text: str, command: Command) -> str:
+    owner, names = found[1].rpartition(".")[2], found[2].strip()
     return f"{_about(text)}{owner} needs {names}; set {_setting(text)}.{names.partition(',')[0]}"
 
 
-def _no_value(text: str, command: Command) -> str | None:
-    found = re.match(r"argument (\S+): expected one argument", text)
-    if found is None:
-        return None
-    name = found.group(1).rpartition("/")[2]
+def _no_value(found: Found, text: str, command: Command) -> str:
+    name = found[1].rpartition("/")[2]
     for option, value in zip(command.given, [*command.given[1:], ""], strict=False):
         if option == name or option.startswith(f"{name}."):
             if value.startswith("-") and not value.startswith("--"):
@@ -259,33 +218,24 @@ def _no_value(text: str, command: Command) -> str | None:
     return f"{name} has no value; write one after it, as {name} VALUE"
 
 
-def _misfit(text: str, command: Command) -> str | None:
-    return misfit(_setting(text), text)
+def _inline_yaml(found: Found, text: str, command: Command) -> str:
+    return f"--config is written inline and is no YAML ({found[1]}); close its brackets and quotes"
 
 
-def _misnamed(text: str, command: Command) -> str | None:
-    inline = re.match(r"config: ((?:while|expected|mapping|could|did) .*)", text)
-    if inline is not None:
-        return f"--config is written inline and is no YAML ({inline.group(1)}); close its brackets and quotes"
-    return misnamed(_setting(text), text)
-
-
-def _no_subclass(text: str, command: Command) -> str | None:
-    return no_subclass(_setting(text), text)
-
-
-RULES: tuple[Callable[[str, Command], str | None], ...] = (
-    _unknown_option,
-    _unknown_key,
-    _group,
-    _missing_package,
-    _unknown_argument,
-    _required_argument,
-    _required_setting,
-    _no_class,
-    _unknown_class,
-    _no_value,
-    _no_subclass,
-    _misfit,
-    _misnamed,
+RULES: tuple[tuple[str, Callable[[Found, str, Command], str | None]], ...] = (
+    (r"^unrecognized arguments: (\S+)", _unknown_option),
+    (r"does not accept option '([^']+)'", _unknown_key),
+    (r"^(\w+): Unable to load config '([^']*)'", _group),
+    (r"class_path '([^']+)': Requirement '([\w.-]+)([^']*)' not met", _missing_requirement),
+    (r"No module named '(\w+)(?:\.[\w.]+)?'", _missing_package),
+    (r"Option '([^']+)' is not accepted", _unknown_argument),
+    (r"class_path '[^']+': unrecognized arguments: --([\w.]+)", _unknown_argument),
+    (r"class_path '([^']+)': the following arguments are required: ([\w, ]+)", _required_argument),
+    (r"^the following arguments are required: ([\w., ]+)$", _required_setting),
+    (r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types", _no_class),
+    (r"class_path '([^']+)': (?:module '[^']+' has no attribute|No module named)", _unknown_class),
+    (r"module '([^']+)' has no attribute '(\w+)'", _unknown_class),
+    (r"Expected a dot import path string:\s*(.*?)(?:\. Got value.*)?$", _unknown_class),
+    (r"^argument (\S+): expected one argument", _no_value),
+    (r"^config: ((?:while|expected|mapping|could|did) .*)", _inline_yaml),
 )

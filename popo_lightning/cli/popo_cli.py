@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
@@ -31,13 +32,12 @@ from popo_lightning.callbacks.time_limit import at_the_end_of_an_iteration
 from popo_lightning.cli.class_faults import import_fault
 from popo_lightning.cli.class_names import import_classes
 from popo_lightning.cli.config_files import check_config_files
-from popo_lightning.cli.fit_loop import end_always
 from popo_lightning.cli.help_texts import add_help_all
 from popo_lightning.cli.parser import OneSentenceParser
-from popo_lightning.cli.parser_sentences import OFF
+from popo_lightning.cli.parser_sentences import GROUPS
 from popo_lightning.cli.plan.command import PlanOptions, print_plan, warn_of_memory
-from popo_lightning.cli.run_parts import check_parts, making, parts_to_plan
-from popo_lightning.cli.setting_texts import check_checkpoints, check_slots, check_texts
+from popo_lightning.cli.run_parts import WholeFitLoop, check_parts, listed, making, parts_to_plan
+from popo_lightning.cli.setting_texts import FILLED, check_checkpoints, check_slots, check_texts
 from popo_lightning.cli.shipped_configs import with_config_names
 from popo_lightning.cli.trainer_settings import (
     check_cpu_devices,
@@ -51,14 +51,15 @@ from popo_lightning.cli.trainer_settings import (
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import check_numbers
 from popo_lightning.core.trainer_callbacks import callbacks_of
+from popo_lightning.data import RolloutDataModule
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.metrics.table import loggers
 from popo_lightning.model.sharding import check_checkpoint, check_sharding, settle_strategy
+from popo_lightning.policy import PolicyModule
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.proximal.snapshot import ProximalPolicy
 from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluation
-from popo_lightning.runs.folder import is_first_rank, note_nodes
-from popo_lightning.runs.resume import RunFinished
+from popo_lightning.runs.folder import note_nodes
 from popo_lightning.runs.start import settle
 from popo_lightning.runs.stopping import too_late_in_words
 from popo_lightning.runs.wanted_run import RunSettings, wanted_run
@@ -68,17 +69,25 @@ class PopoCLI(LightningCLI):
     """The command line: fixed classes at the top, class_path wherever users extend.
 
     Args:
+        args: Arguments of the command.
         claims: Holds the run's folders during the run.
     """
 
     parser_kind = OneSentenceParser
 
-    def __init__(self, *args: Any, claims: ExitStack | None = None, **kwargs: Any) -> None:
+    def __init__(self, args: Sequence[str], claims: ExitStack | None = None) -> None:
         self.claims = ExitStack() if claims is None else claims
         self.plan = PlanOptions()
-        given = kwargs.get("args")
-        self._called = str(next(iter(sys.argv[1:] if given is None else given), ""))
-        super().__init__(*args, **kwargs)
+        self.args = list(args)
+        super().__init__(
+            PolicyModule,
+            RolloutDataModule,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # a checkpoint's settings must not override the command line's
+            parser_kwargs={"prog": "popo"},
+            args=self.args,
+        )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes the usual parser, with errors in one sentence."""
@@ -88,15 +97,15 @@ class PopoCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Adds only the called subcommand: making four parsers takes long. Error messages make the others."""
-        every = self.subcommands()
-        if self._called not in every:
+        every, called = self.subcommands(), next(iter(self.args), "")
+        if called not in every:
             super()._add_subcommands(parser, **kwargs)
             return
-        self.subcommands = lambda: {self._called: every[self._called]}  # type: ignore[method-assign]
+        self.subcommands = lambda: {called: every[called]}  # type: ignore[method-assign]
         super()._add_subcommands(parser, **kwargs)
         self.subcommands = lambda: every  # type: ignore[method-assign]
         parser.others = lambda: {  # type: ignore[attr-defined]
-            name: self._prepare_subcommand_parser(L.Trainer, name) for name in every if name != self._called
+            name: self._prepare_subcommand_parser(L.Trainer, name) for name in every if name != called
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -119,9 +128,8 @@ class PopoCLI(LightningCLI):
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults(
-            {
-                "parameter_hook": {"class_path": "popo_lightning.proximal.parameter_hook.ParameterHook"},
-                "proximal": {"class_path": "popo_lightning.proximal.snapshot.ProximalSnapshot"},
+            {name: {"class_path": usual} for name, usual in FILLED.items()}
+            | {
                 "checkpoint.every_n_epochs": 20,
                 "checkpoint.save_on_train_epoch_end": True,
                 "trainer.max_epochs": 100,
@@ -136,12 +144,11 @@ class PopoCLI(LightningCLI):
         parser.link_arguments("data.temperature", "model.temperature")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Checks config files before they are parsed."""
-        if args is None or isinstance(args, list):
-            check_config_files(sys.argv[1:] if args is None else args, OFF)
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Checks config files, then parses without Lightning's warning about arguments beside those of the process."""
+        check_config_files(args, GROUPS)
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(args)
         except (Exception, SystemExit) as error:
             fault = import_fault(error)
             if fault is None or isinstance(error, SettingError):
@@ -150,8 +157,7 @@ class PopoCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Turns refusals of Lightning's classes, and of loggers without their package, into one sentence."""
-        assert self.subcommand is not None
-        with making(self.parser, self.config[self.subcommand]):
+        with making(self.parser, self.config[str(self.subcommand)]):
             super().instantiate_classes()
 
     def _set_seed(self) -> None:
@@ -163,8 +169,7 @@ class PopoCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses settings that would be silently wrong, and decides where the run writes."""
-        assert self.subcommand is not None
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         check_numbers(config)
         check_texts(config)
         check_checkpoints(config.checkpoint)
@@ -173,9 +178,9 @@ class PopoCLI(LightningCLI):
         note_nodes(config.trainer.num_nodes)
         if self.subcommand == "fit":
             check_root(config.trainer.default_root_dir, config.run.folder)
-        self.plan.check()
+        card = self.plan.card()
         if self.plan.asked:
-            print_plan(self.plan, config, *parts_to_plan(self._parser(self.subcommand), config))
+            print_plan(card, config, *parts_to_plan(self._parser(self.subcommand), config))
             sys.exit(0)
         if self.subcommand == "fit":
             self._settle_folder(config)
@@ -197,14 +202,8 @@ class PopoCLI(LightningCLI):
         if config.run.resume:
             config.run.folder = folder_of_run(config.run.folder, map(str, config.config or ()))
         plain = json.loads(self._parser("fit").dump(config, skip_none=False, format="json", skip_validation=True))
-        try:
-            self.wanted = wanted_run(config, plain)
-            self.start = settle(self.wanted, self.claims)
-        except RunFinished as finished:
-            if is_first_rank():
-                print(f"popo: {finished}", file=sys.stderr)
-            sys.exit(0)
-        start = self.start
+        self.wanted = wanted_run(config, plain)
+        self.start = start = settle(self.wanted, self.claims)
         config.run.folder = config.trainer.default_root_dir = str(start.folder)
         self.asked = config.clone()  # for config.yaml, which must stay valid in another folder and after a resume
         self.asked.trainer.default_root_dir = None
@@ -214,7 +213,7 @@ class PopoCLI(LightningCLI):
 
     def _command(self) -> str | None:
         """The command that trains this run; None if there is none."""
-        return shlex.join(["popo", *with_config_names(getattr(self.parser, "given", ()))])
+        return shlex.join(["popo", *with_config_names(self.args)])
 
     def _save_config(self, path: Path) -> None:
         self._parser("fit").save(
@@ -240,24 +239,19 @@ class PopoCLI(LightningCLI):
         if late is not None and self.trainer.is_global_zero:
             print(f"popo: {late}", file=sys.stderr)
 
-    def before_validate(self) -> None:
-        """Sets up the strategy and refuses settings that it does not support."""
-        self._check_strategy()
-
-    before_test = before_predict = before_validate
-
     def _check_strategy(self) -> None:
-        assert self.subcommand is not None
+        """Sets up the strategy and refuses settings that it does not support."""
         strategy = self.trainer.strategy
         check_nodes(self.trainer)
         settle_strategy(strategy, self.trainer.world_size)
         check_sharding(strategy, self.trainer.world_size)
-        check_checkpoint(self.config[self.subcommand].ckpt_path, strategy)
+        check_checkpoint(self.config[str(self.subcommand)].ckpt_path, strategy)
+
+    before_validate = before_test = before_predict = _check_strategy
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the run's loggers and its summary."""
-        assert self.subcommand is not None
-        config = self.config_init[self.subcommand]
+        config = self.config_init[str(self.subcommand)]
         kwargs["accelerator"] = chosen_accelerator(config.trainer.accelerator)
         if kwargs["accelerator"] == "cpu":
             check_cpu_devices(config.trainer.devices)
@@ -266,13 +260,11 @@ class PopoCLI(LightningCLI):
             record = replace(self.start.record, command=self._command())
             opening = partial(opening_sentences, self.start, method=config.run.method)
             keeper = RunKeeper(record, self._save_config, self.start.forks, opening)
-            given = config.trainer.callbacks or []
             # the keeper comes first, since an evaluation may take hours
-            kwargs["callbacks"] = [keeper, *(given if isinstance(given, list) else [given])]
+            kwargs["callbacks"] = [keeper, *listed(config.trainer.callbacks)]
             if config.trainer.logger is not False:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind, config.trainer.logger)
-            origin = self.start.record.origin
-            summary = Summary(config.run.method, config.run.task, int(config.seed_everything), origin)
+            summary = Summary(config.run.method, config.run.task, int(config.seed_everything), record.origin)
             stops = EarlyStops(self.wanted.stopping, self.start.forks)
             more: list[Any] = [stops, TensorBoardLayout(record), summary]
             if config.trainer.max_time is not None:
@@ -281,7 +273,7 @@ class PopoCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": more}
         with lightnings_refusals():
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        same = OneCheckpoint(self.config[self.subcommand].ckpt_path, self.subcommand == "fit" and self.start.forks)
+        same = OneCheckpoint(self.config[str(self.subcommand)].ckpt_path, self.subcommand == "fit" and self.start.forks)
         callbacks_of(trainer)[:0] = [StopSignals(), same]  # signals always come first
-        end_always(trainer)
+        trainer.fit_loop.__class__ = WholeFitLoop
         return trainer

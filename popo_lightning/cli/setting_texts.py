@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
+from pkgutil import resolve_name
 from string import Formatter
 from typing import Any
 
@@ -99,18 +99,9 @@ def check_slots(config: Any) -> None:
     for name in ("optimizer", "lr_scheduler"):
         slot = config.model.get(name)
         given = (slot.get("init_args") or {}) if slot is not None else {}
-        defaults = _defaults(slot.class_path) if given else {}
+        parameters = inspect.signature(resolve_name(slot.class_path)).parameters if given else {}
         for argument in (one for one in dict(given) if given[one] is None):
-            default = defaults.get(argument)
+            default = parameters[argument].default if argument in parameters else None
             if default is not None:
                 instead = "give it" if default is inspect.Parameter.empty else f"leave it out, which is {default}"
                 raise SettingError(f"model.{name}.{argument} is null, where a value belongs; {instead}")
-
-
-def _defaults(path: str) -> dict[str, Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = inspect.signature(getattr(import_module(module), name)).parameters
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return {}
-    return {name: parameter.default for name, parameter in found.items()}

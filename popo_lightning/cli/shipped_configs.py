@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from popo_lightning.core.config_options import SUFFIXES, existing_file, given_configs
+from popo_lightning.core.config_options import existing_file, given_configs
 from popo_lightning.core.did_you_mean import did_you_mean
+from popo_lightning.core.errors import SettingError
 
 PACKAGE = Path(__file__).parent.parent
 DESCRIPTION = """Lists the configurations that come with the package, or prints or copies one.
@@ -37,13 +38,16 @@ def config_path(name: str) -> str:
     """
     if (own := existing_file(name)) is not None:
         return own
-    parts = Path(name).parts
-    inside = Path(*parts[1:]) if parts[:1] == ("configs",) and len(parts) > 1 else Path(name)
-    file = shipped().get(str(inside.with_suffix("") if inside.suffix in SUFFIXES else inside))
-    return name if file is None else _shown(file)
+    file = shipped().get(_short(name))
+    return name if file is None else shown_path(file)
 
 
-def _shown(file: Path) -> str:
+def _short(name: str) -> str:
+    """The name of a shipped file without `configs/` and suffix."""
+    return str(Path(name)).removeprefix("configs/").removesuffix(".yaml").removesuffix(".yml")
+
+
+def shown_path(file: Path) -> str:
     """A path relative to the current folder if the file is below it, else the path as it is."""
     relative = os.path.relpath(file)
     return str(file) if relative.startswith("..") else relative
@@ -97,32 +101,37 @@ def main(args: Sequence[str]) -> int:
         args: Arguments after the subcommand.
     """
     asked = parser().parse_args(list(args))
+    try:
+        _answer(asked.name, asked.copy)
+    except SettingError as error:
+        print(f"popo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _answer(given: str | None, copy: Path | None) -> None:
+    """Lists configurations, or prints or copies the one that is named."""
     files = shipped()
-    listed = {name: file for name, file in files.items() if (asked.name or "").rstrip("/") in ("", name.split("/")[0])}
-    if listed and asked.copy is None:
+    listed = {name: file for name, file in files.items() if (given or "").rstrip("/") in ("", name.split("/")[0])}
+    if listed and copy is None:
         width = max(map(len, listed))
         for name, file in listed.items():
             print(f"{name:<{width}}  {about(file)}")
-        return 0
-    if asked.name is None:
-        print("popo: --copy needs the name of a configuration before it, such as method/popo", file=sys.stderr)
-        return 2
-    name = asked.name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".yml")
+        return
+    if given is None:
+        raise SettingError("--copy needs the name of a configuration before it, such as method/popo")
+    name = _short(given)
     if name not in files:
         remedy = did_you_mean(name, files, "popo configs lists them")
-        print(f"popo: '{asked.name}' is no shipped configuration; {remedy}", file=sys.stderr)
-        return 2
-    if asked.copy is None:
+        raise SettingError(f"'{given}' is no shipped configuration; {remedy}")
+    if copy is None:
         print(files[name].read_text(encoding="utf-8"), end="")
-        return 0
-    if asked.copy.exists():
-        print(f"popo: --copy is '{asked.copy}', which exists; name a new file", file=sys.stderr)
-        return 2
+        return
+    if copy.exists():
+        raise SettingError(f"--copy is '{copy}', which exists; name a new file")
     try:
-        asked.copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(files[name], asked.copy)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(files[name], copy)
     except OSError as error:
-        print(f"popo: --copy is '{asked.copy}', which cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
-    print(f"{asked.copy} is a copy of {name}")
-    return 0
+        raise SettingError(f"--copy is '{copy}', which cannot be written ({error.strerror})") from error
+    print(f"{copy} is a copy of {name}")

@@ -159,12 +159,11 @@ def _check_strategy(strategy: Any) -> None:
 
 def _check_devices(trainer: Any) -> None:
     on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    devices = count_devices(trainer.devices, on_gpu, [])
-    alone = trainer.strategy == "single_device" and devices * trainer.num_nodes > 1
-    if alone:
+    devices = count_devices(trainer.devices, on_gpu, []) * trainer.num_nodes
+    if trainer.strategy == "single_device" and devices > 1:
         raise SettingError(
-            f"trainer.strategy is single_device, which leaves all but one of {devices * trainer.num_nodes} devices "
-            "alone; set trainer.devices and trainer.num_nodes to 1, or trainer.strategy to ddp"
+            f"trainer.strategy is single_device, which leaves all but one of {devices} devices alone; set "
+            "trainer.devices and trainer.num_nodes to 1, or trainer.strategy to ddp"
         )
 
 

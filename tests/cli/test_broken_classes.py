@@ -11,7 +11,6 @@ from helpers.tiny_models import method, popo
 
 DATASET = ["--data.task", "popo_lightning.tasks.dataset.DatasetTask", "--data.task.train", "[{path: a.jsonl}]"]
 DATASET += ["--data.task.benchmarks", "{}", "--data.task.verifier"]
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 SLOTS = {  # the class, the options before its name, what it raises
     "BrokenVerifier": (DATASET, "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/words'"),
     "TwoLines": (DATASET, "ValueError: of two lines"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from popo_lightning.cli.config_files import LARGEST, check_config_files
-from popo_lightning.cli.parser_sentences import OFF
+from popo_lightning.cli.parser_sentences import GROUPS
 from popo_lightning.core.errors import SettingError
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -43,7 +43,7 @@ FILES = {  # content, and the sentence
 
 def said_of(file: Path) -> str:
     with pytest.raises(SettingError) as refused:
-        check_config_files(["--config", str(file)], OFF)
+        check_config_files(["--config", str(file)], GROUPS)
     print(sentence := str(refused.value))
     assert sentence.startswith(f"--config is '{file}', ") and "\n" not in sentence and len(sentence) < 500
     return sentence
@@ -72,7 +72,7 @@ def test_files_that_are_fine(tmp_path: Path) -> None:
         ]
     ):
         (tmp_path / f"{number}.yaml").write_text(content)
-        check_config_files(["--config", str(tmp_path / f"{number}.yaml")], OFF)
+        check_config_files(["--config", str(tmp_path / f"{number}.yaml")], GROUPS)
 
 
 def test_files_that_hold_no_settings(tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_files_that_hold_no_settings(tmp_path: Path) -> None:
     (tmp_path / "latin1.yaml").write_bytes("run: {task: café}\n".encode("latin-1"))
     assert "write one in UTF-8" in said_of(tmp_path / "latin1.yaml")
     with pytest.raises(SettingError, match="--config is empty, which names no file"):
-        check_config_files(["--config", ""], OFF)
+        check_config_files(["--config", ""], GROUPS)

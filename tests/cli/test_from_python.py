@@ -31,7 +31,6 @@ from popo_lightning.proximal.critic_values import CriticValues
 from popo_lightning.proximal.snapshot import ProximalPolicy, ProximalSnapshot
 from popo_lightning.replay.buffer import GroupReplayBuffer
 
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 SHORT = {"trainer": {"max_epochs": 2}, "evaluation": {"every_n_iterations": 0, "at_start": False}}
 
 

@@ -14,7 +14,7 @@ from helpers.tiny_models import environment
 
 from popo_lightning import __version__
 from popo_lightning.__main__ import SUBCOMMANDS, main
-from popo_lightning.cli.compare.checking import parse
+from popo_lightning.cli.compare.checking import ParsedOnly
 from popo_lightning.cli.help_texts import GROUPS
 from popo_lightning.cli.main import run
 from popo_lightning.cli.popo_cli import PopoCLI
@@ -125,16 +125,16 @@ def test_only_the_called_subcommand_is_built(
 
     monkeypatch.setattr(PopoCLI, "_prepare_subcommand_parser", noted)
     command = ["--config", str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml"), "--run.folder", "anywhere"]
-    assert parse(["fit", *command]).config.fit.run.task == "countdown_tiny"
+    assert ParsedOnly(["fit", *command]).config.fit.run.task == "countdown_tiny"
     assert built == ["fit"]
     with pytest.raises(SettingError, match=r"data\.group_size is many"):
-        parse(["fit", *command, "--data.group_size", "many"])
+        ParsedOnly(["fit", *command, "--data.group_size", "many"])
     with pytest.raises(SettingError, match=r"did you mean --data\.group_size"):
-        parse(["fit", *command, "--data.grop_size", "4"])
+        ParsedOnly(["fit", *command, "--data.grop_size", "4"])
     assert set(built) == {"fit", "validate", "test", "predict"} and len(built) == 6
     built.clear()
     with pytest.raises(SettingError, match="--plan is an option of popo fit, not of popo validate"):
-        parse(["validate", *command, "--plan"])
+        ParsedOnly(["validate", *command, "--plan"])
     assert sorted(built) == ["fit", "predict", "test", "validate"]
     built.clear()
     with pytest.raises(SystemExit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.parsers import ParsesAll
@@ -13,32 +14,20 @@ from helpers.tiny_models import method, popo
 from popo_lightning.cli.compare.command import parsed
 from popo_lightning.cli.config_files import check_comparison_files, check_config_files
 from popo_lightning.cli.parser import command_of
-from popo_lightning.cli.parser_sentences import OFF, Command, constructors_refusals, explained
+from popo_lightning.cli.parser_sentences import GROUPS, Command, explained
+from popo_lightning.cli.run_parts import making
 from popo_lightning.cli.shipped_configs import named_configs
 from popo_lightning.core.did_you_mean import OF_OTHERS, class_paths, nearest, nearest_class, nearest_setting
 from popo_lightning.core.errors import SettingError
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.policy import PolicyModule
 
 TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 FIT = ["fit", "--config", TASK, *method("popo")]
 
 
 @pytest.fixture(scope="module")
 def parser() -> ParsesAll:
     """Returns the parser of popo, which raises its sentences."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["popo"])
-        return ParsesAll(
-            PolicyModule,
-            RolloutDataModule,
-            args=FIT,
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "popo"},
-        )
+    return ParsesAll(FIT)
 
 
 OPTIONS = {  # command line, and sentence
@@ -165,7 +154,10 @@ def _there(package: str) -> bool:
 def test_what_constructors_refuse() -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    with pytest.raises(SettingError, match=r"ModelCheckpoint refuses its settings: .*mode"), constructors_refusals():
+    with (
+        pytest.raises(SettingError, match=r"ModelCheckpoint refuses its settings: .*mode"),
+        making(SimpleNamespace(), {}),
+    ):
         ModelCheckpoint(monitor="x", mode="up")
     union = (
         "Does not validate against any of the Union subtypes\nSubtypes: [<class 'a.Logger'>, <class 'NoneType'>]\n"
@@ -178,10 +170,10 @@ def test_what_constructors_refuse() -> None:
         ),
         "`mode` can be min, max, got up": "WandbLogger refuses `mode` can be min, max, got up",
     }.items():
-        with pytest.raises(SettingError) as refused, constructors_refusals():
+        with pytest.raises(SettingError) as refused, making(SimpleNamespace(), {}):
             raise ValueError(union.format(error))
         assert str(refused.value) == said
-    with pytest.raises(ValueError, match="a fault of its own") as kept, constructors_refusals():
+    with pytest.raises(ValueError, match="a fault of its own") as kept, making(SimpleNamespace(), {}):
         raise ValueError("a fault of its own")
     assert not isinstance(kept.value, SettingError)
 
@@ -207,7 +199,7 @@ def test_a_config_file(content: str, tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text(content)
     with pytest.raises(SettingError) as refused:
-        check_config_files(["--config", str(file)], OFF)
+        check_config_files(["--config", str(file)], GROUPS)
     sentence = str(refused.value)
     print(sentence)
     assert [word for word in (f"--config is '{file}'", *FILES[content]) if word not in sentence] == []

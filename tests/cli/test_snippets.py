@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -22,8 +21,6 @@ from popo_lightning.cli.estimate.options import estimate_options
 from popo_lightning.cli.export.options import export_options, sample_options
 from popo_lightning.cli.show.command import parser as show_parser
 from popo_lightning.core.errors import SettingError
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.policy import PolicyModule
 
 FOUND = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/README.md", "benchmarks/gpu/README.md")
 PAGES = sorted(path for pattern in FOUND for path in REPOSITORY.glob(pattern))
@@ -33,15 +30,7 @@ PAGES = sorted(path for pattern in FOUND for path in REPOSITORY.glob(pattern))
 def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
     """Returns a function that reads commands. It makes one parser, and reads the same words once."""
     base = [f"--config={REPOSITORY}/configs/{name}.yaml" for name in ("task/countdown_tiny", "method/popo")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        parser = ParsesAll(
-            PolicyModule,
-            RolloutDataModule,
-            args=["fit", *base],
-            auto_configure_optimizers=False,
-            parser_kwargs={"prog": "popo"},
-        ).parser
+    parser = ParsesAll(["fit", *base]).parser
     known: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def read(arguments: list[str], built: bool) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +30,6 @@ from popo_lightning.cli.trainer_settings import (
     check_trainer,
 )
 from popo_lightning.core.errors import SettingError
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.policy import PolicyModule
 
 TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
 
@@ -40,18 +37,7 @@ TASK = str(REPOSITORY / "configs" / "task" / "countdown_tiny.yaml")
 @pytest.fixture(scope="module")
 def settings() -> Any:
     """Returns the trainer's settings as the command line parses them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["popo"])
-        cli = ParsedOnly(
-            PolicyModule,
-            RolloutDataModule,
-            args=["fit", "--config", TASK],
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "popo"},
-        )
-    return cli.config["fit"].trainer
+    return ParsedOnly(["fit", "--config", TASK]).config["fit"].trainer
 
 
 REFUSED: dict[str, tuple[list[Any], str]] = {

@@ -15,7 +15,6 @@ from popo_lightning.policy import PolicyModule
 from popo_lightning.toys.countdown import CountdownSteps
 from popo_lightning.toys.countdown_policy import CountdownWarmStart
 
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 LARGEST = 9223372036854775807
 REFUSED = {  # command line, and sentence
     "--data.temperature .nan": "data.temperature is nan; use a finite number",

@@ -18,8 +18,6 @@ from popo_lightning.engines.vllm import process
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.policy import PolicyModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-
 
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

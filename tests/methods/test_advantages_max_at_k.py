@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.groups import group
-from helpers.tiny_models import fit
+from helpers.tiny_models import fit, tiny_task
 from torch import Tensor
 
+from popo_lightning.cli.combinations import check_combination
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
+from popo_lightning.data import RolloutDataModule
+from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.methods.max_at_k import Baseline, MaxAtK, max_at_k, max_at_k_advantages
 from popo_lightning.objectives.advantages import LeaveOneOut, check_weight
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
+from popo_lightning.policy import PolicyModule
 
 
 def rewards_and_deviations(size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -176,3 +180,14 @@ def test_a_training_corrects_replayed_groups(policy: Path, tmp_path: Path) -> No
     assert sum(row["replay/groups"] for row in run.rows) > 0
     assert any(seen)
     assert all(torch.isfinite(parameter).all() for parameter in run.module.parameters())
+
+
+def test_its_own_weight_corrects_for_older_weights() -> None:
+    data = RolloutDataModule(tiny_task(), TransformersEngine(), weight_sync_interval=2)
+    plain, weighted = (
+        PolicyModule(path="none", behave_weight=NoCorrection(), advantage=MaxAtK(2, off_policy=own))
+        for own in (False, True)
+    )
+    with pytest.raises(SettingError, match=r"data.weight_sync_interval is 2, so responses come from older weights"):
+        check_combination(plain, data, [])
+    check_combination(weighted, data, [])

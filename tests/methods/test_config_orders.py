@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers.places import REPOSITORY
 
-from popo_lightning.cli.compare.checking import parse
+from popo_lightning.cli.compare.checking import ParsedOnly
 
 CONFIGS = REPOSITORY / "configs"
 METHODS = sorted(CONFIGS.glob("method/*.yaml"))
@@ -63,7 +63,7 @@ def test_a_part_of_a_setting_overlaps_with_it() -> None:
 
 def composed(*files: Path) -> dict[str, Any]:
     arguments = [word for file in files for word in ("--config", str(file))]
-    cli = parse(["fit", *arguments, "--run.folder", "anywhere"])
+    cli = ParsedOnly(["fit", *arguments, "--run.folder", "anywhere"])
     plain = cli._parser("fit").dump(cli.config["fit"], skip_none=False, format="json", skip_validation=True)
     found: dict[str, Any] = json.loads(plain)
     (found["model"]["regularizers"] or []).sort(key=lambda term: str(term["class_path"]))

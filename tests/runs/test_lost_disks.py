@@ -34,7 +34,6 @@ def ended(capsys: pytest.CaptureFixture[str], *command: str | Path) -> str:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("popo: ")][-1]
 
 
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_a_full_disk(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,7 +46,6 @@ def test_a_full_disk(
     )
 
 
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_a_removed_folder(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command: list[str | Path] = ["fit", "--config", config, "--config", "method/popo", "--run.folder", tmp_path / "run"]
     command += ["--trainer.callbacks+", f"{__name__}.RemovesTheFolder", "--evaluation.at_start", "false"]

@@ -249,7 +249,6 @@ def test_the_parent_sees_a_file_that_was_changed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize("form", ["option", "list", "yaml"])
 def test_a_run(folder: Path, config: Path, form: str) -> None:
     rows = [{"prompt": f"{a},{b}>{a + b}:", "answer": str(a + b)} for a in range(1, 9) for b in range(1, a)]
@@ -285,7 +284,6 @@ def test_a_run(folder: Path, config: Path, form: str) -> None:
     assert Path("run/config.yaml").read_text().count("sums.py:right") == 1
 
 
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_the_command_refuses_it(folder: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = [
         "--data.task",

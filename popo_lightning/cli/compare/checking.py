@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from popo_lightning.cli.compare.plan import Arm, PlannedRun
-from popo_lightning.cli.parser import CLI_SETTINGS, RaisingParser
+from popo_lightning.cli.compare.plan import PlannedRun
+from popo_lightning.cli.parser import RaisingParser
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.core.errors import SettingError
-from popo_lightning.data import RolloutDataModule
-from popo_lightning.policy import PolicyModule
 
 
 class ParsedOnly(PopoCLI):
-    """Reads and checks a command; builds and runs nothing."""
+    """Reads and checks a command; builds and runs nothing. The settings are its `config`.
+
+    Raises:
+        SettingError: popo fit would refuse the command.
+    """
 
     parser_kind = RaisingParser
 
@@ -38,26 +39,8 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
     Raises:
         SettingError: popo fit would refuse a command; the first such refusal is raised.
     """
-    checked: set[Arm] = set()
-    for run in runs:
-        if run.arm in checked:
-            continue
-        checked.add(run.arm)
+    for arm, run in {run.arm: run for run in runs}.items():
         try:
-            parse(run.arguments())
+            ParsedOnly(run.arguments())
         except SettingError as error:
-            raise SettingError(f"method {run.arm.label}: {error}") from error
-
-
-def parse(arguments: list[str]) -> ParsedOnly:
-    """Parses and checks one command. The settings are the result's `config`.
-
-    Args:
-        arguments: Command line of popo.
-
-    Raises:
-        SettingError: popo fit would refuse the command.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")  # as here
-        return ParsedOnly(PolicyModule, RolloutDataModule, args=arguments, **CLI_SETTINGS)
+            raise SettingError(f"method {arm.label}: {error}") from error

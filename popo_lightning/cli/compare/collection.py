@@ -18,7 +18,7 @@ from popo_lightning.cli.compare.plan import (
     planned_run,
     read_record,
 )
-from popo_lightning.cli.compare.settings import Comparison
+from popo_lightning.cli.compare.settings import METRICS, Comparison, Metric
 from popo_lightning.cli.compare.statistics import Interval, interval, paired
 
 Number = Callable[[RunResult], float]
@@ -47,21 +47,26 @@ class Collection:
         """All runs."""
         return [run for seeds in self.arms.values() for run in seeds.values()]
 
-    def numbers(self, arm: Arm, number: Number) -> dict[int, float]:
+    def seeds(self, arm: Arm | None) -> dict[int, RunResult]:
+        """The runs of an arm by seed; empty for None, or for an arm without a run."""
+        return {} if arm is None else self.arms.get(arm, {})
+
+    def numbers(self, arm: Arm | None, number: Number) -> dict[int, float]:
         """A number of each run of an arm, by seed. Runs where it is NaN, which means none, are left out."""
-        found = {seed: number(run) for seed, run in self.arms.get(arm, {}).items()}
+        found = {seed: number(run) for seed, run in self.seeds(arm).items()}
         return {seed: value for seed, value in found.items() if value == value}
 
     def reference(self, arm: Arm, method: str | None) -> Arm | None:
         """The arm of the method that an arm is measured against, with the same sweep label."""
-        if method is None:
-            return None
-        found = Arm(method, arm.sweep)
-        return found if found in self.arms else None
+        return None if method is None else Arm(method, arm.sweep)
 
     def final(self, metric: str) -> Number:
         """Returns a function that gives a run's final accuracy."""
         return lambda run: run.final(metric, self.comparison.final_evaluations)
+
+    def measured(self) -> list[Metric]:
+        """The metrics that a run has."""
+        return [metric for metric in METRICS if any(run.curve(metric) for run in self.runs)]
 
     def metric_name(self, metric: str) -> str:
         """Name of a metric in tables and on axes."""
@@ -69,17 +74,17 @@ class Collection:
 
     def best_label(self, method: str, metric: str) -> str | None:
         """The sweep label at which a method's mean final accuracy is highest."""
-        means = {
-            arm.sweep: interval(list(numbers.values())).mean
-            for arm in self.arms
-            if arm.method == method and (numbers := self.numbers(arm, self.final(metric)))
-        }
+        found = {arm.sweep: self.accuracy(arm, metric) for arm in self.arms if arm.method == method}
+        means = {label: accuracy.mean for label, accuracy in found.items() if accuracy.n}
         return max(means, key=lambda label: means[label]) if means else None
+
+    def accuracy(self, arm: Arm, metric: str) -> Interval:
+        """Final accuracy over an arm's seeds."""
+        return interval(list(self.numbers(arm, self.final(metric)).values()))
 
     def difference(self, arm: Arm, reference: Arm | None, metric: str) -> Interval:
         """Final accuracy minus the reference's, over the seeds that both have."""
-        theirs = self.numbers(reference, self.final(metric)) if reference else {}
-        return paired(self.numbers(arm, self.final(metric)), theirs)
+        return paired(self.numbers(arm, self.final(metric)), self.numbers(reference, self.final(metric)))
 
 
 def metric_name(metric: str, runs: Sequence[RunResult]) -> str:
@@ -103,7 +108,6 @@ def collect(comparison: Comparison, planned: Sequence[PlannedRun]) -> Collection
         SettingError: A planned run's folder holds another run or damaged files.
     """
     found = Collection(comparison, {run.arm: {} for run in planned})
-    circumstances: dict[str, None] = {}
     for run in [*planned, *_others(found, planned)]:
         if not is_finished(run):
             found.missing.append(run)
@@ -111,9 +115,10 @@ def collect(comparison: Comparison, planned: Sequence[PlannedRun]) -> Collection
         found.arms[run.arm][run.seed] = read_run(run.folder, run.arm, run.seed)
         record = read_record(run.folder) or {}
         told = [f"popo_lightning {record.get('version')}", f"torch {record.get('torch')}", str(record.get("machine"))]
-        circumstances[", ".join([*told, f"OMP_NUM_THREADS {record.get('threads')}"])] = None
+        told.append(f"OMP_NUM_THREADS {record.get('threads')}")
+        if (circumstance := ", ".join(told)) not in found.circumstances:
+            found.circumstances.append(circumstance)
     found.arms = {arm: dict(sorted(seeds.items())) for arm, seeds in found.arms.items() if seeds}
-    found.circumstances = list(circumstances)
     return found
 
 

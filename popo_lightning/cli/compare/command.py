@@ -70,9 +70,6 @@ def compare(comparison: Comparison) -> int:
     """Runs the planned runs that are not finished, then reports on all finished ones."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
 
-    def say(line: str) -> None:
-        console.print(line)
-
     def accuracy(run: PlannedRun) -> str:
         result = read_run(run.folder, run.arm, run.seed)
         value = result.final(comparison.metric, comparison.final_evaluations)
@@ -82,12 +79,12 @@ def compare(comparison: Comparison) -> int:
     outcomes: list[Outcome] = []
     if not comparison.report_only:
         check_commands([run for run in planned if not is_finished(run)])
-        outcomes = run_all(planned, say, accuracy, comparison.at_once, comparison.seconds_per_run)
+        outcomes = run_all(planned, console.print, accuracy, comparison.at_once, comparison.seconds_per_run)
     failures = [outcome for outcome in outcomes if outcome.state == "failed"]
     report(comparison, planned, failures)
     elsewhere = sum(outcome.state == "elsewhere" for outcome in outcomes)
     if elsewhere:
-        say(f"{elsewhere} runs are under way in another process; add --report_only true when they are done")
+        console.print(f"{elsewhere} runs are under way in another process; add --report_only true when they are done")
     if failures:
         print(f"popo: {len(failures)} of {len(outcomes)} runs failed, see above", file=sys.stderr)
     return 1 if failures else 0

@@ -19,15 +19,11 @@ def cost_section(found: Collection) -> Section:
     dynamic = found.comparison.dynamic_sampling
     rows = []
     for arm, seeds in found.arms.items():
-        reference = found.reference(arm, dynamic)
-        responses = found.numbers(arm, total("responses"))
-        if dynamic is not None:
-            theirs = found.numbers(reference, total("responses")) if reference else {}
-            relative = spread(paired_ratio(responses, theirs), "{:.2f}")
+        if dynamic is None:
+            theirs = found.numbers(arm, total("dynamic_sampling_responses"))
         else:
-            relative = spread(
-                paired_ratio(responses, found.numbers(arm, total("dynamic_sampling_responses"))), "{:.2f}"
-            )
+            theirs = found.numbers(found.reference(arm, dynamic), total("responses"))
+        relative = spread(paired_ratio(found.numbers(arm, total("responses")), theirs), "{:.2f}")
         totals = [
             extent_cell(found, arm, total(name), "{:,.0f}")
             for name in ("responses", "tokens", "seconds", "wall_seconds")

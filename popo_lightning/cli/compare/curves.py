@@ -13,11 +13,11 @@ from typing import Any
 
 from popo_lightning.callbacks.summary import flatten_evaluation
 from popo_lightning.cli.compare.plan import SUMMARY, Arm
+from popo_lightning.cli.compare.settings import METRICS
 from popo_lightning.cli.compare.statistics import mean
 from popo_lightning.core.errors import SettingError, reason
 
 AXES = ("iteration", "responses", "seconds", "tokens")
-FIXED = ("greedy", "avg_at_k", "pass_at_k")
 EFFECTIVE = "rollout/effective_share"
 AT_THE_END = 10  # iterations
 AGE = re.compile(r"weight/ess_age_(\d+)")
@@ -68,7 +68,7 @@ class RunResult:
     totals: dict[str, float]
     health: dict[str, float]
     ess_by_age: dict[int, float]
-    effective: list[tuple[int, float]]
+    effective: dict[int, float]
     phases: dict[str, float]
     ks: dict[str, int | None]
     benchmarks: dict[str, tuple[int, int]]
@@ -102,9 +102,7 @@ def read_run(folder: Path, arm: Arm, seed: int) -> RunResult:
             totals=_totals(summary, rows),
             health=health(rows),
             ess_by_age=ess_by_age(rows),
-            effective=[
-                (i, row["rollout/effective_share"]) for i, row in rows.items() if "rollout/effective_share" in row
-            ],
+            effective={i: row[EFFECTIVE] for i, row in rows.items() if EFFECTIVE in row},
             phases={k: float(v) for k, v in summary["seconds"].items()},
             ks={name: None if last.get(name) is None else int(last[name] or 0) for name in ("avg_k", "pass_k")},
             benchmarks=_benchmarks(folder, int(entries[-1]["iteration"])) if entries else {},
@@ -135,7 +133,7 @@ def points(entries: Sequence[Mapping[str, float]], rows: Mapping[int, Mapping[st
         fixed = {
             name: value
             for name, value in flatten_evaluation(dict(entry)).items()
-            if name in FIXED and value is not None
+            if name in METRICS and value is not None
         }
         found.append(
             Point(

@@ -91,23 +91,15 @@ def frontier_section(found: Collection) -> Section | None:
         return None
     settings = []
     for label in comparison.variants():
-        runs = list(found.arms.get(Arm(comparison.frontier, label), {}).values())
+        runs = list(found.seeds(Arm(comparison.frontier, label)).values())
         if runs and all(run.totals["generated_tokens"] for run in runs):
             settings.append(setting_of(label, runs))
     settings.sort(key=lambda each: each.reuse)
     name = found.metric_name(comparison.metric)
     title = f"Reuse of {comparison.frontier}: responses needed to reach {name}"
-    if len({each.reuse for each in settings}) < 3:
-        return Section(Table(title, HEADER, []), ["Fewer than three settings have finished, which determine no law."])
-    if (twins := _of_one_reuse(settings)) is not None:
-        both = " and ".join(each.label or NONE for each in twins)
-        return Section(
-            Table(title, HEADER, []),
-            [f"{both} have the same reuse, which a law of reuse cannot tell apart; sweep data.ppo_epochs alone."],
-        )
     levels = levels_reached([run for each in settings for run in each.runs], comparison.metric)
-    if not levels:
-        return Section(Table(title, HEADER, []), ["No accuracy is reached by every run, so that nothing is compared."])
+    if (reason := _no_law(settings, levels)) is not None:
+        return Section(Table(title, HEADER, []), [reason])
     rows: list[list[str]] = []
     notes = [
         "Reuse is the number of tokens trained on per token generated. D(reuse) = floor + slope reuse^-exponent is "
@@ -120,10 +112,15 @@ def frontier_section(found: Collection) -> Section | None:
     return Section(Table(title, ["level", *HEADER], rows), [*notes, SECONDS_NOTE])
 
 
-def _of_one_reuse(settings: Sequence[Setting]) -> tuple[Setting, Setting] | None:
-    """Two neighbouring settings, in order of reuse, that have the same; None if all differ."""
-    pairs = itertools.pairwise(settings)
-    return next((pair for pair in pairs if pair[0].reuse == pair[1].reuse), None)
+def _no_law(settings: Sequence[Setting], levels: Sequence[float]) -> str | None:
+    """Why no law can be fitted to settings, which are in order of reuse; None if one can."""
+    if len({each.reuse for each in settings}) < 3:
+        return "Fewer than three settings have finished, which determine no law."
+    for one, other in itertools.pairwise(settings):
+        if one.reuse == other.reuse:
+            both = f"{one.label or NONE} and {other.label or NONE}"
+            return f"{both} have the same reuse, which a law of reuse cannot tell apart; sweep data.ppo_epochs alone."
+    return None if levels else "No accuracy is reached by every run, so that nothing is compared."
 
 
 def _rows(settings: Sequence[Setting], metric: str, level: float) -> list[list[str]]:

@@ -122,18 +122,13 @@ def is_finished(run: PlannedRun) -> bool:
     """
     found = read_record(run.folder)
     if found is None:
-        if any((run.folder / name).exists() for name in ("metrics.csv", "checkpoints", SUMMARY)):
-            raise SettingError(
-                f"root has the folder '{run.folder}', which holds a run that popo compare did not begin; name another "
-                "root, or delete that folder"
-            )
-        return False
-    difference = difference_between(found, run.record())
-    if difference is not None:
-        raise SettingError(
-            f"root has the folder '{run.folder}', whose run was made with other settings ({difference}); name another "
-            "root, or delete that folder"
-        )
+        fault = "which holds a run that popo compare did not begin"
+        wrong = any((run.folder / name).exists() for name in ("metrics.csv", "checkpoints", SUMMARY))
+    else:
+        difference = difference_between(found, run.record())
+        fault, wrong = f"whose run was made with other settings ({difference})", difference is not None
+    if wrong:
+        raise SettingError(f"root has the folder '{run.folder}', {fault}; name another root, or delete that folder")
     return (run.folder / SUMMARY).exists()
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from popo_lightning.cli.compare.collection import Collection
 from popo_lightning.cli.compare.curves import AXES, RunResult
 from popo_lightning.cli.compare.plan import Arm
-from popo_lightning.cli.compare.settings import METRICS
-from popo_lightning.cli.compare.statistics import Interval, extent, interval
+from popo_lightning.cli.compare.statistics import Interval, extent
 from popo_lightning.core.errors import SettingError
 
 # Okabe and Ito's colors, distinct to color-blind readers. Black comes last; yellow is too light for lines.
@@ -45,33 +44,32 @@ def draw(found: Collection) -> dict[str, str]:
     Returns:
         Captions by file name.
     """
-    check_plots()
     name = found.metric_name(found.comparison.metric)
-    captions: dict[str, str] = {}
+    drawn: dict[str, tuple[Any, str]] = {}
     for label in found.comparison.variants():
         arms = [arm for arm in found.arms if arm.sweep == label]
         suffix, at_label = (f"-{label}", f" at {label}") if label else ("", "")
         if any(run.curve(found.comparison.metric) for arm in arms for run in found.arms[arm].values()):
-            _save(found, f"curves{suffix}.png", curves(found, arms, f"{name}{at_label}"))
-            captions[f"curves{suffix}.png"] = (
+            drawn[f"curves{suffix}.png"] = (
+                curves(found, arms, f"{name}{at_label}"),
                 f"{name}{at_label}: means over seeds, shaded from the least to the largest. A point lies at its "
-                "evaluation's mean place on the horizontal axis."
+                "evaluation's mean place on the horizontal axis.",
             )
-    if captions:
-        _save(found, "final.png", final_accuracies(found))
-        captions["final.png"] = (
-            f"Final accuracy: means, 95% t intervals of {MIN_SEEDS} seeds or more, and single seeds as small dots."
+    if drawn:
+        drawn["final.png"] = (
+            final_accuracies(found),
+            f"Final accuracy: means, 95% t intervals of {MIN_SEEDS} seeds or more, and single seeds as small dots.",
         )
-    if found.comparison.sweep and captions:
-        _save(found, "sweep.png", sweep(found))
+    if found.comparison.sweep and drawn:
         beside = ", and its difference to the baseline at the same label" if _has_others(found) else ""
-        captions["sweep.png"] = f"Final {name} by sweep label{beside}."
+        drawn["sweep.png"] = (sweep(found), f"Final {name} by sweep label{beside}.")
     if any(run.effective for run in found.runs):
-        _save(found, "effective.png", effective_share(found))
-        captions["effective.png"] = (
-            f"Effective share of fresh groups, mean over seeds and the last {WINDOW} iterations."
-        )
-    return captions
+        caption = f"Effective share of fresh groups, mean over seeds and the last {WINDOW} iterations."
+        drawn["effective.png"] = (effective_share(found), caption)
+    found.comparison.folder.mkdir(parents=True, exist_ok=True)
+    for file, (figure, _) in drawn.items():
+        figure.savefig(found.comparison.folder / file, dpi=120)
+    return {file: caption for file, (_, caption) in drawn.items()}
 
 
 def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
@@ -96,7 +94,7 @@ def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
         axis.ticklabel_format(axis="x", style="plain")
         axis.xaxis.set_major_locator(_few_ticks())
         if spent in ("responses", "tokens"):
-            axis.xaxis.set_major_formatter(_thousands())
+            axis.xaxis.set_major_formatter("{x:,.0f}")
     for row in axes:
         row[0].set_ylabel(title)
     return _with_legend(figure, found, arms)
@@ -104,13 +102,13 @@ def curves(found: Collection, arms: Sequence[Arm], title: str) -> Any:
 
 def final_accuracies(found: Collection) -> Any:
     """Plots final accuracies: one row per arm, one panel per metric."""
-    metrics = [metric for metric in METRICS if any(run.curve(metric) for run in found.runs)]
+    metrics = found.measured()
     arms = list(found.arms)
     figure, axes = _figure(1, len(metrics), (1.6 + 3.2 * len(metrics), 1.2 + 0.36 * len(arms)), sharey=True)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for row, arm in enumerate(arms):
             values = list(found.numbers(arm, found.final(metric)).values())
-            _point(axis, interval(values), row, _style(found, arm), across=True)
+            _point(axis, found.accuracy(arm, metric), row, _style(found, arm), across=True)
             axis.plot(values, [row + 0.25] * len(values), "o", color=_style(found, arm)["color"], markersize=2.5)
         axis.set_xlabel(f"final {found.metric_name(metric)}")
         axis.xaxis.set_major_locator(_few_ticks())
@@ -121,25 +119,17 @@ def final_accuracies(found: Collection) -> Any:
 
 def sweep(found: Collection) -> Any:
     """Plots the metric by sweep label, and its difference to the baseline."""
-    comparison = found.comparison
-    panels: list[tuple[str, Callable[[Arm], Interval]]] = [
-        (
-            f"final {found.metric_name(comparison.metric)}",
-            lambda arm: interval(list(found.numbers(arm, found.final(comparison.metric)).values())),
-        )
-    ]
+    comparison, metric, baseline = found.comparison, found.comparison.metric, found.comparison.baseline
+    panels: dict[str, Callable[[Arm], Interval]] = {
+        f"final {found.metric_name(metric)}": lambda arm: found.accuracy(arm, metric)
+    }
     if _has_others(found):
-        panels.append(
-            (
-                f"difference to {comparison.baseline}",
-                lambda arm: found.difference(arm, found.reference(arm, comparison.baseline), comparison.metric),
-            )
-        )
+        panels[f"difference to {baseline}"] = lambda arm: found.difference(arm, found.reference(arm, baseline), metric)
     labels, methods = list(comparison.variants()), list(comparison.methods)
     figure, axes = _figure(1, len(panels), (1.5 + 4.6 * len(panels), 4.2))
-    for axis, (title, number) in zip(axes[0], panels, strict=True):
+    for axis, (title, number) in zip(axes[0], panels.items(), strict=True):
         for place, method in enumerate(methods):
-            if "difference" in title and method == comparison.baseline:
+            if "difference" in title and method == baseline:
                 continue
             beside = 0.5 * ((place + 0.5) / len(methods) - 0.5)
             for at, label in enumerate(labels):
@@ -175,7 +165,7 @@ def effective_share(found: Collection) -> Any:
 
 def _mean_share(runs: Sequence[RunResult]) -> tuple[list[int], list[float]]:
     """Iterations that all seeds have, and the mean over seeds and over a window that ends at each iteration."""
-    series = [dict(run.effective) for run in runs]
+    series = [run.effective for run in runs]
     shared = sorted(set.intersection(*(set(each) for each in series)))
     means = [sum(each[i] for each in series) / len(series) for i in shared]
     smooth = [sum(means[max(0, i + 1 - WINDOW) : i + 1]) / min(i + 1, WINDOW) for i in range(len(means))]
@@ -224,14 +214,3 @@ def _few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(5)
-
-
-def _thousands() -> Any:
-    from matplotlib.ticker import FuncFormatter
-
-    return FuncFormatter(lambda value, _: f"{value:,.0f}")
-
-
-def _save(found: Collection, name: str, figure: Any) -> None:
-    found.comparison.folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(found.comparison.folder / name, dpi=120)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +70,7 @@ def write_report(found: Collection, failures: Sequence[Outcome], figures: Mappin
 
 def markdown(found: Collection, failures: Sequence[Outcome], figures: Mapping[str, str]) -> str:
     """The report as Markdown."""
-    blocks = [f"# {found.comparison.name}", _facts(found)]
+    blocks = [f"# {found.comparison.name}", "\n".join(f"- {line}" for line in facts(found))]
     if found.runs:
         blocks += [_as_markdown(section) for section in main_sections(found)]
         blocks += [f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()]
@@ -111,10 +110,6 @@ def facts(found: Collection) -> list[str]:
     if len(found.circumstances) > 1:
         lines.append("The runs were not all made under the same circumstances:")
     return lines + [f"Made with {told}." for told in found.circumstances]
-
-
-def _facts(found: Collection) -> str:
-    return "\n".join(f"- {line}" for line in facts(found))
 
 
 def _as_markdown(section: Section) -> str:
@@ -178,9 +173,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: "" if _empty(value) else value for name, value in row.items()})
+        writer.writerow({name: None if value != value else value for name, value in row.items()})  # NaN is not itself
     return text.getvalue()
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))

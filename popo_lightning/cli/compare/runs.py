@@ -44,7 +44,7 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class UnderWay:
     """A run whose process has started.
 
@@ -93,80 +93,42 @@ def run_all(
     """
     to_do = [run for run in runs if not is_finished(run)]
     say(f"{len(runs)} runs: {len(runs) - len(to_do)} finished before, {len(to_do)} to do")
-    making = _Making(to_do, say, accuracy, at_once, seconds_per_run)
+    waiting = [(run, f"[{number} of {len(to_do)}] {run.label}") for number, run in enumerate(to_do, 1)]
+    under_way: list[UnderWay] = []
+    outcomes: list[Outcome] = []
+
+    def ended(place: str, outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        left = _time_left(outcomes, len(to_do) - len(outcomes), at_once)
+        say(f"{place}: {_ending(outcome, accuracy)}{left}")
+        if outcome.reason:
+            say(f"  {outcome.reason}")
+
     with _stopped_by_signals():
         try:
-            while making.advance():
+            while waiting or under_way:
+                while waiting and len(under_way) < at_once:
+                    run, place = waiting.pop(0)
+                    log = run.folder / LOG
+                    say(f"{place}: {'resumed' if log.exists() else 'started'}, log in {log}")
+                    begun = begin(run, place)
+                    if isinstance(begun, UnderWay):
+                        under_way.append(begun)
+                    else:
+                        ended(place, begun)
+                for one in under_way:
+                    if seconds_per_run is not None and one.seconds > seconds_per_run:
+                        stop([one.process])
+                for one in [one for one in under_way if one.process.poll() is not None]:
+                    under_way.remove(one)
+                    ended(one.place, end(one, seconds_per_run))
                 time.sleep(POLL)
         except BaseException:
-            making.stop()
+            stop([one.process for one in under_way])
+            for one in under_way:
+                one.held.close()
             raise
-    return making.outcomes
-
-
-class _Making:
-    """The waiting runs, those in progress and the outcomes. The arguments are those of :func:`run_all`."""
-
-    def __init__(
-        self,
-        runs: Sequence[PlannedRun],
-        say: Say,
-        accuracy: Callable[[PlannedRun], str],
-        at_once: int,
-        seconds_per_run: float | None,
-    ) -> None:
-        self.waiting = [(run, f"[{number} of {len(runs)}] {run.label}") for number, run in enumerate(runs, 1)]
-        self.under_way: list[UnderWay] = []
-        self.outcomes: list[Outcome] = []
-        self._count, self._say, self._accuracy = len(runs), say, accuracy
-        self._at_once, self._seconds_per_run = at_once, seconds_per_run
-
-    def advance(self) -> bool:
-        """Begins runs while there is room, stops late ones and collects ended ones. Returns whether any is left."""
-        while self.waiting and len(self.under_way) < self._at_once:
-            self._begin(*self.waiting.pop(0))
-        for one in self.under_way:
-            if self._seconds_per_run is not None and one.seconds > self._seconds_per_run:
-                stop([one.process])
-        for one in [one for one in self.under_way if one.process.poll() is not None]:
-            self.under_way.remove(one)
-            self._ended(one.place, end(one, self._seconds_per_run))
-        return bool(self.waiting or self.under_way)
-
-    def stop(self) -> None:
-        """Stops the runs in progress."""
-        stop([one.process for one in self.under_way])
-        for one in self.under_way:
-            one.held.close()
-
-    def _begin(self, run: PlannedRun, place: str) -> None:
-        self._say(f"{place}: {'resumed' if (run.folder / LOG).exists() else 'started'}, log in {run.folder / LOG}")
-        begun = begin(run, place)
-        if isinstance(begun, Outcome):
-            self._ended(place, begun)
-        else:
-            self.under_way.append(begun)
-
-    def _ended(self, place: str, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        left = _time_left(self.outcomes, self._count - len(self.outcomes), self._at_once)
-        self._say(f"{place}: {_ending(outcome, self._accuracy)}{left}")
-        if outcome.reason:
-            self._say(f"  {outcome.reason}")
-
-
-def make(run: PlannedRun) -> Outcome:
-    """Makes one run unless another process is making it or has just made it. An interruption stops the run first."""
-    begun = begin(run, run.label)
-    if isinstance(begun, Outcome):
-        return begun
-    try:
-        begun.process.wait()
-    except BaseException:
-        stop([begun.process])
-        begun.held.close()
-        raise
-    return end(begun)
+    return outcomes
 
 
 def begin(run: PlannedRun, place: str) -> UnderWay | Outcome:
@@ -186,7 +148,7 @@ def begin(run: PlannedRun, place: str) -> UnderWay | Outcome:
         return UnderWay(run, launch(run, lock), held.pop_all(), place, began)
 
 
-def end(begun: UnderWay, seconds_per_run: float | None = None) -> Outcome:
+def end(begun: UnderWay, seconds_per_run: float | None) -> Outcome:
     """Returns the outcome of a run whose process has ended, and releases its folder."""
     run, code, seconds = begun.run, begun.process.returncode, begun.seconds
     begun.held.close()

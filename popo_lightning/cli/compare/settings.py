@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +97,10 @@ class Comparison:
         """
         self._check_names()
         self._check_files()
-        for place, settings in self._all_arguments():
+        given = {"arguments": self.arguments}
+        given |= {f"sweep.{label}": varied for label, varied in (self.sweep or {}).items()}
+        given |= {f"methods.{name}.arguments": method.arguments for name, method in self.methods.items()}
+        for place, settings in given.items():
             for name in flattened(settings):
                 if name in OWN:
                     raise SettingError(f"{place} sets {name}, which popo compare sets itself; leave it out")
@@ -107,19 +110,22 @@ class Comparison:
                     raise SettingError(
                         f"{both} is set by sweep.{label} and by methods.{name}.arguments; set it in one of them"
                     )
-        for place, seeds in self._all_seeds():
+        own = {f"methods.{name}.seeds": each.seeds for name, each in self.methods.items() if each.seeds is not None}
+        for place, seeds in {"seeds": self.seeds, **own}.items():
             if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
                 raise SettingError(f"{place} is {seeds}; name one seed or more, none twice, none below 0")
-        if self.final_evaluations < 1:
-            raise SettingError(f"final_evaluations is {self.final_evaluations}; average 1 evaluation or more")
-        if self.at_once < 1:
-            raise SettingError(f"at_once is {self.at_once}; use at least 1")
-        if self.seconds_per_run is not None and self.seconds_per_run <= 0:
-            raise SettingError(
-                f"seconds_per_run is {self.seconds_per_run:g}; use a positive number of seconds, or null"
-            )
-        if self.target is not None and not 0 < self.target <= 1:
-            raise SettingError(f"target is {self.target}; name an accuracy above 0 and up to 1, or null")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        limit, target = self.seconds_per_run, self.target
+        for name, fine, remedy in (
+            ("final_evaluations", self.final_evaluations >= 1, "average 1 evaluation or more"),
+            ("at_once", self.at_once >= 1, "use at least 1"),
+            ("seconds_per_run", limit is None or limit > 0, "use a positive number of seconds, or null"),
+            ("target", target is None or 0 < target <= 1, "name an accuracy above 0 and up to 1, or null"),
+        ):
+            if not fine:
+                raise SettingError(f"{name} is {getattr(self, name)}; {remedy}")
 
     def _check_names(self) -> None:
         if not self.methods:
@@ -153,17 +159,6 @@ class Comparison:
                         f"{place} has '{file}', which does not exist; name YAML files from the current folder, or "
                         "those that popo configs lists"
                     )
-
-    def _all_arguments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield "arguments", self.arguments
-        yield from ((f"sweep.{label}", settings) for label, settings in (self.sweep or {}).items())
-        yield from ((f"methods.{name}.arguments", method.arguments) for name, method in self.methods.items())
-
-    def _all_seeds(self) -> Iterator[tuple[str, Sequence[int]]]:
-        yield "seeds", self.seeds
-        for name, method in self.methods.items():
-            if method.seeds is not None:
-                yield f"methods.{name}.seeds", method.seeds
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
+
+import numpy as np
 
 COVERED = 0.95
 
@@ -25,21 +27,6 @@ class Interval:
     mean: float
     low: float
     high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Median:
-    """A median over seeds, some of which may never have reached the target.
-
-    Args:
-        value: Median in which a seed that never reached the target is infinite; None if infinite or without values.
-        reached: Number of seeds that reached the target.
-        n: Number of seeds.
-    """
-
-    value: float | None
-    reached: int
     n: int
 
 
@@ -123,20 +110,12 @@ def reached_at(curve: Sequence[float], target: float) -> float | None:
 
 def at(values: Sequence[float], place: float) -> float:
     """Value at a fractional index, by linear interpolation."""
-    below = min(int(place), len(values) - 1)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (place - below) * (values[above] - values[below])
+    return float(np.interp(place, range(len(values)), values))
 
 
-def median(values: Sequence[float | None]) -> Median:
-    """Median in which None, "never reached", exceeds every number; dropping it would favor methods that often fail."""
-    ordered = sorted(math.inf if value is None else value for value in values)
-    n = len(ordered)
-    reached = sum(math.isfinite(value) for value in ordered)
-    if not n:
-        return Median(None, 0, 0)
-    middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    return Median(middle if math.isfinite(middle) else None, reached, n)
+def median_reached(values: Sequence[float | None]) -> float:
+    """Median in which None, "never reached", is infinite; dropping it would favor methods that often fail."""
+    return median(math.inf if value is None else value for value in values)
 
 
 def mean(values: Sequence[float]) -> float:

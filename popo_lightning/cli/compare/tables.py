@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from popo_lightning.cli.compare.collection import Collection, Number
 from popo_lightning.cli.compare.plan import Arm
-from popo_lightning.cli.compare.settings import METRICS
-from popo_lightning.cli.compare.statistics import Interval, extent, interval
+from popo_lightning.cli.compare.statistics import Interval, extent
 from popo_lightning.evaluation.tables import Table
 
 NONE = "–"
@@ -42,9 +41,9 @@ def spread(found: Interval, form: str = "{:.3f}") -> str:
 
 def accuracy_section(found: Collection) -> Section:
     """Final accuracy of each arm."""
-    metrics = _measured(found)
+    metrics = found.measured()
     rows = [
-        [arm.label, str(len(seeds)), *(mean_cell(found, arm, found.final(metric)) for metric in metrics)]
+        [arm.label, str(len(seeds)), *(spread(found.accuracy(arm, metric)) for metric in metrics)]
         for arm, seeds in found.arms.items()
     ]
     header = ["method", "seeds", *map(found.metric_name, metrics)]
@@ -53,11 +52,11 @@ def accuracy_section(found: Collection) -> Section:
 
 def difference_section(found: Collection, method: str) -> Section | None:
     """Final accuracy minus another method's at the same seed."""
-    metrics = _measured(found)
+    metrics = found.measured()
     rows = []
     for arm in found.arms:
         reference = found.reference(arm, method)
-        if reference is None or reference == arm:
+        if reference not in found.arms or reference == arm:
             continue
         by_metric = [found.difference(arm, reference, metric) for metric in metrics]
         pairs = str(max((each.n for each in by_metric), default=0))
@@ -79,7 +78,7 @@ def sweep_section(found: Collection) -> Section | None:
     rows = []
     for method in comparison.methods:
         arms = [Arm(method, label) for label in labels]
-        cells = [mean_cell(found, arm, found.final(metric)) for arm in arms]
+        cells = [spread(found.accuracy(arm, metric)) for arm in arms]
         rows.append([method, *cells, best[method] or NONE])
         if baseline is None or method == baseline:
             continue
@@ -95,21 +94,12 @@ def sweep_section(found: Collection) -> Section | None:
     return Section(Table(f"Sweep: final {found.metric_name(metric)}", header, rows), notes)
 
 
-def _measured(found: Collection) -> list[str]:
-    return [metric for metric in METRICS if any(run.curve(metric) for run in found.runs)]
-
-
 def _final_note(found: Collection) -> str:
     count = found.comparison.final_evaluations
     short = sum(len([p for p in run.points if p.iteration > 0]) < count for run in found.runs)
     what = "the last evaluation" if count == 1 else f"the last {count} evaluations"
     fewer = f" ({short} of {len(found.runs)} runs have fewer)" if short else ""
     return f"Mean of {what} of a run after training began{fewer}, then mean over seeds."
-
-
-def mean_cell(found: Collection, arm: Arm, number: Number, form: str = "{:.3f}") -> str:
-    """Formats the mean of a number over an arm's seeds, with its 95% interval."""
-    return spread(interval(list(found.numbers(arm, number).values())), form)
 
 
 def extent_note(found: Collection) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from popo_lightning.cli.compare.collection import Collection, total
 from popo_lightning.cli.compare.curves import RunResult
-from popo_lightning.cli.compare.statistics import at, median, reached_at
+from popo_lightning.cli.compare.statistics import at, median_reached, reached_at
 from popo_lightning.cli.compare.tables import NONE, SECONDS_NOTE, Section
 from popo_lightning.evaluation.tables import Table
 
@@ -35,8 +36,7 @@ def accuracy_target(found: Collection, run: RunResult) -> float | None:
     if comparison.target is not None:
         return comparison.target
     reference = found.reference(run.arm, comparison.baseline)
-    theirs = found.numbers(reference, found.final(comparison.metric)) if reference else {}
-    return theirs.get(run.seed)
+    return found.numbers(reference, found.final(comparison.metric)).get(run.seed)
 
 
 def cost_to_target(found: Collection, run: RunResult) -> CostToTarget | None:
@@ -50,7 +50,7 @@ def cost_to_target(found: Collection, run: RunResult) -> CostToTarget | None:
         at([getattr(point, axis) for point in points], place) for axis in ("iteration", "responses", "seconds")
     )
     reference = found.reference(run.arm, found.comparison.baseline)
-    theirs = found.numbers(reference, total("iterations")).get(run.seed) if reference else None
+    theirs = found.numbers(reference, total("iterations")).get(run.seed)
     return CostToTarget(iterations, responses, seconds, iterations / theirs if theirs else None)
 
 
@@ -61,10 +61,11 @@ def target_section(found: Collection) -> Section | None:
         return None
     rows = []
     for arm, seeds in found.arms.items():
+        baselines = found.seeds(found.reference(arm, comparison.baseline))
         tried = {
             seed: cost_to_target(found, run) for seed, run in seeds.items() if accuracy_target(found, run) is not None
         }
-        against = [each for seed, each in tried.items() if _has_baseline(found, seeds[seed])]
+        against = [each for seed, each in tried.items() if seed in baselines]
         reached = sum(each is not None for each in tried.values())
         rows.append(
             [
@@ -89,11 +90,8 @@ def target_section(found: Collection) -> Section | None:
     return Section(Table(f"To reach {what}", header, rows), notes)
 
 
-def _has_baseline(found: Collection, run: RunResult) -> bool:
-    reference = found.reference(run.arm, found.comparison.baseline)
-    return reference is not None and run.seed in found.arms[reference]
-
-
 def _middle(values: list[CostToTarget | None], number: Callable[[CostToTarget], float], form: str) -> str:
-    middle = median([None if each is None else number(each) for each in values]).value
-    return form.format(middle) if middle is not None else "not reached" if values else NONE
+    if not values:
+        return NONE
+    middle = median_reached([None if each is None else number(each) for each in values])
+    return form.format(middle) if math.isfinite(middle) else "not reached"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +56,13 @@ def activations(
     Raises:
         SettingError: The model does not run.
     """
+    from transformers.integrations import moe
+
     # torch logs a traceback of an operator that refuses such tensors; the error below says what happened
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    with FakeTensorMode(allow_non_fake_inputs=True), _experts_of_any_type():
+    # experts by transformers' operator, which keeps what torch's keeps: torch's only has shapes for bfloat16
+    experts = patch.object(moe, "_can_use_grouped_mm", lambda *of_call: False, create=True)
+    with FakeTensorMode(allow_non_fake_inputs=True), experts:
         model = empty_model(config, name, torch.device("cpu"), dtype)
         if lora is not None:
             _add_stand_ins(model, lora, name, freeze_vision)
@@ -72,22 +75,6 @@ def activations(
             ) from error
     tokens = LENGTHS[1] - LENGTHS[0]
     return Activations(*((b - a) / tokens for a, b in zip(short, long, strict=True)))
-
-
-@contextmanager
-def _experts_of_any_type() -> Iterator[None]:
-    """Runs experts by transformers' operator, which keeps what torch's keeps: torch's only has shapes for bfloat16."""
-    from transformers.integrations import moe
-
-    usual = getattr(moe, "_can_use_grouped_mm", None)
-    if usual is None:  # another version lacks it
-        yield
-        return
-    moe._can_use_grouped_mm = lambda *of_call: False
-    try:
-        yield
-    finally:
-        moe._can_use_grouped_mm = usual
 
 
 class _StandIn(nn.Module):
@@ -139,7 +126,7 @@ class _KeptBytes:
         for hook in hooks:
             hook.remove()
         outside, *inside = self.kept
-        return sum(inside), max(inside, default=0), self.inputs, outside, _size(states)
+        return sum(inside), max(inside, default=0), self.inputs, outside, states.nbytes
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -149,13 +136,9 @@ class _KeptBytes:
         return tensor
 
     def _enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.inputs += _size(args[0] if args else kwargs["hidden_states"])
+        self.inputs += (args[0] if args else kwargs["hidden_states"]).nbytes
         self.kept.append(0)
         self.inside = len(self.kept) - 1
 
     def _leave(self, *of_layer: Any) -> None:
         self.inside = 0
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -33,7 +33,6 @@ class Architecture:
         hidden: Width of the states that the head reads.
         feed_forward: Width inside a layer's feed-forward part.
         cache_elements: Keys and values of one token in all layers.
-        positions: Maximum sequence length; None without a bound.
         vision: The vision tower; None without one.
         adapters: Number of the policy's parameters that are in adapters.
         critic_adapters: Number of the critic's parameters that are in adapters.
@@ -52,7 +51,6 @@ class Architecture:
     hidden: int
     feed_forward: int
     cache_elements: int
-    positions: int | None
     vision: Vision | None
     adapters: int = 0
     critic_adapters: int = 0
@@ -126,7 +124,6 @@ def architecture(config: Any, freeze_vision: bool, name: str, lora: Lora | None 
         hidden=head.weight.shape[1],
         feed_forward=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         cache_elements=2 * text.num_hidden_layers * key_value_heads * width,
-        positions=getattr(text, "max_position_embeddings", None),
         vision=_vision(config.vision_config, tower) if tower is not None else None,
         adapters=_count(adapters(model).values()),
         critic_adapters=_count(adapters(model.base_model).values()),

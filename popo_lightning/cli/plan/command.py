@@ -6,22 +6,24 @@ import argparse
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from popo_lightning.cli.plan.memory import GIB, Model, estimate
-from popo_lightning.cli.plan.model_config import model_config
 from popo_lightning.cli.plan.run_settings import RunSettings, read_settings
 from popo_lightning.cli.plan.table import table
 from popo_lightning.cli.plan.verdict import objection
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
 
 log = logging.getLogger(__name__)
 MIN_GIB, MAX_GIB = 1e-3, 1e6  # plausible memory of a card
+CONFIG = "config.json"
+SECONDS = 5.0  # timeout of the hub
 
 
 class PlanOptions:
@@ -29,8 +31,7 @@ class PlanOptions:
 
     def __init__(self) -> None:
         self.asked = False
-        self.card_gib: float | None = None
-        self.card_text = ""
+        self.card_gib: str | None = None
 
     def add_to(self, parser: LightningArgumentParser) -> None:
         """Adds both to the parser of `popo fit`."""
@@ -51,25 +52,23 @@ class PlanOptions:
             help="Memory of one GPU in GiB, for --plan (default: that of this machine's GPU, if it has one).",
         )
 
-    def note(self, option: str, values: list[str]) -> None:
-        """Takes an option of the command line."""
-        if option == "--plan":
-            self.asked = True
-            return
-        self.card_text = values[0]
-        try:
-            self.card_gib = float(values[0])
-        except ValueError:
-            self.card_gib = math.nan
+    def card(self) -> int | None:
+        """Bytes of the card that is given; None if none is.
 
-    def check(self) -> None:
-        """Raises SettingError if the card has an implausible size or is given without --plan."""
+        Raises:
+            SettingError: The card has an implausible size, or is given without --plan.
+        """
         if self.card_gib is None:
-            return
-        if not MIN_GIB <= self.card_gib <= MAX_GIB:
-            raise SettingError(f"--card_gib is {self.card_text}; use a GPU's memory in GiB, such as 80")
+            return None
+        try:
+            gib = float(self.card_gib)
+        except ValueError:
+            gib = math.nan
+        if not MIN_GIB <= gib <= MAX_GIB:
+            raise SettingError(f"--card_gib is {self.card_gib}; use a GPU's memory in GiB, such as 80")
         if not self.asked:
-            raise SettingError(f"--card_gib is {self.card_text}, but without --plan nothing is planned; add --plan")
+            raise SettingError(f"--card_gib is {self.card_gib}, but without --plan nothing is planned; add --plan")
+        return int(gib * GIB)
 
 
 class _Note(argparse.Action):
@@ -80,14 +79,17 @@ class _Note(argparse.Action):
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        self.options.note(str(option_string), values)
+        if option_string == "--plan":
+            self.options.asked = True
+        else:
+            self.options.card_gib = values[0]
 
 
-def print_plan(options: PlanOptions, config: Any, policy: PolicyModule, data: RolloutDataModule) -> None:
+def print_plan(card: int | None, config: Any, policy: PolicyModule, data: RolloutDataModule) -> None:
     """Prints the plan of a run that has not begun.
 
     Args:
-        options: Options, with the card if one is given.
+        card: Bytes of the card that is given; None for this machine's.
         config: Settings as parsed.
         policy: The policy, without a model.
         data: The data module.
@@ -95,9 +97,10 @@ def print_plan(options: PlanOptions, config: Any, policy: PolicyModule, data: Ro
     Raises:
         SettingError: The run cannot fit, or would be refused for another reason.
     """
-    run = read_settings(config, policy, data, options.card_gib is not None)
-    card, name = (_bytes(options.card_gib), "") if options.card_gib else _card_here(run)
-    run = replace(run, card_name=name)
+    run = read_settings(config, policy, data, card is not None)
+    if card is None:
+        card, name = _card_here(run)
+        run = replace(run, card_name=name)
     model = _model(policy, run)
     print(table(run, model, estimate(run, model, card), card))
     found = objection(run, model, card)
@@ -122,7 +125,7 @@ def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, d
 
 
 def _model(policy: PolicyModule, run: RunSettings) -> Model:
-    config = model_config(policy)
+    config = _model_config(policy)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and run.engine_tokens > positions:
         raise SettingError(
@@ -134,15 +137,54 @@ def _model(policy: PolicyModule, run: RunSettings) -> Model:
     return Model(config, name, run.freeze_vision, run.lora)
 
 
+def _model_config(policy: PolicyModule) -> Any:
+    """The transformers configuration of a policy, from its recipe, its folder, the hub's cache or the hub.
+
+    Raises:
+        SettingError: There is no configuration, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    if policy.warm_start is not None:
+        return policy.warm_start.config()
+    folder = Path(policy.folder)
+    if folder.is_dir():
+        if not (folder / CONFIG).exists():
+            raise SettingError(f"model.path is '{folder}', a folder without {CONFIG}; the plan needs that file alone")
+    else:
+        folder = _from_hub(str(policy.folder)).parent
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a damaged file may raise any exception
+        raise SettingError(
+            f"model.path is '{policy.path}', whose {CONFIG} transformers does not read: {reason(error)}"
+        ) from error
+
+
+def _from_hub(name: str) -> Path:
+    """Path of a hub id's config.json: the cached one if there is one, else the hub's, which is asked once."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, CONFIG)
+        if isinstance(cached, str):
+            return Path(cached)
+        # asked once, before the download, which would retry
+        get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
+        return Path(hf_hub_download(name, CONFIG, etag_timeout=SECONDS))
+    except Exception as error:  # no such name, no access, no network, or told to stay offline
+        raise SettingError(
+            f"model.path is '{name}', no folder here, and its {CONFIG}, which is all that the plan needs, is neither "
+            f"cached nor to be had from the hub ({reason(error, 120)}); run once with a network, or set model.path to "
+            f"a folder with {CONFIG}"
+        ) from error
+
+
 def _card_here(run: RunSettings) -> tuple[int | None, str]:
     """Bytes and name of this machine's smallest GPU; None and "" if there is none or the run uses none."""
     count = torch.cuda.device_count() if run.on_gpu else 0
     cards = [torch.cuda.get_device_properties(place) for place in range(count)]
     return min(((card.total_memory, card.name) for card in cards), default=(None, ""))
-
-
-def _bytes(gib: float) -> int:
-    return int(gib * GIB)
 
 
 def _verdict(run: RunSettings, card: int | None) -> str:

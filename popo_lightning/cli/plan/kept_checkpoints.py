@@ -32,8 +32,6 @@ def on_disk(run: RunSettings) -> OnDisk | None:
         run: Settings of the run.
     """
     beside, best = int(run.checkpoint_last_beside), run.checkpoints_kept
-    if run.checkpoints_kept != -1:
-        best -= beside
     an_iteration = run.minibatches * run.ppo_epochs
     steps, every = run.iterations * an_iteration, run.checkpoint_every_steps
     every = every or (run.checkpoint_every or 0) * an_iteration
@@ -61,7 +59,7 @@ def settings_of(checkpoint: Any) -> dict[str, Any]:
     return {
         "checkpoint_every": by_iterations,
         "checkpoint_every_steps": by_steps,
-        "checkpoints_kept": -1 if checkpoint.save_top_k == -1 else checkpoint.save_top_k + beside,
+        "checkpoints_kept": checkpoint.save_top_k,
         "checkpoint_last_beside": beside,
         "checkpoint_has_optimizer": not checkpoint.save_weights_only,
     }

@@ -53,6 +53,6 @@ def optimizer_state(make: Callable[..., Any], dtype: torch.dtype, on_gpu: bool) 
         )
         return OptimizerState(ADAM.bytes_kept, int(on_gpu), (note,))
     kept = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]
-    size = sum(value.numel() * value.element_size() for value in kept) / parameter.numel()
+    size = sum(value.nbytes for value in kept) / parameter.numel()
     at_once = on_gpu and not settings.get("fused") and settings.get("foreach", False) in (None, True)
     return OptimizerState(size, int(at_once))

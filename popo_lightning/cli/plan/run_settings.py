@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ from popo_lightning.rollout.checks import check_share
 WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights are distributed over the ranks
 VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"
 LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # Lightning's full names of precisions
-MEMORY_SHARE = 0.6  # default of VLLMEngine
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Engine:
     """
 
     kind: str
-    share: float = MEMORY_SHARE
+    share: float = 0.6
     sleep_level: int = 0
     cpu_cache: int = 0
     batch_size: int = 0
@@ -63,7 +62,6 @@ class RunSettings:
     card_name: str = ""  # if known
     ranks: int = 1
     layout: str = WHOLE  # or DDP or FSDP
-    shards: int = 1  # ranks that share one copy of the weights
     bucket_view: bool = False  # DDP's buckets are the gradients
     weight_dtype: torch.dtype = torch.float32
     autocast: bool = False  # computes in bfloat16 from float32 weights
@@ -91,9 +89,14 @@ class RunSettings:
     checkpoint_every: int | None = 20  # iterations; the end is always saved
     checkpoint_every_steps: int | None = None  # or minibatches
     checkpoints_kept: int = 1  # -1: all
-    checkpoint_last_beside: bool = False  # whether one of them is last.ckpt, in a file of its own
+    checkpoint_last_beside: bool = False  # whether last.ckpt is kept besides, in a file of its own
     checkpoint_has_optimizer: bool = True
     notes: tuple[str, ...] = ()
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share one copy of the weights."""
+        return self.ranks if self.layout == FSDP else 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -144,12 +147,12 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
     trainer = config.trainer
     on_gpu = _on_gpu(str(trainer.accelerator), for_card)
     devices = count_devices(trainer.devices, on_gpu, notes)
-    ranks = devices * _positive("trainer.num_nodes", trainer.num_nodes)
+    ranks = devices * trainer.num_nodes
     strategy = _strategy(trainer.strategy, ranks)
     settle_strategy(strategy, ranks)
     check_sharding(strategy, ranks)
     check_share(data, ranks)
-    layout, shards = _layout(strategy, ranks)
+    layout = _layout(strategy)
     autocast = check_precision(trainer.precision) == "bf16-mixed" and policy.weight_dtype == torch.float32
     trained = policy.weight_dtype if policy.lora is None else torch.float32
     optimizer = optimizer_state(policy.make_optimizer, trained, on_gpu)
@@ -157,7 +160,6 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         on_gpu=on_gpu,
         ranks=ranks,
         layout=layout,
-        shards=shards,
         bucket_view=bool(getattr(strategy, "_ddp_kwargs", {}).get("gradient_as_bucket_view")),
         weight_dtype=policy.weight_dtype,
         autocast=autocast,
@@ -168,7 +170,7 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         has_reference=_has_reference(policy, data),
         lora=policy.lora,
         freeze_vision=policy.freeze_vision,
-        gradients_held_whole=layout == FSDP and getattr(policy, "gradient_sync", "micro_batch") == "step",
+        gradients_held_whole=layout == FSDP and policy.gradient_sync == "step",
         entropy_gradient=policy.objective.needs_entropy,
         micro_batch_tokens=policy.micro_batch_tokens,
         gradient_checkpointing=policy.gradient_checkpointing,
@@ -176,12 +178,12 @@ def read_settings(config: Any, policy: PolicyModule, data: RolloutDataModule, fo
         group_size=data.group_size,
         minibatches=data.minibatches,
         ppo_epochs=data.ppo_epochs,
-        prompt_tokens=_positive("data.max_prompt_tokens", data.max_prompt_tokens),
+        prompt_tokens=data.max_prompt_tokens,
         response_tokens=data.sampling.max_new_tokens,
         evaluation_tokens=_longest_evaluation(config.evaluation),
         image_pixels=data.image_pixels[1] if data.image_pixels else None,
         engine=_engine(data.engine, on_gpu, notes),
-        iterations=max(0, trainer.max_epochs or 0),
+        iterations=max(0, trainer.max_epochs),
         notes=(*notes, *optimizer.notes),
         **settings_of(config.checkpoint),
     )
@@ -237,8 +239,7 @@ def _strategy(given: Any, ranks: int) -> Any:
         given = "single_device" if ranks == 1 else "ddp"
     try:
         if not isinstance(given, str):
-            module, _, kind = given.class_path.rpartition(".")
-            return getattr(import_module(module), kind)(**dict(given.get("init_args") or {}))
+            return resolve_name(given.class_path)(**dict(given.get("init_args") or {}))
         if given == "single_device":
             return SingleDeviceStrategy(torch.device("cpu"))
         return StrategyRegistry.get(given)
@@ -247,14 +248,11 @@ def _strategy(given: Any, ranks: int) -> Any:
         raise SettingError(f"trainer.strategy is '{name}', which cannot be made: {reason(error)}") from error
 
 
-def _layout(strategy: Any, ranks: int) -> tuple[str, int]:
-    """How the weights are distributed over the ranks, and how many ranks share one copy."""
-    if isinstance(strategy, ModelParallelStrategy):
-        return FSDP, ranks
-    if isinstance(strategy, DDPStrategy):
-        return DDP, 1
-    if isinstance(strategy, SingleDeviceStrategy):
-        return WHOLE, 1
+def _layout(strategy: Any) -> str:
+    """How the weights are distributed over the ranks."""
+    for kind, layout in ((ModelParallelStrategy, FSDP), (DDPStrategy, DDP), (SingleDeviceStrategy, WHOLE)):
+        if isinstance(strategy, kind):
+            return layout
     raise SettingError(
         f"trainer.strategy is {type(strategy).__name__}, of which the plan knows nothing; use ddp, or "
         "ModelParallelStrategy (FSDP2)"
@@ -284,12 +282,6 @@ def _longest_evaluation(evaluation: Any) -> int:
     per_benchmark = (evaluation.get("benchmarks") or {}).values()
     limits = [each.get("max_new_tokens") for each in per_benchmark if hasattr(each, "get")]
     return max((limit for limit in (evaluation.get("max_new_tokens"), *limits) if limit), default=0)
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise SettingError(f"{name} is {value}; use at least 1")
-    return value
 
 
 def _has_reference(policy: PolicyModule, data: RolloutDataModule) -> bool:

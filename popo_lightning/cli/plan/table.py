@@ -88,11 +88,8 @@ def _lines(parts: dict[str, int]) -> Iterator[tuple[str, str]]:
 def _backward(run: RunSettings, model: Model, memory: Memory) -> Iterator[tuple[str, str]]:
     yield from _lines(memory.backward)
     for checkpointing, word in ((False, "without"), (True, "with")):
-        yield f"all activations {word} gradient checkpointing", size(_all(run, model, checkpointing))
-
-
-def _all(run: RunSettings, model: Model, checkpointing: bool) -> int:
-    return sum(activation_bytes(run, model, checkpointing).values())
+        kept = sum(activation_bytes(run, model, checkpointing).values())
+        yield f"all activations {word} gradient checkpointing", size(kept)
 
 
 def _engine(run: RunSettings, memory: Memory) -> Iterator[tuple[str, str]]:

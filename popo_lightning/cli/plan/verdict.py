@@ -11,8 +11,8 @@ from popo_lightning.cli.plan.run_settings import FSDP, TRANSFORMERS, VLLM, RunSe
 
 SHARE_STEP = 0.01
 
-# Gives a setting with its new value and the run that has it, or None if there is nothing to change.
-Remedy = Callable[[RunSettings, Model, int], tuple[str, RunSettings] | None]
+# Gives a setting with its new value and the run that has it, which is the same run if there is nothing to change.
+Remedy = Callable[[RunSettings, Model, int], tuple[str, RunSettings]]
 
 
 def objection(run: RunSettings, model: Model, card: int | None) -> str | None:
@@ -52,9 +52,9 @@ def _advice(run: RunSettings, model: Model, card: int) -> str:
     taken: list[Remedy] = []
     now = run
     for remedy in REMEDIES:
-        found = remedy(now, model, card)
-        if found is not None and _lacking(found[1], model, card) < _lacking(now, model, card):
-            taken, now = [*taken, remedy], found[1]
+        _, changed = remedy(now, model, card)
+        if _lacking(changed, model, card) < _lacking(now, model, card):
+            taken, now = [*taken, remedy], changed
         if not _lacking(now, model, card):
             break
     else:
@@ -70,10 +70,10 @@ def _after(run: RunSettings, remedies: Sequence[Remedy], model: Model, card: int
     """Applies remedies; returns the run and what they set."""
     words = []
     for remedy in remedies:
-        found = remedy(run, model, card)
-        if found is not None:
-            words.append(found[0])
-            run = found[1]
+        setting, changed = remedy(run, model, card)
+        if changed != run:
+            words.append(setting)
+            run = changed
     return run, words
 
 
@@ -83,10 +83,8 @@ def _lacking(run: RunSettings, model: Model, card: int) -> int:
     return sum(max(0, size - card) for size in memory.peaks.values()) + (memory.engine.sequences == 0)
 
 
-def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
+def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
     """Lowers vLLM's share to the largest that leaves room for the rest, or the smallest that still holds a sequence."""
-    if run.engine.kind != VLLM:
-        return None
     memory = estimate(run, model, card)
     without = sum(memory.always.values())
     if run.engine.sleep_level == 0:
@@ -94,52 +92,45 @@ def _smaller_share(run: RunSettings, model: Model, card: int) -> tuple[str, RunS
     share = floor((card - without) / card / SHARE_STEP) * SHARE_STEP
     least = ceil((memory.engine.weights + memory.engine.work + memory.engine.sequence) / card / SHARE_STEP) * SHARE_STEP
     share = round(max(share, least), 2)
-    if not 0 < share < run.engine.share:
-        return None
+    if run.engine.kind != VLLM or not 0 < share < run.engine.share:
+        share = run.engine.share
     return f"data.engine.gpu_memory_utilization to {share:g}", replace(run, engine=replace(run.engine, share=share))
 
 
-def _fewer_responses(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
+def _fewer_responses(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
     """Halves the batch size as often as it helps."""
     batch, now = min(run.engine.batch_size, run.rank_sequences), run
     while run.engine.kind == TRANSFORMERS and batch > 1 and _lacking(now, model, card):
         batch //= 2
         now = replace(run, engine=replace(run.engine, batch_size=batch))
-    return None if now is run else (f"data.engine.batch_size to {batch}", now)
+    return f"data.engine.batch_size to {batch}", now
 
 
-def _fewer_tokens(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
+def _fewer_tokens(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
     """Halves the token budget as often as it helps; it still holds a whole sequence."""
     tokens, now = run.micro_batch_tokens, run
     while tokens // 2 >= run.sequence_tokens and _lacking(now, model, card):
         tokens //= 2
         now = replace(run, micro_batch_tokens=tokens)
-    return None if now is run else (f"model.micro_batch_tokens to {tokens}", now)
+    return f"model.micro_batch_tokens to {tokens}", now
 
 
-def _checkpointing(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    if run.gradient_checkpointing:
-        return None
+def _checkpointing(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
     return "model.gradient_checkpointing to true", replace(run, gradient_checkpointing=True)
 
 
-def _sleep(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    if run.engine.kind != VLLM or run.engine.sleep_level:
-        return None
-    return "data.engine.sleep_level to 2", replace(run, engine=replace(run.engine, sleep_level=2))
+def _sleep(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
+    level = run.engine.sleep_level or 2
+    return f"data.engine.sleep_level to {level}", replace(run, engine=replace(run.engine, sleep_level=level))
 
 
-def _shard_gradients(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    if not run.gradients_held_whole:
-        return None
+def _shard_gradients(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
     return "model.gradient_sync to micro_batch", replace(run, gradients_held_whole=False)
 
 
-def _shard(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings] | None:
-    if run.layout == FSDP or run.ranks == 1:
-        return None
-    changed = replace(run, layout=FSDP, shards=run.ranks)
-    return "trainer.strategy to ModelParallelStrategy (FSDP2, as configs/scale/fsdp2.yaml does)", changed
+def _shard(run: RunSettings, model: Model, card: int) -> tuple[str, RunSettings]:
+    sharded = replace(run, layout=FSDP if run.ranks > 1 else run.layout)
+    return "trainer.strategy to ModelParallelStrategy (FSDP2, as configs/scale/fsdp2.yaml does)", sharded
 
 
 REMEDIES: Sequence[Remedy] = (

@@ -71,7 +71,7 @@ def test_a_critic_has_adapters_of_its_own(tiny: GivenActivations) -> None:
 
 
 def test_shards(tiny: GivenActivations) -> None:
-    memory = estimate(settings(layout=FSDP, shards=4, ranks=4), tiny, None)
+    memory = estimate(settings(layout=FSDP, ranks=4), tiny, None)
     assert memory.always["weights"] == TINY + ADAPTERS and memory.always["optimizer state"] == 2 * ADAPTERS
 
 

@@ -31,7 +31,7 @@ TOKENS = 2048  # tokens of a pass: one sequence of 1024 + 1024
 SGD = OptimizerState(0.0, 0)
 BF16 = torch.bfloat16
 MIXED: dict[str, Any] = {"autocast": True}
-SHARDED: dict[str, Any] = {"autocast": True, "layout": FSDP, "shards": 4, "ranks": 4}
+SHARDED: dict[str, Any] = {"autocast": True, "layout": FSDP, "ranks": 4}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_parts_of_a_model(tiny: GivenActivations) -> None:
     assert (shape.trained, shape.cast, shape.layer, shape.root) == (TINY, IN_MATRICES, LAYER, TINY - 2 * LAYER)
     assert (shape.critic, shape.critic_trained) == (CRITIC - 65, CRITIC - 65)
     assert shape.critic_cast == IN_MATRICES - EMBEDDING  # all matrices except the head
-    assert (shape.vocabulary, shape.hidden, shape.feed_forward, shape.positions) == (100, 64, 96, 4096)
+    assert (shape.vocabulary, shape.hidden, shape.feed_forward) == (100, 64, 96)
     assert shape.cache_elements == 2 * 2 * 2 * 32  # keys and values, layers, heads, width
     assert shape.vision is None
 

@@ -130,7 +130,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "accelerator": ({"trainer": {"accelerator": "tpu"}}, "trainer.accelerator is 'tpu'"),
     "cpu": ({"trainer": {"accelerator": "cpu"}}, "--card_gib"),
     "precision": ({"trainer": {"precision": "16-mixed"}}, "trainer.precision is '16-mixed'"),
-    "nodes": ({"trainer": {"num_nodes": 0}}, "trainer.num_nodes is 0"),
     "prompts": ({"data": {"max_prompt_tokens": 0}}, "data.max_prompt_tokens is 0"),
 }
 
@@ -193,22 +192,19 @@ def test_model_and_batch() -> None:
     assert (run.micro_batch_tokens, run.gradient_checkpointing, run.optimizer.bytes_kept) == (77, True, 0)
     assert (run.problems, run.group_size, run.minibatches, run.ppo_epochs) == (24, 5, 3, 2)
     assert (run.prompt_tokens, run.response_tokens, run.sequence_tokens, run.image_pixels) == (11, 22, 33, 7840)
-    assert (run.checkpoint_every, run.checkpoints_kept, run.checkpoint_has_optimizer) == (7, 4, False)
+    assert (run.checkpoint_every, run.checkpoints_kept, run.checkpoint_has_optimizer) == (7, 3, False)
+    assert run.checkpoint_last_beside
     assert run.rank_sequences == 60
     plain = read()
     assert not (plain.has_reference or plain.has_critic or plain.entropy_gradient or plain.gradients_held_whole)
     assert read(checkpoint={"save_top_k": -1, "save_last": True}).checkpoints_kept == -1
 
 
-def test_gradients_held_whole_are_read_from_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_held_whole_are_read_from_the_policy() -> None:
     sharded = {"strategy": strategy("ModelParallelStrategy", data_parallel_size=1, tensor_parallel_size=1)}
     for way, held in (("step", True), ("micro_batch", False)):
-        monkeypatch.setattr(PolicyModule, "gradient_sync", way, raising=False)
-        if "gradient_sync" in PolicyModule.__init__.__annotations__:
-            assert read(sharded, {"gradient_sync": way}).gradients_held_whole == held
-        else:
-            assert read(sharded).gradients_held_whole == held
-        assert not read({"strategy": "ddp"}).gradients_held_whole
+        assert read(sharded, {"gradient_sync": way}).gradients_held_whole == held
+        assert not read({"strategy": "ddp"}, {"gradient_sync": way}).gradients_held_whole
 
 
 def test_the_longest_evaluation_decides_what_the_engine_makes_room_for() -> None:

@@ -31,7 +31,6 @@ BIG = Architecture(
     hidden=1000,
     feed_forward=4000,
     cache_elements=20_000,
-    positions=None,
     vision=None,
 )
 LARGE = GivenActivations(BIG)
@@ -64,7 +63,7 @@ def with_settings_of(sentence: str, run: RunSettings) -> RunSettings:
             run = replace(run, gradients_held_whole=False)
         else:
             assert (name, value) == ("trainer.strategy", "ModelParallelStrategy")
-            run = replace(run, layout=FSDP, shards=run.ranks)
+            run = replace(run, layout=FSDP)
     return run
 
 
@@ -86,7 +85,7 @@ SINGLE = {  # what is wrong, and the one setting that helps
         ranks=8, layout=DDP, engine=Engine(SERVERS), optimizer=replace(RunSettings().optimizer, bytes_kept=60.0)
     ),
     "model.gradient_sync to micro_batch": settings(
-        ranks=64, layout=FSDP, shards=64, engine=Engine(SERVERS), gradients_held_whole=True
+        ranks=64, layout=FSDP, engine=Engine(SERVERS), gradients_held_whole=True
     ),
 }
 CARDS = {
@@ -187,7 +186,6 @@ def drawn(draw: Random) -> RunSettings:
         on_gpu=draw.random() < 0.8,
         ranks=ranks,
         layout=layout,
-        shards=ranks if layout == FSDP else 1,
         bucket_view=draw.random() < 0.5,
         autocast=draw.random() < 0.5,
         has_critic=draw.random() < 0.3,
@@ -214,7 +212,7 @@ def helped_by_all(run: RunSettings, planned: GivenActivations, card: int | None)
     """Returns whether all changes at once, with some share, make the run fit."""
     most = replace(run, micro_batch_tokens=1, gradient_checkpointing=True, gradients_held_whole=False)
     if run.ranks > 1:
-        most = replace(most, layout=FSDP, shards=run.ranks if run.layout != FSDP else run.shards)
+        most = replace(most, layout=FSDP)
     level = run.engine.sleep_level or 2
     small = replace(run.engine, sleep_level=level, batch_size=1)
     engines = [replace(small, share=run.engine.share * part / 20) for part in range(1, 21)]
