@@ -201,12 +201,8 @@ def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
     Raises:
         SettingError: Another process writes to the folder, or it cannot be written to.
     """
-    if not is_first_rank():
-        return
-    taken = claim(folder, setting)
-    if taken is None:
+    if is_first_rank() and not claim(folder, setting, claims):
         raise _taken(folder, setting)
-    claims.callback(taken.release)
 
 
 def check_idle(folder: Path) -> None:

@@ -137,13 +137,11 @@ def _free_folder(wanted: WantedRun, claims: ExitStack) -> Path:
 
 
 def _claimed_free(folder: Path, claims: ExitStack) -> bool:
-    taken = claim(folder, "run.root")
-    if taken is not None and holds_run(folder):  # a run that has just ended
-        taken.release()
-        return False
-    if taken is not None:
-        claims.callback(taken.release)
-    return taken is not None
+    with ExitStack() as own:
+        if not claim(folder, "run.root", own) or holds_run(folder):  # a run that has just ended
+            return False
+        claims.enter_context(own.pop_all())
+    return True
 
 
 def _asked_folder(wanted: WantedRun, claims: ExitStack) -> Path:

@@ -110,10 +110,10 @@ def test_a_run_that_ends_between_the_look_and_the_claim(
 ) -> None:
     first = settled(wanted(root))
 
-    def claim_late(folder: Path, setting: str) -> Any:
+    def claim_late(folder: Path, setting: str, claims: ExitStack) -> bool:
         if folder == first.folder:
             made(first, 4)
-        return claim(folder, setting)
+        return claim(folder, setting, claims)
 
     monkeypatch.setattr("popo_lightning.runs.start.claim", claim_late)
     monkeypatch.setattr("popo_lightning.runs.resume.claim", claim_late)
