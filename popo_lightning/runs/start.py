@@ -16,7 +16,7 @@ from popo_lightning.runs.folder import (
     holds_run,
     home_of,
     is_first_rank,
-    newest_checkpoint,
+    newest_of,
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
@@ -199,7 +199,7 @@ def _checkpoint_folder(wanted: WantedRun, place: Place, record: RunRecord, claim
     folder = Path(wanted.checkpoints)
     if folder.absolute().is_relative_to(place.folder.absolute()) or not is_first_rank():
         return folder
-    newest = newest_checkpoint(folder)
+    newest = newest_of([folder])
     own = place.checkpoint is not None and place.resumes and same(place.checkpoint.parent, folder)
     if newest is not None and not own:
         wrote = record_in(read_checkpoint(newest))
