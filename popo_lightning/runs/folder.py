@@ -115,6 +115,17 @@ def _say_passed_over(checkpoint: Path, why: str) -> None:
     print(f"popo: passed over {checkpoint}, which {why}", file=sys.stderr)
 
 
+def progress(begun: int, steps: int, left: int) -> tuple[int, int]:
+    """Iterations whose minibatches are all done, and minibatches done of the next one.
+
+    Args:
+        begun: Iterations that have begun.
+        steps: Minibatches of an iteration.
+        left: Of those, the ones that the latest iteration has still to take.
+    """
+    return (begun - 1, steps - left) if left else (begun, 0)
+
+
 def behind(checkpoint: Path) -> Behind:
     """Progress recorded in a checkpoint.
 

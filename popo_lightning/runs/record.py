@@ -51,6 +51,10 @@ class RunRecord:
         """
         return [folder / path for path in self.checkpoints]  # an absolute path stays as it is
 
+    def began_from(self, checkpoint: Path | str) -> bool:
+        """Whether the run began from this checkpoint of another run."""
+        return self.origin is not None and Path(self.origin["checkpoint"]).resolve() == Path(checkpoint).resolve()
+
     def must_have_checkpoint(self, iterations: int) -> bool:
         """Whether a run with so many iterations should have a checkpoint; if it keeps none, after any iteration."""
         if self.checkpoint_every is None:

@@ -47,8 +47,7 @@ class Start:
     @property
     def forks(self) -> bool:
         """Whether the run begins from another run's checkpoint now."""
-        origin = self.record.origin
-        return origin is not None and self.checkpoint is not None and same(self.checkpoint, origin["checkpoint"])
+        return self.checkpoint is not None and self.record.began_from(self.checkpoint)
 
 
 def settle(wanted: WantedRun, claims: ExitStack) -> Start:
@@ -180,7 +179,7 @@ def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, cla
     if not holds_run(folder):
         hold(folder, claims)
         return Place(folder, checkpoint, None, resumes=False)
-    if there is None or there.origin is None or not same(Path(there.origin["checkpoint"]), checkpoint):
+    if there is None or not there.began_from(checkpoint):
         raise SettingError(
             f"ckpt_path is '{checkpoint}', but run.folder is '{folder}', which holds a run that did not begin from it; "
             "name another folder, or leave ckpt_path out"

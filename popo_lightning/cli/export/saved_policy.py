@@ -12,8 +12,7 @@ from typing import Any
 from popo_lightning.cli.export.options import SOURCE
 from popo_lightning.core.errors import SettingError
 from popo_lightning.runs.checkpoint_files import META, flaw, state_file, state_in
-from popo_lightning.runs.folder import CHECKPOINTS, checkpoint_folders, holds_run, home_of, newest_of
-from popo_lightning.runs.progress import progress
+from popo_lightning.runs.folder import CHECKPOINTS, checkpoint_folders, holds_run, home_of, newest_of, progress
 from popo_lightning.runs.record import RunRecord, read_record, record_in
 
 MODEL_CONFIG = "config.json"

@@ -16,7 +16,7 @@ from popo_lightning.cli.export.saved_policy import SavedPolicy, nested, opened, 
 from popo_lightning.cli.export.shards import tensors_of
 from popo_lightning.cli.export.weights import weights_of
 from popo_lightning.core.errors import SettingError
-from popo_lightning.runs.progress import progress
+from popo_lightning.runs.folder import progress
 
 
 @pytest.fixture(scope="module")
