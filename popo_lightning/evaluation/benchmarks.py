@@ -111,11 +111,6 @@ def a_part(problems: Sequence[Problem], most: int) -> Sequence[Problem]:
     return [problems[place] for place in sorted(places[:most])]
 
 
-def ids_of_part(problems: Sequence[Problem], most: int) -> set[str]:
-    """Ids of the problems that :func:`a_part` chooses."""
-    return {problem.id for problem in a_part(problems, most)}
-
-
 def checked_number_kept(problems: int, write_samples: bool) -> int:
     """Checks evaluation.keep_responses.
 

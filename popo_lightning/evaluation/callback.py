@@ -15,24 +15,22 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
-from popo_lightning.engines.base import Sampling
 from popo_lightning.evaluation.benchmarks import (
     DEFAULT_BREAKDOWN,
     BenchmarkSettings,
     EvalSettings,
+    a_part,
     check_names,
     checked_number_kept,
-    ids_of_part,
     metric_names,
     seed_of_draws,
     several,
 )
-from popo_lightning.evaluation.evaluated_run import EvaluatedRun, evaluated_run
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
-from popo_lightning.evaluation.grades import check_evaluation_grades
-from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, measured
+from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, check_graded, measured
 from popo_lightning.evaluation.tables import benchmark_table, breakdown_table
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
+from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.folder import EVALUATIONS
 from popo_lightning.runs.stopping import stop_requests
 
@@ -114,7 +112,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses settings for benchmarks that the task does not have, before a model loads."""
-        data = evaluated_run(trainer)
+        data = rollouts_of(trainer)
         found = dict(data.benchmarks())
         check_names(found, self.benchmarks, self.breakdown)
         for name, problems in found.items():
@@ -135,7 +133,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates before training; when resumed, only if the checkpoint lacks its iteration's evaluation."""
-        data = evaluated_run(trainer)
+        data = rollouts_of(trainer)
         if data.iteration == 0:
             if self.at_start and not self.history:
                 self._evaluate_all(trainer)
@@ -144,7 +142,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates every n iterations."""
-        iteration = evaluated_run(trainer).iteration
+        iteration = rollouts_of(trainer).iteration
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
             self._evaluate_all(trainer)
 
@@ -153,7 +151,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates at the end, unless this iteration has been evaluated."""
-        if not self._evaluated(evaluated_run(trainer).iteration):
+        if not self._evaluated(rollouts_of(trainer).iteration):
             self._evaluate_all(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -196,7 +194,7 @@ class Evaluation(KeepsState, L.Callback):
             self._finish(trainer, self._results, None)
         self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
         for result in self._results:  # only now, since the responses are worth keeping
-            check_evaluation_grades(result, evaluated_run(trainer))
+            check_graded(result, rollouts_of(trainer).generator.pool)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keeps the responses.jsonl of an earlier predict."""
@@ -207,7 +205,7 @@ class Evaluation(KeepsState, L.Callback):
     # -- what --------------------------------------------------------------------------------------------------
 
     def _evaluate_all(self, trainer: L.Trainer) -> None:
-        data, folder = evaluated_run(trainer), self._folder(trainer)
+        data, folder = rollouts_of(trainer), self._folder(trainer)
         self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
         assert self.latest is not None
         self.history.append({"iteration": data.iteration} | self.latest.metrics())
@@ -217,7 +215,7 @@ class Evaluation(KeepsState, L.Callback):
     def _evaluate(
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
     ) -> BenchmarkResult:
-        data = evaluated_run(trainer)
+        data = rollouts_of(trainer)
         settings = self.settings_of(name)
         settings = replace(settings, max_new_tokens=settings.max_new_tokens or data.sampling.max_new_tokens)
         stop_requests(trainer).check(trainer)
@@ -225,38 +223,45 @@ class Evaluation(KeepsState, L.Callback):
         spent = data.clock.take()  # training does not count this generation
         problems = settings.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
-        with data.leaves_at_once():
+        with stop_requests(trainer).interruptible(trainer.world_size == 1):
             data.sync()
-            greedy = self._sample(data, name, mine, 1, replace(settings, temperature=0.0)) if settings.greedy else []
-            sampled = self._sample(data, name, mine, settings.samples, settings) if settings.samples else []
+            greedy = self._sample(trainer, name, mine, 1, replace(settings, temperature=0.0)) if settings.greedy else []
+            sampled = self._sample(trainer, name, mine, settings.samples, settings) if settings.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
         stop_requests(trainer).check(trainer)  # there may be no next benchmark that checks
         if folder is not None and self.write_samples:
-            kept = ids_of_part(problems, self.keep_responses)
+            kept = {problem.id for problem in a_part(problems, self.keep_responses)}
             with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
                 file.write_all(sample_rows(name, greedy, sampled, self.breakdown, kept))
         if self._responses is not None:
             self._responses.write_all(sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
         result = measured(trainer, name, settings, problems, greedy, sampled, self.breakdown, seconds)
         if self._responses is None and not (trainer.state.fn == "fit" and data.iteration):
-            check_evaluation_grades(result, data)
+            check_graded(result, data.generator.pool)
         return result
 
     def _sample(
-        self, data: EvaluatedRun, name: str, problems: Sequence[Problem], n: int, settings: EvalSettings
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, settings: EvalSettings
     ) -> list[Group]:
-        assert settings.max_new_tokens is not None and data.trainer is not None
-        cut = (settings.top_p, settings.top_k) if settings.temperature else (1.0, 0)
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, *cut, stop=data.sampling.stop)
-        seed = seed_of_draws(self.seed, data.trainer.global_rank, name, data.iteration if self.new_draws else None)
+        data = rollouts_of(trainer)
+        assert settings.max_new_tokens is not None
+        sampling = replace(
+            data.sampling,  # for its stop strings
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p if settings.temperature else 1.0,
+            top_k=settings.top_k if settings.temperature else 0,
+            temperature_spread=0.0,
+        )
+        seed = seed_of_draws(self.seed, trainer.global_rank, name, data.iteration if self.new_draws else None)
         how = f"{n} sampled each" if settings.temperature else "greedy"
         with data.generator.work.named(f"evaluating {name} ({how})"):
-            return list(data.sample(problems, n, sampling, seed))
+            return data.sample(problems, n, sampling, seed)
 
     def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
         """Logs and writes results; Progress shows ``latest``."""
-        iteration = evaluated_run(trainer).iteration
+        iteration = rollouts_of(trainer).iteration
         self.latest = EvaluationResult(iteration, results)
         metrics = self.latest.metrics()
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -286,7 +291,7 @@ class Evaluation(KeepsState, L.Callback):
         """Folder of an evaluation: one per iteration during training, one per command for validate and test."""
         assert trainer.state.fn is not None
         fitting = trainer.state.fn == "fit"
-        name = f"iteration-{evaluated_run(trainer).iteration:06d}" if fitting else trainer.state.fn.value
+        name = f"iteration-{rollouts_of(trainer).iteration:06d}" if fitting else trainer.state.fn.value
         return Path(trainer.default_root_dir) / EVALUATIONS / name
 
     def keep_present(self, iteration: int) -> None:

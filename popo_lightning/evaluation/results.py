@@ -15,8 +15,9 @@ from torch import Tensor
 
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
-from popo_lightning.core.ranks import all_reduce
+from popo_lightning.core.ranks import all_gather_object, all_reduce
 from popo_lightning.evaluation.benchmarks import MEAN, EvalSettings
+from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.metrics.estimates import AvgAtK, PassAtK
 
 Numbers = dict[str, float]
@@ -149,6 +150,23 @@ def measured(
                 for value in values
             }
     return BenchmarkResult(name, settings, _numbers(trainer, settings, greedy, sampled), breakdown, seconds)
+
+
+def check_graded(result: BenchmarkResult, pool: GradingPool) -> None:
+    """Stops all ranks if the verifier failed for every response to a benchmark, whose numbers would mean nothing.
+
+    Args:
+        result: Result of the benchmark over all ranks.
+        pool: This rank's graders, which know their first failure.
+
+    Raises:
+        SettingError: Every grading failed; the message has the reason.
+    """
+    responses = result.numbers["problems"] * (result.settings.samples + result.settings.greedy)
+    failures = result.numbers["grading_failures"]
+    if failures == responses:  # on all ranks or none, since the rest is a collective
+        counts = {"responses": responses, "failures": failures}
+        check_grades(counts, all_gather_object(pool.first_failure), f"to benchmark '{result.name}'")
 
 
 NO_VALUE = "(none)"

@@ -19,7 +19,7 @@ from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.work import Work
 from popo_lightning.engines.base import Sampling
-from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings, ids_of_part, seed_of_draws
+from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings, a_part, seed_of_draws
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
@@ -252,7 +252,7 @@ def test_kept_responses_have_what_an_estimate_reads() -> None:
 
 def test_responses_that_are_kept_are_a_fixed_part() -> None:
     problems = [Problem(str(place), "", 0) for place in range(40)]
-    kept = {n: ids_of_part(problems, n) for n in (0, 3, 10, 40, 99)}
+    kept = {n: {problem.id for problem in a_part(problems, n)} for n in (0, 3, 10, 40, 99)}
     assert [len(found) for found in kept.values()] == [0, 3, 10, 40, 40]
     assert kept[3] < kept[10] < kept[40] == {problem.id for problem in problems}
     with pytest.raises(SettingError, match="keep_responses is -1; use 0"):
