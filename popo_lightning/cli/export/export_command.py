@@ -16,9 +16,9 @@ def main(args: Sequence[str]) -> int:
     Returns:
         Exit code: 0, 1 if the folder is complete but its upload failed, or 130 if it was interrupted.
     """
-    from popo_lightning.cli.export.options import export_options
+    from popo_lightning.cli.export.options import export_parser
 
-    asked = export_options(args)  # answers --help before torch is imported
+    asked = export_parser().parse_args(args)  # answers --help before torch is imported
     from popo_lightning.cli.export.exported_folder import export
     from popo_lightning.cli.export.hub import NotTakenError, check_hub, push
     from popo_lightning.cli.parser import refuse
