@@ -33,26 +33,24 @@ def best_checkpoint(run: Path) -> Path:
         raise SettingError(f"--best is given, but the run in '{run}' has no whole checkpoint; continue the run first")
     saved = sorted((opened(path, run) for path in whole), key=lambda each: written_at(each.checkpoint))
     noted = _noted(saved[-1])
-    if noted.get("monitor"):
-        worse_is_larger = noted.get("mode") == "min"
-        noted_scores = {Path(path).name: float(score) for path, score in dict(noted.get("best_k_models") or {}).items()}
-        values = (
-            (_metric(_evaluation(run, each), str(noted["monitor"])), noted_scores.get(each.checkpoint.name), each)
-            for each in saved
-        )
-        found = ((now if now is not None else before, each) for now, before, each in values)
-        scored = [(value, each) for value, each in found if value is not None]
-        what = f"of checkpoint.monitor, {noted['monitor']}"
-    else:
-        worse_is_larger = False
-        scored = [(value, each) for each in saved if (value := _accuracy(_evaluation(run, each))) is not None]
-        what = "of an evaluation (checkpoint.monitor is null)"
+    monitor = noted.get("monitor")
+    noted_scores = {Path(path).name: float(score) for path, score in dict(noted.get("best_k_models") or {}).items()}
+
+    def score(each: SavedPolicy) -> float | None:
+        evaluation = None if each.under_way else measured_after(run, each.iterations)
+        if not monitor:
+            return _accuracy(evaluation)
+        measured = _metric(evaluation, str(monitor))
+        return noted_scores.get(each.checkpoint.name) if measured is None else measured
+
+    scored = [(value, each) for each in saved if (value := score(each)) is not None]
     if not scored:
+        what = f"of checkpoint.monitor, {monitor}" if monitor else "of an evaluation (checkpoint.monitor is null)"
         raise SettingError(
             f"--best is given, but no checkpoint that the run in '{run}' has kept has a value {what}; drop it, or have "
             "a run keep them by checkpoint.monitor, or by checkpoint.save_top_k -1"
         )
-    best = (min if worse_is_larger else max)(value for value, _ in scored)
+    best = (min if monitor and noted.get("mode") == "min" else max)(value for value, _ in scored)
     return [each.checkpoint for value, each in scored if value == best][-1]
 
 
@@ -62,10 +60,6 @@ def _noted(saved: SavedPolicy) -> Mapping[str, Any]:
         if name.startswith("Checkpoints") and isinstance(state, Mapping):
             return {**state, "mode": "max" if "'mode': 'max'" in name else "min"}
     return {}
-
-
-def _evaluation(run: Path, saved: SavedPolicy) -> Measured | None:
-    return None if saved.under_way else measured_after(run, saved.iterations)
 
 
 def _metric(found: Measured | None, monitor: str) -> float | None:

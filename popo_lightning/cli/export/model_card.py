@@ -160,9 +160,8 @@ def _evaluation(told: Told) -> Iterator[str]:
         for name, numbers in measured.benchmarks.items()
     ]
     yield markdown_table(("benchmark", *labels), rows)
-    texts = {name: _settings_text(settings) for name, settings in measured.settings.items()}
-    if texts:
-        yield "\n".join(f"- {_code(name)}: {_code(text)}" for name, text in texts.items())
+    if measured.settings:
+        yield "\n".join(f"- {_code(name)}: {_code(_settings_text(its))}" for name, its in measured.settings.items())
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
