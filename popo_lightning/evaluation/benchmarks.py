@@ -94,6 +94,12 @@ class EvalSettings:
             if not fine:
                 raise SettingError(f"{place}.{name} is {getattr(self, name)}; use {remedy}")
 
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the accuracies that are measured, such as greedy and pass_at_8."""
+        sampled = [f"avg_at_{self.avg_k}", *(f"pass_at_{k}" for k in self.pass_k)] if self.samples else []
+        return ["greedy"] * self.greedy + sampled
+
     def chosen(self, problems: Sequence[Problem]) -> Sequence[Problem]:
         """At most ``limit`` problems, chosen by :func:`a_part`."""
         return a_part(problems, self.limit) if self.limit else problems
@@ -138,22 +144,21 @@ def several(k: int | Sequence[int]) -> tuple[int, ...]:
 
 def metric_names(settings_by_name: Mapping[str, EvalSettings]) -> list[str]:
     """Names of the metrics of an evaluation, given the settings of each benchmark."""
-    labels = {name: _labels(settings) for name, settings in settings_by_name.items()}
     always = ("response_tokens", "truncated_frac", "grading_failures", "seconds")
-    found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
-    if len(settings_by_name) < 2:
-        return found
-    first, *others = labels.values()
-    found += [f"eval/{MEAN}/{label}" for label in first if all(label in its for its in others)]
-    every = settings_by_name.values()
-    if len({settings.avg_k for settings in every}) > 1 and all(settings.samples for settings in every):
-        found.append(f"eval/{MEAN}/avg")
-    return found
+    found = [f"eval/{name}/{label}" for name, its in settings_by_name.items() for label in (*its.labels, *always)]
+    return found + [f"eval/{MEAN}/{label}" for label in mean_labels(list(settings_by_name.values()))]
 
 
-def _labels(settings: EvalSettings) -> list[str]:
-    sampled = [f"avg_at_{settings.avg_k}", *(f"pass_at_{k}" for k in settings.pass_k)] if settings.samples else []
-    return ["greedy"] * settings.greedy + sampled
+def mean_labels(settings: Sequence[EvalSettings]) -> list[str]:
+    """Labels of the means over two or more benchmarks: the accuracies that all of them have.
+
+    If their k of avg@k differ, "avg" is the mean of each benchmark's own.
+    """
+    if len(settings) < 2:
+        return []
+    found = [label for label in settings[0].labels if all(label in each.labels for each in settings)]
+    differ = len({each.avg_k for each in settings}) > 1
+    return [*found, "avg"] if differ and all(each.samples for each in settings) else found
 
 
 def check_names(

@@ -16,7 +16,7 @@ from torch import Tensor
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_gather_object, all_reduce
-from popo_lightning.evaluation.benchmarks import MEAN, EvalSettings
+from popo_lightning.evaluation.benchmarks import MEAN, EvalSettings, mean_labels
 from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.metrics.estimates import AvgAtK, PassAtK
 
@@ -61,24 +61,12 @@ class EvaluationResult:
 
     @property
     def mean(self) -> Numbers:
-        """Unweighted means over two or more benchmarks of the numbers that all of them have.
-
-        If their k of avg@k differ, "avg" is the mean of each benchmark's own.
-        """
-        if len(self.benchmarks) < 2:
-            return {}
-        first = self.benchmarks[0].numbers
-        shared = [label for label in first if all(label in each.numbers for each in self.benchmarks)]
-        means = {
-            label: sum(each.numbers[label] for each in self.benchmarks) / len(self.benchmarks)
-            for label in shared
-            if label == "greedy" or label.startswith(("avg_at_", "pass_at_"))
-        }
-        ks = {each.settings.avg_k for each in self.benchmarks}
-        if len(ks) > 1 and all(each.settings.samples for each in self.benchmarks):
-            means["avg"] = sum(each.numbers[f"avg_at_{each.settings.avg_k}"] for each in self.benchmarks) / len(
-                self.benchmarks
-            )
+        """Unweighted means over two or more benchmarks, by :func:`mean_labels`."""
+        means = {}
+        for label in mean_labels([each.settings for each in self.benchmarks]):
+            own = [f"avg_at_{each.settings.avg_k}" if label == "avg" else label for each in self.benchmarks]
+            values = [each.numbers[its] for each, its in zip(self.benchmarks, own, strict=True)]
+            means[label] = sum(values) / len(values)
         return means
 
     def metrics(self) -> Numbers:

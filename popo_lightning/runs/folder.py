@@ -55,7 +55,8 @@ def holds_run(folder: Path) -> bool:
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Folders where the checkpoints of a folder's run may be: those that its record names, and the usual one."""
     record = read_record(folder)
-    return list(dict.fromkeys([*(record.checkpoint_folders(folder) if record else []), folder / CHECKPOINTS]))
+    recorded = () if record is None else record.checkpoints
+    return list(dict.fromkeys(folder / path for path in (*recorded, CHECKPOINTS)))  # an absolute path stays as it is
 
 
 def newest_of(folders: Sequence[Path], fault: Callable[[Path], str | None] = flaw) -> Path | None:

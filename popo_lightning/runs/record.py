@@ -43,14 +43,6 @@ class RunRecord:
     origin: dict[str, Any] | None = None
     command: str | None = None
 
-    def checkpoint_folders(self, folder: Path) -> list[Path]:
-        """Folders where the run's checkpoints may be.
-
-        Args:
-            folder: Present folder of the run.
-        """
-        return [folder / path for path in self.checkpoints]  # an absolute path stays as it is
-
     def began_from(self, checkpoint: Path | str) -> bool:
         """Whether the run began from this checkpoint of another run."""
         return self.origin is not None and Path(self.origin["checkpoint"]).resolve() == Path(checkpoint).resolve()
@@ -85,10 +77,8 @@ class RunRecord:
 
     def difference(self, now: RunRecord) -> str | None:
         """The first difference between this run and the present one, with settings; None if there is none."""
-        found = self.another_run(now)
-        if found is not None:
-            return found
-        return next((f"{name} {before} there, {after} here" for name, before, after in self.changes(now)), None)
+        changed = (f"{name} {before} there, {after} here" for name, before, after in self.changes(now))
+        return self.another_run(now) or next(changed, None)
 
     def changes(self, now: RunRecord) -> list[tuple[str, str, str]]:
         """Name, value in this run and present value of each setting that differs."""

@@ -186,7 +186,7 @@ def test_a_limit_takes_the_same_problems_in_their_order() -> None:
 
 
 def result_of(avg_k: int, pass_k: tuple[int, ...], samples: int = 8, **numbers: float) -> BenchmarkResult:
-    settings = EvalSettings(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
+    settings = EvalSettings(samples, avg_k, pass_k, "greedy" in numbers, 1.0, 1.0, 0, 9, 0)
     return BenchmarkResult(f"b{avg_k}-{samples}", settings, numbers, {}, 1.0)
 
 
@@ -205,8 +205,8 @@ def test_means_over_benchmarks() -> None:
     entry = {"iteration": 3} | both.metrics()
     expected = {"iteration": 3, "avg_k": None, "pass_k": 8, "greedy": 0.3, "avg_at_k": 0.2, "pass_at_k": 0.6}
     assert flatten_evaluation(entry) == pytest.approx(expected)
-    mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, pass_at_1=0.3, pass_at_16=0.9)])
-    assert mixed.mean == pytest.approx({"pass_at_1": 0.2})
+    mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, avg_at_4=0.3, pass_at_1=0.3, pass_at_16=0.9)])
+    assert mixed.mean == pytest.approx({"avg_at_4": 0.2, "pass_at_1": 0.2})
     assert flatten_evaluation({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(
         0.7
     )  # the largest k of each

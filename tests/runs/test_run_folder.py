@@ -14,6 +14,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.runs.folder import (
     GLOBAL_RANKS,
     behind,
+    checkpoint_folders,
     holds_run,
     home_of,
     is_first_rank,
@@ -107,7 +108,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_record(tmp_path) == record
     assert record.checkpoints == ("checkpoints", "/elsewhere")
     moved = tmp_path.with_name("moved")
-    assert record.checkpoint_folders(moved) == [moved / "checkpoints", Path("/elsewhere")]
+    moved.mkdir()
+    record.write(moved)
+    assert checkpoint_folders(moved) == [moved / "checkpoints", Path("/elsewhere")]
     for damage in ("", "[]", '{"id": 3}'):
         (tmp_path / RECORD).write_text(damage)
         with pytest.raises(SettingError, match=r"damaged run\.json"):
