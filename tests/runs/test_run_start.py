@@ -33,8 +33,7 @@ def wanted(root: Path, method: str = "popo", seed: int = 3, **changes: Any) -> W
     settings = SETTINGS | changes.pop("settings", {})
     record = new_record("countdown", method, seed, settings, changes.pop("every", 2))
     plain = {"folder": None, "resume": False, "checkpoint": None, "checkpoints": None, "max_epochs": 10}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
-    return WantedRun(root=str(root), record=record, **plain | given)
+    return WantedRun(root=str(root), record=record, **plain | changes)
 
 
 def settled(command: WantedRun) -> Start:

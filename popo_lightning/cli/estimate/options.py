@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from popo_lightning.cli.estimate.names import CONFIDENCE, LARGEST_WEIGHT, ONE, POSITION, TIME
-from popo_lightning.cli.export.options import SOURCE, CommandLine, number
+from popo_lightning.cli.export.options import SOURCE, CommandLine, add_policy_options, number
 
 
 def estimate_parser() -> CommandLine:
@@ -92,8 +92,7 @@ def _add_checkpoint_options(made: CommandLine) -> None:
         help="Tokens in STAR's weights; fewer than all vary less and are biased (default: 0, all).",
     )
     made.add_argument("--seed", type=number(int, 0), default=0, help="Of the bootstrap (default: 0).")
-    made.add_argument("--best", action="store_true", help="As popo export.")
-    made.add_argument("--base", metavar="FOLDER_OR_HUB_ID", help="As popo export.")
+    add_policy_options(made)
     made.add_argument("--json", metavar="FILE", help="Also write all numbers there.")
 
 

@@ -47,17 +47,12 @@ def export_parser() -> CommandLine:
         choices=("float32", "bfloat16", "float16"),
         help="Type of the written weights (default: as in the checkpoint, bit for bit).",
     )
-    made.add_argument(
-        "--best",
-        action="store_true",
-        help="Of the checkpoints that a run has kept, the best by checkpoint.monitor, or else by its evaluations.",
-    )
+    add_policy_options(made)
     made.add_argument(
         "--adapter",
         action="store_true",
         help="Write the adapters alone, for peft, of a run with model.lora (default: weights that they are added to).",
     )
-    _add_base(made)
     made.add_argument("--push_to_hub", metavar="NAME", help="Also upload it to NAME on the hub, private if it is new.")
     return made
 
@@ -86,12 +81,17 @@ def sample_parser() -> CommandLine:
         help="What samples (default: transformers).",
     )
     made.add_argument("--seed", type=number(int, 0), default=1, help="Of the draws (default: 1).")
-    made.add_argument("--best", action="store_true", help="As popo export.")
-    _add_base(made)
+    add_policy_options(made)
     return made
 
 
-def _add_base(made: CommandLine) -> None:
+def add_policy_options(made: CommandLine) -> None:
+    """Adds the options that choose a run's checkpoint and find the model that it began with."""
+    made.add_argument(
+        "--best",
+        action="store_true",
+        help="Of the checkpoints that a run has kept, the best by checkpoint.monitor, or else by its evaluations.",
+    )
     made.add_argument(
         "--base",
         metavar="FOLDER_OR_HUB_ID",
