@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from popo_lightning.core.groups import Group
 from popo_lightning.core.ranks import part_of_rank
+from popo_lightning.core.whole_files import write_whole
 
 ALWAYS_SHOWN = ("level", "subject")
 
@@ -78,9 +79,7 @@ def rank_file(folder: Path, stem: str, rank: int, world_size: int) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON document, which is moved into place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(to_json(content, indent=2) + "\n", encoding="ascii")
-    draft.replace(path)
+    write_whole(path, to_json(content, indent=2) + "\n")
 
 
 def sample_rows(

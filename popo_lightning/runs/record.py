@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.whole_files import write_whole
 
 RECORD = "run.json"
 CONFIG = "config.yaml"  # all settings of a run, in its folder
@@ -87,10 +88,8 @@ class RunRecord:
         return [(name, before, after) for name, before, after in values if before != after]
 
     def write(self, folder: Path) -> None:
-        """Writes run.json and moves it into place."""
-        draft = folder / f"{RECORD}.draft"
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        draft.replace(folder / RECORD)
+        """Writes run.json."""
+        write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
     def to_plain(self) -> dict[str, Any]:
         """The record in plain containers."""

@@ -13,6 +13,7 @@ from popo_lightning import __version__
 from popo_lightning.cli.show.html import GENERATOR, page
 from popo_lightning.cli.show.runs import Limits, names_of, read_run
 from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.whole_files import write_whole
 
 MAX_RUNS = 12  # a chart with more lines is unreadable
 DESCRIPTION = "Makes one HTML file of a run, or of several side by side: curves, evaluations, groups of responses."
@@ -33,7 +34,12 @@ def main(args: Sequence[str]) -> int:
         wanted = parser().parse_args(list(args))
         _check(wanted)
         text, notes = made(wanted.runs, Limits(wanted.samples, wanted.evaluated, wanted.images))
-        _write(wanted.output, text)
+        try:
+            write_whole(wanted.output, text)
+        except OSError as error:
+            raise SettingError(
+                f"--output is '{wanted.output}', which cannot be written ({reason(error)}); name another"
+            ) from error
     except SettingError as error:
         print(f"popo: {error}", file=sys.stderr)
         return 2
@@ -105,12 +111,3 @@ def notes_on(run: dict[str, Any]) -> list[str]:
         )
         if (count := run["leftOut"][setting])
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    try:
-        draft.write_text(text, encoding="ascii")
-        draft.replace(path)
-    except OSError as error:
-        raise SettingError(f"--output is '{path}', which cannot be written ({reason(error)}); name another") from error
