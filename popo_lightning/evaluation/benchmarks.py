@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
@@ -57,10 +56,10 @@ class EvalSettings:
 
     def changed(self, settings: BenchmarkSettings) -> EvalSettings:
         """These settings, changed by one benchmark's own."""
-        own: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(settings)}
-        if own["pass_k"] is not None:
+        own = {name: value for name, value in vars(settings).items() if value is not None}
+        if "pass_k" in own:
             own["pass_k"] = several(own["pass_k"])
-        return replace(self, **{name: value for name, value in own.items() if value is not None})
+        return replace(self, **own)
 
     def check(self, place: str) -> None:
         """Refuses settings that evaluate nothing or cannot be used.

@@ -16,7 +16,6 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.runs.checkpoint_files import state_file, state_in
 from popo_lightning.runs.shards import TensorReader, check_parts
 
-BITS = 2**26  # bytes of a tensor in one step of its checksum
 MODULE = "state_dict."  # prefix of the weights, which are named without it
 
 
@@ -79,10 +78,7 @@ def changed(file: Path, tensors: Iterable[tuple[str, object]]) -> str | None:
 def checksum(storage: torch.UntypedStorage) -> int:
     """CRC-32 of a storage on the CPU, without a copy of it."""
     data: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    found = 0
-    for begin in range(0, len(data), BITS):
-        found = zlib.crc32(data[begin : begin + BITS], found)
-    return found
+    return zlib.crc32(data)
 
 
 def _damage_of_file(file: Path) -> str | None:

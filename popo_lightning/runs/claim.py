@@ -77,7 +77,7 @@ def is_claimed(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:  # no such file, or no locks
-        return False
+        pass
     return False
 
 

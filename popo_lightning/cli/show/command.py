@@ -34,12 +34,7 @@ def main(args: Sequence[str]) -> int:
         wanted = parser().parse_args(list(args))
         _check(wanted)
         text, notes = made(wanted.runs, Limits(wanted.samples, wanted.evaluated, wanted.images))
-        try:
-            write_whole(wanted.output, text)
-        except OSError as error:
-            raise SettingError(
-                f"--output is '{wanted.output}', which cannot be written ({reason(error)}); name another"
-            ) from error
+        _write(wanted.output, text)
     except SettingError as error:
         print(f"popo: {error}", file=sys.stderr)
         return 2
@@ -111,3 +106,10 @@ def notes_on(run: dict[str, Any]) -> list[str]:
         )
         if (count := run["leftOut"][setting])
     ]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise SettingError(f"--output is '{path}', which cannot be written ({reason(error)}); name another") from error
