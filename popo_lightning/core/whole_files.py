@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there once it is complete.
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[str]]:
+    """Yields a file beside a path, which takes the path's place once it is complete, or is removed on failure.
 
     Args:
-        path: Place of the file; an earlier one is replaced.
-        text: Its content.
-
-    Raises:
-        OSError: The file cannot be written; an earlier one is still there.
+        path: Place of the file; an earlier one stays until then.
     """
     draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(path)

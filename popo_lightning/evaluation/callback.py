@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 import torch
@@ -15,6 +16,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.evaluation.benchmarks import (
     DEFAULT_BREAKDOWN,
     BenchmarkSettings,
@@ -26,7 +28,7 @@ from popo_lightning.evaluation.benchmarks import (
     seed_of_draws,
     several,
 )
-from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
+from popo_lightning.evaluation.files import rank_file, sample_rows, write_json, write_rows
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, check_graded, measured
 from popo_lightning.evaluation.tables import benchmark_table, breakdown_table
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
@@ -101,9 +103,10 @@ class Evaluation(KeepsState, L.Callback):
         self.new_draws = new_draws
         self.history: list[dict[str, float]] = []  # one entry per evaluation, with "iteration" among its keys
         self.latest: EvaluationResult | None = None  # the latest of this process
-        self.written: Path | None = None  # its folder or file
+        self.written: Path | None = None  # its folder, or the file of predict
         self._results: list[BenchmarkResult] = []  # results of the present validate, test or predict
-        self._responses: ReplacedFile | None = None  # file of predict
+        self._responses: IO[str] | None = None  # file of predict
+        self._writing = ExitStack()  # holds it
 
     def settings_of(self, benchmark: str) -> EvalSettings:
         """Settings with which a benchmark is evaluated."""
@@ -176,7 +179,8 @@ class Evaluation(KeepsState, L.Callback):
         """Opens responses.jsonl for all responses."""
         self._results = []
         root = Path(trainer.default_root_dir)
-        self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
+        self.written = rank_file(root, "responses", trainer.global_rank, trainer.world_size)
+        self._responses = self._writing.enter_context(replaced(self.written))
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -187,19 +191,17 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts responses.jsonl in its place, and logs the results."""
-        assert self._responses is not None
-        self._responses.finish()
+        self._writing.close()
         self._responses = None
         if self._results:
             self._finish(trainer, self._results, None)
-        self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
         for result in self._results:  # only now, since the responses are worth keeping
             check_graded(result, rollouts_of(trainer).generator.pool)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keeps the responses.jsonl of an earlier predict."""
         if self._responses is not None:
-            self._responses.abandon()
+            self._writing.__exit__(type(exception), exception, exception.__traceback__)
             self._responses = None
 
     # -- what --------------------------------------------------------------------------------------------------
@@ -232,10 +234,10 @@ class Evaluation(KeepsState, L.Callback):
         stop_requests(trainer).check(trainer)  # there may be no next benchmark that checks
         if folder is not None and self.write_samples:
             kept = {problem.id for problem in a_part(problems, self.keep_responses)}
-            with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
-                file.write_all(sample_rows(name, greedy, sampled, self.breakdown, kept))
+            with replaced(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
+                write_rows(file, sample_rows(name, greedy, sampled, self.breakdown, kept))
         if self._responses is not None:
-            self._responses.write_all(sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
+            write_rows(self._responses, sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
         result = measured(trainer, name, settings, problems, greedy, sampled, self.breakdown, seconds)
         if self._responses is None and not (trainer.state.fn == "fit" and data.iteration):
             check_graded(result, data.generator.pool)

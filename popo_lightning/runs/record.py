@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.whole_files import write_whole
+from popo_lightning.core.whole_files import replaced
 
 RECORD = "run.json"
 CONFIG = "config.yaml"  # all settings of a run, in its folder
@@ -89,7 +89,8 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Writes run.json."""
-        write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
+        with replaced(folder / RECORD) as file:
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
 
     def to_plain(self) -> dict[str, Any]:
         """The record in plain containers."""

@@ -17,11 +17,12 @@ from popo_lightning.callbacks.summary import flatten_evaluation
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.core.work import Work
 from popo_lightning.engines.base import Sampling
 from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings, a_part, seed_of_draws
 from popo_lightning.evaluation.callback import Evaluation
-from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
+from popo_lightning.evaluation.files import rank_file, sample_rows, to_json, write_rows
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
 from popo_lightning.evaluation.tables import benchmark_table, breakdown_table, change_table
 
@@ -51,9 +52,8 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
     from tensorboard.plugin_util import markdown_to_safe_html
 
     group = group_of(text, text, {"level": text, "subject": math.nan})
-    with ReplacedFile(tmp_path / "x.jsonl") as file:
-        for row in sample_rows(text, [group], [group], ["kind"]):
-            file.write(row)
+    with replaced(tmp_path / "x.jsonl") as file:
+        write_rows(file, sample_rows(text, [group], [group], ["kind"]))
     lines = (tmp_path / "x.jsonl").read_bytes().splitlines()  # a line contains no separator of any kind
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
     assert [row["greedy"] for row in rows] == [True, False]
@@ -105,10 +105,10 @@ def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> Non
     path = tmp_path / "folder" / "x.jsonl"
     path.parent.mkdir()
     (path.parent / "x.jsonl.draft").write_text("of a process that was killed")
-    with ReplacedFile(path) as file:
-        file.write({"a": 1})
-    with pytest.raises(ZeroDivisionError), ReplacedFile(path) as file:
-        file.write({"a": 2})
+    with replaced(path) as file:
+        write_rows(file, [{"a": 1}])
+    with pytest.raises(ZeroDivisionError), replaced(path) as file:
+        write_rows(file, [{"a": 2}])
         assert path.read_text() == '{"a": 1}\n'
         _ = 1 / 0
     assert path.read_text() == '{"a": 1}\n' and [each.name for each in path.parent.iterdir()] == ["x.jsonl"]

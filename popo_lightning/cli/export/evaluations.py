@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from popo_lightning.evaluation.results import Numbers, by_benchmark
 from popo_lightning.runs.folder import EVALUATIONS
 
 RESULTS = "results.json"
-MEASURED = re.compile(r"greedy|(?:avg|pass)_at_\d+|avg")
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,3 @@ def _in_folder(run: Path) -> Iterator[Measured]:
 
 def _numbers(content: Mapping[str, Any]) -> Numbers:
     return {str(name): float(value) for name, value in content.items() if isinstance(value, int | float)}
-
-
-def accuracies(numbers: Numbers) -> Numbers:
-    """The numbers of a benchmark that are accuracies."""
-    return {label: value for label, value in numbers.items() if MEASURED.fullmatch(label)}

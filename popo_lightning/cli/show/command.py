@@ -13,7 +13,7 @@ from popo_lightning import __version__
 from popo_lightning.cli.show.html import GENERATOR, page
 from popo_lightning.cli.show.runs import Limits, names_of, read_run
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.core.whole_files import write_whole
+from popo_lightning.core.whole_files import replaced
 
 MAX_RUNS = 12  # a chart with more lines is unreadable
 DESCRIPTION = "Makes one HTML file of a run, or of several side by side: curves, evaluations, groups of responses."
@@ -110,6 +110,7 @@ def notes_on(run: dict[str, Any]) -> list[str]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_whole(path, text)
+        with replaced(path) as file:
+            file.write(text)
     except OSError as error:
         raise SettingError(f"--output is '{path}', which cannot be written ({reason(error)}); name another") from error
