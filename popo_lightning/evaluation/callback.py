@@ -178,8 +178,7 @@ class Evaluation(KeepsState, L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens responses.jsonl for all responses."""
         self._results = []
-        root = Path(trainer.default_root_dir)
-        self.written = rank_file(root, "responses", trainer.global_rank, trainer.world_size)
+        self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
         self._responses = self._writing.enter_context(replaced(self.written))
 
     def on_predict_batch_start(
