@@ -87,6 +87,5 @@ def _newest(folder: Path) -> Path:
             f"run.folder is '{folder}', whose run has no checkpoint (looked for in {looked}); name one by ckpt_path, "
             "or add --run.folder null --run.resume false to evaluate the model that it began with"
         )
-    read_checkpoint(found)
     say(f"evaluates '{found}', the newest checkpoint of the run in '{folder}'")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -113,5 +112,3 @@ def write_adapter(model: Any, folder: Path, base: str) -> None:
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(folder)
-    written = folder / "adapter_config.json"
-    written.write_text(json.dumps(json.loads(written.read_text()), indent=2, sort_keys=True) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,7 +88,7 @@ def _arguments(kind: type[Any], saved: SavedPolicy, given: Mapping[str, Any]) ->
     if {"path", "warm_start"} & given.keys():
         found |= {"path": None, "warm_start": None}
     found = {name: value for name, value in found.items() if name not in given}
-    return arguments_built(kind, json.loads(json.dumps(found)), "model") | dict(given)
+    return arguments_built(kind, found, "model") | dict(given)
 
 
 def _base_of(module: PolicyModel, saved: SavedPolicy) -> BaseModel | None:
