@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 
@@ -67,8 +68,7 @@ class EvalSettings:
         Args:
             place: Name of the settings, "evaluation" or "evaluation.benchmarks.NAME".
         """
-        if self.samples < 0:
-            raise SettingError(f"{place}.samples is {self.samples}; use 0 (greedy only) or more")
+        at_least(f"{place}.samples", self.samples, 0, " (greedy only)")
         if not self.samples and not self.greedy:
             raise SettingError(f"{place}.samples is 0 and {place}.greedy false, which evaluates nothing; set either")
         ks = {"avg_k": (self.avg_k,), "pass_k": self.pass_k}
@@ -82,16 +82,13 @@ class EvalSettings:
                 f"{given}, but {place}.samples is {self.samples}; use k from 1 to samples, such as {fitting}, or more "
                 "samples"
             )
-        allowed = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "a share above 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
-            "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens >= 1, "1 or more"),
-            "limit": (self.limit >= 0, "0 (all problems) or more"),
-        }
-        for name, (fine, remedy) in allowed.items():
-            if not fine:
-                raise SettingError(f"{place}.{name} is {getattr(self, name)}; use {remedy}")
+        at_least(f"{place}.temperature", self.temperature, 0, " (greedy)")
+        if not 0 < self.top_p <= 1:
+            raise SettingError(f"{place}.top_p is {self.top_p}; use a share above 0 and at most 1")
+        at_least(f"{place}.top_k", self.top_k, 0, " (all tokens)")
+        if self.max_new_tokens is not None:
+            at_least(f"{place}.max_new_tokens", self.max_new_tokens, 1)
+        at_least(f"{place}.limit", self.limit, 0, " (all problems)")
 
     @property
     def labels(self) -> list[str]:
@@ -126,8 +123,7 @@ def checked_number_kept(problems: int, write_samples: bool) -> int:
     Raises:
         SettingError: The number is below 0, or no files are written.
     """
-    if problems < 0:
-        raise SettingError(f"evaluation.keep_responses is {problems}; use 0 (no tokens are written) or more problems")
+    at_least("evaluation.keep_responses", problems, 0, " (no tokens are written)")
     if problems and not write_samples:
         raise SettingError(
             f"evaluation.keep_responses is {problems}, but evaluation.write_samples false writes no responses; set it "

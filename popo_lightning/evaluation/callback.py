@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
@@ -84,10 +85,7 @@ class Evaluation(KeepsState, L.Callback):
         seed: int = 0,
         new_draws: bool = False,
     ) -> None:
-        if every_n_iterations < 0:
-            raise SettingError(
-                f"evaluation.every_n_iterations is {every_n_iterations}; use 0 (only before and after) or more"
-            )
+        at_least("evaluation.every_n_iterations", every_n_iterations, 0, " (only before and after)")
         ks = several(pass_k)
         self.settings = EvalSettings(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
         self.settings.check("evaluation")

@@ -255,7 +255,7 @@ def test_responses_that_are_kept_are_a_fixed_part() -> None:
     kept = {n: {problem.id for problem in a_part(problems, n)} for n in (0, 3, 10, 40, 99)}
     assert [len(found) for found in kept.values()] == [0, 3, 10, 40, 40]
     assert kept[3] < kept[10] < kept[40] == {problem.id for problem in problems}
-    with pytest.raises(SettingError, match="keep_responses is -1; use 0"):
+    with pytest.raises(SettingError, match="keep_responses is -1; it must be"):
         Evaluation(keep_responses=-1)
     with pytest.raises(SettingError, match="write_samples"):
         Evaluation(keep_responses=1, write_samples=False)
