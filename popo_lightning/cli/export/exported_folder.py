@@ -10,7 +10,7 @@ import torch
 
 from popo_lightning.cli.export.adapted_policy import adapted_model, has_adapters, policy_model, write_adapter
 from popo_lightning.cli.export.base_model import BaseModel, base_model
-from popo_lightning.cli.export.evaluations import last_measured
+from popo_lightning.cli.export.evaluations import Measured, measured_in
 from popo_lightning.cli.export.model_card import CARD, Told, model_card
 from popo_lightning.cli.export.new_folder import check_free, check_room, written_beside
 from popo_lightning.cli.export.rebuilt_model import cast
@@ -18,6 +18,7 @@ from popo_lightning.cli.export.saved_policy import SavedPolicy, saved_policy
 from popo_lightning.cli.export.weights import POLICY
 from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.base import end_token_ids
+from popo_lightning.evaluation.results import by_benchmark
 from popo_lightning.model.loading import image_tokens, sees_images
 from popo_lightning.model.policy_checkpoint import SHAPES
 from popo_lightning.model.prompts import PromptEncoder
@@ -99,6 +100,19 @@ def _whole_model(saved: SavedPolicy, began: BaseModel, tokenizer: Any, target: P
     if wanted is not None:
         cast(model, wanted)
     return model
+
+
+def last_measured(saved: SavedPolicy) -> Measured | None:
+    """The newest evaluation that is no newer than a saved policy; None if there is none.
+
+    Args:
+        saved: The policy.
+    """
+    found = list(measured_in(saved.run)) if saved.run is not None else []
+    history = saved.state.get("callbacks", {}).get("Evaluation", {}).get("history", [])
+    found += [Measured(int(entry["iteration"]), by_benchmark(entry)) for entry in history]
+    past = [each for each in found if each.iteration <= saved.iterations]
+    return max(past, key=lambda each: each.iteration, default=None)  # the first of two with the same iteration
 
 
 def generation_config(saved: SavedPolicy, base: BaseModel, config: Any, tokenizer: Any) -> Any:
