@@ -34,7 +34,7 @@ from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult,
 from popo_lightning.evaluation.tables import benchmark_table, breakdown_table
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
 from popo_lightning.rollout.engine_rollouts import rollouts_of
-from popo_lightning.runs.folder import EVALUATIONS
+from popo_lightning.runs.folder import EVALUATIONS, RESULTS
 from popo_lightning.runs.stopping import stop_requests
 
 
@@ -272,7 +272,7 @@ class Evaluation(KeepsState, L.Callback):
                     if table is not None:
                         logger.experiment.add_text(tag, table.markdown(), iteration)
         if folder is not None and results and trainer.is_global_zero:
-            write_json(folder / "results.json", self._origin(trainer) | self.latest.to_plain())
+            write_json(folder / RESULTS, self._origin(trainer) | self.latest.to_plain())
             self.written = folder
 
     def _origin(self, trainer: L.Trainer) -> dict[str, Any]:

@@ -79,19 +79,11 @@ class EvaluationResult:
 
     def to_plain(self) -> dict[str, Any]:
         """All results, for results.json."""
-        return {
-            "iteration": self.iteration,
-            "benchmarks": {
-                each.name: {
-                    "settings": asdict(each.settings),
-                    "numbers": each.numbers,
-                    "breakdown": each.breakdown,
-                    "seconds": each.seconds,
-                }
-                for each in self.benchmarks
-            },
-            "mean": self.mean,
-        }
+        benchmarks = {}
+        for each in self.benchmarks:
+            plain = asdict(each)
+            benchmarks[plain.pop("name")] = plain
+        return {"iteration": self.iteration, "benchmarks": benchmarks, "mean": self.mean}
 
 
 def by_benchmark(entry: Mapping[str, float]) -> dict[str, Numbers]:

@@ -18,7 +18,7 @@ from popo_lightning.runs.checksums import damage
 from popo_lightning.runs.record import RECORD, read_record, record_in
 
 CHECKPOINTS = "checkpoints"
-EVALUATIONS = "evaluations"
+EVALUATIONS, RESULTS = "evaluations", "results.json"  # the folder of all evaluations, and the numbers of one
 SUMMARY = "summary.json"
 GLOBAL_RANKS = ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # a launcher's variables that count over all nodes
 

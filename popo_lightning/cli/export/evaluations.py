@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from popo_lightning.evaluation.results import Numbers
-from popo_lightning.runs.folder import EVALUATIONS
-
-RESULTS = "results.json"
+from popo_lightning.runs.folder import EVALUATIONS, RESULTS
 
 
 @dataclass(frozen=True)

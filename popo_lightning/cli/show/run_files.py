@@ -126,8 +126,9 @@ def evaluations(folder: Path, skipped: Skipped) -> list[dict[str, Any]]:
         content = document(folder, f"{EVALUATIONS}/{label}/{RESULTS}", skipped)
         benchmarks, iteration = content.get("benchmarks"), finite(content.get("iteration"))
         if isinstance(benchmarks, dict) and iteration is not None:
-            found.append({"label": label, "iteration": iteration, "mean": _finite_of(content.get("mean"))})
-            found[-1]["benchmarks"] = {name: _benchmark(each) for name, each in benchmarks.items()}
+            numbers = {name: _benchmark(each) for name, each in benchmarks.items()}
+            mean = _finite_of(content.get("mean"))
+            found.append({"label": label, "iteration": iteration, "mean": mean, "benchmarks": numbers})
         elif content:
             skipped[f"{EVALUATIONS}/{label}/{RESULTS}"] += 1
     return sorted(found, key=lambda each: (not re.fullmatch(r"iteration-\d+", each["label"]), each["iteration"]))
