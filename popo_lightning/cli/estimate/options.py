@@ -23,7 +23,16 @@ def estimate_parser() -> CommandLine:
         help="A run's folder, whose newest checkpoint counts, or a checkpoint; with --instrument, files of JSON lines.",
     )
     _add_checkpoint_options(made)
-    _add_instrument_options(made)
+    made.add_argument(
+        "--instrument",
+        metavar="NAME",
+        help="Field of the rows that says whether the prompt had the hint, 0 or 1, as a coin decided.",
+    )
+    made.add_argument(
+        "--action",
+        metavar="EXPRESSION",
+        help="What the response does, such as 'len>512', 'format>=1' or 'response contains \"so\"'.",
+    )
     return made
 
 
@@ -94,16 +103,3 @@ def _add_checkpoint_options(made: CommandLine) -> None:
     made.add_argument("--seed", type=number(int, 0), default=0, help="Of the bootstrap (default: 0).")
     add_policy_options(made)
     made.add_argument("--json", metavar="FILE", help="Also write all numbers there.")
-
-
-def _add_instrument_options(made: CommandLine) -> None:
-    made.add_argument(
-        "--instrument",
-        metavar="NAME",
-        help="Field of the rows that says whether the prompt had the hint, 0 or 1, as a coin decided.",
-    )
-    made.add_argument(
-        "--action",
-        metavar="EXPRESSION",
-        help="What the response does, such as 'len>512', 'format>=1' or 'response contains \"so\"'.",
-    )
