@@ -194,8 +194,10 @@ class Checkpoints(OwnCheckpoints):
             return
         with self._as_before_if_not_saved(trainer):
             saved = self._written if self._saved == (self._behind or self._place) else None  # as one of the best
-            target = saved or self.format_checkpoint_name(candidates)
-            previous, self.last_model_path = self.last_model_path, target
+            previous = self.last_model_path
+            replaced = None if previous in self.best_k_models else previous  # the name of any other file is taken
+            target = saved or self._get_metric_interpolated_filepath_name(candidates, trainer, replaced)
+            self.last_model_path = target
             if saved is None:
                 self._save_checkpoint(trainer, target)
             if previous and self._should_remove_checkpoint(trainer, previous, target):

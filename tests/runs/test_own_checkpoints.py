@@ -138,6 +138,16 @@ def test_the_best_of_an_abandoned_branch_stays(policy: Path, tmp_path: Path, mon
     assert found == [*named(2, 3, 4), "iteration-0004-v1"] and abandoned.read_bytes() == before
 
 
+def test_the_newest_does_not_take_the_name_of_the_best(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = {"monitor": "quality", "mode": "max", "filename": "policy"}
+    assert trained(policy, tmp_path, 4, monkeypatch, None, **best) == ["policy"]
+    assert trained(policy, tmp_path / "longer", 3, monkeypatch, None, **best) == ["policy", "policy-v1"]
+    kept = torch.load(tmp_path / "longer" / "checkpoints" / "policy.ckpt", weights_only=True)
+    assert kept["RolloutDataModule"]["iteration"] == 2
+
+
 def test_a_file_in_another_folder_stays(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained(policy, tmp_path / "one", 1, monkeypatch, None) == named(1)
     origin = tmp_path / "one" / "checkpoints" / "iteration-0001.ckpt"
