@@ -317,7 +317,7 @@ def test_a_fork_is_resumed_by_the_command_that_began_it(root: Path) -> None:
     assert settled(command).checkpoint == fork.checkpoints / "epoch=5.ckpt"
     assert settled(wanted(root, "grpo", folder=root / "fork", resume=True)).record.origin == fork.record.origin
     other = made(settled(wanted(root, "grpo")), 2)
-    refused(replace(command, folder=str(other.folder)), "holds a run that did not begin from it")
+    refused(replace(command, folder=other.folder), "holds a run that did not begin from it")
 
 
 # -- how much is left -----------------------------------------------------------------------------------------------
