@@ -62,7 +62,7 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
         assert row["benchmark"] == text and row["subject"] == "nan" and row["kind"] is None
 
     settings = EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
-    numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "grading_failures": 1.0}
+    numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "pass_at_1": 0.5, "grading_failures": 1.0}
     of = [
         BenchmarkResult(name, settings, numbers, {"level": {text: numbers, "2": numbers}}, 0.0) for name in (text, "b")
     ]
@@ -227,8 +227,8 @@ def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
     data = SimpleNamespace(sample=sample, sampling=Sampling(4), generator=SimpleNamespace(work=Work()))
     evaluation = Evaluation(max_new_tokens=4)
     for rank, name in ((0, "aime"), (0, "amc"), (0, "aime"), (1, "aime")):
-        data.trainer = SimpleNamespace(global_rank=rank)
-        evaluation._sample(data, name, [], 1, evaluation.settings)
+        trainer: Any = SimpleNamespace(global_rank=rank, datamodule=data)
+        evaluation._sample(trainer, name, [], 1, evaluation.settings)
     assert seeds[0] == seeds[2] and len(set(seeds)) == 3
 
 

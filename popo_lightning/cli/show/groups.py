@@ -110,12 +110,14 @@ def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A group with only what the page shows."""
     first = rows[0]
     fresh = first.get("fresh")
+    if not isinstance(fresh, bool):  # written by an earlier version
+        fresh = first.get("age") == 0 if isinstance(first.get("age"), int) else None
     images = first.get("images")
     return {
         "problem": _text(first.get("problem"), 500),
         "prompt": _prompt(first.get("prompt")),
         "gold": _text(first.get("answer"), SHOWN_CHARACTERS),
-        "fresh": fresh if isinstance(fresh, bool) else None,
+        "fresh": fresh,
         "images": [image for image in images if isinstance(image, str)] if isinstance(images, list) else [],
         "responses": [_response(row) for row in rows],
     }
