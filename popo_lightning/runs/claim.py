@@ -18,7 +18,7 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of a file sy
 
 log = logging.getLogger(__name__)
 
-_held: set[int] = set()  # descriptors of this process's locks
+_held: set[int] = set()  # descriptors of the lock files that this process has open
 
 
 def claim(folder: Path, setting: str, claims: ExitStack) -> bool:
@@ -41,11 +41,9 @@ def claim(folder: Path, setting: str, claims: ExitStack) -> bool:
     check_writable(folder, setting)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     _held.add(descriptor)
-    with ExitStack() as own:
-        own.callback(_release, descriptor)
-        if not locked(descriptor, folder):
-            return False
-        claims.enter_context(own.pop_all())
+    claims.callback(_release, descriptor)
+    if not locked(descriptor, folder):
+        return False
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return True
