@@ -114,6 +114,19 @@ def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> Non
     assert path.read_text() == '{"a": 1}\n' and [each.name for each in path.parent.iterdir()] == ["x.jsonl"]
 
 
+def test_a_predict_that_fails_keeps_earlier_responses(tmp_path: Path) -> None:
+    (tmp_path / "responses.jsonl").write_text("earlier\n")
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path), global_rank=0, world_size=1)
+    module: Any = None
+    evaluation = Evaluation()
+    evaluation.on_predict_start(trainer, module)
+    assert evaluation._responses is not None
+    write_rows(evaluation._responses, [{"a": 1}])
+    evaluation.on_exception(trainer, module, KeyboardInterrupt())
+    assert (tmp_path / "responses.jsonl").read_text() == "earlier\n" and len(list(tmp_path.iterdir())) == 1
+    evaluation.on_exception(trainer, module, KeyboardInterrupt())  # there is nothing left to keep
+
+
 def test_files_of_another_number_of_ranks_go(tmp_path: Path) -> None:
     names = ["a.jsonl", "a.rank0-of-2.jsonl", "a.rank1-of-2.jsonl", "a.rank2-of-3.jsonl", "ab.jsonl", "a.jsonl.draft"]
     for name in names:
