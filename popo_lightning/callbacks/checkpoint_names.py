@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from popo_lightning.core.run_data import data_module
-from popo_lightning.runs.progress import progress
+from popo_lightning.runs.folder import progress
 
 ITERATION, MINIBATCH = "iteration", "minibatch"
 

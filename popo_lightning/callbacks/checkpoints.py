@@ -35,17 +35,6 @@ from popo_lightning.runs.checkpoint_files import WholeFileIO, take_away, tidy
 from popo_lightning.runs.stopping import Stopped, stop_requests
 from popo_lightning.training.finite_steps import all_finite, optimizer_state
 
-# attributes that Lightning sets before it saves
-NOTED = (
-    "best_model_path",
-    "best_model_score",
-    "best_k_models",
-    "kth_best_model_path",
-    "kth_value",
-    "current_score",
-    "last_model_path",
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -205,8 +194,10 @@ class Checkpoints(OwnCheckpoints):
             return
         with self._as_before_if_not_saved(trainer):
             saved = self._written if self._saved == (self._behind or self._place) else None  # as one of the best
-            target = saved or self.format_checkpoint_name(candidates)
-            previous, self.last_model_path = self.last_model_path, target
+            previous = self.last_model_path
+            replaced = None if previous in self.best_k_models else previous  # the name of any other file is taken
+            target = saved or self._get_metric_interpolated_filepath_name(candidates, trainer, replaced)
+            self.last_model_path = target
             if saved is None:
                 self._save_checkpoint(trainer, target)
             if previous and self._should_remove_checkpoint(trainer, previous, target):
@@ -229,7 +220,8 @@ class Checkpoints(OwnCheckpoints):
     @contextmanager
     def _as_before_if_not_saved(self, trainer: L.Trainer) -> Iterator[None]:
         """Keeps Lightning's attributes and the older checkpoints as they were if the new one is not written."""
-        before = {name: copy.copy(getattr(self, name)) for name in NOTED if hasattr(self, name)}
+        # the attributes that Lightning sets before it saves are among those that it keeps in checkpoints
+        before = {name: copy.copy(value) for name, value in self.state_dict().items()}
         try:
             yield
         except NotSavedError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 
@@ -57,10 +57,10 @@ class EvalSettings:
 
     def changed(self, settings: BenchmarkSettings) -> EvalSettings:
         """These settings, changed by one benchmark's own."""
-        own: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(settings)}
-        if own["pass_k"] is not None:
+        own = {name: value for name, value in vars(settings).items() if value is not None}
+        if "pass_k" in own:
             own["pass_k"] = several(own["pass_k"])
-        return replace(self, **{name: value for name, value in own.items() if value is not None})
+        return replace(self, **own)
 
     def check(self, place: str) -> None:
         """Refuses settings that evaluate nothing or cannot be used.
@@ -68,8 +68,7 @@ class EvalSettings:
         Args:
             place: Name of the settings, "evaluation" or "evaluation.benchmarks.NAME".
         """
-        if self.samples < 0:
-            raise SettingError(f"{place}.samples is {self.samples}; use 0 (greedy only) or more")
+        at_least(f"{place}.samples", self.samples, 0, " (greedy only)")
         if not self.samples and not self.greedy:
             raise SettingError(f"{place}.samples is 0 and {place}.greedy false, which evaluates nothing; set either")
         ks = {"avg_k": (self.avg_k,), "pass_k": self.pass_k}
@@ -83,16 +82,19 @@ class EvalSettings:
                 f"{given}, but {place}.samples is {self.samples}; use k from 1 to samples, such as {fitting}, or more "
                 "samples"
             )
-        allowed = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "a share above 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
-            "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens >= 1, "1 or more"),
-            "limit": (self.limit >= 0, "0 (all problems) or more"),
-        }
-        for name, (fine, remedy) in allowed.items():
-            if not fine:
-                raise SettingError(f"{place}.{name} is {getattr(self, name)}; use {remedy}")
+        at_least(f"{place}.temperature", self.temperature, 0, " (greedy)")
+        if not 0 < self.top_p <= 1:
+            raise SettingError(f"{place}.top_p is {self.top_p}; use a share above 0 and at most 1")
+        at_least(f"{place}.top_k", self.top_k, 0, " (all tokens)")
+        if self.max_new_tokens is not None:
+            at_least(f"{place}.max_new_tokens", self.max_new_tokens, 1)
+        at_least(f"{place}.limit", self.limit, 0, " (all problems)")
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the accuracies that are measured, such as greedy and pass_at_8."""
+        sampled = [f"avg_at_{self.avg_k}", *(f"pass_at_{k}" for k in self.pass_k)] if self.samples else []
+        return ["greedy"] * self.greedy + sampled
 
     def chosen(self, problems: Sequence[Problem]) -> Sequence[Problem]:
         """At most ``limit`` problems, chosen by :func:`a_part`."""
@@ -111,11 +113,6 @@ def a_part(problems: Sequence[Problem], most: int) -> Sequence[Problem]:
     return [problems[place] for place in sorted(places[:most])]
 
 
-def ids_of_part(problems: Sequence[Problem], most: int) -> set[str]:
-    """Ids of the problems that :func:`a_part` chooses."""
-    return {problem.id for problem in a_part(problems, most)}
-
-
 def checked_number_kept(problems: int, write_samples: bool) -> int:
     """Checks evaluation.keep_responses.
 
@@ -126,8 +123,7 @@ def checked_number_kept(problems: int, write_samples: bool) -> int:
     Raises:
         SettingError: The number is below 0, or no files are written.
     """
-    if problems < 0:
-        raise SettingError(f"evaluation.keep_responses is {problems}; use 0 (no tokens are written) or more problems")
+    at_least("evaluation.keep_responses", problems, 0, " (no tokens are written)")
     if problems and not write_samples:
         raise SettingError(
             f"evaluation.keep_responses is {problems}, but evaluation.write_samples false writes no responses; set it "
@@ -143,22 +139,21 @@ def several(k: int | Sequence[int]) -> tuple[int, ...]:
 
 def metric_names(settings_by_name: Mapping[str, EvalSettings]) -> list[str]:
     """Names of the metrics of an evaluation, given the settings of each benchmark."""
-    labels = {name: _labels(settings) for name, settings in settings_by_name.items()}
     always = ("response_tokens", "truncated_frac", "grading_failures", "seconds")
-    found = [f"eval/{name}/{label}" for name, its in labels.items() for label in (*its, *always)]
-    if len(settings_by_name) < 2:
-        return found
-    first, *others = labels.values()
-    found += [f"eval/{MEAN}/{label}" for label in first if all(label in its for its in others)]
-    every = settings_by_name.values()
-    if len({settings.avg_k for settings in every}) > 1 and all(settings.samples for settings in every):
-        found.append(f"eval/{MEAN}/avg")
-    return found
+    found = [f"eval/{name}/{label}" for name, its in settings_by_name.items() for label in (*its.labels, *always)]
+    return found + [f"eval/{MEAN}/{label}" for label in mean_labels(list(settings_by_name.values()))]
 
 
-def _labels(settings: EvalSettings) -> list[str]:
-    sampled = [f"avg_at_{settings.avg_k}", *(f"pass_at_{k}" for k in settings.pass_k)] if settings.samples else []
-    return ["greedy"] * settings.greedy + sampled
+def mean_labels(settings: Sequence[EvalSettings]) -> list[str]:
+    """Labels of the means over two or more benchmarks: the accuracies that all of them have.
+
+    If their k of avg@k differ, "avg" is the mean of each benchmark's own.
+    """
+    if len(settings) < 2:
+        return []
+    found = [label for label in settings[0].labels if all(label in each.labels for each in settings)]
+    differ = len({each.avg_k for each in settings}) > 1
+    return [*found, "avg"] if differ and all(each.samples for each in settings) else found
 
 
 def check_names(

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
-from popo_lightning.engines.base import Sampling
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.evaluation.benchmarks import (
     DEFAULT_BREAKDOWN,
     BenchmarkSettings,
     EvalSettings,
+    a_part,
     check_names,
     checked_number_kept,
-    ids_of_part,
     metric_names,
     seed_of_draws,
     several,
 )
-from popo_lightning.evaluation.evaluated_run import EvaluatedRun, evaluated_run
-from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, write_json
-from popo_lightning.evaluation.grades import check_evaluation_grades
-from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, measured
+from popo_lightning.evaluation.files import rank_file, sample_rows, write_json, write_rows
+from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, check_graded, measured
 from popo_lightning.evaluation.tables import benchmark_table, breakdown_table
 from popo_lightning.metrics.monitors import check_evaluation_monitors, consult, settle_stopping
-from popo_lightning.runs.folder import EVALUATIONS
+from popo_lightning.rollout.engine_rollouts import rollouts_of
+from popo_lightning.runs.folder import EVALUATIONS, RESULTS
 from popo_lightning.runs.stopping import stop_requests
 
 
@@ -84,10 +85,7 @@ class Evaluation(KeepsState, L.Callback):
         seed: int = 0,
         new_draws: bool = False,
     ) -> None:
-        if every_n_iterations < 0:
-            raise SettingError(
-                f"evaluation.every_n_iterations is {every_n_iterations}; use 0 (only before and after) or more"
-            )
+        at_least("evaluation.every_n_iterations", every_n_iterations, 0, " (only before and after)")
         ks = several(pass_k)
         self.settings = EvalSettings(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
         self.settings.check("evaluation")
@@ -103,9 +101,10 @@ class Evaluation(KeepsState, L.Callback):
         self.new_draws = new_draws
         self.history: list[dict[str, float]] = []  # one entry per evaluation, with "iteration" among its keys
         self.latest: EvaluationResult | None = None  # the latest of this process
-        self.written: Path | None = None  # its folder or file
+        self.written: Path | None = None  # its folder, or the file of predict
         self._results: list[BenchmarkResult] = []  # results of the present validate, test or predict
-        self._responses: ReplacedFile | None = None  # file of predict
+        self._responses: IO[str] | None = None  # file of predict
+        self._writing = ExitStack()  # holds it
 
     def settings_of(self, benchmark: str) -> EvalSettings:
         """Settings with which a benchmark is evaluated."""
@@ -114,7 +113,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses settings for benchmarks that the task does not have, before a model loads."""
-        data = evaluated_run(trainer)
+        data = rollouts_of(trainer)
         found = dict(data.benchmarks())
         check_names(found, self.benchmarks, self.breakdown)
         for name, problems in found.items():
@@ -135,7 +134,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates before training; when resumed, only if the checkpoint lacks its iteration's evaluation."""
-        data = evaluated_run(trainer)
+        data = rollouts_of(trainer)
         if data.iteration == 0:
             if self.at_start and not self.history:
                 self._evaluate_all(trainer)
@@ -144,7 +143,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates every n iterations."""
-        iteration = evaluated_run(trainer).iteration
+        iteration = rollouts_of(trainer).iteration
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
             self._evaluate_all(trainer)
 
@@ -153,7 +152,7 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluates at the end, unless this iteration has been evaluated."""
-        if not self._evaluated(evaluated_run(trainer).iteration):
+        if not self._evaluated(rollouts_of(trainer).iteration):
             self._evaluate_all(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -177,8 +176,8 @@ class Evaluation(KeepsState, L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens responses.jsonl for all responses."""
         self._results = []
-        root = Path(trainer.default_root_dir)
-        self._responses = ReplacedFile(rank_file(root, "responses", trainer.global_rank, trainer.world_size))
+        self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
+        self._responses = self._writing.enter_context(replaced(self.written))
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -189,25 +188,23 @@ class Evaluation(KeepsState, L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts responses.jsonl in its place, and logs the results."""
-        assert self._responses is not None
-        self._responses.finish()
+        self._writing.close()
         self._responses = None
         if self._results:
             self._finish(trainer, self._results, None)
-        self.written = rank_file(Path(trainer.default_root_dir), "responses", trainer.global_rank, trainer.world_size)
         for result in self._results:  # only now, since the responses are worth keeping
-            check_evaluation_grades(result, evaluated_run(trainer))
+            check_graded(result, rollouts_of(trainer).generator.pool)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keeps the responses.jsonl of an earlier predict."""
         if self._responses is not None:
-            self._responses.abandon()
+            self._writing.__exit__(type(exception), exception, exception.__traceback__)
             self._responses = None
 
     # -- what --------------------------------------------------------------------------------------------------
 
     def _evaluate_all(self, trainer: L.Trainer) -> None:
-        data, folder = evaluated_run(trainer), self._folder(trainer)
+        data, folder = rollouts_of(trainer), self._folder(trainer)
         self._finish(trainer, [self._evaluate(trainer, name, them, folder) for name, them in data.benchmarks()], folder)
         assert self.latest is not None
         self.history.append({"iteration": data.iteration} | self.latest.metrics())
@@ -217,7 +214,7 @@ class Evaluation(KeepsState, L.Callback):
     def _evaluate(
         self, trainer: L.Trainer, name: str, problems: Sequence[Problem], folder: Path | None
     ) -> BenchmarkResult:
-        data = evaluated_run(trainer)
+        data = rollouts_of(trainer)
         settings = self.settings_of(name)
         settings = replace(settings, max_new_tokens=settings.max_new_tokens or data.sampling.max_new_tokens)
         stop_requests(trainer).check(trainer)
@@ -225,38 +222,45 @@ class Evaluation(KeepsState, L.Callback):
         spent = data.clock.take()  # training does not count this generation
         problems = settings.chosen(problems)
         mine = problems[trainer.global_rank :: trainer.world_size]
-        with data.leaves_at_once():
+        with stop_requests(trainer).interruptible(trainer.world_size == 1):
             data.sync()
-            greedy = self._sample(data, name, mine, 1, replace(settings, temperature=0.0)) if settings.greedy else []
-            sampled = self._sample(data, name, mine, settings.samples, settings) if settings.samples else []
+            greedy = self._sample(trainer, name, mine, 1, replace(settings, temperature=0.0)) if settings.greedy else []
+            sampled = self._sample(trainer, name, mine, settings.samples, settings) if settings.samples else []
         seconds = sum(data.clock.take().values())
         data.clock.give_back(spent)
         stop_requests(trainer).check(trainer)  # there may be no next benchmark that checks
         if folder is not None and self.write_samples:
-            kept = ids_of_part(problems, self.keep_responses)
-            with ReplacedFile(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
-                file.write_all(sample_rows(name, greedy, sampled, self.breakdown, kept))
+            kept = {problem.id for problem in a_part(problems, self.keep_responses)}
+            with replaced(rank_file(folder, name, trainer.global_rank, trainer.world_size)) as file:
+                write_rows(file, sample_rows(name, greedy, sampled, self.breakdown, kept))
         if self._responses is not None:
-            self._responses.write_all(sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
+            write_rows(self._responses, sample_rows(name, [] if sampled else greedy, sampled, self.breakdown))
         result = measured(trainer, name, settings, problems, greedy, sampled, self.breakdown, seconds)
         if self._responses is None and not (trainer.state.fn == "fit" and data.iteration):
-            check_evaluation_grades(result, data)
+            check_graded(result, data.generator.pool)
         return result
 
     def _sample(
-        self, data: EvaluatedRun, name: str, problems: Sequence[Problem], n: int, settings: EvalSettings
+        self, trainer: L.Trainer, name: str, problems: Sequence[Problem], n: int, settings: EvalSettings
     ) -> list[Group]:
-        assert settings.max_new_tokens is not None and data.trainer is not None
-        cut = (settings.top_p, settings.top_k) if settings.temperature else (1.0, 0)
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, *cut, stop=data.sampling.stop)
-        seed = seed_of_draws(self.seed, data.trainer.global_rank, name, data.iteration if self.new_draws else None)
+        data = rollouts_of(trainer)
+        assert settings.max_new_tokens is not None
+        sampling = replace(
+            data.sampling,  # for its stop strings
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p if settings.temperature else 1.0,
+            top_k=settings.top_k if settings.temperature else 0,
+            temperature_spread=0.0,
+        )
+        seed = seed_of_draws(self.seed, trainer.global_rank, name, data.iteration if self.new_draws else None)
         how = f"{n} sampled each" if settings.temperature else "greedy"
         with data.generator.work.named(f"evaluating {name} ({how})"):
-            return list(data.sample(problems, n, sampling, seed))
+            return data.sample(problems, n, sampling, seed)
 
     def _finish(self, trainer: L.Trainer, results: list[BenchmarkResult], folder: Path | None) -> None:
         """Logs and writes results; Progress shows ``latest``."""
-        iteration = evaluated_run(trainer).iteration
+        iteration = rollouts_of(trainer).iteration
         self.latest = EvaluationResult(iteration, results)
         metrics = self.latest.metrics()
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -268,7 +272,7 @@ class Evaluation(KeepsState, L.Callback):
                     if table is not None:
                         logger.experiment.add_text(tag, table.markdown(), iteration)
         if folder is not None and results and trainer.is_global_zero:
-            write_json(folder / "results.json", self._origin(trainer) | self.latest.to_plain())
+            write_json(folder / RESULTS, self._origin(trainer) | self.latest.to_plain())
             self.written = folder
 
     def _origin(self, trainer: L.Trainer) -> dict[str, Any]:
@@ -286,7 +290,7 @@ class Evaluation(KeepsState, L.Callback):
         """Folder of an evaluation: one per iteration during training, one per command for validate and test."""
         assert trainer.state.fn is not None
         fitting = trainer.state.fn == "fit"
-        name = f"iteration-{evaluated_run(trainer).iteration:06d}" if fitting else trainer.state.fn.value
+        name = f"iteration-{rollouts_of(trainer).iteration:06d}" if fitting else trainer.state.fn.value
         return Path(trainer.default_root_dir) / EVALUATIONS / name
 
     def keep_present(self, iteration: int) -> None:

@@ -11,61 +11,28 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from popo_lightning.core.groups import Group
 from popo_lightning.core.ranks import part_of_rank
+from popo_lightning.core.whole_files import replaced
 
 ALWAYS_SHOWN = ("level", "subject")
 
 
-class ReplacedFile:
-    """JSON lines that replace an earlier file once all of them are written.
-
-    Args:
-        path: The file to replace.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._draft = path.with_name(f"{path.name}.draft")
-        self._file = self._draft.open("w", encoding="ascii")  # JSON escapes the rest, lone surrogates included
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Adds a line."""
-        self._file.write(to_json(row) + "\n")
-
-    def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds lines."""
-        for row in rows:
-            self.write(row)
-
-    def finish(self) -> None:
-        """Moves the file into place."""
-        self._file.close()
-        self._draft.replace(self._path)
-
-    def abandon(self) -> None:
-        """Keeps the earlier file and drops the new lines."""
-        self._file.close()
-        self._draft.unlink(missing_ok=True)
-
-    def __enter__(self) -> ReplacedFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.finish() if kind is None else self.abandon()
+def write_rows(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines."""
+    file.writelines(to_json(row) + "\n" for row in rows)
 
 
 def rank_file(folder: Path, stem: str, rank: int, world_size: int) -> Path:
-    """Path of a rank's file: STEM.jsonl for a single rank, else STEM.rank0-of-2.jsonl and so on.
+    """Path of a rank's file: STEM.jsonl for a single rank, else STEM.rank0-of-2.jsonl and so on. Makes the folder.
 
     Ranks may have gigabytes of text, so it is not sent to rank 0. Rank 0 removes the files of a run with another number
     of ranks, since a reader of STEM*.jsonl would count them too.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     stem = quote(stem, safe=" ")  # a benchmark's name may hold slashes
     if rank == 0:
         for path in folder.glob("*.jsonl"):
@@ -78,9 +45,8 @@ def rank_file(folder: Path, stem: str, rank: int, world_size: int) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON document, which is moved into place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(to_json(content, indent=2) + "\n", encoding="ascii")
-    draft.replace(path)
+    with replaced(path) as file:
+        file.write(to_json(content, indent=2) + "\n")
 
 
 def sample_rows(

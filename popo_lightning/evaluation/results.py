@@ -15,8 +15,9 @@ from torch import Tensor
 
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
-from popo_lightning.core.ranks import all_reduce
-from popo_lightning.evaluation.benchmarks import MEAN, EvalSettings
+from popo_lightning.core.ranks import all_gather_object, all_reduce
+from popo_lightning.evaluation.benchmarks import MEAN, EvalSettings, mean_labels
+from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.metrics.estimates import AvgAtK, PassAtK
 
 Numbers = dict[str, float]
@@ -60,24 +61,12 @@ class EvaluationResult:
 
     @property
     def mean(self) -> Numbers:
-        """Unweighted means over two or more benchmarks of the numbers that all of them have.
-
-        If their k of avg@k differ, "avg" is the mean of each benchmark's own.
-        """
-        if len(self.benchmarks) < 2:
-            return {}
-        first = self.benchmarks[0].numbers
-        shared = [label for label in first if all(label in each.numbers for each in self.benchmarks)]
-        means = {
-            label: sum(each.numbers[label] for each in self.benchmarks) / len(self.benchmarks)
-            for label in shared
-            if label == "greedy" or label.startswith(("avg_at_", "pass_at_"))
-        }
-        ks = {each.settings.avg_k for each in self.benchmarks}
-        if len(ks) > 1 and all(each.settings.samples for each in self.benchmarks):
-            means["avg"] = sum(each.numbers[f"avg_at_{each.settings.avg_k}"] for each in self.benchmarks) / len(
-                self.benchmarks
-            )
+        """Unweighted means over two or more benchmarks, by :func:`mean_labels`."""
+        means = {}
+        for label in mean_labels([each.settings for each in self.benchmarks]):
+            own = [f"avg_at_{each.settings.avg_k}" if label == "avg" else label for each in self.benchmarks]
+            values = [each.numbers[its] for each, its in zip(self.benchmarks, own, strict=True)]
+            means[label] = sum(values) / len(values)
         return means
 
     def metrics(self) -> Numbers:
@@ -90,19 +79,11 @@ class EvaluationResult:
 
     def to_plain(self) -> dict[str, Any]:
         """All results, for results.json."""
-        return {
-            "iteration": self.iteration,
-            "benchmarks": {
-                each.name: {
-                    "settings": asdict(each.settings),
-                    "numbers": each.numbers,
-                    "breakdown": each.breakdown,
-                    "seconds": each.seconds,
-                }
-                for each in self.benchmarks
-            },
-            "mean": self.mean,
-        }
+        benchmarks = {}
+        for each in self.benchmarks:
+            plain = asdict(each)
+            benchmarks[plain.pop("name")] = plain
+        return {"iteration": self.iteration, "benchmarks": benchmarks, "mean": self.mean}
 
 
 def by_benchmark(entry: Mapping[str, float]) -> dict[str, Numbers]:
@@ -149,6 +130,23 @@ def measured(
                 for value in values
             }
     return BenchmarkResult(name, settings, _numbers(trainer, settings, greedy, sampled), breakdown, seconds)
+
+
+def check_graded(result: BenchmarkResult, pool: GradingPool) -> None:
+    """Stops all ranks if the verifier failed for every response to a benchmark, whose numbers would mean nothing.
+
+    Args:
+        result: Result of the benchmark over all ranks.
+        pool: This rank's graders, which know their first failure.
+
+    Raises:
+        SettingError: Every grading failed; the message has the reason.
+    """
+    responses = result.numbers["problems"] * (result.settings.samples + result.settings.greedy)
+    failures = result.numbers["grading_failures"]
+    if failures == responses:  # on all ranks or none, since the rest is a collective
+        counts = {"responses": responses, "failures": failures}
+        check_grades(counts, all_gather_object(pool.first_failure), f"to benchmark '{result.name}'")
 
 
 NO_VALUE = "(none)"

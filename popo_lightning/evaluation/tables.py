@@ -82,7 +82,8 @@ def change_table(first: Mapping[str, float], last: Mapping[str, float]) -> Table
     before, after = by_benchmark(first), by_benchmark(last)
     labels = [label for label in _labels(after.values()) if label == "greedy" or label.startswith(("avg", "pass"))]
     rows = [
-        [name, *(_change(before.get(name, {}), numbers, label) for label in labels)] for name, numbers in after.items()
+        [name, *map(_change, _cells(before.get(name, {}), labels), _cells(numbers, labels))]
+        for name, numbers in after.items()
     ]
     title = f"first and last evaluation, after iterations {first['iteration']:.0f} and {last['iteration']:.0f}"
     return Table(title, ["benchmark", *map(_heading, labels)], rows)
@@ -119,9 +120,8 @@ def _cells(numbers: Numbers, labels: Sequence[str]) -> list[str]:
     return [_form(label).format(numbers[label]) if label in numbers else "" for label in labels]
 
 
-def _change(before: Numbers, after: Numbers, label: str) -> str:
-    texts = [_form(label).format(numbers[label]) if label in numbers else "" for numbers in (before, after)]
-    return " -> ".join(texts) if all(texts) else texts[1]
+def _change(before: str, after: str) -> str:
+    return f"{before} -> {after}" if before and after else after
 
 
 def _clean(text: str) -> str:

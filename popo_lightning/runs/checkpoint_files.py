@@ -8,9 +8,8 @@ import shutil
 import struct
 import time
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,38 +24,6 @@ META = "meta.pt"  # in a folder of shards: everything but weights and optimizer
 FILES = "files.json"  # in a folder of shards, written last: size of each file in bytes
 NOTE = b"written at ns "  # in the comment of a file, which is a zip archive
 END = b"PK\5\6" + bytes(18)  # of an archive without a comment, but for its numbers
-
-
-@dataclass
-class Newest:
-    """What a folder offers to resume from.
-
-    Args:
-        checkpoint: The newest complete checkpoint, or None.
-        passed_over: Newer incomplete checkpoints, newest first, each with the reason.
-    """
-
-    checkpoint: Path | None = None
-    passed_over: list[tuple[Path, str]] = field(default_factory=list)
-
-
-def newest_whole(folder: Path, but: Collection[Path] = ()) -> Newest:
-    """Finds the newest complete checkpoint of a folder. Drafts of a killed writer do not count.
-
-    Args:
-        folder: Folder of checkpoints; it need not exist.
-        but: Checkpoints that do not count either.
-    """
-    put_back(folder)
-    found = Newest()
-    left = [path for path in folder.glob("*.ckpt") if path not in but]
-    for path in sorted(left, key=written_at, reverse=True):
-        why = flaw(path)
-        if why is None:
-            found.checkpoint = path
-            break
-        found.passed_over.append((path, why))
-    return found
 
 
 def flaw(checkpoint: Path) -> str | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.runs.checkpoint_files import state_file, state_in
+from popo_lightning.runs.shards import TensorReader, check_parts
 
-BITS = 2**26  # bytes of a tensor in one step of its checksum
 MODULE = "state_dict."  # prefix of the weights, which are named without it
 
 
@@ -38,7 +38,8 @@ def damage(checkpoint: Path) -> str | None:
     try:
         found = _damage_of_file(state_file(checkpoint))
         if found is None and checkpoint.is_dir():
-            _check_shards(checkpoint)
+            contents = TensorReader(checkpoint).read_metadata()
+            check_parts(checkpoint, contents, list(contents.state_dict_metadata))
         return found
     except Exception as error:  # damaged bytes may raise any exception
         return reason(error)
@@ -77,10 +78,7 @@ def changed(file: Path, tensors: Iterable[tuple[str, object]]) -> str | None:
 def checksum(storage: torch.UntypedStorage) -> int:
     """CRC-32 of a storage on the CPU, without a copy of it."""
     data: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    found = 0
-    for begin in range(0, len(data), BITS):
-        found = zlib.crc32(data[begin : begin + BITS], found)
-    return found
+    return zlib.crc32(data)
 
 
 def _damage_of_file(file: Path) -> str | None:
@@ -103,10 +101,3 @@ def _named(content: object, name: str) -> Iterator[tuple[str, object]]:
             yield from _named(value, f"{name}.{place}")
     else:
         yield name.removeprefix(MODULE), content
-
-
-def _check_shards(folder: Path) -> None:
-    from popo_lightning.runs.shards import TensorReader, check_parts
-
-    contents = TensorReader(folder).read_metadata()
-    check_parts(folder, contents, list(contents.state_dict_metadata))

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from popo_lightning.core.errors import SettingError, reason
@@ -17,58 +18,53 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of a file sy
 
 log = logging.getLogger(__name__)
 
-_held: set[int] = set()  # descriptors of this process's locks
+_held: set[int] = set()  # descriptors of the lock files that this process has open
 
 
-class Claim:
-    """A folder that no other process can claim until this one ends or releases it.
+def claim(folder: Path, setting: str, claims: ExitStack) -> bool:
+    """Makes the folder if needed, and claims it, so that no other process can until this one ends or closes `claims`.
 
     The kernel keeps the lock with the open file, so a dead process leaves no lock behind. Forked children close the
     file, so a grader or an engine that outlives its run does not keep the folder.
 
     Args:
-        descriptor: File descriptor of the locked file.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        _held.add(descriptor)
-
-    def release(self) -> None:
-        """Releases the folder; a second call does nothing."""
-        if self._descriptor in _held:
-            _held.remove(self._descriptor)
-            os.close(self._descriptor)
-
-
-def claim(folder: Path, setting: str) -> Claim | None:
-    """Makes the folder if needed, and claims it.
-
-    Args:
         folder: Folder of a run, or of its checkpoints.
         setting: Setting that names the folder, for error messages.
+        claims: Holds the claim.
 
     Returns:
-        The claim, or None if another process has the folder.
+        Whether the folder is claimed now; otherwise another process has it.
 
     Raises:
         SettingError: The folder cannot be written to.
     """
     check_writable(folder, setting)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(descriptor)
+    claims.callback(_release, descriptor)
+    if not locked(descriptor, folder):
+        return False
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return True
+
+
+def locked(descriptor: int, folder: Path) -> bool:
+    """Locks an open file or folder. Returns whether no other process has; a file system without locks is logged.
+
+    Args:
+        descriptor: Its file descriptor.
+        folder: The folder that this process wants for itself, for the log.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
+        return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            os.close(descriptor)
             raise
-        log.warning("the file system of %s has no locks, so that a second run in it would not be noticed", folder)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return Claim(descriptor)
+        log.warning("the file system of %s has no locks, so that a second writer to it would not be noticed", folder)
+    return True
 
 
 def is_claimed(folder: Path) -> bool:
@@ -79,7 +75,7 @@ def is_claimed(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:  # no such file, or no locks
-        return False
+        pass
     return False
 
 
@@ -110,6 +106,12 @@ def check_writable(folder: Path, setting: str) -> None:
             f"{setting} is '{folder}', where nothing can be written ({reason(error)}); name a folder that can be "
             "written to"
         ) from error
+
+
+def _release(descriptor: int) -> None:
+    if descriptor in _held:  # otherwise this is a child, which has let go
+        _held.remove(descriptor)
+        os.close(descriptor)
 
 
 def _let_go_in_child() -> None:

@@ -59,26 +59,23 @@ def settle_evaluation(
     Raises:
         SettingError: A checkpoint is asked for but missing or damaged, or nothing can be written.
     """
+    asked = None if folder is None else Path(folder)
+    record = None if asked is None else read_record(asked)
     found = None if checkpoint is None else Path(checkpoint)
-    if found is not None and folder is not None and _began_from(Path(folder), found):
+    if found is not None and record is not None and record.began_from(found):
         found = None  # from that run's own config.yaml; the run has trained on since
     if found is not None:
         read_checkpoint(found)
         check_bytes(found)
-        written = Path(folder) if folder is not None else home_of(found) or Path(root) / task
-    elif resume or (folder is not None and holds_run(Path(folder))):
-        written = Path(folder) if folder is not None else Path(root) / task / f"{method}-seed{seed}"
+        written = asked or home_of(found) or Path(root) / task
+    elif resume or (asked is not None and holds_run(asked)):
+        written = asked or Path(root) / task / f"{method}-seed{seed}"
         found = _newest(written)
     else:
-        written = Path(folder) if folder is not None else Path(root) / task
+        written = asked or Path(root) / task
     if is_first_rank():
-        check_writable(written, "run.folder" if folder is not None or found is not None else "run.root")
+        check_writable(written, "run.root" if asked is None and found is None else "run.folder")
     return written, found
-
-
-def _began_from(folder: Path, checkpoint: Path) -> bool:
-    record = read_record(folder)
-    return record is not None and record.origin is not None and same(Path(record.origin["checkpoint"]), checkpoint)
 
 
 def _newest(folder: Path) -> Path:
@@ -90,6 +87,5 @@ def _newest(folder: Path) -> Path:
             f"run.folder is '{folder}', whose run has no checkpoint (looked for in {looked}); name one by ckpt_path, "
             "or add --run.folder null --run.resume false to evaluate the model that it began with"
         )
-    read_checkpoint(found)
     say(f"evaluates '{found}', the newest checkpoint of the run in '{folder}'")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.metrics.table import METRICS, Behind
-from popo_lightning.runs.checkpoint_files import newest_whole, state_file, state_in, written_at
+from popo_lightning.runs.checkpoint_files import flaw, put_back, state_file, state_in, written_at
 from popo_lightning.runs.checksums import damage
 from popo_lightning.runs.record import RECORD, read_record, record_in
 
 CHECKPOINTS = "checkpoints"
-EVALUATIONS = "evaluations"
+EVALUATIONS, RESULTS = "evaluations", "results.json"  # the folder of all evaluations, and the numbers of one
 SUMMARY = "summary.json"
 GLOBAL_RANKS = ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # a launcher's variables that count over all nodes
 
@@ -55,13 +55,27 @@ def holds_run(folder: Path) -> bool:
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Folders where the checkpoints of a folder's run may be: those that its record names, and the usual one."""
     record = read_record(folder)
-    return list(dict.fromkeys([*(record.checkpoint_folders(folder) if record else []), folder / CHECKPOINTS]))
+    recorded = () if record is None else record.checkpoints
+    return list(dict.fromkeys(folder / path for path in (*recorded, CHECKPOINTS)))  # an absolute path stays as it is
 
 
-def newest_of(folders: Sequence[Path], but: Collection[Path] = ()) -> Path | None:
-    """The newest complete checkpoint of several folders, or None; those of `but` do not count."""
-    found = [path for folder in folders if (path := newest_checkpoint(folder, but)) is not None]
-    return max(found, key=written_at, default=None)
+def newest_of(folders: Sequence[Path], fault: Callable[[Path], str | None] = flaw) -> Path | None:
+    """The newest complete checkpoint of several folders, or None. Prints which newer ones are passed over, and why.
+
+    Args:
+        folders: Folders of checkpoints; they need not exist. Drafts of a killed writer do not count.
+        fault: Says why a checkpoint does not count, or None if it does.
+    """
+    for folder in folders:
+        put_back(folder)
+    found = dict.fromkeys(path for folder in folders for path in folder.glob("*.ckpt"))
+    for path in sorted(found, key=written_at, reverse=True):
+        why = fault(path)
+        if why is None:
+            return path
+        if is_first_rank():
+            _say_passed_over(path, why)
+    return None
 
 
 def newest_undamaged(folders: Sequence[Path]) -> Path | None:
@@ -70,15 +84,14 @@ def newest_undamaged(folders: Sequence[Path]) -> Path | None:
     Each rank reads it once, from beginning to end. The same bytes give all ranks the same answer, before they are
     joined.
     """
-    passed_over: set[Path] = set()
-    while (found := newest_of(folders, passed_over)) is not None:
-        why = damage(found)
-        if why is None:
-            break
-        if is_first_rank():
-            _say_passed_over(found, f"is damaged ({why})")
-        passed_over.add(found)
-    return found
+
+    def fault(path: Path) -> str | None:
+        why = flaw(path)
+        if why is None and (changed := damage(path)) is not None:
+            return f"is damaged ({changed})"
+        return why
+
+    return newest_of(folders, fault)
 
 
 def home_of(checkpoint: Path) -> Path | None:
@@ -98,18 +111,20 @@ def home_of(checkpoint: Path) -> Path | None:
     return folder if there is not None and there.id == record.id else None
 
 
-def newest_checkpoint(folder: Path, but: Collection[Path] = ()) -> Path | None:
-    """The newest complete checkpoint of a folder, or None. Prints which newer ones are passed over, and why."""
-    found = newest_whole(folder, but)
-    if is_first_rank():
-        for path, why in found.passed_over:
-            _say_passed_over(path, why)
-    return found.checkpoint
-
-
 @cache  # once per process
 def _say_passed_over(checkpoint: Path, why: str) -> None:
     print(f"popo: passed over {checkpoint}, which {why}", file=sys.stderr)
+
+
+def progress(begun: int, steps: int, left: int) -> tuple[int, int]:
+    """Iterations whose minibatches are all done, and minibatches done of the next one.
+
+    Args:
+        begun: Iterations that have begun.
+        steps: Minibatches of an iteration.
+        left: Of those, the ones that the latest iteration has still to take.
+    """
+    return (begun - 1, steps - left) if left else (begun, 0)
 
 
 def behind(checkpoint: Path) -> Behind:

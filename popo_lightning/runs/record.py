@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.whole_files import replaced
 
 RECORD = "run.json"
 CONFIG = "config.yaml"  # all settings of a run, in its folder
@@ -43,13 +44,9 @@ class RunRecord:
     origin: dict[str, Any] | None = None
     command: str | None = None
 
-    def checkpoint_folders(self, folder: Path) -> list[Path]:
-        """Folders where the run's checkpoints may be.
-
-        Args:
-            folder: Present folder of the run.
-        """
-        return [folder / path for path in self.checkpoints]  # an absolute path stays as it is
+    def began_from(self, checkpoint: Path | str) -> bool:
+        """Whether the run began from this checkpoint of another run."""
+        return self.origin is not None and Path(self.origin["checkpoint"]).resolve() == Path(checkpoint).resolve()
 
     def must_have_checkpoint(self, iterations: int) -> bool:
         """Whether a run with so many iterations should have a checkpoint; if it keeps none, after any iteration."""
@@ -81,10 +78,8 @@ class RunRecord:
 
     def difference(self, now: RunRecord) -> str | None:
         """The first difference between this run and the present one, with settings; None if there is none."""
-        found = self.another_run(now)
-        if found is not None:
-            return found
-        return next((f"{name} {before} there, {after} here" for name, before, after in self.changes(now)), None)
+        changed = (f"{name} {before} there, {after} here" for name, before, after in self.changes(now))
+        return self.another_run(now) or next(changed, None)
 
     def changes(self, now: RunRecord) -> list[tuple[str, str, str]]:
         """Name, value in this run and present value of each setting that differs."""
@@ -93,10 +88,9 @@ class RunRecord:
         return [(name, before, after) for name, before, after in values if before != after]
 
     def write(self, folder: Path) -> None:
-        """Writes run.json and moves it into place."""
-        draft = folder / f"{RECORD}.draft"
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        draft.replace(folder / RECORD)
+        """Writes run.json."""
+        with replaced(folder / RECORD) as file:
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
 
     def to_plain(self) -> dict[str, Any]:
         """The record in plain containers."""

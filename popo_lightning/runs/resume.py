@@ -45,9 +45,9 @@ class Place:
     """
 
     folder: Path
-    checkpoint: Path | None
-    there: RunRecord | None
-    resumes: bool
+    checkpoint: Path | None = None
+    there: RunRecord | None = None
+    resumes: bool = False
     news: tuple[str, ...] = ()
 
 
@@ -67,7 +67,7 @@ def resume_in(wanted: WantedRun, folder: Path, checkpoint: Path | None, claims: 
     hold(folder, claims)
     there = read_record(folder)
     if checkpoint is None:
-        also = [] if wanted.checkpoints is None else [Path(wanted.checkpoints)]
+        also = [] if wanted.checkpoints is None else [wanted.checkpoints]
         checkpoint = newest_undamaged([*checkpoint_folders(folder), *also])
     wrote = None if checkpoint is None else record_in(read_checkpoint(checkpoint))
     if there is not None and wrote is not None and wrote[0].id != there.id:
@@ -201,12 +201,8 @@ def hold(folder: Path, claims: ExitStack, setting: str = "run.folder") -> None:
     Raises:
         SettingError: Another process writes to the folder, or it cannot be written to.
     """
-    if not is_first_rank():
-        return
-    taken = claim(folder, setting)
-    if taken is None:
+    if is_first_rank() and not claim(folder, setting, claims):
         raise _taken(folder, setting)
-    claims.callback(taken.release)
 
 
 def check_idle(folder: Path) -> None:

@@ -16,7 +16,7 @@ from popo_lightning.runs.folder import (
     holds_run,
     home_of,
     is_first_rank,
-    newest_checkpoint,
+    newest_of,
     read_checkpoint,
 )
 from popo_lightning.runs.record import RunRecord, read_record, record_in
@@ -47,8 +47,7 @@ class Start:
     @property
     def forks(self) -> bool:
         """Whether the run begins from another run's checkpoint now."""
-        origin = self.record.origin
-        return origin is not None and self.checkpoint is not None and same(self.checkpoint, origin["checkpoint"])
+        return self.checkpoint is not None and self.record.began_from(self.checkpoint)
 
 
 def settle(wanted: WantedRun, claims: ExitStack) -> Start:
@@ -96,19 +95,21 @@ def _in_words(changes: list[tuple[str, str, str]], most: int = 6) -> tuple[str, 
 
 
 def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
+    if wanted.checkpoint is None and wanted.folder is not None:
+        return Place(_asked_folder(wanted.folder, claims))
     if wanted.checkpoint is None:
-        folder = _free_folder(wanted, claims) if wanted.folder is None else _asked_folder(wanted, claims)
-        return Place(folder, None, None, resumes=False, news=() if wanted.folder else _moved(wanted, folder))
-    checkpoint = Path(wanted.checkpoint)
+        folder = _free_folder(wanted, claims)
+        return Place(folder, news=_moved(wanted, folder))
+    checkpoint = wanted.checkpoint
     wrote = record_in(read_checkpoint(checkpoint))
     home = home_of(checkpoint)
     difference = None if wrote is None else wrote[0].difference(wanted.record)
-    if wanted.folder is not None and (home is None or not same(home, Path(wanted.folder))):
-        return Place(_asked_folder(wanted, claims), checkpoint, None, resumes=False)
+    if wanted.folder is not None and (home is None or not same(home, wanted.folder)):
+        return Place(_asked_folder(wanted.folder, claims), checkpoint)
     if home is not None and difference is None:
         return resume_in(wanted, home, checkpoint, claims)
     if wanted.folder is not None:
-        check_idle(Path(wanted.folder))
+        check_idle(wanted.folder)
         raise SettingError(
             f"run.folder is '{home}', whose run wrote ckpt_path with other settings ({difference}); add --run.folder "
             "null for a folder of its own, or --run.resume true to change the settings of that run from here on"
@@ -116,7 +117,7 @@ def _begun(wanted: WantedRun, claims: ExitStack) -> Place:
     folder = _free_folder(wanted, claims)
     other = f", whose run has other settings ({difference})" if difference else ""
     news = (f"a new run in '{folder}' begins from '{checkpoint}'{other}", *_moved(wanted, folder))
-    return Place(folder, checkpoint, None, resumes=False, news=news)
+    return Place(folder, checkpoint, news=news)
 
 
 def _moved(wanted: WantedRun, folder: Path) -> tuple[str, ...]:
@@ -137,17 +138,14 @@ def _free_folder(wanted: WantedRun, claims: ExitStack) -> Path:
 
 
 def _claimed_free(folder: Path, claims: ExitStack) -> bool:
-    taken = claim(folder, "run.root")
-    if taken is not None and holds_run(folder):  # a run that has just ended
-        taken.release()
-        return False
-    if taken is not None:
-        claims.callback(taken.release)
-    return taken is not None
+    with ExitStack() as own:
+        if not claim(folder, "run.root", own) or holds_run(folder):  # a run that has just ended
+            return False
+        claims.enter_context(own.pop_all())
+    return True
 
 
-def _asked_folder(wanted: WantedRun, claims: ExitStack) -> Path:
-    folder = Path(str(wanted.folder))
+def _asked_folder(folder: Path, claims: ExitStack) -> Path:
     if is_first_rank():  # it may have begun to write when the others look
         check_idle(folder)
         _check_free(folder)
@@ -168,12 +166,11 @@ def _check_free(folder: Path) -> None:
 
 
 def _resumed(wanted: WantedRun, claims: ExitStack) -> Place:
-    checkpoint = None if wanted.checkpoint is None else Path(wanted.checkpoint)
-    home = None if checkpoint is None else home_of(checkpoint)
-    folder = Path(wanted.folder) if wanted.folder is not None else home or wanted.base
-    if checkpoint is not None and (home is None or not same(home, folder)):
-        return _resumed_from_another(wanted, folder, checkpoint, claims)
-    return resume_in(wanted, folder, checkpoint, claims)
+    home = None if wanted.checkpoint is None else home_of(wanted.checkpoint)
+    folder = wanted.folder or home or wanted.base
+    if wanted.checkpoint is not None and (home is None or not same(home, folder)):
+        return _resumed_from_another(wanted, folder, wanted.checkpoint, claims)
+    return resume_in(wanted, folder, wanted.checkpoint, claims)
 
 
 def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, claims: ExitStack) -> Place:
@@ -181,8 +178,8 @@ def _resumed_from_another(wanted: WantedRun, folder: Path, checkpoint: Path, cla
     there = read_record(folder)
     if not holds_run(folder):
         hold(folder, claims)
-        return Place(folder, checkpoint, None, resumes=False)
-    if there is None or there.origin is None or not same(Path(there.origin["checkpoint"]), checkpoint):
+        return Place(folder, checkpoint)
+    if there is None or not there.began_from(checkpoint):
         raise SettingError(
             f"ckpt_path is '{checkpoint}', but run.folder is '{folder}', which holds a run that did not begin from it; "
             "name another folder, or leave ckpt_path out"
@@ -198,10 +195,10 @@ def _checkpoint_folder(wanted: WantedRun, place: Place, record: RunRecord, claim
     """Folder for checkpoints. It must not hold another run's, which might be taken for this run's or replaced."""
     if wanted.checkpoints is None:
         return place.folder / CHECKPOINTS
-    folder = Path(wanted.checkpoints)
+    folder = wanted.checkpoints
     if folder.absolute().is_relative_to(place.folder.absolute()) or not is_first_rank():
         return folder
-    newest = newest_checkpoint(folder)
+    newest = newest_of([folder])
     own = place.checkpoint is not None and place.resumes and same(place.checkpoint.parent, folder)
     if newest is not None and not own:
         wrote = record_in(read_checkpoint(newest))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any
 
 import lightning as L
 
@@ -140,13 +140,10 @@ class StopRequests:
             self._open = False
 
 
-class _Stoppable(Protocol):
-    stopping: StopRequests
-
-
 def stop_requests(trainer: L.Trainer) -> StopRequests:
     """The requests that a trainer's data module keeps."""
-    return cast(_Stoppable, data_module(trainer)).stopping
+    found: StopRequests = data_module(trainer).stopping  # type: ignore[attr-defined]
+    return found
 
 
 class _Watch:

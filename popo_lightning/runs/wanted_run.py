@@ -47,11 +47,11 @@ class WantedRun:
         stopping: Settings of EarlyStopping in trainer.callbacks, as one text.
     """
 
-    folder: str | None
+    folder: Path | None
     root: str
     resume: bool
-    checkpoint: str | None
-    checkpoints: str | None
+    checkpoint: Path | None
+    checkpoints: Path | None
     max_epochs: int | None
     record: RunRecord
     stopping: str = "[]"
@@ -78,8 +78,13 @@ def wanted_run(config: Any, plain: Mapping[str, Any]) -> WantedRun:
     steps = max(1, config.data.minibatches * config.data.ppo_epochs)
     every = checkpoint_every(kept.save_top_k, kept.every_n_epochs, kept.every_n_train_steps, steps)
     record = new_record(run.task, run.method, int(config.seed_everything), decisive_settings(plain), every)
-    limits = (kept.dirpath, config.trainer.max_epochs)
-    return WantedRun(run.folder, run.root, run.resume, config.ckpt_path, *limits, record, early_stopping(plain))
+    paths = (_path(config.ckpt_path), _path(kept.dirpath))
+    limit = config.trainer.max_epochs
+    return WantedRun(_path(run.folder), run.root, run.resume, *paths, limit, record, early_stopping(plain))
+
+
+def _path(setting: str | None) -> Path | None:
+    return None if setting is None else Path(setting)
 
 
 def early_stopping(plain: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from helpers.snippets import WITHOUT_CONFIG, Checker, blocks, commands, expanded
 from popo_lightning.cli.compare.command import parsed
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.estimate.options import estimate_options
-from popo_lightning.cli.export.options import export_options, sample_options
+from popo_lightning.cli.export.options import export_parser, sample_parser
 from popo_lightning.cli.show.command import parser as show_parser
 from popo_lightning.core.errors import SettingError
 
@@ -41,8 +41,8 @@ def popo() -> Callable[[Sequence[str], bool], dict[str, Any]]:
             show_parser().parse_args(arguments[1:])
             return {}
         if arguments[0] in WITHOUT_CONFIG:
-            readers = {"export": export_options, "estimate": estimate_options}
-            readers.get(arguments[0], sample_options)(arguments[1:])
+            readers = {"export": export_parser().parse_args, "estimate": estimate_options}
+            readers.get(arguments[0], sample_parser().parse_args)(arguments[1:])
             return {}
         check_config_files(arguments)
         config = parser.parse_args(arguments)

@@ -17,11 +17,12 @@ from popo_lightning.callbacks.summary import flatten_evaluation
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.core.work import Work
 from popo_lightning.engines.base import Sampling
-from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings, ids_of_part, seed_of_draws
+from popo_lightning.evaluation.benchmarks import BenchmarkSettings, EvalSettings, a_part, seed_of_draws
 from popo_lightning.evaluation.callback import Evaluation
-from popo_lightning.evaluation.files import ReplacedFile, rank_file, sample_rows, to_json
+from popo_lightning.evaluation.files import rank_file, sample_rows, to_json, write_rows
 from popo_lightning.evaluation.results import BenchmarkResult, EvaluationResult, in_order
 from popo_lightning.evaluation.tables import benchmark_table, breakdown_table, change_table
 
@@ -51,9 +52,8 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
     from tensorboard.plugin_util import markdown_to_safe_html
 
     group = group_of(text, text, {"level": text, "subject": math.nan})
-    with ReplacedFile(tmp_path / "x.jsonl") as file:
-        for row in sample_rows(text, [group], [group], ["kind"]):
-            file.write(row)
+    with replaced(tmp_path / "x.jsonl") as file:
+        write_rows(file, sample_rows(text, [group], [group], ["kind"]))
     lines = (tmp_path / "x.jsonl").read_bytes().splitlines()  # a line contains no separator of any kind
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
     assert [row["greedy"] for row in rows] == [True, False]
@@ -62,7 +62,7 @@ def test_hostile_text_is_written_and_shown(text: str, tmp_path: Path) -> None:
         assert row["benchmark"] == text and row["subject"] == "nan" and row["kind"] is None
 
     settings = EvalSettings(1, 1, (1,), True, 1.0, 1.0, 0, 9, 0)
-    numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "grading_failures": 1.0}
+    numbers = {"problems": 1.0, "greedy": 0.25, "avg_at_1": 0.5, "pass_at_1": 0.5, "grading_failures": 1.0}
     of = [
         BenchmarkResult(name, settings, numbers, {"level": {text: numbers, "2": numbers}}, 0.0) for name in (text, "b")
     ]
@@ -105,13 +105,26 @@ def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> Non
     path = tmp_path / "folder" / "x.jsonl"
     path.parent.mkdir()
     (path.parent / "x.jsonl.draft").write_text("of a process that was killed")
-    with ReplacedFile(path) as file:
-        file.write({"a": 1})
-    with pytest.raises(ZeroDivisionError), ReplacedFile(path) as file:
-        file.write({"a": 2})
+    with replaced(path) as file:
+        write_rows(file, [{"a": 1}])
+    with pytest.raises(ZeroDivisionError), replaced(path) as file:
+        write_rows(file, [{"a": 2}])
         assert path.read_text() == '{"a": 1}\n'
         _ = 1 / 0
     assert path.read_text() == '{"a": 1}\n' and [each.name for each in path.parent.iterdir()] == ["x.jsonl"]
+
+
+def test_a_predict_that_fails_keeps_earlier_responses(tmp_path: Path) -> None:
+    (tmp_path / "responses.jsonl").write_text("earlier\n")
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path), global_rank=0, world_size=1)
+    module: Any = None
+    evaluation = Evaluation()
+    evaluation.on_predict_start(trainer, module)
+    assert evaluation._responses is not None
+    write_rows(evaluation._responses, [{"a": 1}])
+    evaluation.on_exception(trainer, module, KeyboardInterrupt())
+    assert (tmp_path / "responses.jsonl").read_text() == "earlier\n" and len(list(tmp_path.iterdir())) == 1
+    evaluation.on_exception(trainer, module, KeyboardInterrupt())  # there is nothing left to keep
 
 
 def test_files_of_another_number_of_ranks_go(tmp_path: Path) -> None:
@@ -186,7 +199,7 @@ def test_a_limit_takes_the_same_problems_in_their_order() -> None:
 
 
 def result_of(avg_k: int, pass_k: tuple[int, ...], samples: int = 8, **numbers: float) -> BenchmarkResult:
-    settings = EvalSettings(samples, avg_k, pass_k, True, 1.0, 1.0, 0, 9, 0)
+    settings = EvalSettings(samples, avg_k, pass_k, "greedy" in numbers, 1.0, 1.0, 0, 9, 0)
     return BenchmarkResult(f"b{avg_k}-{samples}", settings, numbers, {}, 1.0)
 
 
@@ -205,8 +218,8 @@ def test_means_over_benchmarks() -> None:
     entry = {"iteration": 3} | both.metrics()
     expected = {"iteration": 3, "avg_k": None, "pass_k": 8, "greedy": 0.3, "avg_at_k": 0.2, "pass_at_k": 0.6}
     assert flatten_evaluation(entry) == pytest.approx(expected)
-    mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, pass_at_1=0.3, pass_at_16=0.9)])
-    assert mixed.mean == pytest.approx({"pass_at_1": 0.2})
+    mixed = EvaluationResult(3, [one, result_of(4, (1, 16), 16, avg_at_4=0.3, pass_at_1=0.3, pass_at_16=0.9)])
+    assert mixed.mean == pytest.approx({"avg_at_4": 0.2, "pass_at_1": 0.2})
     assert flatten_evaluation({"iteration": 3} | mixed.metrics())["pass_at_k"] == pytest.approx(
         0.7
     )  # the largest k of each
@@ -227,8 +240,8 @@ def test_draws_are_the_same_every_time_and_of_one_benchmark_alone() -> None:
     data = SimpleNamespace(sample=sample, sampling=Sampling(4), generator=SimpleNamespace(work=Work()))
     evaluation = Evaluation(max_new_tokens=4)
     for rank, name in ((0, "aime"), (0, "amc"), (0, "aime"), (1, "aime")):
-        data.trainer = SimpleNamespace(global_rank=rank)
-        evaluation._sample(data, name, [], 1, evaluation.settings)
+        trainer: Any = SimpleNamespace(global_rank=rank, datamodule=data)
+        evaluation._sample(trainer, name, [], 1, evaluation.settings)
     assert seeds[0] == seeds[2] and len(set(seeds)) == 3
 
 
@@ -252,10 +265,10 @@ def test_kept_responses_have_what_an_estimate_reads() -> None:
 
 def test_responses_that_are_kept_are_a_fixed_part() -> None:
     problems = [Problem(str(place), "", 0) for place in range(40)]
-    kept = {n: ids_of_part(problems, n) for n in (0, 3, 10, 40, 99)}
+    kept = {n: {problem.id for problem in a_part(problems, n)} for n in (0, 3, 10, 40, 99)}
     assert [len(found) for found in kept.values()] == [0, 3, 10, 40, 40]
     assert kept[3] < kept[10] < kept[40] == {problem.id for problem in problems}
-    with pytest.raises(SettingError, match="keep_responses is -1; use 0"):
+    with pytest.raises(SettingError, match="keep_responses is -1; it must be"):
         Evaluation(keep_responses=-1)
     with pytest.raises(SettingError, match="write_samples"):
         Evaluation(keep_responses=1, write_samples=False)

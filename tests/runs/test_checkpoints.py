@@ -30,7 +30,6 @@ from popo_lightning.runs.checkpoint_files import (
     draft_for,
     finish_folder,
     flaw,
-    newest_whole,
     state_in,
     take_away,
     tidy,
@@ -152,7 +151,7 @@ def test_a_small_file_system(tmpfs: Path) -> None:
     path = saved(tmpfs / "a.ckpt", big)
     with pytest.raises(OSError, match="No space left on device"):
         WholeFileIO().save_checkpoint(big, tmpfs / "b.ckpt")
-    assert names(tmpfs) == ["a.ckpt"] and newest_whole(tmpfs).checkpoint == path
+    assert names(tmpfs) == ["a.ckpt"] and newest_of([tmpfs]) == path
 
 
 def test_no_room_in_the_temporary_folder(tmpfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +191,7 @@ def test_nothing_is_left_of_one_that_is_removed(tmp_path: Path, monkeypatch: pyt
 # -- the newest whole one --------------------------------------------------------------------------------------
 
 
-def test_the_newest_whole_one(tmp_path: Path) -> None:
+def test_the_newest_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = saved(tmp_path / "good.ckpt")
     saved(tmp_path / "older.ckpt", seconds=-10)
     cut = saved(tmp_path / "cut.ckpt", seconds=10)
@@ -207,15 +206,14 @@ def test_the_newest_whole_one(tmp_path: Path) -> None:
     (tmp_path / ".next.ckpt.draft").write_bytes(b"half")
     for place, path in enumerate([cut, foreign, unfinished, empty], 1):
         os.utime(path, (1_000_000 + place, 1_000_000 + place))
-    found = newest_whole(tmp_path)
-    assert found.checkpoint == good
-    reasons = {path.name: why for path, why in found.passed_over}
+    assert newest_of([tmp_path]) == good
+    said = [line.removeprefix("popo: passed over ") for line in capsys.readouterr().err.splitlines()]
+    reasons = {Path(path).name: why for path, _, why in (line.partition(", which ") for line in said)}
     assert list(reasons) == ["last.ckpt", "empty.ckpt", "unfinished.ckpt", "foreign.ckpt", "cut.ckpt"]
     assert "link to nothing" in reasons["last.ckpt"]
     assert reasons["cut.ckpt"] == reasons["empty.ckpt"] == "cannot be read (it is cut short, or no checkpoint)"
     assert "has no .metadata" in reasons["unfinished.ckpt"] and "not one that popo fit" in reasons["foreign.ckpt"]
-    assert all("\n" not in why for why in reasons.values())
-    assert newest_whole(tmp_path / "nowhere") == newest_whole(unfinished)
+    assert newest_of([tmp_path / "nowhere"]) is newest_of([unfinished]) is None
 
 
 def test_copies_are_in_the_order_of_writing(tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_copies_are_in_the_order_of_writing(tmp_path: Path) -> None:
         for path in (tmp_path / f"{name}.ckpt", shards, shards / "meta.pt"):
             os.utime(path, (2_000_000 - 10 * place, 2_000_000 - 10 * place))
     for folder in (tmp_path, tmp_path / "shards"):
-        assert newest_whole(folder).checkpoint == folder / "third.ckpt"
+        assert newest_of([folder]) == folder / "third.ckpt"
         assert [path.stem for path in sorted(folder.glob("*.ckpt"), key=written_at)] == ["first", "second", "third"]
     assert newest_of([tmp_path / "shards", tmp_path]) in (tmp_path / "third.ckpt", tmp_path / "shards" / "third.ckpt")
     read = state_in(tmp_path / "third.ckpt")
@@ -238,7 +236,7 @@ def test_copies_are_in_the_order_of_writing(tmp_path: Path) -> None:
     torch.save(ONE, tmp_path / "a.ckpt")
     for name in "ab":
         os.utime(tmp_path / f"{name}.ckpt", (3_000_000, 3_000_000))
-    assert newest_whole(tmp_path).checkpoint == tmp_path / "b.ckpt"
+    assert newest_of([tmp_path]) == tmp_path / "b.ckpt"
 
 
 def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:

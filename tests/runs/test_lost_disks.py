@@ -12,7 +12,7 @@ import pytest
 from helpers.tiny_models import popo
 
 from popo_lightning.core.errors import disk_refusal
-from popo_lightning.evaluation.files import ReplacedFile
+from popo_lightning.evaluation import callback
 
 
 class RemovesTheFolder(L.Callback):
@@ -37,7 +37,7 @@ def ended(capsys: pytest.CaptureFixture[str], *command: str | Path) -> str:
 def test_a_full_disk(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ReplacedFile, "write", full)
+    monkeypatch.setattr(callback, "write_rows", full)
     said = ended(capsys, "fit", "--config", config, "--config", "method/popo", "--run.folder", tmp_path / "run")
     assert (
         "no room, at test_lost_disks.py:" in said

@@ -126,6 +126,28 @@ def test_the_best_stays_until_there_is_a_better_one(
         newest = f"iteration-{iterations:04d}.ckpt"
 
 
+def test_the_best_of_an_abandoned_branch_stays(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed from before it, the run saves its newest after as many iterations."""
+    best = {"monitor": "quality", "mode": "max", "save_top_k": 2}
+    assert trained(policy, tmp_path, 4, monkeypatch, None, **best) == named(2, 4)
+    abandoned = tmp_path / "checkpoints" / "iteration-0004.ckpt"
+    before = abandoned.read_bytes()
+    monkeypatch.setitem(QUALITY, 3, 6.0)
+    monkeypatch.setitem(QUALITY, 4, 0.1)
+    found = trained(policy, tmp_path, 4, monkeypatch, tmp_path / "checkpoints" / "iteration-0002.ckpt", **best)
+    assert found == [*named(2, 3, 4), "iteration-0004-v1"] and abandoned.read_bytes() == before
+
+
+def test_the_newest_does_not_take_the_name_of_the_best(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = {"monitor": "quality", "mode": "max", "filename": "policy"}
+    assert trained(policy, tmp_path, 4, monkeypatch, None, **best) == ["policy"]
+    assert trained(policy, tmp_path / "longer", 3, monkeypatch, None, **best) == ["policy", "policy-v1"]
+    kept = torch.load(tmp_path / "longer" / "checkpoints" / "policy.ckpt", weights_only=True)
+    assert kept["RolloutDataModule"]["iteration"] == 2
+
+
 def test_a_file_in_another_folder_stays(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained(policy, tmp_path / "one", 1, monkeypatch, None) == named(1)
     origin = tmp_path / "one" / "checkpoints" / "iteration-0001.ckpt"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from popo_lightning.runs.claim import LOCK, check_writable, claim, holder, is_cl
 
 HOLD = """
 import os, sys, time
+from contextlib import ExitStack
 from pathlib import Path
 from popo_lightning.runs.claim import claim
-taken = claim(Path(sys.argv[1]), "run.folder")
+claims = ExitStack()
+taken = claim(Path(sys.argv[1]), "run.folder", claims)
 if len(sys.argv) > 2 and os.fork() == 0:
     os.close(1)
     time.sleep(60)  # an engine that outlives its run
@@ -54,20 +57,19 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     first = holding(folder)
     try:
         assert first.said == "taken"  # type: ignore[attr-defined]
-        assert claim(folder, "run.folder") is None
+        assert not claim(folder, "run.folder", ExitStack())
         assert f"process {first.pid} on " in holder(folder)
         assert is_claimed(folder)
     finally:
         end(first)
     assert not is_claimed(folder) and not is_claimed(tmp_path) and not (tmp_path / LOCK).exists()
-    again = claim(folder, "run.folder")  # a dead process holds nothing
-    assert again is not None and f"process {os.getpid()} on " in holder(folder)
-    assert claim(folder, "run.folder") is None  # nor does this process take it twice
-    again.release()
-    again.release()
-    last = claim(folder, "run.folder")
-    assert last is not None
-    last.release()
+    with ExitStack() as claims:
+        assert claim(folder, "run.folder", claims)  # a dead process holds nothing
+        assert f"process {os.getpid()} on " in holder(folder)
+        assert not claim(folder, "run.folder", claims)  # nor does this process take it twice
+    with ExitStack() as claims:
+        assert claim(folder, "run.folder", claims)
+    assert not is_claimed(folder)
 
 
 def test_many_at_once_and_one_gets_it(tmp_path: Path) -> None:
@@ -85,9 +87,8 @@ def test_a_child_that_outlives_the_run_keeps_nothing(tmp_path: Path) -> None:
         run.kill()  # only the run
         run.wait()
         time.sleep(0.05)
-        taken = claim(tmp_path, "run.folder")
-        assert taken is not None
-        taken.release()
+        with ExitStack() as claims:
+            assert claim(tmp_path, "run.folder", claims)
     finally:
         os.killpg(run.pid, signal.SIGKILL)
 
@@ -96,7 +97,7 @@ def test_a_folder_that_nothing_can_be_written_to(tmp_path: Path, monkeypatch: py
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(SettingError, match=f"run.folder is '{folder}', where nothing can be written"):
-            claim(folder, "run.folder")
+            claim(folder, "run.folder", ExitStack())
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -114,7 +115,6 @@ def test_a_file_system_without_locks_is_said(
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", none)
-    taken = claim(tmp_path, "run.folder")
-    assert taken is not None and "has no locks" in caplog.text
-    assert not is_claimed(tmp_path)
-    taken.release()
+    with ExitStack() as claims:
+        assert claim(tmp_path, "run.folder", claims) and "has no locks" in caplog.text
+        assert not is_claimed(tmp_path)

@@ -14,10 +14,10 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.runs.folder import (
     GLOBAL_RANKS,
     behind,
+    checkpoint_folders,
     holds_run,
     home_of,
     is_first_rank,
-    newest_checkpoint,
     newest_of,
     note_nodes,
 )
@@ -38,15 +38,15 @@ def test_a_folder_whose_writing_was_interrupted_is_no_checkpoint(tmp_path: Path)
     (tmp_path / "whole.ckpt" / ".metadata").touch()
     write_checkpoint(tmp_path / "whole.ckpt" / "meta.pt")
     os.utime(tmp_path / "whole.ckpt", (1, 1))
-    assert newest_checkpoint(tmp_path) == tmp_path / "whole.ckpt"
+    assert newest_of([tmp_path]) == tmp_path / "whole.ckpt"
 
 
 def test_newest_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_of([tmp_path]) is None
     for place, name in enumerate(("a/epoch=9-step=9.ckpt", "a/epoch=10-step=10.ckpt", "b/epoch=3-step=3.ckpt", "b/c")):
         write_checkpoint(tmp_path / name)
         os.utime(tmp_path / name, (100 + place, 100 + place))
-    assert newest_checkpoint(tmp_path / "a") == tmp_path / "a" / "epoch=10-step=10.ckpt"
+    assert newest_of([tmp_path / "a"]) == tmp_path / "a" / "epoch=10-step=10.ckpt"
     assert newest_of([tmp_path / "b", tmp_path / "a", tmp_path / "none"]) == tmp_path / "b" / "epoch=3-step=3.ckpt"
 
 
@@ -108,7 +108,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_record(tmp_path) == record
     assert record.checkpoints == ("checkpoints", "/elsewhere")
     moved = tmp_path.with_name("moved")
-    assert record.checkpoint_folders(moved) == [moved / "checkpoints", Path("/elsewhere")]
+    moved.mkdir()
+    record.write(moved)
+    assert checkpoint_folders(moved) == [moved / "checkpoints", Path("/elsewhere")]
     for damage in ("", "[]", '{"id": 3}'):
         (tmp_path / RECORD).write_text(damage)
         with pytest.raises(SettingError, match=r"damaged run\.json"):

@@ -33,8 +33,7 @@ def wanted(root: Path, method: str = "popo", seed: int = 3, **changes: Any) -> W
     settings = SETTINGS | changes.pop("settings", {})
     record = new_record("countdown", method, seed, settings, changes.pop("every", 2))
     plain = {"folder": None, "resume": False, "checkpoint": None, "checkpoints": None, "max_epochs": 10}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
-    return WantedRun(root=str(root), record=record, **plain | given)
+    return WantedRun(root=str(root), record=record, **plain | changes)
 
 
 def settled(command: WantedRun) -> Start:
@@ -110,10 +109,10 @@ def test_a_run_that_ends_between_the_look_and_the_claim(
 ) -> None:
     first = settled(wanted(root))
 
-    def claim_late(folder: Path, setting: str) -> Any:
+    def claim_late(folder: Path, setting: str, claims: ExitStack) -> bool:
         if folder == first.folder:
             made(first, 4)
-        return claim(folder, setting)
+        return claim(folder, setting, claims)
 
     monkeypatch.setattr("popo_lightning.runs.start.claim", claim_late)
     monkeypatch.setattr("popo_lightning.runs.resume.claim", claim_late)
@@ -318,7 +317,7 @@ def test_a_fork_is_resumed_by_the_command_that_began_it(root: Path) -> None:
     assert settled(command).checkpoint == fork.checkpoints / "epoch=5.ckpt"
     assert settled(wanted(root, "grpo", folder=root / "fork", resume=True)).record.origin == fork.record.origin
     other = made(settled(wanted(root, "grpo")), 2)
-    refused(replace(command, folder=str(other.folder)), "holds a run that did not begin from it")
+    refused(replace(command, folder=other.folder), "holds a run that did not begin from it")
 
 
 # -- how much is left -----------------------------------------------------------------------------------------------

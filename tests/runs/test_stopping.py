@@ -21,8 +21,8 @@ from helpers.nodes import fsdp2, one_node
 from helpers.processes import on_two_ranks
 from helpers.tiny_models import environment, method, metrics, popo, popo_process
 
-from popo_lightning.runs.checkpoint_files import newest_whole
 from popo_lightning.runs.continue_command import continue_command, without_options
+from popo_lightning.runs.folder import newest_of
 from popo_lightning.runs.stopping import SIGNALS, Stopped, StopRequests, stopped_in_words
 from runs.test_resume import checkpoint, weights_in
 
@@ -185,7 +185,7 @@ def test_two_ranks_stop_together(config: Path, tmp_path: Path, strategy: str, ra
     how = [*at("on_train_batch_start", 2, 1, signal.SIGTERM), "--trainer.callbacks.rank", rank]
     with pytest.raises(AssertionError, match="stopped by SIGTERM after iteration 2, minibatch 2 of 3"):
         one_node(2, *command, *how, "--run.folder", tmp_path / "resumed", seconds=300)
-    assert newest_whole(tmp_path / "resumed" / "checkpoints").checkpoint == checkpoint(tmp_path / "resumed", 5)
+    assert newest_of([tmp_path / "resumed" / "checkpoints"]) == checkpoint(tmp_path / "resumed", 5)
     one_node(2, *command, "--run.folder", tmp_path / "resumed", "--run.resume", "true", seconds=300)
     assert_same_metrics(tmp_path / "resumed", tmp_path / "whole")
 

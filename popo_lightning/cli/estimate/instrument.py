@@ -82,27 +82,24 @@ def effect(hinted: NDArray[np.bool_], acts: NDArray[np.bool_], rewards: Floats, 
     if z.min() == z.max():
         raise SettingError("the instrument is the same in all rows, which tells nothing; randomise it")
     kinds = np.unique(np.asarray(problems, dtype=str), return_inverse=True)[1]
-    of_arms = [_ArmMeans.of(z, values) for values in (rewards, a)]
-    (reward, act) = of_arms
-    p10, p11 = act.means
+    (r0, of_r0), (r1, of_r1) = _arm_means(z, rewards)
+    (p10, of_p10), (p11, of_p11) = _arm_means(z, a)
     if abs(p11 - p10) < MIN_DIFFERENCE:
         raise _weak(p11, p10, f"by less than {MIN_DIFFERENCE}")
-    moved = act.influence[1] - act.influence[0]
-    if ((p11 - p10) / _standard_error(moved, kinds)) ** 2 < MIN_F:
+    if ((p11 - p10) / _standard_error(of_p11 - of_p10, kinds)) ** 2 < MIN_F:
         raise _weak(p11, p10, f"which {len(z)} responses do not tell from no difference (F is below {MIN_F:g})")
-    ratio = (reward.means[1] - reward.means[0]) / (p11 - p10)
-    residuals = [r - ratio * of_act for r, of_act in zip(reward.influence, act.influence, strict=True)]
-    of_ratio = (residuals[1] - residuals[0]) / (p11 - p10)
+    ratio = (r1 - r0) / (p11 - p10)
+    residual0, residual1 = of_r0 - ratio * of_p10, of_r1 - ratio * of_p11
+    of_ratio = (residual1 - residual0) / (p11 - p10)
 
     def policy(does: float) -> Estimated:
         c0, c1 = instrument_weights(does, p11, p10)
-        return _estimated(c0 * reward.means[0] + c1 * reward.means[1], residuals[0] + (does - p10) * of_ratio, kinds)
+        return _estimated(c0 * r0 + c1 * r1, residual0 + (does - p10) * of_ratio, kinds)
 
-    with_and_without = _ArmMeans.of(a, rewards)
-    naive = with_and_without.means[1] - with_and_without.means[0]
+    (without, of_without), (acting, of_acting) = _arm_means(a, rewards)
     return Effect(
         wald=_estimated(ratio, of_ratio, kinds),
-        naive=_estimated(naive, with_and_without.influence[1] - with_and_without.influence[0], kinds),
+        naive=_estimated(acting - without, of_acting - of_without, kinds),
         always=policy(1.0),
         never=policy(0.0),
         p11=p11,
@@ -112,21 +109,13 @@ def effect(hinted: NDArray[np.bool_], acts: NDArray[np.bool_], rewards: Floats, 
     )
 
 
-@dataclass(frozen=True)
-class _ArmMeans:
-    """Means of the two arms, and the influence of each row on them."""
-
-    means: tuple[float, float]
-    influence: tuple[Floats, Floats]
-
-    @classmethod
-    def of(cls, arms: Floats, values: Floats) -> _ArmMeans:
-        means, influence = [], []
-        for inside in (1 - arms, arms):
-            mean = float(inside @ values / inside.sum()) if inside.sum() else float("nan")
-            means.append(mean)
-            influence.append(inside / max(inside.mean(), 1e-300) * (values - mean))
-        return cls((means[0], means[1]), (influence[0], influence[1]))
+def _arm_means(arms: Floats, values: Floats) -> list[tuple[float, Floats]]:
+    """Means of the rows with 0 and with 1 in `arms`, each with the influence of each row on it."""
+    found = []
+    for inside in (1 - arms, arms):
+        mean = float(inside @ values / inside.sum()) if inside.sum() else float("nan")
+        found.append((mean, inside / max(inside.mean(), 1e-300) * (values - mean)))
+    return found
 
 
 def _standard_error(influence: Floats, kinds: NDArray[np.int64]) -> float:

@@ -15,9 +15,7 @@ from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.response_rows import log_probs, rows_of, token_ids
-from popo_lightning.runs.folder import EVALUATIONS, holds_run
-
-RESULTS = "results.json"
+from popo_lightning.runs.folder import EVALUATIONS, RESULTS, holds_run
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from popo_lightning.cli.estimate.names import CONFIDENCE, LARGEST_WEIGHT, ONE, POSITION, TIME
-from popo_lightning.cli.export.options import SOURCE, CommandLine, one_of
+from popo_lightning.cli.export.options import SOURCE, CommandLine, add_policy_options, number
 
 
 def estimate_parser() -> CommandLine:
@@ -24,7 +23,16 @@ def estimate_parser() -> CommandLine:
         help="A run's folder, whose newest checkpoint counts, or a checkpoint; with --instrument, files of JSON lines.",
     )
     _add_checkpoint_options(made)
-    _add_instrument_options(made)
+    made.add_argument(
+        "--instrument",
+        metavar="NAME",
+        help="Field of the rows that says whether the prompt had the hint, 0 or 1, as a coin decided.",
+    )
+    made.add_argument(
+        "--action",
+        metavar="EXPRESSION",
+        help="What the response does, such as 'len>512', 'format>=1' or 'response contains \"so\"'.",
+    )
     return made
 
 
@@ -35,7 +43,7 @@ def estimate_options(args: Sequence[str]) -> argparse.Namespace:
         args: Arguments after the subcommand.
     """
     made = estimate_parser()
-    asked = made.parse_args(list(args))
+    asked = made.parse_args(args)
     if (asked.instrument is None) != (asked.action is None):
         missing = "--action" if asked.action is None else "--instrument"
         made.error(f"{missing} is missing; give --instrument NAME and --action EXPRESSION together")
@@ -56,7 +64,7 @@ def _add_checkpoint_options(made: CommandLine) -> None:
     )
     made.add_argument(
         "--iteration",
-        type=_number(int, 0),
+        type=number(int, 0),
         action="append",
         default=[],
         help="Evaluation of the run whose responses are used; may be repeated (default: the newest that is no newer "
@@ -65,7 +73,7 @@ def _add_checkpoint_options(made: CommandLine) -> None:
     made.add_argument("--benchmark", metavar="NAME", help="Only this one.")
     made.add_argument(
         "--temperature",
-        type=_number(float, 0, above=True),
+        type=number(float, 0, above=True),
         help="The checkpoint is judged at (default: that of the responses).",
     )
     made.add_argument(
@@ -73,56 +81,25 @@ def _add_checkpoint_options(made: CommandLine) -> None:
     )
     made.add_argument(
         "--max_weight",
-        type=_number(float, 0, above=True),
+        type=number(float, 0, above=True),
         default=LARGEST_WEIGHT,
         metavar="WEIGHT",
         help=f"Largest weight of a response in the clipped estimate (default: {LARGEST_WEIGHT:g}).",
     )
     made.add_argument(
         "--abstraction",
-        type=one_of((POSITION, CONFIDENCE, TIME, ONE)),
+        choices=(POSITION, CONFIDENCE, TIME, ONE),
         default=POSITION,
-        metavar="{" + ",".join((POSITION, CONFIDENCE, TIME, ONE)) + "}",
         help="States of STAR: the tenth of the response; the tenth and how sure the policy is; each token; one alone "
         "(default: position).",
     )
     made.add_argument(
         "--last",
-        type=_number(int, 0),
+        type=number(int, 0),
         default=0,
         metavar="TOKENS",
         help="Tokens in STAR's weights; fewer than all vary less and are biased (default: 0, all).",
     )
-    made.add_argument("--seed", type=_number(int, 0), default=0, help="Of the bootstrap (default: 0).")
-    made.add_argument("--best", action="store_true", help="As popo export.")
-    made.add_argument("--base", metavar="FOLDER_OR_HUB_ID", help="As popo export.")
+    made.add_argument("--seed", type=number(int, 0), default=0, help="Of the bootstrap (default: 0).")
+    add_policy_options(made)
     made.add_argument("--json", metavar="FILE", help="Also write all numbers there.")
-
-
-def _add_instrument_options(made: CommandLine) -> None:
-    made.add_argument(
-        "--instrument",
-        metavar="NAME",
-        help="Field of the rows that says whether the prompt had the hint, 0 or 1, as a coin decided.",
-    )
-    made.add_argument(
-        "--action",
-        metavar="EXPRESSION",
-        help="What the response does, such as 'len>512', 'format>=1' or 'response contains \"so\"'.",
-    )
-
-
-def _number(kind: type[int] | type[float], least: float, above: bool = False) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            found = kind(text) if len(text) < 40 else math.nan
-        except ValueError:
-            found = math.nan
-        if not math.isfinite(found) or found < least or (above and found == least):
-            named = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(
-                f"'{text}' is no {named} {'above' if above else 'from'} {least:g}{'' if above else ' on'}; use one"
-            )
-        return found
-
-    return read

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 
 from popo_lightning.cli.estimate.trajectories import Trajectories, graded_responses
 from popo_lightning.cli.export.base_model import base_model
@@ -15,7 +13,6 @@ from popo_lightning.cli.export.saved_policy import SavedPolicy
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.core.minibatch import Minibatch
-from popo_lightning.metrics.effective import Floats
 from popo_lightning.policy import PolicyModule
 
 AT_A_TIME = 64  # problems per minibatch
@@ -84,15 +81,10 @@ class Judged:
             some = list(groups[begin : begin + AT_A_TIME])
             logp = iter(self.policy.logprobs(Minibatch(some, 0, 0)))
             for group in some:
-                target = [_numbers(next(logp)) for _ in group.responses]
-                behave = [_numbers(response.behave_logp) for response in group.responses]
+                target = [next(logp).double().numpy() for _ in group.responses]
+                behave = [response.behave_logp.double().numpy() for response in group.responses]
                 found.append(graded_responses(target, behave, [_reward(r, component) for r in group.responses]))
         return found
-
-
-def _numbers(logp: torch.Tensor) -> Floats:
-    found: Floats = logp.double().numpy().astype(np.float64)
-    return found
 
 
 def _reward(response: Response, name: str) -> float:

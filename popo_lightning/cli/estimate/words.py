@@ -23,7 +23,7 @@ def judgement_lines(found: Judgement, benchmark: LoggedBenchmark, temperature: f
     """
     heading = (
         f"{visible(benchmark.name)} at temperature {temperature:g}: {found.responses} responses to {found.problems} "
-        f"problems, sampled after iteration {_listed(benchmark.iterations)} at {benchmark.temperature:g}; "
+        f"problems, sampled after iteration {', '.join(map(str, benchmark.iterations))} at {benchmark.temperature:g}; "
         f"{found.effective.mean():.2f} of {found.responses / found.problems:.3g} responses a problem are effective, "
         f"{found.share_unusable:.0%} of the problems are not usable, the mean weight is {found.mean_weight:.3f}"
     )
@@ -82,10 +82,6 @@ def plain(found: Judgement, benchmark: LoggedBenchmark, temperature: float) -> d
         "estimates": {name: asdict(value) for name, value in found.estimates.items()},
         "changes": {name: asdict(value) for name, value in found.changes.items()},
     }
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def _cells(found: Estimated, sign: str = "") -> list[str]:

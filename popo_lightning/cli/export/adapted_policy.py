@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from popo_lightning.cli.export.base_model import BaseModel, weights_folder
 from popo_lightning.cli.export.rebuilt_model import rebuilt
 from popo_lightning.cli.export.saved_policy import SavedPolicy
 from popo_lightning.cli.export.weights import weights_of
-from popo_lightning.core.errors import SettingError
 from popo_lightning.model.loading import load_model, load_trainable
 from popo_lightning.model.lora import ADAPTER, Lora, adapt, adapters, compact, is_adapter
 from popo_lightning.model.merged_weights import in_four_bits, merged_weight, whole_weight
 from popo_lightning.model.policy_checkpoint import LORA, check_lora
+from popo_lightning.runs.checksums import damaged
 
 PEFT = "base_model.model."  # prefix of the names in an adapter's file
 
@@ -45,7 +44,8 @@ def policy_model(saved: SavedPolicy, began: BaseModel, dtype: torch.dtype | None
     kept = dtype or model.dtype
     for name in model.adapted.targets:
         layer = model.get_submodule(name)
-        weight = merged_weight(layer.base_layer.weight, *factors(layer), model.adapted.lora.scale)
+        factors = (layer.lora_B[ADAPTER].weight.detach(), layer.lora_A[ADAPTER].weight.detach())
+        weight = merged_weight(layer.base_layer.weight, *factors, model.adapted.lora.scale)
         _put_whole(model, name, layer.base_layer, weight.to(kept))
     for name, layer in list(model.named_modules()):  # those that have no adapter
         if in_four_bits(getattr(layer, "weight", None)):
@@ -62,11 +62,6 @@ def _put_whole(model: Any, name: str, base: Any, weight: Tensor) -> None:
     whole.bias = base.bias
     place, _, own = name.rpartition(".")
     setattr(model.get_submodule(place), own, whole)
-
-
-def factors(layer: Any) -> tuple[Tensor, Tensor]:
-    """B and A of a layer with an adapter."""
-    return layer.lora_B[ADAPTER].weight.detach(), layer.lora_A[ADAPTER].weight.detach()
 
 
 def adapted_model(saved: SavedPolicy, began: BaseModel, module: Any = None) -> Any:
@@ -91,7 +86,7 @@ def adapted_model(saved: SavedPolicy, began: BaseModel, module: Any = None) -> A
     check_lora(model.adapted.described(), noted, began.address)
     found, own = weights_of(saved), adapters(model)
     if odd := sorted(own.keys() ^ found.keys()):
-        raise SettingError(f"the checkpoint '{saved.checkpoint}' is damaged ({odd[0]} has no match); name another one")
+        raise damaged(saved.checkpoint, f"{odd[0]} has no match")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(found[name])
@@ -117,5 +112,3 @@ def write_adapter(model: Any, folder: Path, base: str) -> None:
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(folder)
-    written = folder / "adapter_config.json"
-    written.write_text(json.dumps(json.loads(written.read_text()), indent=2, sort_keys=True) + "\n")

@@ -85,16 +85,12 @@ def answers(
     pool = GradingPool(task.verify, 1, float(saved.setting("data.grading_timeout", 5.0)))
     try:
         generator = RolloutGenerator(encoder, sampler, pool, PhaseClock(), 0, 1, torch.float32, None)
-        return _responses(generator, problem, question, sampling)
+        ask = generator.ungraded if question.gold is None else generator.make
+        (group,) = ask([problem], question.n if question.temperature else 1, sampling, question.seed)
+        return group.responses
     finally:
         pool.close()
         sampler.stop()
-
-
-def _responses(generator: RolloutGenerator, problem: Problem, question: Question, sampling: Sampling) -> list[Response]:
-    ask = generator.ungraded if question.gold is None else generator.make
-    (group,) = ask([problem], question.n if question.temperature else 1, sampling, question.seed)
-    return group.responses
 
 
 def _started(

@@ -82,39 +82,42 @@ def base_model(saved: SavedPolicy, given: str | None = None) -> BaseModel:
         return _named(given, "--base", may_be_hub=True)
     path = saved.setting("model.path")
     if path is not None:
-        if (revision := recorded_revision(saved)) is not None:  # whatever folder has the same name here
+        revision = saved.state.get(REVISION)
+        if isinstance(revision, str):  # whatever folder has the same name here
             return _of_hub(str(path), revision)
         recorded = saved.state.get(FOLDER)
         there = isinstance(recorded, str) and Path(recorded).exists()  # wherever the run was started
         return _named(str(recorded if there else path), "model.path of the run", may_be_hub=False)
-    start = warm_start(saved)
-    if start is None:
+    settings = saved.setting("model.warm_start")
+    if settings is None:
         raise SettingError(
             f"the checkpoint '{saved.checkpoint}' does not say which model its run began with; name it by --base"
         )
+    start = built(WarmStart, settings, "model.warm_start")  # type: ignore[type-abstract]
+    found = of_warm_start(start)
+    if found is None:
+        raise gone(start, "which has its configuration and tokenizer", ", or name its folder by --base")
+    return found
+
+
+def of_warm_start(start: WarmStart) -> BaseModel | None:
+    """The model that a warm start has built; None if its folder is gone."""
     folder = start.place()
-    if not folder.exists():
-        raise SettingError(
-            f"the policy that model.warm_start of the run built is no longer in '{folder}', which has its "
-            "configuration and tokenizer; set POPO_CACHE to the cache that has it, or name its folder by --base"
-        )
-    return BaseModel(start.name, folder, start.address.rpartition("-")[2], None)
+    return BaseModel(start.name, folder, start.address.rpartition("-")[2], None) if folder.exists() else None
 
 
-def warm_start(saved: SavedPolicy) -> WarmStart | None:
-    """The warm start that built the model that a run began with; None if the run had model.path.
+def gone(start: WarmStart, why: str, or_else: str = "") -> SettingError:
+    """The refusal of a warm start whose folder is gone.
 
     Args:
-        saved: Checkpoint of the run.
+        start: The warm start.
+        why: Why the folder is needed, as a clause.
+        or_else: Another remedy than the cache that has it.
     """
-    settings = saved.setting("model.warm_start")
-    return None if settings is None else built(WarmStart, settings, "model.warm_start")  # type: ignore[type-abstract]
-
-
-def recorded_revision(saved: SavedPolicy) -> str | None:
-    """Hub commit of the model that a run began with; None if it is not recorded."""
-    found = saved.state.get(REVISION)
-    return found if isinstance(found, str) else None
+    return SettingError(
+        f"the policy that model.warm_start of the run built is no longer in '{start.place()}', {why}; set POPO_CACHE "
+        f"to the cache that has it{or_else}"
+    )
 
 
 def weights_folder(began: BaseModel) -> Path:
@@ -128,19 +131,11 @@ def weights_folder(began: BaseModel) -> Path:
     """
     if began.hub_id is None:
         return began.folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        for kind in ("*.safetensors", "*.bin"):
-            found = snapshot_download(began.hub_id, revision=began.revision, allow_patterns=[*SMALL, kind])
-            if any(Path(found).glob(kind)):
-                break
-        return Path(found)
-    except Exception as error:  # no network, or no such model
-        raise SettingError(
-            f"the run's model '{began.hub_id}' at revision {began.revision} is neither cached nor given by the hub "
-            f"({reason(error)}), and its weights are needed; name a folder that has them by --base"
-        ) from error
+    for kind in ("*.safetensors", "*.bin"):
+        found = _cached(began.hub_id, began.revision, "its weights are needed", kind)
+        if any(found.glob(kind)):
+            break
+    return found
 
 
 def _named(name: str, setting: str, may_be_hub: bool) -> BaseModel:
@@ -157,15 +152,19 @@ def _named(name: str, setting: str, may_be_hub: bool) -> BaseModel:
 
 
 def _of_hub(hub_id: str, revision: str | None) -> BaseModel:
-    """Gets a hub model's files except the weights, from the cache or from the hub."""
+    folder = _cached(hub_id, revision, "the configuration and tokenizer come from it")
+    return BaseModel(hub_id, folder, revision or folder.name, hub_id)
+
+
+def _cached(hub_id: str, revision: str | None, why: str, *kinds: str) -> Path:
+    """The folder with a hub model's small files and those of some kinds, from the cache or from the hub."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(SMALL)))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*SMALL, *kinds]))
     except Exception as error:  # no network, or no such model
         at = f" at revision {revision}" if revision else ""
         raise SettingError(
-            f"the run's model '{hub_id}'{at} is neither cached nor given by the hub ({reason(error)}), and the "
-            "configuration and tokenizer come from it; name a folder that has them by --base"
+            f"the run's model '{hub_id}'{at} is neither cached nor given by the hub ({reason(error)}), and {why}; name "
+            "a folder that has them by --base"
         ) from error
-    return BaseModel(hub_id, folder, revision or folder.name, hub_id)

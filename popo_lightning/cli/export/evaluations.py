@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.cli.export.saved_policy import SavedPolicy
-from popo_lightning.evaluation.results import Numbers, by_benchmark
-from popo_lightning.runs.folder import EVALUATIONS
-
-RESULTS = "results.json"
-MEASURED = re.compile(r"greedy|(?:avg|pass)_at_\d+|avg")
+from popo_lightning.evaluation.results import Numbers
+from popo_lightning.runs.folder import EVALUATIONS, RESULTS
 
 
 @dataclass(frozen=True)
@@ -32,25 +27,12 @@ class Measured:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def last_measured(saved: SavedPolicy) -> Measured | None:
-    """The newest evaluation that is no newer than a saved policy; None if there is none.
-
-    Args:
-        saved: The policy.
-    """
-    found = list(_in_folder(saved.run)) if saved.run is not None else []
-    history = saved.state.get("callbacks", {}).get("Evaluation", {}).get("history", [])
-    found += [Measured(int(entry["iteration"]), by_benchmark(entry)) for entry in history]
-    past = [each for each in found if each.iteration <= saved.iterations]
-    return max(past, key=lambda each: each.iteration, default=None)  # the first of two with the same iteration
-
-
 def measured_after(run: Path, iteration: int) -> Measured | None:
     """The evaluation after an iteration of a run; None if there is none."""
-    return next((each for each in _in_folder(run) if each.iteration == iteration), None)
+    return next((each for each in measured_in(run) if each.iteration == iteration), None)
 
 
-def _in_folder(run: Path) -> Iterator[Measured]:
+def measured_in(run: Path) -> Iterator[Measured]:
     """Evaluations during training whose files can be read."""
     for file in sorted((run / EVALUATIONS).glob(f"iteration-*/{RESULTS}")):
         try:
@@ -67,8 +49,3 @@ def _in_folder(run: Path) -> Iterator[Measured]:
 
 def _numbers(content: Mapping[str, Any]) -> Numbers:
     return {str(name): float(value) for name, value in content.items() if isinstance(value, int | float)}
-
-
-def accuracies(numbers: Numbers) -> Numbers:
-    """The numbers of a benchmark that are accuracies."""
-    return {label: value for label, value in numbers.items() if MEASURED.fullmatch(label)}

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from popo_lightning.core.errors import SettingError, reason
+
 INTERRUPTED = 130
+
+
+class NotTakenError(RuntimeError):
+    """The folder is complete, but the hub did not take it."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -16,14 +22,12 @@ def main(args: Sequence[str]) -> int:
     Returns:
         Exit code: 0, 1 if the folder is complete but its upload failed, or 130 if it was interrupted.
     """
-    from popo_lightning.cli.export.options import export_options
+    from popo_lightning.cli.export.options import export_parser
 
-    asked = export_options(args)  # answers --help before torch is imported
+    asked = export_parser().parse_args(args)  # answers --help before torch is imported
     from popo_lightning.cli.export.exported_folder import export
-    from popo_lightning.cli.export.hub import NotTakenError, check_hub, push
     from popo_lightning.cli.parser import refuse
     from popo_lightning.cli.quiet_libraries import quieten
-    from popo_lightning.core.errors import SettingError
 
     quieten()
     target = Path(asked.folder).expanduser()
@@ -46,3 +50,53 @@ def main(args: Sequence[str]) -> int:
         print(f"popo: stopped; {target} {left}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def check_hub(name: str) -> None:
+    """Raises SettingError before anything is written if an upload cannot succeed.
+
+    Args:
+        name: Name of the repository, with or without its owner.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise SettingError(f"--push_to_hub is '{name}', which is no name of a repository; use OWNER/NAME") from error
+    try:
+        HfApi().whoami()
+    except Exception as error:  # no token, a wrong one, or no network
+        raise SettingError(
+            f"--push_to_hub is '{name}', but the hub does not know who you are ({reason(error)}); log in by "
+            "`hf auth login`, or export without it and upload the folder later"
+        ) from error
+
+
+def push(folder: Path, name: str) -> str:
+    """Uploads a folder. A missing repository is created, as a private one.
+
+    Args:
+        folder: Complete folder.
+        name: Name of the repository.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        NotTakenError: The upload failed.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        made = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder)
+    except Exception as error:  # a network may raise any exception
+        raise NotTakenError(
+            f"'{folder}' is whole, but the hub did not take it ({reason(error)}); try again by: "
+            f"{shlex.join(['hf', 'upload', name, str(folder)])}"
+        ) from error
+    return str(made)

@@ -10,14 +10,15 @@ import torch
 
 from popo_lightning.cli.export.adapted_policy import adapted_model, has_adapters, policy_model, write_adapter
 from popo_lightning.cli.export.base_model import BaseModel, base_model
-from popo_lightning.cli.export.evaluations import last_measured
+from popo_lightning.cli.export.evaluations import Measured, measured_in
 from popo_lightning.cli.export.model_card import CARD, Told, model_card
 from popo_lightning.cli.export.new_folder import check_free, check_room, written_beside
-from popo_lightning.cli.export.rebuilt_model import cast, size_of
+from popo_lightning.cli.export.rebuilt_model import cast
 from popo_lightning.cli.export.saved_policy import SavedPolicy, saved_policy
 from popo_lightning.cli.export.weights import POLICY
 from popo_lightning.core.errors import SettingError
 from popo_lightning.engines.base import end_token_ids
+from popo_lightning.evaluation.results import by_benchmark
 from popo_lightning.model.loading import image_tokens, sees_images
 from popo_lightning.model.policy_checkpoint import SHAPES
 from popo_lightning.model.prompts import PromptEncoder
@@ -60,44 +61,58 @@ def export(
     saved = saved_policy(source, best)
     began = base_model(saved, base)
     if adapter:
-        _write_adapter(saved, began, target, command, dtype)
-        return saved
-    check_room(target, _noted_size(saved, dtype))
-    config = began.config()
-    encoder = PromptEncoder(began.folder, 0, _image_pixels(saved))
-    model = policy_model(saved, began, None if dtype is None else getattr(torch, dtype))
-    model.generation_config = generation_config(saved, began, config, encoder.tokenizer)
-    check_room(target, _written_size(model, dtype))
-    if dtype is not None:
-        cast(model, getattr(torch, dtype))
-    told = Told(saved, began, str(model.dtype).rpartition(".")[2], sees_images(config), command, last_measured(saved))
+        _check_adapter(saved, dtype)
+    encoder = PromptEncoder(began.folder, 0, saved.setting("data.image_pixels"))
+    model = adapted_model(saved, began) if adapter else _whole_model(saved, began, encoder.tokenizer, target, dtype)
+    images = sees_images(model.config)
+    written = "float32, of an adapter" if adapter else str(model.dtype).rpartition(".")[2]
+    told = Told(saved, began, written, images, command, last_measured(saved), adapter)
     with written_beside(target) as draft:
-        _tokenizer_or_processor(encoder, sees_images(config)).save_pretrained(draft)
-        model.save_pretrained(draft, max_shard_size=shard_bytes)
+        # the processor also has the run's limits of an image's pixels
+        (encoder.processor if images else encoder.tokenizer).save_pretrained(draft)
+        if adapter:
+            write_adapter(model, draft, began.address)
+        else:
+            model.save_pretrained(draft, max_shard_size=shard_bytes)
         (draft / CARD).write_text(model_card(told), encoding="utf-8", errors="backslashreplace")
     return saved
 
 
-def _write_adapter(saved: SavedPolicy, began: BaseModel, target: Path, command: str, dtype: str | None) -> None:
-    """Writes adapters, tokenizer and model card.
-
-    Raises:
-        SettingError: The checkpoint has no adapters, or --dtype asks for a type.
-    """
+def _check_adapter(saved: SavedPolicy, dtype: str | None) -> None:
     if not has_adapters(saved):
         raise SettingError(
             f"--adapter is given, but the checkpoint '{saved.checkpoint}' holds all weights, not adapters; leave it out"
         )
     if dtype is not None:
         raise SettingError(f"--dtype is {dtype}, but --adapter writes float32 as it was trained; leave one of them out")
-    model = adapted_model(saved, began)
-    encoder = PromptEncoder(began.folder, 0, _image_pixels(saved))
-    images = sees_images(model.config)
-    told = Told(saved, began, "float32, of an adapter", images, command, last_measured(saved), adapter=True)
-    with written_beside(target) as draft:
-        _tokenizer_or_processor(encoder, images).save_pretrained(draft)
-        write_adapter(model, draft, began.address)
-        (draft / CARD).write_text(model_card(told), encoding="utf-8", errors="backslashreplace")
+
+
+def _whole_model(saved: SavedPolicy, began: BaseModel, tokenizer: Any, target: Path, dtype: str | None) -> Any:
+    """The policy with all its weights in their final type, for which the target's disk has room."""
+    wanted: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+    kept: torch.dtype = wanted or getattr(torch, saved.setting("model.dtype", "float32"))
+    shapes = saved.state.get(SHAPES, {})  # noted in the checkpoint, so that no weight need be read
+    check_room(target, sum(math.prod(s) * kept.itemsize for name, s in shapes.items() if name.startswith(POLICY)))
+    model = policy_model(saved, began, wanted)
+    model.generation_config = generation_config(saved, began, model.config, tokenizer)
+    tensors = [*model.parameters(), *model.buffers()]  # tied weights count once
+    check_room(target, sum(tensor.numel() * (wanted or tensor.dtype).itemsize for tensor in tensors))
+    if wanted is not None:
+        cast(model, wanted)
+    return model
+
+
+def last_measured(saved: SavedPolicy) -> Measured | None:
+    """The newest evaluation that is no newer than a saved policy; None if there is none.
+
+    Args:
+        saved: The policy.
+    """
+    found = list(measured_in(saved.run)) if saved.run is not None else []
+    history = saved.state.get("callbacks", {}).get("Evaluation", {}).get("history", [])
+    found += [Measured(int(entry["iteration"]), by_benchmark(entry)) for entry in history]
+    past = [each for each in found if each.iteration <= saved.iterations]
+    return max(past, key=lambda each: each.iteration, default=None)  # the first of two with the same iteration
 
 
 def generation_config(saved: SavedPolicy, base: BaseModel, config: Any, tokenizer: Any) -> Any:
@@ -126,28 +141,3 @@ def generation_config(saved: SavedPolicy, base: BaseModel, config: Any, tokenize
     if sees_images(config):
         made.suppress_tokens = image_tokens(config)  # they would have no image features
     return made
-
-
-def _tokenizer_or_processor(encoder: PromptEncoder, images: bool) -> Any:
-    """The tokenizer, or for images the processor, which also has the run's limits of an image's pixels."""
-    return encoder.processor if images else encoder.tokenizer
-
-
-def _image_pixels(saved: SavedPolicy) -> tuple[int, int] | None:
-    found = saved.setting("data.image_pixels")
-    return None if found is None else (int(found[0]), int(found[1]))
-
-
-def _noted_size(saved: SavedPolicy, dtype: str | None) -> int:
-    """Bytes of the weights, from the shapes that a checkpoint notes, before any is read; 0 if it notes none."""
-    wide: torch.dtype = getattr(torch, dtype or saved.setting("model.dtype", "float32"))
-    shapes = saved.state.get(SHAPES, {})
-    return sum(math.prod(shape) * wide.itemsize for name, shape in shapes.items() if name.startswith(POLICY))
-
-
-def _written_size(model: Any, dtype: str | None) -> int:
-    if dtype is None:
-        return size_of(model)
-    wide: torch.dtype = getattr(torch, dtype)
-    numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    return numbers * wide.itemsize

@@ -13,7 +13,7 @@ import yaml
 
 from popo_lightning import __version__
 from popo_lightning.cli.export.base_model import BaseModel
-from popo_lightning.cli.export.evaluations import Measured, accuracies
+from popo_lightning.cli.export.evaluations import Measured
 from popo_lightning.cli.export.saved_policy import SavedPolicy
 from popo_lightning.core.hidden_secrets import shown_command, without_secrets
 from popo_lightning.core.markdown import markdown_table
@@ -21,6 +21,7 @@ from popo_lightning.evaluation.benchmarks import MEAN
 from popo_lightning.tasks.sources import HUB_ID
 
 CARD = "README.md"
+ACCURACY = re.compile(r"greedy|(?:avg|pass)_at_\d+|avg")  # its label
 LABEL = re.compile(r"[a-z0-9_]+")  # label of an evaluation's number
 TOLD = {  # settings in the first table, by their names there
     "optimizer": "model.optimizer.class_path",
@@ -101,8 +102,8 @@ def _front_matter(told: Told) -> str:
             metric_value=value,
         )
         for name, numbers in (told.measured.benchmarks.items() if told.measured is not None else ())
-        for label, value in accuracies(numbers).items()
-        if name != MEAN
+        for label, value in numbers.items()
+        if name != MEAN and ACCURACY.fullmatch(label)
     ]
     hub: dict[str, Any] = (
         {"base_model": told.base.hub_id, "base_model_relation": "adapter" if told.adapter else "finetune"}
@@ -160,9 +161,8 @@ def _evaluation(told: Told) -> Iterator[str]:
         for name, numbers in measured.benchmarks.items()
     ]
     yield markdown_table(("benchmark", *labels), rows)
-    texts = {name: _settings_text(settings) for name, settings in measured.settings.items()}
-    if texts:
-        yield "\n".join(f"- {_code(name)}: {_code(text)}" for name, text in texts.items())
+    if measured.settings:
+        yield "\n".join(f"- {_code(name)}: {_code(_settings_text(its))}" for name, its in measured.settings.items())
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

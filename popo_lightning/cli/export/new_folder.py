@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.runs.checkpoint_files import DRAFT, remove, sync_folder
-from popo_lightning.runs.claim import NO_LOCKS
+from popo_lightning.runs.claim import locked
 
 BESIDES = 2**24  # bytes for the files besides the weights
 
@@ -69,7 +68,8 @@ def written_beside(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise _not_written(target, error) from error
     try:
-        _take(lock, target)
+        if not locked(lock, target):
+            raise SettingError(f"FOLDER is '{target}', which another export is writing to; name another folder")
         try:
             for left in draft.iterdir():
                 remove(left)
@@ -84,16 +84,6 @@ def written_beside(target: Path) -> Iterator[Path]:
         raise _not_written(target, error) from error
     finally:
         os.close(lock)
-
-
-def _take(lock: int, target: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SettingError(f"FOLDER is '{target}', which another export is writing to; name another folder") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
 
 
 def _sync(folder: Path) -> None:

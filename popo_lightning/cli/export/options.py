@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 from popo_lightning.core.did_you_mean import did_you_mean
 
-DTYPES = ("float32", "bfloat16", "float16")
-ENGINES = ("transformers", "vllm")
 SOURCE = "RUN_OR_CHECKPOINT"
 
 
@@ -39,15 +37,6 @@ class CommandLine(argparse.ArgumentParser):
         return message.removeprefix("argument ")
 
 
-def export_options(args: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line of `popo export`.
-
-    Args:
-        args: Arguments after the subcommand.
-    """
-    return export_parser().parse_args(list(args))
-
-
 def export_parser() -> CommandLine:
     """Parser of `popo export`."""
     made = CommandLine("export", "Writes a trained policy as a transformers folder.")
@@ -55,32 +44,17 @@ def export_parser() -> CommandLine:
     made.add_argument("folder", metavar="FOLDER", help="Where to write; a folder that is not there yet, or is empty.")
     made.add_argument(
         "--dtype",
-        type=one_of(DTYPES),
-        metavar="{" + ",".join(DTYPES) + "}",
+        choices=("float32", "bfloat16", "float16"),
         help="Type of the written weights (default: as in the checkpoint, bit for bit).",
     )
-    made.add_argument(
-        "--best",
-        action="store_true",
-        help="Of the checkpoints that a run has kept, the best by checkpoint.monitor, or else by its evaluations.",
-    )
+    add_policy_options(made)
     made.add_argument(
         "--adapter",
         action="store_true",
         help="Write the adapters alone, for peft, of a run with model.lora (default: weights that they are added to).",
     )
-    _add_base(made)
     made.add_argument("--push_to_hub", metavar="NAME", help="Also upload it to NAME on the hub, private if it is new.")
     return made
-
-
-def sample_options(args: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line of `popo sample`.
-
-    Args:
-        args: Arguments after the subcommand.
-    """
-    return sample_parser().parse_args(list(args))
 
 
 def sample_parser() -> CommandLine:
@@ -88,13 +62,13 @@ def sample_parser() -> CommandLine:
     made = CommandLine("sample", "Asks a trained policy a question, as its run asked, and prints the answers.")
     made.add_argument("source", metavar=SOURCE, help="A run's folder, whose newest checkpoint counts, or a checkpoint.")
     made.add_argument("prompt", metavar="PROMPT", help="The question; - reads it from the standard input.")
-    made.add_argument("--n", type=_whole(), default=4, help="Answers (default: 4).")
+    made.add_argument("--n", type=number(int, 1), default=4, help="Answers (default: 4).")
     made.add_argument(
-        "--temperature", type=_temperature, default=1.0, help="Of sampling; 0 is the likeliest answer (default: 1)."
+        "--temperature", type=number(float, 0), default=1.0, help="Of sampling; 0 is the likeliest answer (default: 1)."
     )
     made.add_argument(
         "--max_new_tokens",
-        type=_whole(),
+        type=number(int, 1),
         metavar="TOKENS",
         help="Longest answer in tokens (default: the run's data.max_new_tokens).",
     )
@@ -102,18 +76,22 @@ def sample_parser() -> CommandLine:
     made.add_argument("--gold", metavar="ANSWER", help="The right answer: the run's verifier then grades each answer.")
     made.add_argument(
         "--engine",
-        type=one_of(ENGINES),
+        choices=("transformers", "vllm"),
         default="transformers",
-        metavar="{" + ",".join(ENGINES) + "}",
         help="What samples (default: transformers).",
     )
-    made.add_argument("--seed", type=_whole(0), default=1, help="Of the draws (default: 1).")
-    made.add_argument("--best", action="store_true", help="As popo export.")
-    _add_base(made)
+    made.add_argument("--seed", type=number(int, 0), default=1, help="Of the draws (default: 1).")
+    add_policy_options(made)
     return made
 
 
-def _add_base(made: CommandLine) -> None:
+def add_policy_options(made: CommandLine) -> None:
+    """Adds the options that choose a run's checkpoint and find the model that it began with."""
+    made.add_argument(
+        "--best",
+        action="store_true",
+        help="Of the checkpoints that a run has kept, the best by checkpoint.monitor, or else by its evaluations.",
+    )
     made.add_argument(
         "--base",
         metavar="FOLDER_OR_HUB_ID",
@@ -121,35 +99,25 @@ def _add_base(made: CommandLine) -> None:
     )
 
 
-def one_of(known: Sequence[str]) -> Callable[[str], str]:
-    """Returns a function that reads one of several words.
+def number(kind: type[int] | type[float], least: float, above: bool = False) -> Callable[[str], float]:
+    """Returns a function that reads a finite number of an option.
 
     Args:
-        known: The words.
+        kind: Whether the number is whole.
+        least: Smallest number allowed.
+        above: Whether only numbers above `least` are allowed.
     """
 
-    def read(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"'{text}' is not known; use {', '.join(known[:-1])} or {known[-1]}")
-        return text
+    def read(text: str) -> float:
+        try:
+            found = kind(text) if len(text) < 40 else math.nan
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found) or found < least or (above and found == least):
+            named = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is no {named} {'above' if above else 'from'} {least:g}{'' if above else ' on'}; use one"
+            )
+        return found
 
     return read
-
-
-def _whole(least: int = 1) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least}; use one")
-        return int(text)
-
-    return read
-
-
-def _temperature(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no temperature; use 0 for the likeliest answer, or more")
-    return found

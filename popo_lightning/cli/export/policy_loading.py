@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,15 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from popo_lightning.cli.export.adapted_policy import adapted_model, has_adapters
-from popo_lightning.cli.export.base_model import BaseModel, base_model, weights_folder
+from popo_lightning.cli.export.base_model import BaseModel, base_model, gone, of_warm_start, weights_folder
 from popo_lightning.cli.export.built_classes import arguments_built
 from popo_lightning.cli.export.rebuilt_model import cast, rebuilt
 from popo_lightning.cli.export.saved_policy import SavedPolicy, saved_policy
-from popo_lightning.cli.export.weights import CRITIC, TARGET, weights_of
+from popo_lightning.cli.export.weights import weights_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model.loading import load_trainable, made_trainable
+from popo_lightning.model.policy_checkpoint import CRITIC, TARGET
 from popo_lightning.model.policy_model import PolicyModel
+from popo_lightning.runs.checksums import damaged
 
 if TYPE_CHECKING:
     from popo_lightning.policy import PolicyModule
@@ -64,7 +65,7 @@ def check_kind(module: PolicyModel, saved: SavedPolicy) -> None:
 
 def _whole(module: PolicyModel, saved: SavedPolicy, began: BaseModel | None) -> Any:
     """The model, rebuilt from all its weights."""
-    config = module.warm_start.config() if began is None and module.warm_start else _some(began).config()
+    config = _warm_start(module).config() if began is None else began.config()
     weights = {name: weight.clone() for name, weight in weights_of(saved).items()}
     model = rebuilt(config, weights, module.attention, module.weight_dtype)
     cast(model, module.weight_dtype)  # of the weights alone: rotary frequencies stay float32, as in the run
@@ -77,10 +78,7 @@ def _whole(module: PolicyModel, saved: SavedPolicy, began: BaseModel | None) -> 
 def _adapted(module: PolicyModel, saved: SavedPolicy, began: BaseModel | None) -> Any:
     """The base with the checkpoint's adapters beside it."""
     if began is None:
-        raise SettingError(
-            f"the checkpoint '{saved.checkpoint}' holds adapters of the model that its run began with, which is no "
-            f"longer in '{_warm_start(module).place()}'; set POPO_CACHE to the cache that has it"
-        )
+        raise gone(_warm_start(module), f"and the checkpoint '{saved.checkpoint}' holds adapters of it alone")
     return adapted_model(saved, began, module)
 
 
@@ -90,22 +88,18 @@ def _arguments(kind: type[Any], saved: SavedPolicy, given: Mapping[str, Any]) ->
     if {"path", "warm_start"} & given.keys():
         found |= {"path": None, "warm_start": None}
     found = {name: value for name, value in found.items() if name not in given}
-    return arguments_built(kind, json.loads(json.dumps(found)), "model") | dict(given)
+    return arguments_built(kind, found, "model") | dict(given)
 
 
 def _base_of(module: PolicyModel, saved: SavedPolicy) -> BaseModel | None:
     """The model that the run began with; None for a warm start without its folder but with a known configuration."""
     if module.path is not None:
         return base_model(saved, module.path if module.path != saved.setting("model.path") else None)
-    warm_start = _warm_start(module)
-    if warm_start.place().exists():
-        return BaseModel(warm_start.name, warm_start.place(), warm_start.address.rpartition("-")[2], None)
-    if not warm_start.knows_config:
-        raise SettingError(
-            f"the policy that model.warm_start of '{saved.checkpoint}' built is no longer in "
-            f"'{warm_start.place()}', which has its configuration; set POPO_CACHE to the cache that has it"
-        )
-    return None
+    start = _warm_start(module)
+    found = of_warm_start(start)
+    if found is None and not start.knows_config:
+        raise gone(start, "which has its configuration")
+    return found
 
 
 def _warm_start(module: PolicyModel) -> WarmStart:
@@ -113,17 +107,9 @@ def _warm_start(module: PolicyModel) -> WarmStart:
     return module.warm_start
 
 
-def _some(began: BaseModel | None) -> BaseModel:
-    assert began is not None
-    return began
-
-
 def _reference(module: PolicyModel, began: BaseModel | None) -> Any:
     if began is None:
-        raise SettingError(
-            f"model.regularizers compares with the model that the run began with, which is no longer in "
-            f"'{_warm_start(module).place()}'; set POPO_CACHE to the cache that has it, or give other regularizers"
-        )
+        raise gone(_warm_start(module), "and model.regularizers compares with it", ", or give other regularizers")
     model = load_trainable(weights_folder(began), module.weight_dtype, module.freeze_vision, module.attention)
     return model.requires_grad_(False)
 
@@ -146,7 +132,4 @@ def _take_weights(
 ) -> None:
     found = part.load_state_dict(weights, strict=module.lora is None)
     if odd := [*found.unexpected_keys, *(needed & {*found.missing_keys})]:
-        raise SettingError(
-            f"the checkpoint '{saved.checkpoint}' is damaged ({odd[0]} of its value model has no match); name another "
-            "one"
-        )
+        raise damaged(saved.checkpoint, f"{odd[0]} of its value model has no match")

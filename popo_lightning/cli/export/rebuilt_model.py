@@ -69,11 +69,6 @@ def cast(model: Any, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def size_of(model: Any) -> int:
-    """Bytes of a model's weights; tied weights count once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-
-
 def _another(why: str) -> SettingError:
     return SettingError(
         f"the checkpoint holds another model than the one that its run began with ({why}); name that by --base"

@@ -19,9 +19,9 @@ def main(args: Sequence[str]) -> int:
     Returns:
         Exit code: 0, or 130 if it was interrupted.
     """
-    from popo_lightning.cli.export.options import sample_options
+    from popo_lightning.cli.export.options import sample_parser
 
-    asked = sample_options(args)  # answers --help before torch is imported
+    asked = sample_parser().parse_args(args)  # answers --help before torch is imported
     from popo_lightning.cli.export.asked_policy import Question, answers
     from popo_lightning.cli.export.saved_policy import saved_policy
     from popo_lightning.cli.parser import refuse
@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
 
     quieten()
     try:
-        text = asked.prompt if asked.prompt != "-" else _read()
+        text = sys.stdin.read(MAX_CHARACTERS).removesuffix("\n") if asked.prompt == "-" else asked.prompt
         if not text.strip():
             raise SettingError("PROMPT is empty; ask something")
         draws = (asked.n, asked.temperature, asked.max_new_tokens, asked.seed)
@@ -66,9 +66,3 @@ def lines(found: Sequence[Response], graded: bool) -> Iterator[str]:
         yield f"-- answer {number} of {len(found)}: {', '.join([*grades, *said])}"
         yield visible(response.text)
         yield ""
-
-
-def _read() -> str:
-    """Reads the standard input as one prompt, without its last newline."""
-    found = sys.stdin.read(MAX_CHARACTERS)
-    return found.removesuffix("\n")

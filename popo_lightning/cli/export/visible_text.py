@@ -16,10 +16,6 @@ def visible(text: str) -> str:
         text: Any text of a policy.
     """
     return "".join(
-        character if character in LAYOUT or unicodedata.category(character) not in HIDDEN else _spelled(character)
-        for character in text
+        each if each in LAYOUT or unicodedata.category(each) not in HIDDEN else each.encode("unicode_escape").decode()
+        for each in text
     )
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -13,6 +13,7 @@ from popo_lightning import __version__
 from popo_lightning.cli.show.html import GENERATOR, page
 from popo_lightning.cli.show.runs import Limits, names_of, read_run
 from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.whole_files import replaced
 
 MAX_RUNS = 12  # a chart with more lines is unreadable
 DESCRIPTION = "Makes one HTML file of a run, or of several side by side: curves, evaluations, groups of responses."
@@ -108,9 +109,8 @@ def notes_on(run: dict[str, Any]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.draft")
     try:
-        draft.write_text(text, encoding="ascii")
-        draft.replace(path)
+        with replaced(path) as file:
+            file.write(text)
     except OSError as error:
         raise SettingError(f"--output is '{path}', which cannot be written ({reason(error)}); name another") from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from popo_lightning.cli.show.run_files import EVALUATIONS, SAMPLES, Skipped, finite, json_lines
+from popo_lightning.cli.show.run_files import EVALUATIONS, SAMPLES, Skipped, finite, response_rows
 
 SHOWN_CHARACTERS = 4000
 OWN_FIELDS = (
@@ -25,13 +25,14 @@ class Groups:
 
     Args:
         shown: Groups as the page reads them.
-        responses: Number of responses of all groups, shown or not.
         left_out: Number of responses that are not shown.
     """
 
     shown: list[dict[str, Any]] = field(default_factory=list)
-    responses: int = 0
     left_out: int = 0
+
+
+Rows = list[dict[str, Any]]
 
 
 def trained_groups(folder: Path, limit: int, skipped: Skipped) -> Groups:
@@ -42,15 +43,12 @@ def trained_groups(folder: Path, limit: int, skipped: Skipped) -> Groups:
         limit: Maximum number of responses.
         skipped: Counts damaged lines.
     """
-    path = folder / SAMPLES
-    if not path.is_file():
-        return Groups()
 
-    def groups(skipped: Skipped) -> Iterator[list[dict[str, Any]]]:
-        rows = _with_response(json_lines(path, SAMPLES, skipped), SAMPLES, skipped)
-        return _grouped(rows, lambda row: (row.get("iteration"), row.get("group"), str(row.get("problem"))))
+    def plain(rows: Rows) -> dict[str, Any]:
+        return _plain(rows) | {"iteration": finite(rows[0].get("iteration"))}
 
-    return _chosen(groups, limit, skipped, lambda rows: _plain(rows) | {"iteration": finite(rows[0].get("iteration"))})
+    files = [SAMPLES] if (folder / SAMPLES).is_file() else []
+    return _chosen(folder, files, ("iteration", "group", "problem"), limit, skipped, plain)
 
 
 def evaluated_groups(folder: Path, evaluation: dict[str, Any], limit: int, skipped: Skipped) -> Groups:
@@ -62,57 +60,49 @@ def evaluated_groups(folder: Path, evaluation: dict[str, Any], limit: int, skipp
         limit: Maximum number of responses.
         skipped: Counts damaged lines.
     """
-    files = sorted((folder / EVALUATIONS / evaluation["label"]).glob("*.jsonl"))
 
-    def groups(skipped: Skipped) -> Iterator[list[dict[str, Any]]]:
-        for path in files:
-            name = f"{EVALUATIONS}/{evaluation['label']}/{path.name}"
-            rows = _with_response(json_lines(path, name, skipped), name, skipped)
-            yield from _grouped(rows, lambda row: (row.get("benchmark"), str(row.get("problem"))))
-
-    def plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def plain(rows: Rows) -> dict[str, Any]:
         first = rows[0]
         known = {name: value for name, value in first.items() if name not in OWN_FIELDS and value is not None}
-        info = {name[:60]: _text(value, 200) for name, value in list(known.items())[:12]}
-        origin = {
+        return _plain(rows) | {
             "evaluated": _text(first.get("benchmark"), 200) or evaluation["label"],
             "iteration": evaluation["iteration"],
-            "info": info,
+            "info": {name[:60]: _text(value, 200) for name, value in list(known.items())[:12]},
         }
-        return _plain(rows) | origin
 
-    return _chosen(groups, limit, skipped, plain)
-
-
-def _with_response(rows: Iterable[dict[str, Any]], name: str, skipped: Skipped) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        if isinstance(row.get("response"), str):
-            yield row
-        else:
-            skipped.add(name)
-
-
-def _grouped(rows: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Any]) -> Iterator[list[dict[str, Any]]]:
-    return (list(group) for _, group in groupby(rows, key=lambda row: json.dumps(key(row))))
+    place = f"{EVALUATIONS}/{evaluation['label']}"
+    files = [f"{place}/{path.name}" for path in sorted((folder / place).glob("*.jsonl"))]
+    return _chosen(folder, files, ("benchmark", "problem"), limit, skipped, plain)
 
 
 def _chosen(
-    groups: Callable[[Skipped], Iterable[list[dict[str, Any]]]],
+    folder: Path,
+    files: Sequence[str],
+    key: Sequence[str],
     limit: int,
     skipped: Skipped,
-    plain: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    plain: Callable[[Rows], dict[str, Any]],
 ) -> Groups:
-    """Reads the groups twice, so that only the shown groups of a large file are in memory."""
+    """Groups of files in a folder: adjacent rows with the same values of the key's fields.
+
+    The files are read twice, so that only the shown groups of large ones are in memory.
+    """
+
+    def groups(skipped: Skipped) -> Iterator[Rows]:
+        for name in files:
+            rows = response_rows(folder / name, name, skipped)
+            for _, group in groupby(rows, key=lambda row: json.dumps([row.get(part) for part in key])):
+                yield list(group)
+
     sizes = [len(rows) for rows in groups(skipped)]
-    found = Groups(responses=sum(sizes))
-    share = min(1.0, limit / found.responses) if sizes else 0.0
-    kept = 0
+    share = min(1.0, limit / sum(sizes)) if sizes else 0.0
+    found, kept = Groups(), 0
     for place, rows in enumerate(groups(Skipped())):
         spread = math.floor((place + 1) * share) > math.floor(place * share)
         if spread and kept + len(rows) <= limit:
             kept += len(rows)
             found.shown.append(plain(rows))
-    found.left_out = found.responses - kept
+    found.left_out = sum(sizes) - kept
     return found
 
 

@@ -36,7 +36,7 @@ def page(title: str, content: Mapping[str, Any]) -> str:
     return PAGE.format(
         generator=GENERATOR,
         policy=policy,
-        title=_ascii(html.escape(title)),
+        title=html.escape(title).encode("ascii", "xmlcharrefreplace").decode(),
         style=style,
         data=data_text(content),
         script=script,
@@ -50,10 +50,6 @@ def data_text(content: Mapping[str, Any]) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _ascii_js(text: str) -> str:

@@ -6,8 +6,8 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,8 @@ LARGEST_DOCUMENT = 20 * 2**20  # bytes of a JSON or YAML document; a run's own h
 LARGEST_LINE = 4 * 2**20  # characters of a line of JSON
 
 
-@dataclass
-class Skipped:
-    """Counts what could not be read, by file.
-
-    Args:
-        lines: Damaged lines of each file, by its path in the run's folder; a whole document counts as one.
-    """
-
-    lines: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Counts damaged lines."""
-        if count:
-            self.lines[name] = self.lines.get(name, 0) + count
+Skipped = Counter[str]
+"""Damaged lines of each file, by its path in the run's folder; a whole document counts as one."""
 
 
 def check_run(folder: Path) -> None:
@@ -67,7 +55,7 @@ def metric_rows(folder: Path, skipped: Skipped) -> dict[int, dict[str, float]]:
         for line in file:
             numbers = _numbers(names, _cells(line)) if line.endswith("\n") else None
             if numbers is None or not (step := numbers.pop("step", -1.0)).is_integer() or step < 0:
-                skipped.add(METRICS)
+                skipped[METRICS] += 1
             else:
                 found.setdefault(int(step), {}).update(numbers)
     return dict(sorted(found.items()))
@@ -89,8 +77,8 @@ def _numbers(names: list[str], cells: list[str]) -> dict[str, float] | None:
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def json_lines(path: Path, name: str, skipped: Skipped) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a file of JSON lines.
+def response_rows(path: Path, name: str, skipped: Skipped) -> Iterator[dict[str, Any]]:
+    """Yields the objects with a response of a file of JSON lines.
 
     Args:
         path: Path of the file.
@@ -102,13 +90,13 @@ def json_lines(path: Path, name: str, skipped: Skipped) -> Iterator[dict[str, An
             if not line.endswith("\n"):  # half-written, or endless
                 while (rest := file.readline(LARGEST_LINE)) and not rest.endswith("\n"):
                     pass
-                skipped.add(name)
+                skipped[name] += 1
                 continue
             row = _parsed(line)
-            if isinstance(row, dict):
+            if isinstance(row, dict) and isinstance(row.get("response"), str):
                 yield row
             elif line.strip():
-                skipped.add(name)
+                skipped[name] += 1
 
 
 def document(folder: Path, name: str, skipped: Skipped) -> dict[str, Any]:
@@ -118,7 +106,7 @@ def document(folder: Path, name: str, skipped: Skipped) -> dict[str, Any]:
         return {}
     found = _parsed(path.read_text("utf-8", errors="replace")) if path.stat().st_size <= LARGEST_DOCUMENT else None
     if not isinstance(found, dict):
-        skipped.add(name)
+        skipped[name] += 1
         return {}
     return found
 
@@ -138,10 +126,11 @@ def evaluations(folder: Path, skipped: Skipped) -> list[dict[str, Any]]:
         content = document(folder, f"{EVALUATIONS}/{label}/{RESULTS}", skipped)
         benchmarks, iteration = content.get("benchmarks"), finite(content.get("iteration"))
         if isinstance(benchmarks, dict) and iteration is not None:
-            found.append({"label": label, "iteration": iteration, "mean": _finite_of(content.get("mean"))})
-            found[-1]["benchmarks"] = {name: _benchmark(each) for name, each in benchmarks.items()}
+            numbers = {name: _benchmark(each) for name, each in benchmarks.items()}
+            mean = _finite_of(content.get("mean"))
+            found.append({"label": label, "iteration": iteration, "mean": mean, "benchmarks": numbers})
         elif content:
-            skipped.add(f"{EVALUATIONS}/{label}/{RESULTS}")
+            skipped[f"{EVALUATIONS}/{label}/{RESULTS}"] += 1
     return sorted(found, key=lambda each: (not re.fullmatch(r"iteration-\d+", each["label"]), each["iteration"]))
 
 

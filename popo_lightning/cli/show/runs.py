@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from popo_lightning.cli.show.groups import evaluated_groups, trained_groups
+from popo_lightning.cli.show.groups import Groups, evaluated_groups, trained_groups
 from popo_lightning.cli.show.images import data_urls
 from popo_lightning.cli.show.run_files import (
     CONFIG,
@@ -65,8 +65,8 @@ def read_run(folder: Path, name: str, limits: Limits) -> dict[str, Any]:
     trained = trained_groups(folder, limits.samples, skipped)
     in_training = [each for each in results if each["label"].startswith("iteration-")]
     last = in_training[-1] if in_training else results[-1] if results else None
-    evaluated = evaluated_groups(folder, last, limits.evaluated, skipped) if last else None
-    groups = [*trained.shown, *(evaluated.shown if evaluated else [])]
+    evaluated = evaluated_groups(folder, last, limits.evaluated, skipped) if last else Groups()
+    groups = trained.shown + evaluated.shown
     if not rows and not groups and not results:
         raise SettingError(
             f"RUN is '{folder}', where neither an iteration nor a response has been written{_damage(skipped)}; wait "
@@ -82,17 +82,17 @@ def read_run(folder: Path, name: str, limits: Limits) -> dict[str, Any]:
         "evaluations": results,
         "groups": groups,
         "images": images,
-        "skipped": skipped.lines,
+        "skipped": skipped,
         "leftOut": {
             "samples": trained.left_out,
-            "evaluated": evaluated.left_out if evaluated else 0,
+            "evaluated": evaluated.left_out,
             "images": images_left,
         },
     }
 
 
 def _damage(skipped: Skipped) -> str:
-    return "".join(f" ({count} damaged lines in {name})" for name, count in skipped.lines.items())
+    return "".join(f" ({count} damaged lines in {name})" for name, count in skipped.items())
 
 
 def _identity(
@@ -135,7 +135,7 @@ def _settings(folder: Path, record: Mapping[str, Any], skipped: Skipped) -> dict
             content = None
         if isinstance(content, dict):
             return dict(islice(_leaves("", content), MAX_SETTINGS))  # YAML aliases can make many settings of few
-        skipped.add(CONFIG)
+        skipped[CONFIG] += 1
     settings = record.get("settings")
     return {str(name): str(value) for name, value in settings.items()} if isinstance(settings, dict) else {}
 

@@ -11,8 +11,7 @@ import pytest
 from helpers.exports import exported, policy_weights, refused, same_bits, tensors
 from helpers.tiny_models import method, popo
 
-from popo_lightning.cli.export.best import best_checkpoint
-from popo_lightning.cli.export.saved_policy import opened
+from popo_lightning.cli.export.saved_policy import best_checkpoint, opened
 
 EVERY = ["--checkpoint.every_n_epochs", 1, "--evaluation.every_n_iterations", 1, "--trainer.max_epochs", 3]
 

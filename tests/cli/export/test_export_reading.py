@@ -13,10 +13,9 @@ from helpers.exports import as_shards, flipped, newest, refused, said_by
 from helpers.tiny_models import method, popo
 
 from popo_lightning.cli.export.saved_policy import SavedPolicy, nested, opened, saved_policy
-from popo_lightning.cli.export.shards import tensors_of
-from popo_lightning.cli.export.weights import weights_of
+from popo_lightning.cli.export.weights import tensors_of, weights_of
 from popo_lightning.core.errors import SettingError
-from popo_lightning.runs.progress import progress
+from popo_lightning.runs.folder import progress
 
 
 @pytest.fixture(scope="module")

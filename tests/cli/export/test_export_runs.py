@@ -28,7 +28,7 @@ from helpers.nodes import fsdp2, one_node
 from helpers.tiny_models import REPOSITORY, method
 from torch import Tensor
 
-from popo_lightning.cli.export.shards import tensors_of
+from popo_lightning.cli.export.weights import tensors_of
 from popo_lightning.model.loading import load_model
 from popo_lightning.policy import PolicyModule
 from popo_lightning.toys.drawn_geometry import DrawnGeometry

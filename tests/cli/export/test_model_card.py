@@ -19,8 +19,8 @@ from huggingface_hub import ModelCard
 
 from popo_lightning import __version__
 from popo_lightning.cli.export.base_model import BaseModel, base_model, weights_folder
-from popo_lightning.cli.export.evaluations import last_measured
-from popo_lightning.cli.export.hub import NotTakenError, push
+from popo_lightning.cli.export.export_command import NotTakenError, push
+from popo_lightning.cli.export.exported_folder import last_measured
 from popo_lightning.cli.export.model_card import Told, model_card
 from popo_lightning.cli.export.policy_loading import _reference
 from popo_lightning.cli.export.saved_policy import SavedPolicy, saved_policy

@@ -78,9 +78,9 @@ def test_what_cannot_be_asked(run: Path, tmp_path: Path) -> None:
     for args, words in {
         ("8,6>14", "--max_new_tokens", "400"): "more than the 256 positions",
         ("8,6>14", "--n", "0"): "--n: '0' is no whole number from 1",
-        ("8,6>14", "--temperature", "warm"): "--temperature: 'warm' is no temperature",
-        ("8,6>14", "--temperature", "inf"): "is no temperature",
-        ("8,6>14", "--engine", "sglang"): "use transformers or vllm",
+        ("8,6>14", "--temperature", "warm"): "--temperature: 'warm' is no number from 0",
+        ("8,6>14", "--temperature", "inf"): "is no number from 0",
+        ("8,6>14", "--engine", "sglang"): "--engine: invalid choice: 'sglang'",
         ("8,6>14", "--image", "none.png"): "is no file",
         ("8,6>14", "--gold", "many"): "--gold is 'many'",
         ("anything", "--gold", "3"): "names no numbers and target",

@@ -1,0 +1,25 @@
+"""Writes text files that are complete, whatever interrupts the writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[str]]:
+    """Yields a file beside a path, which takes the path's place once it is complete, or is removed on failure.
+
+    Args:
+        path: Place of the file; an earlier one stays until then.
+    """
+    draft = path.with_name(f"{path.name}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    draft.replace(path)
