@@ -150,7 +150,7 @@ class Learner:
 
     def __init__(self, critic: Critic, lam: float, model: Any) -> None:
         self.critic, self.advantage = critic, GAE(lam=lam)
-        self.model = critic.build(model)
+        self.model = ValueModel(model, critic)
         self.copied: TargetCopy | None = critic.copied(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=critic.lr, betas=(0.9, 0.98), weight_decay=0.0)
         self.steps = 0

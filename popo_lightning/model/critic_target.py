@@ -53,10 +53,6 @@ class TargetCritic:
         """Whether a move differs from copying the critic."""
         return self.polyak < 1 or self.momentum > 0
 
-    def build(self, value_model: Any) -> TargetCopy:
-        """Copies a value model as it is now."""
-        return TargetCopy(value_model, self.momentum > 0)
-
     @torch.no_grad()
     def follow(self, value_model: nn.Module, copied: TargetCopy, step: int) -> None:
         """Moves the copy if `every` optimizer steps have passed.
@@ -101,17 +97,17 @@ class TargetCopy(nn.Module):
 
     Args:
         value_model: Value model to copy.
-        moves: Whether to keep the last move, which is 0 at the start.
+        target: Settings, by which the last move is kept or not; it is 0 at the start.
 
     Attributes:
         trained: Names of the parameters that move.
     """
 
-    def __init__(self, value_model: nn.Module, moves: bool) -> None:
+    def __init__(self, value_model: nn.Module, target: TargetCritic) -> None:
         super().__init__()
         self.trained = [name for name, each in value_model.named_parameters() if each.requires_grad]
         self.model = _frozen_copy(value_model)
-        self.speed = _frozen_copy(value_model) if moves else None
+        self.speed = _frozen_copy(value_model) if target.momentum else None
         self.rest()
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from popo_lightning.core.minibatch import Minibatch, Row
 from popo_lightning.core.ranks import all_gather_object, all_reduce, full_tensor
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
+from popo_lightning.model.critic import ValueModel
 from popo_lightning.model.critic_target import TargetCopy, kept_of_critic
 from popo_lightning.model.fingerprint import fingerprint
 from popo_lightning.model.loading import (
@@ -115,7 +116,7 @@ class PolicyModel(PolicyAttributes):
         settle_modes(model, self.gradient_checkpointing)
         self.model = model
         if self.critic is not None:
-            self.value_model = self.critic.build(self.model)
+            self.value_model = ValueModel(self.model, self.critic)
             self.value_target = self.critic.copied(self.value_model)
         if self.needs_reference and self.lora is None:  # with LoRA, the reference is the model without adapters
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]

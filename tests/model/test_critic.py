@@ -17,7 +17,6 @@ from popo_lightning.core.groups import Response
 from popo_lightning.core.minibatch import Row
 from popo_lightning.methods.max_at_k import MaxAtK
 from popo_lightning.model.critic import Critic, ValueModel, check_critic
-from popo_lightning.model.critic_heads import value_loss
 from popo_lightning.model.loading import blank_image, image_tokens, load_trainable
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
 from popo_lightning.objectives.advantages import GroupNormalized
@@ -46,7 +45,7 @@ def uneven() -> PaddedRows:
 
 def with_a_head(model: Any) -> ValueModel:
     """Returns a value model whose values differ from place to place."""
-    value_model = Critic().build(model)
+    value_model = ValueModel(model, Critic())
     with torch.no_grad():
         value_model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
         value_model.head.bias.fill_(0.3)
@@ -54,7 +53,7 @@ def with_a_head(model: Any) -> ValueModel:
 
 
 def test_the_first_values_are_zero(model: Any) -> None:
-    values = Critic().build(model)(uneven())
+    values = ValueModel(model, Critic())(uneven())
     assert values.shape == (3, 5) and values.dtype == torch.float32
     assert torch.equal(values, torch.zeros(3, 5))
 
@@ -98,7 +97,7 @@ def test_mixed_precision_keeps_the_head_exact(model: Any) -> None:
     assert values.dtype == torch.float32
     assert not torch.equal(values, values.bfloat16().float())  # the head sums in float32, not bfloat16
     torch.testing.assert_close(values, exact, rtol=0.1, atol=0.3)
-    assert Critic().build(copy.deepcopy(model).bfloat16()).head.weight.dtype == torch.float32
+    assert ValueModel(copy.deepcopy(model).bfloat16(), Critic()).head.weight.dtype == torch.float32
 
 
 def test_images_are_seen_and_a_frozen_tower_stays_frozen(tmp_path: Path) -> None:
@@ -122,10 +121,9 @@ def test_value_loss_by_hand() -> None:
     values = torch.tensor([[2.0, 2.0], [0.0, float("nan")]])
     old, returns = torch.tensor([[1.0, 1.0], [0.1, 5.0]]), torch.tensor([[1.0, 3.0], [1.0, float("inf")]])
     mask = torch.tensor([[True, True], [True, False]])
-    torch.testing.assert_close(value_loss(values, old, returns, mask, 0.5, 10.0), torch.tensor(0.2125))
     torch.testing.assert_close(Critic().loss(values, old, returns, mask, 10.0), torch.tensor(0.2125))
     # Without the bound it is 1 + 1 + 1.
-    torch.testing.assert_close(value_loss(values, old, returns, mask, None, 10.0), torch.tensor(0.15))
+    torch.testing.assert_close(Critic(value_clip=None).loss(values, old, returns, mask, 10.0), torch.tensor(0.15))
 
 
 def test_a_value_that_moved_too_far_gets_no_gradient() -> None:
@@ -133,14 +131,14 @@ def test_a_value_that_moved_too_far_gets_no_gradient() -> None:
     # Above the bound towards the return, away from it, inside, and below it. The gradients are 0, V - return, V -
     # return, 0.
     values = torch.tensor([[1.0, 1.0, 0.1, -1.0]], requires_grad=True)
-    value_loss(values, old, returns, mask, 0.5, 1.0).backward()
+    Critic().loss(values, old, returns, mask, 1.0).backward()
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 3.0, -0.1, 0.0]]))
 
 
 def test_padding_sends_no_gradient() -> None:
     values = torch.tensor([[1.0, float("nan")]], requires_grad=True)
     mask = torch.tensor([[True, False]])
-    value_loss(values, torch.zeros(1, 2), torch.zeros(1, 2), mask, 0.5, 1.0).backward()
+    Critic().loss(values, torch.zeros(1, 2), torch.zeros(1, 2), mask, 1.0).backward()
     torch.testing.assert_close(values.grad, torch.tensor([[1.0, 0.0]]))
 
 
@@ -151,7 +149,7 @@ def test_it_learns_what_the_states_are_worth(model: Any) -> None:
     rows.input_ids[:, :2] = 5
     returns = (rows.input_ids[:, 2] % 2).float()[:, None].expand(-1, 4)
     critic = Critic()
-    value_model = critic.build(model)
+    value_model = ValueModel(model, critic)
     optimizer = torch.optim.Adam(value_model.parameters(), lr=1e-3)
     for _ in range(150):
         old = value_model(rows).detach()
