@@ -7,6 +7,7 @@ flex_attention, which computes only blocks with something visible; on a CPU by r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -55,18 +56,18 @@ def check_attention(attention: str | None, device: torch.device, dtype: torch.dt
         )
 
 
-def register_packed_attention() -> None:
-    """Registers this file's attention with transformers, for this process."""
+def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Registers an attention that takes sdpa's masks with transformers, for this process."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def use_packed_attention(model: Any) -> None:
     """Lets a transformers model take packed tokens. With any other mask, or none, it computes as with sdpa."""
-    register_packed_attention()
+    register_attention(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
 
 
@@ -210,7 +211,7 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    dtype = _computed_in(value)
+    dtype = computed_in(value.device, value.dtype)  # autocast casts sdpa's arguments, but not flex_attention's
     query, key, value = (each.to(dtype) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(attention_mask, PackedMask) and attention_mask.rows is not None:
@@ -220,11 +221,9 @@ def packed_attention(
     return found.transpose(1, 2).contiguous(), None
 
 
-def _computed_in(value: Tensor) -> torch.dtype:
-    """Returns the dtype to which autocast casts sdpa's arguments; it does not cast those of flex_attention."""
-    if torch.is_autocast_enabled(value.device.type):
-        return torch.get_autocast_dtype(value.device.type)
-    return value.dtype
+def computed_in(device: torch.device, own: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which autocast multiplies matrices on a device; without autocast, their own dtype."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own
 
 
 def _flex(device: str) -> Any:

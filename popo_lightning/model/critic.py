@@ -233,8 +233,8 @@ class ValueModel(nn.Module):
         Returns:
             (R, T) float32, aligned with `rows.mask` and 0 at padding; (R, T, heads O) if heads O is more than 1.
         """
-        states_of = getattr(self.base, "response_states", None) or partial(response_states, self.base)  # sharded first
-        states = states_of(rows)
+        # A sharded base has its own.
+        states = (getattr(self.base, "response_states", None) or partial(response_states, self.base))(rows)
         with torch.autocast(states.device.type, enabled=False):
             states = states.float()
             found = self.head(states)

@@ -25,9 +25,20 @@ def check_model_files(folder: str | Path) -> None:
         folder: Value of model.path.
     """
     path = Path(folder)
+    check_adapter(folder)
     if path.exists():
         for sentence in _objections(path):
             raise SettingError(f"model.path is '{folder}', {sentence}")
+
+
+def check_adapter(folder: str | Path) -> None:
+    """Raises SettingError for the folder of a LoRA adapter, which is not a whole model."""
+    if (Path(folder) / ADAPTER).is_file():
+        raise SettingError(
+            f"model.path is '{folder}', an adapter (it has an {ADAPTER}) without its model; merge it into its base model "
+            "(peft: merge_and_unload, then save_pretrained, with the tokenizer), give that folder, and set model.lora to "
+            "train a new adapter"
+        )
 
 
 def _objections(path: Path) -> Iterator[str]:
@@ -37,11 +48,6 @@ def _objections(path: Path) -> Iterator[str]:
         yield "a file; name the folder that it lies in"
         return
     if not (path / CONFIG).exists():
-        if (path / ADAPTER).exists():
-            yield (
-                "a LoRA adapter without its model; merge it into the model (merge_and_unload of peft), save that with "
-                "its tokenizer, and name that folder"
-            )
         if (path / METRICS).exists():
             yield (
                 "the folder of a run, which has checkpoints and no model; set model.path to the model that the run "

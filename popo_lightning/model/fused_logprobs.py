@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from popo_lightning.model.attention import computed_in
+
 
 def fuses(head: nn.Module) -> bool:
     """Returns whether a head is a plain linear layer with whole weights.
@@ -48,7 +50,7 @@ def fused_logprobs(
         ((N,), (N,)) float32 log-probs and entropies in nats.
     """
     device = hidden.device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
+    dtype = computed_in(device, hidden.dtype)
     forbidden = torch.tensor(forbidden_token_ids, dtype=torch.long, device=device)
     found: Any = _HeadLogProbs.apply(
         hidden.to(dtype), head.weight, head.bias, targets, forbidden, temperature, entropy_gradient, rows
@@ -77,7 +79,7 @@ class _HeadLogProbs(torch.autograd.Function):
         logps, entropies = [], []
         for part, logp in _chunks(hidden, weight.to(hidden.dtype), bias, forbidden, temperature, rows):
             logps.append(logp.gather(-1, targets[part, None]).squeeze(-1))
-            entropies.append(_entropy(logp))
+            entropies.append(entropy_of(logp))
         return torch.cat(logps), torch.cat(entropies)
 
     @staticmethod
@@ -90,7 +92,7 @@ class _HeadLogProbs(torch.autograd.Function):
         d_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros(bias.shape, device=bias.device) if bias is not None and ctx.needs_input_grad[2] else None
         for part, logp in _chunks(hidden, cast, bias, forbidden, ctx.temperature, ctx.rows):
-            entropy = _entropy(logp) if ctx.entropy_gradient else None
+            entropy = entropy_of(logp) if ctx.entropy_gradient else None
             d_logits = _d_logits(logp, targets[part], d_logp[part], d_entropy[part], entropy)
             if len(forbidden):
                 d_logits.index_fill_(-1, forbidden, 0.0)
@@ -123,8 +125,8 @@ def _chunks(
         yield part, logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
-def _entropy(logp: Tensor) -> Tensor:
-    """Returns (N,) entropies in nats of (N, V) log-probs."""
+def entropy_of(logp: Tensor) -> Tensor:
+    """Returns (N,) entropies in nats of (N, V) log-probs, without gradient, with one further (N, V) tensor."""
     return -logp.exp().mul_(logp).sum(-1)
 
 

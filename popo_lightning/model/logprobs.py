@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from popo_lightning.model.fused_logprobs import fused_logprobs, fuses
+from popo_lightning.model.fused_logprobs import entropy_of, fused_logprobs, fuses
 from popo_lightning.model.logit_form import PLAIN, LogitForm
 
 CHUNK_ELEMENTS = 2**25  # float32 logits of one chunk: 128 MiB
@@ -89,8 +89,3 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
         return max(1, CUDA_CHUNK_ELEMENTS // vocabulary)
     rows, on_cpu = CHUNK_ELEMENTS // vocabulary, CPU_CHUNK_ELEMENTS // vocabulary
     return min(rows, on_cpu) if on_cpu >= CPU_LEAST_ROWS else max(1, rows)
-
-
-def entropy_of(logp: Tensor) -> Tensor:
-    """Returns (N,) entropies in nats of (N, V) log-probs, without gradient, with one further (N, V) tensor."""
-    return -logp.exp().mul_(logp).sum(-1)

@@ -22,6 +22,7 @@ from popo_lightning.model.fingerprint import fingerprint
 ALL = "all-linear"
 ADAPTER = "default"  # peft's name of a model's only adapter
 OUTPUT, INPUT = f".lora_B.{ADAPTER}.weight", f".lora_A.{ADAPTER}.weight"
+DESCRIBED = ("r", "alpha", "rank_stabilized", "four_bit")  # settings that a checkpoint records
 BASE = ".base_layer"  # suffix of a frozen layer's name, if it has an adapter
 
 
@@ -107,15 +108,8 @@ class Adapted:
 
     def described(self) -> dict[str, Any]:
         """Returns the description in plain containers, for a checkpoint."""
-        lora = self.lora
-        return {
-            "r": lora.r,
-            "alpha": float(lora.alpha),
-            "rank_stabilized": lora.rank_stabilized,
-            "four_bit": lora.four_bit,
-            "targets": list(self.targets),
-            "base": self.base,
-        }
+        settings = {name: getattr(self.lora, name) for name in DESCRIBED}
+        return settings | {"targets": list(self.targets), "base": self.base}
 
 
 def check_split(lora: Lora | None, split: bool) -> None:

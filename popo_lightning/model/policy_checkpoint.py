@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.model.lora import DESCRIBED
 
 SHAPES, FROZEN = "policy_shapes", "policy_frozen"
 LORA = "policy_lora"  # settings and layers of adapters, and the fingerprint of the frozen weights
@@ -97,7 +98,7 @@ def check_lora(own: dict[str, Any] | None, saved: dict[str, Any] | None, path: s
                 f"{'adapters alone' if own is None else 'all weights'}; resume with the model.lora it was trained with"
             )
         return
-    for name in ("r", "alpha", "rank_stabilized", "four_bit"):
+    for name in DESCRIBED:
         if own[name] != saved[name]:
             raise SettingError(
                 f"model.lora.{name} is {own[name]}, but the checkpoint's adapters were trained with {saved[name]}; "

@@ -20,9 +20,9 @@ from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
 from popo_lightning.model.critic import ValueModel
 from popo_lightning.model.critic_target import TargetCopy, kept_of_critic
+from popo_lightning.model.files import check_adapter
 from popo_lightning.model.fingerprint import fingerprint
 from popo_lightning.model.loading import (
-    check_adapter,
     compile_layers,
     image_tokens,
     load_trainable,
@@ -43,7 +43,7 @@ from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_sequen
 from popo_lightning.model.policy_attributes import PolicyAttributes
 from popo_lightning.model.saved_weights import as_saved, saved_buffers
 from popo_lightning.model.scoring import response_logprobs, scores_by_row
-from popo_lightning.model.sharded_loading import FirstRanksModel, split_models
+from popo_lightning.model.sharded_loading import loaded_on_first_rank, split_models
 from popo_lightning.model.sharding import whole_weights
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -99,9 +99,9 @@ class PolicyModel(PolicyAttributes):
         if self.device_mesh is None:
             self._take(load())
         else:
-            first = FirstRanksModel(load)
-            self._take(first.outline.build())  # its weights are still on the meta device
-            split_models(self, first, self.device_mesh["data_parallel"])
+            whole, outline = loaded_on_first_rank(load)
+            self._take(outline.build())  # its weights are still on the meta device
+            split_models(self, whole, self.device_mesh["data_parallel"])
         if self.lora is not None and precision == "bf16-mixed":
             take_inputs_as_they_are(self.model)
 
