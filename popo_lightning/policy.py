@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from popo_lightning.callbacks.supplied import supply
-from popo_lightning.core.bounds import MAX_FLOAT32
+from popo_lightning.core.bounds import above, at_least, one_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
 from popo_lightning.core.ranks import all_reduce, full_tensor
@@ -35,7 +35,7 @@ from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
 from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
 from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
 from popo_lightning.training.finite_steps import FiniteSteps
-from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
+from popo_lightning.training.gradient_sync import add_up_gradients, free_gradients
 from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets, whitened_over_ranks
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
@@ -122,13 +122,11 @@ class PolicyModule(PolicyModel):
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
                 f"use), not {'both; --model.warm_start null drops the second' if path else 'neither'}"
             )
-        if max_grad_norm is not None and not 0 < max_grad_norm <= MAX_FLOAT32:
-            raise SettingError(f"model.max_grad_norm is {max_grad_norm}; use a positive norm, or null for no clipping")
-        if micro_batch_tokens < 1:
-            raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")
-        if dtype not in ("float32", "bfloat16"):
-            raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
-        check_gradient_sync(gradient_sync)
+        if max_grad_norm is not None:
+            above("model.max_grad_norm", max_grad_norm, 0, "1.0, or null for no clipping")
+        at_least("model.micro_batch_tokens", micro_batch_tokens, 1)
+        one_of("model.dtype", dtype, ("float32", "bfloat16"))
+        one_of("model.gradient_sync", gradient_sync, ("step", "micro_batch"))
         check_critic(critic, advantage, dtype, lora is not None)
         check_weight(advantage, behave_weight)
         self.automatic_optimization = False

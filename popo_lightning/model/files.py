@@ -35,9 +35,9 @@ def check_adapter(folder: str | Path) -> None:
     """Raises SettingError for the folder of a LoRA adapter, which is not a whole model."""
     if (Path(folder) / ADAPTER).is_file():
         raise SettingError(
-            f"model.path is '{folder}', an adapter (it has an {ADAPTER}) without its model; merge it into its base model "
-            "(peft: merge_and_unload, then save_pretrained, with the tokenizer), give that folder, and set model.lora to "
-            "train a new adapter"
+            f"model.path is '{folder}', an adapter (it has an {ADAPTER}) without its model; merge it into its base "
+            "model (peft: merge_and_unload, then save_pretrained, with the tokenizer), give that folder, and set "
+            "model.lora to train a new adapter"
         )
 
 

@@ -73,7 +73,7 @@ def shares_prompts(model: Any) -> bool:
 
 
 def attends_to_all(config: Any) -> bool:
-    """Returns whether every layer of a configuration attends to all earlier tokens, and reads others in no other way."""
+    """Returns whether each layer reads all earlier tokens by attention, and none in another way."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return kinds == {"full_attention"} and not any(getattr(config, name, None) for name in (*WINDOWS, *OTHER_REACH))
 

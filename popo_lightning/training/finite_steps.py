@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError, SettingError
+from popo_lightning.core.bounds import at_least
+from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_reduce
 
@@ -35,9 +36,7 @@ class FiniteSteps:
     """
 
     def __init__(self, limit: int) -> None:
-        if limit < 1:
-            raise SettingError(f"model.max_skipped_steps is {limit}; use at least 1 step, such as 3")
-        self.limit = limit
+        self.limit = int(at_least("model.max_skipped_steps", limit, 1, " step, such as 3"))
         self.in_a_row = 0
         self._said = False
 

@@ -12,19 +12,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.model.padded_rows import PaddedRows, dummy_rows
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.minibatch_loss import MinibatchLoss
-
-GRADIENT_SYNC = ("step", "micro_batch")
-
-
-def check_gradient_sync(gradient_sync: str) -> None:
-    """Raises SettingError for an unknown value of model.gradient_sync."""
-    if gradient_sync not in GRADIENT_SYNC:
-        raise SettingError(f"model.gradient_sync is '{gradient_sync}'; use {' or '.join(GRADIENT_SYNC)}")
 
 
 def add_up_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:

@@ -292,7 +292,7 @@ def test_layers_that_cannot_have_an_adapter_are_named(folder: Path, targets: lis
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"r": 0}, "model.lora.r is 0; use a rank"),
+        ({"r": 0}, "model.lora.r is 0; it must be a finite number of at least 1, a rank"),
         ({"alpha": 0.0}, "model.lora.alpha is 0.0"),
         ({"alpha": float("inf")}, "model.lora.alpha is inf"),
         ({"target_modules": "q_proj"}, "model.lora.target_modules is 'q_proj'; use all-linear, or a list"),

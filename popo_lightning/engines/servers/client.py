@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PROBE_SECONDS = 10.0
+RESET_TRIES = 60
 ANSWER_BYTES = 2**20  # maximum size of an answer without responses
 
 
@@ -128,6 +129,20 @@ class Server:
                     self._probe_said = False
                 self._probe_at = time.monotonic()
             return self._probe_said
+
+    def reset_caches(self) -> None:
+        """Drops cached prefixes of the old weights; vLLM refuses while a request is in progress.
+
+        Raises:
+            ServerFailedError: The server does not answer.
+            RuntimeError: The server refuses, again and again.
+        """
+        for _ in range(RESET_TRIES):
+            answer = self.ask("POST", "/reset_prefix_cache")
+            if isinstance(answer, dict) and answer.get("success") is True:
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"{self.url} does not reset its prefix cache; is another run using it?")
 
     def forget_probe(self) -> None:
         """Makes the next :meth:`answers` ask the server."""

@@ -27,8 +27,7 @@ from popo_lightning.engines.base import (
     temperatures_of,
 )
 from popo_lightning.engines.servers.answers import Asked, Sampled, sampled
-from popo_lightning.engines.servers.caches import reset_caches
-from popo_lightning.engines.servers.checks import call, check, check_version, described, warn_of_open
+from popo_lightning.engines.servers.checks import call, check, check_version, warn_of_open
 from popo_lightning.engines.servers.client import Server, ServerFailedError
 from popo_lightning.engines.servers.pool import ServerPool
 from popo_lightning.engines.servers.weight_files import write_weights
@@ -125,7 +124,7 @@ class ServerEngine(RolloutEngine):
         self._wait_for_servers()
         for server in self.pool.alive:
             check_version(server)
-            check(described(server), server, context)
+            check(server, context)
 
     def _wait_for_servers(self) -> None:
         ends = time.monotonic() + self.start_seconds
@@ -253,7 +252,7 @@ class ServerEngine(RolloutEngine):
 
     def _forgets(self, server: Server) -> bool:
         try:
-            reset_caches(server)
+            server.reset_caches()
         except ServerFailedError as error:
             self.pool.drop(server, error)
             return False
@@ -275,7 +274,7 @@ class ServerEngine(RolloutEngine):
             for worker in found:
                 if "error" in worker or not worker.get("files"):
                     raise RuntimeError(f"{server.url}: {str(worker.get('error', worker))[:500]}")
-            reset_caches(server)
+            server.reset_caches()
             server.ask("POST", "/update_weight_version", {"new_version": label})
             said = server.ask("GET", "/weight_info")
         except ServerFailedError as error:
