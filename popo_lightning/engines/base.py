@@ -215,14 +215,6 @@ def asks(count: int, n: int, sampling: Sampling, seed: int) -> list[Ask]:
     return [Ask(place, 1, own, sampling.temperature_of(own) or sampling.temperature) for place, own in found]
 
 
-def temperatures_of(asked: Sequence[Ask], sampling: Sampling) -> list[list[float] | None]:
-    """Temperatures of each prompt's responses in a call; None for a prompt whose responses have the call's."""
-    found: dict[int, list[float]] = {}
-    for each in asked:
-        found.setdefault(each.place, []).append(each.temperature)
-    return [of if sampling.temperature_spread else None for of in found.values()]
-
-
 def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
     """Tokens that end a response: those of the model's generation config, and the tokenizer's end token.
 

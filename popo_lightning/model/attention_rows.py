@@ -37,11 +37,6 @@ class Rectangle:
     order: Tensor  # (R T,) indices of the query tokens, flat; -1 at padding
     mask: Tensor  # (R, 1, T, P + T) added to the scores: 0 where a query sees a key, else -inf
 
-    @property
-    def length(self) -> int:
-        """Number of keys, P + T."""
-        return self.keys.shape[1]
-
 
 @dataclass(frozen=True)
 class PackedRows:

@@ -1,4 +1,4 @@
-"""Weights with adapters merged into them, one at a time, for engines and exports."""
+"""A model's weights, one at a time, with adapters merged into them, for engines and exports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from popo_lightning.model.lora import BASE, INPUT, OUTPUT, adapters, is_adapter
 def merged_weights(
     model: Any, dtype: torch.dtype, given: Mapping[str, Tensor] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields the weights of an equivalent model without adapters, W + s B A, one at a time.
+    """Yields a model's weights, one at a time. One with an adapter becomes W + s B A.
 
     The sum is made in float32 and rounded once. Sharded weights are gathered one by one, which is a collective.
 
     Args:
-        model: Model with adapters.
+        model: Model with or without adapters.
         dtype: Type of the weights returned.
         given: Values of the adapters by name, which replace their present ones.
 
@@ -29,18 +29,18 @@ def merged_weights(
         (name without adapters, weight), in the order of the parameters.
     """
     values = adapters(model) if given is None else given
-    scale = model.adapted.lora.scale
-    targets = set(model.adapted.targets)
+    adapted: Any = getattr(model, "adapted", None)
+    targets = set() if adapted is None else set(adapted.targets)
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             continue
-        place, _, last = name.rpartition(".")
-        layer = place.removesuffix(BASE)
+        plain = name.replace(f"{BASE}.", ".")
+        layer = plain.removesuffix(".weight")
         weight = whole_weight(parameter)
-        if last == "weight" and layer in targets:
+        if layer in targets:
             factors = [full_tensor(values[layer + end].detach()) for end in (OUTPUT, INPUT)]
-            weight = merged_weight(weight, factors[0], factors[1], scale)
-        yield f"{layer}.{last}", weight.to(dtype)
+            weight = merged_weight(weight, factors[0], factors[1], adapted.lora.scale)
+        yield plain, weight.to(dtype)
 
 
 def merged_weight(weight: Any, output: Tensor, entry: Tensor, scale: float) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
@@ -18,7 +16,6 @@ from torch.distributed.fsdp import (
 )
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.loading import layers
 from popo_lightning.model.scoring import response_logprobs, response_states
 
@@ -118,12 +115,6 @@ def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) 
     model.base.response_states = MethodType(response_states, model.base)
     register_fsdp_forward_method(model.base, "response_states")
     fully_shard(model, mesh=mesh, mp_policy=_precision(torch.float32), reshard_after_forward=True)
-
-
-def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yields the weights by parameter name. Sharded ones are gathered one at a time, which is a collective."""
-    for name, parameter in model.named_parameters():
-        yield name, full_tensor(parameter.detach())
 
 
 def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:

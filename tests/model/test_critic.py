@@ -228,7 +228,7 @@ class Values(L.Callback):
         self.seen: list[tuple[int, Tensor, Tensor]] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        recorded, now = batch.recorded["values"], pl_module.values(batch)
+        recorded, now = batch.recorded["values"], pl_module.estimates(batch)["values"]
         self.seen.append((batch.index, torch.cat(recorded), torch.cat(now)))
 
 

@@ -24,7 +24,6 @@ from popo_lightning.engines.base import (
     asks,
     end_token_ids,
     responses_of,
-    temperatures_of,
 )
 from popo_lightning.engines.servers.answers import Asked, Sampled, sampled
 from popo_lightning.engines.servers.checks import call, check, check_version, warn_of_open
@@ -172,10 +171,12 @@ class ServerEngine(RolloutEngine):
             )
             jobs.append((asked, sampling, each))
         found: list[list[Sampled]] = [[] for _ in prompts]
+        temperatures: list[list[float]] = [[] for _ in prompts]  # none without a spread
         for each, answer in zip(requests, self.pool.map(self._ask, jobs), strict=True):
             found[each.place] += answer
-        own = temperatures_of(requests, sampling)
-        return [responses_of(self._tokenizer, of, sampling.stop, own[i]) * copies for i, of in enumerate(found)]
+            temperatures[each.place] += [each.temperature] if sampling.temperature_spread else []
+        of_prompts = zip(found, temperatures, strict=True)
+        return [responses_of(self._tokenizer, of, sampling.stop, own) * copies for of, own in of_prompts]
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, Ask]) -> list[Sampled]:
         asked, sampling, each = job
