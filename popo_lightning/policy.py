@@ -19,11 +19,12 @@ from popo_lightning.callbacks.supplied import supply
 from popo_lightning.core.bounds import above, at_least, one_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
-from popo_lightning.core.ranks import all_reduce, full_tensor
+from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
+from popo_lightning.model.critic_target import follow_critic
 from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
@@ -33,9 +34,8 @@ from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.rule_states import RuleStates
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
 from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
-from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
 from popo_lightning.training.finite_steps import FiniteSteps
-from popo_lightning.training.gradient_sync import add_up_gradients, free_gradients
+from popo_lightning.training.gradients import add_up_critic_gradients, add_up_gradients, clip_gradients, free_gradients
 from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets, whitened_over_ranks
 from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
@@ -204,7 +204,7 @@ class PolicyModule(PolicyModel):
         norms = self._clip_gradients(minibatch.version) if size else {"grad_norm": float("nan")}
         found = losses.outputs()
         stepped = bool(size) and self._step(optimizer, minibatch, found, norms)
-        if stepped:
+        if stepped and self.critic is not None:
             follow_critic(self, losses.std_sum, tokens)
         free_gradients(optimizer, self.trainer.strategy.model)  # so that none occupies memory during generation
         return {**found, "grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
@@ -231,10 +231,8 @@ class PolicyModule(PolicyModel):
         critics = {}
         if self.critic is not None:
             self.critic.shape_gradients(self.value_model, self.value_target, iteration)
-            critics = {"critic_grad_norm": self.critic.clip_gradients(self.value_model)}
-        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
-        return {"grad_norm": norm} | critics
+            critics = {"critic_grad_norm": clip_gradients(self.value_model, self.critic.max_grad_norm)}
+        return {"grad_norm": clip_gradients(self.model, self.max_grad_norm)} | critics
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds callbacks that a training run needs and the trainer lacks: metrics, proximal policy, critic values."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.critic_heads import ScalarHead, ValueHead
 from popo_lightning.model.critic_target import TargetCopy, TargetCritic
 from popo_lightning.model.nested_head import chosen
@@ -152,11 +151,6 @@ class Critic:
         self.head.shape_gradients(value_model, iteration)
         if self.target is not None and copied is not None:
             self.target.pull(value_model, copied)
-
-    def clip_gradients(self, value_model: nn.Module) -> float:
-        """Clips the value model's gradients to `max_grad_norm`. Returns their norm before clipping."""
-        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        return float(full_tensor(torch.nn.utils.clip_grad_norm_(value_model.parameters(), limit)))
 
     def loss(
         self,

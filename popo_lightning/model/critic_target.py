@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from popo_lightning.core.bounds import above, at_least, within
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.ranks import all_reduce
 
 
 class TargetCritic:
@@ -129,6 +130,24 @@ def kept_of_critic(policy: Any) -> set[str]:
     copied, running = policy.value_target, "value_model.running_std"
     names = set() if copied is None else {f"value_target.{name}" for name in copied.saved}
     return names | {name for name, _ in policy.named_buffers() if name == running}
+
+
+@torch.no_grad()
+def follow_critic(policy: Any, std_sum: Tensor | None, tokens: float) -> None:
+    """Moves target copy and running standard deviation after an optimizer step. A collective if the latter exists.
+
+    Args:
+        policy: Policy with a critic that has taken the step.
+        std_sum: (heads,) sum of the standard deviations of this rank's tokens, before the step.
+        tokens: Number of tokens of all ranks.
+    """
+    critic, running = policy.critic, policy.value_model.running_std
+    if running is not None:
+        own = torch.zeros_like(running) if std_sum is None else std_sum  # a rank may have no rows
+        sums = [all_reduce(policy.trainer, float(each), "sum") for each in own]
+        running.lerp_(running.new_tensor(sums) / tokens, critic.head.running_rate)
+    if critic.target is not None:
+        critic.target.follow(policy.value_model, policy.value_target, policy.trainer.global_step)
 
 
 def _frozen_copy(value_model: nn.Module) -> Any:
