@@ -38,8 +38,7 @@ from popo_lightning.training.finite_steps import FiniteSteps
 from popo_lightning.training.gradients import add_up_critic_gradients, add_up_gradients, clip_gradients, free_gradients
 from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets, whitened_over_ranks
-from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
-from popo_lightning.training.unstepped_optimizers import clear_unstepped
+from popo_lightning.training.optimizers import check_state, clear_unstepped, fuse, group_settings, made, obey
 from popo_lightning.training.whole_minibatch import of_whole_minibatch
 
 

@@ -31,11 +31,10 @@ from popo_lightning.model.lora import (
     take_inputs_as_they_are,
     without_adapters,
 )
-from popo_lightning.model.merged_weights import merged_weights
 from popo_lightning.model.nested_head import problem_groups
 from popo_lightning.model.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_sequences
-from popo_lightning.model.saved_weights import as_saved, saved_buffers
+from popo_lightning.model.saved_weights import as_saved, merged_weights, saved_buffers
 from popo_lightning.model.scoring import response_logprobs, scores_by_row
 from popo_lightning.model.sharded_loading import loaded_on_first_rank, split_models
 from popo_lightning.objectives.advantages import Advantage

@@ -18,8 +18,8 @@ from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.fingerprint import CHUNK, Fingerprint, fingerprint, sums_of
 from popo_lightning.model.loading import load_model, load_trainable, vision_tower
 from popo_lightning.model.lora import Lora, adapters, compact, without_adapters
-from popo_lightning.model.merged_weights import merged_weights
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
+from popo_lightning.model.saved_weights import merged_weights
 from popo_lightning.model.scoring import response_logprobs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
