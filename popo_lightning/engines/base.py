@@ -264,22 +264,11 @@ def responses_of(
     spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
     own: Sequence[float | None] = temperatures or [None] * len(sampled)
-    return [
-        _response(ids, logp, reason, text, strings.cut(ids), temperature)
-        for (ids, logp, reason), text, temperature in zip(sampled, texts, own, strict=True)
-    ]
-
-
-def _response(
-    ids: Sequence[int],
-    logp: Sequence[float],
-    reason: str,
-    text: str,
-    cut: tuple[int, str] | None,
-    temperature: float | None,
-) -> Response:
-    if cut is not None:
-        kept, text = cut
-        ids, logp, reason = ids[:kept], logp[:kept], "stop"
-    tokens, logps = torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32)
-    return Response(tokens, logps, reason, text, temperature=temperature)
+    found = []
+    for (ids, logp, reason), text, temperature in zip(sampled, texts, own, strict=True):
+        if (cut := strings.cut(ids)) is not None:
+            kept, text = cut
+            ids, logp, reason = ids[:kept], logp[:kept], "stop"
+        tokens, logps = torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32)
+        found.append(Response(tokens, logps, reason, text, temperature=temperature))
+    return found

@@ -31,6 +31,7 @@ from popo_lightning.engines.servers.client import Server, ServerFailedError
 from popo_lightning.engines.servers.pool import ServerPool
 from popo_lightning.engines.servers.weight_files import write_weights
 from popo_lightning.engines.stop_strings import StopStrings
+from popo_lightning.engines.vllm.requests import request_settings
 from popo_lightning.model.prompts import Prompt
 
 LOADING = "loading"  # a server's version while some of its weights are old
@@ -180,21 +181,8 @@ class ServerEngine(RolloutEngine):
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, Ask]) -> list[Sampled]:
         asked, sampling, each = job
-        body = {"token_ids": asked.prompt_ids, "return_token_ids": True}
-        body["sampling_params"] = {
-            "n": asked.n,
-            "temperature": each.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_tokens": asked.limit,
-            "seed": each.seed,
-            "stop_token_ids": list(asked.ends),
-            "logprobs": 0,  # the sampled token's own
-            # minus infinity in Python's JSON, which vLLM reads with Python
-            "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
-            "stop": list(sampling.stop),
-            "detokenize": bool(sampling.stop),  # vLLM finds stop strings only in text
-        }
+        settings = request_settings(each, sampling, asked.limit, asked.ends, asked.forbidden)
+        body = {"token_ids": asked.prompt_ids, "return_token_ids": True, "sampling_params": settings}
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
         seconds = self._longest_wait(asked)
         return sampled(server.ask("POST", "/inference/v1/generate", body, seconds, most), asked)

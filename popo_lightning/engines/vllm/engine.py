@@ -195,7 +195,7 @@ class VLLMEngine(RolloutEngine):
         engine = self._llm.llm_engine
         with self._apart():
             context, ends = self._context, self._stop_token_ids
-            wanted = sampling_parameters(prompts, asked, sampling, context.forbidden_token_ids, ends)
+            wanted = sampling_parameters(prompts, asked, sampling, ends, context.forbidden_token_ids)
             ids = self._llm.enqueue(inputs, wanted, use_tqdm=False)
         waiting = {request_number(request): each for request, each in zip(ids, asked, strict=True)}
         found: dict[int, list[tuple[Ask, Any]]] = {place: [] for place in range(len(prompts))}
