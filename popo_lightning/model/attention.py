@@ -101,13 +101,11 @@ def flat_mask(segments: Tensor) -> PackedMask:
     Returns:
         A mask of shape (1, 1, N, N). N is the number of tokens without padding, on CUDA rounded up to whole blocks.
     """
-    return block_mask(segments, BLOCK) if segments.is_cuda else row_mask(segments)
-
-
-def row_mask(segments: Tensor) -> PackedMask:
-    """Makes :func:`flat_mask` by rows. Its single block keeps transformers from making its own mask."""
+    if segments.is_cuda:
+        return block_mask(segments, BLOCK)
     rows = packed_rows(segments)
     tokens = len(rows.places)
+    # A single block keeps transformers from making its own mask.
     block = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=segments.device)
     mask: PackedMask = PackedMask.from_kv_blocks(block[0] + 1, block, BLOCK_SIZE=tokens, seq_lengths=(tokens, tokens))
     mask.rows = rows
@@ -217,18 +215,16 @@ def packed_attention(
     if isinstance(attention_mask, PackedMask) and attention_mask.rows is not None:
         return over_rows(query, key, value, attention_mask.rows, scale), None
     grouped = query.shape[1] != key.shape[1]
-    found: Any = _flex(query.device.type)(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped)
+    # Inside a compiled layer it is compiled with the layer. On a CPU the plain version needs no C++ compiler.
+    plain = query.device.type == "cpu" or torch.compiler.is_compiling()
+    flex: Any = flex_attention if plain else _compiled_flex()
+    found = flex(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped)
     return found.transpose(1, 2).contiguous(), None
 
 
 def computed_in(device: torch.device, own: torch.dtype) -> torch.dtype:
     """Returns the dtype in which autocast multiplies matrices on a device; without autocast, their own dtype."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own
-
-
-def _flex(device: str) -> Any:
-    # Inside a compiled layer it is compiled with the layer. On a CPU the plain version needs no C++ compiler.
-    return flex_attention if device == "cpu" or torch.compiler.is_compiling() else _compiled_flex()
 
 
 @cache

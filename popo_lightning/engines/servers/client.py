@@ -60,14 +60,13 @@ class Server:
     @property
     def is_private(self) -> bool:
         """Whether the server's addresses cannot be reached from everywhere."""
-        return self.is_here or all(address.is_private for address in self._addresses())
-
-    def _addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+        if self.is_here:
+            return True
         try:
             found = socket.getaddrinfo(self.host, None)
         except OSError:  # the first request reports it
-            return []
-        return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
+            return True
+        return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_private for entry in found)
 
     def ask(self, method: str, path: str, body: Any = None, seconds: float = 60.0, most: int = ANSWER_BYTES) -> Any:
         """Sends a request. Returns the JSON of the answer, or None for an empty answer.
