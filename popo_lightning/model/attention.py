@@ -33,9 +33,8 @@ def check_attention(attention: str | None, device: torch.device, dtype: torch.dt
         device: Device that the policy is trained on.
         dtype: Type that the policy computes in.
     """
-    if attention in (None, "sdpa", "eager"):
+    if attention is None or attention in ("sdpa", "eager"):
         return
-    assert attention is not None
     remedy = "leave model.attention out, or use sdpa"
     package = "kernels" if "/" in attention else INSTALLED.get(attention)
     if package is None and attention != "flex_attention":
