@@ -27,7 +27,7 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
 
 
 def draw(
-    logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor, temperatures: Tensor
+    logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor, temperatures: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draws one token of each distribution: the inverse of its cumulative distribution at the given number.
 
@@ -43,7 +43,7 @@ def draw(
     """
     if len(forbidden):
         logits.index_fill_(-1, forbidden, -torch.inf)
-    if sampling.temperature_spread:
+    if sampling.temperature_spread and temperatures is not None:
         logits.div_(temperatures[:, None])
     elif sampling.temperature not in (0, 1):
         logits.div_(sampling.temperature)
