@@ -21,6 +21,7 @@ from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
 from popo_lightning.model.critic import Critic, ValueModel
 from popo_lightning.model.critic_target import TargetCopy, kept_of_critic
+from popo_lightning.model.files import check_adapter
 from popo_lightning.model.fingerprint import fingerprint
 from popo_lightning.model.loading import compile_layers, image_tokens, load_trainable, sees_images, settle_modes
 from popo_lightning.model.lora import (
@@ -89,6 +90,7 @@ class PolicyModel(L.LightningModule):
         assert self.path is not None
         if not Path(self.path).exists() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
             raise SettingError(f"model.path is '{self.path}', which is no folder here; give a model folder or a hub id")
+        check_adapter(self.path)
         return self.path
 
     @property
@@ -210,10 +212,7 @@ class PolicyModel(L.LightningModule):
         """
         scored: Any = self.model if model is None else model
         score = getattr(scored, "response_logprobs", None) or partial(response_logprobs, scored)  # sharded, or whole
-        found: tuple[Tensor, Tensor] = score(
-            rows, self.temperature, self.forbidden_token_ids, self.objective.needs_entropy
-        )
-        return found
+        return score(rows, self.temperature, self.forbidden_token_ids, self.objective.needs_entropy)
 
     def run(self, rows: PaddedRows) -> PassOutputs:
         """Runs one forward pass of every model that the loss needs: the policy, the reference and the critic.

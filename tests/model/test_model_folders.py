@@ -41,7 +41,7 @@ def test_an_adapter_is_told_what_to_do(folder: Path, tmp_path: Path, tokenizer: 
     if tokenizer:
         for file in folder.glob("token*"):
             shutil.copy(file, adapter)
-    for ask in (lambda: PromptEncoder(adapter, 16), lambda: load_model(adapter, torch.float32)):
+    for ask in (lambda: PolicyModule(path=str(adapter)).folder, lambda: load_model(adapter, torch.float32)):
         with pytest.raises(SettingError, match=r"an adapter .*; merge it into its base model \(peft: merge_and_unload"):
             ask()
 
