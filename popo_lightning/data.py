@@ -148,14 +148,13 @@ class RolloutDataModule(EngineRollouts):
         self.stopping = StopRequests()
         self._stores: dict[str, Any] | None = None  # states of sampler and composer since the iteration began
         self._watches: Sequence[Watch] = ()  # watch both for attributes that they do not save
-        weights = lambda: self._module.named_weights()  # noqa: E731  # the module does not exist yet
         self.check: EngineCheck | None = None
         self.weight_sync = WeightSync(
             engine,
             weight_sync_interval,
             self.clock,
             self._engine_context,
-            weights,
+            lambda: self._module.named_weights(),  # the module does not exist yet
             self.ahead.join,
             lambda: self._module.kept_weights(),
             lambda kept: self._module.weights_kept(kept),

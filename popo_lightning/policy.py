@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from popo_lightning.callbacks.supplied import supply
-from popo_lightning.core.bounds import MAX_FLOAT32
+from popo_lightning.core.bounds import above, at_least, one_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row, response_lengths
-from popo_lightning.core.ranks import all_reduce, full_tensor
+from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.trainer_callbacks import callbacks_of
 from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.critic import Critic, check_critic
+from popo_lightning.model.critic_target import follow_critic
 from popo_lightning.model.lora import Lora
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.objectives.advantages import Advantage, GroupNormalized, check_weight
@@ -33,13 +34,11 @@ from popo_lightning.objectives.regularizers import Regularizer
 from popo_lightning.objectives.rule_states import RuleStates
 from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion
 from popo_lightning.objectives.weights import BehaveWeight, TruncatedIS
-from popo_lightning.training.critic_steps import add_up_critic_gradients, follow_critic
 from popo_lightning.training.finite_steps import FiniteSteps
-from popo_lightning.training.gradient_sync import add_up_gradients, check_gradient_sync, free_gradients
+from popo_lightning.training.gradients import add_up_critic_gradients, add_up_gradients, clip_gradients, free_gradients
 from popo_lightning.training.minibatch_loss import LossOutputs, MinibatchLoss, StepOutputs
 from popo_lightning.training.minibatch_targets import MinibatchTargets, minibatch_targets, whitened_over_ranks
-from popo_lightning.training.optimizers import check_state, fuse, group_settings, made, obey
-from popo_lightning.training.unstepped_optimizers import clear_unstepped
+from popo_lightning.training.optimizers import check_state, clear_unstepped, fuse, group_settings, made, obey
 from popo_lightning.training.whole_minibatch import of_whole_minibatch
 
 
@@ -122,13 +121,11 @@ class PolicyModule(PolicyModel):
                 "give either model.path (a model folder or hub id) or model.warm_start (a tiny policy built on first "
                 f"use), not {'both; --model.warm_start null drops the second' if path else 'neither'}"
             )
-        if max_grad_norm is not None and not 0 < max_grad_norm <= MAX_FLOAT32:
-            raise SettingError(f"model.max_grad_norm is {max_grad_norm}; use a positive norm, or null for no clipping")
-        if micro_batch_tokens < 1:
-            raise SettingError(f"model.micro_batch_tokens is {micro_batch_tokens}; use at least 1")
-        if dtype not in ("float32", "bfloat16"):
-            raise SettingError(f"model.dtype is '{dtype}'; use float32 or bfloat16")
-        check_gradient_sync(gradient_sync)
+        if max_grad_norm is not None:
+            above("model.max_grad_norm", max_grad_norm, 0, "1.0, or null for no clipping")
+        at_least("model.micro_batch_tokens", micro_batch_tokens, 1)
+        one_of("model.dtype", dtype, ("float32", "bfloat16"))
+        one_of("model.gradient_sync", gradient_sync, ("step", "micro_batch"))
         check_critic(critic, advantage, dtype, lora is not None)
         check_weight(advantage, behave_weight)
         self.automatic_optimization = False
@@ -206,7 +203,7 @@ class PolicyModule(PolicyModel):
         norms = self._clip_gradients(minibatch.version) if size else {"grad_norm": float("nan")}
         found = losses.outputs()
         stepped = bool(size) and self._step(optimizer, minibatch, found, norms)
-        if stepped:
+        if stepped and self.critic is not None:
             follow_critic(self, losses.std_sum, tokens)
         free_gradients(optimizer, self.trainer.strategy.model)  # so that none occupies memory during generation
         return {**found, "grad_norm": norms["grad_norm"], "stepped": stepped, "skipped": bool(size) and not stepped}
@@ -233,10 +230,8 @@ class PolicyModule(PolicyModel):
         critics = {}
         if self.critic is not None:
             self.critic.shape_gradients(self.value_model, self.value_target, iteration)
-            critics = {"critic_grad_norm": self.critic.clip_gradients(self.value_model)}
-        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
-        return {"grad_norm": norm} | critics
+            critics = {"critic_grad_norm": clip_gradients(self.value_model, self.critic.max_grad_norm)}
+        return {"grad_norm": clip_gradients(self.model, self.max_grad_norm)} | critics
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds callbacks that a training run needs and the trainer lacks: metrics, proximal policy, critic values."""

@@ -38,6 +38,7 @@ from popo_lightning.model.padded_rows import pad_rows
 from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.replay.composer import Iteration
 from popo_lightning.replay.continuations import fresh_continuations
+from popo_lightning.training.gradients import clip_gradients
 from popo_lightning.training.minibatch_targets import minibatch_targets
 
 matplotlib.use("Agg")
@@ -150,7 +151,7 @@ class Learner:
 
     def __init__(self, critic: Critic, lam: float, model: Any) -> None:
         self.critic, self.advantage = critic, GAE(lam=lam)
-        self.model = critic.build(model)
+        self.model = ValueModel(model, critic)
         self.copied: TargetCopy | None = critic.copied(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=critic.lr, betas=(0.9, 0.98), weight_decay=0.0)
         self.steps = 0
@@ -180,7 +181,7 @@ class Learner:
             found = self.critic.head.std(self.critic.by_head(out.detach()))
             std += 0 if found is None else found[rows.mask].sum(dim=0)
         self.critic.shape_gradients(self.model, self.copied, 0)
-        self.critic.clip_gradients(self.model)
+        clip_gradients(self.model, self.critic.max_grad_norm)
         self.optimizer.step()
         self.steps += 1
         if running is not None:

@@ -15,7 +15,7 @@ from popo_lightning.callbacks.resume_place import ResumePlace
 from popo_lightning.core.errors import reason
 from popo_lightning.core.ranks import broadcast_object
 from popo_lightning.runs.checkpoint_files import draft_for, finish_folder
-from popo_lightning.training.unstepped_optimizers import UNSTEPPED, left_as_they_are
+from popo_lightning.training.optimizers import UNSTEPPED, left_as_they_are
 
 
 class NotSavedError(Exception):

@@ -215,14 +215,6 @@ def asks(count: int, n: int, sampling: Sampling, seed: int) -> list[Ask]:
     return [Ask(place, 1, own, sampling.temperature_of(own) or sampling.temperature) for place, own in found]
 
 
-def temperatures_of(asked: Sequence[Ask], sampling: Sampling) -> list[list[float] | None]:
-    """Temperatures of each prompt's responses in a call; None for a prompt whose responses have the call's."""
-    found: dict[int, list[float]] = {}
-    for each in asked:
-        found.setdefault(each.place, []).append(each.temperature)
-    return [of if sampling.temperature_spread else None for of in found.values()]
-
-
 def end_token_ids(folder: str | Path, tokenizer: Any) -> list[int]:
     """Tokens that end a response: those of the model's generation config, and the tokenizer's end token.
 
@@ -272,22 +264,11 @@ def responses_of(
     spoken = [ids[:-1] if reason == "stop" else ids for ids, _, reason in sampled]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
     own: Sequence[float | None] = temperatures or [None] * len(sampled)
-    return [
-        _response(ids, logp, reason, text, strings.cut(ids), temperature)
-        for (ids, logp, reason), text, temperature in zip(sampled, texts, own, strict=True)
-    ]
-
-
-def _response(
-    ids: Sequence[int],
-    logp: Sequence[float],
-    reason: str,
-    text: str,
-    cut: tuple[int, str] | None,
-    temperature: float | None,
-) -> Response:
-    if cut is not None:
-        kept, text = cut
-        ids, logp, reason = ids[:kept], logp[:kept], "stop"
-    tokens, logps = torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32)
-    return Response(tokens, logps, reason, text, temperature=temperature)
+    found = []
+    for (ids, logp, reason), text, temperature in zip(sampled, texts, own, strict=True):
+        if (cut := strings.cut(ids)) is not None:
+            kept, text = cut
+            ids, logp, reason = ids[:kept], logp[:kept], "stop"
+        tokens, logps = torch.tensor(ids, dtype=torch.long), torch.tensor(logp, dtype=torch.float32)
+        found.append(Response(tokens, logps, reason, text, temperature=temperature))
+    return found

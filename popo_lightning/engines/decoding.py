@@ -94,6 +94,7 @@ def joined(flights: Sequence[Flight]) -> Flight:
     return Flight(*(torch.cat([getattr(each, field.name) for each in flights]) for field in fields(Flight)))
 
 
+@dataclass
 class Decoder:
     """Samples the rows of one call.
 
@@ -107,25 +108,17 @@ class Decoder:
         stop: Strings that end a row; the caller cuts off the tokens after them.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        ends: Tensor,
-        forbidden: Tensor,
-        batch_size: int,
-        stop: StopStrings | None = None,
-    ) -> None:
-        self.model = model
-        self.prompts = prompts
-        self.sampling = sampling
-        self.ends = ends
-        self.forbidden = forbidden
-        self.batch_size = batch_size
-        self.stop = stop
-        self.device = ends.device
-        self.whole_masks = takes_whole_masks(model)
+    model: Any
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    ends: Tensor
+    forbidden: Tensor
+    batch_size: int
+    stop: StopStrings | None = None
+
+    def __post_init__(self) -> None:
+        self.device = self.ends.device
+        self.whole_masks = takes_whole_masks(self.model)
         self.steps_unread = STEPS_UNREAD if self.device.type == "cuda" else 1
 
     @torch.inference_mode()

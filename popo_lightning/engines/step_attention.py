@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from popo_lightning.model.packing import OTHER_REACH, WINDOWS
+from popo_lightning.model.attention import register_attention
+from popo_lightning.model.packing import attends_to_all
 
 STEP = "popo_step"  # name of this file's attention in transformers
 
@@ -26,8 +27,7 @@ def takes_whole_masks(model: Any) -> bool:
     config = model.config.get_text_config()
     return (
         config._attn_implementation in ("sdpa", STEP)
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not any(getattr(config, name, None) for name in (*WINDOWS, *OTHER_REACH))
+        and attends_to_all(config)
         and bool(getattr(config, "rope_parameters", None))
     )
 
@@ -58,11 +58,7 @@ def use_step_attention(model: Any) -> None:
     config = model.config
     if config._attn_implementation != "sdpa" or not type(model)._supports_attention_backend:
         return
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(STEP, step_attention)
-    AttentionMaskInterface.register(STEP, sdpa_mask)
+    register_attention(STEP, step_attention)
     model.set_attn_implementation(STEP)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
 from popo_lightning.engines.base import (
@@ -43,9 +44,7 @@ class TransformersEngine(RolloutEngine):
     spreads_temperature = True
 
     def __init__(self, batch_size: int = 512) -> None:
-        if batch_size < 1:
-            raise SettingError(f"data.engine.batch_size is {batch_size}; use at least 1")
-        self.batch_size = batch_size
+        self.batch_size = int(at_least("data.engine.batch_size", batch_size, 1))
 
     def start(self, context: EngineContext) -> None:
         """Loads the model and its tokenizer.
@@ -73,18 +72,14 @@ class TransformersEngine(RolloutEngine):
 
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
         """See :class:`RolloutEngine`."""
-        found = dict(ready for step in self._ready(prompts, n, sampling, seed) for ready in step)
+        # A subclass may stream by this method, as the base class does.
+        found = dict(ready for step in TransformersEngine.stream(self, prompts, n, sampling, seed) for ready in step)
         return [found[place] for place in range(len(prompts))]
 
     def stream(
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
     ) -> Iterator[list[tuple[int, list[Response]]]]:
         """See :class:`RolloutEngine`. A prompt is yielded when its last response has ended."""
-        return self._ready(prompts, n, sampling, seed)
-
-    def _ready(
-        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
-    ) -> Iterator[list[tuple[int, list[Response]]]]:
         copies = n if sampling.temperature == 0 else 1  # a greedy response is computed once
         rows = [
             Row(place, first + i, sampling.max_new_tokens - prompt.prefix_len)

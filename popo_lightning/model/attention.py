@@ -7,6 +7,7 @@ flex_attention, which computes only blocks with something visible; on a CPU by r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -32,9 +33,8 @@ def check_attention(attention: str | None, device: torch.device, dtype: torch.dt
         device: Device that the policy is trained on.
         dtype: Type that the policy computes in.
     """
-    if attention in (None, "sdpa", "eager"):
+    if attention is None or attention in ("sdpa", "eager"):
         return
-    assert attention is not None
     remedy = "leave model.attention out, or use sdpa"
     package = "kernels" if "/" in attention else INSTALLED.get(attention)
     if package is None and attention != "flex_attention":
@@ -55,18 +55,18 @@ def check_attention(attention: str | None, device: torch.device, dtype: torch.dt
         )
 
 
-def register_packed_attention() -> None:
-    """Registers this file's attention with transformers, for this process."""
+def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Registers an attention that takes sdpa's masks with transformers, for this process."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def use_packed_attention(model: Any) -> None:
     """Lets a transformers model take packed tokens. With any other mask, or none, it computes as with sdpa."""
-    register_packed_attention()
+    register_attention(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
 
 
@@ -100,13 +100,11 @@ def flat_mask(segments: Tensor) -> PackedMask:
     Returns:
         A mask of shape (1, 1, N, N). N is the number of tokens without padding, on CUDA rounded up to whole blocks.
     """
-    return block_mask(segments, BLOCK) if segments.is_cuda else row_mask(segments)
-
-
-def row_mask(segments: Tensor) -> PackedMask:
-    """Makes :func:`flat_mask` by rows. Its single block keeps transformers from making its own mask."""
+    if segments.is_cuda:
+        return block_mask(segments, BLOCK)
     rows = packed_rows(segments)
     tokens = len(rows.places)
+    # A single block keeps transformers from making its own mask.
     block = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=segments.device)
     mask: PackedMask = PackedMask.from_kv_blocks(block[0] + 1, block, BLOCK_SIZE=tokens, seq_lengths=(tokens, tokens))
     mask.rows = rows
@@ -210,26 +208,22 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    dtype = _computed_in(value)
+    dtype = computed_in(value.device, value.dtype)  # autocast casts sdpa's arguments, but not flex_attention's
     query, key, value = (each.to(dtype) for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(attention_mask, PackedMask) and attention_mask.rows is not None:
         return over_rows(query, key, value, attention_mask.rows, scale), None
     grouped = query.shape[1] != key.shape[1]
-    found: Any = _flex(query.device.type)(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped)
+    # Inside a compiled layer it is compiled with the layer. On a CPU the plain version needs no C++ compiler.
+    plain = query.device.type == "cpu" or torch.compiler.is_compiling()
+    flex: Any = flex_attention if plain else _compiled_flex()
+    found = flex(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=grouped)
     return found.transpose(1, 2).contiguous(), None
 
 
-def _computed_in(value: Tensor) -> torch.dtype:
-    """Returns the dtype to which autocast casts sdpa's arguments; it does not cast those of flex_attention."""
-    if torch.is_autocast_enabled(value.device.type):
-        return torch.get_autocast_dtype(value.device.type)
-    return value.dtype
-
-
-def _flex(device: str) -> Any:
-    # Inside a compiled layer it is compiled with the layer. On a CPU the plain version needs no C++ compiler.
-    return flex_attention if device == "cpu" or torch.compiler.is_compiling() else _compiled_flex()
+def computed_in(device: torch.device, own: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which autocast multiplies matrices on a device; without autocast, their own dtype."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own
 
 
 @cache

@@ -23,9 +23,9 @@ class Piece:
     before: int = 0  # number of prompt tokens; 0 for a prompt itself
 
     @property
-    def pairs(self) -> int:
-        """Number of queries x number of keys."""
-        return self.tokens * (self.before + self.tokens)
+    def length(self) -> int:
+        """Number of keys."""
+        return self.before + self.tokens
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Rectangle:
     keys: Tensor  # (R, P + T) indices of the key tokens: prompt and padding, piece and padding
     order: Tensor  # (R T,) indices of the query tokens, flat; -1 at padding
     mask: Tensor  # (R, 1, T, P + T) added to the scores: 0 where a query sees a key, else -inf
-
-    @property
-    def length(self) -> int:
-        """Number of keys, P + T."""
-        return self.keys.shape[1]
 
 
 @dataclass(frozen=True)
@@ -81,13 +76,12 @@ def _alike(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Groups pieces of about equal length, longest first."""
     found: list[list[Piece]] = []
     pairs = 0
-    for piece in sorted(pieces, key=lambda piece: piece.tokens + piece.before, reverse=True):
-        length = piece.tokens + piece.before
-        if not found or (pairs > MIN_PAIRS and length < MIN_SHARE * (found[-1][0].tokens + found[-1][0].before)):
+    for piece in sorted(pieces, key=lambda piece: piece.length, reverse=True):
+        if not found or (pairs > MIN_PAIRS and piece.length < MIN_SHARE * found[-1][0].length):
             found.append([])
             pairs = 0
         found[-1].append(piece)
-        pairs += piece.pairs
+        pairs += piece.tokens * piece.length
     return found
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.critic_heads import ScalarHead, ValueHead
 from popo_lightning.model.critic_target import TargetCopy, TargetCritic
 from popo_lightning.model.nested_head import chosen
@@ -74,10 +73,6 @@ class Critic:
             )
         self.target = target
 
-    def build(self, model: Any) -> ValueModel:
-        """Builds the value model of a policy, as transformers loaded it."""
-        return ValueModel(model, self)
-
     @property
     def outputs(self) -> int:
         """Number of outputs per state, over all heads and groups."""
@@ -90,7 +85,7 @@ class Critic:
 
     def copied(self, value_model: ValueModel) -> TargetCopy | None:
         """Returns a target copy of a value model as it is now; None without a target."""
-        return None if self.target is None else self.target.build(value_model)
+        return None if self.target is None else TargetCopy(value_model, self.target)
 
     def head_weights(self, hidden: int) -> dict[str, Tensor]:
         """Returns the heads' initial weights by name, on the CPU.
@@ -157,11 +152,6 @@ class Critic:
         if self.target is not None and copied is not None:
             self.target.pull(value_model, copied)
 
-    def clip_gradients(self, value_model: nn.Module) -> float:
-        """Clips the value model's gradients to `max_grad_norm`. Returns their norm before clipping."""
-        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        return float(full_tensor(torch.nn.utils.clip_grad_norm_(value_model.parameters(), limit)))
-
     def loss(
         self,
         out: Tensor,
@@ -171,21 +161,32 @@ class Critic:
         denominator: float,
         running_std: Tensor | None = None,
     ) -> Tensor:
-        """Returns the mean of the heads' losses with these settings.
+        """Returns the mean of the heads' losses. `value_clip` bounds their movement, as PPO's implementations do.
+
+            sum over tokens of max(l(V), l(clip(V, V_old - c, V_old + c))) / denominator
+
+        with l the head's loss, 0.5 (V - return)^2 for ScalarHead.
 
         Args:
             out: (R, T) or (R, T, heads O) output of the value model, with gradient.
             old_values: (R, T) recorded values.
             returns: (R, T) target returns.
-            mask: (R, T), true at response tokens; other positions may hold any value.
+            mask: (R, T) bool, true at response tokens; other positions may hold any value.
             denominator: Number of response tokens of the whole minibatch, over its micro-batches and ranks.
             running_std: (heads,) running standard deviations of the value model, for a head that learns one.
         """
+        # Padding is cleared before the losses, so that not even its NaN reaches the backward pass.
+        old_values, returns = (torch.where(mask, each, 0.0) for each in (old_values, returns))
+        heads = torch.where(mask[..., None, None], self.by_head(out), 0.0)
         running = [None] * self.heads if running_std is None else running_std.unbind()
-        parts = [
-            self.head.loss(each, old_values, returns, mask, self.value_clip, denominator, std)
-            for each, std in zip(self.by_head(out).unbind(-2), running, strict=True)
-        ]
+        parts = []
+        for each, std in zip(heads.unbind(-2), running, strict=True):
+            losses = self.head.losses(each, returns, std)
+            if self.value_clip is not None:
+                old = old_values[..., None]
+                bounded = torch.clamp(each, old - self.value_clip, old + self.value_clip)
+                losses = torch.maximum(losses, self.head.losses(bounded, returns, std))
+            parts.append(torch.where(mask, losses, 0.0).sum() / denominator)
         return parts[0] if self.heads == 1 else torch.stack(parts).mean()
 
 
@@ -226,10 +227,8 @@ class ValueModel(nn.Module):
         Returns:
             (R, T) float32, aligned with `rows.mask` and 0 at padding; (R, T, heads O) if heads O is more than 1.
         """
-        states_of = getattr(self.base, "response_states", None) or partial(
-            response_states, self.base
-        )  # sharded, or whole
-        states = states_of(rows)
+        # A sharded base has its own.
+        states = (getattr(self.base, "response_states", None) or partial(response_states, self.base))(rows)
         with torch.autocast(states.device.type, enabled=False):
             states = states.float()
             found = self.head(states)

@@ -43,25 +43,12 @@ class ValueHead(ABC):
         return None
 
     @abstractmethod
-    def loss(
-        self,
-        out: Tensor,
-        old_values: Tensor,
-        returns: Tensor,
-        mask: Tensor,
-        value_clip: float | None,
-        denominator: float,
-        running_std: Tensor | None,
-    ) -> Tensor:
-        """Returns one head's term of the minibatch loss, a scalar.
+    def losses(self, out: Tensor, returns: Tensor, running_std: Tensor | None) -> Tensor:
+        """Returns the losses (...) of states, of one head.
 
         Args:
-            out: (R, T, O) outputs, with gradient.
-            old_values: (R, T) recorded values.
-            returns: (R, T) target returns.
-            mask: (R, T), true at response tokens; other positions may hold any value.
-            value_clip: The critic's value_clip.
-            denominator: Number of response tokens of the whole minibatch.
+            out: (..., O) outputs, with gradient.
+            returns: (...) target returns.
             running_std: () running mean of :meth:`std` over the steps; None for a head without it.
         """
 
@@ -99,48 +86,12 @@ class ScalarHead(ValueHead):
         """Returns the output itself."""
         return out[..., 0]
 
-    def loss(
-        self,
-        out: Tensor,
-        old_values: Tensor,
-        returns: Tensor,
-        mask: Tensor,
-        value_clip: float | None,
-        denominator: float,
-        running_std: Tensor | None,
-    ) -> Tensor:
-        """Returns :func:`value_loss`."""
-        return value_loss(out[..., 0], old_values, returns, mask, value_clip, denominator)
-
-
-class DistributionHead(ValueHead):
-    """A head with a loss for each token, whose movement `model.critic.value_clip` cannot bound."""
-
-    @abstractmethod
     def losses(self, out: Tensor, returns: Tensor, running_std: Tensor | None) -> Tensor:
-        """Returns the losses (N,) of N tokens.
-
-        Args:
-            out: (N, O) outputs, with gradient.
-            returns: (N,) target returns.
-            running_std: Running standard deviation, see :meth:`loss`.
-        """
-
-    def loss(
-        self,
-        out: Tensor,
-        old_values: Tensor,
-        returns: Tensor,
-        mask: Tensor,
-        value_clip: float | None,
-        denominator: float,
-        running_std: Tensor | None,
-    ) -> Tensor:
-        """Returns the sum of :meth:`losses` over response tokens, divided by the denominator."""
-        return self.losses(out[mask.bool()], returns[mask.bool()], running_std).sum() / denominator
+        """Returns half the squared errors."""
+        return 0.5 * (out[..., 0] - returns) ** 2
 
 
-class GaussianHead(DistributionHead):
+class GaussianHead(ValueHead):
     """Learns mean and standard deviation of the return: the critic of DSAC-T (2310.05858; Jingliang-Duan/DSAC-v2).
 
     The mean learns the return, the standard deviation its clipped squared error, and the loss is scaled by the variance
@@ -208,7 +159,7 @@ def gaussian_losses(
     return scale * (0.5 * (mean - returns) ** 2 + std * (known**2 - error**2) / (known + STD_BIAS))
 
 
-class CategoricalHead(DistributionHead):
+class CategoricalHead(ValueHead):
     """Learns a distribution of the return over equally spaced atoms, by cross-entropy (C51, 1707.06887).
 
     The defaults are those of verifiable rewards, which are in [0, 1]. FastTD3 (2505.22642) has 101 atoms. A return
@@ -267,33 +218,3 @@ def projected(returns: Tensor, probabilities: Tensor, low: float, high: float, a
     place = (returns.clamp(low, high) - low) * ((atoms - 1) / (high - low))
     distance = (place[..., None, :] - torch.arange(atoms, device=returns.device)[:, None]).abs()
     return ((1 - distance).clamp(min=0) * probabilities[..., None, :]).sum(dim=-1)
-
-
-def value_loss(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    value_clip: float | None,
-    denominator: float | Tensor,
-) -> Tensor:
-    """Returns the values' squared error, with the bound on their movement that PPO's implementations share.
-
-        sum over tokens of 0.5 max((V - return)^2, (clip(V, V_old - c, V_old + c) - return)^2) / denominator
-
-    Args:
-        values: (R, T) values, with gradient.
-        old_values: (R, T) recorded values.
-        returns: (R, T) target returns.
-        mask: (R, T), true at response tokens; other positions may hold any value.
-        value_clip: Bound c, or None.
-        denominator: Number of response tokens of the whole minibatch, over its micro-batches and ranks.
-    """
-    mask = mask.bool()
-    # Padding is cleared before the squares, so that not even its NaN reaches the backward pass.
-    values, old_values, returns = (torch.where(mask, each, 0.0) for each in (values, old_values, returns))
-    error = (values - returns) ** 2
-    if value_clip is not None:
-        bounded = torch.clamp(values, old_values - value_clip, old_values + value_clip)
-        error = torch.maximum(error, (bounded - returns) ** 2)
-    return 0.5 * error.sum() / denominator

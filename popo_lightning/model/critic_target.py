@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from popo_lightning.core.bounds import above, at_least, within
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.ranks import all_reduce
 
 
 class TargetCritic:
@@ -52,10 +53,6 @@ class TargetCritic:
     def small_steps(self) -> bool:
         """Whether a move differs from copying the critic."""
         return self.polyak < 1 or self.momentum > 0
-
-    def build(self, value_model: Any) -> TargetCopy:
-        """Copies a value model as it is now."""
-        return TargetCopy(value_model, self.momentum > 0)
 
     @torch.no_grad()
     def follow(self, value_model: nn.Module, copied: TargetCopy, step: int) -> None:
@@ -101,17 +98,17 @@ class TargetCopy(nn.Module):
 
     Args:
         value_model: Value model to copy.
-        moves: Whether to keep the last move, which is 0 at the start.
+        target: Settings, by which the last move is kept or not; it is 0 at the start.
 
     Attributes:
         trained: Names of the parameters that move.
     """
 
-    def __init__(self, value_model: nn.Module, moves: bool) -> None:
+    def __init__(self, value_model: nn.Module, target: TargetCritic) -> None:
         super().__init__()
         self.trained = [name for name, each in value_model.named_parameters() if each.requires_grad]
         self.model = _frozen_copy(value_model)
-        self.speed = _frozen_copy(value_model) if moves else None
+        self.speed = _frozen_copy(value_model) if target.momentum else None
         self.rest()
 
     @torch.no_grad()
@@ -133,6 +130,24 @@ def kept_of_critic(policy: Any) -> set[str]:
     copied, running = policy.value_target, "value_model.running_std"
     names = set() if copied is None else {f"value_target.{name}" for name in copied.saved}
     return names | {name for name, _ in policy.named_buffers() if name == running}
+
+
+@torch.no_grad()
+def follow_critic(policy: Any, std_sum: Tensor | None, tokens: float) -> None:
+    """Moves target copy and running standard deviation after an optimizer step. A collective if the latter exists.
+
+    Args:
+        policy: Policy with a critic that has taken the step.
+        std_sum: (heads,) sum of the standard deviations of this rank's tokens, before the step.
+        tokens: Number of tokens of all ranks.
+    """
+    critic, running = policy.critic, policy.value_model.running_std
+    if running is not None:
+        own = torch.zeros_like(running) if std_sum is None else std_sum  # a rank may have no rows
+        sums = [all_reduce(policy.trainer, float(each), "sum") for each in own]
+        running.lerp_(running.new_tensor(sums) / tokens, critic.head.running_rate)
+    if critic.target is not None:
+        critic.target.follow(policy.value_model, policy.value_target, policy.trainer.global_step)
 
 
 def _frozen_copy(value_model: nn.Module) -> Any:

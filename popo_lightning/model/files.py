@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +24,41 @@ def check_model_files(folder: str | Path) -> None:
         folder: Value of model.path.
     """
     path = Path(folder)
-    if path.exists():
-        for sentence in _objections(path):
-            raise SettingError(f"model.path is '{folder}', {sentence}")
+    check_adapter(folder)
+    if path.exists() and (sentence := _objection(path)) is not None:
+        raise SettingError(f"model.path is '{folder}', {sentence}")
 
 
-def _objections(path: Path) -> Iterator[str]:
-    if path.is_file() or path.suffix == ".ckpt":
-        if path.suffix == ".ckpt":
-            yield "a checkpoint of a run; set model.path to the model that the run began with, and ckpt_path to this"
-        yield "a file; name the folder that it lies in"
-        return
+def check_adapter(folder: str | Path) -> None:
+    """Raises SettingError for the folder of a LoRA adapter, which is not a whole model."""
+    if (Path(folder) / ADAPTER).is_file():
+        raise SettingError(
+            f"model.path is '{folder}', an adapter (it has an {ADAPTER}) without its model; merge it into its base "
+            "model (peft: merge_and_unload, then save_pretrained, with the tokenizer), give that folder, and set "
+            "model.lora to train a new adapter"
+        )
+
+
+def _objection(path: Path) -> str | None:
+    if path.suffix == ".ckpt":
+        return "a checkpoint of a run; set model.path to the model that the run began with, and ckpt_path to this"
+    if path.is_file():
+        return "a file; name the folder that it lies in"
     if not (path / CONFIG).exists():
-        if (path / ADAPTER).exists():
-            yield (
-                "a LoRA adapter without its model; merge it into the model (merge_and_unload of peft), save that with "
-                "its tokenizer, and name that folder"
-            )
         if (path / METRICS).exists():
-            yield (
+            return (
                 "the folder of a run, which has checkpoints and no model; set model.path to the model that the run "
                 "began with, and ckpt_path to a checkpoint"
             )
-        yield f"a folder without {CONFIG}; name one that save_pretrained of transformers has written, or a hub id"
-        return
+        return f"a folder without {CONFIG}; name one that save_pretrained of transformers has written, or a hub id"
     objects = {}
     for name in OBJECTS:
         if (path / name).exists():
             try:
                 objects[name] = _object(path / name)
-            except OSError as error:
-                yield _unreadable(name, error)
-            except ValueError as error:
-                yield f"whose {name} is damaged ({reason(error)}); copy it there again"
-    yield from _of_weights(path, objects)
+            except (OSError, ValueError) as error:
+                return _damaged(name, error)
+    return _of_weights(path, objects)
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _of_weights(path: Path, objects: dict[str, dict[str, Any]]) -> Iterator[str]:
+def _of_weights(path: Path, objects: dict[str, dict[str, Any]]) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     whole = path / "model.safetensors"
@@ -76,25 +76,25 @@ def _of_weights(path: Path, objects: dict[str, dict[str, Any]]) -> Iterator[str]
     for index in () if files else INDICES:
         parts = objects.get(index, {}).get("weight_map")
         if index in objects and not (isinstance(parts, dict) and parts):
-            yield f"whose {index} names no weights; copy it there again"
-            return
+            return f"whose {index} names no weights; copy it there again"
         files |= set(map(str, (parts or {}).values()))
     missing = sorted(name for name in files if not (path / name).exists())
     if missing:
-        yield f"in which {missing[0]} is missing ({len(missing)} of {len(files)} weight files); copy it there too"
-    for name in sorted(files - set(missing)):
+        return f"in which {missing[0]} is missing ({len(missing)} of {len(files)} weight files); copy it there too"
+    for name in sorted(files):
         try:
             with (path / name).open("rb") as file:
                 if file.read(len(POINTER)) == POINTER:
-                    yield f"whose {name} is a pointer of Git LFS, not the weights; run git lfs pull there"
+                    return f"whose {name} is a pointer of Git LFS, not the weights; run git lfs pull there"
             if name.endswith(".safetensors"):
                 with safe_open(path / name, framework="pt"):
                     pass
-        except OSError as error:
-            yield _unreadable(name, error)
-        except SafetensorError as error:
-            yield f"whose {name} is damaged ({reason(error)}); copy it there again"
+        except (OSError, SafetensorError) as error:
+            return _damaged(name, error)
+    return None
 
 
-def _unreadable(name: str, error: OSError) -> str:
-    return f"whose {name} cannot be read ({reason(error)}); allow it, by chmod u+r if it is yours"
+def _damaged(name: str, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"whose {name} cannot be read ({reason(error)}); allow it, by chmod u+r if it is yours"
+    return f"whose {name} is damaged ({reason(error)}); copy it there again"

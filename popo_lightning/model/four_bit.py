@@ -35,8 +35,7 @@ def quantize(model: Any) -> None:
             made.bias = linear.bias
             # In evaluation mode some CPUs would pack the weights as bfloat16, which `dequantized` would misread.
             made.support_avx512bf16_for_cpu = False
-            place, _, own = name.rpartition(".")
-            setattr(layer.get_submodule(place), own, made)
+            layer.set_submodule(name, made)
     model.is_loaded_in_4bit = True  # peft reads this
 
 

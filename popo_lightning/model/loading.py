@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.model.attention import keep_graphs_whole, use_packed_attention
+from popo_lightning.model.files import check_adapter
 from popo_lightning.model.logit_form import logit_form
 from popo_lightning.model.lora import Lora, adapt
 from popo_lightning.model.packing import takes_packed_tokens
@@ -84,25 +85,15 @@ def usable_attention(config: Any, attention: str | None, folder: str | Path = ""
     return attention or "eager"  # the default is sdpa
 
 
-def check_adapter(folder: str | Path) -> None:
-    """Raises SettingError for the folder of a LoRA adapter, which is not a whole model."""
-    if (Path(folder) / "adapter_config.json").is_file():
-        raise SettingError(
-            f"model.path is '{folder}', an adapter (it has an adapter_config.json) without its model; merge it into "
-            "its base model (peft: merge_and_unload, then save_pretrained, with the tokenizer), give that folder, and "
-            "set model.lora to train a new adapter"
-        )
-
-
 def family(folder: str | Path) -> str:
     """Returns the architecture in a model folder's configuration, such as Qwen3ForCausalLM; "model" without one."""
-    config = _config(folder)
+    config = config_of(folder)
     return str((getattr(config, "architectures", None) or ["model"])[0])
 
 
 def passes_states(folder: str | Path) -> bool:
     """Returns whether some of a model's layers pass a state from token to token, with or without attention."""
-    config = _config(folder)
+    config = config_of(folder)
     if config is None:
         return False
     text = config.get_text_config()
@@ -111,13 +102,13 @@ def passes_states(folder: str | Path) -> bool:
     return bool(others) or any(getattr(text, name, None) for name in STATES)
 
 
-def _config(folder: str | Path) -> Any:
+def config_of(folder: str | Path) -> Any:
     """Returns a model folder's configuration, or None. Loading the model later gives the reason."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):
+    except Exception:  # a damaged file may raise anything
         return None
 
 

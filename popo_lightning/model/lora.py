@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from popo_lightning.core.bounds import held
+from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.adapter_rank import check_rank, warn_of_rank
 from popo_lightning.model.fingerprint import fingerprint
@@ -22,6 +22,7 @@ from popo_lightning.model.fingerprint import fingerprint
 ALL = "all-linear"
 ADAPTER = "default"  # peft's name of a model's only adapter
 OUTPUT, INPUT = f".lora_B.{ADAPTER}.weight", f".lora_A.{ADAPTER}.weight"
+DESCRIBED = ("r", "alpha", "rank_stabilized", "four_bit")  # settings that a checkpoint records
 BASE = ".base_layer"  # suffix of a frozen layer's name, if it has an adapter
 
 
@@ -49,11 +50,8 @@ class Lora:
     four_bit: bool = False
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise SettingError(f"model.lora.r is {self.r}; use a rank of at least 1, such as 16")
-        if not 0 < self.alpha < math.inf:
-            raise SettingError(f"model.lora.alpha is {self.alpha}; use a positive scale, such as {2 * self.r}")
-        held("model.lora.alpha", self.alpha)
+        at_least("model.lora.r", self.r, 1, ", a rank such as 16")
+        above("model.lora.alpha", self.alpha, 0, f"{2 * self.r}")
         if isinstance(self.target_modules, str) and self.target_modules != ALL:
             raise SettingError(
                 f"model.lora.target_modules is '{self.target_modules}'; use {ALL}, or a list of names such as "
@@ -107,15 +105,8 @@ class Adapted:
 
     def described(self) -> dict[str, Any]:
         """Returns the description in plain containers, for a checkpoint."""
-        lora = self.lora
-        return {
-            "r": lora.r,
-            "alpha": float(lora.alpha),
-            "rank_stabilized": lora.rank_stabilized,
-            "four_bit": lora.four_bit,
-            "targets": list(self.targets),
-            "base": self.base,
-        }
+        settings = {name: getattr(self.lora, name) for name in DESCRIBED}
+        return settings | {"targets": list(self.targets), "base": self.base}
 
 
 def check_split(lora: Lora | None, split: bool) -> None:

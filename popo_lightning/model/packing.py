@@ -66,11 +66,16 @@ def shares_prompts(model: Any) -> bool:
     return (
         ignores_right_padding(model)
         and config._attn_implementation in MASKED_ATTENTION
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not any(getattr(config, name, None) for name in WINDOWS)
+        and attends_to_all(config)
         and rope.get("rope_type") in STATIC_ROPE
         and "position_ids" in signature(model.forward).parameters
     )
+
+
+def attends_to_all(config: Any) -> bool:
+    """Returns whether each layer reads all earlier tokens by attention, and none in another way."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not any(getattr(config, name, None) for name in (*WINDOWS, *OTHER_REACH))
 
 
 def takes_packed_tokens(model: Any) -> bool:

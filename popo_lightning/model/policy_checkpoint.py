@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.model.lora import DESCRIBED
 
 SHAPES, FROZEN = "policy_shapes", "policy_frozen"
 LORA = "policy_lora"  # settings and layers of adapters, and the fingerprint of the frozen weights
@@ -30,27 +31,19 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def origin(path: str | None) -> dict[str, str | None]:
-    """Where the model that the run began with comes from.
+    """Where the model that the run began with comes from: a folder, or the hub's commit of the cached files.
 
     Args:
         path: model.path.
     """
-    here = path is not None and Path(path).exists()
-    return {REVISION: revision(path), FOLDER: str(Path(str(path)).absolute()) if here else None}
+    folder = str(Path(path).absolute()) if path is not None and Path(path).exists() else None
+    revision = None
+    if path is not None and folder is None and path.count("/") == 1:
+        from huggingface_hub import try_to_load_from_cache
 
-
-def revision(path: str | None) -> str | None:
-    """Returns the hub commit of the cached files that a model loads from; None for a folder.
-
-    Args:
-        path: Value of model.path.
-    """
-    if path is None or Path(path).exists() or path.count("/") != 1:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(path, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else None
+        found = try_to_load_from_cache(path, "config.json")
+        revision = Path(found).parent.name if isinstance(found, str) else None
+    return {REVISION: revision, FOLDER: folder}
 
 
 def check(own: dict[str, Any], checkpoint: dict[str, Any], path: str, training: bool, freeze_vision: bool) -> None:
@@ -97,7 +90,7 @@ def check_lora(own: dict[str, Any] | None, saved: dict[str, Any] | None, path: s
                 f"{'adapters alone' if own is None else 'all weights'}; resume with the model.lora it was trained with"
             )
         return
-    for name in ("r", "alpha", "rank_stabilized", "four_bit"):
+    for name in DESCRIBED:
         if own[name] != saved[name]:
             raise SettingError(
                 f"model.lora.{name} is {own[name]}, but the checkpoint's adapters were trained with {saved[name]}; "

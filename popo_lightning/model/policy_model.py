@@ -16,45 +16,61 @@ from torch import Tensor, nn
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch, Row
 from popo_lightning.core.ranks import all_gather_object, all_reduce, full_tensor
+from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.attention import check_attention
+from popo_lightning.model.critic import Critic, ValueModel
 from popo_lightning.model.critic_target import TargetCopy, kept_of_critic
+from popo_lightning.model.files import check_adapter
 from popo_lightning.model.fingerprint import fingerprint
-from popo_lightning.model.loading import (
-    check_adapter,
-    compile_layers,
-    image_tokens,
-    load_trainable,
-    sees_images,
-    settle_modes,
-)
+from popo_lightning.model.loading import compile_layers, image_tokens, load_trainable, sees_images, settle_modes
 from popo_lightning.model.lora import (
+    Lora,
     adapters,
     check_split,
     keep_adapters_only,
     take_inputs_as_they_are,
     without_adapters,
 )
-from popo_lightning.model.merged_weights import merged_weights
 from popo_lightning.model.nested_head import problem_groups
 from popo_lightning.model.packing import LayerCosts, micro_batches, shares_prompts
 from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_sequences
-from popo_lightning.model.policy_attributes import PolicyAttributes
-from popo_lightning.model.saved_weights import as_saved, saved_buffers
+from popo_lightning.model.saved_weights import as_saved, merged_weights, saved_buffers
 from popo_lightning.model.scoring import response_logprobs, scores_by_row
-from popo_lightning.model.sharded_loading import FirstRanksModel, split_models
-from popo_lightning.model.sharding import whole_weights
+from popo_lightning.model.sharded_loading import loaded_on_first_rank, split_models
+from popo_lightning.objectives.advantages import Advantage
+from popo_lightning.objectives.objective import Objective
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-class PolicyModel(PolicyAttributes):
-    """A language model as a LightningModule. :class:`PolicyModule` adds settings and training.
+class PolicyModel(L.LightningModule):
+    """A language model as a LightningModule. :class:`PolicyModule` adds training, and sets the attributes below.
 
     Attributes:
+        model: The transformers model, once configure_model has run.
+        iteration_metrics: Metrics of the last iteration. The Monitor callback writes them, other callbacks read them.
         forbidden_token_ids: Tokens that no engine may sample, because they stand for images.
         restored: Whether a checkpoint has loaded weights other than the folder's.
     """
+
+    model: Any
+    path: str | None
+    warm_start: WarmStart | None
+    objective: Objective
+    advantage: Advantage
+    critic: Critic | None
+    lora: Lora | None
+    weight_dtype: torch.dtype
+    attention: str | None
+    freeze_vision: bool
+    gradient_checkpointing: bool
+    compile_layers: bool
+    micro_batch_tokens: int
+    shared_prompts: bool
+    temperature: float
+    reward_key: str
+    iteration_metrics: dict[str, float]
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +78,7 @@ class PolicyModel(PolicyAttributes):
         self.restored = False
         self.keeps_reference = False  # set if something other than the objective needs the reference
         self.value_target: TargetCopy | None = None
-        self._reference = []  # in a list: neither trained nor saved with the policy
+        self._reference: list[nn.Module] = []  # in a list: neither trained nor saved with the policy
 
     # -- the model ---------------------------------------------------------------------------------------------
 
@@ -76,6 +92,11 @@ class PolicyModel(PolicyAttributes):
             raise SettingError(f"model.path is '{self.path}', which is no folder here; give a model folder or a hub id")
         check_adapter(self.path)
         return self.path
+
+    @property
+    def reference(self) -> nn.Module:
+        """The frozen first policy, as a model of its own. There is none with LoRA, or if nothing compares with it."""
+        return self._reference[0]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -98,9 +119,9 @@ class PolicyModel(PolicyAttributes):
         if self.device_mesh is None:
             self._take(load())
         else:
-            first = FirstRanksModel(load)
-            self._take(first.outline.build())  # its weights are still on the meta device
-            split_models(self, first, self.device_mesh["data_parallel"])
+            whole, outline = loaded_on_first_rank(load)
+            self._take(outline.build())  # its weights are still on the meta device
+            split_models(self, whole, self.device_mesh["data_parallel"])
         if self.lora is not None and precision == "bf16-mixed":
             take_inputs_as_they_are(self.model)
 
@@ -115,7 +136,7 @@ class PolicyModel(PolicyAttributes):
         settle_modes(model, self.gradient_checkpointing)
         self.model = model
         if self.critic is not None:
-            self.value_model = self.critic.build(self.model)
+            self.value_model = ValueModel(self.model, self.critic)
             self.value_target = self.critic.copied(self.value_model)
         if self.needs_reference and self.lora is None:  # with LoRA, the reference is the model without adapters
             self._reference = [copy.deepcopy(self.model).requires_grad_(False)]
@@ -148,11 +169,9 @@ class PolicyModel(PolicyAttributes):
             given: Values of the adapters by name, which replace their present ones.
         """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        lora = self.lora is not None
-        whole = merged_weights(self.model, self.compute_dtype, given) if lora else whole_weights(self.model)
-        for name, weight in whole:
+        for name, weight in merged_weights(self.model, self.compute_dtype, given):
             if name not in tied:
-                yield name, weight.to(self.compute_dtype)
+                yield name, weight
         yield from saved_buffers(self.model)
 
     def kept_weights(self) -> dict[str, Tensor]:
@@ -193,10 +212,7 @@ class PolicyModel(PolicyAttributes):
         """
         scored: Any = self.model if model is None else model
         score = getattr(scored, "response_logprobs", None) or partial(response_logprobs, scored)  # sharded, or whole
-        found: tuple[Tensor, Tensor] = score(
-            rows, self.temperature, self.forbidden_token_ids, self.objective.needs_entropy
-        )
-        return found
+        return score(rows, self.temperature, self.forbidden_token_ids, self.objective.needs_entropy)
 
     def run(self, rows: PaddedRows) -> PassOutputs:
         """Runs one forward pass of every model that the loss needs: the policy, the reference and the critic.
@@ -216,16 +232,16 @@ class PolicyModel(PolicyAttributes):
         """
         return self._row_by_row(minibatch, lambda part: self(part)[0])
 
-    def values(self, minibatch: Minibatch) -> list[Tensor]:
-        """Returns (T,) the critic's values of every response, on the CPU, in row order."""
-        return self.estimates(minibatch)["values"]
-
     def estimates(self, minibatch: Minibatch) -> dict[str, list[Tensor]]:
         """Returns (T,) for every response, by name: the critic's values, and further estimates by its settings."""
         assert self.critic is not None
         groups = problem_groups(minibatch, self.critic.head)
         copied = None if self.value_target is None else self._row_by_row(minibatch, self.value_target.model, **groups)
         return self.critic.estimates_of(self._row_by_row(minibatch, self.value_model, **groups), copied)
+
+    def advantages(self, minibatch: Minibatch) -> list[Tensor]:
+        """Returns the advantage of every row; :class:`PolicyModule` has it."""
+        raise NotImplementedError
 
     def reference_scores(self, minibatch: Minibatch) -> list[Tensor]:
         """Returns (T,) log-probs of every response under the frozen reference, on the CPU, in row order."""

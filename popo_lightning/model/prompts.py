@@ -17,7 +17,7 @@ from torch import Tensor
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.problems import IMAGE_MARK, Problem
 from popo_lightning.model.files import check_model_files
-from popo_lightning.model.loading import sees_images
+from popo_lightning.model.loading import config_of, sees_images
 
 THINK_TAG = "<think>"
 
@@ -249,12 +249,7 @@ def _opened(problem: Problem, text: str) -> str:
 
 def _image_tokens(folder: str | Path) -> list[int]:
     """Returns the tokens that stand for images or videos in a model's prompts; none for a text model."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # loading the model later says what is wrong
-        return []
+    config = config_of(folder)
     tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
     return [token for token in tokens if isinstance(token, int)] if sees_images(config) else []
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from popo_lightning.core.ranks import joined
-from popo_lightning.model.attention import PACKED, flat_mask
+from popo_lightning.model.attention import PACKED, computed_in, flat_mask
 from popo_lightning.model.loading import mm_token_type_ids, sees_images, zero_through_vision_tower
 from popo_lightning.model.logit_form import PLAIN
 from popo_lightning.model.logprobs import token_logprobs
@@ -94,10 +94,7 @@ def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _compute_dtype(base: Any, device: torch.device) -> torch.dtype:
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    dtype: torch.dtype = base.get_input_embeddings().weight.dtype
-    return dtype
+    return computed_in(device, base.get_input_embeddings().weight.dtype)
 
 
 def response_logprobs(

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.ranks import broadcast_object
-from popo_lightning.model.attention import register_packed_attention
+from popo_lightning.model.attention import PACKED, packed_attention, register_attention
 from popo_lightning.model.loading import remove_dropout
 from popo_lightning.model.logit_form import PLAIN, LogitForm
 from popo_lightning.model.lora import Adapted, inject
@@ -58,7 +58,8 @@ class Outline:
 
     def build(self) -> Any:
         """Builds the model with its buffers on the CPU and its parameters on the meta device."""
-        register_packed_attention()  # the configuration may name it, and only rank 0 has loaded a model
+        # The configuration may name it, and only rank 0 has loaded a model.
+        register_attention(PACKED, packed_attention)
         with torch.device("meta"):
             model = self.kind._from_config(self.config)
         if self.generation_config is not None:
@@ -83,8 +84,8 @@ class Outline:
         return model.eval()
 
 
-class FirstRanksModel:
-    """A model that rank 0 has loaded, with its outline on the other ranks. A collective, like its methods.
+def loaded_on_first_rank(load: Callable[[], Any]) -> tuple[Any, Outline]:
+    """Loads a model on rank 0. Returns it there, None on the other ranks, and its outline. A collective.
 
     Args:
         load: Loads the model; called only on rank 0.
@@ -92,55 +93,46 @@ class FirstRanksModel:
     Raises:
         SettingError: On all ranks if `load` raised it, and on all but rank 0 if it raised anything else.
     """
-
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._whole: Any = None  # on rank 0
-        told: Outline | str | None = None
-        failure: Exception | None = None
-        if dist.get_rank() == 0:
-            try:
-                self._whole = load()
-                told = Outline.of(self._whole)
-            except Exception as error:  # any error, because the other ranks must not wait for a model
-                failure = error
-                told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
-        told = broadcast_object(told)
-        if failure is not None:
-            raise failure
-        if isinstance(told, str):
-            raise SettingError(told)
-        assert told is not None
-        self.outline = told
-
-    def weights(self, of: Callable[[Any], Weights]) -> Weights | None:
-        """Returns the argument of :func:`fill`: the weights by name on rank 0, and None on the other ranks.
-
-        Args:
-            of: Returns the whole model's weights by name, such as :func:`named`.
-        """
-        return None if self._whole is None else of(self._whole)
+    whole: Any = None
+    told: Outline | str | None = None
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            whole = load()
+            told = Outline.of(whole)
+        except Exception as error:  # any error, because the other ranks must not wait for a model
+            failure = error
+            told = str(error) if isinstance(error, SettingError) else f"no model loads on rank 0: {reason(error)}"
+    told = broadcast_object(told)
+    if failure is not None:
+        raise failure
+    if isinstance(told, str):
+        raise SettingError(told)
+    assert told is not None
+    return whole, told
 
 
-def split_models(policy: Any, first: FirstRanksModel, mesh: DeviceMesh) -> None:
+def split_models(policy: Any, whole: Any, mesh: DeviceMesh) -> None:
     """Shards a policy, its reference and its critic, built on the meta device, and gives them their weights.
 
     Args:
         policy: The PolicyModule.
-        first: Model that rank 0 has loaded.
+        whole: Model that rank 0 has loaded; None on the other ranks.
         mesh: Device mesh of the ranks.
     """
     device = policy.trainer.strategy.root_device
     for model in (policy.model, *policy._reference):
         shard_policy(model, mesh, policy.compute_dtype)
-        fill(model, first.weights(named), device)
-    if policy.critic is not None:
-        shard_value_model(policy.value_model, mesh, policy.compute_dtype)
-        fill(policy.value_model, first.weights(policy.critic.first_weights), device)
-    if policy.value_target is not None:
-        for part in filter(None, (policy.value_target.model, policy.value_target.speed)):
-            shard_value_model(part, mesh, policy.compute_dtype)
-            fill(part, first.weights(policy.critic.first_weights), device)
-        policy.value_target.rest()
+        fill(model, None if whole is None else named(whole), device)
+    if policy.critic is None:
+        return
+    copied = policy.value_target
+    copies = [] if copied is None else [part for part in (copied.model, copied.speed) if part is not None]
+    for part in (policy.value_model, *copies):
+        shard_value_model(part, mesh, policy.compute_dtype)
+        fill(part, None if whole is None else policy.critic.first_weights(whole), device)
+    if copied is not None:
+        copied.rest()
 
 
 def named(model: nn.Module) -> dict[str, Tensor]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import full_tensor
 from popo_lightning.model.loading import layers
 from popo_lightning.model.scoring import response_logprobs, response_states
 
@@ -100,35 +94,24 @@ def shard_policy(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> No
         compute_dtype: Type of gathered weights. Shards and their gradients keep their own dtype; gradients are summed
             in float32.
     """
-    precision = _precision(compute_dtype)
-    _shard_layers(model, mesh, precision)
-    # It is also resharded after a pass without gradient, because a weight sync may follow.
-    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
-    # Scoring bypasses the model's forward, which would make all logits at once, so FSDP's hooks must be registered.
-    model.response_logprobs = MethodType(response_logprobs, model)
-    register_fsdp_forward_method(model, "response_logprobs")
+    # Scoring bypasses the model's forward, which would make all logits at once.
+    _shard(model, mesh, compute_dtype, response_logprobs)
 
 
 def shard_value_model(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
     """Shards a value model like :func:`shard_policy`; its head stays float32."""
-    precision = _precision(compute_dtype)
-    _shard_layers(model.base, mesh, precision)
-    fully_shard(model.base, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     # A pass without an image calls parts of the vision tower on their own, which needs the base's weights gathered.
-    model.base.response_states = MethodType(response_states, model.base)
-    register_fsdp_forward_method(model.base, "response_states")
+    _shard(model.base, mesh, compute_dtype, response_states)
     fully_shard(model, mesh=mesh, mp_policy=_precision(torch.float32), reshard_after_forward=True)
 
 
-def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yields the weights by parameter name. Sharded ones are gathered one at a time, which is a collective."""
-    for name, parameter in model.named_parameters():
-        yield name, full_tensor(parameter.detach())
-
-
-def _shard_layers(model: Any, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
-    for layer in layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+def _shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype, called: Callable[..., Any]) -> None:
+    """Shards a model layer by layer. Gives it the function by which it is called as a method with FSDP's hooks."""
+    for part in (*layers(model), model):
+        # The model is also resharded after a pass without gradient, because a weight sync may follow.
+        fully_shard(part, mesh=mesh, mp_policy=_precision(compute_dtype), reshard_after_forward=True)
+    setattr(model, called.__name__, MethodType(called, model))
+    register_fsdp_forward_method(model, called.__name__)
 
 
 def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:

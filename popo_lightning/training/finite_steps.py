@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError, SettingError
+from popo_lightning.core.bounds import at_least
+from popo_lightning.core.errors import DIVERGED_REMEDY, NotFiniteError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_reduce
 
@@ -35,9 +36,7 @@ class FiniteSteps:
     """
 
     def __init__(self, limit: int) -> None:
-        if limit < 1:
-            raise SettingError(f"model.max_skipped_steps is {limit}; use at least 1 step, such as 3")
-        self.limit = limit
+        self.limit = int(at_least("model.max_skipped_steps", limit, 1, " step, such as 3"))
         self.in_a_row = 0
         self._said = False
 
@@ -58,15 +57,6 @@ class FiniteSteps:
             return True
         self.in_a_row += 1
         found = ", ".join(f"{name} {value}" for name, value in bad.items()) or "a loss of another rank"
-        self._say(minibatch, found)
-        if self.in_a_row >= self.limit:
-            raise NotFiniteError(
-                f"{self.in_a_row} optimizer steps in a row were not finite (model.max_skipped_steps {self.limit}), the "
-                f"last that of {place(minibatch)} ({found}); {DIVERGED_REMEDY}"
-            )
-        return False
-
-    def _say(self, minibatch: Minibatch, found: str) -> None:
         if not self._said:
             log.warning(
                 "skipped the optimizer step of %s on all ranks: %s; train/skipped_steps counts further ones, and %d in "
@@ -75,7 +65,13 @@ class FiniteSteps:
                 found,
                 self.limit,
             )
-        self._said = True
+            self._said = True
+        if self.in_a_row >= self.limit:
+            raise NotFiniteError(
+                f"{self.in_a_row} optimizer steps in a row were not finite (model.max_skipped_steps {self.limit}), the "
+                f"last that of {place(minibatch)} ({found}); {DIVERGED_REMEDY}"
+            )
+        return False
 
     def check_weights(self, trainer: L.Trainer, minibatch: Minibatch, weights: Iterable[Tensor], split: bool) -> None:
         """Ends a run whose last step broke the weights, for example by too large a learning rate.

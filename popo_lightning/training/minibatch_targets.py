@@ -54,21 +54,21 @@ def minibatch_targets(
     values = estimates.get("values")
     behind = estimates.get("target_values", values)
     advantages = _by_group(minibatch, advantage, reward, behind)
-    if values is None or behind is None:
+    if critic is None or values is None or behind is None:
         return MinibatchTargets(advantages, {})
     returns = [each + value for each, value in zip(advantages, behind, strict=True)]
     if behind is not values:
         together = zip(advantages, behind, values, strict=True)
         advantages = [each + (copied - live) for each, copied, live in together]
-    floor = None if critic is None else critic.head.sigma_floor
+    floor = critic.head.sigma_floor
     if floor is not None and "value_std" in estimates:
         together_std = zip(advantages, estimates["value_std"], strict=True)
         advantages = [each / std.clamp(min=floor) for each, std in together_std]
-    if critic is not None and minibatch.tokens:
+    if minibatch.tokens:
         flat = torch.cat(returns)
         critic.head.check_returns(float(flat.min()), float(flat.max()))
-    placed = {} if critic is None else problem_groups(minibatch, critic.head)
-    return MinibatchTargets(advantages, {"values": list(values), "returns": returns} | placed)
+    of_critic = {"values": list(values), "returns": returns} | problem_groups(minibatch, critic.head)
+    return MinibatchTargets(advantages, of_critic)
 
 
 def _by_group(minibatch: Minibatch, advantage: Advantage, reward: str, values: Sequence[Tensor] | None) -> list[Tensor]:

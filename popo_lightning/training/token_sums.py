@@ -91,12 +91,12 @@ class TokenSums:
             return
         mask = part.mask.to(entropy.device, non_blocking=True)
         sums, maxima = _by_row(mask, found, entropy, gap)
-        ages = part.age.unique().tolist()
-        for age in ages:
+        for age in part.age.unique().tolist():
             rows = part.age == age
             if tokens := int(part.mask[rows].sum()):
-                here = None if len(ages) == 1 else rows.to(entropy.device, non_blocking=True)
-                self._join(age, AgeSums(tokens, _sum(sums, here), _max(maxima, here)))
+                here = rows.to(entropy.device, non_blocking=True)
+                largest = torch.where(here, maxima, -torch.inf).amax(-1)
+                self._join(age, AgeSums(tokens, torch.where(here, sums, 0.0).sum(-1), largest))
         self.fresh_weights.add(found.weight_raw, _places(part.mask, part.age == 0))
         self.replayed_weights.add(found.weight_raw, _places(part.mask, part.age != 0))
 
@@ -198,14 +198,6 @@ def _by_row(mask: Tensor, found: TokenStatistics, entropy: Tensor, gap: Tensor |
     squares = columns[1].double().square().sum(-1)
     sums = torch.cat((columns.sum(-1, dtype=torch.float64), squares[None]))
     return sums, torch.where(mask, columns[: len(MAXIMA)], -torch.inf).amax(-1).double()
-
-
-def _sum(values: Tensor, rows: Tensor | None) -> Tensor:
-    return (values if rows is None else torch.where(rows, values, 0.0)).sum(-1)
-
-
-def _max(values: Tensor, rows: Tensor | None) -> Tensor:
-    return (values if rows is None else torch.where(rows, values, -torch.inf)).amax(-1)
 
 
 def _places(mask: Tensor, rows: Tensor) -> Tensor:

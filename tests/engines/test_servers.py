@@ -19,7 +19,6 @@ from helpers.tiny_models import random_model
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Response
 from popo_lightning.engines.base import EngineContext, Sampling, prompt_seeds
-from popo_lightning.engines.servers import caches
 from popo_lightning.engines.servers import client as server_module
 from popo_lightning.engines.servers.checks import warn_of_open
 from popo_lightning.engines.servers.client import Server
@@ -193,7 +192,7 @@ def test_a_server_that_dies_before_it_forgets_prompts_is_dropped(servers: list[F
 def forgets(urls: list[str], folder: Path) -> tuple[str, list[bool]]:
     """Returns what this rank raises if rank 0 drops the prefixes, and which servers this rank goes on with."""
     dist.init_process_group("gloo")
-    caches.RESET_TRIES = 2
+    server_module.RESET_TRIES = 2
     engine = ServerEngine(urls)
     engine._context = EngineContext(folder, torch.device("cpu"), torch.float32, dist.get_rank(), 2, 64, [17])
     try:
@@ -460,7 +459,7 @@ def test_a_cache_that_is_not_reset_stops_the_run(
     servers: list[FakeServer], start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(servers)
-    monkeypatch.setattr("popo_lightning.engines.servers.caches.RESET_TRIES", 2)
+    monkeypatch.setattr("popo_lightning.engines.servers.client.RESET_TRIES", 2)
     servers[1].reset_succeeds = False
     with pytest.raises(RuntimeError, match="does not reset its prefix cache"):
         engine.update_weights(WEIGHTS.items(), 6)

@@ -15,7 +15,7 @@ from popo_lightning.core.groups import Response
 from popo_lightning.core.minibatch import Row
 from popo_lightning.model import logprobs
 from popo_lightning.model.attention import use_packed_attention
-from popo_lightning.model.fused_logprobs import fuses
+from popo_lightning.model.logprobs import fuses
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows, pad_sequences
 from popo_lightning.model.scoring import response_logprobs
 

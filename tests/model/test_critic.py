@@ -17,13 +17,13 @@ from popo_lightning.core.groups import Response
 from popo_lightning.core.minibatch import Row
 from popo_lightning.methods.max_at_k import MaxAtK
 from popo_lightning.model.critic import Critic, ValueModel, check_critic
-from popo_lightning.model.critic_heads import value_loss
 from popo_lightning.model.loading import blank_image, image_tokens, load_trainable
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
 from popo_lightning.objectives.advantages import GroupNormalized
 from popo_lightning.objectives.generalized_advantage import GAE
 from popo_lightning.proximal.critic_values import CriticValues
 from popo_lightning.replay.composer import OnPolicy
+from popo_lightning.training.gradients import clip_gradients
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def uneven() -> PaddedRows:
 
 def with_a_head(model: Any) -> ValueModel:
     """Returns a value model whose values differ from place to place."""
-    value_model = Critic().build(model)
+    value_model = ValueModel(model, Critic())
     with torch.no_grad():
         value_model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
         value_model.head.bias.fill_(0.3)
@@ -54,7 +54,7 @@ def with_a_head(model: Any) -> ValueModel:
 
 
 def test_the_first_values_are_zero(model: Any) -> None:
-    values = Critic().build(model)(uneven())
+    values = ValueModel(model, Critic())(uneven())
     assert values.shape == (3, 5) and values.dtype == torch.float32
     assert torch.equal(values, torch.zeros(3, 5))
 
@@ -98,7 +98,7 @@ def test_mixed_precision_keeps_the_head_exact(model: Any) -> None:
     assert values.dtype == torch.float32
     assert not torch.equal(values, values.bfloat16().float())  # the head sums in float32, not bfloat16
     torch.testing.assert_close(values, exact, rtol=0.1, atol=0.3)
-    assert Critic().build(copy.deepcopy(model).bfloat16()).head.weight.dtype == torch.float32
+    assert ValueModel(copy.deepcopy(model).bfloat16(), Critic()).head.weight.dtype == torch.float32
 
 
 def test_images_are_seen_and_a_frozen_tower_stays_frozen(tmp_path: Path) -> None:
@@ -122,10 +122,9 @@ def test_value_loss_by_hand() -> None:
     values = torch.tensor([[2.0, 2.0], [0.0, float("nan")]])
     old, returns = torch.tensor([[1.0, 1.0], [0.1, 5.0]]), torch.tensor([[1.0, 3.0], [1.0, float("inf")]])
     mask = torch.tensor([[True, True], [True, False]])
-    torch.testing.assert_close(value_loss(values, old, returns, mask, 0.5, 10.0), torch.tensor(0.2125))
     torch.testing.assert_close(Critic().loss(values, old, returns, mask, 10.0), torch.tensor(0.2125))
     # Without the bound it is 1 + 1 + 1.
-    torch.testing.assert_close(value_loss(values, old, returns, mask, None, 10.0), torch.tensor(0.15))
+    torch.testing.assert_close(Critic(value_clip=None).loss(values, old, returns, mask, 10.0), torch.tensor(0.15))
 
 
 def test_a_value_that_moved_too_far_gets_no_gradient() -> None:
@@ -133,14 +132,14 @@ def test_a_value_that_moved_too_far_gets_no_gradient() -> None:
     # Above the bound towards the return, away from it, inside, and below it. The gradients are 0, V - return, V -
     # return, 0.
     values = torch.tensor([[1.0, 1.0, 0.1, -1.0]], requires_grad=True)
-    value_loss(values, old, returns, mask, 0.5, 1.0).backward()
+    Critic().loss(values, old, returns, mask, 1.0).backward()
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 3.0, -0.1, 0.0]]))
 
 
 def test_padding_sends_no_gradient() -> None:
     values = torch.tensor([[1.0, float("nan")]], requires_grad=True)
     mask = torch.tensor([[True, False]])
-    value_loss(values, torch.zeros(1, 2), torch.zeros(1, 2), mask, 0.5, 1.0).backward()
+    Critic().loss(values, torch.zeros(1, 2), torch.zeros(1, 2), mask, 1.0).backward()
     torch.testing.assert_close(values.grad, torch.tensor([[1.0, 0.0]]))
 
 
@@ -151,13 +150,13 @@ def test_it_learns_what_the_states_are_worth(model: Any) -> None:
     rows.input_ids[:, :2] = 5
     returns = (rows.input_ids[:, 2] % 2).float()[:, None].expand(-1, 4)
     critic = Critic()
-    value_model = critic.build(model)
+    value_model = ValueModel(model, critic)
     optimizer = torch.optim.Adam(value_model.parameters(), lr=1e-3)
     for _ in range(150):
         old = value_model(rows).detach()
         optimizer.zero_grad()
         critic.loss(value_model(rows), old, returns, rows.mask, rows.mask.sum().item()).backward()
-        critic.clip_gradients(value_model)
+        clip_gradients(value_model, critic.max_grad_norm)
         optimizer.step()
     values = value_model(rows).detach()
     torch.testing.assert_close(values[:, 0], returns.mean().expand(16), rtol=0, atol=0.1)
@@ -168,7 +167,7 @@ def test_gradients_are_clipped_to_its_own_norm() -> None:
     module = nn.Linear(2, 1, bias=False)
     for limit, expected in ((1.0, [0.6, 0.8]), (None, [3.0, 4.0]), (10.0, [3.0, 4.0])):
         module.weight.grad = torch.tensor([[3.0, 4.0]])
-        assert Critic(max_grad_norm=limit).clip_gradients(module) == pytest.approx(5)
+        assert clip_gradients(module, limit) == pytest.approx(5)
         torch.testing.assert_close(module.weight.grad, torch.tensor([expected]), rtol=1e-5, atol=1e-5)
 
 
@@ -230,7 +229,7 @@ class Values(L.Callback):
         self.seen: list[tuple[int, Tensor, Tensor]] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        recorded, now = batch.recorded["values"], pl_module.values(batch)
+        recorded, now = batch.recorded["values"], pl_module.estimates(batch)["values"]
         self.seen.append((batch.index, torch.cat(recorded), torch.cat(now)))
 
 

@@ -45,7 +45,7 @@ def of(copied: TargetCopy) -> list[float]:
 
 def test_it_moves_after_every_few_steps_and_so_far() -> None:
     live, target = linear(0.0), TargetCritic(every=2, polyak=0.25)
-    copied = target.build(live)
+    copied = TargetCopy(live, target)
     live.weight.data += 8
     target.follow(live, copied, 1)
     assert of(copied) == [0.0]
@@ -58,7 +58,7 @@ def test_it_moves_after_every_few_steps_and_so_far() -> None:
 
 def test_polyak_1_copies_every_bit() -> None:
     live, target = linear(0.1, 1e-30, 3.0), copier(1)
-    copied = target.build(live)
+    copied = TargetCopy(live, target)
     live.weight.data = torch.tensor([[0.3, -1e20, 1 / 3]], dtype=torch.float64)
     target.follow(live, copied, 1)
     assert of(copied) == live.weight.data[0].tolist()
@@ -67,7 +67,7 @@ def test_polyak_1_copies_every_bit() -> None:
 def test_momentum_makes_a_part_of_the_last_move_again() -> None:
     # w' 0, w 8, polyak 1/2, momentum 1/4: v 4, w' 4; v 1 + 2 = 3, w' 7; v 0.75 + 0.5 = 1.25, w' 8.25.
     live, target = linear(0.0), TargetCritic(polyak=0.5, momentum=0.25)
-    copied = target.build(live)
+    copied = TargetCopy(live, target)
     live.weight.data += 8
     found = []
     for step in (1, 2, 3):
@@ -78,7 +78,7 @@ def test_momentum_makes_a_part_of_the_last_move_again() -> None:
 
 def test_the_anchor_pulls_to_the_copy() -> None:
     live, target = linear(1.0, 2.0), TargetCritic(anchor=0.5)
-    copied = target.build(live)
+    copied = TargetCopy(live, target)
     live.weight.data += torch.tensor([[2.0, -4.0]])
     target.pull(live, copied)
     assert live.weight.grad is None
@@ -91,7 +91,7 @@ def test_the_anchor_pulls_to_the_copy() -> None:
 
 def test_what_is_frozen_is_shared() -> None:
     live = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
-    copied = TargetCritic(momentum=0.5).build(live)
+    copied = TargetCopy(live, TargetCritic(momentum=0.5))
     assert copied.model[0].weight is live[0].weight and copied.model[1].weight is not live[1].weight
     assert copied.saved == {f"{part}.1.{name}" for part in ("model", "speed") for name in ("weight", "bias")}
     assert copied.speed is not None and not copied.speed[1].weight.any() and copied.speed[0].weight.any()
@@ -114,7 +114,7 @@ def evaluated(features: Tensor, ahead: Tensor, rewards: Tensor, start: Tensor, s
     steps, lr = settings.pop("steps"), settings.pop("lr")
     given = settings.pop("every", 1)
     live, target = linear(*start.tolist()), TargetCritic(every=given, **settings) if settings else copier(given)
-    copied = target.build(live)
+    copied = TargetCopy(live, target)
     weight, behind = live.weight.data[0], copied.model.weight.data[0]
     found = []
     ours, theirs, fixed = features.T @ features / len(rewards), features.T @ ahead / len(rewards), None
@@ -237,7 +237,7 @@ def test_bfloat16_weights_would_lose_small_steps(settings: dict[str, Any]) -> No
     live = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     live.weight.data.fill_(1.0)
     target = TargetCritic()
-    copied = target.build(live)
+    copied = TargetCopy(live, target)
     live.weight.data += 2**-7
     for step in range(1, 100):
         target.follow(live, copied, step)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from popo_lightning.model import fused_logprobs as fused
 from popo_lightning.model import logprobs
-from popo_lightning.model.fused_logprobs import fused_logprobs, fuses
+from popo_lightning.model.logprobs import fused_logprobs, fuses
 
 STATES, WIDTH, VOCABULARY = 23, 16, 50
 
@@ -112,7 +111,7 @@ def test_bfloat16_rounds_logits_as_the_plain_pass_does(dtype: torch.dtype) -> No
 def test_a_chunk_holds_its_logits_once_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain pass holds logits, log-probs and both gradients. Here the backward pass works in place."""
     seen: list[int] = []
-    real = fused._d_logits
+    real = logprobs._d_logits
 
     def spy(logp: Tensor, *others: Any) -> Tensor:
         found = real(logp, *others)
@@ -120,7 +119,7 @@ def test_a_chunk_holds_its_logits_once_in_float32(monkeypatch: pytest.MonkeyPatc
         assert found.data_ptr() == logp.data_ptr()
         return found
 
-    monkeypatch.setattr(fused, "_d_logits", spy)
+    monkeypatch.setattr(logprobs, "_d_logits", spy)
     head, hidden, targets = made(False)
     gradients(head, hidden, lambda states, head: fused_logprobs(states, head, targets, 1.0, (), False, 10), 0)
     assert seen == [10, 10, 3]

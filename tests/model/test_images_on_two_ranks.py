@@ -50,7 +50,7 @@ def trained(folder: Path, strategy: str, gradient_sync: str = "step") -> dict[st
     together = [(Minibatch(a.groups + b.groups, 0, a.index),) for a, b in steps]
     module, trainer = train(module, strategy, together if strategy == "one" else steps)
     own = (together if strategy == "one" else steps)[0][trainer.global_rank]
-    scores = {"logprobs": torch.stack(module.logprobs(own)), "values": torch.stack(module.values(own))}
+    scores = {"logprobs": torch.stack(module.logprobs(own)), "values": torch.stack(module.estimates(own)["values"])}
     return scores | {"weights": whole_tensors(module.named_parameters())}
 
 

@@ -18,8 +18,8 @@ from popo_lightning.model import policy_checkpoint
 from popo_lightning.model.fingerprint import CHUNK, Fingerprint, fingerprint, sums_of
 from popo_lightning.model.loading import load_model, load_trainable, vision_tower
 from popo_lightning.model.lora import Lora, adapters, compact, without_adapters
-from popo_lightning.model.merged_weights import merged_weights
 from popo_lightning.model.padded_rows import PaddedRows, pad_rows
+from popo_lightning.model.saved_weights import merged_weights
 from popo_lightning.model.scoring import response_logprobs
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL
@@ -292,7 +292,7 @@ def test_layers_that_cannot_have_an_adapter_are_named(folder: Path, targets: lis
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"r": 0}, "model.lora.r is 0; use a rank"),
+        ({"r": 0}, "model.lora.r is 0; it must be a finite number of at least 1, a rank"),
         ({"alpha": 0.0}, "model.lora.alpha is 0.0"),
         ({"alpha": float("inf")}, "model.lora.alpha is inf"),
         ({"target_modules": "q_proj"}, "model.lora.target_modules is 'q_proj'; use all-linear, or a list"),

@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "index empty": (after(shard, written(INDEX, "{}")), [f"whose {INDEX} names no weights"]),
     "adapter": (
         after(written("adapter_config.json", "{}"), removed("config.json", "model.safetensors")),
-        ["a LoRA adapter without its model", "merge_and_unload"],
+        ["an adapter (it has an adapter_config.json) without its model", "merge_and_unload"],
     ),
     "run": (after(written("metrics.csv", ""), removed("config.json")), ["the folder of a run", "ckpt_path"]),
 }

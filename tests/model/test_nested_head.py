@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
-from popo_lightning.model.critic import Critic
+from popo_lightning.model.critic import Critic, ValueModel
 from popo_lightning.model.loading import load_trainable
 from popo_lightning.model.nested_head import NestedHead, chosen, problem_groups
 from popo_lightning.model.padded_rows import pad_rows
@@ -134,7 +134,7 @@ def test_a_token_gets_its_groups_part() -> None:
 def test_a_value_model_adds_the_part_of_the_rows_group(tmp_path: Path) -> None:
     model = load_trainable(random_model("llama-untied", tmp_path), torch.float32, False).eval()
     head = NestedHead("level", [2, 3])
-    nested = Critic(head=head).build(model)
+    nested = ValueModel(model, Critic(head=head))
     first, second = group(0, problem="a"), group(1, problem="b")
     object.__setattr__(second, "problem", Problem("b", "", {}, {"level": 5}))
     minibatch = Minibatch([first, second], 0, 0)

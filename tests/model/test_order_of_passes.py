@@ -16,7 +16,7 @@ from helpers.groups import response
 from helpers.places import REPOSITORY
 
 from popo_lightning.core.minibatch import Row
-from popo_lightning.model.critic import Critic
+from popo_lightning.model.critic import Critic, ValueModel
 from popo_lightning.model.loading import blank_image, layers, load_trainable
 from popo_lightning.model.padded_rows import PaddedRows, dummy_rows, pad_rows
 from popo_lightning.model.scoring import response_logprobs
@@ -60,7 +60,7 @@ def test_a_pass_without_an_image_keeps_the_order(
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.train()
-    critic = Critic().build(model)
+    critic = ValueModel(model, Critic())
     for each, scores in ((model, lambda rows: response_logprobs(model, rows, 1.0, [], False)[0]), (critic, critic)):
         seeing, blind = (order_of(each, scores, rows) for rows in (image_row(model.config), dummy_rows()))
         assert seeing == blind

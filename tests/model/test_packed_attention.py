@@ -253,7 +253,7 @@ def test_rows_as_rectangles_by_hand() -> None:
     assert prompts.queries.tolist() == [[0, 1], [6, 0]] and prompts.keys.tolist() == [[0, 1], [6, 0]]
     assert responses.queries.tolist() == [[2, 3, 4], [5, 0, 0], [7, 0, 0]]
     assert responses.keys.tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0], [6, 0, 7, 0, 0]]
-    assert responses.order.tolist() == [2, 3, 4, 5, -1, -1, 7, -1, -1] and responses.length == 5
+    assert responses.order.tolist() == [2, 3, 4, 5, -1, -1, 7, -1, -1] and responses.keys.shape[1] == 5
     seen = (responses.mask == 0).int()
     assert seen[0, 0].tolist() == seen[1, 0].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert seen[2, 0].tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]

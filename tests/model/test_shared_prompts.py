@@ -132,7 +132,7 @@ def test_values_of_a_critic_are_the_plain_ones(folder: Path, minibatch: Minibatc
     modules = [policy(folder, each, critic=Critic(), advantage=GAE()) for each in (True, False)]
     for module in modules:
         torch.nn.init.normal_(module.value_model.head.weight, generator=torch.Generator().manual_seed(0))
-    shared, plain = (module.values(minibatch) for module in modules)
+    shared, plain = (module.estimates(minibatch)["values"] for module in modules)
     torch.testing.assert_close(shared, plain, atol=2e-5, rtol=1e-5)
     assert torch.cat(plain).std() > 1
 

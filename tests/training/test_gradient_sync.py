@@ -126,5 +126,5 @@ def test_no_gradient_outlives_the_step(
 
 
 def test_moments_of_exchange_are_named() -> None:
-    with pytest.raises(SettingError, match=r"model\.gradient_sync is 'never'; use step or micro_batch"):
+    with pytest.raises(SettingError, match=r"model\.gradient_sync is 'never'; it must be step or micro_batch"):
         PolicyModule(path="unused", gradient_sync="never")

@@ -21,10 +21,9 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.rollout.report import RolloutReport, of_all_ranks, rollout_metrics
-from popo_lightning.training import hardware
-from popo_lightning.training.hardware import peak_tflops, take_peak_memory
+from popo_lightning.training import throughput
 from popo_lightning.training.model_flops import ModelFlops
-from popo_lightning.training.throughput import Worker, throughput_metrics
+from popo_lightning.training.throughput import Worker, peak_tflops, take_peak_memory, throughput_metrics
 
 GIB = 2**30
 
@@ -202,7 +201,7 @@ def test_an_unknown_card_is_told_once_unless_its_peak_is_given(
 
 @pytest.mark.parametrize("peak", [0.0, -989.4, float("inf"), float("nan")])
 def test_a_peak_that_is_none_is_refused(peak: float) -> None:
-    with pytest.raises(SettingError, match=r"monitor\.peak_tflops is .*; use the card's dense bfloat16 peak"):
+    with pytest.raises(SettingError, match=r"monitor\.peak_tflops is .*such as 989\.4, the card's dense bfloat16 peak"):
         Monitor(peak_tflops=peak)
 
 
@@ -216,7 +215,7 @@ def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert take_peak_memory(torch.device("cuda", 1)) == 3.0 and resets == [torch.device("cuda", 1)]
     assert take_peak_memory(torch.device("cuda", 1), lambda device: (2 + device.index) * GIB // 2) == 1.5
     usage = SimpleNamespace(ru_maxrss=2 * GIB)
-    monkeypatch.setattr(hardware.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(throughput.resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert take_peak_memory(torch.device("cpu")) == 2.0
     monkeypatch.setattr(sys, "platform", "linux")

@@ -15,8 +15,8 @@ from popo_lightning.cli.export.saved_policy import SavedPolicy
 from popo_lightning.cli.export.weights import weights_of
 from popo_lightning.model.loading import load_model, load_trainable
 from popo_lightning.model.lora import ADAPTER, Lora, adapt, adapters, compact, is_adapter
-from popo_lightning.model.merged_weights import in_four_bits, merged_weight, whole_weight
 from popo_lightning.model.policy_checkpoint import LORA, check_lora
+from popo_lightning.model.saved_weights import in_four_bits, merged_weight, whole_weight
 from popo_lightning.runs.checksums import damaged
 
 PEFT = "base_model.model."  # prefix of the names in an adapter's file

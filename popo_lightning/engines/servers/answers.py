@@ -40,7 +40,7 @@ class Asked:
     forbidden: Collection[int]
     vocabulary: int
     label: str
-    stop: StopStrings | None = None
+    stop: StopStrings
 
 
 class Sampled(NamedTuple):
@@ -90,7 +90,7 @@ def _response(choice: Any, asked: Asked) -> Sampled:
     if reason not in ("stop", "length"):
         raise MalformedAnswerError(f"a response ended by {_short(reason)}")
     ended = [token in asked.ends for token in ids]
-    cut = reason == "stop" and not ended[-1] and asked.stop is not None and asked.stop.cut(ids) is not None
+    cut = reason == "stop" and not ended[-1] and asked.stop.cut(ids) is not None
     if any(ended[:-1]) or (asked.ends and ended[-1] != (reason == "stop") and not cut):
         raise MalformedAnswerError("a response continues after its end, or ends without one")
     if reason == "length" and len(ids) != asked.limit:

@@ -40,19 +40,15 @@ def check_version(server: Server) -> None:
         )
 
 
-def described(server: Server) -> dict[str, Any]:
-    """How a server samples, as its PolicyWorker reports it; raises SettingError for a server without one."""
+def check(server: Server, context: EngineContext) -> None:
+    """Raises SettingError for a server without a PolicyWorker, or one that does not sample as the policy assumes."""
     try:
-        return call(server, "describe_policy_server", {}, 60.0)[0]
+        found = call(server, "describe_policy_server", {}, 60.0)[0]
     except (ServerFailedError, RequestRefusedError, RuntimeError) as error:
         raise SettingError(
             f"{server.url} of data.engine.urls cannot take a policy's weights ({str(error)[:300]}); start it with "
             "scripts/serve.sh"
         ) from error
-
-
-def check(found: dict[str, Any], server: Server, context: EngineContext) -> None:
-    """Raises SettingError for a server that does not sample as the policy assumes."""
     wanted = {
         "dtype": str(context.dtype).removeprefix("torch."),
         "logprobs_mode": "processed_logprobs",  # log-probs of the distribution that is sampled from

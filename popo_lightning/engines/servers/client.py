@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PROBE_SECONDS = 10.0
+RESET_TRIES = 60
 ANSWER_BYTES = 2**20  # maximum size of an answer without responses
 
 
@@ -59,14 +60,13 @@ class Server:
     @property
     def is_private(self) -> bool:
         """Whether the server's addresses cannot be reached from everywhere."""
-        return self.is_here or all(address.is_private for address in self._addresses())
-
-    def _addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+        if self.is_here:
+            return True
         try:
             found = socket.getaddrinfo(self.host, None)
         except OSError:  # the first request reports it
-            return []
-        return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
+            return True
+        return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_private for entry in found)
 
     def ask(self, method: str, path: str, body: Any = None, seconds: float = 60.0, most: int = ANSWER_BYTES) -> Any:
         """Sends a request. Returns the JSON of the answer, or None for an empty answer.
@@ -128,6 +128,20 @@ class Server:
                     self._probe_said = False
                 self._probe_at = time.monotonic()
             return self._probe_said
+
+    def reset_caches(self) -> None:
+        """Drops cached prefixes of the old weights; vLLM refuses while a request is in progress.
+
+        Raises:
+            ServerFailedError: The server does not answer.
+            RuntimeError: The server refuses, again and again.
+        """
+        for _ in range(RESET_TRIES):
+            answer = self.ask("POST", "/reset_prefix_cache")
+            if isinstance(answer, dict) and answer.get("success") is True:
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"{self.url} does not reset its prefix cache; is another run using it?")
 
     def forget_probe(self) -> None:
         """Makes the next :meth:`answers` ask the server."""

@@ -24,15 +24,14 @@ from popo_lightning.engines.base import (
     asks,
     end_token_ids,
     responses_of,
-    temperatures_of,
 )
 from popo_lightning.engines.servers.answers import Asked, Sampled, sampled
-from popo_lightning.engines.servers.caches import reset_caches
-from popo_lightning.engines.servers.checks import call, check, check_version, described, warn_of_open
+from popo_lightning.engines.servers.checks import call, check, check_version, warn_of_open
 from popo_lightning.engines.servers.client import Server, ServerFailedError
 from popo_lightning.engines.servers.pool import ServerPool
 from popo_lightning.engines.servers.weight_files import write_weights
 from popo_lightning.engines.stop_strings import StopStrings
+from popo_lightning.engines.vllm.requests import request_settings
 from popo_lightning.model.prompts import Prompt
 
 LOADING = "loading"  # a server's version while some of its weights are old
@@ -125,7 +124,7 @@ class ServerEngine(RolloutEngine):
         self._wait_for_servers()
         for server in self.pool.alive:
             check_version(server)
-            check(described(server), server, context)
+            check(server, context)
 
     def _wait_for_servers(self) -> None:
         ends = time.monotonic() + self.start_seconds
@@ -173,28 +172,17 @@ class ServerEngine(RolloutEngine):
             )
             jobs.append((asked, sampling, each))
         found: list[list[Sampled]] = [[] for _ in prompts]
+        temperatures: list[list[float]] = [[] for _ in prompts]  # none without a spread
         for each, answer in zip(requests, self.pool.map(self._ask, jobs), strict=True):
             found[each.place] += answer
-        own = temperatures_of(requests, sampling)
-        return [responses_of(self._tokenizer, of, sampling.stop, own[i]) * copies for i, of in enumerate(found)]
+            temperatures[each.place] += [each.temperature] if sampling.temperature_spread else []
+        of_prompts = zip(found, temperatures, strict=True)
+        return [responses_of(self._tokenizer, of, sampling.stop, own) * copies for of, own in of_prompts]
 
     def _ask(self, server: Server, job: tuple[Asked, Sampling, Ask]) -> list[Sampled]:
         asked, sampling, each = job
-        body = {"token_ids": asked.prompt_ids, "return_token_ids": True}
-        body["sampling_params"] = {
-            "n": asked.n,
-            "temperature": each.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_tokens": asked.limit,
-            "seed": each.seed,
-            "stop_token_ids": list(asked.ends),
-            "logprobs": 0,  # the sampled token's own
-            # minus infinity in Python's JSON, which vLLM reads with Python
-            "logit_bias": {str(token): -float("inf") for token in asked.forbidden} or None,
-            "stop": list(sampling.stop),
-            "detokenize": bool(sampling.stop),  # vLLM finds stop strings only in text
-        }
+        settings = request_settings(each, sampling, asked.limit, asked.ends, asked.forbidden)
+        body = {"token_ids": asked.prompt_ids, "return_token_ids": True, "sampling_params": settings}
         most = 2**16 + 16 * len(asked.prompt_ids) + 512 * asked.n * asked.limit
         seconds = self._longest_wait(asked)
         return sampled(server.ask("POST", "/inference/v1/generate", body, seconds, most), asked)
@@ -253,7 +241,7 @@ class ServerEngine(RolloutEngine):
 
     def _forgets(self, server: Server) -> bool:
         try:
-            reset_caches(server)
+            server.reset_caches()
         except ServerFailedError as error:
             self.pool.drop(server, error)
             return False
@@ -275,7 +263,7 @@ class ServerEngine(RolloutEngine):
             for worker in found:
                 if "error" in worker or not worker.get("files"):
                     raise RuntimeError(f"{server.url}: {str(worker.get('error', worker))[:500]}")
-            reset_caches(server)
+            server.reset_caches()
             server.ask("POST", "/update_weight_version", {"new_version": label})
             said = server.ask("GET", "/weight_info")
         except ServerFailedError as error:

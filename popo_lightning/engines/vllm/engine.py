@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from popo_lightning.core.bounds import above
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.groups import Response
 from popo_lightning.core.ranks import lost_rank
@@ -78,14 +79,12 @@ class VLLMEngine(RolloutEngine):
             raise SettingError(
                 f"data.engine.gpu_memory_utilization is {gpu_memory_utilization}; use a share between 0 and 1"
             )
-        if cpu_cache_gib <= 0:
-            raise SettingError(f"data.engine.cpu_cache_gib is {cpu_cache_gib}; use a size above 0")
         if sleep_level not in (None, 0, 1, 2):
             raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
         if max_num_seqs is not None and max_num_seqs < 1:
             raise SettingError(f"data.engine.max_num_seqs is {max_num_seqs}; use at least 1, or null")
         self.gpu_memory_utilization = gpu_memory_utilization
-        self.cpu_cache_gib = cpu_cache_gib
+        self.cpu_cache_gib = above("data.engine.cpu_cache_gib", cpu_cache_gib, 0, "1.0")
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
         self.prefix_caching = prefix_caching
@@ -195,7 +194,7 @@ class VLLMEngine(RolloutEngine):
         engine = self._llm.llm_engine
         with self._apart():
             context, ends = self._context, self._stop_token_ids
-            wanted = sampling_parameters(prompts, asked, sampling, context.forbidden_token_ids, ends)
+            wanted = sampling_parameters(prompts, asked, sampling, ends, context.forbidden_token_ids)
             ids = self._llm.enqueue(inputs, wanted, use_tqdm=False)
         waiting = {request_number(request): each for request, each in zip(ids, asked, strict=True)}
         found: dict[int, list[tuple[Ask, Any]]] = {place: [] for place in range(len(prompts))}

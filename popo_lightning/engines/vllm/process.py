@@ -82,16 +82,14 @@ def ranks_in_environment(context: EngineContext) -> Iterator[None]:
     if not dist.is_initialized():  # vLLM then makes a process group of this rank alone, at a port of its own
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_free_network_port()}
         names |= {"TORCHELASTIC_USE_AGENT_STORE": False}  # torchrun's store is not at that port
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextmanager

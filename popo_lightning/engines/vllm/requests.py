@@ -21,43 +21,47 @@ def request_number(request: str) -> str:
     return request.partition("-")[0]
 
 
-def sampling_parameters(
-    prompts: Sequence[Prompt],
-    asked: Sequence[Ask],
-    sampling: Sampling,
-    forbidden: Iterable[int],
-    stop_token_ids: Sequence[int],
-) -> list[Any]:
-    """Sampling parameters of each request. Without its own seed, a request would draw from a global generator.
+def request_settings(
+    asked: Ask, sampling: Sampling, limit: int, ends: Iterable[int], forbidden: Iterable[int]
+) -> dict[str, Any]:
+    """VLLM's sampling parameters of a request, in its process or to a server.
 
     Args:
-        prompts: Prompts of the call.
-        asked: Requests of the call.
+        asked: The request.
         sampling: How to draw tokens.
+        limit: Maximum number of tokens.
+        ends: Tokens that end a response.
         forbidden: Tokens that are never drawn.
-        stop_token_ids: Tokens that end a response.
     """
+    return {
+        "n": asked.n,
+        # of the first response; those of the others follow it; without one, vLLM would draw from a global generator
+        "seed": asked.seed,
+        "temperature": asked.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": limit,
+        "stop_token_ids": list(ends),
+        "logprobs": 0,  # the sampled token's own
+        # minus infinity in Python's JSON, which a server reads with Python
+        "logit_bias": {token: -float("inf") for token in forbidden} or None,
+        "stop": list(sampling.stop),
+        # vLLM would write text token by token, which is done here for whole responses; but vLLM finds stop strings only
+        # in text that it has written
+        "detokenize": bool(sampling.stop),
+    }
+
+
+def sampling_parameters(
+    prompts: Sequence[Prompt], asked: Sequence[Ask], sampling: Sampling, ends: Iterable[int], forbidden: Iterable[int]
+) -> list[Any]:
+    """Returns :func:`request_settings` of all requests of a call, as vLLM's own objects."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    biases = {token: -float("inf") for token in forbidden}
-    return [
-        SamplingParams(
-            n=each.n,
-            seed=each.seed,  # of the first response; those of the others follow it
-            temperature=each.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens - prompts[each.place].prefix_len,
-            stop_token_ids=stop_token_ids,
-            logprobs=0,  # the sampled token's own
-            logit_bias=biases or None,
-            stop=list(sampling.stop),
-            # vLLM would write text token by token, which is done here for whole responses; but vLLM finds stop strings
-            # only in text that it has written
-            detokenize=bool(sampling.stop),
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        for each in asked
-    ]
+    found = []
+    for each in asked:
+        limit = sampling.max_new_tokens - prompts[each.place].prefix_len
+        settings = request_settings(each, sampling, limit, ends, forbidden)
+        found.append(SamplingParams(**settings, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY))
+    return found

@@ -1,9 +1,10 @@
-"""Reduces gradients over ranks once per optimizer step, in its last backward pass, if the strategy allows it."""
+"""The gradients of a step: reduced over ranks once, in its last backward pass, if the strategy allows it; clipped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from math import inf
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -12,19 +13,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from popo_lightning.core.errors import SettingError
-from popo_lightning.core.ranks import all_reduce
+from popo_lightning.core.ranks import all_reduce, full_tensor
 from popo_lightning.model.padded_rows import PaddedRows, dummy_rows
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.minibatch_loss import MinibatchLoss
-
-GRADIENT_SYNC = ("step", "micro_batch")
-
-
-def check_gradient_sync(gradient_sync: str) -> None:
-    """Raises SettingError for an unknown value of model.gradient_sync."""
-    if gradient_sync not in GRADIENT_SYNC:
-        raise SettingError(f"model.gradient_sync is '{gradient_sync}'; use {' or '.join(GRADIENT_SYNC)}")
 
 
 def add_up_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:
@@ -60,6 +52,20 @@ def add_up_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence
             policy.manual_backward(loss)
 
 
+def add_up_critic_gradients(policy: PolicyModel, losses: MinibatchLoss, parts: Sequence[PaddedRows]) -> None:
+    """Runs the critic's own passes. Gradients stay on their rank until :func:`add_up_gradients` reduces them.
+
+    Args:
+        policy: Policy with the critic. Weights must not be sharded, because ranks may have different numbers of parts.
+        losses: Loss of the minibatch.
+        parts: This rank's micro-batches.
+    """
+    for part in parts:
+        rows = part.to(policy.device)
+        with gradients_exchanged(policy.trainer.strategy.model, [policy.value_model], False):
+            policy.manual_backward(losses.add_values(rows, policy.value_model(rows)))
+
+
 def _most(policy: PolicyModel, own: int) -> int:
     """Returns the number of passes of this rank, of which `own` have rows and the rest have none."""
     # With sharded weights each pass gathers weights from all ranks, so all need equally many. Ranks agree before the
@@ -91,6 +97,11 @@ def gradients_exchanged(wrapped: nn.Module | None, models: Sequence[nn.Module], 
     kept = isinstance(wrapped, DistributedDataParallel) and not exchange
     with wrapped.no_sync() if kept else nullcontext():  # type: ignore[operator,union-attr]
         yield
+
+
+def clip_gradients(model: nn.Module, limit: float | None) -> float:
+    """Clips a model's gradients to a norm, or not at all for None. Returns their norm before clipping."""
+    return float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), inf if limit is None else limit)))
 
 
 def free_gradients(optimizer: Optimizer | LightningOptimizer, wrapped: nn.Module | None) -> None:
