@@ -9,8 +9,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above, one_of, within
 from popo_lightning.objectives.behave_clip import sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
-from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio, sequence_log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
 
 RECMask = Literal["none", "one-side", "two-side", "ring"]

@@ -18,12 +18,7 @@ from popo_lightning.core.ranks import all_gather_tensors
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.regularizers import ESTIMATORS, Estimator, Regularizer, kl_loss
-from popo_lightning.objectives.trust_regions import (
-    TrustRegion,
-    TrustRegionOutput,
-    checked_dual_clip,
-    ppo_clip,
-)
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, checked_dual_clip, ppo_clip
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.replay.composer import Composer, Iteration
@@ -220,6 +215,8 @@ class ConvexKL(Regularizer):
         min_share: Minimum of lambda.
     """
 
+    needs_reference = True
+
     def __init__(
         self,
         coefficient: float,
@@ -236,11 +233,6 @@ class ConvexKL(Regularizer):
         self.interval = int(at_least("ConvexKL.interval", interval, 1))
         self.step = above("ConvexKL.step", step, 0, "0.1")
         self.min_share = within("ConvexKL.min_share", min_share, 0, 1, "0.5")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Always true."""
-        return True
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Returns coefficient * the mixture of two `kl_loss`."""

@@ -90,3 +90,12 @@ def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
         (R, T) log-ratios, with gradient to `a` and `b`.
     """
     return torch.where(mask.bool(), a - b, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def sequence_log_ratio(logp: Tensor, center_logp: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean of log(pi_policy / pi_centre) over a response's tokens, with gradient: (R, T) to (R, 1).
+
+    It is the log of the ratios' geometric mean, and 0 for a row without tokens.
+    """
+    logs = log_ratio(logp, center_logp.detach(), mask)
+    return logs.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)

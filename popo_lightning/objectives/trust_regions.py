@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import above, held
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import above
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
 
@@ -97,6 +96,31 @@ def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
     return -torch.where(mask.bool(), coefficient, 0.0) * torch.where(mask.bool(), logp, 0.0)
 
 
+def capped_score_loss(
+    logp: Tensor, center_logp: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
+) -> TrustRegionOutput:
+    """Computes -sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_centre.
+
+    Inside the bounds the gradient is that of -r A. Outside it is limited, but not 0 as in PPO.
+
+    Args:
+        logp: (R, T) log-probs under the policy, with gradient.
+        center_logp: (R, T) log-probs under the centre.
+        advantages: (R, T) or (R, 1) advantages.
+        mask: (R, T), true at response tokens.
+        low: Lower bound of the ratio.
+        high: Upper bound of the ratio.
+
+    Returns:
+        Loss, detached ratio, and which tokens have a clamped ratio.
+    """
+    mask = mask.bool()
+    ratio = log_ratio(logp.detach(), center_logp.detach(), mask).exp()
+    capped = ratio.clamp(low, high)
+    advantages = torch.where(mask, advantages, 0.0)
+    return TrustRegionOutput(score_loss(logp, capped * advantages, mask), ratio, capped != ratio)
+
+
 class TrustRegion(KeepsState, ABC):
     """Slot: how far a token may push the policy.
 
@@ -107,16 +131,13 @@ class TrustRegion(KeepsState, ABC):
             pi_policy / pi_behave, so that a weight would correct twice, or because the rule needs none.
         compares_pairs: Whether each group is a pair, and a row's loss needs the log-ratio of the other row (`rival`).
             `log_ratios` and `for_pairs` are then called before a minibatch's first row.
+        needs_reference: Whether `ref_logp` must be given, which costs a forward pass of the reference policy.
     """
 
     needs_minibatch_tokens: bool = False
     includes_is_weight: bool = False
     compares_pairs: bool = False
-
-    @property
-    def needs_reference(self) -> bool:
-        """Returns whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
-        return False
+    needs_reference: bool = False
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Returns the region for all micro-batches of a minibatch; itself if it does not depend on the tokens."""
@@ -216,8 +237,4 @@ class Unbounded(TrustRegion):
 
 def checked_dual_clip(owner: str, dual_clip: float | None) -> float | None:
     """Returns the dual clip, or raises SettingError if it cannot work."""
-    if dual_clip is not None and not 1 < dual_clip < math.inf:
-        raise SettingError(
-            f"{owner}.dual_clip is {dual_clip}; it must be a finite number above 1, such as 10, or null for none."
-        )
-    return None if dual_clip is None else held(f"{owner}.dual_clip", dual_clip)
+    return None if dual_clip is None else above(f"{owner}.dual_clip", dual_clip, 1, "10, or null for none")

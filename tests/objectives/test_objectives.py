@@ -88,7 +88,7 @@ def test_weight_matters_on_stale_rows_and_not_on_fresh_ones() -> None:
 def test_decoupled_clip_is_a_clip_around_behave() -> None:
     # w min(r A, clamp(r, 1 -+ e) A) = min(rho A, clamp(rho, w -+ w e) A), rho = r w.
     rows = random_rows()
-    weight, _ = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+    weight = decoupled_weight(rows)
     rho = log_ratio(rows.logp, rows.behave_logp, rows.mask).exp()
     exact = -torch.minimum(rho * rows.advantages, rho.clamp(weight * 0.8, weight * 1.2) * rows.advantages)
     ours = weight * ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, 0.2, 0.2).loss
