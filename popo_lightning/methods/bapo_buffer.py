@@ -96,7 +96,6 @@ class BAPOBuffer(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the groups of X1, X2 and X3."""
         fresh = iteration.rollout()
-        self._check_component(fresh)
         batch = [group for group in fresh if self._mixed(group)]
         batch += self._asked_again(batch, iteration)
         batch += self._replayed(batch, self._thresholds(fresh), iteration)
@@ -110,14 +109,6 @@ class BAPOBuffer(Composer):
         """Returns whether the group belongs to X1."""
         one = 1 / len(group.responses)
         return _between(one, self._mu(group), 1 - one)
-
-    def _check_component(self, groups: Sequence[Group]) -> None:
-        graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        if graded and self.success_key not in graded[0]:
-            raise SettingError(
-                f"BAPOBuffer.success_key is '{self.success_key}', which the task does not give; use one of "
-                f"{', '.join(sorted(graded[0]))}."
-            )
 
     def _asked_again(self, chosen: Sequence[Group], iteration: Iteration) -> list[Group]:
         """Samples X2."""

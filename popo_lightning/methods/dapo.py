@@ -63,12 +63,7 @@ class AdaptiveChunk(ChunkSize):
     def __init__(self, factor: float = 1.25, min_share: float = 0.25, max_share: float = 1.5) -> None:
         self.factor = above("data.composer.chunk.factor", factor, 0, "1.25")
         self.min_share = above("data.composer.chunk.min_share", min_share, 0, "0.25 of the usual problems")
-        if not min_share <= max_share < math.inf:
-            raise SettingError(
-                f"data.composer.chunk.max_share is {max_share}; use a finite share, not below chunk.min_share, "
-                f"which is {min_share}"
-            )
-        self.max_share = max_share
+        self.max_share = at_least("data.composer.chunk.max_share", max_share, min_share, " (chunk.min_share)")
 
     def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
         """Returns the missing groups divided by the observed effective share, times the factor, within bounds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from popo_lightning.core.bounds import within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.tasks.samplers import PromptSampler
@@ -54,10 +55,6 @@ class MoPPS(PromptSampler):
     ) -> None:
         if candidates < 1:
             raise SettingError(f"MoPPS.candidates is {candidates}; propose at least 1 problem for each one asked")
-        if not 0 <= discount <= 1:
-            raise SettingError(f"MoPPS.discount is {discount}; use a share from 0 (newest visit) to 1 (all visits)")
-        if not 0 <= target <= 1:
-            raise SettingError(f"MoPPS.target is {target}; use a success rate from 0 to 1, such as 0.5")
         if target_range is not None and not 0 <= target_range[0] < target_range[1] <= 1:
             raise SettingError(
                 f"MoPPS.target_range is {list(target_range)}; give two rising success rates, such as [0.3, 0.7]"
@@ -65,8 +62,8 @@ class MoPPS(PromptSampler):
         if min(prior) <= 0:
             raise SettingError(f"MoPPS.prior is {list(prior)}; both numbers of a Beta distribution are above 0")
         self.candidates = candidates
-        self.discount = discount
-        self.target = target
+        self.discount = within("MoPPS.discount", discount, 0, 1, "0.5")
+        self.target = within("MoPPS.target", target, 0, 1, "0.5")
         self.target_range = target_range
         self.prior = prior
         self.success_key = success_key

@@ -62,9 +62,9 @@ class ReMixReplay(Composer):
     ) -> None:
         self.probability = within("ReMixReplay.probability", probability, 0, 1, "0.4")
         self.policies = int(at_least("ReMixReplay.policies", policies, 1, ", such as 2"))
-        self.stop_at = (
-            None if stop_at is None else int(at_least("ReMixReplay.stop_at", stop_at, 0, ", or null for none"))
-        )
+        if stop_at is not None:
+            at_least("ReMixReplay.stop_at", stop_at, 0, ", or null for none")
+        self.stop_at = stop_at
         self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
         self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
         self._replay: int | None = None  # iteration whose batch the next one trains on
@@ -127,9 +127,7 @@ class Reincarnation(ParameterHook):
     state = ("reference",)
 
     def __init__(self, iteration: int = 50) -> None:
-        if iteration < 0:
-            raise SettingError(f"Reincarnation.iteration is {iteration}; use 0 or a later iteration, such as 50")
-        self.iteration = iteration
+        self.iteration = int(at_least("Reincarnation.iteration", iteration, 0, ", such as 50"))
         self.reference: Weights | None = None  # None until it is replaced
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -140,7 +138,6 @@ class Reincarnation(ParameterHook):
                 "parameter_hook is Reincarnation, but no term of model.regularizers has a reference to "
                 "exchange; add popo_lightning.methods.remix.ConvexKL or KL, or drop the hook"
             )
-
         if stage == "fit" and policy.lora is not None:
             raise SettingError(
                 "parameter_hook is Reincarnation, which exchanges the reference, but with model.lora that is the model "

@@ -6,16 +6,15 @@ import math
 from dataclasses import replace
 from random import Random
 from statistics import pvariance
-from typing import Literal
+from typing import Literal, get_args
 
-from popo_lightning.core.bounds import above
+from popo_lightning.core.bounds import above, one_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.response_store import ResponseStore
 
 Retrieval = Literal["recent", "reward", "random", "variance", "all"]
-RETRIEVALS = ("recent", "reward", "random", "variance", "all")
 
 
 class RePO(Composer):
@@ -70,10 +69,8 @@ class RePO(Composer):
             )
         if not 2 <= replays <= capacity:
             raise SettingError(f"RePO.replays is {replays}; use 2, to compare, up to RePO.capacity ({capacity})")
-        if retrieval not in RETRIEVALS:
-            raise SettingError(f"RePO.retrieval is '{retrieval}'; use one of {', '.join(RETRIEVALS)}")
-        if advantages not in ("split", "mixed"):
-            raise SettingError(f"RePO.advantages is '{advantages}'; use split or mixed")
+        one_of("RePO.retrieval", retrieval, get_args(Retrieval))
+        one_of("RePO.advantages", advantages, ("split", "mixed"))
         above("RePO.coefficient", coefficient, 0, "1.0")
         if advantages == "mixed" and coefficient != 1:
             raise SettingError(

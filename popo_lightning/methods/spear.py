@@ -52,7 +52,6 @@ class SPEAR(Composer):
     """
 
     follows_reward = True
-
     fixes_advantages = True
     state = ("_kept", "_means")
     transient = ("_replayed",)
