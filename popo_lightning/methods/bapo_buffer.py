@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from popo_lightning.core.bounds import at_least, one_of, within
@@ -16,6 +17,7 @@ from popo_lightning.replay.composer import Composer, Iteration
 CODE_REWARD_RANGE = (0.2, 0.8)
 
 
+@dataclass(eq=False)
 class BAPOBuffer(Composer):
     """Builds a batch from three sources, without redundant sampling (arXiv 2602.20722; waunx/BAPO_ICLR).
 
@@ -56,40 +58,34 @@ class BAPOBuffer(Composer):
 
     state = ("_hard", "_good")
 
-    def __init__(
-        self,
-        success_key: str = "acc",
-        hard: float = 0.125,
-        good: tuple[float, float] = (0.125, 0.25),
-        good_high: tuple[float, float] = (0.5, 0.625),
-        adaptive: Literal["off", "prose", "code"] = "off",
-        interval: int = 2,
-        ask_again: int = 32,
-        promote: Literal["range", "improved"] = "range",
-        hard_capacity: int | None = None,
-        good_capacity: int | None = None,
-        max_age: int = 3,
-    ) -> None:
-        for name, (low, high) in (("good", good), ("good_high", good_high)):
+    success_key: str = "acc"
+    hard: float = 0.125
+    good: tuple[float, float] = (0.125, 0.25)
+    good_high: tuple[float, float] = (0.5, 0.625)
+    adaptive: Literal["off", "prose", "code"] = "off"
+    interval: int = 2
+    ask_again: int = 32
+    promote: Literal["range", "improved"] = "range"
+    hard_capacity: int | None = None
+    good_capacity: int | None = None
+    max_age: int = 3
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("good", self.good), ("good_high", self.good_high)):
             if not 0 < low <= high < 1:
                 raise SettingError(
                     f"BAPOBuffer.{name} is {[low, high]}; give the least and the greatest mean reward, between "
                     "0 and 1, such as [0.125, 0.25]."
                 )
-        self.success_key = success_key
-        self.hard = within("BAPOBuffer.hard", hard, 0, 1, "0.125")
-        self.good = good
-        self.good_high = good_high
-        self.adaptive = one_of("BAPOBuffer.adaptive", adaptive, ("off", "prose", "code"))
-        self.interval = int(at_least("BAPOBuffer.interval", interval, 1, ", such as 2"))
-        self.ask_again = int(at_least("BAPOBuffer.ask_again", ask_again, 0, ", such as 32"))
-        self.promote = one_of("BAPOBuffer.promote", promote, ("range", "improved"))
-        for name, value in (("hard_capacity", hard_capacity), ("good_capacity", good_capacity)):
+        within("BAPOBuffer.hard", self.hard, 0, 1, "0.125")
+        one_of("BAPOBuffer.adaptive", self.adaptive, ("off", "prose", "code"))
+        at_least("BAPOBuffer.interval", self.interval, 1, ", such as 2")
+        at_least("BAPOBuffer.ask_again", self.ask_again, 0, ", such as 32")
+        one_of("BAPOBuffer.promote", self.promote, ("range", "improved"))
+        for name, value in (("hard_capacity", self.hard_capacity), ("good_capacity", self.good_capacity)):
             if value is not None:
                 at_least(f"BAPOBuffer.{name}", value, 1, ", or null")
-        self.hard_capacity = hard_capacity
-        self.good_capacity = good_capacity
-        self.max_age = int(at_least("BAPOBuffer.max_age", max_age, 1, ", such as 3"))
+        at_least("BAPOBuffer.max_age", self.max_age, 1, ", such as 3")
         self._hard: dict[str, tuple[Problem, float]] = {}  # by problem id, oldest first, with its mu
         self._good: deque[Group] = deque()
 

@@ -166,12 +166,3 @@ class Totals:
             "total/tokens": float(self.tokens),
             "total/dynamic_sampling_responses": self.dynamic_sampling_responses,
         }
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Inverse of :meth:`state_dict`; counts that an earlier version lacks are 0."""
-        for name in asdict(self):
-            setattr(self, name, state.get(name, 0))

@@ -29,7 +29,7 @@ from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule
 from popo_lightning.proximal.snapshot import ProximalSnapshot
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.rollout.behave import scored_by_trainer
+from popo_lightning.rollout.iteration import scored_by_trainer
 from popo_lightning.rollout.report import RolloutReport, of_all_ranks, rollout_metrics
 
 NOISE = 1e-3
