@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import one_of
+from popo_lightning.core.bounds import one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.methods.popo import PrioritizedGroupReplay
@@ -90,18 +90,15 @@ class AnyGroup(PrioritizedGroupReplay):
     """
 
     def __init__(self, buffer: GroupReplayBuffer, replaced: float | None = None) -> None:
-        if replaced is not None and not 0 <= replaced <= 1:
-            raise SettingError(
-                f"data.composer.replaced is {replaced}; use a share from 0 to 1, or null for the share of ineffective "
-                "groups"
-            )
+        if replaced is not None:
+            within("data.composer.replaced", replaced, 0, 1, "0.5, or null for the share of ineffective groups")
         super().__init__(buffer)
         self.replaced = replaced
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the fresh groups that are not replaced, in order, then the stored ones."""
         fresh = iteration.rollout()
-        count = self._places(fresh, iteration)
+        count = len(iteration.split(fresh)[1]) if self.replaced is None else round(self.replaced * len(fresh))
         given_up = iteration.random("places").sample(range(len(fresh)), count)
         kept = {group.problem.id for place, group in enumerate(fresh) if place not in given_up}
         stored = self.buffer.newest(count, iteration.version, exclude_problems=kept)
@@ -109,11 +106,6 @@ class AnyGroup(PrioritizedGroupReplay):
         self.buffer.used(stored)
         self.buffer.insert(fresh, len(fresh))
         return [group for place, group in enumerate(fresh) if place not in gone] + stored
-
-    def _places(self, fresh: list[Group], iteration: Iteration) -> int:
-        if self.replaced is None:
-            return len(iteration.split(fresh)[1])
-        return round(self.replaced * len(fresh))
 
 
 class Stale(PrioritizedGroupReplay):

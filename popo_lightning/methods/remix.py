@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
@@ -24,6 +25,7 @@ from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.replay.composer import Composer, Iteration
 
 
+@dataclass(eq=False)
 class ReMixReplay(Composer):
     """ReMix's Mix-PPG: with probability p, data of a recent policy replace new data (arXiv 2507.06892).
 
@@ -53,19 +55,17 @@ class ReMixReplay(Composer):
     supports_async = False
     state = ("_batches", "_replay")
 
-    def __init__(
-        self,
-        probability: float = 0.4,
-        policies: int = 2,
-        stop_at: int | None = 50,
-        mix: Literal["batch", "group"] = "batch",
-    ) -> None:
-        self.probability = within("ReMixReplay.probability", probability, 0, 1, "0.4")
-        self.policies = int(at_least("ReMixReplay.policies", policies, 1, ", such as 2"))
-        if stop_at is not None:
-            at_least("ReMixReplay.stop_at", stop_at, 0, ", or null for none")
-        self.stop_at = stop_at
-        self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
+    probability: float = 0.4
+    policies: int = 2
+    stop_at: int | None = 50
+    mix: Literal["batch", "group"] = "batch"
+
+    def __post_init__(self) -> None:
+        within("ReMixReplay.probability", self.probability, 0, 1, "0.4")
+        at_least("ReMixReplay.policies", self.policies, 1, ", such as 2")
+        if self.stop_at is not None:
+            at_least("ReMixReplay.stop_at", self.stop_at, 0, ", or null for none")
+        one_of("ReMixReplay.mix", self.mix, ("batch", "group"))
         self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
         self._replay: int | None = None  # iteration whose batch the next one trains on
 
@@ -194,6 +194,7 @@ def base_share(version: int, start: int = 50, interval: int = 10, step: float = 
     return max(1 - step * math.ceil(max(version - start, 0) / interval), min_share)
 
 
+@dataclass(eq=False)
 class ConvexKL(Regularizer):
     """ReMix's KL-convex constraint: keeps the policy near the base model first, and increasingly near prox.
 
@@ -214,22 +215,20 @@ class ConvexKL(Regularizer):
 
     needs_reference = True
 
-    def __init__(
-        self,
-        coefficient: float,
-        estimator: Estimator = "k3",
-        start: int = 50,
-        interval: int = 10,
-        step: float = 0.1,
-        min_share: float = 0.5,
-    ) -> None:
-        self.coefficient = at_least("ConvexKL.coefficient", coefficient, 0)
-        one_of("ConvexKL.estimator", estimator, ESTIMATORS)
-        self.estimator: Estimator = estimator
-        self.start = int(at_least("ConvexKL.start", start, 0))
-        self.interval = int(at_least("ConvexKL.interval", interval, 1))
-        self.step = above("ConvexKL.step", step, 0, "0.1")
-        self.min_share = within("ConvexKL.min_share", min_share, 0, 1, "0.5")
+    coefficient: float
+    estimator: Estimator = "k3"
+    start: int = 50
+    interval: int = 10
+    step: float = 0.1
+    min_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least("ConvexKL.coefficient", self.coefficient, 0)
+        one_of("ConvexKL.estimator", self.estimator, ESTIMATORS)
+        at_least("ConvexKL.start", self.start, 0)
+        at_least("ConvexKL.interval", self.interval, 1)
+        above("ConvexKL.step", self.step, 0, "0.1")
+        within("ConvexKL.min_share", self.min_share, 0, 1, "0.5")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Returns coefficient * the mixture of two `kl_loss`."""
