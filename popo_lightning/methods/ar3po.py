@@ -50,9 +50,7 @@ class StagedSampling(Composer):
         if capacity is not None:
             at_least("data.composer.capacity", capacity, 0, " for no reuse, or null to keep all")
         if max_age is not None:
-            at_least(
-                "data.composer.max_age", max_age, 1, ", the age of the newest stored response, or null for no limit"
-            )
+            at_least("data.composer.max_age", max_age, 1, ", the age of the newest stored one, or null for no limit")
         self.capacity = capacity
         self.max_age = max_age
         self._right: dict[str, Response] = {}  # newest correct response by problem id, oldest first

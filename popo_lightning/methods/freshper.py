@@ -132,7 +132,7 @@ class FilteredBehaveAligned(BehaveAligned):
         self.max_ratio = above("FilteredBehaveAligned.max_ratio", max_ratio, 1, "3.0")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Applies `ppo_clip` around `sampled_logp` to the kept responses; rejected ones have loss 0."""
+        """Applies PPO's clip around `sampled_logp` to the kept responses; rejected ones have loss 0."""
         found = super().__call__(rows, weight)
         log_mean = sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)
         rejected = (log_mean > math.log(self.max_ratio)) & rows.mask.bool()

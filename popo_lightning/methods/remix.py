@@ -17,9 +17,9 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_tensors
 from popo_lightning.model.policy_model import policy_of
-from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.regularizers import ESTIMATORS, Estimator, Regularizer, kl_loss
-from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, checked_dual_clip, ppo_clip
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, checked_dual_clip, clipped_surrogate
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.replay.composer import Composer, Iteration
@@ -181,9 +181,10 @@ class ScaledWidth(TrustRegion):
         self.dual_clip = checked_dual_clip("ScaledWidth", dual_clip)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Applies `ppo_clip` with a width for each token."""
+        """Applies `clipped_surrogate` with a width for each token."""
         width = self.clip / torch.where(rows.mask.bool(), weight, 1.0)
-        return ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, width, width, self.dual_clip)
+        ratio = log_ratio(rows.logp, rows.prox_logp.detach(), rows.mask).exp()
+        return clipped_surrogate(ratio, rows.advantages, rows.mask, width, width, self.dual_clip)
 
 
 def base_share(version: int, start: int = 50, interval: int = 10, step: float = 0.1, min_share: float = 0.5) -> float:

@@ -63,34 +63,6 @@ def clipped_surrogate(
     return TrustRegionOutput(loss, ratio, clipped)
 
 
-def ppo_clip(
-    logp: Tensor,
-    center_logp: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    clip_low: float | Tensor,
-    clip_high: float | Tensor,
-    dual_clip: float | None = None,
-) -> TrustRegionOutput:
-    """Computes `clipped_surrogate` of the ratio r = pi_policy / pi_centre.
-
-    Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
-
-    Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
-
-    Args:
-        logp: (R, T) log-probs under the policy, with gradient.
-        center_logp: (R, T) log-probs under the centre, a constant; pass `logp` itself if no step was taken yet.
-        advantages: (R, T) or (R, 1) advantages.
-        mask: (R, T), true at response tokens.
-        clip_low: Distance of the lower bound below 1, one for all or (R, T).
-        clip_high: Distance of the upper bound above 1, one for all or (R, T).
-        dual_clip: The bound c, or None.
-    """
-    ratio = log_ratio(logp, center_logp.detach(), mask).exp()
-    return clipped_surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
-
-
 def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
     """Returns REINFORCE's loss -coefficient * log pi, (R, T), 0 at padding. The coefficient must have no gradient."""
     return -torch.where(mask.bool(), coefficient, 0.0) * torch.where(mask.bool(), logp, 0.0)
@@ -164,7 +136,11 @@ class TrustRegion(KeepsState, ABC):
 
 
 class PPOClip(TrustRegion):
-    """PPO's clip around prox with separate bounds and a dual clip.
+    """PPO's clip around prox with separate bounds and a dual clip: `clipped_surrogate` of r = pi_policy / pi_prox.
+
+    Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
+
+    Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
 
     Args:
         clip_low: Ratios below 1 - clip_low give no further gain.
@@ -183,9 +159,9 @@ class PPOClip(TrustRegion):
         return rows.prox_logp
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Applies `ppo_clip` with these settings."""
-        bounds = self.clip_low, self.clip_high, self.dual_clip
-        return ppo_clip(rows.logp, self.center(rows), rows.advantages, rows.mask, *bounds)
+        """Applies `clipped_surrogate` with these settings."""
+        ratio = log_ratio(rows.logp, self.center(rows).detach(), rows.mask).exp()
+        return clipped_surrogate(ratio, rows.advantages, rows.mask, self.clip_low, self.clip_high, self.dual_clip)
 
 
 class FixedClip(PPOClip):

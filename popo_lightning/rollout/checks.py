@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 
+from popo_lightning.core.bounds import above, one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
@@ -31,20 +31,13 @@ def check_settings(data: EngineRollouts) -> None:
         value = data.sampling.max_new_tokens if name == "max_new_tokens" else getattr(data, name)
         if value < least:
             raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")
-    if not 0 < data.grading_timeout < math.inf:
-        raise SettingError(
-            f"data.grading_timeout is {data.grading_timeout}; use a number of seconds above 0, such as 5.0"
-        )
+    above("data.grading_timeout", data.grading_timeout, 0, "5.0 seconds")
     if data.minibatches > data.problems_per_iteration:
         raise SettingError(
             f"data.minibatches is {data.minibatches} but an iteration has only {data.problems_per_iteration} groups "
             "(data.problems_per_iteration); lower the first or raise the second"
         )
-    if not COLDEST <= data.sampling.temperature <= HOTTEST:
-        raise SettingError(
-            f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, "
-            f"{COLDEST:g} to {HOTTEST:g}, such as 1.0"
-        )
+    within("data.temperature", data.sampling.temperature, COLDEST, HOTTEST, "1.0")
     _check_spread(data)
     _check_behave(data)
     if "" in data.sampling.stop:
@@ -86,8 +79,7 @@ def _check_spread(data: EngineRollouts) -> None:
 
 def _check_behave(data: EngineRollouts) -> None:
     """Checks data.behave. The trainer's log-probs are behave's only if its weights sampled, at data.temperature."""
-    if data.behave not in ("engine", "trainer"):
-        raise SettingError(f"data.behave is {data.behave!r}; use engine, or trainer for the policy's own log-probs")
+    one_of("data.behave", data.behave, ("engine", "trainer"))
     if data.behave == "engine":
         return
     for name, value, off, reason in (

@@ -57,7 +57,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("bounds swapped", "clamp(1 - low, 1 + high)", "clamp(1 - high, 1 + low)"),
         ("dual clip on A > 0", "(advantages < 0)", "(advantages > 0)"),
         ("dual clip not counted", "clipped | over", "clipped"),
-        ("centre keeps gradient", "log_ratio(logp, center_logp.detach()", "log_ratio(logp, center_logp"),
+        ("centre keeps gradient", "self.center(rows).detach()", "self.center(rows)"),
         ("padding's advantage", "torch.where(mask.bool(), advantages, 0.0)", "advantages * mask"),
         ("score of the wrong sign", "return -torch.where(mask.bool(), coeff", "return torch.where(mask.bool(), coeff"),
         ("padding's log-prob", "* torch.where(mask.bool(), logp, 0.0)", "* logp"),

@@ -170,7 +170,7 @@ def test_what_the_trainer_cannot_know_is_refused(settings: dict[str, Any], sente
     with pytest.raises(SettingError, match=r"^data.behave is trainer, the policy's own log-probs at ") as caught:
         RolloutDataModule(tiny_task(), Apart(), behave="trainer", **settings)
     assert sentence in str(caught.value)
-    with pytest.raises(SettingError, match=r"^data.behave is 'prox'; use engine, or trainer"):
+    with pytest.raises(SettingError, match=r"^data.behave is 'prox'; it must be engine or trainer"):
         RolloutDataModule(tiny_task(), Apart(), behave="prox")  # type: ignore[arg-type]
 
 
