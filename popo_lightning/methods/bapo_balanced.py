@@ -8,8 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least, one_of, within
-from popo_lightning.objectives.behave_clip import FixedBehaveClip, sampled_tokens
-from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs, sampled_tokens
 from popo_lightning.objectives.trust_regions import FixedClip, TrustRegion, TrustRegionOutput, checked_dual_clip
 
 
@@ -94,8 +93,7 @@ class BalancedClip(TrustRegion):
             share = positive_share(ratio, tokens.advantages, low, high)
             if share >= self.target:
                 break
-        clip = FixedBehaveClip if self.includes_is_weight else FixedClip
-        return clip(1 - low, high - 1, self.dual_clip, {"positive_share": share})
+        return FixedClip(1 - low, high - 1, self.dual_clip, {"positive_share": share}, self.includes_is_weight)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Refuses, because the bounds depend on the minibatch."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from popo_lightning.core.bounds import above, at_least, one_of, within
 from popo_lightning.core.groups import Group
 from popo_lightning.objectives.advantages import group_normalized
-from popo_lightning.objectives.behave_clip import BehaveAligned, sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs, sequence_log_ratio
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import ObjectiveInputs, sampled_logp, sequence_log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegionOutput
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.priorities import draw

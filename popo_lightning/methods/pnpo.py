@@ -7,8 +7,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import held, within
 from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.behave_clip import sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio, sampled_logp
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
 from popo_lightning.objectives.weights import ReplayedWeight
 

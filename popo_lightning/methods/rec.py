@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above, one_of, within
-from popo_lightning.objectives.behave_clip import sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio, sequence_log_ratio
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio, sampled_logp, sequence_log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
 
 RECMask = Literal["none", "one-side", "two-side", "ring"]

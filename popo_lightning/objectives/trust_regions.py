@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above
 from popo_lightning.core.kept_state import KeepsState
-from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
+from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio, sampled_logp
 
 
 class TrustRegionOutput(NamedTuple):
@@ -164,6 +165,7 @@ class PPOClip(TrustRegion):
         return clipped_surrogate(ratio, rows.advantages, rows.mask, self.clip_low, self.clip_high, self.dual_clip)
 
 
+@dataclass(eq=False)
 class FixedClip(PPOClip):
     """PPO's clip with bounds that were computed for one minibatch, not set by a user.
 
@@ -172,13 +174,18 @@ class FixedClip(PPOClip):
         clip_high: Distance of the upper bound above 1; infinite for none.
         dual_clip: Upper bound of the ratio for negative advantages, or None.
         found: Numbers for the log.
+        around_behave: Whether the centre is behave instead of prox.
     """
 
-    def __init__(self, clip_low: float, clip_high: float, dual_clip: float | None, found: dict[str, float]) -> None:
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
-        self.found = found
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    found: dict[str, float]
+    around_behave: bool
+
+    def center(self, rows: ObjectiveInputs) -> Tensor:
+        """Returns the log-probs (R, T) under the policy at the centre."""
+        return sampled_logp(rows) if self.around_behave else rows.prox_logp
 
     def report(self) -> dict[str, float]:
         """Returns the bounds and the numbers that led to them, without infinite ones."""

@@ -16,6 +16,22 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("log-ratio not clamped", ".clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", ""),
         ("sum for mean", " / mask.sum(dim=-1, keepdim=True).clamp(min=1)", ""),
         ("mean over padding", "mask.sum(dim=-1, keepdim=True).clamp(min=1)", "mask.shape[-1]"),
+        (
+            "behave on fresh rows",
+            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
+            "unsqueeze(-1), rows.behave_logp, rows.behave_logp",
+        ),
+        (
+            "prox on replayed rows",
+            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
+            "unsqueeze(-1), rows.prox_logp, rows.prox_logp",
+        ),
+        ("m2 to prox", "tokens.prox_logp, tokens.behave_logp", "tokens.prox_logp, tokens.prox_logp"),
+        (
+            "m2 to behave on fresh rows",
+            "tokens.prox_logp, tokens.behave_logp",
+            "tokens.behave_logp, tokens.behave_logp",
+        ),
     ],
     "objectives/weights": [
         (
@@ -86,25 +102,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("tokens averaged over pairs", "trust_region.compares_pairs and not", "False and not"),
         ("first policy not kept", "self.trust_region.needs_reference or any", "any"),
     ],
-    "objectives/behave_clip": [
-        (
-            "behave on fresh rows",
-            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
-            "unsqueeze(-1), rows.behave_logp, rows.behave_logp",
-        ),
-        (
-            "prox on replayed rows",
-            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
-            "unsqueeze(-1), rows.prox_logp, rows.prox_logp",
-        ),
-        ("m2 to prox", "tokens.prox_logp, tokens.behave_logp", "tokens.prox_logp, tokens.prox_logp"),
-        (
-            "m2 to behave on fresh rows",
-            "tokens.prox_logp, tokens.behave_logp",
-            "tokens.behave_logp, tokens.behave_logp",
-        ),
-        ("behave-aligned around prox", '"""Give `sampled_logp` of the rows."""', "return rows.prox_logp"),
-    ],
+    "objectives/behave_clip": [("behave-aligned around prox", "return sampled_logp(rows)", "return rows.prox_logp")],
     "methods/freshper": [
         ("filter by the policy", "sequence_log_ratio(rows.prox_logp.detach()", "sequence_log_ratio(rows.logp.detach()"),
         ("filter both ways", "(log_mean > math.log(", "(log_mean.abs() > math.log("),
@@ -116,7 +114,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("rejected tokens kept", "torch.where(rejected, 0.0, found.loss)", "found.loss"),
     ],
     "methods/m2po": [
-        ("found bounds around prox", "return FixedBehaveClip(", "return FixedClip("),
+        ("found bounds around prox", "around_behave=True", "around_behave=False"),
         ("harmless for harmful", "advantages * log_ratios > 0", "advantages * log_ratios < 0"),
         ("all tokens harmful", "advantages * log_ratios > 0", "advantages == advantages"),
         ("cut one too low", "ordered[kept - 1])) if kept", "ordered[kept - 2])) if kept > 1"),
@@ -181,17 +179,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
             "if self.includes_is_weight else tokens.prox_logp",
             "if False else tokens.prox_logp",
         ),
-        (
-            "balanced around prox always",
-            "FixedBehaveClip if self.includes_is_weight else",
-            "FixedBehaveClip if False else",
-        ),
-        (
-            "balanced around behave always",
-            "FixedBehaveClip if self.includes_is_weight else",
-            "FixedBehaveClip if True else",
-        ),
-        ("bounds not as distances", "clip(1 - low, high - 1", "clip(low, high - 1"),
+        ("balanced around prox always", "share}, self.includes_is_weight)", "share}, False)"),
+        ("balanced around behave always", "share}, self.includes_is_weight)", "share}, True)"),
+        ("bounds not as distances", "FixedClip(1 - low, high - 1", "FixedClip(low, high - 1"),
         ("BAPO without its dual clip", "high - 1, self.dual_clip,", "high - 1, None,"),
         ("ratio unbounded", ".clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", ""),
     ],
