@@ -137,7 +137,7 @@ class BAPOBuffer(Composer):
 
     def _replayed(self, chosen: Sequence[Group], thresholds: tuple[float, float], iteration: Iteration) -> list[Group]:
         """Draws X3."""
-        self._forget(iteration.version)
+        self._good = deque(group for group in self._good if iteration.version - group.version <= self.max_age)
         present = {group.problem.id for group in chosen}
         newest = {group.problem.id: group for group in self._good if group.problem.id not in present}
         usable = [group for group in newest.values() if _between(thresholds[0], self._mu(group), thresholds[1])]
@@ -158,9 +158,6 @@ class BAPOBuffer(Composer):
             del self._hard[next(iter(self._hard))]
         while self.good_capacity is not None and len(self._good) > self.good_capacity:
             self._good.popleft()
-
-    def _forget(self, version: int) -> None:
-        self._good = deque(group for group in self._good if version - group.version <= self.max_age)
 
 
 def _between(low: float, value: float, high: float) -> bool:

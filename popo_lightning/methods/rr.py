@@ -152,14 +152,11 @@ class PrefixRestarts(Composer):
             self._stored.pop(problem, None)
             return
         before = self._stored.get(problem)
-        longest = max(len(response.token_ids) for response in group.responses)
-        if longest < 2 or (before is not None and self.value(before) > self._untried):
+        cuttable = [response for response in group.responses if len(response.token_ids) > 1]
+        if not cuttable or (before is not None and self.value(before) > self._untried):
             return
-        # A response of one token has no prefix.
-        rewards = [
-            r.parts.get(self.reward_key, 0.0) if len(r.token_ids) > 1 else -float("inf") for r in group.responses
-        ]
-        best = [r for r, reward in zip(group.responses, rewards, strict=True) if reward == max(rewards)]
+        rewards = [response.parts.get(self.reward_key, 0.0) for response in cuttable]
+        best = [response for response, reward in zip(cuttable, rewards, strict=True) if reward == max(rewards)]
         tokens = cut_response(random.choice(best), self.cut, random)
         self._stored[problem] = StoredPrefix(group.problem, tokens, group.version)
 

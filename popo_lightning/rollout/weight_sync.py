@@ -72,9 +72,7 @@ class WeightSync(KeepsState):
             version: Policy version.
         """
         self._wake()
-        given = self._give(("step", step), version, self.weights, self.trained_bits)
-        self.engine.version = version
-        self._check(given)
+        self._give(("step", step), version, self.weights, self.trained_bits)
 
     def for_rollouts(self, step: int, version: int) -> None:
         """Does as :meth:`newest`, but between two syncs gives the weights of the last sync."""
@@ -86,11 +84,8 @@ class WeightSync(KeepsState):
         if self._kept_version is None or version - self._kept_version >= self.every:
             self._kept = self.keep()
             self._kept_version, self._kept_bits, present = version, self.trained_bits(), True
-        held = "version", self._kept_version
-        given = self._give(held, self._kept_version, lambda: self.kept(self._kept), lambda: self._kept_bits)
-        self.engine.version = self._kept_version
-        if present:
-            self._check(given)
+        version = self._kept_version
+        self._give(("version", version), version, lambda: self.kept(self._kept), lambda: self._kept_bits, present)
 
     def _wake(self) -> None:
         self.idle()
@@ -129,12 +124,15 @@ class WeightSync(KeepsState):
         version: int,
         weights: Callable[[], NamedTensors],
         bits: Callable[[], str | None],
-    ) -> bool:
-        """Gives weights, unless the engine has them. Returns whether it did."""
-        if self._held == held and self.engine.holds_weights:
-            return False
-        with self.clock.measure("sync"):
-            self.engine.update_weights(self.delivery.watched(weights()), version)
-            self.delivery.judge(bits())
-        self._held = held
-        return True
+        present: bool = True,
+    ) -> None:
+        """Gives weights, unless the engine has them, and checks those of the present policy."""
+        given = self._held != held or not self.engine.holds_weights
+        if given:
+            with self.clock.measure("sync"):
+                self.engine.update_weights(self.delivery.watched(weights()), version)
+                self.delivery.judge(bits())
+            self._held = held
+        self.engine.version = version
+        if present:
+            self._check(given)
