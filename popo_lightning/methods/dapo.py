@@ -128,10 +128,7 @@ class DynamicSampling(Composer):
         wanted, max_share = iteration.num_problems, math.floor(self.max_batches * iteration.num_problems)
         effective, ineffective, asked = list(filter(iteration.still_effective, self._carried)), list[Group](), 0
         while (missing := wanted - len(effective)) > 0 and asked < max_share:
-            if asked:
-                count = self.chunk(missing, asked, len(ineffective), wanted)
-            else:
-                count = math.ceil(self.first * missing)
+            count = self.chunk(missing, asked, len(ineffective), wanted) if asked else math.ceil(self.first * missing)
             count = min(count, max_share - asked)
             found, dull = iteration.split(iteration.rollout(count))
             effective += found
