@@ -15,6 +15,7 @@ from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.response_store import ResponseStore
 
 Retrieval = Literal["recent", "reward", "random", "variance", "all"]
+RETRIEVALS: tuple[Retrieval, ...] = get_args(Retrieval)
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class RePO(Composer):
             raise SettingError(
                 f"RePO.replays is {self.replays}; use 2, to compare, up to RePO.capacity ({self.capacity})"
             )
-        one_of("RePO.retrieval", self.retrieval, get_args(Retrieval))
+        one_of("RePO.retrieval", self.retrieval, RETRIEVALS)
         one_of("RePO.advantages", self.advantages, ("split", "mixed"))
         above("RePO.coefficient", self.coefficient, 0, "1.0")
         if self.advantages == "mixed" and self.coefficient != 1:
