@@ -152,6 +152,7 @@ class PrefixRestarts(Composer):
             self._stored.pop(problem, None)
             return
         before = self._stored.get(problem)
+        # A response of one token has no prefix.
         cuttable = [response for response in group.responses if len(response.token_ids) > 1]
         if not cuttable or (before is not None and self.value(before) > self._untried):
             return
