@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
@@ -45,16 +46,11 @@ class StagedSampling(Composer):
     state = ("_right",)
 
     def __init__(self, stages: int = 2, capacity: int | None = None, max_age: int | None = None) -> None:
-        if stages < 1:
-            raise SettingError(f"data.composer.stages is {stages}; use at least 1, which samples whole groups at once")
-        if capacity is not None and capacity < 0:
-            raise SettingError(f"data.composer.capacity is {capacity}; use 0 for no reuse, or null to keep all")
-        if max_age is not None and max_age < 1:
-            raise SettingError(
-                f"data.composer.max_age is {max_age}; a stored response is at least 1 version old, or use null for no "
-                "limit"
-            )
-        self.stages = stages
+        self.stages = int(at_least("data.composer.stages", stages, 1, ", which samples whole groups at once"))
+        if capacity is not None:
+            at_least("data.composer.capacity", capacity, 0, " for no reuse, or null to keep all")
+        if max_age is not None:
+            at_least("data.composer.max_age", max_age, 1, ", the age of the newest stored one, or null for no limit")
         self.capacity = capacity
         self.max_age = max_age
         self._right: dict[str, Response] = {}  # newest correct response by problem id, oldest first

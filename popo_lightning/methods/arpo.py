@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
-from popo_lightning.core.bounds import above, finite
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import above, at_least, finite
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.response_store import ResponseStore
 
 
+@dataclass(eq=False)
 class ARPO(Composer):
     """ARPO: a group that failed receives a stored success of its problem (2505.16282; dvlab-research/ARPO).
 
@@ -41,21 +41,17 @@ class ARPO(Composer):
     state = ("store",)
     transient = ("_injected",)
 
-    def __init__(
-        self,
-        capacity: int = 8,
-        low_std: float = 0.05,
-        low_mean: float = 0.2,
-        success_key: str = "acc",
-        success_above: float = 0.1,
-    ) -> None:
-        if capacity < 1:
-            raise SettingError(f"ARPO.capacity is {capacity}; keep at least 1 success of each problem")
-        self.low_std = above("ARPO.low_std", low_std, 0, "0.05")
-        self.low_mean = finite("ARPO.low_mean", low_mean, "0.2")
-        self.success_key = success_key
-        self.success_above = success_above
-        self.store = ResponseStore(capacity)
+    capacity: int = 8
+    low_std: float = 0.05
+    low_mean: float = 0.2
+    success_key: str = "acc"
+    success_above: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least("ARPO.capacity", self.capacity, 1, " success of each problem")
+        above("ARPO.low_std", self.low_std, 0, "0.05")
+        finite("ARPO.low_mean", self.low_mean, "0.2")
+        self.store = ResponseStore(self.capacity)
         self._injected = 0  # responses injected in the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:

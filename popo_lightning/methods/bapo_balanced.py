@@ -7,16 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from popo_lightning.core.bounds import above, held, one_of, within
-from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.behave_clip import FixedBehaveClip, sampled_tokens
-from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
-from popo_lightning.objectives.trust_regions import (
-    FixedClip,
-    TrustRegion,
-    TrustRegionOutput,
-    checked_dual_clip,
-)
+from popo_lightning.core.bounds import above, at_least, one_of, within
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs, sampled_tokens
+from popo_lightning.objectives.trust_regions import FixedClip, TrustRegion, TrustRegionOutput, checked_dual_clip
 
 
 def positive_share(ratio: Tensor, advantages: Tensor, low: float, high: float) -> float:
@@ -83,11 +76,7 @@ class BalancedClip(TrustRegion):
         within("BalancedClip.low_to", low_to, 0, 1, "0.9")
         within("BalancedClip.low_from", low_from, 0, low_to, "0.6, and not above low_to")
         above("BalancedClip.high_from", high_from, 1, "1.2")
-        if not high_from <= high_to < math.inf:
-            raise SettingError(
-                f"BalancedClip.high_to is {high_to}; it must be a finite number of at least high_from, such as 3.0."
-            )
-        held("BalancedClip.high_to", high_to)
+        at_least("BalancedClip.high_to", high_to, high_from, " (high_from), such as 3.0")
         above("BalancedClip.step", step, 0, "0.05")
         self.target = within("BalancedClip.target", target, 0, 1, "0.5")
         self.dual_clip = checked_dual_clip("BalancedClip", dual_clip)
@@ -104,8 +93,7 @@ class BalancedClip(TrustRegion):
             share = positive_share(ratio, tokens.advantages, low, high)
             if share >= self.target:
                 break
-        clip = FixedBehaveClip if self.includes_is_weight else FixedClip
-        return clip(1 - low, high - 1, self.dual_clip, {"positive_share": share})
+        return FixedClip(1 - low, high - 1, self.dual_clip, {"positive_share": share}, self.includes_is_weight)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Refuses, because the bounds depend on the minibatch."""

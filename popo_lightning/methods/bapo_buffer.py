@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from popo_lightning.core.bounds import at_least, one_of, within
@@ -16,6 +17,7 @@ from popo_lightning.replay.composer import Composer, Iteration
 CODE_REWARD_RANGE = (0.2, 0.8)
 
 
+@dataclass(eq=False)
 class BAPOBuffer(Composer):
     """Builds a batch from three sources, without redundant sampling (arXiv 2602.20722; waunx/BAPO_ICLR).
 
@@ -56,47 +58,40 @@ class BAPOBuffer(Composer):
 
     state = ("_hard", "_good")
 
-    def __init__(
-        self,
-        success_key: str = "acc",
-        hard: float = 0.125,
-        good: tuple[float, float] = (0.125, 0.25),
-        good_high: tuple[float, float] = (0.5, 0.625),
-        adaptive: Literal["off", "prose", "code"] = "off",
-        interval: int = 2,
-        ask_again: int = 32,
-        promote: Literal["range", "improved"] = "range",
-        hard_capacity: int | None = None,
-        good_capacity: int | None = None,
-        max_age: int = 3,
-    ) -> None:
-        for name, (low, high) in (("good", good), ("good_high", good_high)):
+    success_key: str = "acc"
+    hard: float = 0.125
+    good: tuple[float, float] = (0.125, 0.25)
+    good_high: tuple[float, float] = (0.5, 0.625)
+    adaptive: Literal["off", "prose", "code"] = "off"
+    interval: int = 2
+    ask_again: int = 32
+    promote: Literal["range", "improved"] = "range"
+    hard_capacity: int | None = None
+    good_capacity: int | None = None
+    max_age: int = 3
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("good", self.good), ("good_high", self.good_high)):
             if not 0 < low <= high < 1:
                 raise SettingError(
                     f"BAPOBuffer.{name} is {[low, high]}; give the least and the greatest mean reward, between "
                     "0 and 1, such as [0.125, 0.25]."
                 )
-        self.success_key = success_key
-        self.hard = within("BAPOBuffer.hard", hard, 0, 1, "0.125")
-        self.good = good
-        self.good_high = good_high
-        self.adaptive = one_of("BAPOBuffer.adaptive", adaptive, ("off", "prose", "code"))
-        self.interval = int(at_least("BAPOBuffer.interval", interval, 1, ", such as 2"))
-        self.ask_again = int(at_least("BAPOBuffer.ask_again", ask_again, 0, ", such as 32"))
-        self.promote = one_of("BAPOBuffer.promote", promote, ("range", "improved"))
-        for name, value in (("hard_capacity", hard_capacity), ("good_capacity", good_capacity)):
+        within("BAPOBuffer.hard", self.hard, 0, 1, "0.125")
+        one_of("BAPOBuffer.adaptive", self.adaptive, ("off", "prose", "code"))
+        at_least("BAPOBuffer.interval", self.interval, 1, ", such as 2")
+        at_least("BAPOBuffer.ask_again", self.ask_again, 0, ", such as 32")
+        one_of("BAPOBuffer.promote", self.promote, ("range", "improved"))
+        for name, value in (("hard_capacity", self.hard_capacity), ("good_capacity", self.good_capacity)):
             if value is not None:
                 at_least(f"BAPOBuffer.{name}", value, 1, ", or null")
-        self.hard_capacity = hard_capacity
-        self.good_capacity = good_capacity
-        self.max_age = int(at_least("BAPOBuffer.max_age", max_age, 1, ", such as 3"))
+        at_least("BAPOBuffer.max_age", self.max_age, 1, ", such as 3")
         self._hard: dict[str, tuple[Problem, float]] = {}  # by problem id, oldest first, with its mu
         self._good: deque[Group] = deque()
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the groups of X1, X2 and X3."""
         fresh = iteration.rollout()
-        self._check_component(fresh)
         batch = [group for group in fresh if self._mixed(group)]
         batch += self._asked_again(batch, iteration)
         batch += self._replayed(batch, self._thresholds(fresh), iteration)
@@ -110,14 +105,6 @@ class BAPOBuffer(Composer):
         """Returns whether the group belongs to X1."""
         one = 1 / len(group.responses)
         return _between(one, self._mu(group), 1 - one)
-
-    def _check_component(self, groups: Sequence[Group]) -> None:
-        graded = [response.parts for group in groups for response in group.responses if response.failure is None]
-        if graded and self.success_key not in graded[0]:
-            raise SettingError(
-                f"BAPOBuffer.success_key is '{self.success_key}', which the task does not give; use one of "
-                f"{', '.join(sorted(graded[0]))}."
-            )
 
     def _asked_again(self, chosen: Sequence[Group], iteration: Iteration) -> list[Group]:
         """Samples X2."""
@@ -150,7 +137,7 @@ class BAPOBuffer(Composer):
 
     def _replayed(self, chosen: Sequence[Group], thresholds: tuple[float, float], iteration: Iteration) -> list[Group]:
         """Draws X3."""
-        self._forget(iteration.version)
+        self._good = deque(group for group in self._good if iteration.version - group.version <= self.max_age)
         present = {group.problem.id for group in chosen}
         newest = {group.problem.id: group for group in self._good if group.problem.id not in present}
         usable = [group for group in newest.values() if _between(thresholds[0], self._mu(group), thresholds[1])]
@@ -171,9 +158,6 @@ class BAPOBuffer(Composer):
             del self._hard[next(iter(self._hard))]
         while self.good_capacity is not None and len(self._good) > self.good_capacity:
             self._good.popleft()
-
-    def _forget(self, version: int) -> None:
-        self._good = deque(group for group in self._good if version - group.version <= self.max_age)
 
 
 def _between(low: float, value: float, high: float) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from popo_lightning.core.bounds import above
-from popo_lightning.objectives.detached_loss import capped_score_loss
 from popo_lightning.objectives.inputs import ObjectiveInputs
-from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, capped_score_loss
 
 
 class CISPO(TrustRegion):

@@ -63,12 +63,7 @@ class AdaptiveChunk(ChunkSize):
     def __init__(self, factor: float = 1.25, min_share: float = 0.25, max_share: float = 1.5) -> None:
         self.factor = above("data.composer.chunk.factor", factor, 0, "1.25")
         self.min_share = above("data.composer.chunk.min_share", min_share, 0, "0.25 of the usual problems")
-        if not min_share <= max_share < math.inf:
-            raise SettingError(
-                f"data.composer.chunk.max_share is {max_share}; use a finite share, not below chunk.min_share, "
-                f"which is {min_share}"
-            )
-        self.max_share = max_share
+        self.max_share = at_least("data.composer.chunk.max_share", max_share, min_share, " (chunk.min_share)")
 
     def __call__(self, missing: int, asked: int, ineffective: int, problems: int) -> int:
         """Returns the missing groups divided by the observed effective share, times the factor, within bounds."""
@@ -133,10 +128,7 @@ class DynamicSampling(Composer):
         wanted, max_share = iteration.num_problems, math.floor(self.max_batches * iteration.num_problems)
         effective, ineffective, asked = list(filter(iteration.still_effective, self._carried)), list[Group](), 0
         while (missing := wanted - len(effective)) > 0 and asked < max_share:
-            if asked:
-                count = self.chunk(missing, asked, len(ineffective), wanted)
-            else:
-                count = math.ceil(self.first * missing)
+            count = self.chunk(missing, asked, len(ineffective), wanted) if asked else math.ceil(self.first * missing)
             count = min(count, max_share - asked)
             found, dull = iteration.split(iteration.rollout(count))
             effective += found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least, within
-from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.tasks.samplers import PromptSampler
 
@@ -17,6 +17,7 @@ STATES = 3  # states of a problem: all responses wrong, some right, all right
 WRONG, MIXED, RIGHT = range(STATES)
 
 
+@dataclass(eq=False)
 class DPS(PromptSampler):
     """Asks the problems that are most likely to be mixed next, by a hidden Markov model of each (2603.10887).
 
@@ -53,23 +54,18 @@ class DPS(PromptSampler):
 
     state = ("draws", "counts", "posterior", "prediction", "asked")
 
-    def __init__(
-        self,
-        candidates: int = 8,
-        discount: float = 0.5,
-        prior: float = 1.0,
-        entropy_weight: float = 0.0,
-        success_key: str = "acc",
-        success_above: float = 0.5,
-    ) -> None:
-        if candidates < 1:
-            raise SettingError(f"DPS.candidates is {candidates}; propose at least 1 problem for each one asked")
-        self.candidates = candidates
-        self.discount = within("DPS.discount", discount, 0, 1, "0.5")
-        self.prior = above("DPS.prior", prior, 0, "1.0")
-        self.entropy_weight = at_least("DPS.entropy_weight", entropy_weight, 0)
-        self.success_key = success_key
-        self.success_above = success_above
+    candidates: int = 8
+    discount: float = 0.5
+    prior: float = 1.0
+    entropy_weight: float = 0.0
+    success_key: str = "acc"
+    success_above: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least("DPS.candidates", self.candidates, 1, " for each problem asked")
+        within("DPS.discount", self.discount, 0, 1, "0.5")
+        above("DPS.prior", self.prior, 0, "1.0")
+        at_least("DPS.entropy_weight", self.entropy_weight, 0)
         self._forget(0)
 
     def _forget(self, problems: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 from popo_lightning.core.bounds import above, at_least, one_of, within
 from popo_lightning.core.groups import Group
 from popo_lightning.objectives.advantages import group_normalized
-from popo_lightning.objectives.behave_clip import BehaveAligned, sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs
-from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import ObjectiveInputs, sampled_logp, sequence_log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegionOutput
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.priorities import draw
@@ -24,6 +23,7 @@ from popo_lightning.replay.priorities import draw
 MIN_BASE = 1e-6
 
 
+@dataclass(eq=False)
 class FreshPER(Composer):
     """Prioritized replay whose priorities decay with age (arXiv 2604.16918; Vision-CAIR/Freshness-Aware-PER).
 
@@ -59,25 +59,23 @@ class FreshPER(Composer):
 
     state = ("_groups",)
 
-    def __init__(
-        self,
-        replay_batches: int = 1,
-        base: Literal["advantage", "reward"] = "advantage",
-        tau: float = 500.0,
-        exponent: float = 0.6,
-        beta: float = 0.4,
-        beta_iterations: int = 500,
-        capacity: int = 1024,
-        effective_only: bool = True,
-    ) -> None:
-        self.replay_batches = int(at_least("FreshPER.replay_batches", replay_batches, 1, ", such as 1"))
-        self.base = one_of("FreshPER.base", base, ("advantage", "reward"))
-        self.tau = above("FreshPER.tau", tau, 0, "500")
-        self.exponent = at_least("FreshPER.exponent", exponent, 0, ", such as 0.6")
-        self.beta = within("FreshPER.beta", beta, 0, 1, "0.4")
-        self.beta_iterations = int(at_least("FreshPER.beta_iterations", beta_iterations, 1, ", such as 500"))
-        self.capacity = int(at_least("FreshPER.capacity", capacity, 1, ", such as 1024"))
-        self.effective_only = effective_only
+    replay_batches: int = 1
+    base: Literal["advantage", "reward"] = "advantage"
+    tau: float = 500.0
+    exponent: float = 0.6
+    beta: float = 0.4
+    beta_iterations: int = 500
+    capacity: int = 1024
+    effective_only: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("FreshPER.replay_batches", self.replay_batches, 1, ", such as 1")
+        one_of("FreshPER.base", self.base, ("advantage", "reward"))
+        above("FreshPER.tau", self.tau, 0, "500")
+        at_least("FreshPER.exponent", self.exponent, 0, ", such as 0.6")
+        within("FreshPER.beta", self.beta, 0, 1, "0.4")
+        at_least("FreshPER.beta_iterations", self.beta_iterations, 1, ", such as 500")
+        at_least("FreshPER.capacity", self.capacity, 1, ", such as 1024")
         self._groups: deque[Group] = deque(maxlen=self.capacity)
 
     def compose(self, iteration: Iteration) -> list[Group]:
@@ -134,7 +132,7 @@ class FilteredBehaveAligned(BehaveAligned):
         self.max_ratio = above("FilteredBehaveAligned.max_ratio", max_ratio, 1, "3.0")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Applies `ppo_clip` around `sampled_logp` to the kept responses; rejected ones have loss 0."""
+        """Applies PPO's clip around `sampled_logp` to the kept responses; rejected ones have loss 0."""
         found = super().__call__(rows, weight)
         log_mean = sequence_log_ratio(rows.prox_logp.detach(), sampled_logp(rows), rows.mask)
         rejected = (log_mean > math.log(self.max_ratio)) & rows.mask.bool()

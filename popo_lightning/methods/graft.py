@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ def compatibility(logp: Tensor, peer_logp: Tensor) -> float:
     return math.exp(float(logs.mean()))
 
 
+@dataclass(eq=False)
 class GRAFT(Composer):
     """GRAFT: replaces a group without a success by a peer model's group of its problem, if that fits the policy.
 
@@ -61,24 +62,20 @@ class GRAFT(Composer):
     follows_reward = True
     trains_on_others = True
 
-    def __init__(
-        self,
-        peers: list[str] | None = None,
-        min_ratio: float = 0.5,
-        reward_key: str = "score",
-        success_key: str = "acc",
-        success_above: float = 0.5,
-    ) -> None:
-        self.min_ratio = within("GRAFT.min_ratio", min_ratio, 0, 1, "0.5")
-        self.reward_key = reward_key
-        self.success_key = success_key
-        self.success_above = success_above
-        self._peers = self._of_use(recorded_groups(peers or [], "GRAFT.peers"))
-        if peers and not self._peers:
+    peers: list[str] | None = None
+    min_ratio: float = 0.5
+    reward_key: str = "score"
+    success_key: str = "acc"
+    success_above: float = 0.5
+
+    def __post_init__(self) -> None:
+        within("GRAFT.min_ratio", self.min_ratio, 0, 1, "0.5")
+        self._peers = self._of_use(recorded_groups(self.peers or [], "GRAFT.peers"))
+        if self.peers and not self._peers:
             raise SettingError(
-                f"GRAFT.peers is {peers}, without a group that has a right response ('{success_key}' above "
-                f"{success_above:g}) and differs in '{reward_key}', from which a policy could learn; name files of "
-                "another peer"
+                f"GRAFT.peers is {self.peers}, without a group that has a right response ('{self.success_key}' above "
+                f"{self.success_above:g}) and differs in '{self.reward_key}', from which a policy could learn; name "
+                "files of another peer"
             )
         self._grafted: list[Group] = []  # groups grafted in the last iteration
         self._left_out = 0  # peer responses that were too long or incompatible in the last iteration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from popo_lightning.core.bounds import above, at_least, within
@@ -14,6 +15,7 @@ from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
 Kind = Literal["easy", "hard"]
 
 
+@dataclass(eq=False)
 class GRESO(PromptSampler):
     """Passes over the problems in a new order each time and skips one that was too easy or too hard z times in a row.
 
@@ -48,37 +50,31 @@ class GRESO(PromptSampler):
     follows_reward = True
     state = ("order", "useless", "p", "seen", "version")
 
-    def __init__(
-        self,
-        p_easy: float = 0.5,
-        p_hard: float = 0.5,
-        target: float = 0.25,
-        easy_part: float = 1 / 3,
-        step: float = 0.01,
-        bounds: tuple[float, float] = (0.05, 0.95),
-        min_probability: float = 0.01,
-        reward_key: str = "score",
-        easy_from: float = 0.98,
-    ) -> None:
-        if not 0 < bounds[0] <= bounds[1] <= 1:
-            raise SettingError(f"GRESO.bounds is {list(bounds)}; give two rising probabilities, such as [0.05, 0.95]")
-        self.first_p: dict[Kind, float] = {
-            "easy": within("GRESO.p_easy", p_easy, *bounds, "0.5"),
-            "hard": within("GRESO.p_hard", p_hard, *bounds, "0.5"),
-        }
-        target = within("GRESO.target", target, 0, 1, "0.25")
-        easy_part = within("GRESO.easy_part", easy_part, 0, 1, "0.33")
-        self.targets: dict[Kind, float] = {"easy": target * easy_part, "hard": target * (1 - easy_part)}
-        self.step = at_least("GRESO.step", step, 0)
-        self.bounds = bounds
-        above("GRESO.min_probability", min_probability, 0, "0.01")
-        self.min_probability = within("GRESO.min_probability", min_probability, 0, 1, "0.01")
-        self.reward_key = reward_key
-        self.easy_from = easy_from
+    p_easy: float = 0.5
+    p_hard: float = 0.5
+    target: float = 0.25
+    easy_part: float = 1 / 3
+    step: float = 0.01
+    bounds: tuple[float, float] = (0.05, 0.95)
+    min_probability: float = 0.01
+    reward_key: str = "score"
+    easy_from: float = 0.98
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        if not 0 < low <= high <= 1:
+            raise SettingError(f"GRESO.bounds is {[low, high]}; give two rising probabilities, such as [0.05, 0.95]")
+        within("GRESO.p_easy", self.p_easy, low, high, "0.5")
+        within("GRESO.p_hard", self.p_hard, low, high, "0.5")
+        within("GRESO.target", self.target, 0, 1, "0.25")
+        within("GRESO.easy_part", self.easy_part, 0, 1, "0.33")
+        at_least("GRESO.step", self.step, 0)
+        above("GRESO.min_probability", self.min_probability, 0, "0.01")
+        within("GRESO.min_probability", self.min_probability, 0, 1, "0.01")
         self._forget()
 
     def _forget(self) -> None:
-        self.p = dict(self.first_p)
+        self.p: dict[Kind, float] = {"easy": self.p_easy, "hard": self.p_hard}
         self.order = EpochSampler()
         self.useless: dict[int, tuple[Kind, int]] = {}  # by problem index: kind of the last groups, and z
         self.seen = {"easy": 0, "hard": 0, "spread": 0}  # groups of the present iteration, from the second pass on
@@ -132,8 +128,9 @@ class GRESO(PromptSampler):
     def _steer(self) -> None:
         """Updates each p from the groups of the iteration that has ended."""
         low, high = self.bounds
+        targets: dict[Kind, float] = {"easy": self.target * self.easy_part, "hard": self.target * (1 - self.easy_part)}
         if groups := sum(self.seen.values()):
-            for kind, target in self.targets.items():
+            for kind, target in targets.items():
                 reached = self.seen[kind] / groups >= target
                 self.p[kind] = max(self.p[kind] - self.step, low) if reached else min(self.p[kind] + self.step, high)
         self.seen = dict.fromkeys(self.seen, 0)

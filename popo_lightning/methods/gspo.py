@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above
-from popo_lightning.objectives.inputs import ObjectiveInputs
-from popo_lightning.objectives.sequence_ratio import LOG_SEQUENCE_RATIO_BOUND, sequence_log_ratio, straight_through
+from popo_lightning.objectives.inputs import ObjectiveInputs, sequence_log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, clipped_surrogate
+
+LOG_SEQUENCE_RATIO_BOUND = 10.0
+
+
+def straight_through(value: Tensor, logp: Tensor, mask: Tensor) -> Tensor:
+    """Gives each token its row's value (R, 1), with the gradient of only that token's log-prob: (R, T), 0 at padding.
+
+    Its mean over a row has the gradient of the mean log-ratio itself.
+    """
+    logp = torch.where(mask.bool(), logp, 0.0)
+    return torch.where(mask.bool(), value.detach() + (logp - logp.detach()), 0.0)
 
 
 class GSPO(TrustRegion):

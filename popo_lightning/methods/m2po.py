@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least, within
-from popo_lightning.objectives.behave_clip import FixedBehaveClip, sampled_tokens
-from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs
-from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput
+from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs, sampled_tokens
+from popo_lightning.objectives.trust_regions import FixedClip, TrustRegion, TrustRegionOutput
 
 
 def second_moment_cut(squares: Tensor, budget: float) -> float:
@@ -79,7 +78,7 @@ class M2PO(TrustRegion):
         m2 = float(squares.double().mean()) if len(squares) else 0.0
         low = max(1 - math.exp(-cut), self.min_clip_low)
         high = max(math.expm1(cut) if cut < math.inf else math.inf, self.min_clip_high)
-        return FixedBehaveClip(low, high, None, {"m2": m2, "m2_cut": cut})
+        return FixedClip(low, high, None, {"m2": m2, "m2_cut": cut}, around_behave=True)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Refuses, because the bounds depend on the minibatch."""

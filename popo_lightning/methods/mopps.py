@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from popo_lightning.core.bounds import at_least, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.tasks.samplers import PromptSampler
 
 
+@dataclass(eq=False)
 class MoPPS(PromptSampler):
     """Asks problems whose success rate, drawn from a Beta posterior, is nearest to one half (2507.04632).
 
@@ -42,35 +45,24 @@ class MoPPS(PromptSampler):
 
     state = ("draws", "posterior")
 
-    def __init__(
-        self,
-        candidates: int = 8,
-        discount: float = 0.5,
-        target: float = 0.5,
-        target_range: tuple[float, float] | None = None,
-        prior: tuple[float, float] = (1.0, 1.0),
-        success_key: str = "acc",
-        success_above: float = 0.5,
-    ) -> None:
-        if candidates < 1:
-            raise SettingError(f"MoPPS.candidates is {candidates}; propose at least 1 problem for each one asked")
-        if not 0 <= discount <= 1:
-            raise SettingError(f"MoPPS.discount is {discount}; use a share from 0 (newest visit) to 1 (all visits)")
-        if not 0 <= target <= 1:
-            raise SettingError(f"MoPPS.target is {target}; use a success rate from 0 to 1, such as 0.5")
-        if target_range is not None and not 0 <= target_range[0] < target_range[1] <= 1:
+    candidates: int = 8
+    discount: float = 0.5
+    target: float = 0.5
+    target_range: tuple[float, float] | None = None
+    prior: tuple[float, float] = (1.0, 1.0)
+    success_key: str = "acc"
+    success_above: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least("MoPPS.candidates", self.candidates, 1, " for each problem asked")
+        within("MoPPS.discount", self.discount, 0, 1, "0.5")
+        within("MoPPS.target", self.target, 0, 1, "0.5")
+        if self.target_range is not None and not 0 <= self.target_range[0] < self.target_range[1] <= 1:
             raise SettingError(
-                f"MoPPS.target_range is {list(target_range)}; give two rising success rates, such as [0.3, 0.7]"
+                f"MoPPS.target_range is {list(self.target_range)}; give two rising success rates, such as [0.3, 0.7]"
             )
-        if min(prior) <= 0:
-            raise SettingError(f"MoPPS.prior is {list(prior)}; both numbers of a Beta distribution are above 0")
-        self.candidates = candidates
-        self.discount = discount
-        self.target = target
-        self.target_range = target_range
-        self.prior = prior
-        self.success_key = success_key
-        self.success_above = success_above
+        if min(self.prior) <= 0:
+            raise SettingError(f"MoPPS.prior is {list(self.prior)}; both numbers of a Beta distribution are above 0")
         self.posterior: dict[int, tuple[float, float]] = {}  # by problem index, for the problems seen so far
         self.draws = 0  # calls of draw; each has its own generator
 

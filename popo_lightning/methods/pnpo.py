@@ -7,10 +7,9 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import held, within
 from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.behave_clip import sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio, sampled_logp
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
-from popo_lightning.objectives.weights import ReplayedWeight, checked_cap
+from popo_lightning.objectives.weights import ReplayedWeight
 
 
 def prefix_ratio(logp: Tensor, center_logp: Tensor, mask: Tensor) -> Tensor:
@@ -80,10 +79,8 @@ class PrefixIS(ReplayedWeight):
     """
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
-        super().__init__(correct_fresh)
-        self.cap = checked_cap("PrefixIS", cap)
+        super().__init__(correct_fresh, cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Returns min(prefix_ratio, cap)."""
-        weight = prefix_ratio(rows.prox_logp.detach(), rows.behave_logp.detach(), rows.mask)
-        return weight if self.cap is None else weight.clamp(max=self.cap)
+        """Returns `prefix_ratio`."""
+        return prefix_ratio(rows.prox_logp.detach(), rows.behave_logp.detach(), rows.mask)

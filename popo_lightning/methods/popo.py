@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from popo_lightning.core.bounds import within
 from popo_lightning.core.groups import Group
 from popo_lightning.replay.buffer import GroupReplayBuffer, resharded
 from popo_lightning.replay.composer import Composer, Iteration
-from popo_lightning.replay.continuations import checked_share, fresh_continuations
+from popo_lightning.replay.continuations import fresh_continuations
 
 
 class PrioritizedGroupReplay(Composer):
@@ -25,17 +26,24 @@ class PrioritizedGroupReplay(Composer):
     """
 
     state = ("buffer",)
+    kept_iterations = 1  # iterations whose groups a buffer without a capacity keeps
 
     def __init__(self, buffer: GroupReplayBuffer, fresh_continuations: float = 0.0) -> None:
         self.buffer = buffer
-        self.fresh_continuations = checked_share("PrioritizedGroupReplay", fresh_continuations)
+        setting = "PrioritizedGroupReplay.fresh_continuations"
+        self.fresh_continuations = within(setting, fresh_continuations, 0, 1, "0.05")
         self.supports_async = not self.fresh_continuations  # continuations need the present policy
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns effective fresh groups, then replayed ones, up to the number sampled if the buffer has enough."""
         effective, ineffective = iteration.split(iteration.rollout())
-        replayed = self.buffer.replay(effective, ineffective, iteration.version, iteration.still_effective)
+        candidates = self.candidates(len(ineffective), iteration)
+        replayed = self.buffer.replay(effective, ineffective, candidates, self.kept_iterations)
         return effective + replayed + fresh_continuations(self.fresh_continuations, replayed, iteration)
+
+    def candidates(self, places: int, iteration: Iteration) -> Iterable[Group]:
+        """Returns the stored groups that may fill the places of ineffective ones, best first."""
+        return self.buffer.newest_first(iteration.version, wanted=iteration.still_effective)
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """Redistributes all stored groups over the ranks."""

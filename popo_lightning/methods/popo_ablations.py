@@ -5,17 +5,18 @@ The paper's body could not be read. The authors' article says what each ablation
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import one_of
+from popo_lightning.core.bounds import one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND
-from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
+from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import Iteration
 
 
@@ -44,27 +45,15 @@ class KLRanked(PrioritizedGroupReplay):
         super().__init__(buffer)
         self.estimator = one_of("data.composer.estimator", estimator, ("k1", "k3"))
 
-    def compose(self, iteration: Iteration) -> list[Group]:
-        """Returns effective fresh groups, then the stored ones nearest to the present policy."""
-        fresh = iteration.rollout()
-        effective, ineffective = iteration.split(fresh)
-        candidates = self.buffer.usable(iteration.version, wanted=iteration.still_effective)
-        choice = 0 < len(ineffective) < len(candidates)
-        candidates = self._ranked(candidates, iteration) if choice else candidates
-        problems = {group.problem.id for group in effective}
-        replayed = one_of_each_problem(candidates, len(ineffective), problems)
-        self.buffer.used(replayed)
-        self.buffer.insert(effective, len(fresh))
-        return effective + replayed
-
-    def _ranked(self, candidates: list[Group], iteration: Iteration) -> list[Group]:
-        logprobs = iteration.logprobs(candidates)
-        estimates = [
-            group_kl(group.responses, present, self.estimator)
-            for group, present in zip(candidates, logprobs, strict=True)
-        ]
-        order = sorted(range(len(candidates)), key=lambda place: estimates[place])  # stable: newest first among equals
-        return [candidates[place] for place in order]
+    def candidates(self, places: int, iteration: Iteration) -> Iterable[Group]:
+        """Returns the stored groups, those nearest to the present policy first."""
+        found = list(super().candidates(places, iteration))
+        if not 0 < places < len(found):
+            return found
+        present = zip(found, iteration.logprobs(found), strict=True)
+        estimates = [group_kl(group.responses, logprobs, self.estimator) for group, logprobs in present]
+        order = sorted(range(len(found)), key=estimates.__getitem__)  # stable: newest first among equals
+        return [found[place] for place in order]
 
 
 def group_kl(responses: list[Response], present_logp: list[Tensor], estimator: str) -> float:
@@ -101,18 +90,15 @@ class AnyGroup(PrioritizedGroupReplay):
     """
 
     def __init__(self, buffer: GroupReplayBuffer, replaced: float | None = None) -> None:
-        if replaced is not None and not 0 <= replaced <= 1:
-            raise SettingError(
-                f"data.composer.replaced is {replaced}; use a share from 0 to 1, or null for the share of ineffective "
-                "groups"
-            )
+        if replaced is not None:
+            within("data.composer.replaced", replaced, 0, 1, "0.5, or null for the share of ineffective groups")
         super().__init__(buffer)
         self.replaced = replaced
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the fresh groups that are not replaced, in order, then the stored ones."""
         fresh = iteration.rollout()
-        count = self._places(fresh, iteration)
+        count = len(iteration.split(fresh)[1]) if self.replaced is None else round(self.replaced * len(fresh))
         given_up = iteration.random("places").sample(range(len(fresh)), count)
         kept = {group.problem.id for place, group in enumerate(fresh) if place not in given_up}
         stored = self.buffer.newest(count, iteration.version, exclude_problems=kept)
@@ -120,11 +106,6 @@ class AnyGroup(PrioritizedGroupReplay):
         self.buffer.used(stored)
         self.buffer.insert(fresh, len(fresh))
         return [group for place, group in enumerate(fresh) if place not in gone] + stored
-
-    def _places(self, fresh: list[Group], iteration: Iteration) -> int:
-        if self.replaced is None:
-            return len(iteration.split(fresh)[1])
-        return round(self.replaced * len(fresh))
 
 
 class Stale(PrioritizedGroupReplay):
@@ -158,24 +139,20 @@ class Stale(PrioritizedGroupReplay):
             )
         super().__init__(buffer)
         self.min_age = min_age
+        self.kept_iterations = min_age + 1
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns effective fresh groups, then replayed ones of at least the minimum age."""
-        self._check_capacity(iteration.num_problems)
-        fresh = iteration.rollout()
-        effective, ineffective = iteration.split(fresh)
-        problems = {group.problem.id for group in effective}
-        wanted = iteration.still_effective
-        replayed = self.buffer.newest(len(ineffective), iteration.version, self.min_age, problems, wanted)
-        self.buffer.used(replayed)
-        self.buffer.insert(effective, (self.min_age + 1) * len(fresh))
-        return effective + replayed
-
-    def _check_capacity(self, sampled: int) -> None:
-        capacity, needed = self.buffer.capacity, (self.min_age + 1) * sampled
+        sampled, capacity = iteration.num_problems, self.buffer.capacity
+        needed = self.kept_iterations * sampled
         if capacity is not None and capacity < needed:
             raise SettingError(
                 f"data.composer.buffer.capacity is {capacity}, but groups {self.min_age} versions old "
                 f"(data.composer.min_age) may need {needed} at {sampled} problems an iteration; set it to null or to "
                 f"{needed}"
             )
+        return super().compose(iteration)
+
+    def candidates(self, places: int, iteration: Iteration) -> Iterable[Group]:
+        """Returns the stored groups of at least the minimum age, the newest first."""
+        return self.buffer.newest_first(iteration.version, self.min_age, iteration.still_effective)

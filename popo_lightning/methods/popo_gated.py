@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from popo_lightning.core.bounds import within
@@ -9,7 +11,7 @@ from popo_lightning.core.groups import Group
 from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.metrics.estimates import effective_sample_size
 from popo_lightning.objectives.inputs import LOG_RATIO_BOUND
-from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
+from popo_lightning.replay.buffer import GroupReplayBuffer
 from popo_lightning.replay.composer import Iteration
 
 
@@ -35,18 +37,9 @@ class GatedReplay(PrioritizedGroupReplay):
         super().__init__(buffer)
         self.min_ess = within("data.composer.min_ess", min_ess, 0, 1, "0.9")
 
-    def compose(self, iteration: Iteration) -> list[Group]:
-        """Returns effective fresh groups, then the newest stored ones that pass the test."""
-        fresh = iteration.rollout()
-        effective, ineffective = iteration.split(fresh)
-        wanted = iteration.still_effective
-        candidates = self.buffer.usable(iteration.version, wanted=wanted) if ineffective else []
-        admitted = still_worth(candidates, self.min_ess, iteration)
-        problems = {group.problem.id for group in effective}
-        replayed = one_of_each_problem(admitted, len(ineffective), problems)
-        self.buffer.used(replayed)
-        self.buffer.insert(effective, len(fresh))
-        return effective + replayed
+    def candidates(self, places: int, iteration: Iteration) -> Iterable[Group]:
+        """Returns the stored groups that pass the test, the newest first."""
+        return still_worth(list(super().candidates(places, iteration)), self.min_ess, iteration) if places else []
 
 
 def still_worth(groups: list[Group], min_ess: float, iteration: Iteration) -> list[Group]:

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from popo_lightning.core.bounds import at_least, one_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.run_data import run_data
@@ -44,12 +45,7 @@ class ProximalAverage(ProximalPolicy):
     state = ("average", "mass")
 
     def __init__(self, center_of_mass: float = 8.0) -> None:
-        if not 0 <= center_of_mass < math.inf:
-            raise SettingError(
-                f"ProximalAverage.center_of_mass is {center_of_mass}; use a number of optimizer steps from 0 (the "
-                "newest weights alone), such as 8"
-            )
-        self.beta = 1 - 1 / (center_of_mass + 1)
+        self.beta = 1 - 1 / (at_least("ProximalAverage.center_of_mass", center_of_mass, 0, ", such as 8") + 1)
         self.average: Weights | None = None
         self.mass = 1.0  # W: sum of the average's coefficients; the newest weights have 1
 
@@ -115,6 +111,5 @@ def for_smaller_batch(
     """
     if not 0 < shrink < math.inf:
         raise SettingError(f"shrink is {shrink}; give how many times smaller the batch is to be, such as 4")
-    if optimizer not in ("adam", "sgd"):
-        raise SettingError(f"optimizer is '{optimizer}'; use adam or sgd")
+    one_of("optimizer", optimizer, ("adam", "sgd"))
     return learning_rate / (math.sqrt(shrink) if optimizer == "adam" else shrink), center_of_mass * shrink

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.groups import Group
-from popo_lightning.objectives.behave_clip import sampled_logp
-from popo_lightning.objectives.detached_loss import capped_score_loss
-from popo_lightning.objectives.inputs import ObjectiveInputs
-from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput
+from popo_lightning.objectives.inputs import ObjectiveInputs, sampled_logp
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, capped_score_loss
 from popo_lightning.replay.composer import Composer, Iteration
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above, one_of, within
-from popo_lightning.objectives.behave_clip import sampled_logp
-from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
-from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio, sampled_logp, sequence_log_ratio
 from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, score_loss
 
 RECMask = Literal["none", "one-side", "two-side", "ring"]
@@ -44,6 +43,7 @@ def rec_mask(
     return (not_low & not_high) | (good & (ratio <= 1 - ring[0])) | (bad & (ratio >= 1 + ring[1]))
 
 
+@dataclass(eq=False)
 class REC(TrustRegion):
     """REINFORCE with clipping as a mask, for any sampling policy (arXiv 2509.24203; Trinity-RFT's rec policy loss).
 
@@ -67,29 +67,21 @@ class REC(TrustRegion):
 
     includes_is_weight = True
 
-    def __init__(
-        self,
-        mask: RECMask = "one-side",
-        weighted: bool = False,
-        ratio: Literal["token", "sequence"] = "token",
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        ring_low: float = 0.6,
-        ring_high: float = 2.0,
-    ) -> None:
-        one_of("REC.mask", mask, ("none", "one-side", "two-side", "ring"))
-        one_of("REC.ratio", ratio, ("token", "sequence"))
-        self.mask: RECMask = mask
-        self.weighted = weighted
-        self.ratio = ratio
-        self.clip = (
-            within("REC.clip_low", clip_low, 0, 1, "0.2"),
-            above("REC.clip_high", clip_high, 0, "0.2"),
-        )
-        self.ring = (
-            within("REC.ring_low", ring_low, self.clip[0], 1, "0.6, with clip_low below it"),
-            above("REC.ring_high", ring_high, self.clip[1], "2.0, with clip_high below it"),
-        )
+    mask: RECMask = "one-side"
+    weighted: bool = False
+    ratio: Literal["token", "sequence"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    ring_low: float = 0.6
+    ring_high: float = 2.0
+
+    def __post_init__(self) -> None:
+        one_of("REC.mask", self.mask, get_args(RECMask))
+        one_of("REC.ratio", self.ratio, ("token", "sequence"))
+        within("REC.clip_low", self.clip_low, 0, 1, "0.2")
+        above("REC.clip_high", self.clip_high, 0, "0.2")
+        within("REC.ring_low", self.ring_low, self.clip_low, 1, "0.6, with clip_low below it")
+        above("REC.ring_high", self.ring_high, self.clip_high, "2.0, with clip_high below it")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
         """Returns -c A M log pi, the detached ratio, and which tokens the mask drops."""
@@ -100,6 +92,7 @@ class REC(TrustRegion):
             logs = torch.where(mask, sequence_log_ratio(rows.logp.detach(), center, mask), 0.0)
         ratio = logs.exp()
         advantages = torch.where(mask, rows.advantages, 0.0)
-        kept = rec_mask(ratio, advantages, self.mask, self.clip, self.ring)
+        bounds = (self.clip_low, self.clip_high), (self.ring_low, self.ring_high)
+        kept = rec_mask(ratio, advantages, self.mask, *bounds)
         coefficient = (ratio if self.weighted else 1.0) * advantages * kept
         return TrustRegionOutput(score_loss(rows.logp, coefficient, mask), ratio, ~kept)

@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.bounds import above
-from popo_lightning.objectives.advantages import (
-    EXPONENT_BOUND,
-    Advantage,
-    check_group_size,
-    group_normalized,
-    zero_if_ineffective,
-)
+from popo_lightning.objectives.advantages import Advantage, check_group_size, group_normalized, zero_if_ineffective
+
+EXPONENT_BOUND = 20.0  # keeps exp finite in float32; only temperatures far below the rewards' spread reach it
 
 
 class DropSurplusNegatives(Advantage):

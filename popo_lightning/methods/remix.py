@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
@@ -16,19 +17,15 @@ from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_tensors
 from popo_lightning.model.policy_model import policy_of
-from popo_lightning.objectives.inputs import ObjectiveInputs
+from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.regularizers import ESTIMATORS, Estimator, Regularizer, kl_loss
-from popo_lightning.objectives.trust_regions import (
-    TrustRegion,
-    TrustRegionOutput,
-    checked_dual_clip,
-    ppo_clip,
-)
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, checked_dual_clip, clipped_surrogate
 from popo_lightning.proximal.kept_weights import Weights, refuse_sharded, restore, snapshot
 from popo_lightning.proximal.parameter_hook import ParameterHook
 from popo_lightning.replay.composer import Composer, Iteration
 
 
+@dataclass(eq=False)
 class ReMixReplay(Composer):
     """ReMix's Mix-PPG: with probability p, data of a recent policy replace new data (arXiv 2507.06892).
 
@@ -58,19 +55,17 @@ class ReMixReplay(Composer):
     supports_async = False
     state = ("_batches", "_replay")
 
-    def __init__(
-        self,
-        probability: float = 0.4,
-        policies: int = 2,
-        stop_at: int | None = 50,
-        mix: Literal["batch", "group"] = "batch",
-    ) -> None:
-        self.probability = within("ReMixReplay.probability", probability, 0, 1, "0.4")
-        self.policies = int(at_least("ReMixReplay.policies", policies, 1, ", such as 2"))
-        self.stop_at = (
-            None if stop_at is None else int(at_least("ReMixReplay.stop_at", stop_at, 0, ", or null for none"))
-        )
-        self.mix = one_of("ReMixReplay.mix", mix, ("batch", "group"))
+    probability: float = 0.4
+    policies: int = 2
+    stop_at: int | None = 50
+    mix: Literal["batch", "group"] = "batch"
+
+    def __post_init__(self) -> None:
+        within("ReMixReplay.probability", self.probability, 0, 1, "0.4")
+        at_least("ReMixReplay.policies", self.policies, 1, ", such as 2")
+        if self.stop_at is not None:
+            at_least("ReMixReplay.stop_at", self.stop_at, 0, ", or null for none")
+        one_of("ReMixReplay.mix", self.mix, ("batch", "group"))
         self._batches: deque[tuple[int, list[Group]]] = deque()  # (iteration that sampled it, its groups)
         self._replay: int | None = None  # iteration whose batch the next one trains on
 
@@ -132,9 +127,7 @@ class Reincarnation(ParameterHook):
     state = ("reference",)
 
     def __init__(self, iteration: int = 50) -> None:
-        if iteration < 0:
-            raise SettingError(f"Reincarnation.iteration is {iteration}; use 0 or a later iteration, such as 50")
-        self.iteration = iteration
+        self.iteration = int(at_least("Reincarnation.iteration", iteration, 0, ", such as 50"))
         self.reference: Weights | None = None  # None until it is replaced
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -145,7 +138,6 @@ class Reincarnation(ParameterHook):
                 "parameter_hook is Reincarnation, but no term of model.regularizers has a reference to "
                 "exchange; add popo_lightning.methods.remix.ConvexKL or KL, or drop the hook"
             )
-
         if stage == "fit" and policy.lora is not None:
             raise SettingError(
                 "parameter_hook is Reincarnation, which exchanges the reference, but with model.lora that is the model "
@@ -189,9 +181,10 @@ class ScaledWidth(TrustRegion):
         self.dual_clip = checked_dual_clip("ScaledWidth", dual_clip)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Applies `ppo_clip` with a width for each token."""
+        """Applies `clipped_surrogate` with a width for each token."""
         width = self.clip / torch.where(rows.mask.bool(), weight, 1.0)
-        return ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, width, width, self.dual_clip)
+        ratio = log_ratio(rows.logp, rows.prox_logp.detach(), rows.mask).exp()
+        return clipped_surrogate(ratio, rows.advantages, rows.mask, width, width, self.dual_clip)
 
 
 def base_share(version: int, start: int = 50, interval: int = 10, step: float = 0.1, min_share: float = 0.5) -> float:
@@ -202,6 +195,7 @@ def base_share(version: int, start: int = 50, interval: int = 10, step: float = 
     return max(1 - step * math.ceil(max(version - start, 0) / interval), min_share)
 
 
+@dataclass(eq=False)
 class ConvexKL(Regularizer):
     """ReMix's KL-convex constraint: keeps the policy near the base model first, and increasingly near prox.
 
@@ -220,27 +214,22 @@ class ConvexKL(Regularizer):
         min_share: Minimum of lambda.
     """
 
-    def __init__(
-        self,
-        coefficient: float,
-        estimator: Estimator = "k3",
-        start: int = 50,
-        interval: int = 10,
-        step: float = 0.1,
-        min_share: float = 0.5,
-    ) -> None:
-        self.coefficient = at_least("ConvexKL.coefficient", coefficient, 0)
-        one_of("ConvexKL.estimator", estimator, ESTIMATORS)
-        self.estimator: Estimator = estimator
-        self.start = int(at_least("ConvexKL.start", start, 0))
-        self.interval = int(at_least("ConvexKL.interval", interval, 1))
-        self.step = above("ConvexKL.step", step, 0, "0.1")
-        self.min_share = within("ConvexKL.min_share", min_share, 0, 1, "0.5")
+    needs_reference = True
 
-    @property
-    def needs_reference(self) -> bool:
-        """Always true."""
-        return True
+    coefficient: float
+    estimator: Estimator = "k3"
+    start: int = 50
+    interval: int = 10
+    step: float = 0.1
+    min_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least("ConvexKL.coefficient", self.coefficient, 0)
+        one_of("ConvexKL.estimator", self.estimator, ESTIMATORS)
+        at_least("ConvexKL.start", self.start, 0)
+        at_least("ConvexKL.interval", self.interval, 1)
+        above("ConvexKL.step", self.step, 0, "0.1")
+        within("ConvexKL.min_share", self.min_share, 0, 1, "0.5")
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Returns coefficient * the mixture of two `kl_loss`."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from statistics import pvariance
-from typing import Literal
+from typing import Literal, get_args
 
-from popo_lightning.core.bounds import above
+from popo_lightning.core.bounds import above, one_of
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.response_store import ResponseStore
 
 Retrieval = Literal["recent", "reward", "random", "variance", "all"]
-RETRIEVALS = ("recent", "reward", "random", "variance", "all")
+RETRIEVALS: tuple[Retrieval, ...] = get_args(Retrieval)
 
 
+@dataclass(eq=False)
 class RePO(Composer):
     """RePO: beside each fresh group, stored responses of the same problem (2506.09340; SihengLi99/RePO).
 
@@ -53,40 +54,33 @@ class RePO(Composer):
     state = ("store",)
     transient = ("_replayed",)
 
-    def __init__(
-        self,
-        capacity: int = 16,
-        start: int = 16,
-        replays: int = 8,
-        retrieval: Retrieval = "recent",
-        advantages: Literal["split", "mixed"] = "split",
-        coefficient: float = 1.0,
-        reward_key: str = "score",
-    ) -> None:
-        if not 2 <= start <= capacity:
+    capacity: int = 16
+    start: int = 16
+    replays: int = 8
+    retrieval: Retrieval = "recent"
+    advantages: Literal["split", "mixed"] = "split"
+    coefficient: float = 1.0
+    reward_key: str = "score"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.start <= self.capacity:
             raise SettingError(
-                f"RePO.start is {start} and RePO.capacity {capacity}; a problem never has more stored responses than "
-                "its capacity and needs 2 to compare, so use 2 <= start <= capacity"
+                f"RePO.start is {self.start} and RePO.capacity {self.capacity}; a problem never has more stored "
+                "responses than its capacity and needs 2 to compare, so use 2 <= start <= capacity"
             )
-        if not 2 <= replays <= capacity:
-            raise SettingError(f"RePO.replays is {replays}; use 2, to compare, up to RePO.capacity ({capacity})")
-        if retrieval not in RETRIEVALS:
-            raise SettingError(f"RePO.retrieval is '{retrieval}'; use one of {', '.join(RETRIEVALS)}")
-        if advantages not in ("split", "mixed"):
-            raise SettingError(f"RePO.advantages is '{advantages}'; use split or mixed")
-        above("RePO.coefficient", coefficient, 0, "1.0")
-        if advantages == "mixed" and coefficient != 1:
+        if not 2 <= self.replays <= self.capacity:
             raise SettingError(
-                f"RePO.coefficient is {coefficient}, but mixed advantages put all responses into one group with one "
-                "weight; use 1.0, or RePO.advantages split"
+                f"RePO.replays is {self.replays}; use 2, to compare, up to RePO.capacity ({self.capacity})"
             )
-        self.start = start
-        self.replays = replays
-        self.retrieval: Retrieval = retrieval
-        self.advantages = advantages
-        self.coefficient = coefficient
-        self.reward_key = reward_key
-        self.store = ResponseStore(capacity)
+        one_of("RePO.retrieval", self.retrieval, RETRIEVALS)
+        one_of("RePO.advantages", self.advantages, ("split", "mixed"))
+        above("RePO.coefficient", self.coefficient, 0, "1.0")
+        if self.advantages == "mixed" and self.coefficient != 1:
+            raise SettingError(
+                f"RePO.coefficient is {self.coefficient}, but mixed advantages put all responses into one group with "
+                "one weight; use 1.0, or RePO.advantages split"
+            )
+        self.store = ResponseStore(self.capacity)
         self._replayed = 0  # responses replayed in the last iteration
 
     def compose(self, iteration: Iteration) -> list[Group]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
@@ -34,6 +35,7 @@ class StoredPrefix:
     successes: int = 0
 
 
+@dataclass(eq=False)
 class PrefixRestarts(Composer):
     """RR: some rollouts restart from promising intermediate states of unsolved problems (2504.14363).
 
@@ -69,43 +71,31 @@ class PrefixRestarts(Composer):
 
     follows_reward = True
 
-    def __init__(
-        self,
-        share: float = 0.25,
-        stop_at: int | None = 100,
-        cut: tuple[float, float] = (0.25, 0.75),
-        capacity: int = 256,
-        prior: tuple[float, float] = (1.0, 1.0),
-        min_value: float = 0.1,
-        reward_key: str = "score",
-        success_key: str = "acc",
-        success_above: float = 0.5,
-    ) -> None:
-        if not 0 < share < 1:
-            raise SettingError(f"PrefixRestarts.share is {share}; restart a share between 0 and 1, such as 0.25")
-        if stop_at is not None and stop_at < 1:
+    share: float = 0.25
+    stop_at: int | None = 100
+    cut: tuple[float, float] = (0.25, 0.75)
+    capacity: int = 256
+    prior: tuple[float, float] = (1.0, 1.0)
+    min_value: float = 0.1
+    reward_key: str = "score"
+    success_key: str = "acc"
+    success_above: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise SettingError(f"PrefixRestarts.share is {self.share}; restart a share between 0 and 1, such as 0.25")
+        if self.stop_at is not None:
+            at_least("PrefixRestarts.stop_at", self.stop_at, 1, " iteration, or null for all")
+        checked_shares("PrefixRestarts", self.cut)
+        at_least("PrefixRestarts.capacity", self.capacity, 1, " prefix")
+        if not min(self.prior) > 0:
+            raise SettingError(f"PrefixRestarts.prior is {list(self.prior)}; both must be above 0, such as [1, 1]")
+        self._untried = self.prior[0] / sum(self.prior)  # value of an untried prefix
+        if not 0 <= self.min_value <= self._untried:
             raise SettingError(
-                f"PrefixRestarts.stop_at is {stop_at}; use at least 1 iteration, or null for all of them"
-            )
-        if capacity < 1:
-            raise SettingError(f"PrefixRestarts.capacity is {capacity}; keep at least 1 prefix")
-        if not min(prior) > 0:
-            raise SettingError(f"PrefixRestarts.prior is {list(prior)}; both numbers must be above 0, such as [1, 1]")
-        untried = prior[0] / sum(prior)
-        if not 0 <= min_value <= untried:
-            raise SettingError(
-                f"PrefixRestarts.min_value is {min_value}; an untried prefix has a value of {untried:.3g} "
+                f"PrefixRestarts.min_value is {self.min_value}; an untried prefix has a value of {self._untried:.3g} "
                 "(PrefixRestarts.prior), so use 0 up to that"
             )
-        self.share = share
-        self.stop_at = stop_at
-        self.cut = checked_shares("PrefixRestarts", cut)
-        self.capacity = capacity
-        self.prior = prior
-        self.min_value = min_value
-        self.reward_key = reward_key
-        self.success_key = success_key
-        self.success_above = success_above
         self._stored: dict[str, StoredPrefix] = {}  # by problem id
         self._restarted: list[Group] = []  # restarted groups of the last iteration
 
@@ -162,14 +152,12 @@ class PrefixRestarts(Composer):
             self._stored.pop(problem, None)
             return
         before = self._stored.get(problem)
-        longest = max(len(response.token_ids) for response in group.responses)
-        if longest < 2 or (before is not None and self.value(before) > self.prior[0] / sum(self.prior)):
-            return
         # A response of one token has no prefix.
-        rewards = [
-            r.parts.get(self.reward_key, 0.0) if len(r.token_ids) > 1 else -float("inf") for r in group.responses
-        ]
-        best = [r for r, reward in zip(group.responses, rewards, strict=True) if reward == max(rewards)]
+        cuttable = [response for response in group.responses if len(response.token_ids) > 1]
+        if not cuttable or (before is not None and self.value(before) > self._untried):
+            return
+        rewards = [response.parts.get(self.reward_key, 0.0) for response in cuttable]
+        best = [response for response, reward in zip(cuttable, rewards, strict=True) if reward == max(rewards)]
         tokens = cut_response(random.choice(best), self.cut, random)
         self._stored[problem] = StoredPrefix(group.problem, tokens, group.version)
 

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import above, at_least, one_of
 from popo_lightning.core.errors import SettingError
-from popo_lightning.objectives.behave_clip import sampled_logp, sampled_tokens
-from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, MinibatchTokens, ObjectiveInputs, log_ratio
-from popo_lightning.objectives.trust_regions import (
-    TrustRegion,
-    TrustRegionOutput,
-    checked_dual_clip,
-    clipped_surrogate,
+from popo_lightning.objectives.inputs import (
+    LOG_RATIO_BOUND,
+    MinibatchTokens,
+    ObjectiveInputs,
+    log_ratio,
+    sampled_logp,
+    sampled_tokens,
 )
+from popo_lightning.objectives.trust_regions import TrustRegion, TrustRegionOutput, checked_dual_clip, clipped_surrogate
 
 
 def tail_cut(staleness: Tensor, quantile: float) -> float:

@@ -9,8 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from popo_lightning.core.bounds import above, within
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import above, at_least, within
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.run_data import run_data
@@ -47,14 +46,10 @@ class SlowFastPolicy(ParameterHook):
 
     def __init__(self, interpolation: float = 0.8, entropy_window: int = 30, z_threshold: float | None = 1.0) -> None:
         self.interpolation = within("SlowFastPolicy.interpolation", interpolation, 0, 1, "0.8")
-        if entropy_window < 2:
-            raise SettingError(
-                f"SlowFastPolicy.entropy_window is {entropy_window}; use at least 2 iterations, such as 30"
-            )
-        self.entropy_window = entropy_window
+        self.entropy_window = int(at_least("SlowFastPolicy.entropy_window", entropy_window, 2, ", such as 30"))
         self.z_threshold = None if z_threshold is None else above("SlowFastPolicy.z_threshold", z_threshold, 0, "1.0")
         self.start: Weights | None = None  # theta0, until the weights are interpolated
-        self.entropies: deque[float] = deque(maxlen=entropy_window)  # mean entropies of the last iterations
+        self.entropies: deque[float] = deque(maxlen=self.entropy_window)  # mean entropies of the last iterations
         self.stopped = False
         self._entropy_sum = self._tokens = 0.0  # of the present iteration
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -16,6 +16,7 @@ from popo_lightning.objectives.advantages import group_normalized
 from popo_lightning.replay.composer import Composer, Iteration
 
 
+@dataclass(eq=False)
 class SPEAR(Composer):
     """SPEAR's self-imitation (2509.22601; TencentYoutuResearch/SPEAR).
 
@@ -52,43 +53,31 @@ class SPEAR(Composer):
     """
 
     follows_reward = True
-
     fixes_advantages = True
     state = ("_kept", "_means")
     transient = ("_replayed",)
 
-    def __init__(
-        self,
-        capacity: int = 2048,
-        threshold: float = 0.0,
-        max_age: int = 10,
-        start: int = 64,
-        baseline_groups: int = 10240,
-        coefficient: float = 1.0,
-        warm_up: int = 200,
-        reward_key: str = "score",
-    ) -> None:
-        if not 1 <= start <= capacity:
+    capacity: int = 2048
+    threshold: float = 0.0
+    max_age: int = 10
+    start: int = 64
+    baseline_groups: int = 10240
+    coefficient: float = 1.0
+    warm_up: int = 200
+    reward_key: str = "score"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.start <= self.capacity:
             raise SettingError(
-                f"SPEAR.start is {start} and SPEAR.capacity {capacity}; never more are kept than the capacity, so use "
-                "1 <= start <= capacity"
+                f"SPEAR.start is {self.start} and SPEAR.capacity {self.capacity}; never more are kept than the "
+                "capacity, so use 1 <= start <= capacity"
             )
-        at_least("SPEAR.threshold", threshold, 0, ", such as 0.0")
-        if max_age < 1:
-            raise SettingError(f"SPEAR.max_age is {max_age}; the newest replay is 1 version old, so use at least 1")
-        if baseline_groups < 1:
-            raise SettingError(f"SPEAR.baseline_groups is {baseline_groups}; a median needs at least 1 group")
-        above("SPEAR.coefficient", coefficient, 0, "1.0")
-        if warm_up < 0:
-            raise SettingError(f"SPEAR.warm_up is {warm_up}; use 0 iterations or more")
-        self.capacity = capacity
-        self.threshold = threshold
-        self.max_age = max_age
-        self.start = start
-        self.coefficient = coefficient
-        self.warm_up = warm_up
-        self.reward_key = reward_key
-        self._means: deque[float] = deque(maxlen=baseline_groups)
+        at_least("SPEAR.threshold", self.threshold, 0, ", such as 0.0")
+        at_least("SPEAR.max_age", self.max_age, 1, ", the age of the newest replay")
+        at_least("SPEAR.baseline_groups", self.baseline_groups, 1, ", which a median needs")
+        above("SPEAR.coefficient", self.coefficient, 0, "1.0")
+        at_least("SPEAR.warm_up", self.warm_up, 0, " iterations")
+        self._means: deque[float] = deque(maxlen=self.baseline_groups)
         self._kept: list[Group] = []  # oldest first; each has only the responses that are kept
         self._replayed = 0  # responses replayed in the last iteration
 

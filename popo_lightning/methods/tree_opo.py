@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.replay.prefixes import checked_shares, cut_response
 
 Kind = Literal["mean", "max", "min"]
+BASELINES: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
 class TreeBaseline(Advantage):
@@ -38,7 +39,7 @@ class TreeBaseline(Advantage):
     """
 
     def __init__(self, kind: Kind = "mean") -> None:
-        one_of("TreeBaseline.kind", kind, get_args(Kind))
+        one_of("TreeBaseline.kind", kind, tuple(BASELINES))
         self.kind: Kind = kind
 
     def __call__(self, rewards: Tensor) -> Tensor:
@@ -60,12 +61,7 @@ class TreeBaseline(Advantage):
 
     def _against(self, rewards: Tensor, subtree: Tensor) -> Tensor:
         check_group_size(subtree)
-        if self.kind == "mean":
-            baseline = subtree.mean(dim=-1, keepdim=True)
-        elif self.kind == "max":
-            baseline = subtree.amax(dim=-1, keepdim=True)
-        else:
-            baseline = subtree.amin(dim=-1, keepdim=True)
+        baseline = BASELINES[self.kind](subtree, dim=-1, keepdim=True)
         return zero_if_ineffective(rewards - baseline, subtree)
 
 
@@ -88,7 +84,6 @@ class PrefixTree(Composer):
     """
 
     follows_reward = True
-
     supports_async = False
 
     def __init__(self, cut: tuple[float, float] = (0.25, 0.75), reward_key: str = "score") -> None:
@@ -106,13 +101,11 @@ class PrefixTree(Composer):
         parents = iteration.rollout(n=iteration.group_size - restarts)
         prefixes = [self._prefix(group, iteration.random("PrefixTree", i)) for i, group in enumerate(parents)]
         children = iteration.sample([group.problem for group in parents], restarts, prefixes)
-        return self._attached(parents, children) + children
-
-    def _prefix(self, group: Group, random: Random) -> Tensor:
-        return cut_response(random.choice(group.responses), self.cut, random)
-
-    def _attached(self, parents: Sequence[Group], children: Sequence[Group]) -> list[Group]:
-        return [
+        parents = [
             replace(parent, subtree_rewards=child.rewards(self.reward_key))
             for parent, child in zip(parents, children, strict=True)
         ]
+        return parents + children
+
+    def _prefix(self, group: Group, random: Random) -> Tensor:
+        return cut_response(random.choice(group.responses), self.cut, random)

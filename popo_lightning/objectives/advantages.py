@@ -10,47 +10,32 @@ from torch import Tensor
 
 from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.groups import Group
+from popo_lightning.core.groups import REWARD_TOLERANCE, Group
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.weights import BehaveWeight, NoCorrection
 
-# Equal rewards can have a std of 1e-9 by rounding (seven 0.1 in float32), so a group's spread is tested, not its std.
-SPREAD_TOLERANCE = 1e-6
-# It keeps exp finite in float32. Only temperatures far below the rewards' spread reach it.
-EXPONENT_BOUND = 20.0
-
-
-def is_effective(rewards: Tensor) -> Tensor:
-    """Returns (..., 1), true where the rewards of a group differ by more than 1e-6.
-
-    Args:
-        rewards: (..., K) rewards.
-    """
-    spread = rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True)
-    return spread > SPREAD_TOLERANCE
-
 
 def zero_if_ineffective(advantages: Tensor, rewards: Tensor) -> Tensor:
-    """Sets the advantages of ineffective groups to exactly 0, because formulas leave rounding errors there.
+    """Sets the advantages of groups whose rewards differ by at most 1e-6 to exactly 0, where formulas leave rounding.
 
     Args:
         advantages: (..., K) advantages.
         rewards: (..., K) rewards.
     """
-    return torch.where(is_effective(rewards), advantages, 0.0)
+    spread = rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True)
+    return torch.where(spread > REWARD_TOLERANCE, advantages, 0.0)
 
 
-def check_group_size(rewards: Tensor, least: int = 2) -> None:
+def check_group_size(rewards: Tensor) -> None:
     """Raises SettingError for groups too small to compare responses in.
 
     Args:
         rewards: (..., K) rewards.
-        least: Minimum number of responses that the rule needs.
     """
-    if rewards.shape[-1] < least:
+    if rewards.shape[-1] < 2:
         raise SettingError(
-            f"A group of {rewards.shape[-1]} response(s) has no group advantage; sample at least {least} responses "
-            "a prompt (data.group_size)."
+            f"A group of {rewards.shape[-1]} response(s) has no group advantage; sample at least 2 responses a prompt "
+            "(data.group_size)."
         )
 
 

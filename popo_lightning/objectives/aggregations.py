@@ -53,19 +53,15 @@ class SequenceMean(Aggregation):
         return float(len(lengths))
 
 
-class PairMean(Aggregation):
+class PairMean(TokenMean):
     """Mean over preference pairs of the sum over the tokens of both responses (DPO, 2305.18290 equation 7)."""
-
-    def row_weights(self, lengths: Tensor) -> Tensor:
-        """Returns ones."""
-        return torch.ones_like(lengths, dtype=torch.float32)
 
     def size(self, lengths: Tensor) -> float:
         """Returns the number of pairs."""
         return len(lengths) / 2
 
 
-class SequenceSum(Aggregation):
+class SequenceSum(SequenceMean):
     """Mean over responses of the sum over their tokens, divided by a constant (Dr.GRPO, 2503.20783).
 
     A token weighs the same in a short and in a long response, in every minibatch.
@@ -80,7 +76,3 @@ class SequenceSum(Aggregation):
     def row_weights(self, lengths: Tensor) -> Tensor:
         """Returns 1 / constant."""
         return torch.full_like(lengths, 1 / self.length, dtype=torch.float32)
-
-    def size(self, lengths: Tensor) -> float:
-        """Returns the number of responses."""
-        return float(len(lengths))

@@ -1,21 +1,11 @@
-"""Trust regions around the sampling policy. Their ratio pi_policy / pi_behave already contains the behaviour weight."""
+"""PPO's clip around the sampling policy. Its ratio pi_policy / pi_behave already contains the behaviour weight."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs
-from popo_lightning.objectives.trust_regions import FixedClip, PPOClip
-
-
-def sampled_logp(rows: ObjectiveInputs) -> Tensor:
-    """Returns the log-probs (R, T) under the policy that sampled: behave on replayed rows, prox on fresh ones.
-
-    prox sampled the fresh rows. The engine's log-probs of them differ from prox's by rounding, which must not fill the
-    trust region. Behaviour weights treat fresh rows alike.
-    """
-    return torch.where(rows.fresh.bool().unsqueeze(-1), rows.prox_logp, rows.behave_logp).detach()
+from popo_lightning.objectives.inputs import ObjectiveInputs, sampled_logp
+from popo_lightning.objectives.trust_regions import PPOClip
 
 
 class BehaveAligned(PPOClip):
@@ -35,20 +25,5 @@ class BehaveAligned(PPOClip):
     includes_is_weight = True
 
     def center(self, rows: ObjectiveInputs) -> Tensor:
-        """Give `sampled_logp` of the rows."""
-        return sampled_logp(rows)
-
-
-class FixedBehaveClip(FixedClip):
-    """A clip around behave with bounds that were computed for one minibatch."""
-
-    includes_is_weight = True
-
-    def center(self, rows: ObjectiveInputs) -> Tensor:
         """Returns `sampled_logp`."""
         return sampled_logp(rows)
-
-
-def sampled_tokens(tokens: MinibatchTokens) -> Tensor:
-    """Returns the log-probs (N,) of `sampled_logp` for the tokens of a minibatch."""
-    return torch.where(tokens.fresh.bool(), tokens.prox_logp, tokens.behave_logp)

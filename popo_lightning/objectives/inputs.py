@@ -75,6 +75,20 @@ class MinibatchTokens:
     fresh: Tensor
 
 
+def sampled_logp(rows: ObjectiveInputs) -> Tensor:
+    """Returns the log-probs (R, T) under the policy that sampled: behave on replayed rows, prox on fresh ones.
+
+    prox sampled the fresh rows. The engine's log-probs of them differ from prox's by rounding, which must not fill the
+    trust region. Behaviour weights treat fresh rows alike.
+    """
+    return torch.where(rows.fresh.bool().unsqueeze(-1), rows.prox_logp, rows.behave_logp).detach()
+
+
+def sampled_tokens(tokens: MinibatchTokens) -> Tensor:
+    """Returns the log-probs (N,) of `sampled_logp` for the tokens of a minibatch."""
+    return torch.where(tokens.fresh.bool(), tokens.prox_logp, tokens.behave_logp)
+
+
 def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Returns log(pi_a / pi_b) per token, 0 at padding, clamped to +-20.
 
@@ -90,3 +104,12 @@ def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
         (R, T) log-ratios, with gradient to `a` and `b`.
     """
     return torch.where(mask.bool(), a - b, 0.0).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def sequence_log_ratio(logp: Tensor, center_logp: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean of log(pi_policy / pi_centre) over a response's tokens, with gradient: (R, T) to (R, 1).
+
+    It is the log of the ratios' geometric mean, and 0 for a row without tokens.
+    """
+    logs = log_ratio(logp, center_logp.detach(), mask)
+    return logs.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -91,13 +91,8 @@ class PairLoss(TrustRegion):
         name = type(self).__name__
         self.beta = above(f"{name}.beta", beta, 0, "0.1")
         one_of(f"{name}.reference", reference, ("prox", "first"))
-        self.reference: Reference = reference
+        self.needs_reference = reference == "first"
         self.found: dict[str, float] = {}
-
-    @property
-    def needs_reference(self) -> bool:
-        """Returns whether pairs are compared with the first policy."""
-        return self.reference == "first"
 
     def log_ratios(self, rows: ObjectiveInputs) -> Tensor:
         """Returns D, (R, 1) detached: the sum over a response's tokens of log(pi_policy / pi_reference)."""

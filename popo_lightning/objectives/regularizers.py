@@ -81,17 +81,15 @@ def entropy_bonus(entropy: Tensor, mask: Tensor) -> Tensor:
 
 
 class Regularizer(KeepsState, ABC):
-    """Slot: a term added to the loss of every response token."""
+    """Slot: a term added to the loss of every response token.
 
-    @property
-    def needs_reference(self) -> bool:
-        """Returns whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
-        return False
+    Attributes:
+        needs_reference: Whether `ref_logp` must be given, which costs a forward pass of the reference policy.
+        needs_entropy: Whether `entropy` must be given with gradient.
+    """
 
-    @property
-    def needs_entropy(self) -> bool:
-        """Returns whether `entropy` must be given with gradient."""
-        return False
+    needs_reference: bool = False
+    needs_entropy: bool = False
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
@@ -105,13 +103,10 @@ class EntropyBonus(Regularizer):
         coefficient: Coefficient of the bonus, 0.001 in the recipes POPO starts from.
     """
 
+    needs_entropy = True
+
     def __init__(self, coefficient: float) -> None:
         self.coefficient = at_least("EntropyBonus.coefficient", coefficient, 0)
-
-    @property
-    def needs_entropy(self) -> bool:
-        """Always true."""
-        return True
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Returns coefficient * `entropy_bonus`; `weight` is not used."""
@@ -128,15 +123,12 @@ class KL(Regularizer):
         estimator: k3 as in GRPO, k2 for the unbiased gradient of the reverse KL, k1 for k1's value with k2's gradient.
     """
 
+    needs_reference = True
+
     def __init__(self, coefficient: float, estimator: Estimator = "k3") -> None:
         self.coefficient = at_least("KL.coefficient", coefficient, 0)
         one_of("KL.estimator", estimator, ESTIMATORS)
         self.estimator: Estimator = estimator
-
-    @property
-    def needs_reference(self) -> bool:
-        """Always true."""
-        return True
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Returns coefficient * `kl_loss`."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import above, held
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import above
 from popo_lightning.core.kept_state import KeepsState
-from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio
+from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio, sampled_logp
 
 
 class TrustRegionOutput(NamedTuple):
@@ -64,37 +64,34 @@ def clipped_surrogate(
     return TrustRegionOutput(loss, ratio, clipped)
 
 
-def ppo_clip(
-    logp: Tensor,
-    center_logp: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    clip_low: float | Tensor,
-    clip_high: float | Tensor,
-    dual_clip: float | None = None,
-) -> TrustRegionOutput:
-    """Computes `clipped_surrogate` of the ratio r = pi_policy / pi_centre.
-
-    Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
-
-    Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
-
-    Args:
-        logp: (R, T) log-probs under the policy, with gradient.
-        center_logp: (R, T) log-probs under the centre, a constant; pass `logp` itself if no step was taken yet.
-        advantages: (R, T) or (R, 1) advantages.
-        mask: (R, T), true at response tokens.
-        clip_low: Distance of the lower bound below 1, one for all or (R, T).
-        clip_high: Distance of the upper bound above 1, one for all or (R, T).
-        dual_clip: The bound c, or None.
-    """
-    ratio = log_ratio(logp, center_logp.detach(), mask).exp()
-    return clipped_surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
-
-
 def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
     """Returns REINFORCE's loss -coefficient * log pi, (R, T), 0 at padding. The coefficient must have no gradient."""
     return -torch.where(mask.bool(), coefficient, 0.0) * torch.where(mask.bool(), logp, 0.0)
+
+
+def capped_score_loss(
+    logp: Tensor, center_logp: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
+) -> TrustRegionOutput:
+    """Computes -sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_centre.
+
+    Inside the bounds the gradient is that of -r A. Outside it is limited, but not 0 as in PPO.
+
+    Args:
+        logp: (R, T) log-probs under the policy, with gradient.
+        center_logp: (R, T) log-probs under the centre.
+        advantages: (R, T) or (R, 1) advantages.
+        mask: (R, T), true at response tokens.
+        low: Lower bound of the ratio.
+        high: Upper bound of the ratio.
+
+    Returns:
+        Loss, detached ratio, and which tokens have a clamped ratio.
+    """
+    mask = mask.bool()
+    ratio = log_ratio(logp.detach(), center_logp.detach(), mask).exp()
+    capped = ratio.clamp(low, high)
+    advantages = torch.where(mask, advantages, 0.0)
+    return TrustRegionOutput(score_loss(logp, capped * advantages, mask), ratio, capped != ratio)
 
 
 class TrustRegion(KeepsState, ABC):
@@ -107,16 +104,13 @@ class TrustRegion(KeepsState, ABC):
             pi_policy / pi_behave, so that a weight would correct twice, or because the rule needs none.
         compares_pairs: Whether each group is a pair, and a row's loss needs the log-ratio of the other row (`rival`).
             `log_ratios` and `for_pairs` are then called before a minibatch's first row.
+        needs_reference: Whether `ref_logp` must be given, which costs a forward pass of the reference policy.
     """
 
     needs_minibatch_tokens: bool = False
     includes_is_weight: bool = False
     compares_pairs: bool = False
-
-    @property
-    def needs_reference(self) -> bool:
-        """Returns whether `ref_logp` must be given, which costs a forward pass of the reference policy."""
-        return False
+    needs_reference: bool = False
 
     def for_minibatch(self, tokens: MinibatchTokens) -> TrustRegion:
         """Returns the region for all micro-batches of a minibatch; itself if it does not depend on the tokens."""
@@ -143,7 +137,11 @@ class TrustRegion(KeepsState, ABC):
 
 
 class PPOClip(TrustRegion):
-    """PPO's clip around prox with separate bounds and a dual clip.
+    """PPO's clip around prox with separate bounds and a dual clip: `clipped_surrogate` of r = pi_policy / pi_prox.
+
+    Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
+
+    Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
 
     Args:
         clip_low: Ratios below 1 - clip_low give no further gain.
@@ -162,11 +160,12 @@ class PPOClip(TrustRegion):
         return rows.prox_logp
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Applies `ppo_clip` with these settings."""
-        bounds = self.clip_low, self.clip_high, self.dual_clip
-        return ppo_clip(rows.logp, self.center(rows), rows.advantages, rows.mask, *bounds)
+        """Applies `clipped_surrogate` with these settings."""
+        ratio = log_ratio(rows.logp, self.center(rows).detach(), rows.mask).exp()
+        return clipped_surrogate(ratio, rows.advantages, rows.mask, self.clip_low, self.clip_high, self.dual_clip)
 
 
+@dataclass(eq=False)
 class FixedClip(PPOClip):
     """PPO's clip with bounds that were computed for one minibatch, not set by a user.
 
@@ -175,13 +174,18 @@ class FixedClip(PPOClip):
         clip_high: Distance of the upper bound above 1; infinite for none.
         dual_clip: Upper bound of the ratio for negative advantages, or None.
         found: Numbers for the log.
+        around_behave: Whether the centre is behave instead of prox.
     """
 
-    def __init__(self, clip_low: float, clip_high: float, dual_clip: float | None, found: dict[str, float]) -> None:
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
-        self.found = found
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    found: dict[str, float]
+    around_behave: bool
+
+    def center(self, rows: ObjectiveInputs) -> Tensor:
+        """Returns the log-probs (R, T) under the policy at the centre."""
+        return sampled_logp(rows) if self.around_behave else rows.prox_logp
 
     def report(self) -> dict[str, float]:
         """Returns the bounds and the numbers that led to them, without infinite ones."""
@@ -216,8 +220,4 @@ class Unbounded(TrustRegion):
 
 def checked_dual_clip(owner: str, dual_clip: float | None) -> float | None:
     """Returns the dual clip, or raises SettingError if it cannot work."""
-    if dual_clip is not None and not 1 < dual_clip < math.inf:
-        raise SettingError(
-            f"{owner}.dual_clip is {dual_clip}; it must be a finite number above 1, such as 10, or null for none."
-        )
-    return None if dual_clip is None else held(f"{owner}.dual_clip", dual_clip)
+    return None if dual_clip is None else above(f"{owner}.dual_clip", dual_clip, 1, "10, or null for none")

@@ -20,33 +20,13 @@ from popo_lightning.objectives.inputs import LOG_RATIO_BOUND, ObjectiveInputs, l
 SequenceRatio = Literal["product", "geometric_mean"]
 
 
-def decoupled_weight(
-    prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, cap: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Returns the weight w = pi_prox / pi_behave of each token, truncated from above.
+def decoupled_weight(rows: ObjectiveInputs) -> Tensor:
+    """Returns the weight w = pi_prox / pi_behave of each token, (R, T) and detached, 1 at padding.
 
     This is the weight of decoupled PPO (arXiv 2110.00641; arXiv 2505.24298 for language models), which POPO applies to
     replayed groups (arXiv 2606.01281).
-
-    Deviation: a weight above the cap is lowered to the cap, where AReaL drops the token. `cap=None` applies the weight
-    without truncation.
-
-    Args:
-        prox_logp: (R, T) log-probs under prox.
-        behave_logp: (R, T) log-probs under behave.
-        mask: (R, T), true at response tokens.
-        cap: Upper bound of the weight, or None.
-
-    Returns:
-        (weight, raw), both (R, T) and detached, 1 at padding; `raw` is the weight before the cap.
     """
-    raw = log_ratio(prox_logp.detach(), behave_logp.detach(), mask).exp()
-    return (raw if cap is None else raw.clamp(max=cap)), raw
-
-
-def masked_weight(raw: Tensor, low: float, high: float) -> Tensor:
-    """Keeps weights (R, T) with low <= w <= high, and sets the others to 0."""
-    return torch.where((raw >= low) & (raw <= high), raw, 0.0)
+    return log_ratio(rows.prox_logp.detach(), rows.behave_logp.detach(), rows.mask).exp()
 
 
 def sequence_weight(prox_logp: Tensor, behave_logp: Tensor, mask: Tensor, ratio: SequenceRatio) -> Tensor:
@@ -90,7 +70,7 @@ class NoCorrection(BehaveWeight):
 
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """Returns (ones, pi_prox / pi_behave), both (R, T) and detached."""
-        _, raw = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+        raw = decoupled_weight(rows)
         return torch.ones_like(raw), raw
 
 
@@ -102,19 +82,33 @@ class ReplayedWeight(BehaveWeight):
 
     Args:
         correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
+        cap: Upper bound of the weight; null for none.
     """
 
-    def __init__(self, correct_fresh: bool = False) -> None:
+    cap: float | None = None
+
+    def __init__(self, correct_fresh: bool = False, cap: float | None = None) -> None:
+        setting = f"{type(self).__name__}.cap"
+        if cap is not None and not cap >= 1:
+            raise SettingError(
+                f"{setting} is {cap}; it must be at least 1, the weight of an on-policy token, or null for no cap."
+            )
         self.correct_fresh = correct_fresh
+        self.cap = None if cap is None else held(setting, cap)
 
     @abstractmethod
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Returns the weight (R, T) of every row, as if all were replayed; `raw` (R, T) is pi_prox / pi_behave."""
+        """Returns the weight (R, T) of every row before the cap, as if all were replayed.
+
+        `raw` (R, T) is pi_prox / pi_behave.
+        """
 
     def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """Returns (weight, raw), both (R, T) and detached; `raw` is pi_prox / pi_behave, also on fresh rows."""
-        _, raw = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+        raw = decoupled_weight(rows)
         weight = self.rule(rows, raw)
+        if self.cap is not None:
+            weight = weight.clamp(max=self.cap)
         if not self.correct_fresh:
             weight = torch.where(rows.fresh.bool().unsqueeze(-1), 1.0, weight)
         return weight, raw
@@ -126,18 +120,19 @@ class TruncatedIS(ReplayedWeight):
     With correct_fresh and a cap of 2 it is truncated importance sampling against the engine's numerical error (TIS;
     verl's default cap).
 
+    Deviation: a weight above the cap is lowered to the cap, where AReaL drops the token.
+
     Args:
         cap: Upper bound of a token's weight; null for none. The weight applies in both cases.
         correct_fresh: Weight fresh rows as well, which also corrects the engine's numerical error.
     """
 
     def __init__(self, cap: float | None = 5.0, correct_fresh: bool = False) -> None:
-        super().__init__(correct_fresh)
-        self.cap = checked_cap("TruncatedIS", cap)
+        super().__init__(correct_fresh, cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Returns min(w, cap)."""
-        return raw if self.cap is None else raw.clamp(max=self.cap)
+        """Returns w."""
+        return raw
 
 
 class MaskedIS(ReplayedWeight):
@@ -166,8 +161,8 @@ class MaskedIS(ReplayedWeight):
         self.high = held("MaskedIS.high", high)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Returns `masked_weight`."""
-        return masked_weight(raw, self.low, self.high)
+        """Returns w within the bounds, and 0 outside them."""
+        return torch.where((raw >= self.low) & (raw <= self.high), raw, 0.0)
 
 
 class SequenceIS(ReplayedWeight):
@@ -185,15 +180,13 @@ class SequenceIS(ReplayedWeight):
     def __init__(
         self, ratio: SequenceRatio = "geometric_mean", cap: float | None = 5.0, correct_fresh: bool = False
     ) -> None:
-        super().__init__(correct_fresh)
+        super().__init__(correct_fresh, cap)
         one_of("SequenceIS.ratio", ratio, ("product", "geometric_mean"))
         self.ratio: SequenceRatio = ratio
-        self.cap = checked_cap("SequenceIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Returns min(`sequence_weight`, cap)."""
-        weight = sequence_weight(rows.prox_logp, rows.behave_logp, rows.mask, self.ratio)
-        return weight if self.cap is None else weight.clamp(max=self.cap)
+        """Returns `sequence_weight`."""
+        return sequence_weight(rows.prox_logp, rows.behave_logp, rows.mask, self.ratio)
 
 
 class SmoothedIS(ReplayedWeight):
@@ -209,20 +202,9 @@ class SmoothedIS(ReplayedWeight):
     """
 
     def __init__(self, alpha: float = 0.5, cap: float | None = None, correct_fresh: bool = False) -> None:
-        super().__init__(correct_fresh)
+        super().__init__(correct_fresh, cap)
         self.alpha = within("SmoothedIS.alpha", alpha, 0, 1, "0.5")
-        self.cap = checked_cap("SmoothedIS", cap)
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
-        """Returns min(w^alpha, cap)."""
-        weight = raw**self.alpha
-        return weight if self.cap is None else weight.clamp(max=self.cap)
-
-
-def checked_cap(owner: str, cap: float | None) -> float | None:
-    """Returns the cap, or raises SettingError if it would lower the weight of every token, or fits no tensor."""
-    if cap is not None and not cap >= 1:
-        raise SettingError(
-            f"{owner}.cap is {cap}; it must be at least 1, the weight of an on-policy token, or null for no cap."
-        )
-    return None if cap is None else held(f"{owner}.cap", cap)
+        """Returns w^alpha."""
+        return raw**self.alpha

@@ -37,21 +37,17 @@ class GroupReplayBuffer:
     """
 
     def __init__(self, capacity: int | None = None, max_age: int | None = 8, max_uses: int | None = None) -> None:
-        if capacity is not None and capacity < 1:
-            raise SettingError(
-                f"data.composer.buffer.capacity is {capacity}; the buffer must hold at least 1 group, or null for as "
-                "many as an iteration samples"
-            )
-        if max_age is not None and max_age < 1:
-            raise SettingError(
-                f"data.composer.buffer.max_age is {max_age}; the newest replayed group is 1 version old, so use at "
-                "least 1, or null for no limit"
-            )
-        if max_uses is not None and max_uses < 1:
-            raise SettingError(
-                f"data.composer.buffer.max_uses is {max_uses}; a group that waits must be replayed at least 1 time, or "
-                "give null for no limit"
-            )
+        for name, value, reason in (
+            (
+                "capacity",
+                capacity,
+                "it must hold at least 1 group, or null for as many as an iteration samples",
+            ),
+            ("max_age", max_age, "the newest replayed group is 1 version old, so use at least 1, or null for no limit"),
+            ("max_uses", max_uses, "a group that waits must be replayed at least 1 time, or give null for no limit"),
+        ):
+            if value is not None and value < 1:
+                raise SettingError(f"data.composer.buffer.{name} is {value}; {reason}")
         self.capacity = capacity
         self.max_age = max_age
         self.max_uses = max_uses
@@ -83,14 +79,7 @@ class GroupReplayBuffer:
             self._groups.append(group)
             self._by_version.setdefault(group.version, deque()).append(group)
 
-    def newest(
-        self,
-        count: int,
-        version: int,
-        min_age: int = 1,
-        exclude_problems: Collection[str] = (),
-        wanted: Wanted = any_group,
-    ) -> list[Group]:
+    def newest(self, count: int, version: int, min_age: int = 1, exclude_problems: Collection[str] = ()) -> list[Group]:
         """Returns up to ``count`` groups, newest version first and in order of insertion within a version.
 
         Groups of problems that are new to the batch come first; repeated problems, or those of ``exclude_problems``,
@@ -101,9 +90,8 @@ class GroupReplayBuffer:
             version: Present policy version. A group's age is version - group.version.
             min_age: Minimum age of a group in policy versions.
             exclude_problems: Problem ids that the batch already has.
-            wanted: Whether a group may be among them, such as `Iteration.still_effective`.
         """
-        return one_of_each_problem(filter(wanted, self._newest_first(version, min_age)), count, exclude_problems)
+        return one_of_each_problem(self.newest_first(version, min_age), count, exclude_problems)
 
     def used(self, groups: Iterable[Group]) -> None:
         """Counts one use of each of these stored groups. ``max_uses`` limits the uses."""
@@ -114,35 +102,36 @@ class GroupReplayBuffer:
         self,
         effective: Sequence[Group],
         ineffective: Sequence[Group],
-        version: int,
-        wanted: Wanted = any_group,
+        candidates: Iterable[Group],
+        iterations: int = 1,
     ) -> list[Group]:
-        """Returns the newest stored groups to replace an iteration's ineffective ones, then stores the effective ones.
+        """Returns stored groups to replace an iteration's ineffective ones, then stores the effective ones.
 
         Selection precedes insertion, so an iteration's own groups cannot fill its own places.
 
         Args:
             effective: Fresh groups that are kept. Their problems are excluded as :meth:`newest` says.
             ineffective: Fresh groups to replace.
-            version: Present policy version.
-            wanted: Whether a stored group may be replayed.
+            candidates: Stored groups that may replace them, best first, such as :meth:`newest_first`.
+            iterations: Number of iterations whose groups are kept if no capacity is set.
         """
         problems = {group.problem.id for group in effective}
-        replayed = self.newest(len(ineffective), version, exclude_problems=problems, wanted=wanted)
+        replayed = one_of_each_problem(candidates, len(ineffective), problems)
         self.used(replayed)
-        self.insert(effective, len(effective) + len(ineffective))
+        self.insert(effective, iterations * (len(effective) + len(ineffective)))
         return replayed
 
     def usable(self, version: int, min_age: int = 1, wanted: Wanted = any_group) -> list[Group]:
         """Returns all groups of an allowed age with uses left, in the order of :meth:`newest`."""
-        return list(filter(wanted, self._newest_first(version, min_age)))
+        return list(self.newest_first(version, min_age, wanted))
 
-    def _newest_first(self, version: int, min_age: int) -> Iterator[Group]:
+    def newest_first(self, version: int, min_age: int = 1, wanted: Wanted = any_group) -> Iterator[Group]:
+        """Yields what :meth:`usable` returns, so that a rule which needs only the first few stops early."""
         for stored in sorted(self._by_version, reverse=True):
             if self.max_age is not None and stored < version - self.max_age:
                 return
             if stored <= version - min_age:
-                yield from filter(self._has_uses_left, self._by_version[stored])
+                yield from filter(wanted, filter(self._has_uses_left, self._by_version[stored]))
 
     def _has_uses_left(self, group: Group) -> bool:
         return self.max_uses is None or self._uses.get(group.id, 0) < self.max_uses

@@ -6,17 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from popo_lightning.core.bounds import within
 from popo_lightning.core.groups import Group
 from popo_lightning.replay.composer import Iteration
 from popo_lightning.replay.prefixes import cut_response
 
 PURPOSE = "fresh continuations"
-
-
-def checked_share(rule: str, share: float) -> float:
-    """Returns the share, or raises SettingError if it is outside [0, 1]."""
-    return within(f"{rule}.fresh_continuations", share, 0, 1, "0.05")
 
 
 def fresh_continuations(share: float, replayed: Sequence[Group], iteration: Iteration) -> list[Group]:

@@ -66,9 +66,8 @@ class Pairs(Composer):
     makes_pairs = True
 
     def __init__(self, pairs_per_group: int = 1) -> None:
-        self.pairs_per_group = int(
-            at_least(f"{type(self).__name__}.pairs_per_group", pairs_per_group, 1, ", such as 1")
-        )
+        setting = f"{type(self).__name__}.pairs_per_group"
+        self.pairs_per_group = int(at_least(setting, pairs_per_group, 1, ", such as 1"))
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the pairs of :meth:`groups`."""
@@ -109,7 +108,8 @@ class ReplayedPairs(Pairs):
     def groups(self, iteration: Iteration) -> tuple[list[Group], list[Group]]:
         """Returns (effective fresh and stored groups, ineffective fresh groups)."""
         effective, ineffective = super().groups(iteration)
-        stored = self.buffer.replay(effective, ineffective, iteration.version, iteration.still_effective)
+        candidates = self.buffer.newest_first(iteration.version, wanted=iteration.still_effective)
+        stored = self.buffer.replay(effective, ineffective, candidates)
         return effective + stored, ineffective
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:

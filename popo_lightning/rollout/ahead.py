@@ -78,9 +78,8 @@ class AsyncRollouts:
             if len(group.responses) != n:
                 raise SettingError(
                     f"data.async_level generated groups of {len(group.responses)} responses ahead (data.group_size), "
-                    "but now "
-                    f"{n} are asked for; resume with the group_size the run had, or set data.async_level to 0 from "
-                    "the start"
+                    f"but now {n} are asked for; resume with the group_size the run had, or set data.async_level to 0 "
+                    "from the start"
                 )
         return taken
 
@@ -123,8 +122,7 @@ class AsyncRollouts:
         if state and not async_level:
             raise SettingError(
                 "data.async_level is 0, but the checkpoint holds groups that were generated ahead for the next "
-                "iteration; "
-                "resume with data.async_level 1"
+                "iteration; resume with data.async_level 1"
             )
         self._generate_seconds = state.get("generate_seconds", 0.0)
         self._ready = list(zip(state.get("indices", []), state.get("groups", []), strict=True))

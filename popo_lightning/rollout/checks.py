@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 
+from popo_lightning.core.bounds import above, one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.rollout.engine_rollouts import EngineRollouts
@@ -17,6 +17,8 @@ MIN = {
     "minibatches": (1, "an iteration needs one optimizer step"),
     "ppo_epochs": (1, "the minibatches are trained on once at least"),
     "weight_sync_interval": (1, "1 samples with the newest weights always"),
+    "max_new_tokens": (1, "a response needs one token"),
+    "max_prompt_tokens": (1, "a prompt has one token"),
     "num_graders": (1, "at least one grading process is needed"),
 }
 
@@ -26,23 +28,16 @@ log = logging.getLogger(__name__)
 def check_settings(data: EngineRollouts) -> None:
     """Raises SettingError for faults that can be seen before anything is loaded."""
     for name, (least, reason) in MIN.items():
-        _at_least(name, getattr(data, name), least, reason)
-    _at_least("max_new_tokens", data.sampling.max_new_tokens, 1, "a response needs one token")
-    _at_least("max_prompt_tokens", data.max_prompt_tokens, 1, "a prompt has one token")
-    if not 0 < data.grading_timeout < math.inf:
-        raise SettingError(
-            f"data.grading_timeout is {data.grading_timeout}; use a number of seconds above 0, such as 5.0"
-        )
+        value = data.sampling.max_new_tokens if name == "max_new_tokens" else getattr(data, name)
+        if value < least:
+            raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")
+    above("data.grading_timeout", data.grading_timeout, 0, "5.0 seconds")
     if data.minibatches > data.problems_per_iteration:
         raise SettingError(
             f"data.minibatches is {data.minibatches} but an iteration has only {data.problems_per_iteration} groups "
             "(data.problems_per_iteration); lower the first or raise the second"
         )
-    if not COLDEST <= data.sampling.temperature <= HOTTEST:
-        raise SettingError(
-            f"data.temperature is {data.sampling.temperature}; training samples at a positive temperature, "
-            f"{COLDEST:g} to {HOTTEST:g}, such as 1.0"
-        )
+    within("data.temperature", data.sampling.temperature, COLDEST, HOTTEST, "1.0")
     _check_spread(data)
     _check_behave(data)
     if "" in data.sampling.stop:
@@ -55,8 +50,7 @@ def check_settings(data: EngineRollouts) -> None:
     if data.async_level and not data.engine.generates_while_training:
         raise SettingError(
             f"data.async_level is {data.async_level}, but data.engine is {type(data.engine).__name__}, which cannot "
-            "generate while the "
-            "trainer works; set data.async_level to 0, or data.engine to "
+            "generate while the trainer works; set data.async_level to 0, or data.engine to "
             "popo_lightning.engines.servers.engine.ServerEngine"
         )
     pixels = data.image_pixels
@@ -85,8 +79,7 @@ def _check_spread(data: EngineRollouts) -> None:
 
 def _check_behave(data: EngineRollouts) -> None:
     """Checks data.behave. The trainer's log-probs are behave's only if its weights sampled, at data.temperature."""
-    if data.behave not in ("engine", "trainer"):
-        raise SettingError(f"data.behave is {data.behave!r}; use engine, or trainer for the policy's own log-probs")
+    one_of("data.behave", data.behave, ("engine", "trainer"))
     if data.behave == "engine":
         return
     for name, value, off, reason in (
@@ -101,30 +94,15 @@ def _check_behave(data: EngineRollouts) -> None:
             )
 
 
-def _at_least(name: str, value: int, least: int, reason: str) -> None:
-    if value < least:
-        raise SettingError(f"data.{name} is {value}; use at least {least}: {reason}")
-
-
-def check_temperature(sampled: float, scored: float) -> None:
-    """Raises SettingError if log-probs would not be those of the distribution sampled from.
-
-    Args:
-        sampled: Temperature of the data module.
-        scored: Temperature of the policy.
-    """
-    if sampled != scored:
-        raise SettingError(
-            f"data.temperature is {sampled}, but model.temperature, at which log-probs are computed, is {scored}; give "
-            "both the same"
-        )
-
-
 def check_training(data: EngineRollouts, module: PolicyModel, ranks: int) -> None:
     """Raises SettingError for faults that show once policy and problems are known, before anything is sampled."""
     check_share(data, ranks)
     check_continuations(data, module.sharded)
-    check_temperature(data.sampling.temperature, module.temperature)
+    if data.sampling.temperature != module.temperature:
+        raise SettingError(
+            f"data.temperature is {data.sampling.temperature}, but model.temperature, at which log-probs are computed, "
+            f"is {module.temperature}; give both the same"
+        )
     rules = {"composer": data.composer, "sampler": data.sampler}
     named = named_components(module.reward_key, data.effective_key or module.reward_key, **rules)
     data.components |= try_components(data, named)
@@ -148,17 +126,16 @@ def check_continuations(data: EngineRollouts, split: bool) -> None:
         data: The data module.
         split: Whether weights are sharded over the ranks.
     """
-    if data.composer.fresh_continuations and data.weight_sync_interval > 1:
+    share = data.composer.fresh_continuations
+    if share and data.weight_sync_interval > 1:
         raise SettingError(
-            f"data.composer.fresh_continuations is {data.composer.fresh_continuations}, which the present policy is to "
-            f"write, but data.weight_sync_interval is {data.weight_sync_interval}; set that to 1, or "
-            "fresh_continuations to 0"
+            f"data.composer.fresh_continuations is {share}, which the present policy is to write, but "
+            f"data.weight_sync_interval is {data.weight_sync_interval}; set that to 1, or fresh_continuations to 0"
         )
-    if split and data.composer.fresh_continuations:
+    if share and split:
         raise SettingError(
-            f"data.composer.fresh_continuations is {data.composer.fresh_continuations}, but trainer.strategy "
-            "ModelParallelStrategy splits the critic, whose passes the ranks must make together; use trainer.strategy "
-            "ddp, or fresh_continuations 0"
+            f"data.composer.fresh_continuations is {share}, but trainer.strategy ModelParallelStrategy splits the "
+            "critic, whose passes the ranks must make together; use trainer.strategy ddp, or fresh_continuations 0"
         )
 
 

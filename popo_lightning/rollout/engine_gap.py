@@ -103,13 +103,10 @@ class EngineCheck:
                 f"{self._named}, on which {self.engine} or the trainer fails ({why}); choose another model or "
                 "data.engine"
             ) from error
-        self._judge(
-            gap,
-            self._warning(),
-            self._error(),
-            f"of which {self.engine} and the trainer compute log-probs {gap:.2g} nats a token apart from the same "
-            "files",
+        found = (
+            f"of which {self.engine} and the trainer compute log-probs {gap:.2g} nats a token apart from the same files"
         )
+        self._judge(gap, *self._bounds(), found)
         self.floor = gap
 
     def synced(self) -> None:
@@ -119,29 +116,21 @@ class EngineCheck:
             SettingError: The gap is above the limit, or far above the floor.
         """
         gap = self.measure()
+        warning, error = self._bounds()
         if self.floor is None:
             found = f"of which {self.engine} and the trainer are {gap:.2g} nats a token apart after a weight sync"
-            self._judge(gap, self._warning(), self._error(), found)
-            return
-        # The weights have not changed, so a gap above the warning limit is already an error.
-        error = self._warning() if self.limits.error == "auto" else self._error()
-        self._judge(
-            gap,
-            self._warning(),
-            error,
-            f"of which log-probs by {self.engine} and the trainer are {self.floor:.2g} nats a token apart as loaded, "
-            f"and {gap:.2g} after the first weight sync: weights do not arrive as they are",
-        )
+        else:
+            found = (
+                f"of which log-probs by {self.engine} and the trainer are {self.floor:.2g} nats a token apart as "
+                f"loaded, and {gap:.2g} after the first weight sync: weights do not arrive as they are"
+            )
+            if self.limits.error == "auto":  # the weights have not changed, so a gap worth a warning is an error
+                error = warning
+        self._judge(gap, warning, error, found)
 
-    def _warning(self) -> float:
-        return self.limits.above_warning(self._exact, self.floor)
-
-    def _error(self) -> float:
-        return self.limits.above_error(self._exact, self.floor)
-
-    @property
-    def _exact(self) -> bool:
-        return bool(self.policy.compute_dtype == torch.float32)
+    def _bounds(self) -> tuple[float, float]:
+        exact = self.policy.compute_dtype == torch.float32
+        return self.limits.above_warning(exact, self.floor), self.limits.above_error(exact, self.floor)
 
     @property
     def _named(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from popo_lightning.grading.pool import Grade, GradingPool
 from popo_lightning.model.prompts import Prompt, PromptEncoder
 
 
+@dataclass
 class RolloutGenerator:
     """Encodes, generates and grades, for training and evaluation.
 
@@ -35,25 +36,16 @@ class RolloutGenerator:
         overlong: Penalty for long responses, or None.
     """
 
-    def __init__(
-        self,
-        prompts: PromptEncoder,
-        engine: RolloutEngine,
-        pool: GradingPool,
-        clock: PhaseClock,
-        rank: int,
-        world_size: int,
-        image_dtype: torch.dtype,
-        overlong: SoftOverlong | None,
-    ) -> None:
-        self.prompts = prompts
-        self.engine = engine
-        self.pool = pool
-        self.clock = clock
-        self.rank = rank
-        self.world_size = world_size
-        self.image_dtype = image_dtype
-        self.overlong = overlong
+    prompts: PromptEncoder
+    engine: RolloutEngine
+    pool: GradingPool
+    clock: PhaseClock
+    rank: int
+    world_size: int
+    image_dtype: torch.dtype
+    overlong: SoftOverlong | None
+
+    def __post_init__(self) -> None:
         self.work = Work()
         self.made = 0  # number of groups so far; a checkpoint keeps it, because group ids depend on it
 
@@ -88,7 +80,10 @@ class RolloutGenerator:
         with self.clock.measure("verify"):
             grades = self.pool.collect()
         graded = self._graded(sampled, grades, prefixes, sampling.max_new_tokens)
-        return [self._group(*found) for found in zip(problems, prompts, prefixes, graded, strict=True)]
+        return [
+            Group(self._next_number(), problem, prompt.ids, of, self.engine.version, self._images(prompt), len(prefix))
+            for problem, prompt, prefix, of in zip(problems, prompts, prefixes, graded, strict=True)
+        ]
 
     def ungraded(self, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int) -> list[Group]:
         """Samples groups that are neither graded nor trained on. They use no group ids and no clock."""
@@ -114,16 +109,11 @@ class RolloutGenerator:
         self.made += 1
         return (self.made - 1) * self.world_size + self.rank
 
-    def _group(self, problem: Problem, prompt: Prompt, prefix: Tensor, responses: list[Response]) -> Group:
-        number = self._next_number()
-        images = self._images(prompt)
-        return Group(number, problem, prompt.ids, responses, self.engine.version, images, len(prefix))
-
     def _images(self, prompt: Prompt) -> dict[str, Tensor]:
-        return {name: self._stored(tensor) for name, tensor in prompt.images.items()}
-
-    def _stored(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
+        return {
+            name: tensor.to(self.image_dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in prompt.images.items()
+        }
 
     def _sample(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from random import Random
 
+import torch
 from torch import Tensor
 
 from popo_lightning.core.groups import Group
@@ -18,7 +19,6 @@ from popo_lightning.engines.base import Sampling
 from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.replay.composer import Composer, Iteration
 from popo_lightning.rollout.ahead import AsyncRollouts
-from popo_lightning.rollout.behave import scored_by_trainer
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.report import RolloutReport
@@ -176,3 +176,29 @@ class IterationRollouts(Iteration):
     def _named_components(self) -> list[NamedComponent]:
         rules = {"composer": self.composer, "sampler": self.sampler}
         return named_components(self.policy.reward_key, self.effective_key, **rules)
+
+
+def scored_by_trainer(
+    groups: Sequence[Group], logprobs: Sequence[Sequence[Tensor]]
+) -> tuple[list[Group], dict[str, float]]:
+    """Replaces the groups' behave log-probs by the policy's own, and measures how far the engine's were from them.
+
+    Args:
+        groups: Groups just sampled with the policy's present weights.
+        logprobs: (T,) log-probs under the policy, of each response of each group.
+
+    Returns:
+        The groups, and counts for the report: gap_tokens (number of tokens), gap (sum of their absolute differences in
+        nats) and gap_max.
+    """
+    gaps = [torch.zeros(0)]
+    scored = []
+    for group, of_group in zip(groups, logprobs, strict=True):
+        responses = []
+        for response, own in zip(group.responses, of_group, strict=True):
+            gaps.append((own - response.behave_logp).abs())
+            responses.append(replace(response, behave_logp=own))
+        scored.append(replace(group, responses=responses))
+    distance = torch.cat(gaps).double()
+    largest = float(distance.max()) if len(distance) else 0.0
+    return scored, {"gap_tokens": len(distance), "gap": float(distance.sum()), "gap_max": largest}

@@ -83,8 +83,7 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
     if any(state.get("ahead") for state in states):
         raise SettingError(
             f"the checkpoint was written by {len(states)} ranks with groups generated ahead (data.async_level) and "
-            "this run "
-            f"has {ranks}; resume with as many (trainer.devices x trainer.num_nodes)"
+            f"this run has {ranks}; resume with as many (trainer.devices x trainer.num_nodes)"
         )
     rules: dict[str, PromptSampler | Composer] = {"sampler": sampler, "composer": composer}
     dealt = {kind: rule.reshard([s[kind] for s in states], ranks) for kind, rule in rules.items() if kind in states[0]}

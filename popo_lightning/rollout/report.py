@@ -118,18 +118,14 @@ def rollout_metrics(counts: dict[str, float]) -> dict[str, float]:
         found["throughput/generated_tokens_per_second"] = counts["tokens"] / seconds
     responses = counts["responses"] - counts.get("continued_responses", 0)
     tokens = counts["tokens"] - counts.get("continued_tokens", 0)
-    rewards = {name: value / responses for name, value in counts.items() if name.startswith("reward/")}
-    return (
-        found
-        | rewards
-        | {
-            "rollout/effective_share": counts["effective_groups"] / counts["groups"],
-            "rollout/all_wrong_share": counts["all_wrong_groups"] / counts["groups"],
-            "rollout/truncated_frac": counts["truncated"] / responses,
-            "rollout/response_tokens": tokens / responses,
-            "rollout/grading_failures": float(counts["failures"]),
-        }
-    )
+    found |= {name: value / responses for name, value in counts.items() if name.startswith("reward/")}
+    return found | {
+        "rollout/effective_share": counts["effective_groups"] / counts["groups"],
+        "rollout/all_wrong_share": counts["all_wrong_groups"] / counts["groups"],
+        "rollout/truncated_frac": counts["truncated"] / responses,
+        "rollout/response_tokens": tokens / responses,
+        "rollout/grading_failures": float(counts["failures"]),
+    }
 
 
 @dataclass
@@ -166,12 +162,3 @@ class Totals:
             "total/tokens": float(self.tokens),
             "total/dynamic_sampling_responses": self.dynamic_sampling_responses,
         }
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Inverse of :meth:`state_dict`; counts that an earlier version lacks are 0."""
-        for name in asdict(self):
-            setattr(self, name, state.get(name, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
@@ -18,13 +19,7 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.generation import RolloutGenerator
 from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.problem_sets import ProblemSets
-from popo_lightning.rollout.rank_states import (
-    PlaceState,
-    RankKeeper,
-    reshard,
-    rules_of,
-    without_other_rules,
-)
+from popo_lightning.rollout.rank_states import PlaceState, RankKeeper, reshard, rules_of, without_other_rules
 from popo_lightning.rollout.report import Totals
 from popo_lightning.rollout.weight_sync import WeightSync
 from popo_lightning.tasks.samplers import PromptSampler
@@ -99,8 +94,8 @@ class ResumableRollouts(L.LightningDataModule):
         common = {
             "iteration": self.iteration,
             "steps": self.steps,
-            "rules": self._rules(),
-            "totals": self.totals.state_dict(),
+            "rules": rules_of(self.sampler, self.composer, self.problems.fingerprint),
+            "totals": asdict(self.totals),
             "limits": self.limits.state_dict(),
             "rollout_weights": self.weight_sync.state_dict(),
             "gap_floor": self.gap_floor,
@@ -115,20 +110,17 @@ class ResumableRollouts(L.LightningDataModule):
         place = self.as_of or self.place_state()
         return place.common | {"ranks": gather_object(place.mine | {"ahead": self.ahead.state_dict()})}
 
-    def _rules(self) -> dict[str, str]:
-        """Returns what the states of sampler and composer belong to."""
-        return rules_of(self.sampler, self.composer, self.problems.fingerprint)
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes where the checkpoint was written, in the middle of an iteration or between two."""
         world_size, rank = self._run.world_size, self._run.global_rank
         self.iteration = state["iteration"]
-        self.totals.load_state_dict(state["totals"])
+        self.totals = Totals(**state["totals"])  # counts that an earlier version lacks are 0
         if not self._fitting:
             return
         self.limits.load_state_dict(state.get("limits", {}))
         self.kept_by_ranks.load([of_rank.get("callbacks", {}) for of_rank in state["ranks"]])
-        states = without_other_rules(state["ranks"], state.get("rules"), self._rules())
+        own = rules_of(self.sampler, self.composer, self.problems.fingerprint)
+        states = without_other_rules(state["ranks"], state.get("rules"), own)
         mine = reshard(states, world_size, self.sampler, self.composer)[rank]
         for kind, rule in (("sampler", self.sampler), ("composer", self.composer)):
             if kind in mine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
 
+@dataclass
 class WeightSync(KeepsState):
     """Starts the engine at its first use, and gives it the policy's weights.
 
@@ -29,34 +31,24 @@ class WeightSync(KeepsState):
         context: Gives the engine's context when it starts; called once.
         weights: Gives the policy's present weights, by name.
         idle: Waits until nothing is being generated, so weights never change during a generation.
-        keep: Copies to the CPU the data from which `kept` restores the present weights; None copies the weights.
+        keep: Copies to the CPU the data from which `kept` restores the present weights.
         kept: Gives the weights from such a copy, by name.
         trained_bits: Gives a fingerprint of the trained weights, by which a delivery is judged.
     """
 
     state = ("_kept_version", "_kept")
 
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        every: int,
-        clock: PhaseClock,
-        context: Callable[[], EngineContext],
-        weights: Callable[[], NamedTensors],
-        idle: Callable[[], None] = lambda: None,
-        keep: Callable[[], dict[str, Tensor]] | None = None,
-        kept: Callable[[dict[str, Tensor]], NamedTensors] = lambda kept: kept.items(),
-        trained_bits: Callable[[], str | None] = lambda: None,
-    ) -> None:
-        self.engine = engine
-        self.every = every
-        self.clock = clock
-        self.context = context
-        self.weights = weights
-        self.idle = idle
-        self.keep = keep or self._copies
-        self.kept = kept
-        self.trained_bits = trained_bits
+    engine: RolloutEngine
+    every: int
+    clock: PhaseClock
+    context: Callable[[], EngineContext]
+    weights: Callable[[], NamedTensors]
+    idle: Callable[[], None]
+    keep: Callable[[], dict[str, Tensor]]
+    kept: Callable[[dict[str, Tensor]], NamedTensors]
+    trained_bits: Callable[[], str | None]
+
+    def __post_init__(self) -> None:
         self.delivery = Delivery()
         self.probe: Probe | None = None  # set together with the check
         self.start_seconds = 0.0  # seconds of the engine's start and checks
@@ -80,9 +72,7 @@ class WeightSync(KeepsState):
             version: Policy version.
         """
         self._wake()
-        given = self._give(("step", step), version, self.weights, self.trained_bits)
-        self.engine.version = version
-        self._check(given)
+        self._give(("step", step), version, self.weights, self.trained_bits)
 
     def for_rollouts(self, step: int, version: int) -> None:
         """Does as :meth:`newest`, but between two syncs gives the weights of the last sync."""
@@ -94,14 +84,8 @@ class WeightSync(KeepsState):
         if self._kept_version is None or version - self._kept_version >= self.every:
             self._kept = self.keep()
             self._kept_version, self._kept_bits, present = version, self.trained_bits(), True
-        held = "version", self._kept_version
-        given = self._give(held, self._kept_version, lambda: self.kept(self._kept), lambda: self._kept_bits)
-        self.engine.version = self._kept_version
-        if present:
-            self._check(given)
-
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights()}
+        version = self._kept_version
+        self._give(("version", version), version, lambda: self.kept(self._kept), lambda: self._kept_bits, present)
 
     def _wake(self) -> None:
         self.idle()
@@ -140,12 +124,15 @@ class WeightSync(KeepsState):
         version: int,
         weights: Callable[[], NamedTensors],
         bits: Callable[[], str | None],
-    ) -> bool:
-        """Gives weights, unless the engine has them. Returns whether it did."""
-        if self._held == held and self.engine.holds_weights:
-            return False
-        with self.clock.measure("sync"):
-            self.engine.update_weights(self.delivery.watched(weights()), version)
-            self.delivery.judge(bits())
-        self._held = held
-        return True
+        present: bool = True,
+    ) -> None:
+        """Gives weights, unless the engine has them, and checks those of the present policy."""
+        given = self._held != held or not self.engine.holds_weights
+        if given:
+            with self.clock.measure("sync"):
+                self.engine.update_weights(self.delivery.watched(weights()), version)
+                self.delivery.judge(bits())
+            self._held = held
+        self.engine.version = version
+        if present:
+            self._check(given)

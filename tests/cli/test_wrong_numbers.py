@@ -19,8 +19,8 @@ LARGEST = 9223372036854775807
 REFUSED = {  # command line, and sentence
     "--data.temperature .nan": "data.temperature is nan; use a finite number",
     "--data.temperature .inf": "data.temperature is inf; use a finite number",
-    "--data.temperature 1e-300": "data.temperature is 1e-300; training samples at a positive",
-    "--data.grading_timeout 0": "data.grading_timeout is 0.0; use a number of seconds above 0",
+    "--data.temperature 1e-300": "data.temperature is 1e-300; it must be in [0.001, 1000], such as 1.0",
+    "--data.grading_timeout 0": "data.grading_timeout is 0.0; it must be a finite number above 0, such as 5.0 seconds",
     "--model.max_grad_norm .inf": "model.max_grad_norm is inf; use a finite number",
     "--model.behave_weight.cap .inf": "model.behave_weight.cap is inf; use a finite number",
     "--model.behave_weight.cap 1e308": "behave_weight.cap is 1e+308, which float32 cannot hold; use at most 3.4e38",

@@ -28,7 +28,17 @@ class Policy:
         self.weight = 0.0
         self.engine = VLLMEngine(**settings)
         context = EngineContext("no folder", torch.device("cuda", 0), torch.float32, 0, 1, 64)
-        self.weight_sync = WeightSync(self.engine, every, PhaseClock(), lambda: context, self.weights)
+        self.weight_sync = WeightSync(
+            self.engine,
+            every,
+            PhaseClock(),
+            context=lambda: context,
+            weights=self.weights,
+            idle=lambda: None,
+            keep=lambda: dict(self.weights()),
+            kept=lambda kept: kept.items(),
+            trained_bits=lambda: None,
+        )
 
     def weights(self) -> list[tuple[str, Tensor]]:
         return [("weight", torch.tensor(self.weight))]

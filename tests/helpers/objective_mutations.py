@@ -3,7 +3,7 @@
 MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
     "objectives/advantages": [
         ("biased std", "correction=1", "correction=0"),
-        ("std tested instead of spread", "spread > SPREAD_TOLERANCE", "spread >= 0"),
+        ("std tested instead of spread", "spread > REWARD_TOLERANCE", "spread >= 0"),
         (
             "mean not subtracted",
             "advantages = rewards - rewards.mean(dim=-1, keepdim=True)",
@@ -14,26 +14,47 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
     "objectives/inputs": [
         ("exp before mask", "torch.where(mask.bool(), a - b, 0.0)", "((a - b) * mask)"),
         ("log-ratio not clamped", ".clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", ""),
+        ("sum for mean", " / mask.sum(dim=-1, keepdim=True).clamp(min=1)", ""),
+        ("mean over padding", "mask.sum(dim=-1, keepdim=True).clamp(min=1)", "mask.shape[-1]"),
+        (
+            "behave on fresh rows",
+            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
+            "unsqueeze(-1), rows.behave_logp, rows.behave_logp",
+        ),
+        (
+            "prox on replayed rows",
+            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
+            "unsqueeze(-1), rows.prox_logp, rows.prox_logp",
+        ),
+        ("m2 to prox", "tokens.prox_logp, tokens.behave_logp", "tokens.prox_logp, tokens.prox_logp"),
+        (
+            "m2 to behave on fresh rows",
+            "tokens.prox_logp, tokens.behave_logp",
+            "tokens.behave_logp, tokens.behave_logp",
+        ),
     ],
     "objectives/weights": [
         (
             "prox and behave swapped",
-            "raw = log_ratio(prox_logp.detach(), behave_logp.detach()",
-            "raw = log_ratio(behave_logp.detach(), prox_logp.detach()",
+            "log_ratio(rows.prox_logp.detach(), rows.behave_logp.detach()",
+            "log_ratio(rows.behave_logp.detach(), rows.prox_logp.detach()",
         ),
         (
             "weight keeps gradient",
-            "raw = log_ratio(prox_logp.detach(), behave_logp.detach()",
-            "raw = log_ratio(prox_logp, behave_logp",
+            "log_ratio(rows.prox_logp.detach(), rows.behave_logp.detach()",
+            "log_ratio(rows.prox_logp, rows.behave_logp",
         ),
-        ("cap None drops the weight", "return raw if self.cap is None", "return raw * 0 + 1 if self.cap is None"),
-        ("cap ignored", "raw.clamp(max=self.cap)", "raw"),
-        ("cap of the function ignored", "raw.clamp(max=cap)", "raw"),
+        (
+            "cap None drops the weight",
+            "if self.cap is not None:\n",
+            "if self.cap is None:\n            weight = raw * 0 + 1\n        else:\n",
+        ),
+        ("cap ignored", "weight.clamp(max=self.cap)", "weight"),
         ("fresh rows corrected", "if not self.correct_fresh", "if self.correct_fresh"),
         ("pi_old still corrects", "torch.ones_like(raw), raw", "raw, raw"),
-        ("ends of the band out", "(raw >= low) & (raw <= high)", "(raw > low) & (raw < high)"),
-        ("band open above", "(raw >= low) & (raw <= high)", "(raw >= low)"),
-        ("rejected tokens at the bound", "raw <= high), raw, 0.0)", "raw <= high), raw, high)"),
+        ("ends of the band out", "(raw >= self.low) & (raw <= self.high)", "(raw > self.low) & (raw < self.high)"),
+        ("band open above", "(raw >= self.low) & (raw <= self.high)", "(raw >= self.low)"),
+        ("rejected tokens at the bound", "raw <= self.high), raw, 0.0)", "raw <= self.high), raw, self.high)"),
         (
             "sequence the wrong way",
             "logs = log_ratio(prox_logp.detach(), behave_logp.detach()",
@@ -52,13 +73,16 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("bounds swapped", "clamp(1 - low, 1 + high)", "clamp(1 - high, 1 + low)"),
         ("dual clip on A > 0", "(advantages < 0)", "(advantages > 0)"),
         ("dual clip not counted", "clipped | over", "clipped"),
-        ("centre keeps gradient", "center_logp.detach()", "center_logp"),
+        ("centre keeps gradient", "self.center(rows).detach()", "self.center(rows)"),
         ("padding's advantage", "torch.where(mask.bool(), advantages, 0.0)", "advantages * mask"),
         ("score of the wrong sign", "return -torch.where(mask.bool(), coeff", "return torch.where(mask.bool(), coeff"),
         ("padding's log-prob", "* torch.where(mask.bool(), logp, 0.0)", "* logp"),
         ("unbounded always weighted", "if self.weighted else", "if True else"),
         ("unbounded never weighted", "if self.weighted else", "if False else"),
         ("infinite bounds in the log", " if value < math.inf}", "}"),
+        ("nothing capped", "capped * advantages", "ratio * advantages"),
+        ("no importance weight", "capped * advantages", "advantages"),
+        ("capped ratio keeps gradient", "log_ratio(logp.detach(), center", "log_ratio(logp, center"),
     ],
     "objectives/objective": [
         ("weight not refused", "trust_region.includes_is_weight and", "False and"),
@@ -78,25 +102,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("tokens averaged over pairs", "trust_region.compares_pairs and not", "False and not"),
         ("first policy not kept", "self.trust_region.needs_reference or any", "any"),
     ],
-    "objectives/behave_clip": [
-        (
-            "behave on fresh rows",
-            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
-            "unsqueeze(-1), rows.behave_logp, rows.behave_logp",
-        ),
-        (
-            "prox on replayed rows",
-            "unsqueeze(-1), rows.prox_logp, rows.behave_logp",
-            "unsqueeze(-1), rows.prox_logp, rows.prox_logp",
-        ),
-        ("m2 to prox", "tokens.prox_logp, tokens.behave_logp", "tokens.prox_logp, tokens.prox_logp"),
-        (
-            "m2 to behave on fresh rows",
-            "tokens.prox_logp, tokens.behave_logp",
-            "tokens.behave_logp, tokens.behave_logp",
-        ),
-        ("behave-aligned around prox", '"""Give `sampled_logp` of the rows."""', "return rows.prox_logp"),
-    ],
+    "objectives/behave_clip": [("behave-aligned around prox", "return sampled_logp(rows)", "return rows.prox_logp")],
     "methods/freshper": [
         ("filter by the policy", "sequence_log_ratio(rows.prox_logp.detach()", "sequence_log_ratio(rows.logp.detach()"),
         ("filter both ways", "(log_mean > math.log(", "(log_mean.abs() > math.log("),
@@ -108,7 +114,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("rejected tokens kept", "torch.where(rejected, 0.0, found.loss)", "found.loss"),
     ],
     "methods/m2po": [
-        ("found bounds around prox", "return FixedBehaveClip(", "return FixedClip("),
+        ("found bounds around prox", "around_behave=True", "around_behave=False"),
         ("harmless for harmful", "advantages * log_ratios > 0", "advantages * log_ratios < 0"),
         ("all tokens harmful", "advantages * log_ratios > 0", "advantages == advantages"),
         ("cut one too low", "ordered[kept - 1])) if kept", "ordered[kept - 2])) if kept > 1"),
@@ -120,11 +126,6 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("floor above dropped", "else math.inf, self.min_clip_high)", "else math.inf, 0.0)"),
         ("floors as ceilings", "low = max(", "low = min("),
         ("m2 unbounded", ".clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", ""),
-    ],
-    "objectives/detached_loss": [
-        ("nothing capped", "capped * advantages", "ratio * advantages"),
-        ("no importance weight", "capped * advantages", "advantages"),
-        ("capped ratio keeps gradient", "log_ratio(logp.detach(), center", "log_ratio(logp, center"),
     ],
     "methods/cispo": [
         ("floor forgotten", "else 1 - self.clip_low", "else 0.0"),
@@ -154,13 +155,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
             "sequence_log_ratio(rows.logp",
         ),
     ],
-    "objectives/sequence_ratio": [
-        ("sum for mean", " / mask.sum(dim=-1, keepdim=True).clamp(min=1)", ""),
-        ("mean over padding", "mask.sum(dim=-1, keepdim=True).clamp(min=1)", "mask.shape[-1]"),
+    "methods/gspo": [
         ("value without gradient", " + (logp - logp.detach())", ""),
         ("gradient twice", "value.detach()", "value"),
-    ],
-    "methods/gspo": [
         ("no upper end", ".clamp(max=LOG_SEQUENCE_RATIO_BOUND)", ""),
         ("GSPO's bounds swapped", "self.clip_low, self.clip_high)", "self.clip_high, self.clip_low)"),
     ],
@@ -182,17 +179,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
             "if self.includes_is_weight else tokens.prox_logp",
             "if False else tokens.prox_logp",
         ),
-        (
-            "balanced around prox always",
-            "FixedBehaveClip if self.includes_is_weight else",
-            "FixedBehaveClip if False else",
-        ),
-        (
-            "balanced around behave always",
-            "FixedBehaveClip if self.includes_is_weight else",
-            "FixedBehaveClip if True else",
-        ),
-        ("bounds not as distances", "clip(1 - low, high - 1", "clip(low, high - 1"),
+        ("balanced around prox always", "share}, self.includes_is_weight)", "share}, False)"),
+        ("balanced around behave always", "share}, self.includes_is_weight)", "share}, True)"),
+        ("bounds not as distances", "FixedClip(1 - low, high - 1", "FixedClip(low, high - 1"),
         ("BAPO without its dual clip", "high - 1, self.dual_clip,", "high - 1, None,"),
         ("ratio unbounded", ".clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)", ""),
     ],
@@ -262,7 +251,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
             "prefix_ratio(rows.prox_logp.detach(), rows.behave_logp.detach()",
             "prefix_ratio(rows.behave_logp.detach(), rows.prox_logp.detach()",
         ),
-        ("prefix weight's cap ignored", "weight.clamp(max=self.cap)", "weight"),
+        ("prefix weight's cap ignored", "super().__init__(correct_fresh, cap)", "super().__init__(correct_fresh)"),
     ],
     "methods/remix": [
         ("width times the weight", "self.clip / torch.where", "self.clip * torch.where"),
@@ -302,7 +291,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("value once a token", "share = value.detach() / mask.sum(dim=-1, keepdim=True).clamp(min=1)", "share = value"),
         ("padding has a loss", "torch.where(mask, share -", "torch.where(mask | True, share -"),
         ("mean for sum", "detach().sum(dim=-1, keepdim=True)", "detach().mean(dim=-1, keepdim=True)"),
-        ("never the first policy", 'return self.reference == "first"', "return False"),
+        ("never the first policy", 'reference == "first"', "False"),
         ("ties are right", "0.5 * (margins == 0)", "(margins == 0)"),
         ("margins stay", "region = copy.copy(self)", "region = self"),
         (

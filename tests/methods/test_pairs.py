@@ -367,7 +367,7 @@ def by_hand(folder: Path, seen: Any, region: OPADPO) -> dict[str, Tensor]:
     """Computes the gradient of the mean over pairs, both responses in one graph, without the package's code."""
     model, old = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
     model.load_state_dict(seen.weights, strict=False)
-    if region.reference == "prox":
+    if not region.needs_reference:
         old.load_state_dict(seen.start, strict=False)
     start = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     start.load_state_dict(seen.start, strict=False)

@@ -192,7 +192,7 @@ def test_scaled_width_is_remix() -> None:
     # w * (PPO around prox with eps / w) = max(-rho A, -clamp(rho, w - eps, w + eps) A), rho = pi_policy / pi_behave.
     rows = random_rows()
     rows.fresh = torch.zeros_like(rows.fresh)
-    weight, _ = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+    weight = decoupled_weight(rows)
     rho = log_ratio(rows.logp, rows.behave_logp, rows.mask).exp()
     bounded = rho.clamp(weight - 0.2, weight + 0.2)
     exact = torch.where(rows.mask, torch.maximum(-rho * rows.advantages, -bounded * rows.advantages), 0.0)

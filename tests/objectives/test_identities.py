@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,8 @@ def test_popo_without_replay_is_grpo(config: Path, tmp_path: Path) -> None:
 
 
 class NeverFills(GroupReplayBuffer):
-    def newest(self, *args: Any, **kwargs: Any) -> list[Group]:
-        return []
+    def newest_first(self, *args: Any, **kwargs: Any) -> Iterator[Group]:
+        return iter(())
 
 
 def test_popo_with_an_empty_buffer_is_filter(policy: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL, EntropyBonus
-from popo_lightning.objectives.trust_regions import ppo_clip
+from popo_lightning.objectives.trust_regions import PPOClip
 from popo_lightning.objectives.weights import MaskedIS, NoCorrection, SmoothedIS, TruncatedIS, decoupled_weight
 
 
@@ -64,7 +64,7 @@ def test_prox_at_behave_is_plain_ppo() -> None:
     rows = random_rows()
     rows.prox_logp = rows.behave_logp
     loss, gradient = loss_and_gradient(Objective(TruncatedIS(correct_fresh=True)), rows)
-    plain = ppo_clip(rows.logp, rows.behave_logp, rows.advantages, rows.mask, 0.2, 0.28, 10.0).loss
+    plain = PPOClip(0.2, 0.28, 10.0)(rows, torch.ones_like(rows.logp)).loss
     plain_loss = plain.sum() / rows.mask.sum()
     close(loss, plain_loss.detach())
     close(gradient, torch.autograd.grad(plain_loss, rows.logp)[0])
@@ -88,10 +88,10 @@ def test_weight_matters_on_stale_rows_and_not_on_fresh_ones() -> None:
 def test_decoupled_clip_is_a_clip_around_behave() -> None:
     # w min(r A, clamp(r, 1 -+ e) A) = min(rho A, clamp(rho, w -+ w e) A), rho = r w.
     rows = random_rows()
-    weight, _ = decoupled_weight(rows.prox_logp, rows.behave_logp, rows.mask)
+    weight = decoupled_weight(rows)
     rho = log_ratio(rows.logp, rows.behave_logp, rows.mask).exp()
     exact = -torch.minimum(rho * rows.advantages, rho.clamp(weight * 0.8, weight * 1.2) * rows.advantages)
-    ours = weight * ppo_clip(rows.logp, rows.prox_logp, rows.advantages, rows.mask, 0.2, 0.2).loss
+    ours = weight * PPOClip(0.2, 0.2, None)(rows, weight).loss
     close(ours[rows.mask], exact[rows.mask])
 
 

@@ -19,10 +19,9 @@ from helpers.objectives import (
 
 from popo_lightning.methods.pnpo import PNPO, PrefixIS, prefix_ratio
 from popo_lightning.methods.sat import SAT, contraction, tail_cut
-from popo_lightning.objectives.behave_clip import BehaveAligned, sampled_logp
-from popo_lightning.objectives.inputs import log_ratio
+from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import log_ratio, sampled_logp, sequence_log_ratio
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.sequence_ratio import sequence_log_ratio
 from popo_lightning.objectives.trust_regions import PPOClip, clipped_surrogate
 from popo_lightning.objectives.weights import NoCorrection, SequenceIS, TruncatedIS
 

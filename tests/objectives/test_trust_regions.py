@@ -21,8 +21,9 @@ from popo_lightning.methods.rec import REC
 from popo_lightning.methods.remix import ScaledWidth
 from popo_lightning.methods.sat import SAT
 from popo_lightning.objectives.behave_clip import BehaveAligned
+from popo_lightning.objectives.inputs import ObjectiveInputs
 from popo_lightning.objectives.objective import Objective
-from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded, ppo_clip
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegion, Unbounded
 from popo_lightning.objectives.weights import NoCorrection, TruncatedIS
 
 # (ratio, advantage, dual clip, loss, gradient of the loss by logp, clipped), with bounds 0.8 and 1.28. The gradient of
@@ -57,7 +58,9 @@ def test_ppo_clip_by_hand() -> None:
 
 def test_trust_region_at_padding() -> None:
     poison = torch.tensor([[0.0, math.nan, -math.inf, 1e30]])
-    output = ppo_clip(poison, -poison, poison, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 0.2, 0.28, 10.0)
+    mask = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    rows = ObjectiveInputs(poison, -poison, poison, poison, mask, torch.tensor([False]))
+    output = PPOClip(0.2, 0.28, 10.0)(rows, torch.ones(1, 4))
     close(output.loss, [[0.0, 0.0, 0.0, 0.0]])
     close(output.ratio, [[1.0, 1.0, 1.0, 1.0]])
     assert not output.clipped.any()

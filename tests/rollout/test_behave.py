@@ -29,7 +29,7 @@ from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.policy import PolicyModule
 from popo_lightning.proximal.snapshot import ProximalSnapshot
 from popo_lightning.replay.buffer import GroupReplayBuffer
-from popo_lightning.rollout.behave import scored_by_trainer
+from popo_lightning.rollout.iteration import scored_by_trainer
 from popo_lightning.rollout.report import RolloutReport, of_all_ranks, rollout_metrics
 
 NOISE = 1e-3
@@ -170,7 +170,7 @@ def test_what_the_trainer_cannot_know_is_refused(settings: dict[str, Any], sente
     with pytest.raises(SettingError, match=r"^data.behave is trainer, the policy's own log-probs at ") as caught:
         RolloutDataModule(tiny_task(), Apart(), behave="trainer", **settings)
     assert sentence in str(caught.value)
-    with pytest.raises(SettingError, match=r"^data.behave is 'prox'; use engine, or trainer"):
+    with pytest.raises(SettingError, match=r"^data.behave is 'prox'; it must be engine or trainer"):
         RolloutDataModule(tiny_task(), Apart(), behave="prox")  # type: ignore[arg-type]
 
 

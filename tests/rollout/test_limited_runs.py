@@ -109,7 +109,10 @@ def test_an_unknown_cost_is_refused_before_anything_is_sampled(
     assert "the cost of data.limits.brevity is 'brevity', which the task does not give" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("method_name", "setting"), [("graft", "composer"), ("dps", "sampler"), ("mopps", "sampler")])
+@pytest.mark.parametrize(
+    ("method_name", "setting"),
+    [("graft", "composer"), ("bapo_buffer", "composer"), ("dps", "sampler"), ("mopps", "sampler")],
+)
 def test_an_unknown_part_of_a_rule_is_refused_before_anything_is_sampled(
     method_name: str, setting: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
