@@ -20,7 +20,6 @@ from popo_lightning.core.warm_start import WarmStart
 from popo_lightning.toys.countdown import Step, write_steps
 from popo_lightning.toys.countdown_policy import (
     IGNORED,
-    MIN_STEPS,
     answer_loss,
     save_model,
     symbol_tokenizer,
@@ -47,7 +46,7 @@ from popo_lightning.toys.formulas import (
     without_second,
 )
 from popo_lightning.toys.glyph_reader import Glyph, GlyphReader
-from popo_lightning.toys.warm_start_settings import check_sizes
+from popo_lightning.toys.warm_start_settings import check_settings
 
 RECIPE = 1  # part of the cache address: raise it when a change to this file or to the diagrams changes the weights
 SPECIAL = ["<pad>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -107,6 +106,7 @@ def wrong_steps(kind: str, numbers: Numbers, usual: float, draw: random.Random) 
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class GeometryWarmStart(WarmStart):
     """A small Qwen2.5-VL that reads the numbers of a diagram and calculates something with them.
 
@@ -129,57 +129,28 @@ class GeometryWarmStart(WarmStart):
         held_out_share: Same as data.task.held_out_share; held-out problems are never trained on.
     """
 
+    right: float = 0.25
+    usual_mistake: float = 0.5
+    examples: int = 45_000
+    hidden_size: int = 128
+    layers: int = 3
+    intermediate_size: int = 320
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    seed: int = 0
+    kinds: Sequence[str] = EASY_KINDS
+    held_out_share: float = 0.25
+
     name = "geometry-qwen2.5-vl"
 
-    def __init__(
-        self,
-        right: float = 0.25,
-        usual_mistake: float = 0.5,
-        examples: int = 45_000,
-        hidden_size: int = 128,
-        layers: int = 3,
-        intermediate_size: int = 320,
-        vision_hidden_size: int = 64,
-        vision_layers: int = 2,
-        learning_rate: float = 2e-3,
-        batch_size: int = 64,
-        seed: int = 0,
-        kinds: Sequence[str] = EASY_KINDS,
-        held_out_share: float = 0.25,
-    ) -> None:
-        for name, share in {"right": right, "usual_mistake": usual_mistake}.items():
-            if not 0 <= share <= 1:
-                raise SettingError(f"model.warm_start.{name} is {share}; use a share from 0 to 1")
-        for name, width in {"hidden_size": hidden_size, "vision_hidden_size": vision_hidden_size}.items():
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "vision_hidden_size"):
+            width = getattr(self, name)
             if width % HEAD or width < HEAD:
                 raise SettingError(f"model.warm_start.{name} is {width}; use a multiple of {HEAD}")
-        check_sizes(
-            learning_rate,
-            batch_size=batch_size,
-            hidden_size=hidden_size,
-            layers=layers,
-            intermediate_size=intermediate_size,
-            vision_hidden_size=vision_hidden_size,
-            vision_layers=vision_layers,
-        )
-        if examples < MIN_STEPS * batch_size:
-            raise SettingError(
-                f"model.warm_start.examples is {examples}, fewer than {MIN_STEPS} batches of "
-                f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
-            )
-        self.right = right
-        self.usual_mistake = usual_mistake
-        self.examples = examples
-        self.hidden_size = hidden_size
-        self.layers = layers
-        self.intermediate_size = intermediate_size
-        self.vision_hidden_size = vision_hidden_size
-        self.vision_layers = vision_layers
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.kinds = tuple(kinds)
-        self.held_out_share = held_out_share
+        check_settings(vars(self))
 
     def recipe(self) -> dict[str, object]:
         """Returns the settings and the recipe's number."""
