@@ -26,13 +26,16 @@ def asked_like(problem: Problem, question: str, images: Sequence[str] = (), gold
         SettingError: The marks do not fit the images, or the answer is of another kind than the problem's.
     """
     answer = None if gold is None else gold_like(problem.answer, gold)
-    text = marked(question, images)
-    if isinstance(problem.prompt, str):
-        return Problem(ASKED, text, answer, images=tuple(images))
-    messages = [dict(message) for message in problem.prompt]
-    last = max(place for place, message in enumerate(messages) if message["role"] == "user")
-    messages[last]["content"] = text
-    return Problem(ASKED, messages, answer, images=tuple(images))
+    prompt = with_question(problem.prompt, marked(question, images))
+    return Problem(ASKED, prompt, answer, images=tuple(images))
+
+
+def with_question(prompt: str | list[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
+    """A prompt with another text: the text alone, or messages with the user's last one replaced."""
+    if isinstance(prompt, str):
+        return text
+    last = max(place for place, message in enumerate(prompt) if message["role"] == "user")
+    return [*prompt[:last], prompt[last] | {"content": text}, *prompt[last + 1 :]]
 
 
 def marked(question: str, images: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ ROLES = ("system", "user", "assistant")
 MISSING = object()
 
 
+@dataclass(eq=False)
 class RowReader:
     """Makes problems from a source's rows.
 
@@ -34,15 +35,14 @@ class RowReader:
         chat: Ask in chat messages, otherwise in plain text.
     """
 
-    def __init__(
-        self, source: Source, template: Template, system: str | None, response_prefix: str | None, chat: bool
-    ) -> None:
-        self.source = source
-        self.columns: dict[str, Any] = dict(source.get("columns", {}))
-        self.template = template
-        self.system = system
-        self.response_prefix = response_prefix
-        self.chat = chat
+    source: Source
+    template: Template
+    system: str | None
+    response_prefix: str | None
+    chat: bool
+
+    def __post_init__(self) -> None:
+        self.columns: dict[str, Any] = dict(self.source.get("columns", {}))
 
     def needed(self) -> dict[str, str]:
         """Returns the columns that some row must have, with the setting that asks for each."""
@@ -161,7 +161,7 @@ class RowReader:
             if place == "prompt" and prompt is not None:
                 return _text(prompt, "prompt")
             column = self._column(place)
-            return _text(reach(content, column), column)
+            return _text(_present(content, column), column)
 
         return self.template.fill(value)
 
@@ -227,8 +227,6 @@ def _present(content: dict[str, Any], column: str) -> Any:
 
 def _text(value: object, column: str) -> str:
     """Converts a row's text, number or list to text that a tokenizer takes."""
-    if value is MISSING or value is None:
-        raise BadValue(f"has no '{column}'; fill it in or remove the row")
     if not isinstance(value, str | int | float | list) or isinstance(value, bool):
         raise BadValue(f"has a {type(value).__name__} as '{column}'; give text")
     text = value if isinstance(value, str) else str(_plain(value, column))
