@@ -18,9 +18,7 @@ def choice_letter(text: str) -> str | None:
 def choice_with_text(text: str) -> tuple[str, str] | None:
     r"""Returns (letter, text) of canonical `\text{(C)}14`, `\text{(C)14}` and `(C)14`; None for anything else."""
     match = _WITH_TEXT.fullmatch(text) if text[:1] in ("\\", "(") or text[1:2] == ")" else None
-    if match is None:
-        return None
-    if _ANOTHER.search(match[4]):
+    if match is None or _ANOTHER.search(match[4]):
         return None
     rest = r"\text{" + match[4] if match[2] else match[4]
     return match[1] or match[2] or match[3], rest

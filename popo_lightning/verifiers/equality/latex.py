@@ -83,6 +83,11 @@ def brackets(text: str) -> tuple[str, str, str] | None:
     return (tokens[0], "".join(tokens[1:-1]), tokens[-1]) if depth == 0 else None
 
 
+def has_letters(text: str) -> bool:
+    """Returns whether the text has letters outside commands."""
+    return re.search(r"[A-Za-z]", without_commands(text)) is not None
+
+
 def commands(text: str) -> set[str]:
     """Returns the LaTeX commands in a text."""
     return set(re.findall(r"\\[A-Za-z]+", text))
@@ -212,13 +217,8 @@ def _named(argument: list[str], functions: frozenset[str]) -> list[str]:
 
 
 def _group(tokens: Sequence[str], start: int, depth: int) -> tuple[list[str], int]:
-    level, place = 1, start
-    while place < len(tokens):
-        level += (tokens[place] == "{") - (tokens[place] == "}")
-        if level == 0:
-            return _written(tokens[start:place], depth + 1), place + 1
-        place += 1
-    raise UnreadableLatexError("its braces do not match")
+    end = _closing(tokens, start - 1, "}")
+    return _written(tokens[start:end], depth + 1), end + 1
 
 
 def _argument(tokens: Sequence[str], place: int, depth: int, command: str) -> tuple[list[str], int]:
@@ -252,7 +252,7 @@ def _closing(tokens: Sequence[str], start: int, closing: str) -> int:
         level += (tokens[place] == tokens[start]) - (tokens[place] == closing)
         if level == 0:
             return place
-    raise UnreadableLatexError("its brackets do not match")
+    raise UnreadableLatexError(f"its {'braces' if closing == '}' else 'brackets'} do not match")
 
 
 def _after_number(tokens: Sequence[str], place: int) -> int:

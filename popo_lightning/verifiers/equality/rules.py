@@ -22,11 +22,10 @@ import re
 
 from popo_lightning.verifiers.equality.approximations import approximated
 from popo_lightning.verifiers.equality.choices import choice_letter, choice_with_text
-from popo_lightning.verifiers.equality.latex import brackets, parts, without_commands, without_text_commands
+from popo_lightning.verifiers.equality.latex import brackets, has_letters, parts, without_text_commands
 from popo_lightning.verifiers.equality.lists import elements
 from popo_lightning.verifiers.equality.names import (
     assignment,
-    has_letters,
     named_set,
     named_values,
     of_one_letter,
@@ -266,7 +265,7 @@ def _united(gold: str, answer: str, nesting: int) -> bool | None:
 def _measured(gold: str, answer: str, nesting: int) -> bool | None:
     r"""Compares the right side of a gold that is an equation without letters, `2\cdot\binom{30}{15}=310235040`."""
     sides = parts(gold, "=")
-    if len(sides) == 2 and all(sides) and not re.search(r"[A-Za-z]", without_commands(gold)):
+    if len(sides) == 2 and all(sides) and not has_letters(gold):
         return None if "=" in answer else same_answer(sides[1], answer, nesting)
     return None
 

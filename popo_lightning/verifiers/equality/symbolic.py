@@ -20,13 +20,11 @@ from sympy import (
     Eq,
     Expr,
     FiniteSet,
-    GreaterThan,
     LessThan,
     MatrixBase,
     N,
     Rational,
     Set,
-    StrictGreaterThan,
     StrictLessThan,
     Tuple,
     expand,
@@ -50,7 +48,6 @@ _DIGITS = 40
 _AGREEING_DIGITS = 25
 _MOST_DIGITS = 20_000
 _POINTS = tuple(tuple(Rational(n, 7919 + 2 * k) for k, n in enumerate(numbers)) for numbers in _NUMERATORS)
-_FLIPPED = {StrictLessThan: StrictGreaterThan, LessThan: GreaterThan}
 
 
 @lru_cache(maxsize=4096)
@@ -167,7 +164,7 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
 def _standard(relation: Relational) -> tuple[type[Relational], Expr]:
     """Rewrites a relation as x = 0, x > 0 or x >= 0. Returns its type and x."""
     if isinstance(relation, (StrictLessThan, LessThan)):
-        return _FLIPPED[type(relation)], relation.rhs - relation.lhs
+        relation = relation.reversed
     return type(relation), relation.lhs - relation.rhs
 
 
