@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from popo_lightning.core.run_data import data_module
@@ -38,16 +37,3 @@ def name_of(metrics: Mapping[str, Any]) -> str:
     done = int(metrics.get(ITERATION, int(metrics.get("epoch", -1)) + 1))
     steps = int(metrics.get(MINIBATCH, 0))
     return f"{ITERATION}-{done:04d}" + (f"-{MINIBATCH}-{steps}" if steps else "")
-
-
-class NamedByIterations(ModelCheckpoint):
-    """ModelCheckpoint that names checkpoints by the iterations done. The arguments are ModelCheckpoint's."""
-
-    def format_checkpoint_name(
-        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
-    ) -> str:
-        """Like Lightning's, but :func:`name_of` is the default. A filename may contain {iteration} and {minibatch}."""
-        return super().format_checkpoint_name(metrics, filename or self.filename or name_of(metrics), ver, prefix)
-
-    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
-        return super()._monitor_candidates(trainer) | counters(trainer)

@@ -9,13 +9,11 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.callbacks.health import Health
-from popo_lightning.core.errors import NothingSavedError, SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.checkpoint_files import flaw
 from popo_lightning.runs.folder import read_checkpoint
-from popo_lightning.runs.record import RunRecord
-from popo_lightning.runs.resume import same
 
 
 @dataclass
@@ -75,26 +73,6 @@ class SavedSoFar:
         after = f", after {self.where}" if self.where else ", which the run resumed from"
         end = "" if self.of_the_end else "; none holds the end of the run"
         return f"{said}; the newest is {self.newest}{after}{end}"
-
-
-def check_saved(saved: SavedSoFar, record: RunRecord, folder: Path) -> None:
-    """Raises for an ended run whose checkpoints all failed, so that nothing of it is left to resume from.
-
-    Args:
-        saved: What became of the run's checkpoints.
-        record: Record of the run.
-        folder: Folder of the run.
-
-    Raises:
-        NothingSavedError: None of the run's checkpoints could be written.
-    """
-    origin = record.origin
-    of_another = origin is not None and saved.newest is not None and same(saved.newest, origin["checkpoint"])
-    if saved.failed and (saved.newest is None or of_another):
-        raise NothingSavedError(
-            f"{saved.failures()}; the numbers in '{folder}' are all that is left of this run; make room, or name a "
-            "folder by checkpoint.dirpath, and start it again"
-        )
 
 
 def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:

@@ -69,13 +69,3 @@ class Course:
     def whole(self) -> bool:
         """Whether there are enough recent values for a mean."""
         return len(self.recent) == WINDOW
-
-
-def below(value: float | None, limit: float | None) -> bool | None:
-    """Whether the value is below the limit; None if there is no value or no limit."""
-    return None if value is None or limit is None else value < limit
-
-
-def above(value: float | None, limit: float | None) -> bool | None:
-    """Whether the value is above the limit; None if there is no value or no limit."""
-    return None if value is None or limit is None else value > limit

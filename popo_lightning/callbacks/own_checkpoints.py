@@ -1,4 +1,4 @@
-"""Which checkpoints a resumed run takes for its own, so that it removes them as if it had never stopped."""
+"""Names checkpoints by the iterations done, and removes those of a resumed run as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
-from popo_lightning.callbacks.checkpoint_names import NamedByIterations
+from popo_lightning.callbacks.checkpoint_names import counters, name_of
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
-class OwnCheckpoints(NamedByIterations):
-    """ModelCheckpoint that also removes the checkpoint the run resumed from, if that is in its own folder.
+class OwnCheckpoints(ModelCheckpoint):
+    """ModelCheckpoint that names checkpoints by iterations, and also removes the one that the run resumed from.
 
-    Lightning's keeps it, so that each resume would leave one more on the disk. The arguments are ModelCheckpoint's.
+    It removes that one if it is in its own folder. Lightning's keeps it, so that each resume would leave one more on
+    the disk. The arguments are ModelCheckpoint's.
     """
+
+    def format_checkpoint_name(
+        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """Like Lightning's, but :func:`name_of` is the default. A filename may contain {iteration} and {minibatch}."""
+        return super().format_checkpoint_name(metrics, filename or self.filename or name_of(metrics), ver, prefix)
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
+        return super()._monitor_candidates(trainer) | counters(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Finds the callback's state if the run has another schedule of saving now, or its folder another place."""

@@ -75,9 +75,7 @@ class Progress(L.Callback):
         self._course = Course(max(0, trainer.max_epochs or 0), trainer.current_epoch)
         self._show_evaluation(trainer)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Shows that the policy trains."""
         self._work.what, self._work.whole = "training", 0
 
