@@ -6,7 +6,8 @@ import hashlib
 import logging
 import pickle
 from collections import OrderedDict, defaultdict, deque
-from typing import Any, BinaryIO, cast
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,14 +188,6 @@ def _restored(present: Any, saved: Any) -> Any:
     return OrderedDict(own) if isinstance(present, OrderedDict) else own
 
 
-class _Digest:
-    """A file that keeps only a digest of what is written."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
-        self.write, self.value = self._hash.update, self._hash.digest
-
-
 def _fingerprint(value: Any) -> bytes | int:
     """A value that changes when the object does; the id of a module, which others save, and of what cannot be pickled.
 
@@ -202,9 +195,10 @@ def _fingerprint(value: Any) -> bytes | int:
     """
     if isinstance(value, torch.nn.Module) or hasattr(value, "lightning_module"):
         return id(value)
-    digest = _Digest()
+    digest = hashlib.blake2b(digest_size=16)
+    file: Any = SimpleNamespace(write=digest.update)
     try:
-        pickle.Pickler(cast(BinaryIO, digest)).dump(value)
+        pickle.Pickler(file).dump(value)
     except Exception:  # pickling may raise any exception
         return id(value)
-    return digest.value()
+    return digest.digest()

@@ -17,21 +17,10 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
-from popo_lightning.toys import diagrams
+from popo_lightning.toys import diagrams, formulas
 from popo_lightning.toys.countdown import MAX_RESPONSE_CHARACTERS, STEP, whole_result
 from popo_lightning.toys.diagrams import Figure, png
-from popo_lightning.toys.formulas import (
-    Formula,
-    apex,
-    around,
-    half_product,
-    hypotenuse,
-    leg,
-    product,
-    supplement,
-    third_angle,
-    total,
-)
+from popo_lightning.toys.formulas import Formula
 from popo_lightning.toys.held_out import check_split, hash_fraction
 
 Numbers = tuple[int, ...]
@@ -74,15 +63,15 @@ _LEGS = [(a, b) for a in range(1, 50) for b in range(1, 50) if a * a + b * b in 
 _LEG_AND_HYPOTENUSE = [(a, isqrt(a * a + b * b)) for a, b in _LEGS]
 
 KINDS: dict[str, Kind] = {
-    "straight line": Kind("x?", diagrams.STRAIGHT_LINE, "ax", supplement, _ONE_ANGLE),
-    "isosceles triangle": Kind("x?", diagrams.ISOSCELES, "ax", apex, _BASE_ANGLES),
-    "third angle": Kind("x?", diagrams.TRIANGLE, "abx", third_angle, _TWO_ANGLES),
-    "exterior angle": Kind("x?", diagrams.EXTERIOR, "abx", total, _TWO_ANGLES),
-    "rectangle area": Kind("area?", diagrams.RECTANGLE, "ab", product, _TWO_SIDES),
-    "rectangle perimeter": Kind("perimeter?", diagrams.RECTANGLE, "ab", around, _TWO_SIDES),
-    "triangle area": Kind("area?", diagrams.LEGS, "ab", half_product, _TWO_SIDES_EVEN),
-    "hypotenuse": Kind("x?", diagrams.RIGHT_TRIANGLE, "abx", hypotenuse, _LEGS),
-    "leg": Kind("x?", diagrams.RIGHT_TRIANGLE, "axb", leg, _LEG_AND_HYPOTENUSE),
+    "straight line": Kind("x?", diagrams.STRAIGHT_LINE, "ax", formulas.supplement, _ONE_ANGLE),
+    "isosceles triangle": Kind("x?", diagrams.ISOSCELES, "ax", formulas.apex, _BASE_ANGLES),
+    "third angle": Kind("x?", diagrams.TRIANGLE, "abx", formulas.third_angle, _TWO_ANGLES),
+    "exterior angle": Kind("x?", diagrams.EXTERIOR, "abx", formulas.total, _TWO_ANGLES),
+    "rectangle area": Kind("area?", diagrams.RECTANGLE, "ab", formulas.product, _TWO_SIDES),
+    "rectangle perimeter": Kind("perimeter?", diagrams.RECTANGLE, "ab", formulas.around, _TWO_SIDES),
+    "triangle area": Kind("area?", diagrams.LEGS, "ab", formulas.half_product, _TWO_SIDES_EVEN),
+    "hypotenuse": Kind("x?", diagrams.RIGHT_TRIANGLE, "abx", formulas.hypotenuse, _LEGS),
+    "leg": Kind("x?", diagrams.RIGHT_TRIANGLE, "axb", formulas.leg, _LEG_AND_HYPOTENUSE),
 }
 # The last two need squares and roots of numbers up to 50. A policy that is built in two minutes does not learn them.
 EASY_KINDS = tuple(kind for kind in KINDS if kind not in ("hypotenuse", "leg"))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.warm_start import WarmStart
+from popo_lightning.toys import formulas
 from popo_lightning.toys.countdown import Step, write_steps
 from popo_lightning.toys.countdown_policy import (
     IGNORED,
@@ -27,24 +28,7 @@ from popo_lightning.toys.countdown_policy import (
 )
 from popo_lightning.toys.diagrams import TOKEN_SIDE
 from popo_lightning.toys.drawn_geometry import EASY_KINDS, KINDS, DrawnGeometry, Numbers
-from popo_lightning.toys.formulas import (
-    Formula,
-    apex,
-    around,
-    complement,
-    difference,
-    difference_of_squares,
-    half_product,
-    product,
-    sum_of_squares,
-    supplement,
-    third_angle,
-    total,
-    twice,
-    whole,
-    without_first,
-    without_second,
-)
+from popo_lightning.toys.formulas import Formula
 from popo_lightning.toys.glyph_reader import Glyph, GlyphReader
 from popo_lightning.toys.warm_start_settings import check_settings
 
@@ -80,15 +64,15 @@ class Example:
 
 # The first entry of a kind is its usual mistake.
 MISTAKES: dict[str, list[Formula]] = {
-    "straight line": [complement, apex, twice],
-    "isosceles triangle": [supplement, twice, complement],
-    "third angle": [total, without_first, without_second, difference],
-    "exterior angle": [third_angle, without_first, without_second, difference],
-    "rectangle area": [around, total, half_product, difference],
-    "rectangle perimeter": [total, product, half_product, difference],
-    "triangle area": [product, around, total, difference],
-    "hypotenuse": [total, sum_of_squares, product, difference],
-    "leg": [difference, difference_of_squares, total, product],
+    "straight line": [formulas.complement, formulas.apex, formulas.twice],
+    "isosceles triangle": [formulas.supplement, formulas.twice, formulas.complement],
+    "third angle": [formulas.total, formulas.without_first, formulas.without_second, formulas.difference],
+    "exterior angle": [formulas.third_angle, formulas.without_first, formulas.without_second, formulas.difference],
+    "rectangle area": [formulas.around, formulas.total, formulas.half_product, formulas.difference],
+    "rectangle perimeter": [formulas.total, formulas.product, formulas.half_product, formulas.difference],
+    "triangle area": [formulas.product, formulas.around, formulas.total, formulas.difference],
+    "hypotenuse": [formulas.total, formulas.sum_of_squares, formulas.product, formulas.difference],
+    "leg": [formulas.difference, formulas.difference_of_squares, formulas.total, formulas.product],
 }
 
 
@@ -97,7 +81,7 @@ def wrong_steps(kind: str, numbers: Numbers, usual: float, draw: random.Random) 
 
     Mistakes without whole results for these numbers are left out.
     """
-    usual_first = [steps for mistake in MISTAKES[kind] if whole(steps := mistake(*numbers))]
+    usual_first = [steps for mistake in MISTAKES[kind] if formulas.whole(steps := mistake(*numbers))]
     if len(usual_first) == 1 or draw.random() < usual:
         return usual_first[0]
     return draw.choice(usual_first[1:])
