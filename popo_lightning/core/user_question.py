@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
@@ -77,26 +77,3 @@ def json_of(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def columns_of(question: str, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Makes a row from a question: the text of its prompt, or a JSON object if the template has other places.
-
-    Args:
-        question: Text of the question.
-        names: Places of the template.
-        columns: Column that fills each place.
-
-    Raises:
-        SettingError: An object is needed, and the question is none or lacks a place.
-    """
-    if list(names) == ["prompt"]:
-        return {columns["prompt"]: question}
-    row = json_of(question)
-    missing = [name for name in names if not isinstance(row, dict) or name not in row]
-    if missing:
-        such = ", ".join(f'"{name}": ...' for name in names)
-        raise SettingError(
-            f"PROMPT has no {missing[0]}, which data.task.template of the run asks for; give a JSON object: {{{such}}}"
-        )
-    return {columns[name]: row[name] for name in names}

@@ -10,7 +10,7 @@ from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import IMAGE_MARK, Problem
-from popo_lightning.core.user_question import ASKED, columns_of, gold_like, marked
+from popo_lightning.core.user_question import ASKED, gold_like, json_of, marked
 from popo_lightning.tasks.row_images import BadValue, row_image
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
@@ -88,18 +88,31 @@ class RowReader:
         Raises:
             SettingError: The template cannot be filled, or the answer has the wrong form.
         """
-        names = self.template.names
-        row = columns_of(question, names, {name: self._column(name) for name in names})
+        values = self._values_in(question, images)
+        row = {self._column(name): value for name, value in values.items()}
         named = self.columns.get("answer")
         like = dict.fromkeys(named, "...") if isinstance(named, dict) else "..."
         answer = None if gold is None else gold_like(like, gold)
-        if names == ["prompt"]:
-            row[self._column("prompt")] = marked(question, images)
         try:
             prompt = self._prompt(row)
         except BadValue as error:
             raise SettingError(f"PROMPT {error}") from error
         return Problem(ASKED, prompt, answer, images=tuple(images))
+
+    def _values_in(self, question: str, images: Sequence[str]) -> dict[str, Any]:
+        """Returns the value of each place of the template: the question, or the values of a JSON object."""
+        names = self.template.names
+        if names == ["prompt"]:
+            return {"prompt": marked(question, images)}
+        values = json_of(question)
+        missing = [name for name in names if not isinstance(values, dict) or name not in values]
+        if missing:
+            such = ", ".join(f'"{name}": ...' for name in names)
+            raise SettingError(
+                f"PROMPT has no {missing[0]}, which data.task.template of the run asks for; give a JSON object: "
+                f"{{{such}}}"
+            )
+        return {name: values[name] for name in names}
 
     def graded_by(self, problem: Problem, row: Row, verifier: Verifier) -> Problem:
         """Adds the columns that the verifier asks for to the answer. Raises BadValue if the row lacks one."""

@@ -74,20 +74,18 @@ class Arithmetic(Task):
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
-        train: list[tuple[float, Problem]] = []
-        held_out: list[tuple[float, Problem]] = []
+        train: list[Problem] = []
+        held_out: list[Problem] = []
         for kind in self.kinds:
-            mine: tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]] = [], []
+            mine: tuple[list[Problem], list[Problem]] = [], []
             for numbers, result in enumerated(kind, range(self.smallest_number, self.largest_number + 1)):
                 is_held_out = hash_fraction(mirrored(kind, numbers)) < self.held_out_share
                 text = written(kind, numbers)
-                problem = Problem(text, messages(text, self.system), result, {"level": kind})
-                mine[is_held_out].append((hash_fraction(text), problem))
+                mine[is_held_out].append(Problem(text, messages(text, self.system), result, {"level": kind}))
             self._check_enough(kind, len(mine[0]), len(mine[1]))
-            train += sorted(mine[0], key=lambda pair: pair[0])[: self.problems_per_kind]
-            held_out += sorted(mine[1], key=lambda pair: pair[0])[: self.held_out_per_kind]
-        by_hash = [[p for _, p in sorted(part, key=lambda pair: pair[0])] for part in (train, held_out)]
-        return by_hash[0], by_hash[1]
+            train += sorted(mine[0], key=_hash)[: self.problems_per_kind]
+            held_out += sorted(mine[1], key=_hash)[: self.held_out_per_kind]
+        return sorted(train, key=_hash), sorted(held_out, key=_hash)
 
     def _check_enough(self, kind: str, train: int, held_out: int) -> None:
         if not train or held_out < self.held_out_per_kind:
@@ -104,6 +102,10 @@ class Arithmetic(Task):
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
         """Returns one benchmark, "arithmetic"."""
         return {"arithmetic": self._split[1]}
+
+
+def _hash(problem: Problem) -> float:
+    return hash_fraction(problem.id)
 
 
 def messages(question: str, system: str | None = None) -> list[dict[str, Any]]:
