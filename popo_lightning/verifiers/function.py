@@ -79,10 +79,9 @@ class RewardFunction:
 
     def wanted(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Returns those of a row's columns that the function asks for besides the answer and the response."""
-        there = {"question": columns["prompt"], **columns} if "prompt" in columns else dict(columns)
         if self.takes_all:
-            there = {name: value for name, value in there.items() if name != "question" or name in columns}
-            return {name: value for name, value in there.items() if name not in (*TEXTS, "answer")}
+            return {name: value for name, value in columns.items() if name not in (*TEXTS, "answer")}
+        there = {"question": columns["prompt"], **columns} if "prompt" in columns else columns
         asked = [name for name in (*self.required, *self.optional) if name not in (*TEXTS, "answer")]
         return {name: there[name] for name in asked if name in there}
 

@@ -1,7 +1,7 @@
 r"""Rules by which an answer equals the gold: spelling, plain numbers, lists, tuples, assignments, computer algebra.
 
 - Equal spelling is always correct. Words may differ in case.
-- If both are plain numbers, the numbers decide (see `numbers`; `repeating` for `0.\overline{3}`).
+- If both are plain numbers, the numbers decide (see `numbers`).
 - `1,-2` is a set: order does not matter, but every element is required. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
   `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order and its brackets, which may be an
   interval's; `x=1,y=-2` is that pair.
@@ -21,7 +21,6 @@ from __future__ import annotations
 import re
 
 from popo_lightning.verifiers.equality.approximations import approximated
-from popo_lightning.verifiers.equality.choices import choice_letter, choice_with_text
 from popo_lightning.verifiers.equality.latex import brackets, has_letters, parts, without_text_commands
 from popo_lightning.verifiers.equality.lists import elements
 from popo_lightning.verifiers.equality.names import (
@@ -31,10 +30,9 @@ from popo_lightning.verifiers.equality.names import (
     of_one_letter,
     tuple_names,
 )
-from popo_lightning.verifiers.equality.numbers import numbers_agree, read_number
+from popo_lightning.verifiers.equality.numbers import numbers_agree, open_end, read_number
 from popo_lightning.verifiers.equality.regions import region_of
-from popo_lightning.verifiers.equality.repeating import open_end
-from popo_lightning.verifiers.equality.spelling import spelled_alike, without_brackets
+from popo_lightning.verifiers.equality.spelling import choice_letter, choice_with_text, spelled_alike, without_brackets
 from popo_lightning.verifiers.equality.unit_names import units_agree
 from popo_lightning.verifiers.equality.units import split_unit
 

@@ -19,8 +19,7 @@ from math_verify import verify
 from sympy.core.relational import Relational
 
 from popo_lightning.verifiers.equality.limits import is_affordable
-from popo_lightning.verifiers.equality.numbers import PlainNumber
-from popo_lightning.verifiers.equality.repeating import without_repeating
+from popo_lightning.verifiers.equality.numbers import PlainNumber, without_repeating
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that its time limits are off
 
