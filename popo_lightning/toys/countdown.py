@@ -29,7 +29,8 @@ Step = tuple[int, str, int, int]  # left operand, operation, right operand, resu
 MAX_RESPONSE_CHARACTERS = 400
 MAX_DRAWN = 10**7  # maximum sets of numbers; the solutions of each are enumerated
 QUESTION = re.compile(r"([0-9]{1,6}(?:,[0-9]{1,6}){0,8})>[0-9]{1,6}:?", re.ASCII)
-STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
+STEP = r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})"
+STEPS = re.compile(f"{STEP}(?:;{STEP})*")
 
 
 def whole_result(left: int, operation: str, right: int) -> int | None:
@@ -72,6 +73,14 @@ def write_steps(steps: Sequence[Step]) -> str:
     return ";".join(f"{left}{operation}{right}={result}" for left, operation, right, result in steps)
 
 
+def read_steps(text: str) -> list[Step] | None:
+    """Inverse of :func:`write_steps`; None for any other text, or a long one."""
+    if len(text) > MAX_RESPONSE_CHARACTERS or STEPS.fullmatch(text.strip()) is None:
+        return None
+    found = re.findall(STEP, text)
+    return [(int(left), operation, int(right), int(result)) for left, operation, right, result in found]
+
+
 def verify_steps(answer: Any, text: str) -> dict[str, float]:
     """Grades written steps against ``{"numbers": [...], "target": int}``.
 
@@ -81,18 +90,15 @@ def verify_steps(answer: Any, text: str) -> dict[str, float]:
     """
     at_hand = sorted(answer["numbers"])
     wrong = {"score": 0.0, "acc": 0.0, "format": 0.0}
-    if len(text) > MAX_RESPONSE_CHARACTERS:
+    steps = read_steps(text)
+    if steps is None:
         return wrong
-    for written in text.strip().split(";"):
-        match = STEP.fullmatch(written)
-        if match is None:
-            return wrong
-        left, right, result = int(match[1]), int(match[3]), int(match[4])
+    for left, operation, right, result in steps:
         for used in (left, right):
             if used not in at_hand:
                 return wrong
             at_hand.remove(used)
-        if whole_result(left, match[2], right) != result:
+        if whole_result(left, operation, right) != result:
             return wrong
         at_hand.append(result)
     if len(at_hand) != 1:

@@ -18,7 +18,7 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
 from popo_lightning.toys import diagrams, formulas
-from popo_lightning.toys.countdown import MAX_RESPONSE_CHARACTERS, STEP, whole_result
+from popo_lightning.toys.countdown import read_steps, whole_result
 from popo_lightning.toys.diagrams import Figure, png
 from popo_lightning.toys.formulas import Formula
 from popo_lightning.toys.held_out import check_split, hash_fraction
@@ -86,17 +86,11 @@ def verify_drawn(answer: Any, text: str) -> dict[str, float]:
     score and acc are 1 if the last number written is the answer. format is 1 if the response consists of steps, true or
     not, and true_steps is 1 if all of them are true. Input is bounded to 400 characters and six digits per number.
     """
-    wrong = {"score": 0.0, "acc": 0.0, "format": 0.0, "true_steps": 0.0}
-    if len(text) > MAX_RESPONSE_CHARACTERS:
-        return wrong
-    result, all_true = -1, True
-    for written in text.strip().split(";"):
-        match = STEP.fullmatch(written)
-        if match is None:
-            return wrong
-        result = int(match[4])
-        all_true = all_true and whole_result(int(match[1]), match[2], int(match[3])) == result
-    right = float(result == answer)
+    steps = read_steps(text)
+    if steps is None:
+        return {"score": 0.0, "acc": 0.0, "format": 0.0, "true_steps": 0.0}
+    right = float(steps[-1][3] == answer)
+    all_true = all(whole_result(left, operation, right) == result for left, operation, right, result in steps)
     return {"score": right, "acc": right, "format": 1.0, "true_steps": float(all_true)}
 
 

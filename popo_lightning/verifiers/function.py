@@ -79,11 +79,9 @@ class RewardFunction:
 
     def wanted(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Returns those of a row's columns that the function asks for besides the answer and the response."""
-        if self.takes_all:
-            return {name: value for name, value in columns.items() if name not in (*TEXTS, "answer")}
         there = {"question": columns["prompt"], **columns} if "prompt" in columns else columns
-        asked = [name for name in (*self.required, *self.optional) if name not in (*TEXTS, "answer")]
-        return {name: there[name] for name in asked if name in there}
+        asked = (*self.required, *self.optional, *(columns if self.takes_all else ()))
+        return {name: there[name] for name in asked if name in there and name not in (*TEXTS, "answer")}
 
     def columns(self) -> list[str]:
         """Returns the columns that a row must have."""

@@ -51,9 +51,6 @@ class FunctionReward(Verifier):
                 raise SettingError(f"{SETTING} gives {address} the weight {weight!r}; use a finite number, such as 0.5")
             self.functions.append(RewardFunction(address))
             self.weights.append(float(weight))
-        self._check()
-
-    def _check(self) -> None:
         names = [function.name for function in self.functions]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
