@@ -21,6 +21,7 @@ MAX_TOWER_NUMBER = 4
 MAX_FACTORIAL = 2_100
 MAX_BINOMIAL = 5_000
 MAX_LETTERS = 3
+MAX_COUNTS = {"!": 8, r"\binom": 6, "&": 30, r"\\": 12, r"\sqrt": 12, r"\frac": 16, "^": 24}
 
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi omega eta xi kappa Delta Omega"
 _SYMBOLS = "frac sqrt binom pi cdot times div pm mp infty cup cap leq geq neq begin end lfloor rfloor lceil rceil"
@@ -89,7 +90,7 @@ def _powers_are_small(text: str) -> bool:
         if sum(number > 1 for number in numbers) > 1 and max(numbers) > MAX_GROUP_EXPONENT and "*" in exponent:
             return False
     on_groups = math.prod(max(int(number), 1) for number in re.findall(r"[)\]}]\^\{?(\d+)", text))
-    return on_groups <= MAX_EXPONENT and text.count("^") <= 24
+    return on_groups <= MAX_EXPONENT
 
 
 def _group(text: str, start: int) -> str:
@@ -102,9 +103,7 @@ def _group(text: str, start: int) -> str:
 
 
 def _counts_are_small(text: str) -> bool:
-    if text.count("!") > 8 or text.count(r"\binom") > 6 or text.count("&") > 30 or text.count(r"\\") > 12:
-        return False
-    if text.count(r"\sqrt") > 12 or text.count(r"\frac") > 16:
+    if any(text.count(sign) > most for sign, most in MAX_COUNTS.items()):
         return False
     if "!" in text and (_largest(text) > MAX_FACTORIAL or text.count(")!") != len(_SMALL_SUM.findall(text))):
         return False
