@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.core.run_data import data_module
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
-from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.progress import progress
 
 ITERATION, MINIBATCH = "iteration", "minibatch"
@@ -77,8 +77,10 @@ def counters(trainer: L.Trainer) -> dict[str, Tensor]:
     Args:
         trainer: Trainer between two minibatches, or at the end of an iteration.
     """
-    data = rollouts_of(trainer)
-    done, steps = progress(data.iteration, data.steps, len(data.pending))
+    data = data_module(trainer)
+    left = len(getattr(data, "pending", ()))
+    begun = getattr(data, "iteration", trainer.current_epoch + 1)
+    done, steps = progress(begun, getattr(data, "steps", 0), left)
     return {ITERATION: torch.tensor(done), MINIBATCH: torch.tensor(steps)}
 
 

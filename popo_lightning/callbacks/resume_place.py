@@ -36,7 +36,7 @@ class ResumePlace:
     finished: bool
     words: str
     entries: dict[str, Any]
-    data: PlaceState
+    data: PlaceState | None
     names: dict[str, Tensor]
 
     @classmethod
@@ -55,7 +55,7 @@ class ResumePlace:
             finished,
             _words(names, data),
             containers_copied(entries),
-            data.place_state(anew=False),
+            data.place_state(anew=False) if hasattr(data, "place_state") else None,
             names,
         )
 
@@ -81,11 +81,13 @@ class ResumePlace:
             own_key: Key of the callback that saves; its state is the present one.
         """
         data = rollouts_of(trainer)
-        data.as_of = self.data
+        if self.data is not None:
+            data.as_of = self.data
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
         finally:
-            data.as_of = None
+            if self.data is not None:
+                data.as_of = None
         own = checkpoint.get("callbacks", {}).get(own_key)
         checkpoint |= {name: value for name, value in self.entries.items() if name in checkpoint}
         if own is not None:
