@@ -28,11 +28,6 @@ EXPORTED, BEST = "exported", "exported-best"  # proposed folders for exports, in
 def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> list[str]:
     """Sentences about checkpoints at the end of a run: what became of them, and which one to use.
 
-    Args:
-        trainer: Trainer that has ended.
-        record: Record of the run.
-        folder: Folder of the run.
-
     Raises:
         NothingSavedError: None of the run's checkpoints could be written, so that nothing of it is left to resume from.
     """
@@ -51,11 +46,7 @@ def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> li
 
 
 def closing_block(trainer: L.Trainer) -> dict[str, str]:
-    """Places and commands, by purpose. Each command works, however the run ended and was saved.
-
-    Args:
-        trainer: Trainer whose training has ended, with everything saved.
-    """
+    """Places and commands at the end of a run, by purpose. Each command works, however the run ended and was saved."""
     run = Path(trainer.default_root_dir)
     found = {} if (why := ended_early(trainer)) is None else {"ended early": why}
     found["run folder"] = shlex.quote(str(run))

@@ -76,12 +76,7 @@ class SavedSoFar:
 
 
 def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
-    """Says which checkpoint is from before the policy broke, as a sentence; None if it did not break.
-
-    Args:
-        trainer: Trainer with its callbacks.
-        newest: Newest checkpoint; None if there is none.
-    """
+    """Says which checkpoint is from before the policy broke, as a sentence; None if it did not break."""
     health = callback_of(trainer, Health)
     if health is None or not health.broken_policy.certain or newest is None:
         return None
@@ -98,12 +93,7 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
 
 
 def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
-    """Whether a checkpoint may be the last sound one: the policy may be broken now but was not when it was written.
-
-    Args:
-        trainer: Trainer with its callbacks.
-        checkpoint: Checkpoint that is about to be removed.
-    """
+    """Whether a checkpoint may be the last sound one: the policy may be broken now but was not when it was written."""
     health = callback_of(trainer, Health)
     if health is None or not health.broken_policy.suspected:
         return False

@@ -102,12 +102,7 @@ def _origin(trainer: L.Trainer) -> Path | None:
 
 
 def moved(state: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """State of a ModelCheckpoint whose folder has been moved or copied; unchanged if a best checkpoint is missing.
-
-    Args:
-        state: State with the old paths.
-        folder: New place of its folder.
-    """
+    """State of a ModelCheckpoint whose folder has been moved or copied; unchanged if a best checkpoint is missing."""
     old, folder = str(state.get("dirpath")), str(folder)
 
     def there(path: str) -> str:

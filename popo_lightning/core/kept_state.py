@@ -93,15 +93,7 @@ class Watch:
 
 
 def check_names(setting: str, rule: KeepsState) -> None:
-    """Refuses a rule that names an attribute which it does not have.
-
-    Args:
-        setting: Setting that names the rule.
-        rule: The rule in its initial state.
-
-    Raises:
-        SettingError: The attribute is not there.
-    """
+    """Raises SettingError if a rule in its initial state names an attribute which it does not have."""
     if missing := [name for name in names(rule, "state") if not hasattr(rule, name)]:
         raise SettingError(
             f"{setting} {type(rule).__name__} has no '{missing[0]}', which its `state` names; set it in __init__"
@@ -114,11 +106,7 @@ def class_name(rule: object) -> str:
 
 
 def names(rule: KeepsState, kind: str) -> list[str]:
-    """Attributes that the class of a rule and its bases name.
-
-    Args:
-        rule: The rule.
-        kind: "state" or "transient".
+    """Attributes that the class of a rule and its bases name as "state" or as "transient".
 
     Raises:
         SettingError: The names of a class are not a tuple of text.

@@ -51,11 +51,7 @@ def marked(question: str, images: Sequence[str]) -> str:
 
 
 def gold_like(answer: Any, gold: str) -> Any:
-    """Converts a right answer to what the task's verifier reads: text, or JSON of the kind that its problems have.
-
-    Args:
-        answer: Answer of one of the task's problems.
-        gold: Right answer as the user wrote it.
+    """Converts a right answer as the user wrote it to the kind that an answer of the task's problems has: text or JSON.
 
     Raises:
         SettingError: The right answer is of another kind.
