@@ -19,12 +19,7 @@ from popo_lightning.training.optimizers import UNSTEPPED, left_as_they_are
 
 
 class NotSavedError(Exception):
-    """Raised if a checkpoint was not written; the run continues.
-
-    Args:
-        checkpoint: Path of the checkpoint.
-        why: Reason why it was not written.
-    """
+    """Raised if a checkpoint was not written, with the reason; the run continues."""
 
     def __init__(self, checkpoint: str, why: str) -> None:
         self.why = why

@@ -1,4 +1,4 @@
-"""The block that ends a run: where everything is, and the commands that continue from there."""
+"""What ends a run: sentences about its checkpoints, and a block with its places and the commands that continue it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,37 @@ from popo_lightning.callbacks.checkpoints import Checkpoints
 from popo_lightning.callbacks.early_stops import EarlyStops
 from popo_lightning.callbacks.run_keeper import RunKeeper
 from popo_lightning.callbacks.time_limit import TimeLimit
+from popo_lightning.core.errors import NothingSavedError
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 from popo_lightning.runs.continue_command import continue_command, without_options
+from popo_lightning.runs.record import RunRecord
+from popo_lightning.runs.resume import same
 
 EXPORTED, BEST = "exported", "exported-best"  # proposed folders for exports, inside the run's folder
 
 
-def closing_block(trainer: L.Trainer) -> dict[str, str]:
-    """Places and commands, by purpose. Each command works, however the run ended and was saved.
+def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> list[str]:
+    """Sentences about checkpoints at the end of a run: what became of them, and which one to use.
 
-    Args:
-        trainer: Trainer whose training has ended, with everything saved.
+    Raises:
+        NothingSavedError: None of the run's checkpoints could be written, so that nothing of it is left to resume from.
     """
+    found: list[str] = []
+    for callback in trainer.checkpoint_callbacks if trainer.is_global_zero else ():
+        if isinstance(callback, Checkpoints):
+            saved, origin = callback.saved_so_far(trainer), record.origin
+            of_another = origin is not None and saved.newest is not None and same(saved.newest, origin["checkpoint"])
+            if saved.failed and (saved.newest is None or of_another):
+                raise NothingSavedError(
+                    f"{saved.failures()}; the numbers in '{folder}' are all that is left of this run; make room, or "
+                    "name a folder by checkpoint.dirpath, and start it again"
+                )
+            found += callback.closing_words(trainer)
+    return found
+
+
+def closing_block(trainer: L.Trainer) -> dict[str, str]:
+    """Places and commands at the end of a run, by purpose. Each command works, however the run ended and was saved."""
     run = Path(trainer.default_root_dir)
     found = {} if (why := ended_early(trainer)) is None else {"ended early": why}
     found["run folder"] = shlex.quote(str(run))
@@ -66,7 +85,7 @@ def _ends_at_once(trainer: L.Trainer) -> bool:
     """Whether the resumed run would be ended again: by EarlyStopping, or by a Timer that keeps counting."""
     stops = callback_of(trainer, EarlyStops)
     kept = [timer for timer in callbacks_of(trainer) if isinstance(timer, Timer) and timer.state_dict()]
-    return (stops is not None and stops.has_ended) or any(map(_is_spent, kept))
+    return (stops is not None and stops.ended is not None) or any(map(_is_spent, kept))
 
 
 def ended_early(trainer: L.Trainer) -> str | None:

@@ -9,13 +9,11 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.callbacks.health import Health
-from popo_lightning.core.errors import NothingSavedError, SettingError
+from popo_lightning.core.errors import SettingError
 from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.checkpoint_files import flaw
 from popo_lightning.runs.folder import read_checkpoint
-from popo_lightning.runs.record import RunRecord
-from popo_lightning.runs.resume import same
 
 
 @dataclass
@@ -77,33 +75,8 @@ class SavedSoFar:
         return f"{said}; the newest is {self.newest}{after}{end}"
 
 
-def check_saved(saved: SavedSoFar, record: RunRecord, folder: Path) -> None:
-    """Raises for an ended run whose checkpoints all failed, so that nothing of it is left to resume from.
-
-    Args:
-        saved: What became of the run's checkpoints.
-        record: Record of the run.
-        folder: Folder of the run.
-
-    Raises:
-        NothingSavedError: None of the run's checkpoints could be written.
-    """
-    origin = record.origin
-    of_another = origin is not None and saved.newest is not None and same(saved.newest, origin["checkpoint"])
-    if saved.failed and (saved.newest is None or of_another):
-        raise NothingSavedError(
-            f"{saved.failures()}; the numbers in '{folder}' are all that is left of this run; make room, or name a "
-            "folder by checkpoint.dirpath, and start it again"
-        )
-
-
 def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
-    """Says which checkpoint is from before the policy broke, as a sentence; None if it did not break.
-
-    Args:
-        trainer: Trainer with its callbacks.
-        newest: Newest checkpoint; None if there is none.
-    """
+    """Says which checkpoint is from before the policy broke, as a sentence; None if it did not break."""
     health = callback_of(trainer, Health)
     if health is None or not health.broken_policy.certain or newest is None:
         return None
@@ -120,12 +93,7 @@ def fall_in_words(trainer: L.Trainer, newest: str | None) -> str | None:
 
 
 def from_before_a_fall(trainer: L.Trainer, checkpoint: str) -> bool:
-    """Whether a checkpoint may be the last sound one: the policy may be broken now but was not when it was written.
-
-    Args:
-        trainer: Trainer with its callbacks.
-        checkpoint: Checkpoint that is about to be removed.
-    """
+    """Whether a checkpoint may be the last sound one: the policy may be broken now but was not when it was written."""
     health = callback_of(trainer, Health)
     if health is None or not health.broken_policy.suspected:
         return False

@@ -41,11 +41,6 @@ class EarlyStops(KeepsState, L.Callback):
         """Why EarlyStopping has ended the run; None if it has not."""
         return None if self.ended is None else str(self.ended["why"])
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether EarlyStopping has ended the run."""
-        return self.ended is not None
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Notes the patience of the settings, which a checkpoint would replace."""
         self._patience = [callback.patience for callback in _early(trainer)]

@@ -3,27 +3,102 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
 
 from popo_lightning.callbacks.broken_policy import BrokenPolicyDetector
-from popo_lightning.callbacks.health_courses import WINDOW, Course, Watched, above, below
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
 
+WINDOW = 10  # iterations in a mean: the effective share of a few groups is often 0 by chance
+RECOVERED = 10  # consecutive iterations in range, after which a kind may be warned of again
+MAX_SAID = 3  # warnings of one kind per run
 LOWER_RATE = "lower the learning rate (model.optimizer)"
 LESS_REPLAY = (
     f"{LOWER_RATE} or data.composer's buffer.max_age, set its buffer.max_uses, or replay what still holds alone "
     "(configs/method/popo_gated.yaml, popo_rested.yaml)"
 )
+SHARES = ("min_replayed_ess", "min_entropy", "max_replayed", "min_effective_share", "max_truncated")
+# Metrics whose values are compared with a setting: by the setting, the metric and what it means to be out of range.
+RANGES = {
+    "min_replayed_ess": ("weight/replayed_ess", f"what is replayed teaches noise; {LESS_REPLAY}"),
+    "max_weight": ("weight/replayed_max", f"the policy has moved far from what it replays; {LESS_REPLAY}"),
+    "max_truncated": (
+        "rollout/truncated_frac",
+        "most responses are cut at data.max_new_tokens; raise it, or set data.stop where a base model does not end by "
+        "itself",
+    ),
+}
 
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Watched:
+    """State of one kind of warning.
+
+    Args:
+        outside: Consecutive iterations out of range.
+        inside: Consecutive iterations in range.
+        told: Whether the present excursion has been warned of.
+        said: Number of warnings so far.
+    """
+
+    outside: int = 0
+    inside: int = 0
+    told: bool = False
+    said: int = 0
+
+    def sees(self, is_outside: bool, patience: int) -> bool:
+        """Notes an iteration, and returns whether to warn now."""
+        self.outside = self.outside + 1 if is_outside else 0
+        self.inside = 0 if is_outside else self.inside + 1
+        if self.inside >= RECOVERED:
+            self.told = False
+        if self.outside < patience or self.told or self.said >= MAX_SAID:
+            return False
+        self.told, self.said = True, self.said + 1
+        return True
+
+
+@dataclass
+class Course:
+    """Values of a metric at the start of the run and now.
+
+    Args:
+        first: Values of the first iterations that have the metric.
+        recent: Values of the last iterations that have it.
+    """
+
+    first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        """Adds the value of the next iteration."""
+        if len(self.first) < WINDOW:
+            self.first.append(value)
+        self.recent = [*self.recent, value][-WINDOW:]
+
+    @property
+    def start(self) -> float:
+        """Mean of the first values."""
+        return sum(self.first) / max(1, len(self.first))
+
+    @property
+    def now(self) -> float:
+        """Mean of the recent values."""
+        return sum(self.recent) / max(1, len(self.recent))
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are enough recent values for a mean."""
+        return len(self.recent) == WINDOW
+
+
+@dataclass(eq=False)
 class Health(L.Callback):
     """Watches each iteration's metrics and warns once per kind, with the value, the limit and the remedy.
 
@@ -45,41 +120,27 @@ class Health(L.Callback):
         patience: Consecutive iterations before a warning. It also applies to iterations without any optimizer step.
     """
 
-    def __init__(
-        self,
-        min_replayed_ess: float | None = 0.5,
-        max_weight: float | None = 100.0,
-        min_entropy: float | None = 0.1,
-        max_replayed: float | None = 0.8,
-        min_effective_share: float | None = 0.05,
-        max_truncated: float | None = 0.5,
-        patience: int = 3,
-    ) -> None:
-        shares = {
-            "min_replayed_ess": min_replayed_ess,
-            "min_entropy": min_entropy,
-            "max_replayed": max_replayed,
-            "min_effective_share": min_effective_share,
-            "max_truncated": max_truncated,
-        }
-        for name, share in shares.items():
+    min_replayed_ess: float | None = 0.5
+    max_weight: float | None = 100.0
+    min_entropy: float | None = 0.1
+    max_replayed: float | None = 0.8
+    min_effective_share: float | None = 0.05
+    max_truncated: float | None = 0.5
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        for name in SHARES:
+            share = getattr(self, name)
             if share is not None and not 0 < share < 1:
                 raise SettingError(f"health.{name} is {share}; use a share between 0 and 1, or null")
-        if max_weight is not None and max_weight <= 1:
-            raise SettingError(f"health.max_weight is {max_weight}; use a number above 1, such as 100, or null")
-        if patience < 1:
-            raise SettingError(f"health.patience is {patience}; use at least 1 iteration, such as 3")
-        self.min_replayed_ess = min_replayed_ess
-        self.max_weight = max_weight
-        self.min_entropy = min_entropy
-        self.max_replayed = max_replayed
-        self.min_effective_share = min_effective_share
-        self.max_truncated = max_truncated
-        self.patience = patience
+        if self.max_weight is not None and self.max_weight <= 1:
+            raise SettingError(f"health.max_weight is {self.max_weight}; use a number above 1, such as 100, or null")
+        if self.patience < 1:
+            raise SettingError(f"health.patience is {self.patience}; use at least 1 iteration, such as 3")
         self._watched: dict[str, Watched] = {}
         self._courses: dict[str, Course] = {}
         self._steps = 0.0
-        self.broken_policy = BrokenPolicyDetector(patience)
+        self.broken_policy = BrokenPolicyDetector(self.patience)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warns on rank 0, which alone has the metrics of every rank."""
@@ -91,8 +152,9 @@ class Health(L.Callback):
 
     def statements(self, metrics: dict[str, float]) -> list[str]:
         """Warnings about an iteration's metrics; call it once per iteration."""
-        kinds = (self._ess, self._weight, self._entropy, self._replayed, self._share, self._cut, self._still)
-        return [sentence for kind in kinds if (sentence := kind(metrics))]
+        kinds = (self._entropy, self._replayed, self._effective, self._still)
+        said = [self._out_of_range(setting, metrics) for setting in RANGES] + [kind(metrics) for kind in kinds]
+        return [sentence for sentence in said if sentence]
 
     def _course(self, name: str, metrics: dict[str, float]) -> Course:
         """Course of a metric, with its present value added if there is one."""
@@ -103,86 +165,60 @@ class Health(L.Callback):
 
     # -- one kind each -------------------------------------------------------------------------------------------
 
-    def _ess(self, metrics: dict[str, float]) -> str:
-        limit, value = self.min_replayed_ess, metrics.get("weight/replayed_ess")
-        return self._judged(
-            "min_replayed_ess",
-            below(value, limit),
-            lambda: (
-                f"weight/replayed_ess is {value:.2g}, below {limit:g}: what is replayed teaches noise; {LESS_REPLAY}"
-            ),
-        )
-
-    def _weight(self, metrics: dict[str, float]) -> str:
-        limit, value = self.max_weight, metrics.get("weight/replayed_max")
-        return self._judged(
-            "max_weight",
-            above(value, limit),
-            lambda: (
-                f"weight/replayed_max is {value:.3g}, above {limit:g}: the policy has moved far from what it "
-                f"replays; {LESS_REPLAY}"
-            ),
-        )
+    def _out_of_range(self, setting: str, metrics: dict[str, float]) -> str:
+        metric, meaning = RANGES[setting]
+        limit, value = getattr(self, setting), metrics.get(metric)
+        if limit is None or value is None:
+            return ""
+        outside, side = (value < limit, "below") if setting.startswith("min") else (value > limit, "above")
+        return self._judged(setting, outside, f"{metric} is {value:.3g}, {side} {limit:g}: {meaning}")
 
     def _entropy(self, metrics: dict[str, float]) -> str:
         limit, value = self.min_entropy, metrics.get("policy/entropy")
         start = self._course("policy/entropy", metrics).start
+        if limit is None or value is None:
+            return ""
         return self._judged(
             "min_entropy",
-            below(value, None if limit is None else limit * start),
-            lambda: (
-                f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
-                f"collapses to a few responses; {LOWER_RATE}, add EntropyBonus to "
-                "model.regularizers, or replay less (data.composer's buffer.max_uses)"
-            ),
+            value < limit * start,
+            f"policy/entropy is {value:.2g} nats, below {limit:g} of the {start:.2g} at the start: the policy "
+            f"collapses to a few responses; {LOWER_RATE}, add EntropyBonus to model.regularizers, or replay less "
+            "(data.composer's buffer.max_uses)",
         )
 
     def _replayed(self, metrics: dict[str, float]) -> str:
         limit, course = self.max_replayed, self._course("replay/share", metrics)
+        if limit is None or not course.whole:
+            return ""
         return self._judged(
             "max_replayed",
-            None if limit is None or not course.whole else course.now > limit,
-            lambda: (
-                f"replay/share is {course.now:.2g} over {WINDOW} iterations, above {limit:g}: the policy trains on the "
-                "same few groups over and over; set data.composer's buffer.max_uses to 2, raise "
-                f"data.problems_per_iteration, take problems of which more groups are effective, or {LOWER_RATE}"
-            ),
+            course.now > limit,
+            f"replay/share is {course.now:.2g} over {WINDOW} iterations, above {limit:g}: the policy trains on the "
+            "same few groups over and over; set data.composer's buffer.max_uses to 2, raise "
+            f"data.problems_per_iteration, take problems of which more groups are effective, or {LOWER_RATE}",
         )
 
-    def _share(self, metrics: dict[str, float]) -> str:
+    def _effective(self, metrics: dict[str, float]) -> str:
         limit, course = self.min_effective_share, self._course("rollout/effective_share", metrics)
-        known = limit is not None and course.whole and "rollout/effective_share" in metrics
+        if limit is None or not course.whole or "rollout/effective_share" not in metrics:
+            return ""
         return self._judged(
             "min_effective_share",
-            course.now < limit if known and limit is not None else None,
-            lambda: (
-                f"rollout/effective_share is {course.now:.2g} over {WINDOW} iterations, below {limit:g}: hardly any "
-                f"group has different rewards; {_why(course, metrics)}"
-            ),
-        )
-
-    def _cut(self, metrics: dict[str, float]) -> str:
-        limit, value = self.max_truncated, metrics.get("rollout/truncated_frac")
-        return self._judged(
-            "max_truncated",
-            above(value, limit),
-            lambda: (
-                f"rollout/truncated_frac is {value:.2g}, above {limit:g}: most responses are cut at "
-                "data.max_new_tokens; raise it, or set data.stop where a base model does not end by itself"
-            ),
+            course.now < limit,
+            f"rollout/effective_share is {course.now:.2g} over {WINDOW} iterations, below {limit:g}: hardly any group "
+            f"has different rewards; {_why(course, metrics)}",
         )
 
     def _still(self, metrics: dict[str, float]) -> str:
         taken = metrics.get("train/optimizer_steps")
-        stood_still, self._steps = taken == self._steps, taken if taken is not None else self._steps
+        if taken is None:
+            return ""
+        stood_still, self._steps = taken == self._steps, taken
         return self._judged(
             "patience",
-            None if taken is None else stood_still,
-            lambda: (
-                f"no optimizer step in {self.patience} iterations: no group was effective and none was there to "
-                "replay; look at samples.jsonl, take problems nearer to what the policy can do, or raise "
-                "data.group_size"
-            ),
+            stood_still,
+            f"no optimizer step in {self.patience} iterations: no group was effective and none was there to replay; "
+            "look at samples.jsonl, take problems nearer to what the policy can do, or raise data.group_size",
         )
 
     def _fallen(self) -> str:
@@ -193,11 +229,11 @@ class Health(L.Callback):
             "set model.max_grad_norm, and resume from an earlier checkpoint by --ckpt_path (health.patience)"
         )
 
-    def _judged(self, kind: str, is_outside: bool | None, sentence: Callable[[], str]) -> str:
-        """The sentence and its setting if it is time to warn, else ""; None stands for a missing metric."""
-        if is_outside is None or not self._watched.setdefault(kind, Watched()).sees(is_outside, self.patience):
+    def _judged(self, kind: str, is_outside: bool, sentence: str) -> str:
+        """The sentence and its setting if it is time to warn, else ""."""
+        if not self._watched.setdefault(kind, Watched()).sees(is_outside, self.patience):
             return ""
-        return f"{sentence()} (health.{kind}; docs/metrics.md has the healthy ranges)"
+        return f"{sentence} (health.{kind}; docs/metrics.md has the healthy ranges)"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

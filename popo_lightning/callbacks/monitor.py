@@ -93,9 +93,7 @@ class Monitor(L.Callback):
         self._began = time.perf_counter()
         self._start_before = rollouts_of(trainer).start_seconds
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Minibatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Starts the clock of the training step."""
         self._step_began = time.perf_counter()
         self._before_began = rollouts_of(trainer).clock.seconds(*BEFORE_STEPS)
@@ -195,11 +193,8 @@ class Monitor(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's steps of an interrupted iteration; `data.kept_by_ranks` saves those of all ranks."""
+        """This rank's steps of an interrupted iteration; `data.kept_by_ranks` saves and restores those of all ranks."""
         return {"steps": self._steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Does nothing: the data module restores what all ranks kept."""
 
     def _own(self) -> dict[str, Any]:
         """What this rank collected in the iteration."""

@@ -15,13 +15,7 @@ from popo_lightning.runs.wanted_run import RunSettings
 
 
 def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator[str]:
-    """Sentences for the beginning of a run.
-
-    Args:
-        start: Where the run writes and what it resumes from.
-        trainer: Trainer with policy and rollouts.
-        method: Setting run.method.
-    """
+    """Sentences for the beginning of a run, whose method is the setting run.method."""
     yield from start.news
     if start.checkpoint is not None and start.behind is not None and not start.forks:
         done, most = start.behind.iterations, trainer.max_epochs
@@ -36,12 +30,9 @@ def opening_sentences(start: Start, trainer: L.Trainer, method: str) -> Iterator
 
 
 def other_work(device: str) -> str | None:
-    """The sentence for a CPU that other processes occupy; None if they do not.
+    """The sentence for a CPU that trains and that other processes occupy; None if they do not.
 
     Threads of one operation wait for the slowest, so beside other work they can be many times slower than one thread.
-
-    Args:
-        device: Type of the device that trains.
     """
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     try:

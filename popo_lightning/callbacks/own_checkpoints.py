@@ -1,4 +1,4 @@
-"""Which checkpoints a resumed run takes for its own, so that it removes them as if it had never stopped."""
+"""Names checkpoints by the iterations done, and removes those of a resumed run as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -7,20 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
-from popo_lightning.callbacks.checkpoint_names import NamedByIterations
 from popo_lightning.callbacks.run_keeper import RunKeeper
+from popo_lightning.core.run_data import data_module
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
+from popo_lightning.runs.folder import progress
 
+ITERATION, MINIBATCH = "iteration", "minibatch"
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
-class OwnCheckpoints(NamedByIterations):
-    """ModelCheckpoint that also removes the checkpoint the run resumed from, if that is in its own folder.
+class OwnCheckpoints(ModelCheckpoint):
+    """ModelCheckpoint that names checkpoints by iterations, and also removes the one that the run resumed from.
 
-    Lightning's keeps it, so that each resume would leave one more on the disk. The arguments are ModelCheckpoint's.
+    It removes that one if it is in its own folder. Lightning's keeps it, so that each resume would leave one more on
+    the disk. The arguments are ModelCheckpoint's.
     """
+
+    def format_checkpoint_name(
+        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """Like Lightning's, but :func:`name_of` is the default. A filename may contain {iteration} and {minibatch}."""
+        return super().format_checkpoint_name(metrics, filename or self.filename or name_of(metrics), ver, prefix)
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
+        return super()._monitor_candidates(trainer) | counters(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Finds the callback's state if the run has another schedule of saving now, or its folder another place."""
@@ -56,6 +71,30 @@ class OwnCheckpoints(NamedByIterations):
         return place.parent == folder
 
 
+def counters(trainer: L.Trainer) -> dict[str, Tensor]:
+    """Counts the iterations done and the minibatches done of the next one, for names of checkpoints.
+
+    Args:
+        trainer: Trainer between two minibatches, or at the end of an iteration.
+    """
+    data = data_module(trainer)
+    left = len(getattr(data, "pending", ()))
+    begun = getattr(data, "iteration", trainer.current_epoch + 1)
+    done, steps = progress(begun, getattr(data, "steps", 0), left)
+    return {ITERATION: torch.tensor(done), MINIBATCH: torch.tensor(steps)}
+
+
+def name_of(metrics: Mapping[str, Any]) -> str:
+    """Returns `iteration-0015`, or `iteration-0015-minibatch-2` if two minibatches of the next iteration are done.
+
+    Args:
+        metrics: The counts of :func:`counters`, or at least Lightning's epoch.
+    """
+    done = int(metrics.get(ITERATION, int(metrics.get("epoch", -1)) + 1))
+    steps = int(metrics.get(MINIBATCH, 0))
+    return f"{ITERATION}-{done:04d}" + (f"-{MINIBATCH}-{steps}" if steps else "")
+
+
 def _origin(trainer: L.Trainer) -> Path | None:
     """The checkpoint of another run that the trainer's run began from."""
     keeper = callback_of(trainer, RunKeeper)
@@ -63,12 +102,7 @@ def _origin(trainer: L.Trainer) -> Path | None:
 
 
 def moved(state: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """State of a ModelCheckpoint whose folder has been moved or copied; unchanged if a best checkpoint is missing.
-
-    Args:
-        state: State with the old paths.
-        folder: New place of its folder.
-    """
+    """State of a ModelCheckpoint whose folder has been moved or copied; unchanged if a best checkpoint is missing."""
     old, folder = str(state.get("dirpath")), str(folder)
 
     def there(path: str) -> str:

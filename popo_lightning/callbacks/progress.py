@@ -75,9 +75,7 @@ class Progress(L.Callback):
         self._course = Course(max(0, trainer.max_epochs or 0), trainer.current_epoch)
         self._show_evaluation(trainer)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Shows that the policy trains."""
         self._work.what, self._work.whole = "training", 0
 
@@ -123,7 +121,9 @@ class Progress(L.Callback):
         self.console.print(benchmark_table(result, title).for_terminal(), "", crop=False)
 
     def _show_end(self, trainer: L.Trainer) -> None:
-        """Prints once, at the end: the newest evaluation by part, the change since the first, and its files."""
+        """Closes the bar; prints the newest evaluation, also by part, the change since the first, and its files."""
+        self._close()
+        self._show_evaluation(trainer)
         evaluation = callback_of(trainer, Evaluation)
         if evaluation is None or evaluation.latest is None or not trainer.is_global_zero:
             return
@@ -138,9 +138,7 @@ class Progress(L.Callback):
             self._print(f"evaluation written to {evaluation.written}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Closes the bar; prints the last evaluation, also by part and compared with the first."""
-        self._close()
-        self._show_evaluation(trainer)
+        """Prints the last evaluation, also by part and compared with the first."""
         self._show_end(trainer)
         self._ended = True
 
@@ -164,8 +162,6 @@ class Progress(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the result of validate, also by part, and the path that it is written to."""
-        self._close()
-        self._show_evaluation(trainer)
         self._show_end(trainer)
 
     on_test_end = on_predict_end = on_validation_end

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
-from popo_lightning.callbacks.checkpoint_names import ITERATION, MINIBATCH, counters
+from popo_lightning.callbacks.own_checkpoints import ITERATION, MINIBATCH, counters
 from popo_lightning.core.kept_state import containers_copied
 from popo_lightning.rollout.engine_rollouts import EngineRollouts, rollouts_of
 from popo_lightning.rollout.rank_states import PlaceState

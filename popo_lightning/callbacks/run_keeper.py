@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from popo_lightning.runs.record import CONFIG, RunRecord
 from popo_lightning.runs.stopping import Stopped
 
 
+@dataclass(eq=False)
 class RunKeeper(L.Callback):
     """Writes config.yaml and run.json once everything is loaded, so that a refused run replaces neither.
 
@@ -28,17 +30,12 @@ class RunKeeper(L.Callback):
         opening: Gives the sentences that the run begins with. They are printed once nothing can refuse the run.
     """
 
-    def __init__(
-        self,
-        record: RunRecord,
-        save_config: Callable[[Path], None],
-        forks: bool = False,
-        opening: Callable[[L.Trainer], Iterable[str]] = lambda trainer: (),
-    ) -> None:
-        self.record = record
-        self.forks = forks
-        self.opening = opening
-        self._save_config = save_config
+    record: RunRecord
+    save_config: Callable[[Path], None]
+    forks: bool = False
+    opening: Callable[[L.Trainer], Iterable[str]] = lambda trainer: ()
+
+    def __post_init__(self) -> None:
         self._folder = Path()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -59,7 +56,7 @@ class RunKeeper(L.Callback):
         if trainer.is_global_zero:
             self._folder.mkdir(parents=True, exist_ok=True)
             draft = self._folder / f"draft.{CONFIG}"
-            self._save_config(draft)
+            self.save_config(draft)
             draft.replace(self._folder / CONFIG)
             self.record.write(self._folder)
             for sentence in self.opening(trainer):

@@ -23,9 +23,7 @@ class StopSignals(L.Callback):
         """Takes the signals over from Lightning, which has installed its handlers by now."""
         stop_requests(trainer).arm(_signals(trainer), trainer.is_global_zero, lambda: _kill_ranks(trainer))
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
         """Checks for a stop between two minibatches; before the first one the rollouts check."""
         if getattr(batch, "index", 0):
             stop_requests(trainer).check(trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from popo_lightning.rollout.engine_rollouts import rollouts_of
 from popo_lightning.runs.stopping import stop_requests
 
 
+@dataclass(eq=False)
 class Summary(L.Callback):
     """Writes summary.json into the run's folder at the end.
 
@@ -29,13 +31,13 @@ class Summary(L.Callback):
         origin: Checkpoint of another run that this run began from, and its number of iterations; None if there is none.
     """
 
-    def __init__(self, method: str, task: str, seed: int, origin: dict[str, Any] | None = None) -> None:
-        self.origin = origin
-        self.method = method
-        self.task = task
-        self.seed = seed
-        self._earlier_seconds = 0.0
-        self._phases: dict[str, float] = {}
+    method: str
+    task: str
+    seed: int
+    origin: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.begin_anew()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -44,8 +46,9 @@ class Summary(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the iteration's seconds by phase."""
         for name, value in policy_of(pl_module).iteration_metrics.items():
-            if name.startswith("time/"):
-                self._phases[name.removeprefix("time/")] = self._phases.get(name.removeprefix("time/"), 0) + value
+            kind, _, phase = name.partition("/")
+            if kind == "time":
+                self._phases[phase] = self._phases.get(phase, 0) + value
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the file unless the run was asked to stop; a resumed run then repeats the last evaluation."""
@@ -85,8 +88,9 @@ class Summary(L.Callback):
         }
 
     def begin_anew(self) -> None:
-        """Resets the seconds, which are another run's."""
-        self._earlier_seconds, self._phases = 0.0, {}
+        """Sets the seconds to 0; those of a checkpoint may be another run's."""
+        self._earlier_seconds = 0.0
+        self._phases: dict[str, float] = {}
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._began

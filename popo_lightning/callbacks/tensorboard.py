@@ -56,11 +56,7 @@ COMPARED_BELOW = ("data.composer", "data.sampler", *(f"model.{name}" for name in
 
 
 class TensorBoardLayout(L.Callback):
-    """Lays out charts and names settings in TensorBoard, and logs all settings to the other loggers.
-
-    Args:
-        record: Record of the run.
-    """
+    """Lays out charts and names a run's settings in TensorBoard, and logs all of them to the other loggers."""
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record

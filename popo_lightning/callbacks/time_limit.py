@@ -28,9 +28,6 @@ class TimeLimit(Timer):
 def at_the_end_of_an_iteration(limit: Any) -> Timer:
     """Makes trainer.max_time a callback: Lightning's own would end a run in the middle of an iteration.
 
-    Args:
-        limit: Setting trainer.max_time.
-
     Raises:
         SettingError: The limit is not a positive time.
     """

@@ -16,8 +16,8 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from popo_lightning.callbacks.checkpoints import Checkpoints
+from popo_lightning.callbacks.closing_block import closing_sentences
 from popo_lightning.callbacks.early_stops import EarlyStops
-from popo_lightning.callbacks.end_of_run import closing_sentences
 from popo_lightning.callbacks.health import Health
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.one_checkpoint import OneCheckpoint

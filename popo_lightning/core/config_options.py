@@ -10,11 +10,7 @@ SUFFIXES = ("", ".yaml", ".yml")
 
 
 def given_configs(args: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Yields what --config or -c gets: index of the word, its `--config=` prefix, and the name or inline YAML.
-
-    Args:
-        args: Arguments of the command.
-    """
+    """Yields what --config or -c gets: index of the word, its `--config=` prefix, and the name or inline YAML."""
     for place, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         if option not in OPTIONS or not (equals or place + 1 < len(args)):

@@ -92,13 +92,7 @@ def _ratio(one: str, other: str) -> float:
 
 
 def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
-    """Returns the end of a sentence about an unknown name.
-
-    Args:
-        given: The unknown name.
-        known: Known names.
-        otherwise: What to say if no known name is near.
-    """
+    """Returns the end of a sentence about an unknown name; `otherwise` if no known name is near."""
     found = nearest(given, known)
     return f"did you mean {found}?" if found is not None else otherwise
 

@@ -23,20 +23,12 @@ HIDDEN = "(not shown)"
 
 
 def is_secret(name: str) -> bool:
-    """Whether what a setting of this name holds is nobody else's business.
-
-    Args:
-        name: Such as trainer.logger.init_args.api_key.
-    """
+    """Whether a setting of this name, such as trainer.logger.init_args.api_key, is nobody else's business."""
     return SECRET.search(name) is not None
 
 
 def shown_command(command: str) -> str:
-    """A command line with the values of secret settings hidden, those of options and those within JSON or YAML.
-
-    Args:
-        command: As shlex.join gives it.
-    """
+    """A command line, as shlex.join gives it, with the values of secret settings hidden, also within JSON or YAML."""
     try:
         words = shlex.split(command)
     except ValueError:  # whose quotes do not close
@@ -55,11 +47,7 @@ def shown_command(command: str) -> str:
 
 
 def shown(value: str) -> str:
-    """A setting's value with those of secret names within it hidden.
-
-    Args:
-        value: Which may be several settings, as JSON or YAML.
-    """
+    """A setting's value, which may be several settings as JSON or YAML, with those of secret names hidden."""
     if not NEAR.search(value):
         return value
     try:
@@ -75,11 +63,7 @@ def shown(value: str) -> str:
 
 
 def without_secrets(content: Any) -> Any:
-    """Settings in plain containers with the values of secret names hidden.
-
-    Args:
-        content: Mappings, lists and values.
-    """
+    """Settings in mappings and lists with the values of secret names hidden."""
     if isinstance(content, Mapping):
         return {name: HIDDEN if is_secret(str(name)) else without_secrets(below) for name, below in content.items()}
     if isinstance(content, list):

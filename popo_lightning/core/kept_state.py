@@ -6,7 +6,8 @@ import hashlib
 import logging
 import pickle
 from collections import OrderedDict, defaultdict, deque
-from typing import Any, BinaryIO, cast
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,15 +93,7 @@ class Watch:
 
 
 def check_names(setting: str, rule: KeepsState) -> None:
-    """Refuses a rule that names an attribute which it does not have.
-
-    Args:
-        setting: Setting that names the rule.
-        rule: The rule in its initial state.
-
-    Raises:
-        SettingError: The attribute is not there.
-    """
+    """Raises SettingError if a rule in its initial state names an attribute which it does not have."""
     if missing := [name for name in names(rule, "state") if not hasattr(rule, name)]:
         raise SettingError(
             f"{setting} {type(rule).__name__} has no '{missing[0]}', which its `state` names; set it in __init__"
@@ -113,11 +106,7 @@ def class_name(rule: object) -> str:
 
 
 def names(rule: KeepsState, kind: str) -> list[str]:
-    """Attributes that the class of a rule and its bases name.
-
-    Args:
-        rule: The rule.
-        kind: "state" or "transient".
+    """Attributes that the class of a rule and its bases name as "state" or as "transient".
 
     Raises:
         SettingError: The names of a class are not a tuple of text.
@@ -187,14 +176,6 @@ def _restored(present: Any, saved: Any) -> Any:
     return OrderedDict(own) if isinstance(present, OrderedDict) else own
 
 
-class _Digest:
-    """A file that keeps only a digest of what is written."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
-        self.write, self.value = self._hash.update, self._hash.digest
-
-
 def _fingerprint(value: Any) -> bytes | int:
     """A value that changes when the object does; the id of a module, which others save, and of what cannot be pickled.
 
@@ -202,9 +183,10 @@ def _fingerprint(value: Any) -> bytes | int:
     """
     if isinstance(value, torch.nn.Module) or hasattr(value, "lightning_module"):
         return id(value)
-    digest = _Digest()
+    digest = hashlib.blake2b(digest_size=16)
+    file: Any = SimpleNamespace(write=digest.update)
     try:
-        pickle.Pickler(cast(BinaryIO, digest)).dump(value)
+        pickle.Pickler(file).dump(value)
     except Exception:  # pickling may raise any exception
         return id(value)
-    return digest.value()
+    return digest.digest()

@@ -111,22 +111,19 @@ class Minibatch:
                 `advantages`. They are added to those of :attr:`recorded`.
         """
         columns = self.recorded | computed | {f"{EXTRA}{name}": found for name, found in self.extra.items()}
-        rows: list[Row] = []
-        for group in self.groups:
-            for response in group.responses:
-                index = len(rows)
-                rows.append(
-                    Row(
-                        index=index,
-                        prompt_ids=group.prompt_ids,
-                        response=response,
-                        age=self.version - group.version_of(response),
-                        loss_weight=group.loss_weight,
-                        images=group.images,
-                        tensors={name: column[index] for name, column in columns.items()},
-                    )
-                )
-        return rows
+        responses = [(group, response) for group in self.groups for response in group.responses]
+        return [
+            Row(
+                index=index,
+                prompt_ids=group.prompt_ids,
+                response=response,
+                age=self.version - group.version_of(response),
+                loss_weight=group.loss_weight,
+                images=group.images,
+                tensors={name: column[index] for name, column in columns.items()},
+            )
+            for index, (group, response) in enumerate(responses)
+        ]
 
 
 torch.serialization.add_safe_globals([Minibatch])  # for checkpoints, like groups

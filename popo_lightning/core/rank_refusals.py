@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +29,8 @@ def print_refusal(sentence: str) -> None:
         return
     print(f"popo: {sentence}", file=sys.stderr, flush=True)
     if store is not None and not rank:
-        _tell(store, sentence)
+        with suppress(RuntimeError):  # no rank is left to read it
+            store.set(SAID, sentence)
 
 
 def _store(environment: Mapping[str, str]) -> tuple[Any, int]:
@@ -54,10 +56,3 @@ def _has_spoken(store: Any) -> bool:
     except RuntimeError:  # rank 0 has ended, and the store with it
         return True
     return True
-
-
-def _tell(store: Any, sentence: str) -> None:
-    try:
-        store.set(SAID, sentence)
-    except RuntimeError:  # no rank is left to read it
-        return

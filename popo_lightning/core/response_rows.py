@@ -42,12 +42,7 @@ def _row(line: bytes, fault: str) -> dict[str, Any]:
 
 
 def token_ids(found: Any, name: str) -> Tensor:
-    """Converts a list of numbers to (T,) int64 token ids; raises ValueError if they are none.
-
-    Args:
-        found: Value in the file.
-        name: Key of the value, for the error message.
-    """
+    """Converts a list of numbers to (T,) int64 token ids; raises ValueError with the value's key if they are none."""
     if not isinstance(found, list) or len(found) > MAX_TOKENS or any(type(i) is not int or i < 0 for i in found):
         raise ValueError(f"{name} are no token ids")
     return torch.tensor(found, dtype=torch.long)

@@ -1,6 +1,6 @@
 """The slot of a task."""
 
-from __future__ import annotations
+# Without postponed annotations, whose names jsonargparse would look up in the module of a dataclass derived from Task.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -16,10 +16,5 @@ def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
 
 
 def callback_of(trainer: L.Trainer, kind: type[C]) -> C | None:
-    """The first callback of a class; None if there is none.
-
-    Args:
-        trainer: Trainer with the callbacks.
-        kind: Class of the callback, or a base of it.
-    """
+    """The first callback of a class or of one derived from it; None if there is none."""
     return next((callback for callback in callbacks_of(trainer) if isinstance(callback, kind)), None)

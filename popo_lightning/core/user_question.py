@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
@@ -26,13 +26,16 @@ def asked_like(problem: Problem, question: str, images: Sequence[str] = (), gold
         SettingError: The marks do not fit the images, or the answer is of another kind than the problem's.
     """
     answer = None if gold is None else gold_like(problem.answer, gold)
-    text = marked(question, images)
-    if isinstance(problem.prompt, str):
-        return Problem(ASKED, text, answer, images=tuple(images))
-    messages = [dict(message) for message in problem.prompt]
-    last = max(place for place, message in enumerate(messages) if message["role"] == "user")
-    messages[last]["content"] = text
-    return Problem(ASKED, messages, answer, images=tuple(images))
+    prompt = with_question(problem.prompt, marked(question, images))
+    return Problem(ASKED, prompt, answer, images=tuple(images))
+
+
+def with_question(prompt: str | list[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
+    """A prompt with another text: the text alone, or messages with the user's last one replaced."""
+    if isinstance(prompt, str):
+        return text
+    last = max(place for place, message in enumerate(prompt) if message["role"] == "user")
+    return [*prompt[:last], prompt[last] | {"content": text}, *prompt[last + 1 :]]
 
 
 def marked(question: str, images: Sequence[str]) -> str:
@@ -48,11 +51,7 @@ def marked(question: str, images: Sequence[str]) -> str:
 
 
 def gold_like(answer: Any, gold: str) -> Any:
-    """Converts a right answer to what the task's verifier reads: text, or JSON of the kind that its problems have.
-
-    Args:
-        answer: Answer of one of the task's problems.
-        gold: Right answer as the user wrote it.
+    """Converts a right answer as the user wrote it to the kind that an answer of the task's problems has: text or JSON.
 
     Raises:
         SettingError: The right answer is of another kind.
@@ -74,26 +73,3 @@ def json_of(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def columns_of(question: str, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Makes a row from a question: the text of its prompt, or a JSON object if the template has other places.
-
-    Args:
-        question: Text of the question.
-        names: Places of the template.
-        columns: Column that fills each place.
-
-    Raises:
-        SettingError: An object is needed, and the question is none or lacks a place.
-    """
-    if list(names) == ["prompt"]:
-        return {columns["prompt"]: question}
-    row = json_of(question)
-    missing = [name for name in names if not isinstance(row, dict) or name not in row]
-    if missing:
-        such = ", ".join(f'"{name}": ...' for name in names)
-        raise SettingError(
-            f"PROMPT has no {missing[0]}, which data.task.template of the run asks for; give a JSON object: {{{such}}}"
-        )
-    return {columns[name]: row[name] for name in names}

@@ -6,32 +6,26 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
 
 from popo_lightning.core.errors import SettingError
 
 
-class _MeanOverProblems(Metric):
-    """Averages one number per problem over all problems of all ranks.
+class _MeanOverProblems(MeanMetric):
+    """Averages one number per problem over all problems of all ranks, in float64.
 
     Args:
         k: Number of samples of each problem that it needs.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    total: Tensor
-    problems: Tensor
-
     def __init__(self, k: int) -> None:
-        super().__init__()
+        super().__init__(nan_strategy="disable")
+        self.set_dtype(torch.float64)
         if k < 1:
             raise SettingError(f"k is {k}; avg@k and pass@k need at least 1 sample")
         self.k = k
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("problems", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, correct: Tensor) -> None:
+    def update(self, correct: Tensor) -> None:  # type: ignore[override]
         """Adds problems to the mean.
 
         Args:
@@ -39,16 +33,11 @@ class _MeanOverProblems(Metric):
         """
         if correct.dim() != 2 or correct.shape[1] < self.k:
             raise ValueError(f"expected (problems, at least {self.k}) accuracies, got shape {tuple(correct.shape)}")
-        self.total += self.of_problems(correct).sum()
-        self.problems += len(correct)
+        super().update(self.of_problems(correct))
 
     @abstractmethod
     def of_problems(self, correct: Tensor) -> Tensor:
         """Maps (problems, n) accuracies to one float64 number per problem, (problems,)."""
-
-    def compute(self) -> Tensor:
-        """Returns the mean over problems."""
-        return (self.total / self.problems).float()
 
 
 class AvgAtK(_MeanOverProblems):

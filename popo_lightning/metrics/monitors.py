@@ -24,21 +24,6 @@ from popo_lightning.core.trainer_callbacks import callbacks_of
 EVALUATION = "eval/"
 DIVERGING = ("train/", "policy/")  # once a step was taken, a non-finite number of these kinds is a measurement
 WEIGHTS = ("mean", "max", "ess", "p05", "p50", "p95", "p99")
-PHASES = (
-    "start",
-    "generate",
-    "verify",
-    "compose",
-    "rescore",
-    "prox",
-    "values",
-    "train",
-    "sync",
-    "other",
-    "iteration",
-    "wait",
-    "ahead",
-)
 # The metrics of docs/metrics.md, without rewards, whose components a verifier names.
 NAMES = (
     *(f"rollout/{name}" for name in ("effective_share", "all_wrong_share", "truncated_frac", "response_tokens")),
@@ -56,7 +41,8 @@ NAMES = (
     *(f"train/{name}" for name in ("loss", "grad_norm", "tokens", "learning_rate", "optimizer_steps", "value_loss")),
     *(f"train/{name}" for name in ("skipped_steps", "not_finite_metrics")),
     *(f"total/{name}" for name in ("responses", "tokens", "dynamic_sampling_responses")),
-    *(f"time/{name}" for name in PHASES),
+    *(f"time/{name}" for name in ("start", "generate", "verify", "compose", "rescore", "prox", "values", "train")),
+    *(f"time/{name}" for name in ("sync", "other", "iteration", "wait", "ahead")),
     *(f"throughput/{name}" for name in ("train_tokens_per_second", "generated_tokens_per_second", "mfu")),
     *(f"estimate/buffer_{name}" for name in ("acc", "sampled_acc", "effective", "groups")),
     "memory/peak_gib",

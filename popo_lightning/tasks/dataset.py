@@ -116,8 +116,7 @@ class DatasetTask(Task):
 
     def ask(self, question: str, images: Sequence[str] = (), gold: str | None = None) -> Problem:
         """Asks a question, a JSON object if the template has places other than {prompt}."""
-        reader = RowReader(self.train[0], self.template, self.system, self.response_prefix, self.chat)
-        return reader.asked(question, images, gold)
+        return self._reader(self.train[0]).asked(question, images, gold)
 
     def bad_rows(self) -> Sequence[BadRow]:
         """Returns the rows left out so far."""
@@ -138,6 +137,9 @@ class DatasetTask(Task):
 
     # -- reading -----------------------------------------------------------------------------------------------
 
+    def _reader(self, source: Source) -> RowReader:
+        return RowReader(source, self.template, self.system, self.response_prefix, self.chat)
+
     def _read(self, sources: Sequence[tuple[str, str, Source]], what: str, id_prefix: str) -> list[Problem]:
         """Reads the problems of some sources. Their ids must be unique over all of them."""
         bad: list[BadRow] = []
@@ -145,7 +147,7 @@ class DatasetTask(Task):
         taken: dict[str, Row] = {}
         rows_read = 0
         for setting, name, source in sources:
-            reader = RowReader(source, self.template, self.system, self.response_prefix, self.chat)
+            reader = self._reader(source)
             rows = self._rows(source, f"data.task.{setting}", reader)
             rows_read += len(rows)
             for place, row in enumerate(rows, source.get("skip", 0) + 1):
@@ -198,14 +200,11 @@ class DatasetTask(Task):
         return problem
 
     def _answerable(self, made: Sequence[tuple[Row, Problem]], bad: list[BadRow]) -> list[Problem]:
-        if not self.check_answers:
-            return [problem for _, problem in made]
-        refused = refused_answers(self.verifier, [problem.answer for _, problem in made])
-        if not refused:
-            return [problem for _, problem in made]
+        answers = [problem.answer for _, problem in made] if self.check_answers else []
+        refused = refused_answers(self.verifier, answers)
         problems = []
         for row, problem in made:
-            why = refused.get(key(problem.answer))
+            why = refused.get(key(problem.answer)) if refused else None
             if why is None:
                 problems.append(problem)
             else:

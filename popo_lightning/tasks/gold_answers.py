@@ -37,9 +37,6 @@ class AnswerCheck:
     """A verifier's check of gold answers in a form that a grading process can run.
 
     Such a process returns only named numbers, so the verifier's message is returned as a name, in hexadecimal digits.
-
-    Args:
-        verifier: Verifier that checks the answers.
     """
 
     def __init__(self, verifier: Verifier) -> None:

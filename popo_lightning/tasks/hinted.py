@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import BadRow, Task
+from popo_lightning.core.user_question import with_question
 
 
+@dataclass(eq=False)
 class Hinted(Task):
     """A task with a hint before the question of some held-out problems. A coin decides for each problem.
 
@@ -28,27 +29,22 @@ class Hinted(Task):
         in_training: Also give training problems the hint by the same coin.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        hint: str,
-        share: float = 0.5,
-        name: str = "hint",
-        seed: int = 0,
-        in_training: bool = False,
-    ) -> None:
-        if not hint.strip():
+    task: Task
+    hint: str
+    share: float = 0.5
+    name: str = "hint"
+    seed: int = 0
+    in_training: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.hint.strip():
             raise SettingError("data.task.hint is empty; give the text that some prompts get")
-        if not 0 < share < 1:
-            raise SettingError(f"data.task.share is {share}; use a share between 0 and 1, so that both kinds are asked")
-        self.task = task
-        self.verify = task.verify
-        self.stop = task.stop
-        self.hint = hint
-        self.share = share
-        self.name = name
-        self.seed = seed
-        self.in_training = in_training
+        if not 0 < self.share < 1:
+            raise SettingError(
+                f"data.task.share is {self.share}; use a share between 0 and 1, so that both kinds are asked"
+            )
+        self.verify = self.task.verify
+        self.stop = self.task.stop
 
     def train_problems(self) -> Sequence[Problem]:
         """Returns the task's training problems, some of them hinted if `in_training` is set."""
@@ -81,13 +77,5 @@ class Hinted(Task):
                 f"data.task.name is '{self.name}', which the problems' info has already; use another name for the hint"
             )
         hinted = random.Random(f"hint/{self.seed}/{problem.id}").random() < self.share
-        prompt = self._before(problem.prompt) if hinted else problem.prompt
+        prompt = with_question(problem.prompt, self.hint + problem.question) if hinted else problem.prompt
         return replace(problem, prompt=prompt, info=problem.info | {self.name: int(hinted)})
-
-    def _before(self, prompt: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-        """Puts the hint before the text, or before the text of the user's last message."""
-        if isinstance(prompt, str):
-            return self.hint + prompt
-        last = max((place for place, message in enumerate(prompt) if message["role"] == "user"), default=0)
-        hinted = prompt[last] | {"content": f"{self.hint}{prompt[last]['content']}"}
-        return [*prompt[:last], hinted, *prompt[last + 1 :]]

@@ -87,9 +87,9 @@ class ReasoningGymTask(Task):
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
         held_out = self._made(self.seed + 1, self.held_out_size, f"{self.name}/held-out")
-        questions = {_question(problem) for problem in held_out}
+        questions = {problem.question for problem in held_out}
         made = self._made(self.seed, self.train_size, self.name)
-        return [problem for problem in made if _question(problem) not in questions], held_out
+        return [problem for problem in made if problem.question not in questions], held_out
 
     def _made(self, seed: int, size: int, id: str) -> list[Problem]:
         settings = self.settings | {"seed": seed, "size": size}
@@ -100,11 +100,11 @@ class ReasoningGymTask(Task):
                 f"data.task.settings is {self.settings}, which reasoning-gym's {self.name} does not take: "
                 f"{reason(error)}"
             ) from error
-        return [self._problem(str(entry["question"]), seed, settings, i, id) for i, entry in enumerate(entries)]
-
-    def _problem(self, question: str, seed: int, settings: dict[str, Any], index: int, id: str) -> Problem:
-        answer = {"name": self.name, "settings": settings, "index": index}
-        return Problem(f"{id}-{seed}-{index}", self._framed(question), answer)
+        prompts = [self._framed(str(entry["question"])) for entry in entries]
+        return [
+            Problem(f"{id}-{seed}-{index}", prompt, {"name": self.name, "settings": settings, "index": index})
+            for index, prompt in enumerate(prompts)
+        ]
 
     def _framed(self, question: str) -> str | list[dict[str, Any]]:
         if not self.chat:
@@ -128,8 +128,3 @@ class ReasoningGymTask(Task):
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
         """Returns the held-out problems, under the data set's name."""
         return {self.name: self._split[1]}
-
-
-def _question(problem: Problem) -> str:
-    prompt = problem.prompt
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -53,13 +53,12 @@ def verifier_of(setting: Verifier | FunctionAddress | Sequence[FunctionAddress |
     return setting if isinstance(setting, Verifier) else FunctionReward(setting)
 
 
-def try_functions(verifier: Verifier, problem: Problem, setting: str = "data.task.verifier") -> None:
+def try_functions(verifier: Verifier, problem: Problem) -> None:
     """Lets functions grade the gold answer and an empty response, in a process that can be killed.
 
     Args:
         verifier: Verifier, which is tried if it consists of functions.
         problem: Problem with its prefix and the columns that the functions ask for.
-        setting: Name of the setting, for error messages.
 
     Raises:
         SettingError: A function cannot be loaded in the process, or gives no grade.
@@ -73,11 +72,11 @@ def try_functions(verifier: Verifier, problem: Problem, setting: str = "data.tas
                 (grade,) = pool.grade([(problem.answer, problem.response_prefix + text)])
             except RuntimeError as error:
                 raise SettingError(
-                    f"{setting} is {verifier}, which does not start in a grading process: {reason(error)}"
+                    f"data.task.verifier is {verifier}, which does not start in a grading process: {reason(error)}"
                 ) from error
             if grade.failure is not None:
                 raise SettingError(
-                    f"{setting} is {verifier}; tried on {what} the first problem, {pool.first_failure}; "
+                    f"data.task.verifier is {verifier}; tried on {what} the first problem, {pool.first_failure}; "
                     f"{REMEDIES[grade.failure]}"
                 )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import IMAGE_MARK, Problem
-from popo_lightning.core.user_question import ASKED, columns_of, gold_like, marked
+from popo_lightning.core.user_question import ASKED, gold_like, json_of, marked
 from popo_lightning.tasks.row_images import BadValue, row_image
 from popo_lightning.tasks.sources import Row, Source
 from popo_lightning.tasks.template import Template
@@ -23,6 +23,7 @@ ROLES = ("system", "user", "assistant")
 MISSING = object()
 
 
+@dataclass(eq=False)
 class RowReader:
     """Makes problems from a source's rows.
 
@@ -34,15 +35,14 @@ class RowReader:
         chat: Ask in chat messages, otherwise in plain text.
     """
 
-    def __init__(
-        self, source: Source, template: Template, system: str | None, response_prefix: str | None, chat: bool
-    ) -> None:
-        self.source = source
-        self.columns: dict[str, Any] = dict(source.get("columns", {}))
-        self.template = template
-        self.system = system
-        self.response_prefix = response_prefix
-        self.chat = chat
+    source: Source
+    template: Template
+    system: str | None
+    response_prefix: str | None
+    chat: bool
+
+    def __post_init__(self) -> None:
+        self.columns: dict[str, Any] = dict(self.source.get("columns", {}))
 
     def needed(self) -> dict[str, str]:
         """Returns the columns that some row must have, with the setting that asks for each."""
@@ -88,18 +88,31 @@ class RowReader:
         Raises:
             SettingError: The template cannot be filled, or the answer has the wrong form.
         """
-        names = self.template.names
-        row = columns_of(question, names, {name: self._column(name) for name in names})
+        values = self._values_in(question, images)
+        row = {self._column(name): value for name, value in values.items()}
         named = self.columns.get("answer")
         like = dict.fromkeys(named, "...") if isinstance(named, dict) else "..."
         answer = None if gold is None else gold_like(like, gold)
-        if names == ["prompt"]:
-            row[self._column("prompt")] = marked(question, images)
         try:
             prompt = self._prompt(row)
         except BadValue as error:
             raise SettingError(f"PROMPT {error}") from error
         return Problem(ASKED, prompt, answer, images=tuple(images))
+
+    def _values_in(self, question: str, images: Sequence[str]) -> dict[str, Any]:
+        """Returns the value of each place of the template: the question, or the values of a JSON object."""
+        names = self.template.names
+        if names == ["prompt"]:
+            return {"prompt": marked(question, images)}
+        values = json_of(question)
+        missing = [name for name in names if not isinstance(values, dict) or name not in values]
+        if missing:
+            such = ", ".join(f'"{name}": ...' for name in names)
+            raise SettingError(
+                f"PROMPT has no {missing[0]}, which data.task.template of the run asks for; give a JSON object: "
+                f"{{{such}}}"
+            )
+        return {name: values[name] for name in names}
 
     def graded_by(self, problem: Problem, row: Row, verifier: Verifier) -> Problem:
         """Adds the columns that the verifier asks for to the answer. Raises BadValue if the row lacks one."""
@@ -161,7 +174,7 @@ class RowReader:
             if place == "prompt" and prompt is not None:
                 return _text(prompt, "prompt")
             column = self._column(place)
-            return _text(reach(content, column), column)
+            return _text(_present(content, column), column)
 
         return self.template.fill(value)
 
@@ -227,8 +240,6 @@ def _present(content: dict[str, Any], column: str) -> Any:
 
 def _text(value: object, column: str) -> str:
     """Converts a row's text, number or list to text that a tokenizer takes."""
-    if value is MISSING or value is None:
-        raise BadValue(f"has no '{column}'; fill it in or remove the row")
     if not isinstance(value, str | int | float | list) or isinstance(value, bool):
         raise BadValue(f"has a {type(value).__name__} as '{column}'; give text")
     text = value if isinstance(value, str) else str(_plain(value, column))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
-from popo_lightning.toys.held_out import hash_fraction
+from popo_lightning.toys.held_out import check_split, hash_fraction
 
 MAX_RESPONSE_CHARACTERS = 2000
 RESULT = re.compile(r"=[ ]{0,3}(-?[0-9]{1,9})(?![0-9]|[.,][0-9]|[ ]{0,3}[-+*/×÷])")
@@ -34,6 +35,7 @@ def verify_result(answer: Any, text: str) -> dict[str, float]:
     return {"score": right, "acc": right, "format": float(bool(found))}
 
 
+@dataclass(eq=False)
 class Arithmetic(Task):
     """Sums, differences and products of small numbers, split into train and held-out by a hash of the problem.
 
@@ -50,55 +52,40 @@ class Arithmetic(Task):
             empty message prevents that. Some templates refuse system messages.
     """
 
+    kinds: Sequence[str] = ("a+b", "a-b")
+    smallest_number: int = 2
+    largest_number: int = 20
+    problems_per_kind: int = 1000
+    held_out_per_kind: int = 50
+    held_out_share: float = 0.33
+    system: str | None = None
+
     verify = staticmethod(verify_result)
 
-    def __init__(
-        self,
-        kinds: Sequence[str] = ("a+b", "a-b"),
-        smallest_number: int = 2,
-        largest_number: int = 20,
-        problems_per_kind: int = 1000,
-        held_out_per_kind: int = 50,
-        held_out_share: float = 0.33,
-        system: str | None = None,
-    ) -> None:
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown or not kinds or len(set(kinds)) < len(kinds):
-            raise SettingError(f"data.task.kinds is {list(kinds)}; name some of {', '.join(KINDS)}, each once")
-        if not 0 <= smallest_number <= largest_number <= 99:
+    def __post_init__(self) -> None:
+        if not self.kinds or set(self.kinds) - set(KINDS) or len(set(self.kinds)) < len(self.kinds):
+            raise SettingError(f"data.task.kinds is {list(self.kinds)}; name some of {', '.join(KINDS)}, each once")
+        if not 0 <= self.smallest_number <= self.largest_number <= 99:
             raise SettingError(
-                f"data.task.smallest_number is {smallest_number} and data.task.largest_number {largest_number}; use "
-                "0 to 99, the smaller first"
+                f"data.task.smallest_number is {self.smallest_number} and data.task.largest_number "
+                f"{self.largest_number}; use 0 to 99, the smaller first"
             )
-        for name, count in (("problems_per_kind", problems_per_kind), ("held_out_per_kind", held_out_per_kind)):
-            if count < 1:
-                raise SettingError(f"data.task.{name} is {count}; use at least 1")
-        if not 0 < held_out_share < 1:
-            raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
-        self.kinds = tuple(kinds)
-        self.smallest_number = smallest_number
-        self.largest_number = largest_number
-        self.problems_per_kind = problems_per_kind
-        self.held_out_per_kind = held_out_per_kind
-        self.held_out_share = held_out_share
-        self.system = system
+        check_split(self, "problems_per_kind", "held_out_per_kind")
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:
-        train: list[tuple[float, Problem]] = []
-        held_out: list[tuple[float, Problem]] = []
+        train: list[Problem] = []
+        held_out: list[Problem] = []
         for kind in self.kinds:
-            mine: tuple[list[tuple[float, Problem]], list[tuple[float, Problem]]] = [], []
+            mine: tuple[list[Problem], list[Problem]] = [], []
             for numbers, result in enumerated(kind, range(self.smallest_number, self.largest_number + 1)):
                 is_held_out = hash_fraction(mirrored(kind, numbers)) < self.held_out_share
                 text = written(kind, numbers)
-                problem = Problem(text, messages(text, self.system), result, {"level": kind})
-                mine[is_held_out].append((hash_fraction(text), problem))
+                mine[is_held_out].append(Problem(text, messages(text, self.system), result, {"level": kind}))
             self._check_enough(kind, len(mine[0]), len(mine[1]))
-            train += sorted(mine[0], key=lambda pair: pair[0])[: self.problems_per_kind]
-            held_out += sorted(mine[1], key=lambda pair: pair[0])[: self.held_out_per_kind]
-        by_hash = [[p for _, p in sorted(part, key=lambda pair: pair[0])] for part in (train, held_out)]
-        return by_hash[0], by_hash[1]
+            train += sorted(mine[0], key=_hash)[: self.problems_per_kind]
+            held_out += sorted(mine[1], key=_hash)[: self.held_out_per_kind]
+        return sorted(train, key=_hash), sorted(held_out, key=_hash)
 
     def _check_enough(self, kind: str, train: int, held_out: int) -> None:
         if not train or held_out < self.held_out_per_kind:
@@ -115,6 +102,10 @@ class Arithmetic(Task):
     def benchmarks(self) -> dict[str, Sequence[Problem]]:
         """Returns one benchmark, "arithmetic"."""
         return {"arithmetic": self._split[1]}
+
+
+def _hash(problem: Problem) -> float:
+    return hash_fraction(problem.id)
 
 
 def messages(question: str, system: str | None = None) -> list[dict[str, Any]]:

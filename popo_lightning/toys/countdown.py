@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, permutations
 from typing import Any
@@ -22,25 +22,15 @@ from popo_lightning.core.number_settings import shortened
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
 from popo_lightning.core.user_question import ASKED, gold_like
-from popo_lightning.toys.held_out import hash_fraction
+from popo_lightning.toys.held_out import check_split, hash_fraction
 
 Step = tuple[int, str, int, int]  # left operand, operation, right operand, result
 
 MAX_RESPONSE_CHARACTERS = 400
 MAX_DRAWN = 10**7  # maximum sets of numbers; the solutions of each are enumerated
 QUESTION = re.compile(r"([0-9]{1,6}(?:,[0-9]{1,6}){0,8})>[0-9]{1,6}:?", re.ASCII)
-STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
-
-
-def apply(left: Fraction, operation: str, right: Fraction) -> Fraction | None:
-    """Returns the exact result, or None for a division by zero."""
-    if operation == "+":
-        return left + right
-    if operation == "-":
-        return left - right
-    if operation == "*":
-        return left * right
-    return left / right if right else None
+STEP = r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})"
+STEPS = re.compile(f"{STEP}(?:;{STEP})*")
 
 
 def whole_result(left: int, operation: str, right: int) -> int | None:
@@ -83,6 +73,14 @@ def write_steps(steps: Sequence[Step]) -> str:
     return ";".join(f"{left}{operation}{right}={result}" for left, operation, right, result in steps)
 
 
+def read_steps(text: str) -> list[Step] | None:
+    """Inverse of :func:`write_steps`; None for any other text, or a long one."""
+    if len(text) > MAX_RESPONSE_CHARACTERS or STEPS.fullmatch(text.strip()) is None:
+        return None
+    found = re.findall(STEP, text)
+    return [(int(left), operation, int(right), int(result)) for left, operation, right, result in found]
+
+
 def verify_steps(answer: Any, text: str) -> dict[str, float]:
     """Grades written steps against ``{"numbers": [...], "target": int}``.
 
@@ -92,18 +90,15 @@ def verify_steps(answer: Any, text: str) -> dict[str, float]:
     """
     at_hand = sorted(answer["numbers"])
     wrong = {"score": 0.0, "acc": 0.0, "format": 0.0}
-    if len(text) > MAX_RESPONSE_CHARACTERS:
+    steps = read_steps(text)
+    if steps is None:
         return wrong
-    for written in text.strip().split(";"):
-        match = STEP.fullmatch(written)
-        if match is None:
-            return wrong
-        left, right, result = int(match[1]), int(match[3]), int(match[4])
+    for left, operation, right, result in steps:
         for used in (left, right):
             if used not in at_hand:
                 return wrong
             at_hand.remove(used)
-        if apply(Fraction(left), match[2], Fraction(right)) != result:
+        if whole_result(left, operation, right) != result:
             return wrong
         at_hand.append(result)
     if len(at_hand) != 1:
@@ -117,6 +112,7 @@ def counts_of(numbers: int | Sequence[int]) -> list[int]:
     return [numbers] if isinstance(numbers, int) else list(numbers)
 
 
+@dataclass(eq=False)
 class CountdownSteps(Task):
     """Every solvable problem over small numbers, split into train and held-out by a hash of the problem.
 
@@ -135,54 +131,34 @@ class CountdownSteps(Task):
         seed: Seed of the orders.
     """
 
+    numbers: int | list[int] = 3
+    largest_number: int = 12
+    operations: str = "+-*"
+    largest_target: int = 99
+    held_out_problems: int = 500
+    held_out_share: float = 0.33
+    min_ways: int = 2
+    orders: int = 6
+    seed: int = 0
+
     verify = staticmethod(verify_steps)
 
-    def __init__(
-        self,
-        numbers: int | list[int] = 3,
-        largest_number: int = 12,
-        operations: str = "+-*",
-        largest_target: int = 99,
-        held_out_problems: int = 500,
-        held_out_share: float = 0.33,
-        min_ways: int = 2,
-        orders: int = 6,
-        seed: int = 0,
-    ) -> None:
-        if not all(2 <= count <= 5 for count in counts_of(numbers)):
-            raise SettingError(f"data.task.numbers is {numbers}; Countdown is enumerated for 2 to 5 numbers")
-        if not counts_of(numbers) or len(set(counts_of(numbers))) < len(counts_of(numbers)):
-            raise SettingError(f"data.task.numbers is {numbers}; name one count or more, none twice")
-        if not operations or set(operations) - set("+-*/"):
-            raise SettingError(f"data.task.operations is '{operations}'; use some of + - * /")
-        counts = {
-            "largest_number": largest_number,
-            "largest_target": largest_target,
-            "held_out_problems": held_out_problems,
-            "min_ways": min_ways,
-            "orders": orders,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise SettingError(f"data.task.{name} is {count}; use at least 1")
-        for count in counts_of(numbers):
-            drawn = math.comb(largest_number + count - 1, count)
+    def __post_init__(self) -> None:
+        counts = counts_of(self.numbers)
+        if not all(2 <= count <= 5 for count in counts):
+            raise SettingError(f"data.task.numbers is {self.numbers}; Countdown is enumerated for 2 to 5 numbers")
+        if not counts or len(set(counts)) < len(counts):
+            raise SettingError(f"data.task.numbers is {self.numbers}; name one count or more, none twice")
+        if not self.operations or set(self.operations) - set("+-*/"):
+            raise SettingError(f"data.task.operations is '{self.operations}'; use some of + - * /")
+        check_split(self, "largest_number", "largest_target", "held_out_problems", "min_ways", "orders")
+        for count in counts:
+            drawn = math.comb(self.largest_number + count - 1, count)
             if drawn > MAX_DRAWN:
                 raise SettingError(
-                    f"data.task.largest_number is {largest_number}, of which {count} numbers (data.task.numbers) "
+                    f"data.task.largest_number is {self.largest_number}, of which {count} numbers (data.task.numbers) "
                     f"are drawn in {shortened(drawn)} ways, too many to enumerate; lower one, to {MAX_DRAWN} at most"
                 )
-        if not 0 < held_out_share < 1:
-            raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
-        self.numbers = numbers
-        self.largest_number = largest_number
-        self.operations = operations
-        self.largest_target = largest_target
-        self.held_out_problems = held_out_problems
-        self.held_out_share = held_out_share
-        self.min_ways = min_ways
-        self.orders = orders
-        self.seed = seed
 
     @cached_property
     def _split(self) -> tuple[list[Problem], list[Problem]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,17 @@ import torch
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.warm_start import WarmStart
-from popo_lightning.toys.countdown import CountdownSteps, Step, apply, counts_of, solutions, write_steps
-from popo_lightning.toys.warm_start_settings import check_sizes
+from popo_lightning.toys.countdown import CountdownSteps, Step, counts_of, solutions, whole_result, write_steps
+from popo_lightning.toys.warm_start_settings import check_settings
 
 RECIPE = 4  # part of the cache address: raise it when a change to this file changes the weights it makes
 SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/=;,>:()"]
 IGNORED = -100
-MIN_STEPS = 40  # minimum for a schedule with a warm-up
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def symbol_tokenizer(symbols: Sequence[str], **special: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", **special)
 
 
+@dataclass(eq=False)
 class CountdownWarmStart(WarmStart):
     """A small Llama that writes well-formed Countdown steps and is sometimes correct.
 
@@ -101,54 +102,25 @@ class CountdownWarmStart(WarmStart):
         device: Device to build it on, such as cpu or cuda. Weights built on different devices differ by rounding.
     """
 
+    right: float = 0.25
+    examples: int = 75_000
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    intermediate_size: int = 320
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    seed: int = 0
+    numbers: int | list[int] = 3
+    largest_number: int = 12
+    operations: str = "+-*"
+    held_out_share: float = 0.33
+    device: str = "cpu"
+
     name = "countdown-llama"
 
-    def __init__(
-        self,
-        right: float = 0.25,
-        examples: int = 75_000,
-        hidden_size: int = 128,
-        layers: int = 3,
-        heads: int = 4,
-        intermediate_size: int = 320,
-        learning_rate: float = 2e-3,
-        batch_size: int = 64,
-        seed: int = 0,
-        numbers: int | list[int] = 3,
-        largest_number: int = 12,
-        operations: str = "+-*",
-        held_out_share: float = 0.33,
-        device: str = "cpu",
-    ) -> None:
-        if not 0 <= right <= 1:
-            raise SettingError(f"model.warm_start.right is {right}; use a share from 0 to 1")
-        check_sizes(
-            learning_rate,
-            batch_size=batch_size,
-            hidden_size=hidden_size,
-            heads=heads,
-            layers=layers,
-            intermediate_size=intermediate_size,
-        )
-        if examples < MIN_STEPS * batch_size:
-            raise SettingError(
-                f"model.warm_start.examples is {examples}, fewer than {MIN_STEPS} batches of "
-                f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
-            )
-        self.right = right
-        self.examples = examples
-        self.hidden_size = hidden_size
-        self.layers = layers
-        self.heads = heads
-        self.intermediate_size = intermediate_size
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.numbers = numbers
-        self.largest_number = largest_number
-        self.operations = operations
-        self.held_out_share = held_out_share
-        self.device = device
+    def __post_init__(self) -> None:
+        check_settings(vars(self))
 
     def recipe(self) -> dict[str, object]:
         """Returns the settings and the recipe's number. A CPU device is left out, as in recipes before this setting."""
@@ -244,27 +216,24 @@ def random_steps(numbers: Sequence[int], operations: str, draw: random.Random) -
         operation = draw.choice(operations)
         if operation in "+*-" and left < right:
             left, right = right, left
-        result = apply(Fraction(left), operation, Fraction(right))
-        if result is None or result.denominator != 1:
+        result = whole_result(left, operation, right)
+        if result is None:
             failures += 1
             if failures % 20 == 0:
                 at_hand, steps = list(numbers), []
             continue
         at_hand.remove(left)
         at_hand.remove(right)
-        at_hand.append(int(result))
-        steps.append((left, operation, right, int(result)))
+        at_hand.append(result)
+        steps.append((left, operation, right, result))
     return write_steps(steps)
 
 
 def _encode(examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     """Returns (input ids, labels), both (batch, longest). Labels are the answer and its end token, else IGNORED."""
     places = {symbol: i for i, symbol in enumerate(SYMBOLS)}
-    longest = max(len(prompt) + len(answer) for prompt, answer in examples) + 1
-    input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    labels = torch.full((len(examples), longest), IGNORED)
-    for row, (prompt, answer) in enumerate(examples):
-        ids = torch.tensor([places[symbol] for symbol in prompt + answer] + [places["<eos>"]])
-        input_ids[row, : len(ids)] = ids
-        labels[row, len(prompt) : len(ids)] = ids[len(prompt) :]
-    return input_ids, labels
+    ids = [torch.tensor([places[symbol] for symbol in [*prompt, *answer, "<eos>"]]) for prompt, answer in examples]
+    labels = [row.clone() for row in ids]
+    for row, (prompt, _) in zip(labels, examples, strict=True):
+        row[: len(prompt)] = IGNORED
+    return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORED)

@@ -8,10 +8,8 @@ not downloaded.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from math import isqrt
 from typing import Any
@@ -19,27 +17,13 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
-from popo_lightning.toys import diagrams
-from popo_lightning.toys.countdown import apply
+from popo_lightning.toys import diagrams, formulas
+from popo_lightning.toys.countdown import read_steps, whole_result
 from popo_lightning.toys.diagrams import Figure, png
-from popo_lightning.toys.formulas import (
-    Formula,
-    apex,
-    around,
-    half_product,
-    hypotenuse,
-    leg,
-    product,
-    supplement,
-    third_angle,
-    total,
-)
-from popo_lightning.toys.held_out import hash_fraction
+from popo_lightning.toys.formulas import Formula
+from popo_lightning.toys.held_out import check_split, hash_fraction
 
 Numbers = tuple[int, ...]
-
-MAX_RESPONSE_CHARACTERS = 400
-STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})", re.ASCII)
 
 
 # -- kinds of problems -------------------------------------------------------------------------------------------------
@@ -54,14 +38,14 @@ class Kind:
         figure: Figure to draw.
         labels: Labels at the figure's places; ``a`` and ``b`` are the numbers.
         formula: Formula of the solution.
-        numbers: Yields all numbers with which the problem is asked.
+        numbers: All numbers with which the problem is asked.
     """
 
     question: str
     figure: Figure
     labels: str
     formula: Formula
-    numbers: Callable[[], Iterator[Numbers]]
+    numbers: Sequence[Numbers]
 
     def write(self, numbers: Numbers) -> list[str]:
         """Returns the texts at the figure's places."""
@@ -69,46 +53,25 @@ class Kind:
         return [written[label] for label in self.labels]
 
 
-def _one_angle() -> Iterator[Numbers]:
-    return ((a,) for a in range(10, 100))
-
-
-def _base_angles() -> Iterator[Numbers]:
-    return ((a,) for a in range(10, 86))
-
-
-def _two_angles() -> Iterator[Numbers]:
-    return ((a, b) for a in range(10, 100, 5) for b in range(10, 100, 5) if a + b <= 165)
-
-
-def _two_sides() -> Iterator[Numbers]:
-    return ((a, b) for a in range(2, 13) for b in range(2, 13))
-
-
-def _two_sides_even() -> Iterator[Numbers]:
-    return ((a, b) for a, b in _two_sides() if a * b % 2 == 0)
-
-
-def _legs() -> Iterator[Numbers]:
-    longest = 50
-    roots = {n * n for n in range(1, longest + 1)}
-    return ((a, b) for a in range(1, longest) for b in range(1, longest) if a * a + b * b in roots)
-
-
-def _leg_and_hypotenuse() -> Iterator[Numbers]:
-    return ((a, isqrt(a * a + b * b)) for a, b in _legs())
-
+_ONE_ANGLE = [(a,) for a in range(10, 100)]
+_BASE_ANGLES = [(a,) for a in range(10, 86)]
+_TWO_ANGLES = [(a, b) for a in range(10, 100, 5) for b in range(10, 100, 5) if a + b <= 165]
+_TWO_SIDES = [(a, b) for a in range(2, 13) for b in range(2, 13)]
+_TWO_SIDES_EVEN = [(a, b) for a, b in _TWO_SIDES if a * b % 2 == 0]
+_SQUARES = {n * n for n in range(1, 51)}
+_LEGS = [(a, b) for a in range(1, 50) for b in range(1, 50) if a * a + b * b in _SQUARES]
+_LEG_AND_HYPOTENUSE = [(a, isqrt(a * a + b * b)) for a, b in _LEGS]
 
 KINDS: dict[str, Kind] = {
-    "straight line": Kind("x?", diagrams.STRAIGHT_LINE, "ax", supplement, _one_angle),
-    "isosceles triangle": Kind("x?", diagrams.ISOSCELES, "ax", apex, _base_angles),
-    "third angle": Kind("x?", diagrams.TRIANGLE, "abx", third_angle, _two_angles),
-    "exterior angle": Kind("x?", diagrams.EXTERIOR, "abx", total, _two_angles),
-    "rectangle area": Kind("area?", diagrams.RECTANGLE, "ab", product, _two_sides),
-    "rectangle perimeter": Kind("perimeter?", diagrams.RECTANGLE, "ab", around, _two_sides),
-    "triangle area": Kind("area?", diagrams.LEGS, "ab", half_product, _two_sides_even),
-    "hypotenuse": Kind("x?", diagrams.RIGHT_TRIANGLE, "abx", hypotenuse, _legs),
-    "leg": Kind("x?", diagrams.RIGHT_TRIANGLE, "axb", leg, _leg_and_hypotenuse),
+    "straight line": Kind("x?", diagrams.STRAIGHT_LINE, "ax", formulas.supplement, _ONE_ANGLE),
+    "isosceles triangle": Kind("x?", diagrams.ISOSCELES, "ax", formulas.apex, _BASE_ANGLES),
+    "third angle": Kind("x?", diagrams.TRIANGLE, "abx", formulas.third_angle, _TWO_ANGLES),
+    "exterior angle": Kind("x?", diagrams.EXTERIOR, "abx", formulas.total, _TWO_ANGLES),
+    "rectangle area": Kind("area?", diagrams.RECTANGLE, "ab", formulas.product, _TWO_SIDES),
+    "rectangle perimeter": Kind("perimeter?", diagrams.RECTANGLE, "ab", formulas.around, _TWO_SIDES),
+    "triangle area": Kind("area?", diagrams.LEGS, "ab", formulas.half_product, _TWO_SIDES_EVEN),
+    "hypotenuse": Kind("x?", diagrams.RIGHT_TRIANGLE, "abx", formulas.hypotenuse, _LEGS),
+    "leg": Kind("x?", diagrams.RIGHT_TRIANGLE, "axb", formulas.leg, _LEG_AND_HYPOTENUSE),
 }
 # The last two need squares and roots of numbers up to 50. A policy that is built in two minutes does not learn them.
 EASY_KINDS = tuple(kind for kind in KINDS if kind not in ("hypotenuse", "leg"))
@@ -123,20 +86,15 @@ def verify_drawn(answer: Any, text: str) -> dict[str, float]:
     score and acc are 1 if the last number written is the answer. format is 1 if the response consists of steps, true or
     not, and true_steps is 1 if all of them are true. Input is bounded to 400 characters and six digits per number.
     """
-    wrong = {"score": 0.0, "acc": 0.0, "format": 0.0, "true_steps": 0.0}
-    if len(text) > MAX_RESPONSE_CHARACTERS:
-        return wrong
-    result, all_true = -1, True
-    for written in text.strip().split(";"):
-        match = STEP.fullmatch(written)
-        if match is None:
-            return wrong
-        result = int(match[4])
-        all_true = all_true and apply(Fraction(match[1]), match[2], Fraction(match[3])) == result
-    right = float(result == answer)
+    steps = read_steps(text)
+    if steps is None:
+        return {"score": 0.0, "acc": 0.0, "format": 0.0, "true_steps": 0.0}
+    right = float(steps[-1][3] == answer)
+    all_true = all(whole_result(left, operation, right) == result for left, operation, right, result in steps)
     return {"score": right, "acc": right, "format": 1.0, "true_steps": float(all_true)}
 
 
+@dataclass(eq=False)
 class DrawnGeometry(Task):
     """Angles, areas, perimeters and sides from diagrams, split into train and held-out by a hash of the numbers.
 
@@ -150,37 +108,26 @@ class DrawnGeometry(Task):
         held_out_share: Fraction of each kind's numbers kept out of training.
     """
 
+    kinds: Sequence[str] = EASY_KINDS
+    problems_per_kind: int = 300
+    held_out_problems: int = 504
+    held_out_share: float = 0.25
+
     verify = staticmethod(verify_drawn)
 
-    def __init__(
-        self,
-        kinds: Sequence[str] = EASY_KINDS,
-        problems_per_kind: int = 300,
-        held_out_problems: int = 504,
-        held_out_share: float = 0.25,
-    ) -> None:
-        unknown = sorted(set(kinds) - set(KINDS)) or [""]
-        if not kinds or unknown[0]:
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.kinds) - set(KINDS)) or [""]
+        if not self.kinds or unknown[0]:
             raise SettingError(f"data.task.kinds names '{unknown[0]}'; use some of {', '.join(KINDS)}")
-        for name, count in {"problems_per_kind": problems_per_kind, "held_out_problems": held_out_problems}.items():
-            if count < 1:
-                raise SettingError(f"data.task.{name} is {count}; use at least 1")
-        if not 0 < held_out_share < 1:
-            raise SettingError(f"data.task.held_out_share is {held_out_share}; use a share between 0 and 1")
-        self.kinds = tuple(kinds)
-        self.problems_per_kind = problems_per_kind
-        self.held_out_problems = held_out_problems
-        self.held_out_share = held_out_share
+        check_split(self, "problems_per_kind", "held_out_problems")
 
     def split(self, kind: str) -> tuple[list[Numbers], list[Numbers]]:
         """Returns (training, held-out) numbers of a kind, ordered by hash."""
-        fractions = {}
-        for numbers in KINDS[kind].numbers():
-            problem = f"{kind}:{','.join(map(str, sorted(numbers)))}"
-            fractions[numbers] = (hash_fraction(problem), numbers)
-        in_order = sorted(fractions, key=fractions.__getitem__)
-        train = [numbers for numbers in in_order if fractions[numbers][0] >= self.held_out_share]
-        held_out = [numbers for numbers in in_order if fractions[numbers][0] < self.held_out_share]
+        hashed = [
+            (hash_fraction(f"{kind}:{','.join(map(str, sorted(numbers)))}"), numbers) for numbers in KINDS[kind].numbers
+        ]
+        train = [numbers for fraction, numbers in sorted(hashed) if fraction >= self.held_out_share]
+        held_out = [numbers for fraction, numbers in sorted(hashed) if fraction < self.held_out_share]
         if not train or not held_out:
             raise SettingError(
                 f"data.task.held_out_share is {self.held_out_share}, which leaves '{kind}' "

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.warm_start import WarmStart
+from popo_lightning.toys import formulas
 from popo_lightning.toys.countdown import Step, write_steps
 from popo_lightning.toys.countdown_policy import (
     IGNORED,
-    MIN_STEPS,
     answer_loss,
     save_model,
     symbol_tokenizer,
@@ -28,26 +28,9 @@ from popo_lightning.toys.countdown_policy import (
 )
 from popo_lightning.toys.diagrams import TOKEN_SIDE
 from popo_lightning.toys.drawn_geometry import EASY_KINDS, KINDS, DrawnGeometry, Numbers
-from popo_lightning.toys.formulas import (
-    Formula,
-    apex,
-    around,
-    complement,
-    difference,
-    difference_of_squares,
-    half_product,
-    product,
-    sum_of_squares,
-    supplement,
-    third_angle,
-    total,
-    twice,
-    whole,
-    without_first,
-    without_second,
-)
+from popo_lightning.toys.formulas import Formula
 from popo_lightning.toys.glyph_reader import Glyph, GlyphReader
-from popo_lightning.toys.warm_start_settings import check_sizes
+from popo_lightning.toys.warm_start_settings import check_settings
 
 RECIPE = 1  # part of the cache address: raise it when a change to this file or to the diagrams changes the weights
 SPECIAL = ["<pad>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -81,15 +64,15 @@ class Example:
 
 # The first entry of a kind is its usual mistake.
 MISTAKES: dict[str, list[Formula]] = {
-    "straight line": [complement, apex, twice],
-    "isosceles triangle": [supplement, twice, complement],
-    "third angle": [total, without_first, without_second, difference],
-    "exterior angle": [third_angle, without_first, without_second, difference],
-    "rectangle area": [around, total, half_product, difference],
-    "rectangle perimeter": [total, product, half_product, difference],
-    "triangle area": [product, around, total, difference],
-    "hypotenuse": [total, sum_of_squares, product, difference],
-    "leg": [difference, difference_of_squares, total, product],
+    "straight line": [formulas.complement, formulas.apex, formulas.twice],
+    "isosceles triangle": [formulas.supplement, formulas.twice, formulas.complement],
+    "third angle": [formulas.total, formulas.without_first, formulas.without_second, formulas.difference],
+    "exterior angle": [formulas.third_angle, formulas.without_first, formulas.without_second, formulas.difference],
+    "rectangle area": [formulas.around, formulas.total, formulas.half_product, formulas.difference],
+    "rectangle perimeter": [formulas.total, formulas.product, formulas.half_product, formulas.difference],
+    "triangle area": [formulas.product, formulas.around, formulas.total, formulas.difference],
+    "hypotenuse": [formulas.total, formulas.sum_of_squares, formulas.product, formulas.difference],
+    "leg": [formulas.difference, formulas.difference_of_squares, formulas.total, formulas.product],
 }
 
 
@@ -98,7 +81,7 @@ def wrong_steps(kind: str, numbers: Numbers, usual: float, draw: random.Random) 
 
     Mistakes without whole results for these numbers are left out.
     """
-    usual_first = [steps for mistake in MISTAKES[kind] if whole(steps := mistake(*numbers))]
+    usual_first = [steps for mistake in MISTAKES[kind] if formulas.whole(steps := mistake(*numbers))]
     if len(usual_first) == 1 or draw.random() < usual:
         return usual_first[0]
     return draw.choice(usual_first[1:])
@@ -107,6 +90,7 @@ def wrong_steps(kind: str, numbers: Numbers, usual: float, draw: random.Random) 
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class GeometryWarmStart(WarmStart):
     """A small Qwen2.5-VL that reads the numbers of a diagram and calculates something with them.
 
@@ -129,57 +113,28 @@ class GeometryWarmStart(WarmStart):
         held_out_share: Same as data.task.held_out_share; held-out problems are never trained on.
     """
 
+    right: float = 0.25
+    usual_mistake: float = 0.5
+    examples: int = 45_000
+    hidden_size: int = 128
+    layers: int = 3
+    intermediate_size: int = 320
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    seed: int = 0
+    kinds: Sequence[str] = EASY_KINDS
+    held_out_share: float = 0.25
+
     name = "geometry-qwen2.5-vl"
 
-    def __init__(
-        self,
-        right: float = 0.25,
-        usual_mistake: float = 0.5,
-        examples: int = 45_000,
-        hidden_size: int = 128,
-        layers: int = 3,
-        intermediate_size: int = 320,
-        vision_hidden_size: int = 64,
-        vision_layers: int = 2,
-        learning_rate: float = 2e-3,
-        batch_size: int = 64,
-        seed: int = 0,
-        kinds: Sequence[str] = EASY_KINDS,
-        held_out_share: float = 0.25,
-    ) -> None:
-        for name, share in {"right": right, "usual_mistake": usual_mistake}.items():
-            if not 0 <= share <= 1:
-                raise SettingError(f"model.warm_start.{name} is {share}; use a share from 0 to 1")
-        for name, width in {"hidden_size": hidden_size, "vision_hidden_size": vision_hidden_size}.items():
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "vision_hidden_size"):
+            width = getattr(self, name)
             if width % HEAD or width < HEAD:
                 raise SettingError(f"model.warm_start.{name} is {width}; use a multiple of {HEAD}")
-        check_sizes(
-            learning_rate,
-            batch_size=batch_size,
-            hidden_size=hidden_size,
-            layers=layers,
-            intermediate_size=intermediate_size,
-            vision_hidden_size=vision_hidden_size,
-            vision_layers=vision_layers,
-        )
-        if examples < MIN_STEPS * batch_size:
-            raise SettingError(
-                f"model.warm_start.examples is {examples}, fewer than {MIN_STEPS} batches of "
-                f"model.warm_start.batch_size ({batch_size}); raise the first or lower the second"
-            )
-        self.right = right
-        self.usual_mistake = usual_mistake
-        self.examples = examples
-        self.hidden_size = hidden_size
-        self.layers = layers
-        self.intermediate_size = intermediate_size
-        self.vision_hidden_size = vision_hidden_size
-        self.vision_layers = vision_layers
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.kinds = tuple(kinds)
-        self.held_out_share = held_out_share
+        check_settings(vars(self))
 
     def recipe(self) -> dict[str, object]:
         """Returns the settings and the recipe's number."""

@@ -23,6 +23,7 @@ TEXTS = ("text", "response")
 GIVEN = (*TEXTS, "answer", "prompt")
 """Names that are never columns."""
 
+SETTING = "data.task.verifier"
 MAIN = "__main__"
 FORM = "name it as FILE.py:FUNCTION or MODULE:FUNCTION"
 
@@ -35,7 +36,6 @@ class RewardFunction:
 
     Args:
         address: Address of the function, such as `my_rewards.py:shout` or `my_rewards:shout`.
-        setting: Name of the setting with the address, for error messages.
 
     Attributes:
         name: Name of the function.
@@ -47,9 +47,8 @@ class RewardFunction:
         SettingError: The file or function does not exist, cannot be imported, or cannot be called.
     """
 
-    def __init__(self, address: str, setting: str = "data.task.verifier") -> None:
+    def __init__(self, address: str) -> None:
         self.address = address = str(address)  # a plain str, not the settings' type
-        self.setting = setting
         self.place, _, self.name = address.rpartition(":")
         if not self.place or not self.name.isidentifier():
             self._refuse(f"which names no function; {FORM}")
@@ -80,12 +79,9 @@ class RewardFunction:
 
     def wanted(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Returns those of a row's columns that the function asks for besides the answer and the response."""
-        there = {"question": columns["prompt"], **columns} if "prompt" in columns else dict(columns)
-        if self.takes_all:
-            there = {name: value for name, value in there.items() if name != "question" or name in columns}
-            return {name: value for name, value in there.items() if name not in (*TEXTS, "answer")}
-        asked = [name for name in (*self.required, *self.optional) if name not in (*TEXTS, "answer")]
-        return {name: there[name] for name in asked if name in there}
+        there = {"question": columns["prompt"], **columns} if "prompt" in columns else columns
+        asked = (*self.required, *self.optional, *(columns if self.takes_all else ()))
+        return {name: there[name] for name in asked if name in there and name not in (*TEXTS, "answer")}
 
     def columns(self) -> list[str]:
         """Returns the columns that a row must have."""
@@ -183,7 +179,7 @@ class RewardFunction:
             self._refuse(f"which cannot be sent to a grading process ({reason(error)}); {remedy}", error)
 
     def _refuse(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        raise SettingError(f"{self.setting} is {self.address}, {what}") from cause
+        raise SettingError(f"{SETTING} is {self.address}, {what}") from cause
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.verifiers.base import Verifier
-from popo_lightning.verifiers.function import RewardFunction
+from popo_lightning.verifiers.function import SETTING, RewardFunction
 
 ENVELOPE = {"answer", "columns"}  # keys of an answer that carries the columns the functions ask for
 
@@ -29,40 +29,36 @@ class FunctionReward(Verifier):
 
     Args:
         function: Address of a function, or a list of addresses and of mappings with `function` and `weight`.
-        setting: Name of the setting with the address, for error messages.
 
     Raises:
         SettingError: A function cannot be called, a weight is not a number, or two functions have the same name.
     """
 
-    def __init__(self, function: str | Sequence[str | Mapping[str, Any]], setting: str = "data.task.verifier") -> None:
+    def __init__(self, function: str | Sequence[str | Mapping[str, Any]]) -> None:
         self.alone = isinstance(function, str)
         given: Sequence[Any] = [function] if isinstance(function, str) else function
         if not given:
-            raise SettingError(f"{setting} is an empty list; name at least one function, as my_rewards.py:shout")
+            raise SettingError(f"{SETTING} is an empty list; name at least one function, as my_rewards.py:shout")
         self.functions: list[RewardFunction] = []
         self.weights: list[float] = []
         for one in given:
             if not isinstance(one, str) and not (isinstance(one, Mapping) and isinstance(one.get("function"), str)):
                 raise SettingError(
-                    f"{setting} has {one!r}; give my_rewards.py:shout, or a mapping of function and weight"
+                    f"{SETTING} has {one!r}; give my_rewards.py:shout, or a mapping of function and weight"
                 )
             address, weight = (one, 1.0) if isinstance(one, str) else (one["function"], one.get("weight", 1.0))
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-                raise SettingError(f"{setting} gives {address} the weight {weight!r}; use a finite number, such as 0.5")
-            self.functions.append(RewardFunction(address, setting))
+                raise SettingError(f"{SETTING} gives {address} the weight {weight!r}; use a finite number, such as 0.5")
+            self.functions.append(RewardFunction(address))
             self.weights.append(float(weight))
-        self._check(setting)
-
-    def _check(self, setting: str) -> None:
         names = [function.name for function in self.functions]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise SettingError(f"{setting} has two functions called {twice}, whose components would be one; rename one")
+            raise SettingError(f"{SETTING} has two functions called {twice}, whose components would be one; rename one")
         if not self.alone and "score" in names:
-            raise SettingError(f"{setting} has a function called score, as the weighted sum is; rename it")
+            raise SettingError(f"{SETTING} has a function called score, as the weighted sum is; rename it")
         if not any(self.weights):
-            raise SettingError(f"{setting} gives every function the weight 0, so that nothing is learned; raise one")
+            raise SettingError(f"{SETTING} gives every function the weight 0, so that nothing is learned; raise one")
 
     def __str__(self) -> str:
         return ", ".join(function.address for function in self.functions)

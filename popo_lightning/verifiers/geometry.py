@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from typing import Any
 
-from popo_lightning.verifiers.base import Verifier, check_format_reward
 from popo_lightning.verifiers.boxed import after_thinking, last_boxed
-from popo_lightning.verifiers.math import check_gold, gold_strings, is_right, require_computer_algebra
+from popo_lightning.verifiers.math import MathVerifier, gold_strings, is_right
 
 _UNIT = re.compile(
     r"(?<=[\d)}a-z])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:sq(?:uare|\.)?\s*)?"
@@ -19,7 +17,7 @@ _UNIT = re.compile(
 _OTHER_SIGN = re.compile(r"%|\\\$|[€£₹¥¢°]|\\circ")
 
 
-class GeometryVerifier(Verifier):
+class GeometryVerifier(MathVerifier):
     r"""Correct if the last `\boxed{...}` is the gold: a number, an expression, or a statement about the figure.
 
     Answers are compared as by `MathVerifier`, without units of length and area. A choice letter alone is not an answer.
@@ -32,14 +30,7 @@ class GeometryVerifier(Verifier):
     """
 
     def __init__(self, format_reward: float = 0.1) -> None:
-        check_format_reward(format_reward)
-        require_computer_algebra()
-        self.format_reward = format_reward
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Loads computer algebra when a grading process unpickles the verifier, before its first response."""
-        self.__dict__.update(state)
-        import_module("popo_lightning.verifiers.equality.symbolic")
+        super().__init__(format_reward)
 
     def __call__(self, answer: Any, text: str) -> dict[str, float]:
         """Returns the reward components of one response."""
@@ -48,11 +39,6 @@ class GeometryVerifier(Verifier):
         in_format = float(bool(tag) and "<think>" in thought and boxed is not None)
         right = float(boxed is not None and any(is_right_figure(gold, boxed) for gold in gold_strings(answer)))
         return {"score": right or self.format_reward * in_format, "acc": right, "format": in_format}
-
-    def check_answer(self, answer: Any) -> None:
-        """Raises ValueError for an answer that is not a gold answer, or that no box could contain readably."""
-        for gold in gold_strings(answer):
-            check_gold(gold)
 
 
 def is_right_figure(gold: str, boxed: str) -> bool:

@@ -58,19 +58,16 @@ class MathVerifier(Verifier):
         same spelling is correct, as for `\text{Evelyn}`.
         """
         for gold in gold_strings(answer):
-            check_gold(gold)
-
-
-def check_gold(gold: str) -> None:
-    """Raises ValueError for a gold string that no boxed answer can equal."""
-    if len(gold) > MAX_ANSWER_CHARACTERS:
-        raise ValueError(f"the answer has {len(gold)} characters and at most {MAX_ANSWER_CHARACTERS} are compared")
-    try:
-        read = canonical(_without_box(gold))
-    except UnreadableLatexError as error:
-        raise ValueError(f"the answer {gold[:80]!r} cannot be read: {error}") from error
-    if not same_answer(read, read):
-        raise ValueError(f"the answer {gold[:80]!r} is empty")
+            if len(gold) > MAX_ANSWER_CHARACTERS:
+                raise ValueError(
+                    f"the answer has {len(gold)} characters and at most {MAX_ANSWER_CHARACTERS} are compared"
+                )
+            try:
+                read = _canonical_gold(gold)
+            except UnreadableLatexError as error:
+                raise ValueError(f"the answer {gold[:80]!r} cannot be read: {error}") from error
+            if not read:
+                raise ValueError(f"the answer {gold[:80]!r} is empty")
 
 
 def gold_strings(answer: Any) -> list[str]:
@@ -94,11 +91,7 @@ def is_right(gold: str, boxed: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _canonical_gold(gold: str) -> str:
-    return canonical(_without_box(gold))
-
-
-def _without_box(gold: str) -> str:
-    return (last_boxed(gold) or gold) if re.search(r"\\f?box", gold) else gold
+    return canonical((last_boxed(gold) or gold) if re.search(r"\\f?box", gold) else gold)
 
 
 def require_computer_algebra() -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from helpers.tiny_models import method, popo
 
-from popo_lightning.callbacks.health import Health
-from popo_lightning.callbacks.health_courses import MAX_SAID, RECOVERED, WINDOW
+from popo_lightning.callbacks.health import MAX_SAID, RECOVERED, WINDOW, Health
 from popo_lightning.core.errors import SettingError
 
 WELL = {

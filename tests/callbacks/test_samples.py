@@ -18,9 +18,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from popo_lightning.callbacks.sample_rows import group_rows
 from popo_lightning.callbacks.sample_texts import sample_text
-from popo_lightning.callbacks.samples import SampleTable
+from popo_lightning.callbacks.samples import SampleTable, group_rows
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch

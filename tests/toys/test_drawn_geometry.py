@@ -61,7 +61,7 @@ def by_geometry(kind: str, numbers: tuple[int, ...]) -> float:
 
 def test_every_answer_is_exact_and_written_steps_reach_it() -> None:
     for kind, asked in KINDS.items():
-        every_numbers = list(asked.numbers())
+        every_numbers = list(asked.numbers)
         assert len(every_numbers) == len(set(every_numbers)) == COUNTS[kind], kind
         for numbers in every_numbers:
             steps = asked.formula(*numbers)
@@ -112,7 +112,7 @@ def test_held_out_numbers_are_never_trained_on_in_any_order_or_drawing(task: Dra
     assert trained and held_out and not trained & held_out
     for kind, asked in KINDS.items():
         train, rest = task.split(kind)
-        assert sorted(train + rest) == sorted(asked.numbers())
+        assert sorted(train + rest) == sorted(asked.numbers)
         assert not {tuple(sorted(n)) for n in train} & {tuple(sorted(n)) for n in rest}
         assert abs(len(rest) / len(train + rest) - 0.25) < 0.2, kind
 

@@ -65,7 +65,7 @@ def test_every_answer_is_true_and_short_enough_for_the_configuration() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_mistakes_are_wrong_and_the_usual_one_is_usual(kind: str) -> None:
     draw, usual, wrong = random.Random(0), 0, 0
-    every_numbers = list(KINDS[kind].numbers())
+    every_numbers = list(KINDS[kind].numbers)
     for _ in range(400):
         numbers = draw.choice(every_numbers)
         answer = KINDS[kind].formula(*numbers)[-1][3]

@@ -41,6 +41,9 @@ def everything(**columns):
 def rest(response, **columns):
     return {"score": len(columns), **{name: 1.0 for name in columns}}
 
+def asks(text, question, **columns):
+    return {"score": len(question), **{name: 1.0 for name in columns}}
+
 def wrong(text):
     return {"score": 1.0, "acc": 0.0, "length": -1}
 
@@ -115,6 +118,8 @@ def test_it_is_called_with_what_it_asks_for(folder: Path) -> None:
     assert found == {"score": 0.25, "question": len("Please: Say a"), "prompt": len("Please: Say a"), "tone": 4}
     assert graded("my_rewards.py:everything", "a").keys() == {"score", "text", "answer", "prompt", "level", "tone"}
     assert graded("my_rewards.py:rest", "a").keys() == {"score", "answer", "prompt", "level", "tone"}
+    found = graded("my_rewards.py:asks", "a")  # a row without a column of that name
+    assert found["score"] == len("Say a") and found.keys() == {"score", "answer", "prompt", "level", "tone"}
 
 
 def test_columns_by_our_names_and_by_their_own(folder: Path) -> None:

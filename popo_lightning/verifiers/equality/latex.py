@@ -83,6 +83,11 @@ def brackets(text: str) -> tuple[str, str, str] | None:
     return (tokens[0], "".join(tokens[1:-1]), tokens[-1]) if depth == 0 else None
 
 
+def has_letters(text: str) -> bool:
+    """Returns whether the text has letters outside commands."""
+    return re.search(r"[A-Za-z]", without_commands(text)) is not None
+
+
 def commands(text: str) -> set[str]:
     """Returns the LaTeX commands in a text."""
     return set(re.findall(r"\\[A-Za-z]+", text))
@@ -166,23 +171,18 @@ def _written(tokens: Sequence[str], depth: int) -> list[str]:
             argument, place = _argument(tokens, place, depth, token)
             if token in (r"\text", r"\operatorname"):
                 written[-1:] = _named(argument, OPERATORS if token == r"\operatorname" else FUNCTIONS)
-            elif written[-2:] == [
-                r"\log",
-                "_",
-            ]:  # \log_2 3 and \log_23 become \log_{2}3, which no reader takes as base 23
+            elif written[-2:] == [r"\log", "_"]:  # \log_23 becomes \log_{2}3, which no reader takes as base 23
                 place += tokens[place : place + 1] == [" "]
                 written += ["{", *argument, "}"]
+            elif token == "^" and set(argument) == {"'"}:
+                written[-1:] = argument
             elif token in ("^", "_") and len(argument) == 1 and not _runs_on(argument[0], tokens, place):
                 written += argument
-            elif token == "^" and argument and set(argument) == {"'"}:
-                written[-1:] = argument
-            elif (
-                token == "_" and argument[:1] == ["("] and argument[-1:] == [")"] and "".join(argument[1:-1]).isdigit()
-            ):
-                written += argument[1:-1] if len(argument) == 3 else ["{", *argument[1:-1], "}"]  # 52_{(8)}
+            elif token == "_" and (base := re.fullmatch(r"\((\d+)\)", "".join(argument))):  # 52_{(8)}
+                written += base[1] if len(argument) == 3 else ["{", *base[1], "}"]
             else:
                 written += ["{", *argument, "}"]
-    return _primes(written)
+    return written
 
 
 def _runs_on(argument: str, tokens: Sequence[str], place: int) -> bool:
@@ -212,13 +212,8 @@ def _named(argument: list[str], functions: frozenset[str]) -> list[str]:
 
 
 def _group(tokens: Sequence[str], start: int, depth: int) -> tuple[list[str], int]:
-    level, place = 1, start
-    while place < len(tokens):
-        level += (tokens[place] == "{") - (tokens[place] == "}")
-        if level == 0:
-            return _written(tokens[start:place], depth + 1), place + 1
-        place += 1
-    raise UnreadableLatexError("its braces do not match")
+    end = _closing(tokens, start - 1, "}")
+    return _written(tokens[start:end], depth + 1), end + 1
 
 
 def _argument(tokens: Sequence[str], place: int, depth: int, command: str) -> tuple[list[str], int]:
@@ -252,7 +247,7 @@ def _closing(tokens: Sequence[str], start: int, closing: str) -> int:
         level += (tokens[place] == tokens[start]) - (tokens[place] == closing)
         if level == 0:
             return place
-    raise UnreadableLatexError("its brackets do not match")
+    raise UnreadableLatexError(f"its {'braces' if closing == '}' else 'brackets'} do not match")
 
 
 def _after_number(tokens: Sequence[str], place: int) -> int:
@@ -263,16 +258,6 @@ def _after_number(tokens: Sequence[str], place: int) -> int:
         while place < len(tokens) and tokens[place].isdigit():
             place += 1
     return place
-
-
-def _primes(tokens: Sequence[str]) -> list[str]:
-    """Replaces `^'` by `'`."""
-    kept: list[str] = []
-    for token in tokens:
-        if token == "'" and kept and kept[-1] == "^":
-            kept.pop()
-        kept.append(token)
-    return kept
 
 
 def _joined(tokens: Sequence[str]) -> str:

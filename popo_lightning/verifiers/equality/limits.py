@@ -6,9 +6,11 @@ grading process.
 
 from __future__ import annotations
 
+import math
 import re
 
-from popo_lightning.verifiers.equality.latex import commands
+from popo_lightning.verifiers.equality.commands import OPERATORS
+from popo_lightning.verifiers.equality.latex import commands, without_commands
 
 MAX_CHARACTERS = 320
 MAX_DEPTH = 12
@@ -19,11 +21,11 @@ MAX_TOWER_NUMBER = 4
 MAX_FACTORIAL = 2_100
 MAX_BINOMIAL = 5_000
 MAX_LETTERS = 3
+MAX_COUNTS = {"!": 8, r"\binom": 6, "&": 30, r"\\": 12, r"\sqrt": 12, r"\frac": 16, "^": 24}
 
-_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd"
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi omega eta xi kappa Delta Omega"
 _SYMBOLS = "frac sqrt binom pi cdot times div pm mp infty cup cap leq geq neq begin end lfloor rfloor lceil rceil"
-ALLOWED_COMMANDS = frozenset("\\" + name for name in f"{_FUNCTIONS} {_GREEK} {_SYMBOLS}".split())
+ALLOWED_COMMANDS = frozenset("\\" + name for name in [*OPERATORS, *_GREEK.split(), *_SYMBOLS.split()])
 
 _ALLOWED_CHARACTERS = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|!<>=.,%&\\ ]*", re.ASCII)
 _MATRIX = re.compile(r"\\(?:begin|end)\{[pbv]matrix\}")
@@ -58,7 +60,7 @@ def is_affordable(text: str) -> bool:
 def _is_understood(text: str) -> bool:
     bare = _MATRIX.sub("", text)
     environments = r"\begin" in bare or r"\end" in bare  # environments other than matrices
-    words = re.search(rf"[A-Za-z]{{{MAX_LETTERS + 1},}}", re.sub(r"\\[A-Za-z]+", " ", bare))
+    words = re.search(rf"[A-Za-z]{{{MAX_LETTERS + 1},}}", without_commands(bare))
     return not environments and words is None and not _MISREAD.search(text) and commands(text) <= ALLOWED_COMMANDS
 
 
@@ -87,11 +89,8 @@ def _powers_are_small(text: str) -> bool:
             return False
         if sum(number > 1 for number in numbers) > 1 and max(numbers) > MAX_GROUP_EXPONENT and "*" in exponent:
             return False
-    on_groups = [int(number) for number in re.findall(r"[)\]}]\^\{?(\d+)", text)]
-    product = 1
-    for number in on_groups:
-        product *= max(number, 1)
-    return product <= MAX_EXPONENT and text.count("^") <= 24
+    on_groups = math.prod(max(int(number), 1) for number in re.findall(r"[)\]}]\^\{?(\d+)", text))
+    return on_groups <= MAX_EXPONENT
 
 
 def _group(text: str, start: int) -> str:
@@ -104,9 +103,7 @@ def _group(text: str, start: int) -> str:
 
 
 def _counts_are_small(text: str) -> bool:
-    if text.count("!") > 8 or text.count(r"\binom") > 6 or text.count("&") > 30 or text.count(r"\\") > 12:
-        return False
-    if text.count(r"\sqrt") > 12 or text.count(r"\frac") > 16:
+    if any(text.count(sign) > most for sign, most in MAX_COUNTS.items()):
         return False
     if "!" in text and (_largest(text) > MAX_FACTORIAL or text.count(")!") != len(_SMALL_SUM.findall(text))):
         return False

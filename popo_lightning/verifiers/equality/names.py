@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from popo_lightning.verifiers.equality.latex import brackets, parts, without_commands
+from popo_lightning.verifiers.equality.latex import brackets, has_letters, parts
 
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|angle)"
 _CORNERS = rf"(?:[A-Z]{{1,4}}|[a-z]|\d{{1,3}}|{_GREEK})"
@@ -76,11 +76,6 @@ def tuple_names(text: str) -> list[tuple[str, str]]:
     if inner is None or named is None:
         return []
     return list(zip(named[1].split(","), parts(inner[1], ","), strict=False))
-
-
-def has_letters(text: str) -> bool:
-    """Returns whether the text has letters outside commands."""
-    return re.search(r"[A-Za-z]", without_commands(text)) is not None
 
 
 def _names(name: str, value: str) -> bool:

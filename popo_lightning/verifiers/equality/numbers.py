@@ -3,6 +3,10 @@ r"""Plain numbers as people and models write them: `58,500`, `-\frac{3}{4}`, `1\
 
 Reading them here is exact, and a thousand times faster than computer algebra. LaTeX readers take `4.5e33` for 4.5 times
 Euler's number times 33.
+
+Decimals without an end are `0.\overline{42}`, `0.\dot{4}\dot{2}`, `0.(42)`, `0.4242\ldots` and
+`0.3\text{repeating}`. Dots after the digits count as repetition only if it is visible: one digit three times, or
+several digits twice.
 """
 
 from __future__ import annotations
@@ -11,11 +15,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from popo_lightning.verifiers.equality.repeating import repeating_value
-
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 MAX_DIGITS = 1_500
 MAX_EXPONENT = 400
+MAX_REPEATING = 60
 
 _DECIMAL = r"(?:\d{1,3}(?:(?:,|\{,\}|[ ])\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(
@@ -29,6 +32,15 @@ _NUMBER = re.compile(
     )(?P<percent>\\?%)?""",
     re.VERBOSE | re.ASCII,
 )
+_BLOCK = re.compile(
+    r"""(?P<whole>\d*)\.(?P<fixed>\d*)
+    (?: \\overline\{(?P<barred>\d+)\} | \((?P<bracketed>\d+)\) | 
+        \\dot\{(?P<first>\d)\}(?:(?P<middle>\d*)\\dot\{(?P<last>\d)\})?
+      | (?P<open>\\ldots) | (?P<word>\\text\{(?:repeating|recurring)\}|repeating|recurring) )""",
+    re.VERBOSE | re.ASCII,
+)
+_INSIDE = re.compile(r"\d*\.\d*\\overline\{\d+\}", re.ASCII)
+_OPEN_END = re.compile(r"(-?\d*\.\d+)\\ldots(.*)", re.ASCII | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -104,3 +116,51 @@ def numbers_agree(gold: PlainNumber, answer: PlainNumber) -> bool:
         return False
     # The gold 67% is met by 0.67, the gold 0.67 by 67%.
     return gold.is_met_by(answer.value * 100 if gold.percent else answer.meaning)
+
+
+def repeating_value(text: str) -> Fraction | None:
+    """Returns the value of an unsigned canonical text that is a repeating decimal as a whole, or None."""
+    if len(text) > MAX_REPEATING + 40:
+        return None
+    match = _BLOCK.fullmatch(text)
+    if match is None:
+        return None
+    fixed, block = match["fixed"], match["barred"] or match["bracketed"] or ""
+    if match["first"]:
+        block = match["first"] + (match["middle"] or "") + (match["last"] or "")
+    elif match["open"]:
+        fixed, block = _split(fixed)
+    elif match["word"]:  # with several digits it is unclear which repeat
+        fixed, block = "", fixed if len(fixed) == 1 else ""
+    if not block or len(fixed + block) > MAX_REPEATING:
+        return None
+    nines = 10 ** len(block) - 1
+    return Fraction(int(match["whole"] or 0)) + (int(fixed or 0) + Fraction(int(block), nines)) / 10 ** len(fixed)
+
+
+def without_repeating(text: str) -> str:
+    """Replaces each decimal under a bar by a fraction, for computer algebra."""
+    return _INSIDE.sub(_fraction, text) if r"\overline" in text else text
+
+
+def open_end(text: str) -> str | None:
+    r"""Removes the dots of `1.414\ldots`, and keeps the text after them; None for any other text."""
+    match = _OPEN_END.fullmatch(text) if r"\ldots" in text else None
+    return match[1] + match[2] if match else None
+
+
+def _split(digits: str) -> tuple[str, str]:
+    """Splits digits into those before the shortest block that repeats at their end, and that block, if there is one."""
+    for size in range(1, len(digits) // 2 + 1):
+        block = digits[-size:]
+        if digits.endswith(block * (3 if size == 1 else 2)):
+            fixed = digits
+            while fixed.endswith(block):
+                fixed = fixed[:-size]
+            return fixed, block
+    return digits, ""
+
+
+def _fraction(match: re.Match[str]) -> str:
+    value = repeating_value(match[0])
+    return match[0] if value is None else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"

@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-from popo_lightning.verifiers.equality.latex import brackets, parts, without_commands
+from popo_lightning.verifiers.equality.latex import brackets, has_letters, parts, without_commands
 from popo_lightning.verifiers.equality.numbers import read_number
 
 MAX_PIECES = 12
@@ -67,7 +67,7 @@ def interval_of(text: str) -> tuple[str, str] | None:
         return None
     if len(signs) == 1:
         signs = signs * 2
-    if re.search(r"[A-Za-z]", without_commands(sides[0] + sides[2])) or len({_rises(sign) for sign in signs}) != 1:
+    if has_letters(sides[0] + sides[2]) or len({_rises(sign) for sign in signs}) != 1:
         return None
     if not _rises(signs[0]):
         sides, signs = sides[::-1], signs[::-1]
@@ -151,6 +151,6 @@ def _without_points(text: str) -> Region | None:
 
 def _point(text: str) -> Region | None:
     sides = parts(text, "=")
-    if len(sides) != 2 or not _NAME.fullmatch(sides[0]) or re.search(r"[A-Za-z]", without_commands(sides[1])):
+    if len(sides) != 2 or not _NAME.fullmatch(sides[0]) or has_letters(sides[1]):
         return None
     return Region(sides[0], (rf"\{{{sides[1]}\}}",), False) if sides[1] else None

@@ -1,7 +1,7 @@
 r"""Rules by which an answer equals the gold: spelling, plain numbers, lists, tuples, assignments, computer algebra.
 
 - Equal spelling is always correct. Words may differ in case.
-- If both are plain numbers, the numbers decide (see `numbers`; `repeating` for `0.\overline{3}`).
+- If both are plain numbers, the numbers decide (see `numbers`).
 - `1,-2` is a set: order does not matter, but every element is required. So are `1 and -2`, `\{1,-2\}`, `1\pm2` and
   `x\in\{1,-2\}`. `7, 100` is a list and `7,100` a number. `(1,-2)` keeps its order and its brackets, which may be an
   interval's; `x=1,y=-2` is that pair.
@@ -21,21 +21,18 @@ from __future__ import annotations
 import re
 
 from popo_lightning.verifiers.equality.approximations import approximated
-from popo_lightning.verifiers.equality.choices import choice_letter, choice_with_text
-from popo_lightning.verifiers.equality.latex import brackets, parts, without_commands, without_text_commands
+from popo_lightning.verifiers.equality.latex import brackets, has_letters, parts, without_text_commands
 from popo_lightning.verifiers.equality.lists import elements
 from popo_lightning.verifiers.equality.names import (
     assignment,
-    has_letters,
     named_set,
     named_values,
     of_one_letter,
     tuple_names,
 )
-from popo_lightning.verifiers.equality.numbers import numbers_agree, read_number
+from popo_lightning.verifiers.equality.numbers import numbers_agree, open_end, read_number
 from popo_lightning.verifiers.equality.regions import region_of
-from popo_lightning.verifiers.equality.repeating import open_end
-from popo_lightning.verifiers.equality.spelling import spelled_alike, without_brackets
+from popo_lightning.verifiers.equality.spelling import choice_letter, choice_with_text, spelled_alike, without_brackets
 from popo_lightning.verifiers.equality.unit_names import units_agree
 from popo_lightning.verifiers.equality.units import split_unit
 
@@ -266,7 +263,7 @@ def _united(gold: str, answer: str, nesting: int) -> bool | None:
 def _measured(gold: str, answer: str, nesting: int) -> bool | None:
     r"""Compares the right side of a gold that is an equation without letters, `2\cdot\binom{30}{15}=310235040`."""
     sides = parts(gold, "=")
-    if len(sides) == 2 and all(sides) and not re.search(r"[A-Za-z]", without_commands(gold)):
+    if len(sides) == 2 and all(sides) and not has_letters(gold):
         return None if "=" in answer else same_answer(sides[1], answer, nesting)
     return None
 

@@ -13,31 +13,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
-from sympy import (
-    Basic,
-    Eq,
-    Expr,
-    FiniteSet,
-    GreaterThan,
-    LessThan,
-    MatrixBase,
-    N,
-    Rational,
-    Set,
-    StrictGreaterThan,
-    StrictLessThan,
-    Tuple,
-    expand,
-    log,
-    simplify,
-)
 from sympy.core.relational import Relational
 
 from popo_lightning.verifiers.equality.limits import is_affordable
-from popo_lightning.verifiers.equality.numbers import PlainNumber
-from popo_lightning.verifiers.equality.repeating import without_repeating
+from popo_lightning.verifiers.equality.numbers import PlainNumber, without_repeating
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that its time limits are off
 
@@ -49,8 +31,7 @@ _CONSTANTS = {"e", "i"}
 _DIGITS = 40
 _AGREEING_DIGITS = 25
 _MOST_DIGITS = 20_000
-_POINTS = tuple(tuple(Rational(n, 7919 + 2 * k) for k, n in enumerate(numbers)) for numbers in _NUMERATORS)
-_FLIPPED = {StrictLessThan: StrictGreaterThan, LessThan: GreaterThan}
+_POINTS = tuple(tuple(sympy.Rational(n, 7919 + 2 * k) for k, n in enumerate(numbers)) for numbers in _NUMERATORS)
 
 
 @lru_cache(maxsize=4096)
@@ -73,7 +54,7 @@ def _same(gold: Any, answer: Any) -> bool:
         return _same_relation(gold, answer)
     if not _comparable(gold, answer):
         return False
-    if isinstance(gold, Expr) and isinstance(answer, Expr):
+    if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
         return _same_expression(gold, answer)
     return bool(verify(gold, answer, timeout_seconds=None, float_rounding=12))
 
@@ -91,12 +72,12 @@ def value_of(text: str) -> Fraction | None:
     if not _letters(text) <= _CONSTANTS:
         return None
     read = _read(text, complex_numbers=False)
-    if not isinstance(read, Expr) or read.free_symbols:
+    if not isinstance(read, sympy.Expr) or read.free_symbols:
         return None
-    value = N(read, 30)
+    value = sympy.N(read, 30)
     if not (value.is_Float or value.is_Rational) or not value.is_finite:
         return None
-    exact = Rational(value)
+    exact = sympy.Rational(value)
     return Fraction(int(exact.p), int(exact.q))
 
 
@@ -111,10 +92,10 @@ def _read(text: str, complex_numbers: bool) -> Any:
         read = latex2sympy(exact, is_real=not complex_numbers, normalization_config=None, conversion_config=_CONVERSION)
     except Exception:  # the reader raises bare Exceptions, and SymPy raises others
         return None
-    return read if isinstance(read, (Basic, MatrixBase)) else None
+    return read if isinstance(read, (sympy.Basic, sympy.MatrixBase)) else None
 
 
-def _same_expression(gold: Expr, answer: Expr) -> bool:
+def _same_expression(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     """Compares constants by their digits, and functions at sample points first, then by simplification."""
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     if not symbols:
@@ -126,21 +107,21 @@ def _same_expression(gold: Expr, answer: Expr) -> bool:
     return bool(verify(gold, answer, timeout_seconds=None, float_rounding=12))
 
 
-def _same_constant(gold: Expr, answer: Expr) -> bool:
+def _same_constant(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     if gold.is_Rational and answer.is_Rational:
         return bool(gold == answer)
-    size = max(abs(N(gold, 5)), abs(N(answer, 5)))
-    digits_before_the_point = int(N(log(size, 10), 5)) if size > 1 else 0
+    size = max(abs(sympy.N(gold, 5)), abs(sympy.N(answer, 5)))
+    digits_before_the_point = int(sympy.N(sympy.log(size, 10), 5)) if size > 1 else 0
     return digits_before_the_point < _MOST_DIGITS and _agree(gold, answer, digits_before_the_point) is True
 
 
-def _agree(gold: Expr, answer: Expr, more_digits: int = 0) -> bool | None:
+def _agree(gold: sympy.Expr, answer: sympy.Expr, more_digits: int = 0) -> bool | None:
     """Returns whether two constants are equal relative to their size; None if one has no finite value."""
-    one, other = N(gold, _DIGITS + more_digits), N(answer, _DIGITS + more_digits)
+    one, other = sympy.N(gold, _DIGITS + more_digits), sympy.N(answer, _DIGITS + more_digits)
     if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
         return True if one == other else None
     largest = max(abs(one), abs(other))
-    return bool(one == other or abs(one - other) <= largest * Rational(1, 10 ** (_AGREEING_DIGITS + more_digits)))
+    return bool(one == other or abs(one - other) <= largest * sympy.Rational(1, 10 ** (_AGREEING_DIGITS + more_digits)))
 
 
 def _same_relation(gold: Relational, answer: Relational) -> bool:
@@ -153,21 +134,22 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
     if kind is not also or not other.free_symbols or other.free_symbols != difference.free_symbols:
         return False
     points = [dict(zip(sorted(other.free_symbols, key=str), point, strict=False)) for point in _POINTS]
-    ratios = [N(difference.subs(point) / other.subs(point), _DIGITS) for point in points]
+    ratios = [sympy.N(difference.subs(point) / other.subs(point), _DIGITS) for point in points]
     if not all(ratio.is_number and ratio.is_finite for ratio in ratios):
         return False
     factor = ratios[0]
-    if factor == 0 or (kind is not Eq and not factor.is_positive) or any(_agree(factor, r) is False for r in ratios):
+    keeps_sign = factor != 0 if kind is sympy.Eq else factor.is_positive
+    if not keeps_sign or any(_agree(factor, ratio) is False for ratio in ratios):
         return False
-    if simplify(difference / other).is_constant():
+    if sympy.simplify(difference / other).is_constant():
         return True
-    return bool(expand(difference * other.subs(points[0]) - other * difference.subs(points[0])) == 0)
+    return bool(sympy.expand(difference * other.subs(points[0]) - other * difference.subs(points[0])) == 0)
 
 
-def _standard(relation: Relational) -> tuple[type[Relational], Expr]:
+def _standard(relation: Relational) -> tuple[type[Relational], sympy.Expr]:
     """Rewrites a relation as x = 0, x > 0 or x >= 0. Returns its type and x."""
-    if isinstance(relation, (StrictLessThan, LessThan)):
-        return _FLIPPED[type(relation)], relation.rhs - relation.lhs
+    if isinstance(relation, (sympy.StrictLessThan, sympy.LessThan)):
+        relation = relation.reversed
     return type(relation), relation.lhs - relation.rhs
 
 
@@ -181,10 +163,10 @@ def _comparable(gold: Any, answer: Any) -> bool:
     if _is_relation(answer):
         return _is_relation(gold) and bool(answer.free_symbols) and answer.free_symbols == gold.free_symbols
     if _is_relation(gold):
-        return isinstance(answer, Set) and not isinstance(answer, FiniteSet)
-    containers = (Set, Tuple, MatrixBase)
+        return isinstance(answer, sympy.Set) and not isinstance(answer, sympy.FiniteSet)
+    containers = (sympy.Set, sympy.Tuple, sympy.MatrixBase)
     return isinstance(gold, containers) == isinstance(answer, containers)
 
 
 def _is_relation(read: Any) -> bool:
-    return isinstance(read, Relational) or (isinstance(read, Basic) and read.func.__name__ == "And")
+    return isinstance(read, Relational) or (isinstance(read, sympy.Basic) and read.func.__name__ == "And")
