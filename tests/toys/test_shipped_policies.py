@@ -17,6 +17,7 @@ from popo_lightning.engines.base import EngineContext, Sampling
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.model.loading import load_model
 from popo_lightning.model.prompts import PromptEncoder
+from popo_lightning.toys import countdown_policy, geometry_policy
 from popo_lightning.toys.countdown import CountdownSteps
 from popo_lightning.toys.countdown_policy import CountdownWarmStart
 from popo_lightning.toys.geometry_policy import GeometryWarmStart
@@ -64,7 +65,33 @@ def quality(folder: Path) -> tuple[float, float]:
     return right, sum(len(set(group)) > 1 for group in grades) / PROBLEMS
 
 
+# Losses of the default recipes at the steps 0, 10 and 20, from the code that built the shipped policies.
+LOSSES = {CountdownWarmStart: [3.194013, 2.818808, 2.613919], GeometryWarmStart: [6.032486, 5.330570, 4.094786]}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_recipe_still_trains_the_same(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the default recipe's thousand steps and more. test_one_built_anew_is_as_good takes all of them."""
+    losses: list[float] = []
+    train = countdown_policy.train_supervised
+
+    def recorded(loss: Any, *settings: Any) -> None:
+        def kept() -> Any:
+            found = loss()
+            losses.append(found.item())
+            return found
+
+        train(kept, *settings)
+
+    monkeypatch.setattr(countdown_policy, "track", lambda steps, description: steps[:21])
+    for module in (countdown_policy, geometry_policy):
+        monkeypatch.setattr(module, "train_supervised", recorded)
+    recipe().build(tmp_path)
+    assert losses[::10] == pytest.approx(LOSSES[recipe], rel=1e-3)  # processors differ by less than 1e-5
+
+
+@pytest.mark.nightly
 def test_one_built_anew_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights differ between processors. The quality must agree within four standard errors of 200 problems."""
     shipped = quality(CountdownWarmStart().folder())
