@@ -31,10 +31,13 @@ def asked_like(problem: Problem, question: str, images: Sequence[str] = (), gold
 
 
 def with_question(prompt: str | list[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
-    """A prompt with another text: the text alone, or messages with the user's last one replaced."""
+    """A prompt with another text: the text alone, or messages with the user's last one replaced, or a message added."""
     if isinstance(prompt, str):
         return text
-    last = max(place for place, message in enumerate(prompt) if message["role"] == "user")
+    users = [place for place, message in enumerate(prompt) if message["role"] == "user"]
+    if not users:
+        return [*prompt, {"role": "user", "content": text}]
+    last = users[-1]
     return [*prompt[:last], prompt[last] | {"content": text}, *prompt[last + 1 :]]
 
 

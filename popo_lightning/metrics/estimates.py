@@ -18,6 +18,8 @@ class _MeanOverProblems(MeanMetric):
         k: Number of samples of each problem that it needs.
     """
 
+    higher_is_better = True  # type: ignore[assignment]
+
     def __init__(self, k: int) -> None:
         super().__init__(nan_strategy="disable")
         self.set_dtype(torch.float64)

@@ -63,7 +63,7 @@ class WeightSample:
     def from_plain(cls, plain: dict[str, Any]) -> WeightSample:
         """Inverse of :meth:`to_plain`."""
         sample = cls()
-        vars(sample).update(plain)
+        sample.count, sample.stride, sample.values = plain["count"], plain["stride"], plain["values"]
         return sample
 
 

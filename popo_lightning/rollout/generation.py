@@ -21,7 +21,7 @@ from popo_lightning.grading.pool import Grade, GradingPool
 from popo_lightning.model.prompts import Prompt, PromptEncoder
 
 
-@dataclass
+@dataclass(eq=False)
 class RolloutGenerator:
     """Encodes, generates and grades, for training and evaluation.
 

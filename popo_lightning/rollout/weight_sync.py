@@ -16,7 +16,7 @@ from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
 
-@dataclass
+@dataclass(eq=False)
 class WeightSync(KeepsState):
     """Starts the engine at its first use, and gives it the policy's weights.
 

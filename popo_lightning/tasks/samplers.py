@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from popo_lightning.core.errors import SettingError
@@ -70,6 +69,8 @@ class EpochSampler(PromptSampler):
     """
 
     state = ("cursor",)
+    transient = ("_order", "_ordered")
+    _ordered = 0, 0, -1  # the problems, seed and pass that _order is of
     cursor = 0  # draws made so far by all ranks together
 
     def draw(self, count: int) -> list[int]:
@@ -80,14 +81,11 @@ class EpochSampler(PromptSampler):
 
     def _index(self, draw: int) -> int:
         passed, within = divmod(draw, self.num_problems)
-        return _order(self.num_problems, self.seed, passed)[within]
+        if self._ordered != (self.num_problems, self.seed, passed):
+            self._ordered = self.num_problems, self.seed, passed
+            self._order = random.Random(f"{self.seed}/{passed}").sample(range(self.num_problems), self.num_problems)
+        return self._order[within]
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """Gives every rank the same cursor, because it counts the draws of all ranks."""
         return [dict(states[0]) for _ in range(ranks)]
-
-
-@lru_cache(maxsize=1)
-def _order(num_problems: int, seed: int, passed: int) -> list[int]:
-    """Order of the problems in a pass."""
-    return random.Random(f"{seed}/{passed}").sample(range(num_problems), num_problems)

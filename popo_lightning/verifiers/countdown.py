@@ -83,7 +83,7 @@ def value_of(expression: str, numbers: list[int]) -> Fraction | None:
         return None
     try:
         return _value(ast.parse(" ".join(tokens), mode="eval").body)
-    except (SyntaxError, KeyError, ZeroDivisionError):
+    except (SyntaxError, KeyError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 

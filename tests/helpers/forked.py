@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
@@ -107,7 +108,8 @@ def _wait(started: Sequence[ForkServerProcess], deadline: float) -> int | None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in started:
             if process.exitcode is None:
-                os.killpg(process.pid or 0, number)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid or 0, number)
                 process.join(timeout=10)
     return next(filter(None, codes), None if None in codes else 0)
 

@@ -9,6 +9,7 @@ import pytest
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
+from popo_lightning.core.user_question import with_question
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.tasks.hinted import Hinted
 from popo_lightning.toys.arithmetic import Arithmetic
@@ -68,3 +69,8 @@ def test_it_stands_for_its_task() -> None:
     assert hinted.verify is task.verify and hinted.stop == task.stop
     assert hinted.ask("3 - 1").prompt == task.ask("3 - 1").prompt
     assert Evaluation(breakdown=["hint"]).breakdown == ("hint",)
+
+
+def test_messages_without_a_users_get_one() -> None:
+    system = {"role": "system", "content": "s"}
+    assert with_question([system], "Short.") == [system, {"role": "user", "content": "Short."}]

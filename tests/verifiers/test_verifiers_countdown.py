@@ -178,6 +178,15 @@ def test_format_rewards_that_make_no_sense_are_refused(reward: Any) -> None:
         CountdownVerifier(format_reward=reward)
 
 
+def test_a_long_run_of_signs_is_read_at_any_depth_of_calls() -> None:
+    """The reader calls itself for each sign, so it gives up where Python's stack ends, and raises nothing."""
+
+    def deeper(calls: int) -> Fraction | None:
+        return value_of("-" * 498 + "1", [1]) if calls == 0 else deeper(calls - 1)
+
+    assert deeper(0) == 1 and deeper(sys.getrecursionlimit() - 250) is None
+
+
 def test_a_worker_has_little_to_import() -> None:
     code = (
         "import sys; import popo_lightning.verifiers.countdown;"
