@@ -46,6 +46,8 @@ class ValueHead(ABC):
     def losses(self, out: Tensor, returns: Tensor, running_std: Tensor | None) -> Tensor:
         """Returns the losses (...) of states, of one head.
 
+        Padding has outputs and returns of 0. Its losses are left out, but they and their gradients must be finite.
+
         Args:
             out: (..., O) outputs, with gradient.
             returns: (...) target returns.

@@ -181,7 +181,7 @@ class FixedClip(PPOClip):
     clip_high: float
     dual_clip: float | None
     found: dict[str, float]
-    around_behave: bool
+    around_behave: bool = False
 
     def center(self, rows: ObjectiveInputs) -> Tensor:
         """Returns the log-probs (R, T) under the policy at the centre."""

@@ -171,6 +171,24 @@ def test_gradients_are_clipped_to_its_own_norm() -> None:
         torch.testing.assert_close(module.weight.grad, torch.tensor([expected]), rtol=1e-5, atol=1e-5)
 
 
+class Norms(L.Callback):
+    """Records the gradients' norms of critic and policy as the optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        parts = (pl_module.value_model, pl_module.model)
+        gradients = [[p.grad.norm() for p in part.parameters() if p.grad is not None] for part in parts]
+        self.seen.append([torch.stack(norms).norm().item() for norms in gradients])
+
+
+def test_a_run_clips_the_critic_and_the_policy_each_to_its_own_norm(policy: Path, tmp_path: Path) -> None:
+    norms = Norms()
+    ppo(policy, tmp_path, Critic(max_grad_norm=1e-3), GAE(), iterations=1, max_grad_norm=1e-4, callbacks=[norms])
+    assert norms.seen and all(seen == pytest.approx([1e-3, 1e-4], rel=1e-2) for seen in norms.seen)
+
+
 def test_a_critic_and_its_advantage_come_together() -> None:
     check_critic(Critic(), GAE())
     check_critic(None, GroupNormalized())
