@@ -7,12 +7,12 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from pkgutil import resolve_name
 from traceback import print_exception, walk_tb
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from popo_lightning.cli.class_names import object_at
 from popo_lightning.cli.shipped_configs import shown_path
 from popo_lightning.core.errors import SettingError, reason
 
@@ -143,6 +143,6 @@ def _top(module: str) -> str:
 
 def _found(path: str) -> Any:
     try:
-        return inspect.unwrap(resolve_name(path))
+        return inspect.unwrap(object_at(path))
     except (ImportError, AttributeError, ValueError):
         return None

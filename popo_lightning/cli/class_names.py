@@ -1,9 +1,10 @@
-"""Short class names: a setting may name a class of this package without its module."""
+"""Names of classes in settings: short ones for this package's classes, and import paths."""
 
 from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from typing import Any
 
 PACKAGES = ("objectives", "methods", "model", "replay", "engines", "tasks", "toys", "verifiers", "proximal", "grading")
 
@@ -14,3 +15,14 @@ def import_classes() -> None:
         package = import_module(f"popo_lightning.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             import_module(module.name)
+
+
+def object_at(path: str) -> Any:
+    """The class or function that a class_path names. A package's attribute goes before its module of the same name.
+
+    Raises:
+        ImportError: The module cannot be imported.
+        AttributeError: The module has no such name.
+    """
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)

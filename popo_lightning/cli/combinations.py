@@ -67,13 +67,13 @@ def _objections(policy: PolicyModule, data: RolloutDataModule, callbacks: list[L
 
 def _objections_to_no_correction(policy: PolicyModule, data: RolloutDataModule) -> Iterator[str]:
     """Objections to model.behave_weight NoCorrection where another policy than the present one has sampled."""
-    weighted = policy.advantage.includes_is_weight
+    weighted = policy.advantage.includes_is_weight and not data.composer.fixes_advantages
     for name, value, _ in () if weighted else _delays(data):
         yield (
             f"data.{name} is {value}, so responses come from older weights, but model.behave_weight is NoCorrection, "
             "which corrects nothing; use TruncatedIS, or a trust region around behave"
         )
-    if data.composer.trains_on_others and (not weighted or data.composer.fixes_advantages):
+    if data.composer.trains_on_others and not weighted:
         yield (
             f"data.composer is {type(data.composer).__name__}, which trains on what other models sampled, but "
             "model.behave_weight is NoCorrection, which takes that for prox's; use TruncatedIS, or the trust region "

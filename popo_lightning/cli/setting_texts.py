@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from pkgutil import resolve_name
 from string import Formatter
 from typing import Any
 
+from popo_lightning.cli.class_names import object_at
 from popo_lightning.core.errors import SettingError
 
 LONGEST = 100  # bytes of a folder's name, before seed and number are added
@@ -99,9 +99,17 @@ def check_slots(config: Any) -> None:
     for name in ("optimizer", "lr_scheduler"):
         slot = config.model.get(name)
         given = (slot.get("init_args") or {}) if slot is not None else {}
-        parameters = inspect.signature(resolve_name(slot.class_path)).parameters if given else {}
+        defaults = _defaults(slot.class_path) if given else {}
         for argument in (one for one in dict(given) if given[one] is None):
-            default = parameters[argument].default if argument in parameters else None
+            default = defaults.get(argument)
             if default is not None:
                 instead = "give it" if default is inspect.Parameter.empty else f"leave it out, which is {default}"
                 raise SettingError(f"model.{name}.{argument} is null, where a value belongs; {instead}")
+
+
+def _defaults(path: str) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(object_at(path)).parameters
+    except (TypeError, ValueError):  # some classes of C extensions have no signature
+        return {}
+    return {name: parameter.default for name, parameter in parameters.items()}

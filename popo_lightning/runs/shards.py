@@ -6,7 +6,6 @@ the objects that such metadata consists of, and refuses anything else.
 
 from __future__ import annotations
 
-import io
 import pathlib
 import pickle
 import zipfile
@@ -68,7 +67,7 @@ class _Contents(pickle.Unpickler):
 
 
 def check_parts(folder: Path, contents: Metadata, names: Collection[str]) -> None:
-    """Reads the parts of tensors once, in their order on the disk, with one part in memory at a time.
+    """Reads the parts of tensors once, in their order on the disk.
 
     Args:
         folder: Folder of shards.
@@ -85,8 +84,7 @@ def check_parts(folder: Path, contents: Metadata, names: Collection[str]) -> Non
         if part.relative_path != Path(part.relative_path).name:
             raise ValueError(f"a part of {name} is in another folder: {part.relative_path}")
         with (folder / part.relative_path).open("rb") as file:
-            file.seek(part.offset)
-            if (broken := zipfile.ZipFile(io.BytesIO(file.read(part.length))).testzip()) is not None:
+            if (broken := zipfile.ZipFile(_Part(file, part.offset, part.length)).testzip()) is not None:
                 raise ValueError(f"the bytes of {name} are not those that were written ({broken})")
         parts[name] += 1
     for name in names:
@@ -95,3 +93,28 @@ def check_parts(folder: Path, contents: Metadata, names: Collection[str]) -> Non
             covered = sum(chunk.sizes.numel() for chunk in entry.chunks)
             if covered != entry.size.numel() or parts[name] != len(entry.chunks):
                 raise ValueError(f"{name} is not whole")
+
+
+class _Part:
+    """A part of a file, as a file. A stranger's metadata may give it any length, so it is never read whole."""
+
+    def __init__(self, file: Any, begin: int, length: int) -> None:
+        self._file, self._begin, self._length, self._place = file, begin, length, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = max(0, offset + (0, self._place, self._length)[whence])
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._length - self._place)
+        size = left if size is None or size < 0 else min(size, left)
+        self._file.seek(self._begin + self._place)
+        found: bytes = self._file.read(size)
+        self._place += len(found)
+        return found

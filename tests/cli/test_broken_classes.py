@@ -9,6 +9,8 @@ import pytest
 from helpers import classes
 from helpers.tiny_models import method, popo
 
+from popo_lightning.cli.class_names import object_at
+
 DATASET = ["--data.task", "popo_lightning.tasks.dataset.DatasetTask", "--data.task.train", "[{path: a.jsonl}]"]
 DATASET += ["--data.task.benchmarks", "{}", "--data.task.verifier"]
 SLOTS = {  # the class, the options before its name, what it raises
@@ -68,6 +70,23 @@ def test_a_module_that_raises(
     sentence = refused(capsys, "fit", "--config", config, "--data.task", f"{file.stem}.Task")
     assert f"popo: data.task is {file.stem}.Task, whose module raised " in sentence
     assert MODULES[content].format(file=file.name) in sentence
+
+
+def test_a_class_whose_module_has_its_name(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's attribute, not its module, is what a class_path names."""
+    package = tmp_path / "lengths"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .Short import Short\n")
+    (package / "Short.py").write_text(
+        "from helpers.classes import BrokenVerifier\nclass Short(BrokenVerifier):\n"
+        "    def __init__(self):\n        raise RuntimeError('no words')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert inspect.isclass(object_at("lengths.Short"))
+    sentence = refused(capsys, "fit", "--config", config, *method("popo"), *DATASET, "lengths.Short")
+    assert "data.task.verifier is lengths.Short.Short, whose constructor raised RuntimeError: no words" in sentence
 
 
 def test_the_traceback_by_jsonargparses_own_switch(

@@ -12,6 +12,7 @@ LAG = ["--data.engine", "helpers.engines.Apart", "--data.async_level", "1"]
 OFF_POLICY = ["--model.advantage.off_policy", "true", "--model.behave_weight", "NoCorrection"]
 COPIES = ["--model.critic.target", "{every: 2, polyak: 1.0}", "--data.minibatches", "2", "--data.ppo_epochs", "3"]
 OVERLONG = ["--data.overlong", "{buffer_tokens: 4}"]
+MAX_AT_K = ["--model.advantage", "MaxAtK", "--model.advantage.k", "2", "--model.advantage.off_policy", "true"]
 HOOK = "popo_lightning.methods.remix.Reincarnation"
 
 
@@ -47,6 +48,10 @@ HOOK = "popo_lightning.methods.remix.Reincarnation"
         ([*method("dapo"), "--model.reward_key", "acc", *OVERLONG], "data.overlong is set"),
         ([*method("grpo_spread"), "--data.limits.kl", "0.02"], "data.temperature_spread is 0."),
         ([*method("spear"), *CRITIC], "data.composer is SPEAR"),
+        (
+            [*method("spear"), *MAX_AT_K, "--model.trust_region", "PPOClip", "--data.weight_sync_interval", "2"],
+            "data.weight_sync_interval is 2, so responses come from older weights",
+        ),
         (
             [*method("grpo"), "--data.temperature_spread", "0.2"],
             "data.temperature_spread is 0.2, so fresh rows are sampled at temperatures other than prox's",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from popo_lightning.runs.checkpoint_files import flaw
 from popo_lightning.runs.checksums import check_bytes, damage
 from popo_lightning.runs.folder import newest_undamaged
 from popo_lightning.runs.record import read_record
+from popo_lightning.runs.shards import _Part
 
 Args = list[str | Path]
 EACH = ["--checkpoint.every_n_epochs", "1", "--checkpoint.save_top_k", "-1"]
@@ -91,6 +94,18 @@ def test_shards(whole: Path, tmp_path: Path) -> None:
     weight = state_of(after(whole, 2))["state_dict"][WEIGHT].numpy().tobytes()
     flipped(next(shards.glob("*.distcp")), weight)
     assert f"the bytes of state_dict.{WEIGHT} are not those that were written" in str(damage(shards))
+
+
+def test_a_part_of_any_length_takes_no_memory(tmp_path: Path) -> None:
+    """The length is a stranger's, and a sparse file takes no room on the disk."""
+    (tmp_path / "sparse").write_bytes(b"")
+    os.truncate(tmp_path / "sparse", 2**30)
+    tracemalloc.start()
+    with (tmp_path / "sparse").open("rb") as file, pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile(_Part(file, 0, 2**30)).testzip()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
 
 
 def test_shards_hold_more_than_tensors(tmp_path: Path) -> None:

@@ -99,8 +99,11 @@ def add_policy_options(made: CommandLine) -> None:
     )
 
 
+MAX = 10**9  # of answers, tokens, draws: more would never end
+
+
 def number(kind: type[int] | type[float], least: float, above: bool = False) -> Callable[[str], float]:
-    """Returns a function that reads a finite number of an option.
+    """Returns a function that reads a number of an option, at most a billion.
 
     Args:
         kind: Whether the number is whole.
@@ -110,10 +113,10 @@ def number(kind: type[int] | type[float], least: float, above: bool = False) -> 
 
     def read(text: str) -> float:
         try:
-            found = kind(text) if len(text) < 40 else math.nan
+            found = kind(text) if len(text) < 40 and "_" not in text else math.nan
         except ValueError:
             found = math.nan
-        if not math.isfinite(found) or found < least or (above and found == least):
+        if not found <= MAX or found < least or (above and found == least):
             named = "whole number" if kind is int else "number"
             raise argparse.ArgumentTypeError(
                 f"'{text}' is no {named} {'above' if above else 'from'} {least:g}{'' if above else ' on'}; use one"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
+from popo_lightning.cli.class_names import object_at
 from popo_lightning.cli.plan.kept_checkpoints import settings_of
 from popo_lightning.cli.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
 from popo_lightning.core.errors import SettingError, reason
@@ -239,7 +239,7 @@ def _strategy(given: Any, ranks: int) -> Any:
         given = "single_device" if ranks == 1 else "ddp"
     try:
         if not isinstance(given, str):
-            return resolve_name(given.class_path)(**dict(given.get("init_args") or {}))
+            return object_at(given.class_path)(**dict(given.get("init_args") or {}))
         if given == "single_device":
             return SingleDeviceStrategy(torch.device("cpu"))
         return StrategyRegistry.get(given)

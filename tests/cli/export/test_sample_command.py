@@ -78,6 +78,8 @@ def test_what_cannot_be_asked(run: Path, tmp_path: Path) -> None:
     for args, words in {
         ("8,6>14", "--max_new_tokens", "400"): "more than the 256 positions",
         ("8,6>14", "--n", "0"): "--n: '0' is no whole number from 1",
+        ("8,6>14", "--n", "99999999999"): "--n: '99999999999' is no whole number from 1",
+        ("8,6>14", "--max_new_tokens", "1_0"): "--max_new_tokens: '1_0' is no whole number from 1",
         ("8,6>14", "--temperature", "warm"): "--temperature: 'warm' is no number from 0",
         ("8,6>14", "--temperature", "inf"): "is no number from 0",
         ("8,6>14", "--engine", "sglang"): "--engine: invalid choice: 'sglang'",
