@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.evaluation.benchmarks import MEAN
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import by_benchmark
@@ -54,10 +55,8 @@ class Summary(L.Callback):
         """Writes the file unless the run was asked to stop; a resumed run then repeats the last evaluation."""
         stop_requests(trainer).check(trainer)
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "summary.json"
-            draft = path.with_suffix(".json.draft")
-            draft.write_text(json.dumps(self._content(trainer), indent=2) + "\n")
-            draft.replace(path)
+            with replaced(Path(trainer.default_root_dir) / "summary.json") as file:
+                file.write(json.dumps(self._content(trainer), indent=2) + "\n")
 
     def _content(self, trainer: L.Trainer) -> dict[str, Any]:
         data = rollouts_of(trainer)

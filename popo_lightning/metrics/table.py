@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.whole_files import replaced
 
 METRICS = "metrics.csv"
 BEFORE = "metrics.csv.before-resume"
@@ -152,9 +153,7 @@ def iterations_logged(folder: Path) -> int:
 
 
 def _write_rows(path: Path, names: list[str], rows: list[Row]) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    with draft.open("w", newline="") as file:
+    with replaced(path) as file:
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
-    draft.replace(path)

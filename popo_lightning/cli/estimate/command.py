@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-INTERRUPTED = 130
-
 
 def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
@@ -27,8 +25,6 @@ def main(args: Sequence[str]) -> int:
             refuse("; ".join(refusals))
     except SettingError as error:
         refuse(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from popo_lightning.core.groups import Response
 
-INTERRUPTED = 130
 MAX_CHARACTERS = 1_000_000  # of a prompt on the standard input
 
 
@@ -38,8 +37,6 @@ def main(args: Sequence[str]) -> int:
         found = answers(saved_policy(asked.source, asked.best), question, asked.engine, asked.base)
     except SettingError as error:
         refuse(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
     output: Any = sys.stdout
     if hasattr(output, "reconfigure"):
         output.reconfigure(errors="backslashreplace")  # for a terminal that lacks some characters
