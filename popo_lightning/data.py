@@ -240,24 +240,8 @@ class RolloutDataModule(EngineRollouts):
             self._begun(self.report).generate_ahead()  # also after the last iteration, whose checkpoint may be resumed
 
     def _begun(self, report: RolloutReport) -> IterationRollouts:
-        return IterationRollouts(
-            self.iteration,
-            report.effective_key,
-            self.problems_per_iteration // self._run.world_size,
-            self.group_size,
-            self.seed,
-            self.problems.train,
-            self.sampler,
-            self.generator,
-            self.sampling,
-            self._module,
-            report,
-            self.ahead,
-            self.limits,
-            self.behave,
-            self.composer,
-            self.components,
-        )
+        share = self.problems_per_iteration // self._run.world_size
+        return IterationRollouts(self, self._module, report, share)
 
     # -- loaders -----------------------------------------------------------------------------------------------
 

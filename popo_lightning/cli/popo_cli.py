@@ -264,9 +264,8 @@ class PopoCLI(LightningCLI):
             kwargs["callbacks"] = [keeper, *listed(config.trainer.callbacks)]
             if config.trainer.logger is not False:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind, config.trainer.logger)
-            summary = Summary(config.run.method, config.run.task, int(config.seed_everything), record.origin)
             stops = EarlyStops(self.wanted.stopping, self.start.forks)
-            more: list[Any] = [stops, TensorBoardLayout(record), summary]
+            more: list[Any] = [stops, TensorBoardLayout(record), Summary(record)]
             if config.trainer.max_time is not None:
                 more.append(at_the_end_of_an_iteration(config.trainer.max_time))
                 kwargs["max_time"] = None

@@ -38,6 +38,7 @@ class EngineRollouts(ResumableRollouts):
     overlong: SoftOverlong | None
     num_graders: int
     grading_timeout: float
+    seed: int
     clock: PhaseClock
     report: RolloutReport | None
     max_prompt_tokens: int
