@@ -49,6 +49,13 @@ def within(setting: str, value: float, low: float, high: float, example: str) ->
     return value
 
 
+def between(setting: str, value: float, low: float, high: float, remedy: str) -> float:
+    """Returns the value if it is in (low, high), without the bounds; else raises an error that ends with `remedy`."""
+    if not low < value < high:
+        raise SettingError(f"{setting} is {value}; it must be between {low:g} and {high:g}{remedy}.")
+    return value
+
+
 def one_of(setting: str, value: Choice, allowed: Sequence[str]) -> Choice:
     """Returns the value if it is one of the allowed ones."""
     if value not in allowed:

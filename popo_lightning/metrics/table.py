@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -136,6 +137,15 @@ def read_rows(path: Path) -> list[Row]:
         whole = [line for line in file if line.endswith("\n")]
     rows = list(csv.DictReader(whole))
     return [row for row in rows if step_of(row) is not None and None not in row and None not in row.values()]
+
+
+def numbers_by_iteration(path: Path) -> dict[int, dict[str, float]]:
+    """Finite numbers of metrics.csv by iteration, in order; the row of an evaluation is merged into its iteration's."""
+    found: dict[int, dict[str, float]] = {}
+    for row in read_rows(path):
+        numbers = {name: float(value) for name, value in row.items() if value and name != "step"}
+        found.setdefault(int(row["step"]), {}).update({k: v for k, v in numbers.items() if math.isfinite(v)})
+    return dict(sorted(found.items()))
 
 
 def step_of(row: Row) -> int | None:
