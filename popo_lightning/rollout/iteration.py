@@ -142,8 +142,7 @@ class IterationRollouts(Iteration):
 
     @cached_property
     def _named_components(self) -> list[NamedComponent]:
-        rules = {"composer": self.data.composer, "sampler": self.sampler}
-        return named_components(self.policy.reward_key, self.effective_key, **rules)
+        return named_components(self.data, self.policy.reward_key)
 
 
 def scored_by_trainer(

@@ -314,7 +314,7 @@ def test_only_what_is_missing_is_generated() -> None:
     sampler, maker, ahead = Sampler(), Maker(), AsyncRollouts()
     sampler.start(100, 1, 0, 1)
     rules = {"sampler": sampler, "composer": OnPolicy(), "limits": Limits()}
-    settings = {"group_size": 2, "seed": 1, "sampling": Sampling(4), "behave": "engine"}
+    settings = {"group_size": 2, "seed": 1, "sampling": Sampling(4), "behave": "engine", "effective_key": None}
     common: dict[str, Any] = {**rules, **settings, "generator": maker, "ahead": ahead, "components": set()}
 
     def rollouts(version: int) -> IterationRollouts:
