@@ -190,9 +190,7 @@ class PopoCLI(LightningCLI):
     def _settle_evaluation(self, config: Any) -> None:
         run = config.run
         run.folder = folder_of_run(run.folder, map(str, config.config or ()))
-        folder, checkpoint = settle_evaluation(
-            run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
-        )
+        folder, checkpoint = settle_evaluation(run, config.seed_everything, config.ckpt_path)
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
         config.trainer.logger = False
         self.save_config_callback = None  # the folder may be a run's and have its own config.yaml
