@@ -10,7 +10,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
 
     Returns:
-        Exit code: 0, 2 if something could not be estimated, or 130 if it was interrupted.
+        Exit code: 0; the process ends with 2 if something could not be estimated.
     """
     from popo_lightning.cli.estimate.options import estimate_options
 

@@ -13,11 +13,7 @@ MAX_CHARACTERS = 1_000_000  # of a prompt on the standard input
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs the subcommand.
-
-    Returns:
-        Exit code: 0, or 130 if it was interrupted.
-    """
+    """Runs the subcommand, and returns the exit code 0."""
     from popo_lightning.cli.export.options import sample_parser
 
     asked = sample_parser().parse_args(args)  # answers --help before torch is imported
