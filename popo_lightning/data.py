@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,11 +153,8 @@ class RolloutDataModule(EngineRollouts):
             weight_sync_interval,
             self.clock,
             self._engine_context,
-            lambda: self._module.named_weights(),  # the module does not exist yet
+            lambda: self._module,  # it does not exist yet
             self.ahead.join,
-            lambda: self._module.kept_weights(),
-            lambda kept: self._module.weights_kept(kept),
-            lambda: self._module.trained_bits(),
         )
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -197,27 +193,19 @@ class RolloutDataModule(EngineRollouts):
         self.ahead.close()
         self._pool.close()
 
-    @property
-    def first_grading_failure(self) -> str | None:
-        """The first grading failure on this rank, as a sentence without a full stop."""
-        return self._pool.first_failure
-
     # -- one iteration -----------------------------------------------------------------------------------------
 
     def iterate(self) -> Iterator[Minibatch]:
         """Yields the minibatches of a new iteration, or the rest of the one that a checkpoint interrupted."""
         if not self.pending:
             self.stopping.check(self._run)
-            with self.leaves_at_once(self.async_level == 0):
+            # Signals act at once if there is a single rank and the last checkpoint state can still be saved.
+            with self.stopping.interruptible(self.async_level == 0 and self._run.world_size == 1):
                 self._begin_iteration()
             if not self.async_level:  # else the groups generated ahead are already taken, which a checkpoint would need
                 self.stopping.check(self._run)
         while self.pending:
             yield self.pending.pop(0)
-
-    def leaves_at_once(self, changes_nothing_for_good: bool = True) -> AbstractContextManager[None]:
-        """Lets signals act at once if there is a single rank and the last checkpoint state can still be saved."""
-        return self.stopping.interruptible(changes_nothing_for_good and self._run.world_size == 1)
 
     def _begin_iteration(self) -> None:
         self._stores = None
@@ -252,24 +240,8 @@ class RolloutDataModule(EngineRollouts):
             self._begun(self.report).generate_ahead()  # also after the last iteration, whose checkpoint may be resumed
 
     def _begun(self, report: RolloutReport) -> IterationRollouts:
-        return IterationRollouts(
-            self.iteration,
-            report.effective_key,
-            self.problems_per_iteration // self._run.world_size,
-            self.group_size,
-            self.seed,
-            self.problems.train,
-            self.sampler,
-            self.generator,
-            self.sampling,
-            self._module,
-            report,
-            self.ahead,
-            self.limits,
-            self.behave,
-            self.composer,
-            self.components,
-        )
+        share = self.problems_per_iteration // self._run.world_size
+        return IterationRollouts(self, self._module, report, share)
 
     # -- loaders -----------------------------------------------------------------------------------------------
 

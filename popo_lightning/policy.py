@@ -123,9 +123,8 @@ class PolicyModule(PolicyModel):
             )
         if max_grad_norm is not None:
             above("model.max_grad_norm", max_grad_norm, 0, "1.0, or null for no clipping")
-        at_least("model.micro_batch_tokens", micro_batch_tokens, 1)
         one_of("model.dtype", dtype, ("float32", "bfloat16"))
-        one_of("model.gradient_sync", gradient_sync, ("step", "micro_batch"))
+        self.gradient_sync = one_of("model.gradient_sync", gradient_sync, ("step", "micro_batch"))
         check_critic(critic, advantage, dtype, lora is not None)
         check_weight(advantage, behave_weight)
         self.automatic_optimization = False
@@ -140,11 +139,10 @@ class PolicyModule(PolicyModel):
         self.make_lr_scheduler = lr_scheduler
         self.max_grad_norm = max_grad_norm
         self.finite_steps = FiniteSteps(max_skipped_steps)
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens = at_least("model.micro_batch_tokens", micro_batch_tokens, 1)
         self.shared_prompts = shared_prompts
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
-        self.gradient_sync = gradient_sync
         self.compile_layers = compile_layers
         self.freeze_vision = freeze_vision
         self.weight_dtype: torch.dtype = getattr(torch, dtype)

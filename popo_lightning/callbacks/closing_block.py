@@ -20,7 +20,6 @@ from popo_lightning.core.errors import NothingSavedError
 from popo_lightning.core.trainer_callbacks import callback_of, callbacks_of
 from popo_lightning.runs.continue_command import continue_command, without_options
 from popo_lightning.runs.record import RunRecord
-from popo_lightning.runs.resume import same
 
 EXPORTED, BEST = "exported", "exported-best"  # proposed folders for exports, inside the run's folder
 
@@ -34,9 +33,8 @@ def closing_sentences(trainer: L.Trainer, record: RunRecord, folder: Path) -> li
     found: list[str] = []
     for callback in trainer.checkpoint_callbacks if trainer.is_global_zero else ():
         if isinstance(callback, Checkpoints):
-            saved, origin = callback.saved_so_far(trainer), record.origin
-            of_another = origin is not None and saved.newest is not None and same(saved.newest, origin["checkpoint"])
-            if saved.failed and (saved.newest is None or of_another):
+            saved = callback.saved_so_far(trainer)
+            if saved.failed and (saved.newest is None or record.began_from(saved.newest)):
                 raise NothingSavedError(
                     f"{saved.failures()}; the numbers in '{folder}' are all that is left of this run; make room, or "
                     "name a folder by checkpoint.dirpath, and start it again"

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.callbacks.broken_policy import BrokenPolicyDetector
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
@@ -135,8 +136,7 @@ class Health(L.Callback):
                 raise SettingError(f"health.{name} is {share}; use a share between 0 and 1, or null")
         if self.max_weight is not None and self.max_weight <= 1:
             raise SettingError(f"health.max_weight is {self.max_weight}; use a number above 1, such as 100, or null")
-        if self.patience < 1:
-            raise SettingError(f"health.patience is {self.patience}; use at least 1 iteration, such as 3")
+        at_least("health.patience", self.patience, 1, " iteration, such as 3")
         self._watched: dict[str, Watched] = {}
         self._courses: dict[str, Course] = {}
         self._steps = 0.0

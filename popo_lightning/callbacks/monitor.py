@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.errors import EngineGapError, SettingError
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.ranks import all_gather_object, broadcast_object, gather_object
 from popo_lightning.metrics.buffer_estimate import SUMS, buffer_metrics, buffer_sums
@@ -179,7 +179,7 @@ class Monitor(L.Callback):
     def _check_gap(self, gap: float, exact: bool, floor: float | None = None) -> None:
         warning, error = self.limits.above_warning(exact, floor), self.limits.above_error(exact, floor)
         if error < math.inf and not gap <= error:  # nan counts as too large
-            raise RuntimeError(
+            raise EngineGapError(
                 f"engine and policy disagree by {gap:.3g} nats a token on average (monitor.gap_error is "
                 f"{self.limits.error}, here {error:.3g}): the engine does not have the policy's weights, or samples "
                 "from another distribution"

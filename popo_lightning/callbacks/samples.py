@@ -22,11 +22,11 @@ from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.evaluation.files import to_json
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.model.prompts import open_image
 from popo_lightning.rollout.engine_rollouts import rollouts_of
-from popo_lightning.runs.checkpoint_files import draft_for
 
 SAMPLES = "samples.jsonl"
 SHOWN_CHARACTERS = 2000
@@ -66,9 +66,8 @@ class SampleTable(L.Callback):
         if len(kept) == len(lines):
             return
         try:
-            with draft_for(file) as draft:
-                draft.write_text("".join(kept))
-                draft.replace(file)
+            with replaced(file) as draft:
+                draft.writelines(kept)
         except OSError as error:
             raise SettingError(
                 f"run.folder is '{trainer.default_root_dir}', where {SAMPLES} cannot be written ({words(error)}); make "

@@ -12,11 +12,13 @@ from typing import Any
 import lightning as L
 
 from popo_lightning.core.trainer_callbacks import callback_of
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.evaluation.benchmarks import MEAN
 from popo_lightning.evaluation.callback import Evaluation
 from popo_lightning.evaluation.results import by_benchmark
 from popo_lightning.model.policy_model import policy_of
 from popo_lightning.rollout.engine_rollouts import rollouts_of
+from popo_lightning.runs.record import RunRecord
 from popo_lightning.runs.stopping import stop_requests
 
 
@@ -25,16 +27,10 @@ class Summary(L.Callback):
     """Writes summary.json into the run's folder at the end.
 
     Args:
-        method: Name of the method, for tables.
-        task: Name of the task, for tables.
-        seed: Seed of the run.
-        origin: Checkpoint of another run that this run began from, and its number of iterations; None if there is none.
+        record: Identity of the run.
     """
 
-    method: str
-    task: str
-    seed: int
-    origin: dict[str, Any] | None = None
+    record: RunRecord
 
     def __post_init__(self) -> None:
         self.begin_anew()
@@ -54,25 +50,24 @@ class Summary(L.Callback):
         """Writes the file unless the run was asked to stop; a resumed run then repeats the last evaluation."""
         stop_requests(trainer).check(trainer)
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "summary.json"
-            draft = path.with_suffix(".json.draft")
-            draft.write_text(json.dumps(self._content(trainer), indent=2) + "\n")
-            draft.replace(path)
+            with replaced(Path(trainer.default_root_dir) / "summary.json") as file:
+                file.write(json.dumps(self._content(trainer), indent=2) + "\n")
 
     def _content(self, trainer: L.Trainer) -> dict[str, Any]:
         data = rollouts_of(trainer)
         totals = data.totals
         evaluation = callback_of(trainer, Evaluation)
         history = evaluation.history if evaluation else []
-        first = self.origin["iterations"] + 1 if self.origin else 0  # earlier evaluations are another run's
+        origin = self.record.origin
+        first = origin["iterations"] + 1 if origin else 0  # earlier evaluations are another run's
         own = [entry for entry in history if entry["iteration"] >= first]
         evaluation_seconds = sum(v for entry in own for k, v in entry.items() if k.endswith("/seconds"))
         needed = totals.dynamic_sampling_responses
         return {
-            "method": self.method,
-            "task": self.task,
-            "seed": self.seed,
-            "began_from": self.origin,
+            "method": self.record.method,
+            "task": self.record.task,
+            "seed": self.record.seed,
+            "began_from": origin,
             "iterations": data.iteration,
             "optimizer_steps": trainer.global_step,
             "responses": totals.responses,

@@ -6,12 +6,12 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
-PACKAGES = ("objectives", "methods", "model", "replay", "engines", "tasks", "toys", "verifiers", "proximal", "grading")
+from popo_lightning.core.did_you_mean import ROOMS
 
 
 def import_classes() -> None:
     """Imports all classes that settings may name: jsonargparse finds only imported subclasses by name."""
-    for name in PACKAGES:
+    for name in ROOMS:
         package = import_module(f"popo_lightning.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             import_module(module.name)

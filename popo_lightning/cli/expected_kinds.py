@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-from popo_lightning.cli.plan.run_settings import check_precision
 from popo_lightning.cli.trainer_settings import SEEDS
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.number_settings import LARGEST, MAX
+from popo_lightning.model.sharding import check_precision
 
 EXPECTED = re.compile(r"Expected (?:an? )?(.+?)\.? Got value:\s*(.*)$")
 NO_SUBCLASS = re.compile(r"(?:Import path|Expected) ?(\S*) (?:does not correspond to|to be) a subclass of (.+)$")

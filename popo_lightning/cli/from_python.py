@@ -26,7 +26,7 @@ from popo_lightning.core.errors import SettingError, own_refusal
 from popo_lightning.core.scalars import plain_scalar
 from popo_lightning.core.trainer_callbacks import callback_of
 from popo_lightning.evaluation.callback import Evaluation
-from popo_lightning.metrics.table import METRICS, read_rows
+from popo_lightning.metrics.table import METRICS, numbers_by_iteration
 from popo_lightning.policy import PolicyModule
 from popo_lightning.runs.record import CONFIG
 from popo_lightning.runs.resume import RunFinished
@@ -120,19 +120,10 @@ def fit(
     return FinishedRun(
         folder,
         json.loads(summary.read_text()) if summary.exists() else {},
-        _metrics(table) if table.exists() else [],
+        [{"step": float(step)} | row for step, row in numbers_by_iteration(table).items()] if table.exists() else [],
         cli.model,
         cli.trainer,
     )
-
-
-def _metrics(table: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv by iteration; the row of an evaluation is merged into its iteration's."""
-    found: dict[str, dict[str, float]] = {}
-    for row in read_rows(table):
-        numbers = {name: float(value) for name, value in row.items() if value}
-        found.setdefault(row["step"], {}).update(numbers)
-    return list(found.values())
 
 
 def validate(

@@ -13,6 +13,7 @@ from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import with_config_names, with_config_paths
 from popo_lightning.core.errors import (
+    EngineGapError,
     NotFiniteError,
     NothingSavedError,
     SettingError,
@@ -45,7 +46,7 @@ def run(args: Sequence[str]) -> PopoCLI:
         if is_first_rank():
             print(f"popo: {finished}", file=sys.stderr)
         sys.exit(0)
-    except (NotFiniteError, NothingSavedError) as error:
+    except (EngineGapError, NotFiniteError, NothingSavedError) as error:
         print_refusal("; ".join(map(str, (error, *getattr(error, "__notes__", ())))))
         sys.exit(1)
     except OSError as error:

@@ -190,9 +190,7 @@ class PopoCLI(LightningCLI):
     def _settle_evaluation(self, config: Any) -> None:
         run = config.run
         run.folder = folder_of_run(run.folder, map(str, config.config or ()))
-        folder, checkpoint = settle_evaluation(
-            run.folder, run.root, run.task, run.method, config.seed_everything, run.resume, config.ckpt_path
-        )
+        folder, checkpoint = settle_evaluation(run, config.seed_everything, config.ckpt_path)
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
         config.trainer.logger = False
         self.save_config_callback = None  # the folder may be a run's and have its own config.yaml
@@ -264,9 +262,8 @@ class PopoCLI(LightningCLI):
             kwargs["callbacks"] = [keeper, *listed(config.trainer.callbacks)]
             if config.trainer.logger is not False:
                 kwargs["logger"] = loggers(self.start.folder, self.start.behind, config.trainer.logger)
-            summary = Summary(config.run.method, config.run.task, int(config.seed_everything), record.origin)
             stops = EarlyStops(self.wanted.stopping, self.start.forks)
-            more: list[Any] = [stops, TensorBoardLayout(record), summary]
+            more: list[Any] = [stops, TensorBoardLayout(record), Summary(record)]
             if config.trainer.max_time is not None:
                 more.append(at_the_end_of_an_iteration(config.trainer.max_time))
                 kwargs["max_time"] = None

@@ -15,8 +15,9 @@ from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 
-from popo_lightning.cli.plan.run_settings import check_precision, count_devices
+from popo_lightning.cli.plan.run_settings import count_devices
 from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.model.sharding import check_precision
 
 INSTEAD = "evaluation.every_n_iterations and evaluation.limit"
 # Settings that an iteration could not obey, or only in part: the values allowed, and what to set instead.

@@ -1,4 +1,4 @@
-"""Errors printed as one sentence: a user's mistake (exit code 2), and a run that diverged or saved nothing (1)."""
+"""Errors printed as one sentence: a user's mistake (exit code 2), and a run that cannot go on or saved nothing (1)."""
 
 import errno
 import traceback
@@ -27,6 +27,13 @@ class NothingSavedError(RuntimeError):
 
 class NotFiniteError(RuntimeError):
     """Training cannot continue because its numbers are not finite.
+
+    The message is one sentence with the reason and the remedy.
+    """
+
+
+class EngineGapError(RuntimeError):
+    """Training cannot continue because the engine does not sample from the policy.
 
     The message is one sentence with the reason and the remedy.
     """

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from popo_lightning.core.errors import SettingError
+
 T = TypeVar("T")
 HOST_GROUPS: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()  # by default group
 
@@ -36,6 +38,21 @@ def rank_and_size() -> tuple[int, int]:
 def part_of_rank(rank: int, ranks: int) -> str:
     """Suffix of a rank's own file, such as ".rank0-of-2"; empty for a single rank."""
     return "" if ranks == 1 else f".rank{rank}-of-{ranks}"
+
+
+def other_number(saved: int, ranks: int, why: str, otherwise: str = "") -> SettingError:
+    """The refusal to resume with another number of ranks.
+
+    Args:
+        saved: Number of ranks that wrote the checkpoint.
+        ranks: Number of ranks of the resumed run.
+        why: Why what the checkpoint holds cannot be redistributed, as a clause.
+        otherwise: Another remedy.
+    """
+    return SettingError(
+        f"the checkpoint was written by {saved} ranks and this run has {ranks}, but {why}; resume with as many "
+        f"(trainer.devices x trainer.num_nodes){otherwise}"
+    )
 
 
 def joined() -> bool:

@@ -13,11 +13,11 @@ def replaced(path: Path) -> Iterator[IO[str]]:
     """Yields a file beside a path, which takes the path's place once it is complete, or is removed on failure.
 
     Args:
-        path: Place of the file; an earlier one stays until then.
+        path: Place of the file; an earlier one stays until then. Line ends are written as they are.
     """
     draft = path.with_name(f"{path.name}.draft")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        with draft.open("w", encoding="utf-8", newline="") as file:
             yield file
     except BaseException:
         draft.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ class TransformersEngine(RolloutEngine):
     spreads_temperature = True
 
     def __init__(self, batch_size: int = 512) -> None:
-        self.batch_size = int(at_least("data.engine.batch_size", batch_size, 1))
+        self.batch_size = at_least("data.engine.batch_size", batch_size, 1)
 
     def start(self, context: EngineContext) -> None:
         """Loads the model and its tokenizer.

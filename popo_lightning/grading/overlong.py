@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from popo_lightning.core.bounds import above
+from popo_lightning.core.bounds import above, at_least
 from popo_lightning.core.errors import SettingError
 
 
@@ -20,9 +20,7 @@ class SoftOverlong:
     """
 
     def __init__(self, buffer_tokens: int, most: float = 1.0) -> None:
-        if buffer_tokens < 1:
-            raise SettingError(f"data.overlong.buffer_tokens is {buffer_tokens}; use at least 1, or data.overlong null")
-        self.buffer_tokens = buffer_tokens
+        self.buffer_tokens = at_least("data.overlong.buffer_tokens", buffer_tokens, 1, ", or data.overlong null")
         self.most = above("data.overlong.most", most, 0, "1.0")
 
     def check(self, limit: int) -> None:

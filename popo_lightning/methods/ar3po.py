@@ -46,7 +46,7 @@ class StagedSampling(Composer):
     state = ("_right",)
 
     def __init__(self, stages: int = 2, capacity: int | None = None, max_age: int | None = None) -> None:
-        self.stages = int(at_least("data.composer.stages", stages, 1, ", which samples whole groups at once"))
+        self.stages = at_least("data.composer.stages", stages, 1, ", which samples whole groups at once")
         if capacity is not None:
             at_least("data.composer.capacity", capacity, 0, " for no reuse, or null to keep all")
         if max_age is not None:

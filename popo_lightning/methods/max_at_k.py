@@ -164,11 +164,9 @@ class MaxAtK(Advantage):
     """
 
     def __init__(self, k: int, off_policy: bool = False, baseline: Baseline = "none", ratio_cap: float = 2.0) -> None:
-        at_least("MaxAtK.k", k, 1, ", where the mean reward is optimised")
-        one_of("MaxAtK.baseline", baseline, BASELINES)
-        self.k = k
+        self.k = at_least("MaxAtK.k", k, 1, ", where the mean reward is optimised")
         self.off_policy = off_policy
-        self.baseline: Baseline = baseline
+        self.baseline = one_of("MaxAtK.baseline", baseline, BASELINES)
         self.ratio_cap = at_least("MaxAtK.ratio_cap", ratio_cap, 1, ", the ratio of an on-policy response")
         self.needs_prox = off_policy
         self.includes_is_weight = off_policy

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import one_of, within
+from popo_lightning.core.bounds import at_least, one_of, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group, Response
 from popo_lightning.methods.popo import PrioritizedGroupReplay
@@ -130,8 +130,7 @@ class Stale(PrioritizedGroupReplay):
     """
 
     def __init__(self, buffer: GroupReplayBuffer, min_age: int = 10) -> None:
-        if min_age < 1:
-            raise SettingError(f"data.composer.min_age is {min_age}; a stored group is at least 1 version old")
+        at_least("data.composer.min_age", min_age, 1, ", the age of the newest stored group")
         if buffer.max_age is not None and buffer.max_age < min_age:
             raise SettingError(
                 f"data.composer.buffer.max_age is {buffer.max_age}, but groups are replayed at an age of {min_age} or "

@@ -38,7 +38,7 @@ class RestedReplay(Composer):
     state = ("_queue",)
 
     def __init__(self, rest_interval: int = 10, min_ess: float = 0.9) -> None:
-        self.rest_interval = int(at_least("data.composer.rest_interval", rest_interval, 1, ", such as 10"))
+        self.rest_interval = at_least("data.composer.rest_interval", rest_interval, 1, ", such as 10")
         self.min_ess = within("data.composer.min_ess", min_ess, 0, 1, "0.9")
         self._queue: deque[Group] = deque()
 

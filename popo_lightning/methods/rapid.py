@@ -58,7 +58,7 @@ class RAPID(Composer):
     state = ("_waiting",)
 
     def __init__(self, batches: int = 4) -> None:
-        self.batches = int(at_least("RAPID.batches", batches, 1, ", such as 4"))
+        self.batches = at_least("RAPID.batches", batches, 1, ", such as 4")
         self._waiting: deque[Group] = deque()
 
     def samples_next(self) -> bool:

@@ -127,7 +127,7 @@ class Reincarnation(ParameterHook):
     state = ("reference",)
 
     def __init__(self, iteration: int = 50) -> None:
-        self.iteration = int(at_least("Reincarnation.iteration", iteration, 0, ", such as 50"))
+        self.iteration = at_least("Reincarnation.iteration", iteration, 0, ", such as 50")
         self.reference: Weights | None = None  # None until it is replaced
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from popo_lightning.core.bounds import at_least
+from popo_lightning.core.bounds import at_least, between
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.problems import Problem
@@ -82,8 +82,7 @@ class PrefixRestarts(Composer):
     success_above: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise SettingError(f"PrefixRestarts.share is {self.share}; restart a share between 0 and 1, such as 0.25")
+        between("PrefixRestarts.share", self.share, 0, 1, ", such as 0.25")
         if self.stop_at is not None:
             at_least("PrefixRestarts.stop_at", self.stop_at, 1, " iteration, or null for all")
         checked_shares("PrefixRestarts", self.cut)

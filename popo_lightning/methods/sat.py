@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import above, at_least, one_of
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import above, at_least, between, one_of
 from popo_lightning.objectives.inputs import (
     LOG_RATIO_BOUND,
     MinibatchTokens,
@@ -87,9 +86,7 @@ class SAT(TrustRegion):
         one_of("SAT.center", center, ("prox", "behave"))
         self.clip_low = above("SAT.clip_low", clip_low, 0, "0.2")
         self.clip_high = above("SAT.clip_high", clip_high, 0, "0.2")
-        if not 0 < quantile < 1:
-            raise SettingError(f"SAT.quantile is {quantile}; it must be between 0 and 1, such as 0.9.")
-        self.quantile = quantile
+        self.quantile = between("SAT.quantile", quantile, 0, 1, ", such as 0.9")
         self.exponent = at_least("SAT.exponent", exponent, 0, ", such as 2.0")
         self.dual_clip = checked_dual_clip("SAT", dual_clip)
         self.includes_is_weight = center == "behave"

@@ -40,7 +40,7 @@ class ScorePriority(Composer):
     state = ("_heap", "_seen")
 
     def __init__(self, capacity: int = 64, insert_first: bool = False) -> None:
-        self.capacity = int(at_least("ScorePriority.capacity", capacity, 1, ", such as 64"))
+        self.capacity = at_least("ScorePriority.capacity", capacity, 1, ", such as 64")
         self.insert_first = insert_first
         self._heap: list[tuple[float, int, Group]] = []  # the number breaks ties, because groups have no order
         self._seen = 0

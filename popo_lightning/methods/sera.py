@@ -85,8 +85,7 @@ class SeRA(ReplayedPairs):
     ) -> None:
         super().__init__(buffer, pairs_per_group)
         self.margin_share = within("SeRA.margin_share", margin_share, 0, 1, "0.5")
-        one_of("SeRA.kept", kept, get_args(Kept))
-        self.kept: Kept = kept
+        self.kept = one_of("SeRA.kept", kept, get_args(Kept))
         self.bootstrap = at_least("SeRA.bootstrap", bootstrap, 0, "; 0 makes no pairs of ineffective groups")
         self.min_margin = at_least("SeRA.min_margin", min_margin, 0, ", such as 1.0")
         self.needs_reference = margin_share < 1 or bootstrap > 0

@@ -46,7 +46,7 @@ class SlowFastPolicy(ParameterHook):
 
     def __init__(self, interpolation: float = 0.8, entropy_window: int = 30, z_threshold: float | None = 1.0) -> None:
         self.interpolation = within("SlowFastPolicy.interpolation", interpolation, 0, 1, "0.8")
-        self.entropy_window = int(at_least("SlowFastPolicy.entropy_window", entropy_window, 2, ", such as 30"))
+        self.entropy_window = at_least("SlowFastPolicy.entropy_window", entropy_window, 2, ", such as 30")
         self.z_threshold = None if z_threshold is None else above("SlowFastPolicy.z_threshold", z_threshold, 0, "1.0")
         self.start: Weights | None = None  # theta0, until the weights are interpolated
         self.entropies: deque[float] = deque(maxlen=self.entropy_window)  # mean entropies of the last iterations

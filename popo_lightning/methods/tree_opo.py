@@ -39,8 +39,7 @@ class TreeBaseline(Advantage):
     """
 
     def __init__(self, kind: Kind = "mean") -> None:
-        one_of("TreeBaseline.kind", kind, tuple(BASELINES))
-        self.kind: Kind = kind
+        self.kind = one_of("TreeBaseline.kind", kind, tuple(BASELINES))
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Maps rewards (G, K) to advantages (G, K) of groups without deeper restarts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.whole_files import replaced
 
 METRICS = "metrics.csv"
 BEFORE = "metrics.csv.before-resume"
@@ -137,6 +139,15 @@ def read_rows(path: Path) -> list[Row]:
     return [row for row in rows if step_of(row) is not None and None not in row and None not in row.values()]
 
 
+def numbers_by_iteration(path: Path) -> dict[int, dict[str, float]]:
+    """Finite numbers of metrics.csv by iteration, in order; the row of an evaluation is merged into its iteration's."""
+    found: dict[int, dict[str, float]] = {}
+    for row in read_rows(path):
+        numbers = {name: float(value) for name, value in row.items() if value and name != "step"}
+        found.setdefault(int(row["step"]), {}).update({k: v for k, v in numbers.items() if math.isfinite(v)})
+    return dict(sorted(found.items()))
+
+
 def step_of(row: Row) -> int | None:
     """Returns the iteration of a row, or None if it has none."""
     try:
@@ -152,9 +163,7 @@ def iterations_logged(folder: Path) -> int:
 
 
 def _write_rows(path: Path, names: list[str], rows: list[Row]) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    with draft.open("w", newline="") as file:
+    with replaced(path) as file:
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
-    draft.replace(path)

@@ -65,7 +65,7 @@ class Critic:
                 "learns a distribution, whose movement it cannot bound; set value_clip to null"
             )
         self.head = head
-        self.heads = int(at_least("Critic.heads", heads, 1, ", such as 2 for twin heads"))
+        self.heads = at_least("Critic.heads", heads, 1, ", such as 2 for twin heads")
         if value_clip is not None and heads > 1:
             raise SettingError(
                 f"model.critic.value_clip is {value_clip}, but model.critic.heads is {heads}, of which the least value "

@@ -177,7 +177,7 @@ class CategoricalHead(ValueHead):
     """
 
     def __init__(self, atoms: int = 51, low: float = 0.0, high: float = 1.0) -> None:
-        self.width = int(at_least("CategoricalHead.atoms", atoms, 2, ", such as 51"))
+        self.width = at_least("CategoricalHead.atoms", atoms, 2, ", such as 51")
         self.low = finite("CategoricalHead.low", low, "0.0")
         self.high = above("CategoricalHead.high", high, low, f"{low + 1:g}")
 

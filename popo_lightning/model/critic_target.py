@@ -39,7 +39,7 @@ class TargetCritic:
     """
 
     def __init__(self, every: int = 1, polyak: float = 0.05, anchor: float = 0.0, momentum: float = 0.0) -> None:
-        self.every = int(at_least("TargetCritic.every", every, 1, " step, such as 100"))
+        self.every = at_least("TargetCritic.every", every, 1, " step, such as 100")
         self.polyak = above("TargetCritic.polyak", within("TargetCritic.polyak", polyak, 0, 1, "0.05"), 0, "0.05")
         self.anchor = at_least("TargetCritic.anchor", anchor, 0, ", such as 0.01")
         self.momentum = within("TargetCritic.momentum", momentum, 0, 0.999, "0.9")

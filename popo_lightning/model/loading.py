@@ -39,7 +39,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
     Raises:
         SettingError: No model loads from the folder.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     check_adapter(folder)
     try:
@@ -47,9 +47,8 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
         if sees_images(config):
             check_vision(config, folder)
         attention = usable_attention(config, attention, folder)
-        kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         with torch.device("cpu"):
-            model, found = kind.from_pretrained(
+            model, found = auto_class(config).from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, attn_implementation=attention, output_loading_info=True
             )
     except SettingError:
@@ -62,6 +61,13 @@ def load_model(folder: str | Path, dtype: torch.dtype, attention: str | None = N
             f"{type(model).__name__}, which would stay random; give a folder with all of its weights"
         )
     return model
+
+
+def auto_class(config: Any) -> Any:
+    """Returns the class of transformers that makes a language model of a configuration, with its vision tower."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
 
 
 def usable_attention(config: Any, attention: str | None, folder: str | Path = "") -> str | None:
@@ -164,12 +170,7 @@ def made_trainable(
     model.logit_form = form
     remove_dropout(model)
     if freeze_vision:
-        tower = vision_tower(model)
-        if tower is None:
-            raise SettingError(
-                f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out"
-            )
-        tower.requires_grad_(False)
+        freeze_tower(model, folder)
     return model if lora is None else adapt(model, lora, folder, freeze_vision, vision_tower(model))
 
 
@@ -234,6 +235,14 @@ def vision_tower(model: nn.Module) -> nn.Module | None:
         if isinstance(tower := getattr(base, name, None), nn.Module):
             return tower
     return None
+
+
+def freeze_tower(model: nn.Module, folder: str | Path) -> None:
+    """Takes a model's vision tower out of training; raises SettingError if the model of the folder has none."""
+    tower = vision_tower(model)
+    if tower is None:
+        raise SettingError(f"model.freeze_vision is true but model.path '{folder}' has no vision tower; leave it out")
+    tower.requires_grad_(False)
 
 
 def mm_token_type_ids(config: Any, input_ids: Tensor) -> Tensor:

@@ -38,10 +38,9 @@ from popo_lightning.model.padded_rows import PaddedRows, PassOutputs, pad_sequen
 from popo_lightning.model.saved_weights import as_saved, merged_weights, saved_buffers
 from popo_lightning.model.scoring import response_logprobs, scores_by_row
 from popo_lightning.model.sharded_loading import loaded_on_first_rank, split_models
+from popo_lightning.model.sharding import check_precision
 from popo_lightning.objectives.advantages import Advantage
 from popo_lightning.objectives.objective import Objective
-
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class PolicyModel(L.LightningModule):
@@ -108,11 +107,7 @@ class PolicyModel(L.LightningModule):
         """Loads the model once the strategy knows its devices; called again by each trainer entry point."""
         if hasattr(self, "model"):
             return
-        if (precision := str(self.trainer.precision)) not in PRECISIONS:
-            raise SettingError(
-                f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for "
-                "bfloat16 weights), since the engine and the clipping of gradients follow no other"
-            )
+        precision = check_precision(self.trainer.precision)
         check_attention(self.attention, self.trainer.strategy.root_device, self.compute_dtype)
         check_split(self.lora, self.device_mesh is not None)
         load = partial(load_trainable, self.folder, self.weight_dtype, self.freeze_vision, self.attention, self.lora)

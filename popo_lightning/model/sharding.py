@@ -1,4 +1,4 @@
-"""FSDP2: shards a model over the ranks, layer by layer, for Lightning's ModelParallelStrategy."""
+"""The trainer's precision and strategy; shards a model over the ranks by FSDP2, for ModelParallelStrategy."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from popo_lightning.core.errors import SettingError
 from popo_lightning.model.loading import layers
 from popo_lightning.model.scoring import response_logprobs, response_states
+
+PRECISIONS = ("32-true", "bf16-mixed")
+LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # Lightning's full names of precisions
+
+
+def check_precision(given: Any) -> str:
+    """Lightning's full name of trainer.precision; raises SettingError for an unsupported one."""
+    precision = LIGHTNINGS_NAMES.get(str(given), str(given))
+    if precision not in PRECISIONS:
+        raise SettingError(
+            f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for bfloat16 "
+            "weights), since the engine and the clipping of gradients follow no other"
+        )
+    return precision
 
 
 def settle_strategy(strategy: Strategy, ranks: int) -> None:

@@ -127,8 +127,7 @@ class KL(Regularizer):
 
     def __init__(self, coefficient: float, estimator: Estimator = "k3") -> None:
         self.coefficient = at_least("KL.coefficient", coefficient, 0)
-        one_of("KL.estimator", estimator, ESTIMATORS)
-        self.estimator: Estimator = estimator
+        self.estimator = one_of("KL.estimator", estimator, ESTIMATORS)
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
         """Returns coefficient * `kl_loss`."""

@@ -181,8 +181,7 @@ class SequenceIS(ReplayedWeight):
         self, ratio: SequenceRatio = "geometric_mean", cap: float | None = 5.0, correct_fresh: bool = False
     ) -> None:
         super().__init__(correct_fresh, cap)
-        one_of("SequenceIS.ratio", ratio, ("product", "geometric_mean"))
-        self.ratio: SequenceRatio = ratio
+        self.ratio = one_of("SequenceIS.ratio", ratio, ("product", "geometric_mean"))
 
     def rule(self, rows: ObjectiveInputs, raw: Tensor) -> Tensor:
         """Returns `sequence_weight`."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
+from popo_lightning.core.ranks import other_number
 
 
 class Iteration(ABC):
@@ -153,11 +153,8 @@ class Composer(KeepsState, ABC):
             SettingError: The states cannot be redistributed.
         """
         if any(states):
-            raise SettingError(
-                f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.composer "
-                f"{type(self).__name__} keeps stays with its rank; resume with as many (trainer.devices x "
-                "trainer.num_nodes)"
-            )
+            why = f"what data.composer {type(self).__name__} keeps stays with its rank"
+            raise other_number(len(states), ranks, why)
         return [{} for _ in range(ranks)]
 
 

@@ -67,7 +67,7 @@ class Pairs(Composer):
 
     def __init__(self, pairs_per_group: int = 1) -> None:
         setting = f"{type(self).__name__}.pairs_per_group"
-        self.pairs_per_group = int(at_least(setting, pairs_per_group, 1, ", such as 1"))
+        self.pairs_per_group = at_least(setting, pairs_per_group, 1, ", such as 1")
 
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the pairs of :meth:`groups`."""

@@ -103,9 +103,7 @@ def check_training(data: EngineRollouts, module: PolicyModel, ranks: int) -> Non
             f"data.temperature is {data.sampling.temperature}, but model.temperature, at which log-probs are computed, "
             f"is {module.temperature}; give both the same"
         )
-    rules = {"composer": data.composer, "sampler": data.sampler}
-    named = named_components(module.reward_key, data.effective_key or module.reward_key, **rules)
-    data.components |= try_components(data, named)
+    data.components |= try_components(data, named_components(data, module.reward_key))
 
 
 def check_share(data: EngineRollouts, ranks: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 
@@ -38,6 +38,7 @@ class EngineRollouts(ResumableRollouts):
     overlong: SoftOverlong | None
     num_graders: int
     grading_timeout: float
+    seed: int
     clock: PhaseClock
     report: RolloutReport | None
     max_prompt_tokens: int
@@ -49,13 +50,7 @@ class EngineRollouts(ResumableRollouts):
         """Returns the engine's context. The strategy must have set up the process group."""
         strategy = self._run.strategy
         longest = self.max_prompt_tokens + max(self.sampling.max_new_tokens, self.longest_response)
-        positions = getattr(self._module.model.config.get_text_config(), "max_position_embeddings", None) or longest
-        if longest > positions:
-            raise SettingError(
-                f"data.max_prompt_tokens is {self.max_prompt_tokens} and the longest response "
-                f"{longest - self.max_prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than the "
-                f"{positions} positions of model.path; lower them"
-            )
+        check_positions(self._module.model.config, self.max_prompt_tokens, longest)
         return EngineContext(
             folder=self._module.folder,
             device=strategy.root_device,
@@ -105,6 +100,22 @@ class EngineRollouts(ResumableRollouts):
     def benchmarks(self) -> list[Benchmark]:
         """Returns the held-out problems with prompts that fit, by benchmark."""
         return self.problems.benchmarks
+
+
+def check_positions(config: Any, prompt: int, longest: int) -> None:
+    """Raises SettingError if a model has too few positions.
+
+    Args:
+        config: Configuration of the model.
+        prompt: Maximum number of tokens of a prompt.
+        longest: Maximum number of tokens of a prompt and its response.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise SettingError(
+            f"data.max_prompt_tokens is {prompt} and the longest response {longest - prompt} (data.max_new_tokens, or "
+            f"an evaluation's), which is more than the {positions} positions of model.path; lower them"
+        )
 
 
 def rollouts_of(trainer: L.Trainer) -> EngineRollouts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from random import Random
 
@@ -15,66 +15,34 @@ from popo_lightning.core.minibatch import Minibatch
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_reduce
 from popo_lightning.core.timing import PhaseClock
-from popo_lightning.engines.base import Sampling
 from popo_lightning.model.policy_model import PolicyModel
-from popo_lightning.replay.composer import Composer, Iteration
-from popo_lightning.rollout.ahead import AsyncRollouts
-from popo_lightning.rollout.generation import RolloutGenerator
-from popo_lightning.rollout.limits import Limits
+from popo_lightning.replay.composer import Iteration
+from popo_lightning.rollout.engine_rollouts import EngineRollouts
 from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.rollout.reward_components import NamedComponent, check_components, named_components
-from popo_lightning.tasks.samplers import PromptSampler
 
 NOTHING, PRESENT, FIRST = range(3)  # the policy whose log-probs a rank asks for
 
 
-@dataclass
 class IterationRollouts(Iteration):
     """Asks the prompt sampler, generates, grades and counts, for one iteration's composer.
 
     Args:
-        version: Present policy version.
-        effective_key: Reward component whose spread makes a group effective.
-        num_problems: Problems per iteration on this rank.
-        group_size: Responses per problem.
-        seed: Seed of the run.
-        train: Training problems, by index.
-        sampler: Chooses indices.
-        generator: Generates and grades.
-        sampling: How to draw tokens.
+        data: The run's rollouts: settings, problems, sampler, generator, limits, and groups generated ahead.
         policy: Scores responses.
         report: Counts what is sampled.
-        ahead: Groups generated for this iteration while the previous one trained.
-        limits: Price the samples, at the multipliers of the previous iteration.
-        behave: Whose log-probs of the samples are kept, engine or trainer.
-        composer: The run's composer. Its settings, like the sampler's, may name reward components to check.
-        components: Reward components that responses of the run have had; those of this iteration are added.
+        num_problems: Problems per iteration on this rank.
     """
 
-    version: int
-    effective_key: str
-    num_problems: int
-    group_size: int
-    seed: int
-    train: Sequence[Problem]
-    sampler: PromptSampler
-    generator: RolloutGenerator
-    sampling: Sampling
-    policy: PolicyModel
-    report: RolloutReport
-    ahead: AsyncRollouts
-    limits: Limits = field(default_factory=Limits)
-    behave: str = "engine"
-    composer: Composer | None = None
-    components: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._calls = int(len(self.ahead) > 0)  # engine calls, which decide seeds; generating ahead was the first
-
-    @property
-    def max_new_tokens(self) -> int:  # type: ignore[override]
-        """Maximum tokens of a response."""
-        return self.sampling.max_new_tokens
+    def __init__(self, data: EngineRollouts, policy: PolicyModel, report: RolloutReport, num_problems: int) -> None:
+        self.data, self.policy, self.report = data, policy, report
+        self.sampler, self.generator, self.ahead, self.limits = data.sampler, data.generator, data.ahead, data.limits
+        self.version = data.iteration
+        self.effective_key = report.effective_key
+        self.num_problems = num_problems
+        self.group_size = data.group_size
+        self.max_new_tokens = data.sampling.max_new_tokens
+        self._calls = int(len(data.ahead) > 0)  # engine calls, which decide seeds; generating ahead was the first
 
     @property
     def vocab_size(self) -> int:  # type: ignore[override]
@@ -90,7 +58,7 @@ class IterationRollouts(Iteration):
         if further := count - len(ready):
             drawn = self.sampler.draw(further)
             indices += drawn
-            groups += self._generated([self.train[index] for index in drawn], n)
+            groups += self._generated([self.data.problems.train[index] for index in drawn], n)
         self.sampler.observe(indices, groups)
         return groups
 
@@ -100,7 +68,7 @@ class IterationRollouts(Iteration):
 
     def _generated(self, problems: Sequence[Problem], n: int, prefixes: Sequence[Tensor] | None = None) -> list[Group]:
         self._calls += 1
-        return self._taken(self.generator.make(problems, n, self.sampling, self._seed(self._calls), prefixes))
+        return self._taken(self.generator.make(problems, n, self.data.sampling, self._seed(self._calls), prefixes))
 
     def still_effective(self, group: Group) -> bool:
         """Whether a stored group is effective at the present charges; true without limits."""
@@ -142,14 +110,14 @@ class IterationRollouts(Iteration):
 
     def random(self, *purpose: object) -> Random:
         """Returns a generator for one purpose, seeded by (seed, rank, iteration, purpose), never by global state."""
-        return Random("/".join(map(str, (self.seed, self.generator.rank, self.version, *purpose))))
+        return Random("/".join(map(str, (self.data.seed, self.generator.rank, self.version, *purpose))))
 
     def generate_ahead(self) -> None:
         """Starts to make groups for the sampler's next problems, as many as the next iteration still lacks."""
         clock, missing = PhaseClock(), self.num_problems - len(self.ahead)
         indices = self.sampler.draw(missing) if missing > 0 else []
-        problems = [self.train[index] for index in indices]
-        make = partial(self.generator.apart(clock).make, problems, self.group_size, self.sampling, self._seed(1))
+        problems = [self.data.problems.train[index] for index in indices]
+        make = partial(self.generator.apart(clock).make, problems, self.group_size, self.data.sampling, self._seed(1))
         self.ahead.begin(indices, clock, make)
 
     def _seed(self, call: int) -> int:
@@ -158,7 +126,7 @@ class IterationRollouts(Iteration):
     def _taken(self, groups: Sequence[Group]) -> list[Group]:
         """Checks, prices and counts sampled groups, and sets their behave log-probs."""
         self._check_components(groups)
-        if self.behave == "trainer":
+        if self.data.behave == "trainer":
             groups, gaps = scored_by_trainer(groups, self._answer(PRESENT, groups, "prox"))
             self.report.compared(gaps)
         priced = self.limits.priced(groups)
@@ -168,14 +136,13 @@ class IterationRollouts(Iteration):
     def _check_components(self, groups: Sequence[Group]) -> None:
         responses = [response for group in groups for response in group.responses if response.failure is None]
         if responses:
-            self.components.update(name for response in responses for name in response.parts)
-            check_components(self._named_components, self.components)
-            self.limits.check_components(self.components)
+            self.data.components.update(name for response in responses for name in response.parts)
+            check_components(self._named_components, self.data.components)
+            self.limits.check_components(self.data.components)
 
     @cached_property
     def _named_components(self) -> list[NamedComponent]:
-        rules = {"composer": self.composer, "sampler": self.sampler}
-        return named_components(self.policy.reward_key, self.effective_key, **rules)
+        return named_components(self.data, self.policy.reward_key)
 
 
 def scored_by_trainer(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from popo_lightning.core.errors import SettingError
 from popo_lightning.core.kept_state import class_name
+from popo_lightning.core.ranks import other_number
 from popo_lightning.replay.composer import Composer
 from popo_lightning.tasks.samplers import PromptSampler
 
@@ -76,15 +76,10 @@ def reshard(states: list[RankState], ranks: int, sampler: PromptSampler, compose
     if len(states) == ranks:
         return states
     if any(state["pending"] for state in states):
-        raise SettingError(
-            f"the checkpoint was written by {len(states)} ranks inside an iteration and this run has {ranks}; resume "
-            "with as many (trainer.devices x trainer.num_nodes), or from a checkpoint between iterations"
-        )
+        between = ", or from a checkpoint between iterations"
+        raise other_number(len(states), ranks, "it stopped inside an iteration", between)
     if any(state.get("ahead") for state in states):
-        raise SettingError(
-            f"the checkpoint was written by {len(states)} ranks with groups generated ahead (data.async_level) and "
-            f"this run has {ranks}; resume with as many (trainer.devices x trainer.num_nodes)"
-        )
+        raise other_number(len(states), ranks, "it holds groups generated ahead (data.async_level)")
     rules: dict[str, PromptSampler | Composer] = {"sampler": sampler, "composer": composer}
     dealt = {kind: rule.reshard([s[kind] for s in states], ranks) for kind, rule in rules.items() if kind in states[0]}
     # A group's id is made x ranks + rank. These are the first ids that no rank has used.

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import SettingError
-from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.core.task import Verify
@@ -20,18 +19,11 @@ NamedComponent = tuple[str, str]
 """(setting, reward component)"""
 
 
-def named_components(reward_key: str, effective_key: str, **rules: KeepsState | None) -> list[NamedComponent]:
-    """The settings that name a reward component.
-
-    Args:
-        reward_key: Component that is trained on.
-        effective_key: Component that decides "effective".
-        rules: The run's composer and sampler, or None, by setting.
-    """
-    named = [("model.reward_key", reward_key), ("data.effective_key", effective_key)]
-    for slot, rule in rules.items():
-        settings = {} if rule is None else vars(rule)
-        named += [(f"data.{slot}.{key}", value) for key, value in settings.items() if key.endswith("_key")]
+def named_components(data: EngineRollouts, reward_key: str) -> list[NamedComponent]:
+    """The settings that name a reward component, of which `reward_key` is the one that is trained on."""
+    named = [("model.reward_key", reward_key), ("data.effective_key", data.effective_key or reward_key)]
+    for slot, rule in (("composer", data.composer), ("sampler", data.sampler)):
+        named += [(f"data.{slot}.{key}", value) for key, value in vars(rule).items() if key.endswith("_key")]
     return named
 
 

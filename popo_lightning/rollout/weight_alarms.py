@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.errors import EngineGapError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.ranks import all_gather_object
 from popo_lightning.engines.base import NamedTensors
@@ -59,7 +59,7 @@ class Delivery:
             source: Fingerprint of the trained weights that were delivered; None if unknown.
 
         Raises:
-            SettingError: Several deliveries in a row changed nothing.
+            EngineGapError: Several deliveries in a row changed nothing.
         """
         digest = None if self._taken is None else self._taken.hexdigest()
         self._taken = None
@@ -99,7 +99,7 @@ class Probe:
             identity: Fingerprint of the weights that the engine was given.
 
         Raises:
-            SettingError: Answers did not change, several times in a row.
+            EngineGapError: Answers did not change, several times in a row.
         """
         if self.done:
             return
@@ -124,5 +124,5 @@ class Probe:
 
 def _say(times: int, finding: str, remedy: str) -> None:
     if times >= MAX_IN_A_ROW:
-        raise SettingError(f"{finding}, {times} syncs in a row: {remedy}")
+        raise EngineGapError(f"{finding}, {times} syncs in a row: {remedy}")
     log.warning("%s: %s (the run ends at the %drd in a row)", finding, remedy, MAX_IN_A_ROW)

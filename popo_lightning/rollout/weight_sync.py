@@ -12,6 +12,7 @@ from torch import Tensor
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, NamedTensors, RolloutEngine
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.rollout.engine_gap import EngineCheck
 from popo_lightning.rollout.weight_alarms import Delivery, Probe
 
@@ -29,11 +30,8 @@ class WeightSync(KeepsState):
         every: Iterations between syncs. The weights sampled with are at most every - 1 versions old.
         clock: Receives the seconds, as phase sync.
         context: Gives the engine's context when it starts; called once.
-        weights: Gives the policy's present weights, by name.
+        policy: Gives the policy.
         idle: Waits until nothing is being generated, so weights never change during a generation.
-        keep: Copies to the CPU the data from which `kept` restores the present weights.
-        kept: Gives the weights from such a copy, by name.
-        trained_bits: Gives a fingerprint of the trained weights, by which a delivery is judged.
     """
 
     state = ("_kept_version", "_kept")
@@ -42,11 +40,8 @@ class WeightSync(KeepsState):
     every: int
     clock: PhaseClock
     context: Callable[[], EngineContext]
-    weights: Callable[[], NamedTensors]
+    policy: Callable[[], PolicyModel]
     idle: Callable[[], None]
-    keep: Callable[[], dict[str, Tensor]]
-    kept: Callable[[dict[str, Tensor]], NamedTensors]
-    trained_bits: Callable[[], str | None]
 
     def __post_init__(self) -> None:
         self.delivery = Delivery()
@@ -72,7 +67,8 @@ class WeightSync(KeepsState):
             version: Policy version.
         """
         self._wake()
-        self._give(("step", step), version, self.weights, self.trained_bits)
+        policy = self.policy()
+        self._give(("step", step), version, policy.named_weights, policy.trained_bits)
 
     def for_rollouts(self, step: int, version: int) -> None:
         """Does as :meth:`newest`, but between two syncs gives the weights of the last sync."""
@@ -80,12 +76,14 @@ class WeightSync(KeepsState):
             self.newest(step, version)
             return
         self._wake()
-        present = False
+        policy, present = self.policy(), False
         if self._kept_version is None or version - self._kept_version >= self.every:
-            self._kept = self.keep()
-            self._kept_version, self._kept_bits, present = version, self.trained_bits(), True
+            self._kept = policy.kept_weights()
+            self._kept_version, self._kept_bits, present = version, policy.trained_bits(), True
         version = self._kept_version
-        self._give(("version", version), version, lambda: self.kept(self._kept), lambda: self._kept_bits, present)
+        self._give(
+            ("version", version), version, lambda: policy.weights_kept(self._kept), lambda: self._kept_bits, present
+        )
 
     def _wake(self) -> None:
         self.idle()

@@ -20,6 +20,7 @@ from popo_lightning.runs.folder import (
 )
 from popo_lightning.runs.record import CONFIG, read_record
 from popo_lightning.runs.resume import same, say
+from popo_lightning.runs.wanted_run import RunSettings
 
 
 def folder_of_run(folder: str | None, configs: Iterable[str | Path]) -> str | None:
@@ -39,27 +40,21 @@ def folder_of_run(folder: str | None, configs: Iterable[str | Path]) -> str | No
     return folder
 
 
-def settle_evaluation(
-    folder: str | None, root: str, task: str, method: str, seed: int, resume: bool, checkpoint: str | None
-) -> tuple[Path, Path | None]:
+def settle_evaluation(run: RunSettings, seed: int, checkpoint: str | None) -> tuple[Path, Path | None]:
     """The folder to write to and the checkpoint to evaluate; None evaluates the model itself.
 
     A run's folder, as its own config.yaml names it, selects the run's newest checkpoint; run.resume selects that of
     root/task/method-seedN.
 
     Args:
-        folder: Setting run.folder.
-        root: Setting run.root.
-        task: Setting run.task.
-        method: Setting run.method.
+        run: Settings run.
         seed: Setting seed_everything.
-        resume: Setting run.resume.
         checkpoint: Setting ckpt_path.
 
     Raises:
         SettingError: A checkpoint is asked for but missing or damaged, or nothing can be written.
     """
-    asked = None if folder is None else Path(folder)
+    asked = None if run.folder is None else Path(run.folder)
     record = None if asked is None else read_record(asked)
     found = None if checkpoint is None else Path(checkpoint)
     if found is not None and record is not None and record.began_from(found):
@@ -67,12 +62,12 @@ def settle_evaluation(
     if found is not None:
         read_checkpoint(found)
         check_bytes(found)
-        written = asked or home_of(found) or Path(root) / task
-    elif resume or (asked is not None and holds_run(asked)):
-        written = asked or Path(root) / task / f"{method}-seed{seed}"
+        written = asked or home_of(found) or Path(run.root) / run.task
+    elif run.resume or (asked is not None and holds_run(asked)):
+        written = asked or Path(run.root) / run.task / f"{run.method}-seed{seed}"
         found = _newest(written)
     else:
-        written = asked or Path(root) / task
+        written = asked or Path(run.root) / run.task
     if is_first_rank():
         check_writable(written, "run.root" if asked is None and found is None else "run.folder")
     return written, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,10 @@ def decisive_settings(config: Mapping[str, Any]) -> dict[str, str]:
         config: All settings of a command, in plain containers.
     """
     return {
-        name: json.dumps(value) for kind in DECISIVE if kind in config for name, value in _leaves(kind, config[kind])
+        name: json.dumps(value)
+        for kind in DECISIVE
+        if kind in config
+        for name, value in leaves(kind, config[kind]).items()
     }
 
 
@@ -172,7 +175,8 @@ def checkpoint_every(
     return 1 if every_n_epochs is None else every_n_epochs or None
 
 
-def _leaves(name: str, value: Any) -> Sequence[tuple[str, Any]]:
+def leaves(name: str, value: Any) -> dict[str, Any]:
+    """The settings inside a setting, by dotted name; the setting itself if its value is no mapping or an empty one."""
     if not isinstance(value, Mapping) or not value:
-        return [(name, value)]
-    return [leaf for key, below in value.items() for leaf in _leaves(f"{name}.{key}", below)]
+        return {name: value}
+    return {path: leaf for key, below in value.items() for path, leaf in leaves(f"{name}.{key}", below).items()}

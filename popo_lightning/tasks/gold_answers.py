@@ -20,6 +20,7 @@ from filelock import FileLock
 from popo_lightning import __version__
 from popo_lightning.core.cache import cache_folder
 from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.core.whole_files import replaced
 from popo_lightning.grading.pool import GradingPool
 from popo_lightning.verifiers.base import Verifier
 
@@ -86,7 +87,8 @@ def _checked(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:
             known = _known(file)
             if known is None:
                 known = _check(verifier, answers)
-                _keep(file, known)
+                with replaced(file) as draft:
+                    draft.write(json.dumps(known))
             return known
     except OSError as error:
         log.warning("the cache folder %s cannot be used (%s); gold answers are checked anew", cache_folder(), error)
@@ -112,12 +114,6 @@ def _known(file: Path) -> dict[str, str] | None:
         return None
     well_formed = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
     return found if well_formed else None
-
-
-def _keep(file: Path, refused: dict[str, str]) -> None:
-    draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(refused))
-    draft.replace(file)
 
 
 def _check(verifier: Verifier, answers: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from popo_lightning.core.bounds import between
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import BadRow, Task
@@ -39,10 +40,7 @@ class Hinted(Task):
     def __post_init__(self) -> None:
         if not self.hint.strip():
             raise SettingError("data.task.hint is empty; give the text that some prompts get")
-        if not 0 < self.share < 1:
-            raise SettingError(
-                f"data.task.share is {self.share}; use a share between 0 and 1, so that both kinds are asked"
-            )
+        between("data.task.share", self.share, 0, 1, ", so that both kinds are asked")
         self.verify = self.task.verify
         self.stop = self.task.stop
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from popo_lightning.core.bounds import at_least
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.problems import Problem
 from popo_lightning.core.task import Task
@@ -50,8 +51,7 @@ class ReasoningGymTask(Task):
         chat: bool = True,
     ) -> None:
         for setting, count in (("train_problems", train_problems), ("held_out_problems", held_out_problems)):
-            if count < 1:
-                raise SettingError(f"data.task.{setting} is {count}; make at least 1")
+            at_least(f"data.task.{setting}", count, 1)
         if reserved := {"seed", "size"} & set(settings or {}):
             raise SettingError(
                 f"data.task.settings has {min(reserved)}, which data.task.seed, train_problems and held_out_problems "

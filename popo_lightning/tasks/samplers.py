@@ -10,6 +10,7 @@ from typing import Any
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
+from popo_lightning.core.ranks import other_number
 
 
 class PromptSampler(KeepsState, ABC):
@@ -55,11 +56,8 @@ class PromptSampler(KeepsState, ABC):
 
     def reshard(self, states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """Redistributes the states in a checkpoint over another number of ranks; see :meth:`Composer.reshard`."""
-        raise SettingError(
-            f"the checkpoint was written by {len(states)} ranks and this run has {ranks}, but what data.sampler "
-            f"{type(self).__name__} has learned stays with its rank; resume with as many (trainer.devices x "
-            "trainer.num_nodes)"
-        )
+        why = f"what data.sampler {type(self).__name__} has learned stays with its rank"
+        raise other_number(len(states), ranks, why)
 
 
 class EpochSampler(PromptSampler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.bounds import at_least, between
 
 
 def hash_fraction(problem: str) -> float:
@@ -21,7 +21,5 @@ def check_split(task: Any, *counts: str) -> None:
         counts: Names of its settings that count something.
     """
     for name in counts:
-        if getattr(task, name) < 1:
-            raise SettingError(f"data.task.{name} is {getattr(task, name)}; use at least 1")
-    if not 0 < task.held_out_share < 1:
-        raise SettingError(f"data.task.held_out_share is {task.held_out_share}; use a share between 0 and 1")
+        at_least(f"data.task.{name}", getattr(task, name), 1)
+    between("data.task.held_out_share", task.held_out_share, 0, 1, ", such as 0.33")

@@ -36,7 +36,7 @@ class FiniteSteps:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = int(at_least("model.max_skipped_steps", limit, 1, " step, such as 3"))
+        self.limit = at_least("model.max_skipped_steps", limit, 1, " step, such as 3")
         self.in_a_row = 0
         self._said = False
 

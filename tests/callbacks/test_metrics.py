@@ -19,7 +19,7 @@ from torch import Tensor
 
 from popo_lightning.callbacks.monitor import Monitor
 from popo_lightning.callbacks.samples import SampleTable
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.errors import EngineGapError, SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.markdown import markdown_table
 from popo_lightning.core.minibatch import Minibatch
@@ -88,7 +88,7 @@ def test_drift_between_engine_and_policy_raises_the_alarm(caplog: pytest.LogCapt
         assert not caplog.records
         Monitor(gap_warning=0.01, gap_error=None)._check_gap(0.011, exact=True)
         assert "0.011 nats" in caplog.text
-    with pytest.raises(RuntimeError, match=r"0\.3 nats"):
+    with pytest.raises(EngineGapError, match=r"0\.3 nats"):
         Monitor(gap_error=0.2)._check_gap(0.3, exact=True)
     for settings in ({"gap_warning": 0.0}, {"gap_error": -1.0}):
         with pytest.raises(SettingError, match=next(iter(settings))):

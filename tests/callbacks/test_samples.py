@@ -81,20 +81,24 @@ def test_lines_after_the_checkpoint_are_dropped_all_at_once(tmp_path: Path, monk
     trainer: Any = SimpleNamespace(
         is_global_zero=True, default_root_dir=str(tmp_path), datamodule=SimpleNamespace(iteration=2)
     )
-    real = Path.write_text
+    real = Path.open
 
-    def full(self: Path, text: str, *_: Any, **__: Any) -> int:
-        real(self, text[:3])
+    def full(self: Path, mode: str = "r", *args: Any, **settings: Any) -> Any:
+        opened = real(self, mode, *args, **settings)
+        if mode == "r":
+            return opened
+        with opened:
+            opened.write('{"i')
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(SettingError, match=r"samples\.jsonl cannot be written \(No space left on device\); make room"):
         SampleTable().on_train_start(trainer, None)
     assert file.read_text() == "".join(lines) + '{"iterat' and list(tmp_path.iterdir()) == [file]
-    monkeypatch.setattr(Path, "write_text", real)
+    monkeypatch.setattr(Path, "open", real)
     SampleTable().on_train_start(trainer, None)
     assert file.read_text() == "".join(lines[:2]) and list(tmp_path.iterdir()) == [file]
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "open", full)
     SampleTable().on_train_start(trainer, None)
     assert file.read_text() == "".join(lines[:2])
 

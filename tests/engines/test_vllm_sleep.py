@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from popo_lightning.core.timing import PhaseClock
 from popo_lightning.engines.base import EngineContext, Sampling
 from popo_lightning.engines.vllm.engine import VLLMEngine
+from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.model.prompts import Prompt
 from popo_lightning.rollout.weight_sync import WeightSync
 
@@ -33,15 +35,21 @@ class Policy:
             every,
             PhaseClock(),
             context=lambda: context,
-            weights=self.weights,
+            policy=lambda: cast(PolicyModel, self),
             idle=lambda: None,
-            keep=lambda: dict(self.weights()),
-            kept=lambda kept: kept.items(),
-            trained_bits=lambda: None,
         )
 
-    def weights(self) -> list[tuple[str, Tensor]]:
+    def named_weights(self) -> list[tuple[str, Tensor]]:
         return [("weight", torch.tensor(self.weight))]
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        return dict(self.named_weights())
+
+    def weights_kept(self, kept: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        return kept.items()
+
+    def trained_bits(self) -> None:
+        return None
 
     def generate(self, count: int = 1) -> None:
         stream = self.engine.stream([Prompt(torch.tensor([2]))] * count, 2, Sampling(4), seed=1)

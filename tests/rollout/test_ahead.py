@@ -31,6 +31,7 @@ from popo_lightning.objectives.weights import TruncatedIS
 from popo_lightning.replay.composer import OnPolicy
 from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.iteration import IterationRollouts
+from popo_lightning.rollout.limits import Limits
 from popo_lightning.rollout.rank_states import reshard
 from popo_lightning.rollout.report import RolloutReport
 from popo_lightning.tasks.samplers import EpochSampler
@@ -312,11 +313,15 @@ def test_only_what_is_missing_is_generated() -> None:
 
     sampler, maker, ahead = Sampler(), Maker(), AsyncRollouts()
     sampler.start(100, 1, 0, 1)
+    rules = {"sampler": sampler, "composer": OnPolicy(), "limits": Limits()}
+    settings = {"group_size": 2, "seed": 1, "sampling": Sampling(4), "behave": "engine", "effective_key": None}
+    common: dict[str, Any] = {**rules, **settings, "generator": maker, "ahead": ahead, "components": set()}
 
     def rollouts(version: int) -> IterationRollouts:
         report, policy = RolloutReport(version, "score"), SimpleNamespace(reward_key="score")
         asked: list[Any] = list(range(100))
-        return IterationRollouts(version, "score", 6, 2, 1, asked, sampler, maker, Sampling(4), policy, report, ahead)  # type: ignore[arg-type]
+        data = SimpleNamespace(iteration=version, problems=SimpleNamespace(train=asked), **common)
+        return IterationRollouts(data, policy, report, 6)  # type: ignore[arg-type]
 
     rollouts(1).generate_ahead()
     first = rollouts(1)

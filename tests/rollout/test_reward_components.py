@@ -93,7 +93,7 @@ def test_an_iteration_without_a_right_answer_ends_no_run(
     assert "bonus" in seen[0] and seen[0] <= seen[-1]
     wrong = SimpleNamespace(responses=[response(score=0.0)])
     found = iteration.IterationRollouts.__new__(iteration.IterationRollouts)
-    found.components, found.limits = {"score", "acc", "bonus"}, Limits()
+    found.data, found.limits = SimpleNamespace(components={"score", "acc", "bonus"}), Limits()  # type: ignore[assignment]
     vars(found)["_named_components"] = [("data.effective_key", "bonus")]
     found._check_components([wrong])  # type: ignore[list-item]
 

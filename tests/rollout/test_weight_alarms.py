@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.groups import group
-from helpers.tiny_models import fit
+from helpers.tiny_models import fit, method, popo
 from torch import Tensor
 
 from popo_lightning.callbacks.monitor import Monitor
-from popo_lightning.core.errors import SettingError
+from popo_lightning.core.errors import EngineGapError
 from popo_lightning.engines.base import NamedTensors
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.model.lora import Lora
@@ -60,9 +61,27 @@ def sends_first_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_that_are_sent_unchanged_end_a_run(
     policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, sends_first_weights: None, settings: dict[str, Any]
 ) -> None:
-    with caplog.at_level(logging.WARNING), pytest.raises(SettingError, match=r"not changed by a bit.*3 syncs in a row"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(EngineGapError, match=r"not changed by a bit.*3 syncs in a row"),
+    ):
         fit(policy, tmp_path, **settings, **QUIET)
     assert caplog.text.count("have not changed by a bit") == 2, "said twice before the end"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [("null", "not changed by a bit"), ("0.001", r"disagree by .* nats a token .*gap_error is 0\.001")],
+)
+def test_the_command_ends_with_one_sentence_and_exit_code_1(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sends_first_weights: None, limit: str, said: str
+) -> None:
+    lengths = ["--trainer.max_epochs", "6", "--run.folder", tmp_path, "--checkpoint.save_top_k", "0"]
+    with pytest.raises(SystemExit) as ended:
+        popo("fit", "--config", config, *method("grpo"), *lengths, "--monitor.gap_error", limit)
+    printed = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" not in printed
+    assert re.search(f"^popo: .*{said}", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("engine", [Late, Unread])
@@ -70,7 +89,7 @@ def test_weights_that_are_sent_unchanged_end_a_run(
 def test_an_engine_that_ignores_weights_ends_a_run(
     policy: Path, tmp_path: Path, engine: Any, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(SettingError, match="those of the first policy, bit for bit, 3 syncs in a row"):
+    with pytest.raises(EngineGapError, match="those of the first policy, bit for bit, 3 syncs in a row"):
         fit(policy, tmp_path, engine=engine(), **settings, **QUIET)
 
 
@@ -99,7 +118,7 @@ def test_only_moved_weights_are_expected_to_differ(caplog: pytest.LogCaptureFixt
     deliver(delivery, 3.0, "newer")  # a delivery that ends the sequence
     for source in ("a", "b"):
         deliver(delivery, 3.0, source)
-    with pytest.raises(SettingError, match="3 syncs in a row"):
+    with pytest.raises(EngineGapError, match="3 syncs in a row"):
         deliver(delivery, 3.0, "c")
 
 

@@ -18,7 +18,7 @@ from popo_lightning.runs.evaluation_start import folder_of_run, settle_evaluatio
 from popo_lightning.runs.record import RunRecord, checkpoint_every, decisive_settings, new_record, read_record
 from popo_lightning.runs.resume import RunFinished
 from popo_lightning.runs.start import Start, settle
-from popo_lightning.runs.wanted_run import WantedRun
+from popo_lightning.runs.wanted_run import RunSettings, WantedRun
 from runs.test_run_folder import write_checkpoint
 
 SETTINGS = {"model.lr": "0.1", "data.async_level": "0"}
@@ -372,9 +372,8 @@ def test_fewer_iterations_than_are_done(root: Path) -> None:
 # -- validate, test, predict ----------------------------------------------------------------------------------------
 
 
-def evaluated(root: Path, **changes: Any) -> tuple[Path, Path | None]:
-    plain: dict[str, Any] = {"folder": None, "task": "countdown", "method": "popo", "seed": 3, "resume": False}
-    return settle_evaluation(root=str(root), **plain | {"checkpoint": None} | changes)
+def evaluated(root: Path, checkpoint: str | None = None, **changes: Any) -> tuple[Path, Path | None]:
+    return settle_evaluation(RunSettings("countdown", "popo", str(root), **changes), 3, checkpoint)
 
 
 def test_a_runs_config_means_its_newest_checkpoint(root: Path, caplog: pytest.LogCaptureFixture) -> None:

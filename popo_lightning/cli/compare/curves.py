@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from popo_lightning.cli.compare.plan import SUMMARY, Arm
 from popo_lightning.cli.compare.settings import METRICS
 from popo_lightning.cli.compare.statistics import mean
 from popo_lightning.core.errors import SettingError, reason
+from popo_lightning.metrics.table import numbers_by_iteration
 
 AXES = ("iteration", "responses", "seconds", "tokens")
 EFFECTIVE = "rollout/effective_share"
@@ -91,7 +91,7 @@ def read_run(folder: Path, arm: Arm, seed: int) -> RunResult:
     """
     try:
         summary = json.loads((folder / SUMMARY).read_text())
-        rows = read_metrics(folder / "metrics.csv")
+        rows = numbers_by_iteration(folder / "metrics.csv")
         entries = [{k: float(v) for k, v in entry.items()} for entry in summary["evaluations"]]
         last = flatten_evaluation(entries[-1]) if entries else {}
         return RunResult(
@@ -112,16 +112,6 @@ def read_run(folder: Path, arm: Arm, seed: int) -> RunResult:
             f"root has the folder '{folder}', whose files cannot be read ({reason(error)}); delete it to have that run "
             "made again"
         ) from error
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Finite numbers of metrics.csv by iteration; the rows of one iteration are merged."""
-    rows: dict[int, dict[str, float]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            numbers = {name: float(value) for name, value in row.items() if value and name != "step"}
-            rows.setdefault(int(row["step"]), {}).update({k: v for k, v in numbers.items() if math.isfinite(v)})
-    return dict(sorted(rows.items()))
 
 
 def points(entries: Sequence[Mapping[str, float]], rows: Mapping[int, Mapping[str, float]]) -> list[Point]:

@@ -17,6 +17,7 @@ from popo_lightning import __version__
 from popo_lightning.cli.compare.settings import Comparison, flattened
 from popo_lightning.cli.shipped_configs import config_path
 from popo_lightning.core.errors import SettingError
+from popo_lightning.core.whole_files import replaced
 
 RUNS = "runs"
 RECORD = "compare.json"
@@ -151,9 +152,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def write_record(run: PlannedRun) -> None:
     """Writes the record of a run into its folder."""
-    draft = run.folder / f"{RECORD}.draft"
-    draft.write_text(json.dumps(run.record(), indent=2) + "\n")
-    draft.replace(run.folder / RECORD)
+    with replaced(run.folder / RECORD) as file:
+        file.write(json.dumps(run.record(), indent=2) + "\n")
 
 
 def difference_between(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from popo_lightning.cli.compare.runs import Outcome
 from popo_lightning.cli.compare.settings import METRICS
 from popo_lightning.cli.compare.tables import Section, accuracy_section, difference_section, sweep_section
 from popo_lightning.cli.compare.target import accuracy_target, cost_to_target, target_section
+from popo_lightning.core.whole_files import replaced
 
 
 def main_sections(found: Collection) -> list[Section]:
@@ -62,9 +63,8 @@ def write_report(found: Collection, failures: Sequence[Outcome], figures: Mappin
         "curves.csv": _table([row for run in found.runs for row in curve_rows(run)]),
     }
     for name, content in contents.items():
-        draft = folder / f"{name}.draft"
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(folder / name)
+        with replaced(folder / name) as file:
+            file.write(content)
     return [folder / name for name in contents]
 
 

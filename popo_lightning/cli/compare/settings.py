@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from popo_lightning.cli.shipped_configs import config_path
 from popo_lightning.core.errors import SettingError
+from popo_lightning.runs.record import leaves
 
 Metric = Literal["avg_at_k", "greedy", "pass_at_k"]
 METRICS: tuple[Metric, ...] = ("greedy", "avg_at_k", "pass_at_k")
@@ -169,11 +170,5 @@ def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _leaves(name, value) if "." not in name else {name: value}
+        found |= leaves(name, value) if "." not in name else {name: value}
     return found
-
-
-def _leaves(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {name: value}
-    return {path: leaf for key, below in value.items() for path, leaf in _leaves(f"{name}.{key}", below).items()}

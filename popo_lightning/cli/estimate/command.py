@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-INTERRUPTED = 130
-
 
 def main(args: Sequence[str]) -> int:
     """Runs the subcommand.
 
     Returns:
-        Exit code: 0, 2 if something could not be estimated, or 130 if it was interrupted.
+        Exit code: 0; the process ends with 2 if something could not be estimated.
     """
     from popo_lightning.cli.estimate.options import estimate_options
 
@@ -27,8 +25,6 @@ def main(args: Sequence[str]) -> int:
             refuse("; ".join(refusals))
     except SettingError as error:
         refuse(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0
 
 

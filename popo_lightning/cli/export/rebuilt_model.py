@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from popo_lightning.core.errors import SettingError
-from popo_lightning.model.loading import sees_images, usable_attention
+from popo_lightning.model.loading import auto_class, usable_attention
 
 MAX_FLOAT16 = torch.finfo(torch.float16).max
 
@@ -28,14 +28,12 @@ def rebuilt(
     Raises:
         SettingError: The weights are another model's.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
 
-    kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
     chosen = usable_attention(config, attention)
     dtype = dtype or max(weights.values(), key=Tensor.numel, default=torch.empty(0)).dtype
     with no_init_weights(), torch.device("cpu"):  # memory that is not written to is not taken
-        model = kind.from_config(config, dtype=dtype, attn_implementation=chosen, trust_remote_code=False)
+        model = auto_class(config).from_config(config, dtype=dtype, attn_implementation=chosen, trust_remote_code=False)
     model.tie_weights()
     tied = set(model.all_tied_weights_keys or {})
     try:

@@ -9,16 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from popo_lightning.core.groups import Response
 
-INTERRUPTED = 130
 MAX_CHARACTERS = 1_000_000  # of a prompt on the standard input
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs the subcommand.
-
-    Returns:
-        Exit code: 0, or 130 if it was interrupted.
-    """
+    """Runs the subcommand, and returns the exit code 0."""
     from popo_lightning.cli.export.options import sample_parser
 
     asked = sample_parser().parse_args(args)  # answers --help before torch is imported
@@ -38,8 +33,6 @@ def main(args: Sequence[str]) -> int:
         found = answers(saved_policy(asked.source, asked.best), question, asked.engine, asked.base)
     except SettingError as error:
         refuse(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
     output: Any = sys.stdout
     if hasattr(output, "reconfigure"):
         output.reconfigure(errors="backslashreplace")  # for a terminal that lacks some characters

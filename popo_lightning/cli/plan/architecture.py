@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from popo_lightning.core.errors import SettingError, reason
-from popo_lightning.model.loading import layers, sees_images, vision_tower
+from popo_lightning.model.loading import auto_class, freeze_tower, layers, vision_tower
 from popo_lightning.model.lora import Adapted, Lora, adapters, inject, target_layers
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # autocast keeps a bfloat16 copy of their weights
@@ -96,9 +96,7 @@ def architecture(config: Any, freeze_vision: bool, name: str, lora: Lora | None 
     ]
     tower = vision_tower(model)
     if freeze_vision:
-        if tower is None:
-            raise SettingError(f"model.freeze_vision is true but model.path '{name}' has no vision tower; leave it out")
-        tower.requires_grad_(False)
+        freeze_tower(model, name)
     if lora is not None:
         inject(model, Adapted(lora, adapted_layers(model, lora, name, freeze_vision), ""))
     text = config.get_text_config()
@@ -148,12 +146,9 @@ def empty_model(config: Any, name: str, device: torch.device, dtype: torch.dtype
     Raises:
         SettingError: transformers cannot build the model, or it could not be trained here.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
     try:
         with device:
-            model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
+            model: Any = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
         text = config.get_text_config()
         if (
             not hasattr(model.get_output_embeddings(), "weight")

@@ -19,6 +19,7 @@ from popo_lightning.cli.plan.verdict import objection
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.policy import PolicyModule
+from popo_lightning.rollout.engine_rollouts import check_positions
 
 log = logging.getLogger(__name__)
 MIN_GIB, MAX_GIB = 1e-3, 1e6  # plausible memory of a card
@@ -126,13 +127,7 @@ def warn_of_memory(config: Any, policy: PolicyModule, data: RolloutDataModule, d
 
 def _model(policy: PolicyModule, run: RunSettings) -> Model:
     config = _model_config(policy)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions and run.engine_tokens > positions:
-        raise SettingError(
-            f"data.max_prompt_tokens is {run.prompt_tokens} and the longest response "
-            f"{run.engine_tokens - run.prompt_tokens} (data.max_new_tokens, or an evaluation's), which is more than "
-            f"the {positions} positions of model.path; lower them"
-        )
+    check_positions(config, run.prompt_tokens, run.engine_tokens)
     name = policy.path or type(policy.warm_start).__name__
     return Model(config, name, run.freeze_vision, run.lora)
 

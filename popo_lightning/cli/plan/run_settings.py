@@ -23,14 +23,12 @@ from popo_lightning.engines.servers.engine import ServerEngine
 from popo_lightning.engines.transformers import TransformersEngine
 from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.model.lora import Lora
-from popo_lightning.model.policy_model import PRECISIONS
-from popo_lightning.model.sharding import check_sharding, settle_strategy
+from popo_lightning.model.sharding import check_precision, check_sharding, settle_strategy
 from popo_lightning.policy import PolicyModule
 from popo_lightning.rollout.checks import check_share
 
 WHOLE, DDP, FSDP = "whole", "ddp", "fsdp"  # how the weights are distributed over the ranks
 VLLM, TRANSFORMERS, SERVERS, OTHER = "vllm", "transformers", "servers", "other"
-LIGHTNINGS_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}  # Lightning's full names of precisions
 
 
 @dataclass(frozen=True)
@@ -220,17 +218,6 @@ def _on_gpu(accelerator: str, for_card: bool) -> bool:
     if accelerator == "cpu" and for_card:
         raise SettingError("--card_gib is given, but trainer.accelerator is cpu; set trainer.accelerator to gpu")
     return accelerator != "cpu"
-
-
-def check_precision(given: Any) -> str:
-    """Lightning's full name of trainer.precision; raises SettingError for an unsupported one."""
-    precision = LIGHTNINGS_NAMES.get(str(given), str(given))
-    if precision not in PRECISIONS:
-        raise SettingError(
-            f"trainer.precision is '{precision}'; use {' or '.join(PRECISIONS)} (and model.dtype bfloat16 for bfloat16 "
-            "weights), since the engine and the clipping of gradients follow no other"
-        )
-    return precision
 
 
 def _strategy(given: Any, ranks: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from popo_lightning.core.bounds import above
+from popo_lightning.core.bounds import above, between
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.core.groups import Response
 from popo_lightning.core.ranks import lost_rank
@@ -75,15 +75,12 @@ class VLLMEngine(RolloutEngine):
         prefix_caching: bool = True,
         max_num_seqs: int | None = None,
     ) -> None:
-        if not 0 < gpu_memory_utilization < 1:
-            raise SettingError(
-                f"data.engine.gpu_memory_utilization is {gpu_memory_utilization}; use a share between 0 and 1"
-            )
         if sleep_level not in (None, 0, 1, 2):
             raise SettingError(f"data.engine.sleep_level is {sleep_level}; use 0, 1, 2 or null")
         if max_num_seqs is not None and max_num_seqs < 1:
             raise SettingError(f"data.engine.max_num_seqs is {max_num_seqs}; use at least 1, or null")
-        self.gpu_memory_utilization = gpu_memory_utilization
+        share = between("data.engine.gpu_memory_utilization", gpu_memory_utilization, 0, 1, ", such as 0.6")
+        self.gpu_memory_utilization = share
         self.cpu_cache_gib = above("data.engine.cpu_cache_gib", cpu_cache_gib, 0, "1.0")
         self.enforce_eager = enforce_eager
         self.sleep_level = sleep_level
