@@ -10,7 +10,6 @@ from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from pkgutil import resolve_name
 
 ALIKE = 0.65  # smallest difflib ratio of similar names
 SHORTEST, BEGUN = 3, 0.9  # an abbreviation of at least SHORTEST letters counts as BEGUN similar
@@ -128,8 +127,9 @@ def nearest_class(path: str) -> str | None:
 
 def arguments_of(path: str) -> list[str]:
     """Names of the settings of a class or function; empty if it cannot be imported."""
+    module, _, name = path.rpartition(".")
     try:
-        return [p for p in inspect.signature(resolve_name(path)).parameters if p != "self"]
+        return [p for p in inspect.signature(getattr(import_module(module), name)).parameters if p != "self"]
     except (ImportError, AttributeError, TypeError, ValueError):
         return []
 

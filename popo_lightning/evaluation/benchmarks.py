@@ -68,7 +68,7 @@ class EvalSettings:
         Args:
             place: Name of the settings, "evaluation" or "evaluation.benchmarks.NAME".
         """
-        at_least(f"{place}.samples", self.samples, 0, " (greedy only)")
+        at_least(f"{place}.samples", self.samples, 0, ", which is greedy only")
         if not self.samples and not self.greedy:
             raise SettingError(f"{place}.samples is 0 and {place}.greedy false, which evaluates nothing; set either")
         ks = {"avg_k": (self.avg_k,), "pass_k": self.pass_k}
@@ -82,13 +82,13 @@ class EvalSettings:
                 f"{given}, but {place}.samples is {self.samples}; use k from 1 to samples, such as {fitting}, or more "
                 "samples"
             )
-        at_least(f"{place}.temperature", self.temperature, 0, " (greedy)")
+        at_least(f"{place}.temperature", self.temperature, 0, ", which is greedy")
         if not 0 < self.top_p <= 1:
             raise SettingError(f"{place}.top_p is {self.top_p}; use a share above 0 and at most 1")
-        at_least(f"{place}.top_k", self.top_k, 0, " (all tokens)")
+        at_least(f"{place}.top_k", self.top_k, 0, ", which takes all tokens")
         if self.max_new_tokens is not None:
             at_least(f"{place}.max_new_tokens", self.max_new_tokens, 1)
-        at_least(f"{place}.limit", self.limit, 0, " (all problems)")
+        at_least(f"{place}.limit", self.limit, 0, ", which takes all problems")
 
     @property
     def labels(self) -> list[str]:
@@ -123,7 +123,7 @@ def checked_number_kept(problems: int, write_samples: bool) -> int:
     Raises:
         SettingError: The number is below 0, or no files are written.
     """
-    at_least("evaluation.keep_responses", problems, 0, " (no tokens are written)")
+    at_least("evaluation.keep_responses", problems, 0, ", which writes no tokens")
     if problems and not write_samples:
         raise SettingError(
             f"evaluation.keep_responses is {problems}, but evaluation.write_samples false writes no responses; set it "

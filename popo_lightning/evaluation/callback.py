@@ -85,7 +85,7 @@ class Evaluation(KeepsState, L.Callback):
         seed: int = 0,
         new_draws: bool = False,
     ) -> None:
-        at_least("evaluation.every_n_iterations", every_n_iterations, 0, " (only before and after)")
+        at_least("evaluation.every_n_iterations", every_n_iterations, 0, ", which evaluates only before and after")
         ks = several(pass_k)
         self.settings = EvalSettings(samples, avg_k, ks, greedy, temperature, top_p, top_k, max_new_tokens, limit)
         self.settings.check("evaluation")
