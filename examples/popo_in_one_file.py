@@ -39,7 +39,7 @@ MINIBATCHES = 2  # optimizer steps per iteration
 MAX_NEW_TOKENS = 24
 LEARNING_RATE, BETAS, MAX_GRAD_NORM = 6e-5, (0.9, 0.98), 1.0
 CLIP_LOW, CLIP_HIGH, DUAL_CLIP = 0.2, 0.28, 10.0  # bounds of the ratio: 0.8 and 1.28; 10 for negative advantages
-WEIGHT_CAP = 2.0  # upper bound of the behaviour weight
+WEIGHT_CAP = 2.0  # upper bound of the behavior weight
 CAPACITY, MAX_AGE = PROBLEMS, 8  # groups in the buffer; iterations that a replayed group may be old
 
 # The task: all problems of three numbers up to 12 with at least two solutions. A third of them is held out.

@@ -1,4 +1,4 @@
-"""Off-policy reinforcement learning with verifiable rewards on Lightning, with group replay (POPO) at its centre."""
+"""Off-policy reinforcement learning with verifiable rewards on Lightning, with group replay (POPO) at its center."""
 
 import importlib
 from typing import Any

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from popo_lightning.cli.estimate.bootstrap import Estimated, mean_over_problems
-from popo_lightning.cli.estimate.judgement import SAMPLED, Choices, Judgement, judged
+from popo_lightning.cli.estimate.judgment import SAMPLED, Choices, Judgment, judged
 from popo_lightning.cli.estimate.logged import LoggedBenchmark, evaluations_of, logged_benchmarks
 from popo_lightning.cli.estimate.scoring import Judged
 from popo_lightning.cli.export.saved_policy import saved_policy
@@ -66,8 +66,8 @@ def compare(run: Path, out: Path) -> None:
             older = newer - distance * EVERY
             if older >= 0:
                 logged = _logged(run, older)
-                judgement = judged(policy.trajectories(logged.groups, logged.temperature), Choices())
-                pairs.append(_pair(older, newer, judgement, _real(run, older), _real(run, newer)))
+                judgment = judged(policy.trajectories(logged.groups, logged.temperature), Choices())
+                pairs.append(_pair(older, newer, judgment, _real(run, older), _real(run, newer)))
                 print(older, newer, pairs[-1]["effective"], pairs[-1]["refused"], flush=True)
     write(pairs, out)
 
@@ -89,9 +89,7 @@ def _real(run: Path, iteration: int) -> dict[str, float]:
     return {group.problem.id: float(group.rewards("acc").mean()) for group in _logged(run, iteration).groups}
 
 
-def _pair(
-    older: int, newer: int, found: Judgement, before: dict[str, float], after: dict[str, float]
-) -> dict[str, Any]:
+def _pair(older: int, newer: int, found: Judgment, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
     values = np.array(list(after.values()))
     return {
         "older": older,

@@ -38,7 +38,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Points]], set[str]]:
 
 
 def draw(method: str, curves: dict[str, dict[str, Points]], path: Path) -> None:
-    """Draws one panel per number: means over seeds of the method, and of the baseline in grey behind it."""
+    """Draws one panel per number: means over seeds of the method, and of the baseline in gray behind it."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.6), sharex=True)
     for axis, (number, title) in zip(axes, PANELS.items(), strict=True):
         for name, color in ((BASELINE, "0.65"), (method, "C0")):
@@ -62,7 +62,7 @@ def write_section(method: str, seeds: int) -> None:
     many = "one seed, which shows only that it learns" if seeds == 1 else f"mean of {seeds} seeds"
     section = (
         f"## Curve\n\n![held-out accuracy of {method} and {BASELINE}](curves/{method}.png)\n\n"
-        f"Embedded Countdown, 500 held-out problems, learning rate 1e-4, {many}; GRPO in grey.\n\n"
+        f"Embedded Countdown, 500 held-out problems, learning rate 1e-4, {many}; GRPO in gray.\n\n"
     )
     place = text.index("## Where it deviates")
     page.write_text(text[:place] + section + text[place:])

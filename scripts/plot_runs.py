@@ -1,7 +1,7 @@
 """Plots curves of one or more runs: training reward and effective share, and every number of every benchmark.
 
 Usage: python scripts/plot_runs.py OUT.png RUN_FOLDER...
-Runs of one method share a colour. Reads metrics.csv.
+Runs of one method share a color. Reads metrics.csv.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ class Monitor(L.Callback):
             )
         if not gap <= warning:
             log.warning(
-                "engine and policy disagree by %.3g nats a token on average; above %.3g the behaviour log-probs are "
+                "engine and policy disagree by %.3g nats a token on average; above %.3g the behavior log-probs are "
                 "not to be trusted: compare dtypes, and check that the weight sync covers every tensor",
                 gap,
                 warning,

@@ -14,7 +14,7 @@ GROUPS = {  # groups of settings, in the order of --help
     "model": "policy, objective, optimizer",
     "evaluation": "when and how held-out problems are asked",
     "checkpoint": "when checkpoints are written, and which are kept",
-    "proximal": "the centre of the trust region",
+    "proximal": "the center of the trust region",
     "parameter_hook": "what changes weights between steps",
     "samples": "samples.jsonl",
     "progress": "this terminal",

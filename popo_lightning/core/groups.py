@@ -43,7 +43,7 @@ class Response(SavedWhole):
     def __post_init__(self) -> None:
         if self.token_ids.shape != self.behave_logp.shape or self.token_ids.dim() != 1:
             raise ValueError(
-                f"a response needs one behaviour log-prob per token, got shapes {tuple(self.token_ids.shape)} "
+                f"a response needs one behavior log-prob per token, got shapes {tuple(self.token_ids.shape)} "
                 f"and {tuple(self.behave_logp.shape)}"
             )
 

@@ -21,7 +21,7 @@ class StagedSampling(Composer):
     size, and each is normalized by its own responses.
 
     Response reuse: if K responses contain no correct one, a stored correct response of the same problem, if there is
-    one, replaces the last wrong one. It keeps its own policy version and behave log-probs, so the behaviour weight
+    one, replaces the last wrong one. It keeps its own policy version and behave log-probs, so the behavior weight
     applies to it alone; its prox is the present policy's. The newest correct response of each problem is stored, after
     the choice. Replay does not consume.
 

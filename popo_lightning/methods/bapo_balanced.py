@@ -19,7 +19,7 @@ def positive_share(ratio: Tensor, advantages: Tensor, low: float, high: float) -
     if no token is negative.
 
     Args:
-        ratio: (N,) pi_policy / pi_centre of each token.
+        ratio: (N,) pi_policy / pi_center of each token.
         advantages: (N,) advantage of each token.
         low: Lower bound of the ratio.
         high: Upper bound of the ratio.
@@ -44,7 +44,7 @@ class BalancedClip(TrustRegion):
     method of the same name.
 
     Deviations: the bounds are found for the whole minibatch; the official code finds them for each micro-batch. The
-    shares are not weighted by the behaviour weight, as in the official code. The upper limit is the paper's 3;
+    shares are not weighted by the behavior weight, as in the official code. The upper limit is the paper's 3;
     configurations of the official code have 2 (and 0.8 for the lower bound).
 
     Args:
@@ -55,8 +55,8 @@ class BalancedClip(TrustRegion):
         step: Increment of a bound.
         target: Target share of the contributions from tokens with A > 0.
         dual_clip: Upper bound of the ratio for negative advantages; null for none.
-        center: Centre of the ratio. behave is the paper's and needs behaviour weight NoCorrection. prox needs a
-            behaviour weight, and makes BAPO's bounds the trust region of decoupled PPO.
+        center: Center of the ratio. behave is the paper's and needs behavior weight NoCorrection. prox needs a
+            behavior weight, and makes BAPO's bounds the trust region of decoupled PPO.
     """
 
     needs_minibatch_tokens = True

@@ -85,7 +85,7 @@ class DynamicSampling(Composer):
     Surplus: a last chunk usually gives more than was missing. `discard` is DAPO as published: surplus groups are
     discarded although they were paid for. `carry` trains on them first in the next iteration, which asks that many
     problems fewer. Carried groups are one policy version old (older only where one chunk gave more than a batch), count
-    as replayed, and get the behaviour weight. With small chunks and `carry`, an iteration costs about problems / f
+    as replayed, and get the behavior weight. With small chunks and `carry`, an iteration costs about problems / f
     responses' worth at an effective share f. Whole chunks (FixedChunk 1.0) and `discard` pay for the last batch in
     full.
 

@@ -39,7 +39,7 @@ class GRAFT(Composer):
     A peer group's advantages are (R - mean) / (std + 1e-6) over all its responses, as the peer would have learned from
     it. Then responses with a `compatibility` below min_ratio are left out; a group with no response left is not
     grafted. The remaining responses answer the fresh group's prompt, have the peer's log-probs as behave, and come in
-    an epoch's last minibatches. The trust region supplies the token-level clip: use BehaveAligned with behaviour weight
+    an epoch's last minibatches. The trust region supplies the token-level clip: use BehaveAligned with behavior weight
     NoCorrection, or PPOClip with TruncatedIS. Failed groups without a peer group stay and teach nothing. Extra
     rollouts: none. Extra passes: one forward pass over the peer groups that are considered. Stored: the files' groups,
     in memory. A checkpoint does not contain them, so a resumed run needs the same files.

@@ -137,7 +137,7 @@ class MaxAtK(Advantage):
     times grad log pi. For k = 1 the advantage is the reward itself.
 
     With `off_policy` a replayed group's subsets are weighted by the product of the members' pi_prox / pi_behave over
-    whole responses, to first order. The product contains the response's own ratio, so the behaviour weight must be
+    whole responses, to first order. The product contains the response's own ratio, so the behavior weight must be
     `NoCorrection` (`includes_is_weight`). It needs the proximal log-probs of replayed groups, which the proximal policy
     records in any case. A group that prox itself sampled gets exactly the on-policy weights. Stored: nothing. Extra
     passes: none.
@@ -164,7 +164,7 @@ class MaxAtK(Advantage):
     """
 
     def __init__(self, k: int, off_policy: bool = False, baseline: Baseline = "none", ratio_cap: float = 2.0) -> None:
-        self.k = at_least("MaxAtK.k", k, 1, ", where the mean reward is optimised")
+        self.k = at_least("MaxAtK.k", k, 1, ", where the mean reward is optimized")
         self.off_policy = off_policy
         self.baseline = one_of("MaxAtK.baseline", baseline, BASELINES)
         self.ratio_cap = at_least("MaxAtK.ratio_cap", ratio_cap, 1, ", the ratio of an on-policy response")

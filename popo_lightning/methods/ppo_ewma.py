@@ -19,7 +19,7 @@ from popo_lightning.proximal.snapshot import ProximalPolicy
 
 
 class ProximalAverage(ProximalPolicy):
-    """Centres the trust region on an exponential average of the weights after every optimizer step (2110.00641).
+    """Centers the trust region on an exponential average of the weights after every optimizer step (2110.00641).
 
     Sources: arXiv 2110.00641 and github.com/openai/ppo-ewma. The average starts at the first weights with W = 1. After
     each step
@@ -30,7 +30,7 @@ class ProximalAverage(ProximalPolicy):
     log-probs are computed under the average. A policy near the average has been near it for about ``center_of_mass``
     steps, regardless of an iteration's length, so the batch size may change (`for_smaller_batch`).
 
-    prox is not behave even on fresh rows, so the behaviour weight must correct them: use TruncatedIS with correct_fresh
+    prox is not behave even on fresh rows, so the behavior weight must correct them: use TruncatedIS with correct_fresh
     true, and a cap of 100 as in their code. Stored: one float32 copy of the trained weights, in the checkpoint as well.
     Extra forward passes: one per minibatch, instead of the usual pass at an iteration's start.
 

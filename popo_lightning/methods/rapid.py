@@ -40,7 +40,7 @@ class RAPID(Composer):
 
     Every H iterations the engine answers H times an iteration's problems with the present weights, in one call. This
     iteration and the next H - 1 each train on one of the batches; the latter sample nothing. The batch of the i-th of
-    these iterations is i versions old, which its loss corrects by min(rho, 2): use CappedImportance with behaviour
+    these iterations is i versions old, which its loss corrects by min(rho, 2): use CappedImportance with behavior
     weight NoCorrection.
 
     Stored: at most H - 1 batches. Extra passes: none. There are as many rollouts as on-policy, in calls H times as

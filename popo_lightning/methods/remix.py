@@ -162,7 +162,7 @@ class Reincarnation(ParameterHook):
 
 
 class ScaledWidth(TrustRegion):
-    """ReMix's trust region: PPO's clip around prox, its width divided by the behaviour weight (arXiv 2507.06892).
+    """ReMix's trust region: PPO's clip around prox, its width divided by the behavior weight (arXiv 2507.06892).
 
     The paper clips rho = pi_policy / pi_behave to [w - eps, w + eps], w = pi_prox / pi_behave. That is w times PPO's
     loss of r = pi_policy / pi_prox clipped to [1 - eps / w, 1 + eps / w]: decoupled PPO with this region, and

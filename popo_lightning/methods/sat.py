@@ -68,8 +68,8 @@ class SAT(TrustRegion):
         quantile: Share of a minibatch's tokens that keep the whole range.
         exponent: How fast the range shrinks beyond the quantile; 0 halves it for the whole tail.
         dual_clip: Upper bound of the ratio for negative advantages; null for none.
-        center: Centre of the ratio. behave is the paper's and needs behaviour weight NoCorrection. prox needs a
-            behaviour weight, and makes this the trust region of decoupled PPO; staleness is still relative to behave.
+        center: Center of the ratio. behave is the paper's and needs behavior weight NoCorrection. prox needs a
+            behavior weight, and makes this the trust region of decoupled PPO; staleness is still relative to behave.
     """
 
     needs_minibatch_tokens = True

@@ -25,7 +25,7 @@ class ScorePriority(Composer):
 
     which is the sum of |R - mean|. Each ineffective group is replaced by one drawn in proportion to score: without
     replacement, or with it if there are fewer than wanted. Drawn groups stay. Age does not count, so a group can stay
-    forever. TRL's loss has the ratio pi_policy / pi_behave, clipped around 1: use BehaveAligned with behaviour weight
+    forever. TRL's loss has the ratio pi_policy / pi_behave, clipped around 1: use BehaveAligned with behavior weight
     NoCorrection. Extra rollouts and passes: none.
 
     Deviations: an iteration's own groups are stored after the draw unless ``insert_first`` is set. TRL stores them

@@ -1,6 +1,6 @@
 """Estimates the present policy's accuracy on replayed problems from the proximal log-probs that training computes.
 
-It uses self-normalised importance sampling within each replayed group. The buffer keeps groups because their rewards
+It uses self-normalized importance sampling within each replayed group. The buffer keeps groups because their rewards
 differ, and this selection pulls the estimate towards one half. Follow its course, but do not report it as an accuracy.
 """
 

@@ -1,4 +1,4 @@
-"""Self-normalised importance weights of a problem's responses, and how many responses they are worth."""
+"""Self-normalized importance weights of a problem's responses, and how many responses they are worth."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class CategoricalHead(ValueHead):
 def projected(returns: Tensor, probabilities: Tensor, low: float, high: float, atoms: int) -> Tensor:
     """Projects a discrete distribution onto equally spaced atoms with the same mean (C51, 1707.06887, algorithm 1).
 
-    Each return splits its probability between its two neighbouring atoms by its distance from them. A return on an
+    Each return splits its probability between its two neighboring atoms by its distance from them. A return on an
     atom, or outside their range, gives all to the nearest atom.
 
     Args:

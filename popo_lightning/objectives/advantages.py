@@ -71,7 +71,7 @@ class Advantage(KeepsState, ABC):
         needs_values: Whether `for_group` reads a critic's values.
         whitens: Whether the advantages of a minibatch are shifted and scaled over all its tokens (`whiten`).
         bootstraps: Whether the returns that a critic learns contain values of later states.
-        includes_is_weight: Whether the advantages already contain pi_prox / pi_behave, so that the behaviour weight
+        includes_is_weight: Whether the advantages already contain pi_prox / pi_behave, so that the behavior weight
             must be NoCorrection.
     """
 
@@ -115,7 +115,7 @@ class Advantage(KeepsState, ABC):
 
 
 def check_weight(advantage: Advantage, behave_weight: BehaveWeight) -> None:
-    """Raises SettingError if the behaviour policy would be corrected for twice."""
+    """Raises SettingError if the behavior policy would be corrected for twice."""
     if advantage.includes_is_weight and not isinstance(behave_weight, NoCorrection):
         raise SettingError(
             f"model.behave_weight is {type(behave_weight).__name__}, but the advantages of "

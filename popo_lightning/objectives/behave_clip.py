@@ -1,4 +1,4 @@
-"""PPO's clip around the sampling policy. Its ratio pi_policy / pi_behave already contains the behaviour weight."""
+"""PPO's clip around the sampling policy. Its ratio pi_policy / pi_behave already contains the behavior weight."""
 
 from __future__ import annotations
 

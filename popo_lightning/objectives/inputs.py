@@ -17,7 +17,7 @@ class ObjectiveInputs:
 
     Args:
         logp: (R, T) log-probs under the policy, with gradient.
-        prox_logp: (R, T) log-probs under prox, the centre of the trust region.
+        prox_logp: (R, T) log-probs under prox, the center of the trust region.
         behave_logp: (R, T) log-probs under behave, the policy that sampled the tokens, stored at generation.
         advantages: (R, 1) or (R, T) advantages.
         mask: (R, T), true at response tokens; other positions may hold any value.
@@ -79,7 +79,7 @@ def sampled_logp(rows: ObjectiveInputs) -> Tensor:
     """Returns the log-probs (R, T) under the policy that sampled: behave on replayed rows, prox on fresh ones.
 
     prox sampled the fresh rows. The engine's log-probs of them differ from prox's by rounding, which must not fill the
-    trust region. Behaviour weights treat fresh rows alike.
+    trust region. Behavior weights treat fresh rows alike.
     """
     return torch.where(rows.fresh.bool().unsqueeze(-1), rows.prox_logp, rows.behave_logp).detach()
 
@@ -107,7 +107,7 @@ def log_ratio(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def sequence_log_ratio(logp: Tensor, center_logp: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean of log(pi_policy / pi_centre) over a response's tokens, with gradient: (R, T) to (R, 1).
+    """Returns the mean of log(pi_policy / pi_center) over a response's tokens, with gradient: (R, T) to (R, 1).
 
     It is the log of the ratios' geometric mean, and 0 for a row without tokens.
     """

@@ -1,4 +1,4 @@
-"""The objective: behaviour weight times trust region, plus regularizers, summed over tokens."""
+"""The objective: behavior weight times trust region, plus regularizers, summed over tokens."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Objective:
     ) -> None:
         name = type(trust_region).__name__
         if trust_region.includes_is_weight and not isinstance(behave_weight, NoCorrection):
-            why = f"the ratio of {name} reaches back to the behaviour policy already"
+            why = f"the ratio of {name} reaches back to the behavior policy already"
             if trust_region.compares_pairs:
                 why = f"{name} compares responses whoever sampled them"
             raise SettingError(

@@ -71,7 +71,7 @@ class PairLoss(TrustRegion):
 
     The loss of a pair is -log sigmoid(beta (D+ - D-)), with D the sum over tokens of log(pi_policy / pi_reference). The
     push on a pair falls as its margin grows; this replaces a clip. With prox as the reference it is online DPO: an
-    iteration's first step is REINFORCE with +-beta / 2. No behaviour weight applies, because which response is better
+    iteration's first step is REINFORCE with +-beta / 2. No behavior weight applies, because which response is better
     does not depend on who sampled it. Use it with a composer that makes pairs and with PairMean.
 
     The loss of one row needs the D of the other, which the training step computes before the first micro-batch (`rival`

@@ -52,7 +52,7 @@ def kl_loss(logp: Tensor, ref_logp: Tensor, estimator: Estimator, mask: Tensor, 
     k1 here keeps its value and takes k2's gradient (straight-through).
 
     `weight` (R, T) corrects tokens that another policy sampled, as arXiv 2512.02556 (DeepSeek-V3.2) does. Deviation:
-    they multiply by pi_policy / pi_behave; the behaviour weight pi_prox / pi_behave leaves out the part inside the
+    they multiply by pi_policy / pi_behave; the behavior weight pi_prox / pi_behave leaves out the part inside the
     trust region, so that fresh rows have the usual uncorrected KL term.
 
     Args:
@@ -93,7 +93,7 @@ class Regularizer(KeepsState, ABC):
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
-        """Returns the loss per token (R, T); `weight` (R, T) is the behaviour weight."""
+        """Returns the loss per token (R, T); `weight` (R, T) is the behavior weight."""
 
 
 class EntropyBonus(Regularizer):
@@ -141,7 +141,7 @@ class SquaredLogRatio(Regularizer):
 
     This is OPMD's regularizer (arXiv 2509.24203, Trinity-RFT's rec policy loss, whose coefficient also contains the 1/2
     of k2). Its derivation squares a residual of the given tokens, regardless of the policy that sampled them, so no
-    behaviour weight applies. Stored: nothing. Extra passes: none. Before an iteration's first step prox is the policy,
+    behavior weight applies. Stored: nothing. Extra passes: none. Before an iteration's first step prox is the policy,
     so the term is 0.
 
     Deviations: the distance is to prox; in the paper it is to the policy that sampled. The two are equal on fresh rows.

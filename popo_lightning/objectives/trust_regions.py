@@ -1,4 +1,4 @@
-"""Trust regions: how far from the centre a token may push the policy. Here are the slot, PPO's clip, and no region."""
+"""Trust regions: how far from the center a token may push the policy. Here are the slot, PPO's clip, and no region."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def score_loss(logp: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
 def capped_score_loss(
     logp: Tensor, center_logp: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
 ) -> TrustRegionOutput:
-    """Computes -sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_centre.
+    """Computes -sg[clamp(r, low, high)] A log pi with r = pi_policy / pi_center.
 
     Inside the bounds the gradient is that of -r A. Outside it is limited, but not 0 as in PPO.
 
     Args:
         logp: (R, T) log-probs under the policy, with gradient.
-        center_logp: (R, T) log-probs under the centre.
+        center_logp: (R, T) log-probs under the center.
         advantages: (R, T) or (R, 1) advantages.
         mask: (R, T), true at response tokens.
         low: Lower bound of the ratio.
@@ -100,7 +100,7 @@ class TrustRegion(KeepsState, ABC):
     Attributes:
         needs_minibatch_tokens: Whether `for_minibatch` must be called before a minibatch's first row, which costs a
             forward pass without gradient.
-        includes_is_weight: Whether the behaviour weight must be NoCorrection, because the ratio is
+        includes_is_weight: Whether the behavior weight must be NoCorrection, because the ratio is
             pi_policy / pi_behave, so that a weight would correct twice, or because the rule needs none.
         compares_pairs: Whether each group is a pair, and a row's loss needs the log-ratio of the other row (`rival`).
             `log_ratios` and `for_pairs` are then called before a minibatch's first row.
@@ -130,7 +130,7 @@ class TrustRegion(KeepsState, ABC):
 
     @abstractmethod
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
-        """Returns the loss per token without the behaviour weight, which the objective multiplies.
+        """Returns the loss per token without the behavior weight, which the objective multiplies.
 
         `weight` is that weight, (R, T) and detached, for regions whose width depends on it.
         """
@@ -139,7 +139,7 @@ class TrustRegion(KeepsState, ABC):
 class PPOClip(TrustRegion):
     """PPO's clip around prox with separate bounds and a dual clip: `clipped_surrogate` of r = pi_policy / pi_prox.
 
-    Fresh and replayed tokens share the centre prox in POPO (arXiv 2606.01281).
+    Fresh and replayed tokens share the center prox in POPO (arXiv 2606.01281).
 
     Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
 
@@ -156,7 +156,7 @@ class PPOClip(TrustRegion):
         self.dual_clip = checked_dual_clip(name, dual_clip)
 
     def center(self, rows: ObjectiveInputs) -> Tensor:
-        """Returns the log-probs (R, T) under the policy at the centre."""
+        """Returns the log-probs (R, T) under the policy at the center."""
         return rows.prox_logp
 
     def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
@@ -174,7 +174,7 @@ class FixedClip(PPOClip):
         clip_high: Distance of the upper bound above 1; infinite for none.
         dual_clip: Upper bound of the ratio for negative advantages, or None.
         found: Numbers for the log.
-        around_behave: Whether the centre is behave instead of prox.
+        around_behave: Whether the center is behave instead of prox.
     """
 
     clip_low: float
@@ -184,7 +184,7 @@ class FixedClip(PPOClip):
     around_behave: bool = False
 
     def center(self, rows: ObjectiveInputs) -> Tensor:
-        """Returns the log-probs (R, T) under the policy at the centre."""
+        """Returns the log-probs (R, T) under the policy at the center."""
         return sampled_logp(rows) if self.around_behave else rows.prox_logp
 
     def report(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Behaviour weights: correct from the policy that sampled a token (behave) to the trust region's centre (prox).
+"""Behavior weights: correct from the policy that sampled a token (behave) to the trust region's center (prox).
 
 A weight never carries gradient. It is a function of w = pi_prox / pi_behave per token. The ratio r = pi_policy /
 pi_prox belongs to the trust region, and w * r = pi_policy / pi_behave.

@@ -1,1 +1,1 @@
-"""The proximal policy (the centre of the trust region), critic values, and hooks on the parameters."""
+"""The proximal policy (the center of the trust region), critic values, and hooks on the parameters."""

@@ -1,4 +1,4 @@
-"""The proximal policy: the centre of the trust region during an iteration."""
+"""The proximal policy: the center of the trust region during an iteration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ProximalPolicy(KeepsState, L.Callback):
     checkpoint keeps the attributes that ``state`` names.
 
     Attributes:
-        prox_differs_on_fresh: Whether prox differs from behave on rows sampled in this iteration, so that the behaviour
+        prox_differs_on_fresh: Whether prox differs from behave on rows sampled in this iteration, so that the behavior
             weight must also correct them.
         prox_is_behave_on_fresh: Whether the prox log-probs of those rows are the ones that the engine recorded.
     """
@@ -54,7 +54,7 @@ class ProximalSnapshot(ProximalPolicy):
     """Log-probs under the weights at the start of the iteration, for fresh and replayed rows alike.
 
     It does not copy the weights. It computes the log-probs of the rows that will need them before the first optimizer
-    step. The first minibatch needs none, because its own forward pass runs on those weights. The behaviour log-probs
+    step. The first minibatch needs none, because its own forward pass runs on those weights. The behavior log-probs
     recorded at sampling stay unchanged (decoupled PPO, 2110.00641; POPO, 2606.01281).
 
     Args:

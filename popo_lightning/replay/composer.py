@@ -112,7 +112,7 @@ class Composer(KeepsState, ABC):
 
     @abstractmethod
     def compose(self, iteration: Iteration) -> list[Group]:
-        """Returns the groups to train on. The behaviour weight applies to groups of an earlier policy version."""
+        """Returns the groups to train on. The behavior weight applies to groups of an earlier policy version."""
 
     def samples_next(self) -> bool:
         """Returns whether the next :meth:`compose` samples anything. If not, the engine stays asleep with its weights.

@@ -63,7 +63,7 @@ def train_supervised(
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of labelled next tokens, from (R, L, vocabulary) logits and (R, L) labels."""
+    """Returns the mean cross-entropy of labeled next tokens, from (R, L, vocabulary) logits and (R, L) labels."""
     return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 

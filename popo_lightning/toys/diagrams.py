@@ -46,7 +46,7 @@ class Figure:
         size: Width and height in pixels, multiples of 28.
         corners: Named points. They move from drawing to drawing; points on one horizontal or vertical line stay on it.
         lines: Pairs of corners, one letter each.
-        places: Centre of each label, in the order of the labels. Its x is a multiple of 14, its y 7 more than such a
+        places: Center of each label, in the order of the labels. Its x is a multiple of 14, its y 7 more than such a
             multiple, so each of two digits lies in one patch of the vision tower, wherever the label moves.
     """
 

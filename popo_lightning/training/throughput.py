@@ -20,7 +20,7 @@ from popo_lightning.model.policy_model import PolicyModel
 from popo_lightning.training.model_flops import ModelFlops, row_lengths
 
 # Dense bfloat16 TFLOP/s of the tensor cores with float32 accumulation, by the name from torch.cuda.get_device_name.
-# NVIDIA's data sheets give those of data centre cards (the larger number there is with sparsity, twice as much), its
+# NVIDIA's data sheets give those of data center cards (the larger number there is with sparsity, twice as much), its
 # architecture white papers (GA102, Ada, RTX Blackwell) those of GeForce and RTX cards. Lightning's own table has the
 # rates with sparsity for some cards, and those outside the tensor cores for others.
 PEAK_TFLOPS = {

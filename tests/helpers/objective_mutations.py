@@ -73,7 +73,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("bounds swapped", "clamp(1 - low, 1 + high)", "clamp(1 - high, 1 + low)"),
         ("dual clip on A > 0", "(advantages < 0)", "(advantages > 0)"),
         ("dual clip not counted", "clipped | over", "clipped"),
-        ("centre keeps gradient", "self.center(rows).detach()", "self.center(rows)"),
+        ("center keeps gradient", "self.center(rows).detach()", "self.center(rows)"),
         ("padding's advantage", "torch.where(mask.bool(), advantages, 0.0)", "advantages * mask"),
         ("score of the wrong sign", "return -torch.where(mask.bool(), coeff", "return torch.where(mask.bool(), coeff"),
         ("padding's log-prob", "* torch.where(mask.bool(), logp, 0.0)", "* logp"),
@@ -86,7 +86,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "objectives/objective": [
         ("weight not refused", "trust_region.includes_is_weight and", "False and"),
-        ("no behaviour weight", "weight * region.loss", "region.loss"),
+        ("no behavior weight", "weight * region.loss", "region.loss"),
         ("loss weight forgotten", "rows.loss_weight.unsqueeze(-1) * token_loss", "token_loss"),
         ("mean over a padded block", ".sum(dim=-1)\n        loss", ".mean(dim=-1)\n        loss"),
         (

@@ -24,7 +24,7 @@ DESCRIPTION = {
 
 
 class FakeServer:
-    """Answers by its attributes, which it reads at each request, so a test can change its behaviour while it runs."""
+    """Answers by its attributes, which it reads at each request, so a test can change its behavior while it runs."""
 
     def __init__(self, port: int = 0) -> None:
         self.version = "default"

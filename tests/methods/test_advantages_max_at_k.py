@@ -119,7 +119,7 @@ def test_the_gradient_is_that_of_the_expected_best(k: int, baseline: Baseline) -
 
 
 def shifted(asked: Group, shifts: list[list[float]]) -> list[Tensor]:
-    """Returns proximal log-probs that differ from the behaviour policy's by the shifts."""
+    """Returns proximal log-probs that differ from the behavior policy's by the shifts."""
     pairs = zip(asked.responses, shifts, strict=True)
     return [response.behave_logp + torch.tensor(shift) for response, shift in pairs]
 

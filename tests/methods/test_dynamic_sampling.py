@@ -142,7 +142,7 @@ def test_surplus_is_trained_on_first_in_the_next_iteration_which_asks_fewer() ->
     # 5 and 6 wait, so two are asked (8 and 9: dull), then a chunk of 4 (10, 11: dull, 12, 13).
     second = composer.compose(supply.iteration(1, num_problems=4))
     assert ids(second) == [5, 6, 12, 13]
-    assert [g.version for g in second] == [0, 0, 1, 1]  # carried groups keep theirs, so the behaviour weight applies
+    assert [g.version for g in second] == [0, 0, 1, 1]  # carried groups keep theirs, so the behavior weight applies
     assert supply.counts() == [2, 4]
     assert ids(composer.compose(supply.iteration(2, num_problems=4))) == [14, 15, 16, 17]
     assert supply.counts() == [4]

@@ -216,7 +216,7 @@ def changed(**changes: Any) -> Any:
         (changed(token_ids=[1, True]), "token_ids are no token ids"),
         (changed(token_ids=[1, 2**70]), "is no recorded group"),
         (changed(token_ids=[], behave_logp=[]), "a response without tokens"),
-        (changed(behave_logp=[-0.5]), "one behaviour log-prob per token"),
+        (changed(behave_logp=[-0.5]), "one behavior log-prob per token"),
         (changed(behave_logp="-1"), "without log-probs"),
         (changed(behave_logp=[-0.5, 0.5]), "no log-probs"),
         (changed(behave_logp=[-0.5, math.nan]), "no log-probs"),

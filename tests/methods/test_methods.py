@@ -39,7 +39,7 @@ def test_trains_and_resumes_exactly(name: str, config: Path, tmp_path: Path, cap
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(math.isfinite(row[column]) for row in rows for column in ("train/loss", "train/grad_norm"))
     assert sum(row["train/grad_norm"] for row in rows) > 0
-    # Engine and policy agree, whatever the centre of the trust region.
+    # Engine and policy agree, whatever the center of the trust region.
     assert all(row.get("engine/logp_gap_mean", 0.0) < 1e-4 for row in rows)
 
     shutil.copytree(whole, resumed)

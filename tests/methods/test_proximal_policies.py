@@ -35,7 +35,7 @@ from popo_lightning.replay.composer import Filter, OnPolicy
 
 
 def closed_form(weights: list[Tensor], beta: float) -> Tensor:
-    """Returns the normalised exponential average: the newest weight is 1, the one before it beta, and so on."""
+    """Returns the normalized exponential average: the newest weight is 1, the one before it beta, and so on."""
     ages = torch.arange(len(weights) - 1, -1, -1, dtype=torch.float64)
     share = beta**ages / (beta**ages).sum()
     return sum(s * w.double() for s, w in zip(share, weights, strict=True))  # type: ignore[return-value]
@@ -57,7 +57,7 @@ def test_average_is_the_closed_form(center_of_mass: float) -> None:
 
 
 def test_average_by_hand() -> None:
-    """Centre of mass 1 gives beta 1/2. The average of 1, 4, 7 is (1/4 + 4/2 + 7) / (7/4) = 9.25 / 1.75."""
+    """Center of mass 1 gives beta 1/2. The average of 1, 4, 7 is (1/4 + 4/2 + 7) / (7/4) = 9.25 / 1.75."""
     model, average = nn.Linear(1, 1, bias=False), ProximalAverage(1.0)
     nn.init.constant_(model.weight, 1.0)
     average.average = snapshot(model)
@@ -155,7 +155,7 @@ def test_prox_of_a_run_is_the_averages(policy: Path, tmp_path: Path) -> None:
 
 
 def test_average_of_the_newest_alone_is_no_trust_region(policy: Path, tmp_path: Path) -> None:
-    """With centre of mass 0, prox is the policy before each step, so every ratio is 1."""
+    """With center of mass 0, prox is the policy before each step, so every ratio is 1."""
     run = fit(policy, tmp_path, composer=OnPolicy(), proximal=ProximalAverage(0.0))
     assert all(row["policy/ratio_max"] == pytest.approx(1, abs=1e-4) for row in run.rows)
     behind = fit(policy, tmp_path / "behind", composer=OnPolicy(), proximal=ProximalAverage(8.0))

@@ -211,7 +211,7 @@ def test_a_projection_keeps_mass_and_mean() -> None:
 
 
 def test_a_return_gives_its_probability_to_its_neighbours() -> None:
-    """[N] A deterministic return has two neighbouring atoms. A return at an atom, or beyond all, has one."""
+    """[N] A deterministic return has two neighboring atoms. A return at an atom, or beyond all, has one."""
     found = projected(torch.tensor([[0.3], [0.5], [-1.0], [2.0]]), torch.ones(4, 1), 0.0, 1.0, 5)
     expected = [[0, 0.8, 0.2, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))

@@ -73,7 +73,7 @@ def test_no_learning_no_ratio(policy: Path, tmp_path: Path) -> None:
 
 
 def test_popo_without_replay_is_grpo(config: Path, tmp_path: Path) -> None:
-    """They agree bit for bit on the command line, because the behaviour weight is exactly 1 on fresh rows."""
+    """They agree bit for bit on the command line, because the behavior weight is exactly 1 on fresh rows."""
     common = ["fit", "--config", config, "--trainer.max_epochs", "3", "--evaluation.every_n_iterations", "0"]
     on_policy = ["--data.composer", "popo_lightning.replay.composer.OnPolicy"]
     popo_run = popo(*common, *method("popo"), *on_policy, "--run.folder", tmp_path / "popo")
@@ -96,7 +96,7 @@ def test_popo_with_an_empty_buffer_is_filter(policy: Path, tmp_path: Path) -> No
 
 
 class ProximalIsBehave(ProximalPolicy):
-    """Centres the trust region on the policy that sampled, as in PPO before proximal and behave were separated."""
+    """Centers the trust region on the policy that sampled, as in PPO before proximal and behave were separated."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         batch.recorded["prox_logp"] = [response.behave_logp for response in batch.responses]

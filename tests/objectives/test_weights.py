@@ -1,4 +1,4 @@
-"""Behaviour weights against numbers worked out by hand (no fixtures: test_mutations.py calls these)."""
+"""Behavior weights against numbers worked out by hand (no fixtures: test_mutations.py calls these)."""
 
 from __future__ import annotations
 

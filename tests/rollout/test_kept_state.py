@@ -98,7 +98,7 @@ def test_fields_of_a_checkpoint_are_looked_at_as_those_of_a_new_one() -> None:
     assert read.problem == good.problem and read.responses[0].parts == good.responses[0].parts
     bad = response()
     object.__setattr__(bad, "behave_logp", torch.zeros(7))
-    with pytest.raises(Exception, match="one behaviour log-prob per token"):
+    with pytest.raises(Exception, match="one behavior log-prob per token"):
         through_a_file(bad)
     for kept in (good, response(), good.problem):
         object.__setattr__(kept, "strange", 1)

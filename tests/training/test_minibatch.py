@@ -93,7 +93,7 @@ def test_minibatch_survives_a_checkpoint(tmp_path: Path, with_prox: bool) -> Non
 
 def test_response_needs_one_log_prob_a_token() -> None:
     for tokens, logp in ((torch.zeros(3), torch.zeros(2)), (torch.zeros(1, 2), torch.zeros(1, 2))):
-        with pytest.raises(ValueError, match="one behaviour log-prob per token"):
+        with pytest.raises(ValueError, match="one behavior log-prob per token"):
             Response(tokens.long(), logp, "stop")
 
 
@@ -114,7 +114,7 @@ def test_a_new_quantity_reaches_the_loss_by_its_name_alone() -> None:
 
 
 def test_flat_tokens_are_those_of_the_rows() -> None:
-    """Rows are uneven, with a centre between behave and the policy. A minibatch without rows has no tokens."""
+    """Rows are uneven, with a center between behave and the policy. A minibatch without rows has no tokens."""
     first, second = row(0, [1], [2, 3, 4], prox=False), row(1, [1], [5], age=2, prox=False)
     rows = [
         replace(each, tensors=each.tensors | {"prox_alpha": torch.tensor(alpha)})

@@ -1,1 +1,1 @@
-"""`popo estimate`: accuracy from logged responses (importance sampling, STAR), and effects by a randomised hint."""
+"""`popo estimate`: accuracy from logged responses (importance sampling, STAR), and effects by a randomized hint."""

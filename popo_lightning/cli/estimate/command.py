@@ -36,10 +36,10 @@ def _of_checkpoint(asked: argparse.Namespace) -> list[str]:
     """
     from pathlib import Path
 
-    from popo_lightning.cli.estimate.judgement import Choices, judged
+    from popo_lightning.cli.estimate.judgment import Choices, judged
     from popo_lightning.cli.estimate.logged import evaluations_of, logged_benchmarks
     from popo_lightning.cli.estimate.scoring import Judged
-    from popo_lightning.cli.estimate.words import judgement_lines, plain, refusal
+    from popo_lightning.cli.estimate.words import judgment_lines, plain, refusal
     from popo_lightning.cli.export.saved_policy import saved_policy
     from popo_lightning.evaluation.files import write_json
 
@@ -60,7 +60,7 @@ def _of_checkpoint(asked: argparse.Namespace) -> list[str]:
         if found.refused:
             refusals.append(refusal(found, benchmark))
         else:
-            print("\n".join(judgement_lines(found, benchmark, temperature)))
+            print("\n".join(judgment_lines(found, benchmark, temperature)))
     if asked.json is not None:
         origin = {"checkpoint": str(saved.checkpoint), "iteration": saved.iterations, "from": list(map(str, folders))}
         write_json(Path(asked.json), origin | {"reward": asked.reward, "benchmarks": numbers})

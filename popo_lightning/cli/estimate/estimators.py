@@ -1,12 +1,12 @@
 """The value of a policy from another's responses to one problem: pure functions of arrays.
 
-All weights are self-normalised within the problem, except in the doubly robust estimate. A response has the
+All weights are self-normalized within the problem, except in the doubly robust estimate. A response has the
 log-weight l, the sum over its tokens of log(pi_target / pi_behave):
 
 | estimator | weights | bias |
 | --- | --- | --- |
 | importance sampling | exp(l) | vanishes with the number of responses |
-| per-decision | exp(l up to token t), normalised at each t (Precup et al., 2000) | vanishes |
+| per-decision | exp(l up to token t), normalized at each t (Precup et al., 2000) | vanishes |
 | clipped | min(exp(l), largest) | towards the responses' own policy |
 | geometric | exp(l / tokens) | biased: no estimate of the target's value, but of a policy between the two |
 | doubly robust | b + exp(l) (r - b), b the mean of the other responses (Jiang and Li, 1511.03722) | none |
@@ -20,7 +20,7 @@ from popo_lightning.cli.estimate.names import LARGEST_WEIGHT
 from popo_lightning.cli.estimate.trajectories import Trajectories, bounded_exp
 from popo_lightning.metrics.effective import normalized
 
-LARGEST_LOG_WEIGHT = 50.0  # bound of the doubly robust estimate, whose weights are not normalised
+LARGEST_LOG_WEIGHT = 50.0  # bound of the doubly robust estimate, whose weights are not normalized
 
 
 def sampled_mean(logged: Trajectories) -> float:

@@ -23,7 +23,7 @@ class HintedRows:
 
     Args:
         hinted: (N,) whether the prompt had the hint.
-        acts: (N,) whether the response shows the behaviour.
+        acts: (N,) whether the response shows the behavior.
         rewards: (N,) rewards.
         problems: Name of each response's problem.
     """
@@ -40,7 +40,7 @@ def hinted_rows(files: Sequence[str], instrument: str, holds: Holds, reward: str
     Args:
         files: Paths, such as evaluations/iteration-000100/NAME.jsonl.
         instrument: Field that is 0 or 1 (or false, true).
-        holds: Whether a row's response shows the behaviour.
+        holds: Whether a row's response shows the behavior.
         reward: Field or reward component with the reward.
 
     Raises:
@@ -69,7 +69,7 @@ def _coin(row: Mapping[str, Any], name: str, where: str) -> bool:
     if found not in (0, 1):  # false and true equal these
         raise SettingError(
             f"{where} has {name} {str(found)[:40]!r}, but --instrument takes a field that is 0 or 1 in every row; "
-            "data.task Hinted randomises one, and evaluation.breakdown writes it"
+            "data.task Hinted randomizes one, and evaluation.breakdown writes it"
         )
     return bool(found)
 

@@ -1,8 +1,8 @@
-"""Estimates a behaviour's effect on the reward with a randomised hint (Xu et al., 2212.14468, for one step).
+"""Estimates a behavior's effect on the reward with a randomized hint (Xu et al., 2212.14468, for one step).
 
-Policies choose a behaviour where it seems to be needed, so rewards with and without it do not show its effect: hard
-problems provoke long answers. A hint that is put into the prompt at random (Z) changes the behaviour (A) for no such
-reason. If it affects the reward (R) through the behaviour alone, the Wald ratio
+Policies choose a behavior where it seems to be needed, so rewards with and without it do not show its effect: hard
+problems provoke long answers. A hint that is put into the prompt at random (Z) changes the behavior (A) for no such
+reason. If it affects the reward (R) through the behavior alone, the Wald ratio
 
     (E[R | Z=1] - E[R | Z=0]) / (p11 - p10),    p1z = P(A=1 | Z=z)
 
@@ -29,11 +29,11 @@ NORMAL = 1.959963984540054  # standard errors on either side that hold 95% of a 
 
 @dataclass(frozen=True)
 class Effect:
-    """Effect of a behaviour.
+    """Effect of a behavior.
 
     Args:
         wald: Instrumental-variable estimate of the effect.
-        naive: Mean reward with the behaviour minus the mean reward without it.
+        naive: Mean reward with the behavior minus the mean reward without it.
         always: Mean reward of a policy that always acts.
         never: Mean reward of a policy that never acts.
         p11: Fraction of the responses with the hint that act.
@@ -65,7 +65,7 @@ def instrument_weights(acts: float, p11: float, p10: float) -> tuple[float, floa
 
 
 def effect(hinted: NDArray[np.bool_], acts: NDArray[np.bool_], rewards: Floats, problems: Sequence[object]) -> Effect:
-    """The effect of a behaviour, with intervals that treat responses to one problem as dependent.
+    """The effect of a behavior, with intervals that treat responses to one problem as dependent.
 
     Intervals are value -+ 1.96 standard errors, from influence functions summed over problems.
 
@@ -76,11 +76,11 @@ def effect(hinted: NDArray[np.bool_], acts: NDArray[np.bool_], rewards: Floats, 
         problems: Name of each response's problem.
 
     Raises:
-        SettingError: The hint is the same in all rows, or it changes the behaviour too little.
+        SettingError: The hint is the same in all rows, or it changes the behavior too little.
     """
     z, a = hinted.astype(float), acts.astype(float)
     if z.min() == z.max():
-        raise SettingError("the instrument is the same in all rows, which tells nothing; randomise it")
+        raise SettingError("the instrument is the same in all rows, which tells nothing; randomize it")
     kinds = np.unique(np.asarray(problems, dtype=str), return_inverse=True)[1]
     (r0, of_r0), (r1, of_r1) = _arm_means(z, rewards)
     (p10, of_p10), (p11, of_p11) = _arm_means(z, a)
@@ -131,6 +131,6 @@ def _estimated(value: float, influence: Floats, kinds: NDArray[np.int64]) -> Est
 
 def _weak(p11: float, p10: float, how: str) -> SettingError:
     return SettingError(
-        f"the instrument is weak: the behaviour occurs in {p11:.3f} of the responses with it and in {p10:.3f} without, "
+        f"the instrument is weak: the behavior occurs in {p11:.3f} of the responses with it and in {p10:.3f} without, "
         f"{how}; use a stronger hint, another --action, or more responses"
     )

@@ -14,7 +14,7 @@ def estimate_parser() -> CommandLine:
     made = CommandLine(
         "estimate",
         "Estimates the accuracy of a checkpoint from responses that another one sampled, by one forward pass; or, with "
-        "--instrument, what a behaviour does to accuracy, from responses to prompts with a randomised hint.",
+        "--instrument, what a behavior does to accuracy, from responses to prompts with a randomized hint.",
     )
     made.add_argument(
         "source",

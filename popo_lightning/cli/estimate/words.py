@@ -8,12 +8,12 @@ from typing import Any
 
 from popo_lightning.cli.estimate.bootstrap import Estimated
 from popo_lightning.cli.estimate.instrument import Effect
-from popo_lightning.cli.estimate.judgement import SAMPLED, Judgement
+from popo_lightning.cli.estimate.judgment import SAMPLED, Judgment
 from popo_lightning.cli.estimate.logged import LoggedBenchmark
 from popo_lightning.cli.export.visible_text import visible
 
 
-def judgement_lines(found: Judgement, benchmark: LoggedBenchmark, temperature: float) -> list[str]:
+def judgment_lines(found: Judgment, benchmark: LoggedBenchmark, temperature: float) -> list[str]:
     """A heading, and a table of estimates.
 
     Args:
@@ -33,7 +33,7 @@ def judgement_lines(found: Judgement, benchmark: LoggedBenchmark, temperature: f
     return [heading, *_columns(rows), ""]
 
 
-def refusal(found: Judgement, benchmark: LoggedBenchmark) -> str:
+def refusal(found: Judgment, benchmark: LoggedBenchmark) -> str:
     """Says why nothing is estimated, and what to do."""
     return (
         f"{found.share_unusable:.0%} of the {found.problems} problems of benchmark '{visible(benchmark.name)}' have "
@@ -49,7 +49,7 @@ def effect_lines(found: Effect, instrument: str, action: str, reward: str) -> li
     Args:
         found: The effect.
         instrument: Name of the hint.
-        action: Expression of the behaviour.
+        action: Expression of the behavior.
         reward: Name of the reward component.
     """
     heading = (
@@ -66,7 +66,7 @@ def effect_lines(found: Effect, instrument: str, action: str, reward: str) -> li
     return [heading, *_columns(rows)]
 
 
-def plain(found: Judgement, benchmark: LoggedBenchmark, temperature: float) -> dict[str, Any]:
+def plain(found: Judgment, benchmark: LoggedBenchmark, temperature: float) -> dict[str, Any]:
     """All numbers, for a file; without estimates if these are refused."""
     return {
         "iterations": list(benchmark.iterations),

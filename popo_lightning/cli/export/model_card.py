@@ -28,7 +28,7 @@ TOLD = {  # settings in the first table, by their names there
     "learning rate": "model.optimizer.init_args.lr",
     "groups": "data.composer.class_path",
     "advantage": "model.advantage.class_path",
-    "behaviour weight": "model.behave_weight.class_path",
+    "behavior weight": "model.behave_weight.class_path",
     "trust region": "model.trust_region.class_path",
     "problems an iteration": "data.problems_per_iteration",
     "responses a problem": "data.group_size",

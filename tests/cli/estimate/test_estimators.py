@@ -246,7 +246,7 @@ def test_mutations_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
             assert fails(checks), name
     with monkeypatch.context() as patch:
         patch.setattr(estimators, "normalized", lambda log: np.exp(log) / len(log))
-        assert fails(checks), "not normalised"
+        assert fails(checks), "not normalized"
     with monkeypatch.context() as patch:
         patch.setattr(np.linalg, "solve", lambda m, r: m @ r)
         assert fails(checks), "no inverse"

@@ -263,7 +263,7 @@ def test_activations_of_a_llama(tmp_path: Path) -> None:
     """Compares with the tensors that a layer is known to keep, for states 64 wide, 2 heads and an inner width of 96."""
     measured = model("tiny", tmp_path)
     whole = measured.activations(torch.float32, False)
-    # 2 norms: input, normalised, weighted; q, k, v and the output of attention; gate, up, activated and product.
+    # 2 norms: input, normalized, weighted; q, k, v and the output of attention; gate, up, activated and product.
     least = 4 * (2 * 3 * 64 + 4 * 64 + 4 * 96)
     assert least < whole.layers / 2 < 1.25 * least
     assert whole.inputs == 2 * 64 * 4 and whole.state == 64 * 4

@@ -40,7 +40,7 @@ function toolbar() {
     (value) => ((state.smoothing = Number(value)), redraw()),
   );
   const scheme = choice(
-    'colours',
+    'colors',
     [
       ['light dark', 'system'],
       ['light', 'light'],

@@ -36,8 +36,8 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Judgement of one benchmark.
+class Judgment:
+    """Judgment of one benchmark.
 
     Args:
         problems: Number of problems.
@@ -88,7 +88,7 @@ def named_estimators(choices: Choices) -> dict[str, Callable[[Trajectories], flo
     }
 
 
-def judged(logged: Sequence[Trajectories], choices: Choices = Choices()) -> Judgement:  # frozen
+def judged(logged: Sequence[Trajectories], choices: Choices = Choices()) -> Judgment:  # frozen
     """Judges a policy by the responses to P problems.
 
     Args:
@@ -110,7 +110,7 @@ def judged(logged: Sequence[Trajectories], choices: Choices = Choices()) -> Judg
             values = np.array([estimator(each) for each in logged])
             estimates[name] = mean_over_problems(values, choices.seed)
             changes[name] = mean_over_problems(values - sampled, choices.seed)
-    return Judgement(
+    return Judgment(
         problems=len(logged),
         responses=len(weights),
         effective=effective,

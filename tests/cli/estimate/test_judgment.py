@@ -1,13 +1,13 @@
-"""Judgement of a policy: intervals that hold, changes by problem, and no estimate if too few problems are usable."""
+"""Judgment of a policy: intervals that hold, changes by problem, and no estimate if too few problems are usable."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from popo_lightning.cli.estimate import judgement
+from popo_lightning.cli.estimate import judgment
 from popo_lightning.cli.estimate.estimators import importance_sampling
-from popo_lightning.cli.estimate.judgement import IMPORTANCE, Choices, judged, named_estimators
+from popo_lightning.cli.estimate.judgment import IMPORTANCE, Choices, judged, named_estimators
 from popo_lightning.cli.estimate.names import LARGEST_WEIGHT
 from popo_lightning.cli.estimate.trajectories import Trajectories, graded_responses
 
@@ -81,12 +81,12 @@ def test_mutations_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, value in {"importance_sampling": mutant, "doubly_robust": mutant}.items():
         with monkeypatch.context() as patch:
-            patch.setattr(judgement.estimators, name, value)
+            patch.setattr(judgment.estimators, name, value)
             with pytest.raises(AssertionError):
                 test_intervals_hold()
                 pytest.fail(name)
     with monkeypatch.context() as patch:
-        patch.setattr(judgement, "too_few", lambda usable, problems: False)
+        patch.setattr(judgment, "too_few", lambda usable, problems: False)
         with pytest.raises(AssertionError):
             test_effective_responses_fall_with_the_distance_until_nothing_is_said()
             pytest.fail("never refuses")
