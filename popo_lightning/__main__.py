@@ -12,6 +12,7 @@ from typing import Any
 
 from popo_lightning import __version__
 from popo_lightning.cli.shipped_configs import with_config_paths
+from popo_lightning.core.config_options import configs_first
 from popo_lightning.core.did_you_mean import did_you_mean
 from popo_lightning.core.errors import causes
 from popo_lightning.core.unbroken_output import keep_output_unbroken
@@ -88,7 +89,7 @@ def dispatch() -> None:
         sys.exit(2)
     if (folder := str(Path.cwd())) not in sys.path:  # last, so that it hides no installed module
         sys.path.append(folder)  # so that class_path finds classes in the working directory
-    sys.argv[1:] = with_config_paths(sys.argv[1:])
+    sys.argv[1:] = configs_first(with_config_paths(sys.argv[1:]))
     command, *args = sys.argv[1:]
     if command in MODULES:
         module = import_module(f"popo_lightning.cli.{MODULES[command]}")

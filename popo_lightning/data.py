@@ -20,7 +20,7 @@ from popo_lightning.engines.vllm.engine import VLLMEngine
 from popo_lightning.grading.overlong import SoftOverlong
 from popo_lightning.grading.pool import GradingPool, check_grades
 from popo_lightning.model.prompts import PromptEncoder
-from popo_lightning.replay.composer import Composer, OnPolicy
+from popo_lightning.replay.composer import Composer, OnPolicy, composed_groups
 from popo_lightning.rollout.ahead import AsyncRollouts
 from popo_lightning.rollout.checks import check_settings, check_training, warn_of_problems_that_never_return
 from popo_lightning.rollout.engine_gap import EngineCheck
@@ -217,7 +217,7 @@ class RolloutDataModule(EngineRollouts):
         self.report = RolloutReport(self.iteration, self.effective_key or self._module.reward_key)
         with self.clock.measure("compose"):
             iteration = self._begun(self.report)
-            groups = self.composer.compose(iteration)
+            groups = composed_groups(self.composer, iteration)
             iteration.end()
             self.report.composed(groups)
             groups = self.limits.charged(self.report.fresh, groups, self._module, self.iteration)

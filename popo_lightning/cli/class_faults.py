@@ -12,8 +12,8 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from popo_lightning.cli.class_names import object_at
 from popo_lightning.cli.shipped_configs import shown_path
+from popo_lightning.core.did_you_mean import object_at
 from popo_lightning.core.errors import SettingError, reason
 
 PACKAGE = Path(__file__).parent.parent

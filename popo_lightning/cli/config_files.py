@@ -109,6 +109,12 @@ def _read(name: str, groups: Collection[str]) -> dict[str, Any]:
         )
     check_nodes(name, root)
     for key, value in root.value:
+        empty = isinstance(value, yaml.MappingNode) and not value.value  # which the parser takes under any name
+        if groups and empty and key.value not in (*OF_A_RUN, *SUBCOMMANDS):
+            near = nearest(str(key.value), OF_A_RUN)
+            remedy = f"did you mean {near}?" if near else "leave it out"
+            line = key.start_mark.line + 1
+            raise _wrong(name, f"whose line {line} has '{key.value}', which is no group of settings; {remedy}")
         if key.value in groups and value.tag.endswith(":null"):
             raise _wrong(name, f"where {no_group(key.value)}")
         if key.value in groups and not isinstance(value, yaml.MappingNode):

@@ -12,6 +12,7 @@ from popo_lightning.cli.parser import refuse
 from popo_lightning.cli.popo_cli import PopoCLI
 from popo_lightning.cli.quiet_libraries import quieten
 from popo_lightning.cli.shipped_configs import with_config_names, with_config_paths
+from popo_lightning.core.config_options import configs_first
 from popo_lightning.core.errors import (
     EngineGapError,
     NotFiniteError,
@@ -31,7 +32,7 @@ from popo_lightning.runs.stopping import Stopped, stopped_in_words
 def run(args: Sequence[str]) -> PopoCLI:
     """Runs one command; for a user's mistake it prints one sentence and exits with code 2."""
     quieten()
-    args = with_config_paths(args)
+    args = configs_first(with_config_paths(args))
     claims = ExitStack()
     try:
         return PopoCLI(args, claims)

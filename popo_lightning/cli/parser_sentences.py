@@ -139,8 +139,8 @@ def _needs(package: str, versions: str) -> str:
     known = [file.name for file in sorted(CONSTRAINTS.glob("*.txt")) if f"\n{package.lower()}==" in file.read_text()]
     if not versions and not known:
         return (
-            f"is in no module that is here; install the package that has {package}, or name the folder of {package}.py "
-            "in PYTHONPATH"
+            f"is in no module that is here; start popo in the folder of {package}.py, or name that folder in "
+            f"PYTHONPATH, or install the package that has {package}"
         )
     where = f" -c constraints/{known[0]}" if known else ""
     return f"needs the package {package}, which is not installed: pip install{where} " + (
@@ -160,7 +160,12 @@ def _missing_package(found: Found, text: str, command: Command) -> str | None:
     if near is not None and abs(len(near) - len(package)) < 2:  # a misspelt name
         return None
     wanted = re.search(rf"({package}\.[\w.]+)", text)
-    return f"{_about(text)}{wanted[1] if wanted else package} {_needs(package, '')}"
+    name = wanted[1] if wanted else package
+    here = nearest(package, [file.stem for file in Path.cwd().glob("*.py")])
+    near = name.replace(package, here, 1) if here else nearest_class(name) or ""
+    if here or near.endswith(f".{name.rpartition('.')[2]}"):
+        return f"{_about(text)}{name} is in no module that is here; did you mean {near}?"
+    return f"{_about(text)}{name} {_needs(package, '')}"
 
 
 def _required_setting(found: Found, text: str, command: Command) -> str:

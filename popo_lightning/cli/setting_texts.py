@@ -6,7 +6,7 @@ import inspect
 from string import Formatter
 from typing import Any
 
-from popo_lightning.cli.class_names import object_at
+from popo_lightning.core.did_you_mean import object_at
 from popo_lightning.core.errors import SettingError
 
 LONGEST = 100  # bytes of a folder's name, before seed and number are added

@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 ALIKE = 0.65  # smallest difflib ratio of similar names
 SHORTEST, BEGUN = 3, 0.9  # an abbreviation of at least SHORTEST letters counts as BEGUN similar
@@ -125,11 +126,21 @@ def nearest_class(path: str) -> str | None:
     return class_paths()[found] if found is not None else None
 
 
+def object_at(path: str) -> Any:
+    """The class or function that a class_path names. A package's attribute goes before its module of the same name.
+
+    Raises:
+        ImportError: The module cannot be imported.
+        AttributeError: The module has no such name.
+    """
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def arguments_of(path: str) -> list[str]:
     """Names of the settings of a class or function; empty if it cannot be imported."""
-    module, _, name = path.rpartition(".")
     try:
-        return [p for p in inspect.signature(getattr(import_module(module), name)).parameters if p != "self"]
+        return [p for p in inspect.signature(object_at(path)).parameters if p != "self"]
     except (ImportError, AttributeError, TypeError, ValueError):
         return []
 

@@ -125,13 +125,34 @@ class Objective:
         """
         mask = rows.mask.bool()
         weight, weight_raw = self.behave_weight(rows)
+        check_shape("model.behave_weight", self.behave_weight, "weight", weight, mask)
         region = self.trust_region(rows, weight)
+        check_shape("model.trust_region", self.trust_region, "loss", region.loss, mask)
         token_loss = weight * region.loss
         if rows.loss_weight is not None:
             token_loss = rows.loss_weight.unsqueeze(-1) * token_loss
         for term in self.regularizers:
-            token_loss = token_loss + term(rows, weight)
+            check_shape("model.regularizers", term, "loss", added := term(rows, weight), mask)
+            token_loss = token_loss + added
         row_loss = torch.where(mask, token_loss, 0.0).sum(dim=-1)
         loss = (self.aggregation.row_weights(mask.sum(dim=-1)) * row_loss).sum() / denominator
         entropy = None if rows.entropy is None else rows.entropy.detach()
         return loss, TokenStatistics(region.ratio.detach(), region.clipped, weight_raw, weight, entropy)
+
+
+def check_shape(setting: str, rule: object, name: str, found: Tensor, mask: Tensor) -> None:
+    """Raises SettingError unless a rule returned one number per token, or per row.
+
+    Args:
+        setting: The rule's slot.
+        rule: The rule.
+        name: What it returned.
+        found: That; a tensor of shape (R, T) or (R, 1) is right.
+        mask: (R, T) mask of the rows.
+    """
+    shape, (rows, tokens) = tuple(getattr(found, "shape", ())), mask.shape
+    if shape not in ((rows, tokens), (rows, 1)):
+        raise SettingError(
+            f"{setting} is {type(rule).__name__}, which returned a {name} of shape {shape}; return one number per "
+            f"token, ({rows}, {tokens}) here"
+        )

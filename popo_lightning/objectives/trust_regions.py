@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import above
+from popo_lightning.core.bounds import above, within
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio, sampled_logp
 
@@ -144,14 +144,14 @@ class PPOClip(TrustRegion):
     Deviation: r comes from a log-ratio clamped to +-20; `clipped` does not count the tokens that clamp stops.
 
     Args:
-        clip_low: Ratios below 1 - clip_low give no further gain.
+        clip_low: Ratios below 1 - clip_low give no further gain; 1 for no lower bound.
         clip_high: Ratios above 1 + clip_high give no further gain.
         dual_clip: Upper bound of the ratio for negative advantages; null for none.
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.28, dual_clip: float | None = 10.0) -> None:
         name = type(self).__name__
-        self.clip_low = above(f"{name}.clip_low", clip_low, 0, "0.2")
+        self.clip_low = within(f"{name}.clip_low", above(f"{name}.clip_low", clip_low, 0, "0.2"), 0, 1, "0.2")
         self.clip_high = above(f"{name}.clip_high", clip_high, 0, "0.2")
         self.dual_clip = checked_dual_clip(name, dual_clip)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.core.problems import Problem
@@ -172,3 +173,20 @@ class Filter(Composer):
     def compose(self, iteration: Iteration) -> list[Group]:
         """Returns the effective fresh groups."""
         return iteration.split(iteration.rollout())[0]
+
+
+def composed_groups(composer: Composer, iteration: Iteration) -> list[Group]:
+    """The groups that a composer composes.
+
+    Raises:
+        SettingError: It returned something else.
+    """
+    found = composer.compose(iteration)
+    wrong = [each for each in found if not isinstance(each, Group)] if isinstance(found, list) else [found]
+    if wrong:
+        within = "a list with " if isinstance(found, list) else ""
+        raise SettingError(
+            f"data.composer is {type(composer).__name__}, whose compose returned {within}{type(wrong[0]).__name__}; "
+            "return a list of groups"
+        )
+    return found

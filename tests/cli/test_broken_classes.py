@@ -9,7 +9,7 @@ import pytest
 from helpers import classes
 from helpers.tiny_models import method, popo
 
-from popo_lightning.cli.class_names import object_at
+from popo_lightning.core.did_you_mean import object_at
 
 DATASET = ["--data.task", "popo_lightning.tasks.dataset.DatasetTask", "--data.task.train", "[{path: a.jsonl}]"]
 DATASET += ["--data.task.benchmarks", "{}", "--data.task.verifier"]

@@ -28,6 +28,7 @@ FILES = {  # content, and the sentence
     "{a: 1}: 4\n": ["line 1 has a name that is no text"],
     "data:\n  <<: 4\n": ["line 2 is no YAML"],
     "data:\n  group_size:4\n": ["line 2 gives data no names", "with a space after the colon"],
+    "modle: {}\n": ["line 1 has 'modle', which is no group of settings", "did you mean model?"],
     "data: [4]\n": ["line 1 gives data no names"],
     "data: 4\n": ["line 1 gives data no names"],
     "data: {composer: {class_path: 4}}\n": ["gives data.composer.class_path no text", "package.module.Class"],

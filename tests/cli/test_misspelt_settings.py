@@ -91,7 +91,9 @@ OPTIONS = {  # command line, and sentence
     "--data.overlong yes": "data.overlong has 'yes' where settings belong; write them as {buffer_tokens: 100}",
     "--data.limits.length foo": "data.limits has 'foo' where settings belong; write them as NAME: {bound: 300}",
     "--model.critic popo_lightning.model.critic.Critc": "did you mean popo_lightning.model.critic.Critic?",
-    "--data.task nosuch.module.Task": "nosuch.module.Task is in no module that is here",
+    "--data.task nosuch.module.Task": "nosuch.module.Task is in no module that is here; start popo in the folder of "
+    "nosuch.py, or name that folder in PYTHONPATH, or install the package",
+    "--data.task toys.countdown.CountdownSteps": "did you mean popo_lightning.toys.countdown.CountdownSteps?",
     "--data.task ''": "data.task is '', but a class belongs there",
     "--data.composer.buffer 3": "data.composer.buffer is '3', but a class belongs there",
     "--data.engine null": "data.engine is null, but a RolloutEngine belongs there",
@@ -117,6 +119,13 @@ def test_an_option(line: str, parser: ParsesAll) -> None:
     assert OPTIONS[line] in sentence
     assert "\n" not in sentence and len(sentence) < 300
     assert "Union" not in sentence and "Namespace" not in sentence and "<class" not in sentence
+
+
+def test_a_file_of_this_folder(parser: ParsesAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_region.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match=r"did you mean my_region\.Quadratic\?"):
+        parser.parse_arguments(parser.parser, [*FIT, "--model.trust_region", "my_regoin.Quadratic"])
 
 
 def test_an_option_of_another_subcommand(parser: ParsesAll) -> None:

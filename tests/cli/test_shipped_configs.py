@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.places import REPOSITORY
-from helpers.tiny_models import environment, metrics
+from helpers.tiny_models import environment, metrics, popo
 
 from popo_lightning.cli.config_files import check_config_files
 from popo_lightning.cli.shipped_configs import config_path, main, shipped, with_config_names, with_config_paths
+from popo_lightning.core.config_options import configs_first
 from popo_lightning.core.errors import SettingError
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -63,6 +64,22 @@ def test_only_what_follows_the_option_is_a_name(elsewhere: Path) -> None:
     (elsewhere / "task").mkdir()
     (elsewhere / "task" / "countdown_tiny.yaml").write_text("{}")
     assert with_config_names(found)[2] == found[2], "a file of one's own has that name here"
+
+
+def test_settings_are_over_files_that_follow_them() -> None:
+    args = ["fit", "--trainer.max_epochs", "1", "--config", "a.yaml", "--run.task", "-c", "-c=b.yaml", "--plan"]
+    assert configs_first(args[:5]) == ["fit", "--config", "a.yaml", "--trainer.max_epochs", "1"]
+    assert configs_first([*args[:5], *args[7:]]) == [
+        *["fit", "--config", "a.yaml", "-c=b.yaml", "--trainer.max_epochs", "1", "--plan"]
+    ]
+    assert configs_first(["--config", "a.yaml", "fit"]) == ["--config", "a.yaml", "fit"]
+    assert configs_first(["fit", "--x", "--config"]) == ["fit", "--x", "--config"] and configs_first([]) == []
+
+
+def test_settings_stay_over_files_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        popo("fit", "--trainer.max_epochs", "1", "--config", "task/countdown_tiny", "--print_config")
+    assert "max_epochs: 1\n" in capsys.readouterr().out
 
 
 def test_every_file_is_listed_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:

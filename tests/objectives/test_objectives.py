@@ -18,13 +18,14 @@ from helpers.objectives import (
 )
 from torch import Tensor
 
+from popo_lightning.core.errors import SettingError
 from popo_lightning.methods.bapo_balanced import BalancedClip
 from popo_lightning.objectives.aggregations import SequenceMean
 from popo_lightning.objectives.behave_clip import BehaveAligned
 from popo_lightning.objectives.inputs import ObjectiveInputs, log_ratio
 from popo_lightning.objectives.objective import Objective
 from popo_lightning.objectives.regularizers import KL, EntropyBonus
-from popo_lightning.objectives.trust_regions import PPOClip
+from popo_lightning.objectives.trust_regions import PPOClip, TrustRegionOutput
 from popo_lightning.objectives.weights import MaskedIS, NoCorrection, SmoothedIS, TruncatedIS, decoupled_weight
 
 
@@ -58,6 +59,35 @@ def test_objective_with_regularizers_by_hand() -> None:
     rows.entropy = None
     with pytest.raises(ValueError, match="entropy"):
         objective(rows, 5)
+
+
+def test_a_rule_that_returns_another_shape_is_named() -> None:
+    """A number in place of one per token would be broadcast to all tokens, and train."""
+
+    class Summed(PPOClip):
+        def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> TrustRegionOutput:
+            found = super().__call__(rows, weight)
+            return TrustRegionOutput(found.loss.sum(), found.ratio, found.clipped)
+
+    class OfRows(NoCorrection):
+        def __call__(self, rows: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+            return rows.logp[:, 0], rows.logp
+
+    class Mean(KL):
+        def __call__(self, rows: ObjectiveInputs, weight: Tensor) -> Tensor:
+            return rows.logp.mean()
+
+    rows = by_hand()
+    for objective, sentence in (
+        (
+            Objective(trust_region=Summed()),
+            r"model.trust_region is Summed, which returned a loss of shape \(\)",
+        ),
+        (Objective(behave_weight=OfRows()), r"model.behave_weight is OfRows, which returned a weight of shape"),
+        (Objective(regularizers=[Mean(0.1)]), r"model.regularizers is Mean, which returned a loss of shape \(\)"),
+    ):
+        with pytest.raises(SettingError, match=sentence):
+            objective(rows, 1.0)
 
 
 def test_prox_at_behave_is_plain_ppo() -> None:

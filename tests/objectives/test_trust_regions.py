@@ -200,6 +200,7 @@ def test_filter_of_whole_responses_by_hand() -> None:
 def test_bad_settings_of_regions_are_one_sentence() -> None:
     bad: list[tuple[Callable[[], object], str]] = [
         (lambda: PPOClip(clip_low=0.0), "PPOClip.clip_low is 0.0"),
+        (lambda: PPOClip(clip_low=2.0), "PPOClip.clip_low is 2.0"),
         (lambda: PPOClip(clip_high=-0.1), "PPOClip.clip_high is -0.1"),
         (lambda: PPOClip(dual_clip=1.0), "PPOClip.dual_clip is 1.0"),
         (lambda: BehaveAligned(clip_low=math.nan), "BehaveAligned.clip_low is nan"),

@@ -19,7 +19,7 @@ from popo_lightning.methods.popo import PrioritizedGroupReplay
 from popo_lightning.methods.popo_ablations import KLRanked
 from popo_lightning.methods.popo_gated import GatedReplay
 from popo_lightning.replay.buffer import GroupReplayBuffer, one_of_each_problem
-from popo_lightning.replay.composer import Filter, OnPolicy
+from popo_lightning.replay.composer import Filter, OnPolicy, composed_groups
 from popo_lightning.tasks.samplers import EpochSampler
 
 DULL = (1.0, 1.0)  # scores of an ineffective group
@@ -206,6 +206,16 @@ def test_on_policy_and_filter() -> None:
     assert Filter().compose(iteration(5, fresh[1:2])) == []
     shaped = [group(4, 5, scores=(0.0, 0.1), accs=(0.0, 0.0))]
     assert Filter().compose(iteration(5, shaped, "acc")) == []
+
+
+@pytest.mark.parametrize(("composed", "named"), [(None, "NoneType"), ([1], "a list with int"), (3, "int")])
+def test_a_composer_that_returns_no_groups_is_named(composed: Any, named: str) -> None:
+    class Own(OnPolicy):
+        def compose(self, iteration: Any) -> Any:
+            return composed
+
+    with pytest.raises(SettingError, match=f"data.composer is Own, whose compose returned {named}; return a list"):
+        composed_groups(Own(), iteration(5, [group(0, 5)]))
 
 
 def test_replay_fills_exactly_the_ineffective_places() -> None:

@@ -13,9 +13,9 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from popo_lightning.cli.class_names import object_at
 from popo_lightning.cli.plan.kept_checkpoints import settings_of
 from popo_lightning.cli.plan.optimizer_state import ADAM, OptimizerState, optimizer_state
+from popo_lightning.core.did_you_mean import object_at
 from popo_lightning.core.errors import SettingError, reason
 from popo_lightning.data import RolloutDataModule
 from popo_lightning.engines.base import RolloutEngine
