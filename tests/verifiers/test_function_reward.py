@@ -267,7 +267,10 @@ def test_a_run(folder: Path, config: Path, form: str) -> None:
         "list": ["--data.task.verifier", "[{function: sums.py:right, weight: 0.5}, sums.py:signs]"],
         "yaml": ["--config", "verifier.yaml"],
     }[form]
-    (folder / "verifier.yaml").write_text("data: {task: {init_args: {verifier: 'sums.py:right'}}}\n")
+    (folder / "verifier.yaml").write_text(
+        "data: {task: {class_path: DatasetTask, init_args: {train: [{path: sums.jsonl}], benchmarks: {}, "
+        "verifier: 'sums.py:right'}}}\n"
+    )
     dataset = [
         "--data.task",
         "DatasetTask",

@@ -134,6 +134,12 @@ def test_training_golds(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
+def test_a_third_of_the_training_golds_perturbed(name: str) -> None:
+    check_perturbed(MathVerifier(), rows(f"math/{name}.jsonl")[::3], least=1_000)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TRAINING)
 def test_training_golds_perturbed(name: str) -> None:
     check_perturbed(MathVerifier(), rows(f"math/{name}.jsonl"), least=3_000)
 

@@ -108,9 +108,8 @@ def test_countdown_tiny(tmp_path: Path, ranks: int) -> None:
     assert code == 0 and answers[0] in said.splitlines(), err
 
 
-@pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.nightly)])
 def test_geometry_tiny(tmp_path: Path, ranks: int) -> None:
     from transformers import AutoModelForImageTextToText
 
