@@ -49,6 +49,11 @@ def within(setting: str, value: float, low: float, high: float, example: str) ->
     return value
 
 
+def positive_share(setting: str, value: float, example: str) -> float:
+    """Returns the value if it is in (0, 1]; else raises an error that ends with `example`."""
+    return within(setting, above(setting, value, 0, example), 0, 1, example)
+
+
 def between(setting: str, value: float, low: float, high: float, remedy: str) -> float:
     """Returns the value if it is in (low, high), without the bounds; else raises an error that ends with `remedy`."""
     if not low < value < high:

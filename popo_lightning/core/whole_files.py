@@ -19,7 +19,7 @@ def replaced(path: Path) -> Iterator[IO[str]]:
     try:
         with draft.open("w", encoding="utf-8", newline="") as file:
             yield file
+        draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    draft.replace(path)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from popo_lightning.core.bounds import above, at_least, within
+from popo_lightning.core.bounds import at_least, positive_share, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.groups import Group
 from popo_lightning.tasks.samplers import EpochSampler, PromptSampler
@@ -69,8 +69,7 @@ class GRESO(PromptSampler):
         within("GRESO.target", self.target, 0, 1, "0.25")
         within("GRESO.easy_part", self.easy_part, 0, 1, "0.33")
         at_least("GRESO.step", self.step, 0)
-        above("GRESO.min_probability", self.min_probability, 0, "0.01")
-        within("GRESO.min_probability", self.min_probability, 0, 1, "0.01")
+        positive_share("GRESO.min_probability", self.min_probability, "0.01")
         self._forget()
 
     def _forget(self) -> None:

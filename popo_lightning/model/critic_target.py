@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popo_lightning.core.bounds import above, at_least, within
+from popo_lightning.core.bounds import at_least, positive_share, within
 from popo_lightning.core.errors import SettingError
 from popo_lightning.core.ranks import all_reduce
 
@@ -40,7 +40,7 @@ class TargetCritic:
 
     def __init__(self, every: int = 1, polyak: float = 0.05, anchor: float = 0.0, momentum: float = 0.0) -> None:
         self.every = at_least("TargetCritic.every", every, 1, " step, such as 100")
-        self.polyak = above("TargetCritic.polyak", within("TargetCritic.polyak", polyak, 0, 1, "0.05"), 0, "0.05")
+        self.polyak = positive_share("TargetCritic.polyak", polyak, "0.05")
         self.anchor = at_least("TargetCritic.anchor", anchor, 0, ", such as 0.01")
         self.momentum = within("TargetCritic.momentum", momentum, 0, 0.999, "0.9")
         if self.every == 1 and not self.small_steps:

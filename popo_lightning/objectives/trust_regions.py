@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popo_lightning.core.bounds import above, within
+from popo_lightning.core.bounds import above, positive_share
 from popo_lightning.core.kept_state import KeepsState
 from popo_lightning.objectives.inputs import MinibatchTokens, ObjectiveInputs, log_ratio, sampled_logp
 
@@ -151,7 +151,7 @@ class PPOClip(TrustRegion):
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.28, dual_clip: float | None = 10.0) -> None:
         name = type(self).__name__
-        self.clip_low = within(f"{name}.clip_low", above(f"{name}.clip_low", clip_low, 0, "0.2"), 0, 1, "0.2")
+        self.clip_low = positive_share(f"{name}.clip_low", clip_low, "0.2")
         self.clip_high = above(f"{name}.clip_high", clip_high, 0, "0.2")
         self.dual_clip = checked_dual_clip(name, dual_clip)
 

@@ -89,9 +89,9 @@ def verify_drawn(answer: Any, text: str) -> dict[str, float]:
     steps = read_steps(text)
     if steps is None:
         return {"score": 0.0, "acc": 0.0, "format": 0.0, "true_steps": 0.0}
-    right = float(steps[-1][3] == answer)
+    correct = float(steps[-1][3] == answer)
     all_true = all(whole_result(left, operation, right) == result for left, operation, right, result in steps)
-    return {"score": right, "acc": right, "format": 1.0, "true_steps": float(all_true)}
+    return {"score": correct, "acc": correct, "format": 1.0, "true_steps": float(all_true)}
 
 
 @dataclass(eq=False)

@@ -91,12 +91,15 @@ class TokenSums:
             return
         mask = part.mask.to(entropy.device, non_blocking=True)
         sums, maxima = _by_row(mask, found, entropy, gap)
-        for age in part.age.unique().tolist():
+        ages = part.age.unique().tolist()
+        for age in ages:
             rows = part.age == age
             if tokens := int(part.mask[rows].sum()):
-                here = rows.to(entropy.device, non_blocking=True)
-                largest = torch.where(here, maxima, -torch.inf).amax(-1)
-                self._join(age, AgeSums(tokens, torch.where(here, sums, 0.0).sum(-1), largest))
+                of_age, largest = sums, maxima
+                if len(ages) > 1:  # rows of one age, the usual case, need no selection on the device
+                    here = rows.to(entropy.device, non_blocking=True)
+                    of_age, largest = torch.where(here, sums, 0.0), torch.where(here, maxima, -torch.inf)
+                self._join(age, AgeSums(tokens, of_age.sum(-1), largest.amax(-1)))
         self.fresh_weights.add(found.weight_raw, _places(part.mask, part.age == 0))
         self.replayed_weights.add(found.weight_raw, _places(part.mask, part.age != 0))
 
